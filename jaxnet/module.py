@@ -1,0 +1,82 @@
+"""Cell 4 of the notebook in JAX: a model from flax.nnx, the update by hand.
+
+An `nnx.Module` is a pytree, so that `jax.value_and_grad`, `jax.tree.map` and `jax.lax.scan` take the model itself.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jaxnet.trajectory import Problem, State, Step, Trajectory, arrays, positive, precision
+
+
+def network(problem: Problem, *, dtype: DTypeLike = jnp.float32) -> nnx.Sequential:
+    """Build the notebook's model around the problem's weights: `nnx.Linear` keeps them as `(in, out)`."""
+    D_in, H = problem.w1.shape
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(
+        nnx.Linear(D_in, H, param_dtype=dtype, rngs=rngs),
+        nnx.relu,
+        nnx.Linear(H, problem.w2.shape[1], param_dtype=dtype, rngs=rngs),
+    )
+    model.layers[0].kernel[...] = jnp.array(problem.w1, dtype)
+    model.layers[0].bias[...] = jnp.array(problem.b1, dtype)
+    model.layers[2].kernel[...] = jnp.array(problem.w2, dtype)
+    model.layers[2].bias[...] = jnp.array(problem.b2, dtype)
+    return model
+
+
+def final_weights(model: nnx.Sequential) -> dict[str, jax.Array]:
+    """Give the model's weights the problem's names and orientation."""
+    first, _, second = model.layers
+    return {"w1": first.kernel[...], "b1": first.bias[...], "w2": second.kernel[...], "b2": second.bias[...]}
+
+
+def start(problem: Problem, *, dtype: DTypeLike = jnp.float32) -> tuple[State, jax.Array, jax.Array]:
+    """Give `step` its arguments: the model, and copies of `x` and `y`."""
+    return State(network(problem, dtype=dtype)), *arrays(problem, dtype)
+
+
+def loss_fn(model: nnx.Sequential, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Sum of squared errors of the model, a scalar: `MSELoss(reduction="sum")`."""
+    # Forward pass: compute predicted y by passing x to the model
+    y_pred = model(x)
+
+    # Compute loss
+    return jnp.square(y_pred - y).sum()
+
+
+@jax.jit
+def step(state: State, x: jax.Array, y: jax.Array, learning_rate: float = 1e-4) -> Step:
+    """One step of gradient descent."""
+    # Backward pass: compute gradient of the loss with respect to all the learnable parameters of the model
+    loss, gradients = jax.value_and_grad(loss_fn)(state.weights, x, y)
+
+    # Update the weights using gradient descent
+    weights = jax.tree.map(lambda param, gradient: param - learning_rate * gradient, state.weights, gradients)
+    return Step(loss, gradients, State(weights))
+
+
+@partial(jax.jit, static_argnames="steps")
+def scan(
+    state: State, x: jax.Array, y: jax.Array, steps: int, learning_rate: float = 1e-4
+) -> tuple[State, jax.Array]:
+    """Run a whole trajectory as one compiled program: the final state, and the losses of shape `(steps,)`."""
+
+    def body(state: State, _: None) -> tuple[State, jax.Array]:
+        loss, _gradients, state = step(state, x, y, learning_rate)
+        return state, loss
+
+    return jax.lax.scan(body, state, length=steps)
+
+
+def train(
+    problem: Problem, steps: int = 100, *, learning_rate: float = 1e-4, dtype: DTypeLike = jnp.float32
+) -> Trajectory:
+    """Run `steps` steps from the problem's weights. Raises ValueError if `steps` is not positive."""
+    with precision(dtype):
+        state, losses = scan(*start(problem, dtype=dtype), positive(steps), learning_rate)
+        return Trajectory(losses, final_weights(state.weights))
