@@ -1,0 +1,68 @@
+"""Where both sides run, and at which precision their matrix products do."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from compare.problem import InputError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+_INSTALL = {
+    "torch": "install a CUDA build of torch: see https://pytorch.org/get-started/locally",
+    "jax": 'install netparity with its GPU extra: pip install "netparity[cuda]"',
+}
+
+
+def without(device: str) -> list[str]:
+    """List the frameworks, out of torch and jax, that do not see `device`, "cpu" or "cuda"."""
+    import jax
+    import torch
+
+    if device == "cpu":
+        return []
+    # Before JAX's first use of the card: by default it takes three quarters of the memory, and torch needs some.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    lacking = [] if torch.cuda.is_available() else ["torch"]
+    try:
+        jax.devices("cuda")
+    except RuntimeError:  # what JAX raises for a backend that it does not have
+        lacking.append("jax")
+    return lacking
+
+
+def resolve(device: str) -> str:
+    """Turn "auto" into "cuda" where both frameworks see a GPU, else "cpu"; check that a GPU asked for is there.
+
+    Raises:
+        InputError: For an unknown device, or for "cuda" where a framework sees none, naming the framework.
+    """
+    if device not in DEVICES:
+        raise InputError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
+    if device == "cpu":
+        return device
+    lacking = without("cuda")
+    if device == "auto":
+        return "cpu" if lacking else "cuda"
+    if lacking:
+        fixes = "; ".join(f"{framework}: {_INSTALL[framework]}" for framework in lacking)
+        raise InputError(f"no CUDA GPU is seen by {' and '.join(lacking)}. {fixes}. Or use --device cpu")
+    return device
+
+
+@contextlib.contextmanager
+def on(device: str) -> Iterator[None]:
+    """Run JAX on `device`, and float32 matrix products in full float32 on both sides, while this lasts.
+
+    JAX's default on Ampere and later GPUs is TF32, which keeps 10 bits of a float32's 23: jax issue #12008.
+    """
+    import jax
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with jax.default_device(jax.devices(device)[0]), jax.default_matmul_precision("highest"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

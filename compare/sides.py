@@ -1,0 +1,166 @@
+"""The sides of a comparison: each runs a program in either precision and shows what every step computes."""
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from compare import reference
+from compare.problem import Problem
+
+
+class Program(Protocol):
+    """What each file of `torchnet` and of `jaxnet` is, and what may be given in its place."""
+
+    @property
+    def start(self) -> Callable[..., Any]: ...  # noqa: D102
+    @property
+    def step(self) -> Callable[..., Any]: ...  # noqa: D102
+    @property
+    def train(self) -> Callable[..., Any]: ...  # noqa: D102
+
+
+class Altered(NamedTuple):
+    """A program of which something is changed."""
+
+    start: Callable[..., Any]
+    step: Callable[..., Any]
+    train: Callable[..., Any]
+
+
+def altered(program: Program, **settings: Any) -> Altered:
+    """Give `program` other settings, such as `learning_rate` or `optimizer`, wherever it takes them."""
+
+    def with_settings(part: Callable[..., Any]) -> Callable[..., Any]:
+        takes = inspect.signature(part).parameters
+        return functools.partial(part, **{name: value for name, value in settings.items() if name in takes})
+
+    return Altered(with_settings(program.start), with_settings(program.step), with_settings(program.train))
+
+
+class Observation(NamedTuple):
+    """What one step of one side shows, as NumPy arrays under the side's own names."""
+
+    loss: np.ndarray
+    gradients: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
+    """After the update."""
+    optimizer: dict[str, np.ndarray]
+    """After the update."""
+
+
+class Side(Protocol):
+    """A program that can be followed step by step, and timed over a whole run."""
+
+    @property
+    def name(self) -> str:
+        """What to call this side in a report."""
+
+    def observe(self, problem: Problem, dtype: str) -> Iterator[Observation]:
+        """Show step after step, without end. What is shown is not changed by the next step."""
+
+    def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:
+        """Run a whole float32 training: its losses, of shape `(steps,)`, and the seconds that it took once warm."""
+
+
+class TorchSide:
+    """A program of `torchnet`, or anything like it."""
+
+    name = "torch"
+
+    def __init__(self, program: Program, device: str) -> None:
+        self.program = program
+        self.device = device
+
+    def observe(self, problem: Problem, dtype: str) -> Iterator[Observation]:  # noqa: D102
+        import torch
+
+        def arrays(tensors: Any) -> dict[str, np.ndarray]:
+            return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
+
+        arguments = self.program.start(problem, dtype=getattr(torch, dtype), device=self.device)
+        while True:
+            step = self.program.step(*arguments)
+            optimizer = {
+                f"{name}.{slot}": tensor for name, slots in step.optimizer.items() for slot, tensor in slots.items()
+            }
+            yield Observation(
+                step.loss.cpu().numpy(), arrays(step.gradients), arrays(step.weights), arrays(optimizer)
+            )
+
+    def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:  # noqa: D102
+        began = time.perf_counter()
+        losses = self.program.train(problem, steps, device=self.device).losses.cpu().numpy()
+        return losses, time.perf_counter() - began
+
+
+class JaxSide:
+    """A program of `jaxnet`, or anything like it."""
+
+    name = "jax"
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def observe(self, problem: Problem, dtype: str) -> Iterator[Observation]:  # noqa: D102
+        import jax
+
+        # Entered anew for each step: between two steps the other side, or the other precision, has its turn.
+        def precision() -> Any:
+            return jax.enable_x64(dtype == "float64")
+
+        def arrays(tree: Any) -> dict[str, np.ndarray]:
+            leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+            names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
+            return {
+                name.removesuffix(".value"): np.asarray(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)
+            }
+
+        with precision():
+            state, x, y = self.program.start(problem, dtype=dtype)
+        while True:
+            with precision():
+                loss, gradients, state = self.program.step(state, x, y)
+                seen = Observation(np.asarray(loss), arrays(gradients), arrays(state.weights), arrays(state.optimizer))
+            yield seen
+
+    def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:  # noqa: D102
+        self.program.train(problem, steps).losses.block_until_ready()  # compiles
+        began = time.perf_counter()
+        losses = np.asarray(self.program.train(problem, steps).losses)
+        return losses, time.perf_counter() - began
+
+
+class NumPySide:
+    """The reference; with `like_torch`, its weights have the names and the orientation of `torch.nn`."""
+
+    name = "numpy"
+    _NAMES = {"w1": "0.weight", "b1": "0.bias", "w2": "2.weight", "b2": "2.bias"}
+
+    def __init__(self, variant: reference.Variant, *, like_torch: bool) -> None:
+        self.variant = variant
+        self.like_torch = like_torch
+
+    def observe(self, problem: Problem, dtype: str) -> Iterator[Observation]:  # noqa: D102
+        def renamed(arrays: reference.Arrays) -> dict[str, np.ndarray]:
+            return {self._NAMES[name]: array.T for name, array in arrays.items()} if self.like_torch else arrays
+
+        x, y, weights = reference.start(problem, np.dtype(dtype).type)
+        optimizer: dict[str, reference.Arrays] = {}
+        while True:
+            with np.errstate(over="ignore", invalid="ignore"):
+                loss, gradients, weights, optimizer = reference.step(x, y, weights, optimizer, self.variant)
+            slots = {
+                f"{name}.{slot}": value
+                for slot in next(iter(optimizer.values()), {})
+                for name, value in renamed({name: kept[slot] for name, kept in optimizer.items()}).items()
+            }
+            yield Observation(np.asarray(loss), renamed(gradients), renamed(weights), slots)
+
+    def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:  # noqa: D102
+        began = time.perf_counter()
+        losses = reference.train(problem, steps, variant=self.variant, dtype=np.float32).losses
+        return losses, time.perf_counter() - began
