@@ -51,6 +51,19 @@ def resolve(device: str) -> str:
 
 
 @contextlib.contextmanager
+def taking_turns() -> Iterator[None]:
+    """Keep torch to one thread while this lasts: its idle threads spin, and step by step would slow JAX's threefold."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
 def on(device: str) -> Iterator[None]:
     """Run JAX on `device`, and float32 matrix products in full float32 on both sides, while this lasts.
 

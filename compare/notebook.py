@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare import causes, reference
-from compare.device import on, resolve
+from compare.device import on, resolve, taking_turns
 from compare.problem import InputError, Problem, draw
 from compare.report import Divergence, Report, Run
 from compare.sides import JaxSide, NumPySide, Observation, Program, Side, TorchSide, altered
@@ -104,7 +104,8 @@ def run(
     )
 
     with on(device):
-        quantities, losses32, losses64 = follow(*sides, problem, steps, _PAIRS[variant], _ADAM, progress)
+        with taking_turns():
+            quantities, losses32, losses64 = follow(*sides, problem, steps, _PAIRS[variant], _ADAM, progress)
         trained = [side.train(problem, steps) for side in sides]
         runs = [
             Run(side.name, losses, every64, seconds)

@@ -44,7 +44,7 @@ class Verdict(StrEnum):
 
 def norm(array: np.ndarray) -> float:
     """The Euclidean norm, accumulated in float64; of infinities or NaN not finite, without a warning."""
-    flat = array.ravel()
+    flat = array.ravel(order="K")
     with np.errstate(invalid="ignore", over="ignore"):
         return float(np.sqrt(np.dot(flat, flat)))
 
@@ -92,10 +92,11 @@ class Quantity:
 
         A value that is not finite on one side only, in either precision, is infinitely far from its partner.
         """
-        overflows = np.isfinite(norm(torch32)) != np.isfinite(norm(jax32))
+        torch, jax = distance(torch32, torch64), distance(jax32, jax64)
+        overflows = np.isinf([torch, jax]).any() and np.isfinite(torch32).all() != np.isfinite(jax32).all()
         self.error64.append(np.inf if overflows else distance(jax64, torch64))
-        self.error_torch.append(distance(torch32, torch64))
-        self.error_jax.append(distance(jax32, jax64))
+        self.error_torch.append(torch)
+        self.error_jax.append(jax)
         lost = 0.0 if operands is None else norm(operands) / (norm(torch64) or np.inf)
         self.cancellation.append(max(1.0, lost))
 

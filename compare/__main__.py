@@ -1,0 +1,7 @@
+"""The command line: `python -m compare`."""
+
+import sys
+
+from compare.command_line import main
+
+sys.exit(main())

@@ -1,0 +1,186 @@
+"""What `python -m compare` does."""
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from compare.device import DEVICES
+from compare.notebook import VARIANTS, run
+from compare.problem import InputError
+
+_EPILOG = "Exit status: 0 where all is well, 1 on a mismatch, 2 on bad usage. Documentation: docs/."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        with contextlib.ExitStack() as stack:
+            outputs = {
+                kind: stack.enter_context(_output(getattr(options, kind)))
+                for kind in ("json", "plot")
+                if getattr(options, kind)
+            }
+            _cache_compiled_programs()
+            status: int = options.command(options, outputs)
+            return status
+    except InputError as error:
+        parser.exit(2, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "\nstopped\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where both see one")
+    shared.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found as JSON")
+    shared.add_argument("--plot", type=_plot_file, metavar="FILE", help="draw it: .png, .svg or .pdf")
+
+    parser = argparse.ArgumentParser(
+        prog="python -m compare",
+        description="Compare the notebook's five PyTorch programs with their JAX ports.",
+        epilog=_EPILOG,
+        parents=[shared],
+    )
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="repeatable; all five if not given")
+    parser.add_argument("--steps", type=_whole, default=100, help="training steps (100)")
+    parser.add_argument("--seed", type=_whole, default=0, help="of the data and the weights (0)")
+    parser.add_argument("--learning-rate", type=float, help="of both sides, in place of the notebook's")
+    parser.set_defaults(command=_notebook)
+
+    commands = parser.add_subparsers(title="other commands", metavar="COMMAND")
+    published = commands.add_parser(
+        "published",
+        help="place the losses that the notebook's author printed among reproduced ones",
+        description="Place the losses that the notebook's author printed among those of many seeds.",
+        epilog=_EPILOG,
+        parents=[shared],
+    )
+    published.add_argument("--seeds", type=_whole, default=256, help="how many, at least 2 (256)")
+    published.set_defaults(command=_published)
+    return parser
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+
+
+def _notebook(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
+    from rich.console import Console
+
+    from compare.report import SCHEMA, show
+
+    variants = list(dict.fromkeys(options.variant or VARIANTS))
+    reports = []
+    with _progress(len(variants) * max(options.steps, 0)) as (describe, advance):
+        for variant in variants:
+            describe(variant)
+            reports.append(
+                run(
+                    variant,
+                    steps=options.steps,
+                    seed=options.seed,
+                    learning_rate=options.learning_rate,
+                    device=options.device,
+                    progress=advance,
+                )
+            )
+    if "json" in outputs:
+        _write_json(outputs["json"], {"schema": SCHEMA, "reports": [report.to_dict() for report in reports]})
+    if "plot" in outputs:
+        from compare.plot import plot_reports
+
+        plot_reports(reports).savefig(outputs["plot"])
+    show(reports, Console())
+    return 0 if all(report.ok for report in reports) else 1
+
+
+def _published(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
+    from rich.console import Console
+
+    from compare import published
+
+    with _progress(len(published.CELLS)) as (describe, advance):
+        reproductions = []
+        for cell in published.CELLS:
+            describe(f"{cell}: {options.seeds} seeds")
+            reproductions.append(published.reproduce(cell, seeds=options.seeds, device=options.device))
+            advance()
+    if "json" in outputs:
+        found = [reproduction.to_dict() for reproduction in reproductions]
+        _write_json(outputs["json"], {"schema": published.SCHEMA, "cells": found})
+    if "plot" in outputs:
+        from compare.plot import plot_published
+
+        plot_published(reproductions).savefig(outputs["plot"])
+    published.show(reproductions, Console())
+    return 0 if all(reproduction.inside for reproduction in reproductions) else 1
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+    """Show on stderr, where that is a terminal, what is being done and how long it still needs."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda text: progress.update(task, description=text), lambda: progress.advance(task)
+
+
+def _plot_file(text: str) -> Path:
+    """Check the name of a plot, whose suffix says what it becomes."""
+    path = Path(text)
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(f"must end in .png, .svg or .pdf, and {text!r} does not")
+    return path
+
+
+@contextlib.contextmanager
+def _output(path: Path) -> Iterator[Path]:
+    """Give a file to write to that becomes `path` only when all has gone well.
+
+    Raises:
+        InputError: Before any work is done, if the file cannot be written.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)  # mkstemp's files are their owner's alone
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _cache_compiled_programs() -> None:
+    """Keep what XLA compiles for the next run, unless the user has told JAX where to."""
+    import jax
+    import platformdirs
+
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("netparity"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
