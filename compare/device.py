@@ -52,13 +52,18 @@ def resolve(device: str) -> str:
 
 @contextlib.contextmanager
 def taking_turns() -> Iterator[None]:
-    """Keep torch to one thread while this lasts: its idle threads spin, and step by step would slow JAX's threefold."""
+    """Keep torch and NumPy to one thread each while this lasts.
+
+    Their idle threads spin while they wait for work: when frameworks take turns step by step, that slows all.
+    """
+    import threadpoolctl
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(threads)
 

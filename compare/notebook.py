@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,11 +162,13 @@ def follow(
 
     losses: list[list[np.ndarray]] = [[], [], [], []]
     streams = [side.observe(problem, dtype) for side in (torch, jax) for dtype in _DTYPES]
+    streams[2:] = map(_ahead, streams[2:])
     weights = {pair: [pair.initial(problem).astype(dtype) for dtype in 2 * _DTYPES] for pair in pairs}
     for step in range(steps):
         seen = [next(stream) for stream in streams]
+        loss = [np.asarray(observation.loss) for observation in seen]
         state = _partners(seen, pairs, slots) if step == 0 else state
-        weigh("loss", "loss", "loss", [observation.loss for observation in seen])
+        weigh("loss", "loss", "loss", loss)
         for pair in pairs:
             weigh("gradient", pair.torch, pair.jax, _aligned(pair, [o.gradients for o in seen]))
         for pair in state:
@@ -177,16 +179,24 @@ def follow(
             weigh("update", pair.torch, pair.jax, updates, operands=weights[pair][1])
         for pair in pairs:
             weigh("parameters", pair.torch, pair.jax, weights[pair])
-        for every, observation in zip(losses, seen, strict=True):
-            every.append(observation.loss)
+        for every, value in zip(losses, loss, strict=True):
+            every.append(value)
         progress()
-        if not _finite(step, [observation.loss for observation in seen]):
+        if not _finite(step, loss):
             break
     arrays = [np.array(every) for every in losses]
     return list(quantities.values()), arrays[0::2], arrays[1::2]
 
 
 _DTYPES = ("float32", "float64")
+
+
+def _ahead(stream: Iterator[Observation]) -> Iterator[Observation]:
+    """Start each step before the one before it is weighed: JAX computes it in the meantime."""
+    coming = next(stream)
+    while True:
+        seen, coming = coming, next(stream)
+        yield seen
 
 
 def _partners(seen: list[Observation], pairs: list[Pair], slots: dict[str, str]) -> list[Pair]:
@@ -212,10 +222,11 @@ def _partners(seen: list[Observation], pairs: list[Pair], slots: dict[str, str])
     return state
 
 
-def _aligned(pair: Pair, arrays: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
+def _aligned(pair: Pair, arrays: list[dict[str, Any]]) -> list[np.ndarray]:
     """Pick a pair out of what both sides show in both precisions, all oriented as on the torch side."""
-    jax = [array[pair.jax] for array in arrays[2:]]
-    return [array[pair.torch] for array in arrays[:2]] + [array.T if pair.transposed else array for array in jax]
+    torch = [np.asarray(array[pair.torch]) for array in arrays[:2]]
+    jax = [np.asarray(array[pair.jax]) for array in arrays[2:]]
+    return torch + [array.T if pair.transposed else array for array in jax]
 
 
 def _finite(step: int, losses: list[np.ndarray]) -> bool:

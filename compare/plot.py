@@ -1,7 +1,5 @@
 """Pictures of what was found. Nothing is shown: each function gives a matplotlib figure."""
 
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -9,7 +7,7 @@ from compare.published import Reproduction
 from compare.report import Report, float32_differences
 
 _TORCH, _JAX, _BAND = "#c43d1b", "#1c5fa8", "#9aa5b1"
-_PRECISIONS = (("float32", "#8a5a00"), ("float64", "#2b7a4b"))
+_FLOAT32, _FLOAT64 = "#8a5a00", "#2b7a4b"
 
 
 def plot_reports(reports: list[Report]) -> Figure:
@@ -17,16 +15,17 @@ def plot_reports(reports: list[Report]) -> Figure:
     figure = Figure(figsize=(max(3.1 * len(reports), 5.0), 5.6), layout="constrained")
     axes = figure.subplots(2, len(reports), squeeze=False, sharex="col", sharey="row")
     for losses, differences, report in zip(*axes, reports, strict=True):
-        losses.sharey = None
         losses.set_title(f"{report.name}: {report.verdict}")
         losses.plot(report.torch.losses32, color=_TORCH, linewidth=4, alpha=0.45, label=report.torch.side)
         losses.plot(report.jax.losses32, color=_JAX, linewidth=1.2, label=report.jax.side)
         losses.set_yscale("log")
         losses.legend()
-        for (label, colour), values in zip(
-            _PRECISIONS, (float32_differences(report), report.loss.error64), strict=True
+        for dtype, colour, values in (
+            (np.float32, _FLOAT32, float32_differences(report)),
+            (np.float64, _FLOAT64, report.loss.error64),
         ):
-            differences.plot(_positive(values), color=colour, label=label)
+            # A logarithmic axis has no zero: equal losses are drawn at their dtype's machine epsilon.
+            differences.plot(np.maximum(values, np.finfo(dtype).eps), color=colour, label=dtype.__name__)
         differences.set_yscale("log")
         differences.set_xlabel("step")
         differences.legend()
@@ -35,11 +34,6 @@ def plot_reports(reports: list[Report]) -> Figure:
     axes[0, 0].set_ylabel("loss")
     axes[1, 0].set_ylabel("relative difference of the losses")
     return figure
-
-
-def _positive(values: Any) -> np.ndarray:
-    """What a logarithmic axis can show: an equal pair is drawn at the machine epsilon of float64, not left out."""
-    return np.maximum(np.asarray(values, dtype=np.float64), float(np.finfo(np.float64).eps))
 
 
 def plot_published(reproductions: list[Reproduction]) -> Figure:

@@ -42,13 +42,16 @@ def altered(program: Program, **settings: Any) -> Altered:
 
 
 class Observation(NamedTuple):
-    """What one step of one side shows, as NumPy arrays under the side's own names."""
+    """What one step of one side shows, under the side's own names: whatever `np.asarray` takes.
 
-    loss: np.ndarray
-    gradients: dict[str, np.ndarray]
-    weights: dict[str, np.ndarray]
+    JAX's arrays may still be on their way, so that a side computes while the other, or the comparison, does.
+    """
+
+    loss: Any
+    gradients: dict[str, Any]
+    weights: dict[str, Any]
     """After the update."""
-    optimizer: dict[str, np.ndarray]
+    optimizer: dict[str, Any]
     """After the update."""
 
 
@@ -112,26 +115,31 @@ class JaxSide:
         def precision() -> Any:
             return jax.enable_x64(dtype == "float64")
 
-        def arrays(tree: Any) -> dict[str, np.ndarray]:
-            leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-            names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
-            return {
-                name.removesuffix(".value"): np.asarray(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)
-            }
-
         with precision():
             state, x, y = self.program.start(problem, dtype=dtype)
+        names: list[list[str]] = []
         while True:
             with precision():
                 loss, gradients, state = self.program.step(state, x, y)
-                seen = Observation(np.asarray(loss), arrays(gradients), arrays(state.weights), arrays(state.optimizer))
-            yield seen
+            trees = (gradients, state.weights, state.optimizer)
+            names = names or [_names(tree) for tree in trees]
+            yield Observation(
+                loss, *(dict(zip(of, jax.tree.leaves(tree), strict=True)) for of, tree in zip(names, trees, strict=True))
+            )
 
     def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:  # noqa: D102
         self.program.train(problem, steps).losses.block_until_ready()  # compiles
         began = time.perf_counter()
         losses = np.asarray(self.program.train(problem, steps).losses)
         return losses, time.perf_counter() - began
+
+
+def _names(tree: Any) -> list[str]:
+    """Name the leaves of a pytree by their paths, as in "layers.0.kernel"."""
+    import jax
+
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return [jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value") for path in paths]
 
 
 class NumPySide:

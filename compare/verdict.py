@@ -51,12 +51,11 @@ def norm(array: np.ndarray) -> float:
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
     """‖a - b‖ / ‖b‖ in float64; infinity where a value is not finite on one side only, or only `b` is zero."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     with np.errstate(invalid="ignore"):
-        difference = norm(a - b)
+        difference = norm(np.subtract(a, b, dtype=np.float64))
     if difference == 0:
         return 0.0
-    size = norm(b)
+    size = norm(np.asarray(b, np.float64))
     if np.isfinite(difference) and np.isfinite(size):
         return difference / size if size else np.inf
     return 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf

@@ -4,6 +4,7 @@ An `nnx.Module` is a pytree, so that `jax.value_and_grad`, `jax.tree.map` and `j
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +16,16 @@ from jaxnet.trajectory import Problem, State, Step, Trajectory, arrays, positive
 
 def network(problem: Problem, *, dtype: DTypeLike = jnp.float32) -> nnx.Sequential:
     """Build the notebook's model around the problem's weights: `nnx.Linear` keeps them as `(in, out)`."""
-    D_in, H = problem.w1.shape
-    rngs = nnx.Rngs(0)
-    model = nnx.Sequential(
-        nnx.Linear(D_in, H, param_dtype=dtype, rngs=rngs),
-        nnx.relu,
-        nnx.Linear(H, problem.w2.shape[1], param_dtype=dtype, rngs=rngs),
-    )
-    model.layers[0].kernel[...] = jnp.array(problem.w1, dtype)
-    model.layers[0].bias[...] = jnp.array(problem.b1, dtype)
-    model.layers[2].kernel[...] = jnp.array(problem.w2, dtype)
-    model.layers[2].bias[...] = jnp.array(problem.b2, dtype)
-    return model
+
+    def linear(weight: Any, bias: Any) -> nnx.Linear:
+        return nnx.Linear(
+            *weight.shape,
+            kernel_init=lambda *_: jnp.array(weight, dtype),
+            bias_init=lambda *_: jnp.array(bias, dtype),
+            rngs=nnx.Rngs(0),
+        )
+
+    return nnx.Sequential(linear(problem.w1, problem.b1), nnx.relu, linear(problem.w2, problem.b2))
 
 
 def final_weights(model: nnx.Sequential) -> dict[str, jax.Array]:
