@@ -10,7 +10,7 @@ Neither framework is loaded before one of its sides is used.
 from compare import notebook
 from compare.problem import InputError, Problem, draw
 from compare.report import Cause, Divergence, Report
-from compare.sides import altered
+from compare.sides import Altered, altered
 from compare.verdict import Verdict
 
-__all__ = ["Cause", "Divergence", "InputError", "Problem", "Report", "Verdict", "altered", "draw", "notebook"]
+__all__ = ["Altered", "Cause", "Divergence", "InputError", "Problem", "Report", "Verdict", "altered", "draw", "notebook"]

@@ -35,7 +35,8 @@ def altered(program: Program, **settings: Any) -> Altered:
     """Give `program` other settings, such as `learning_rate` or `optimizer`, wherever it takes them."""
 
     def with_settings(part: Callable[..., Any]) -> Callable[..., Any]:
-        takes = inspect.signature(part).parameters
+        parameters = inspect.signature(part).parameters.values()
+        takes = {parameter.name for parameter in parameters if parameter.default is not parameter.empty}
         return functools.partial(part, **{name: value for name, value in settings.items() if name in takes})
 
     return Altered(with_settings(program.start), with_settings(program.step), with_settings(program.train))

@@ -1,0 +1,53 @@
+"""Ports with something changed, for tests of whether the comparison notices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import compare
+import jaxnet
+
+Port = Callable[..., Any]
+
+
+def stepped(start: Port, step: Port) -> compare.Altered:
+    """A port out of its start and its step: `train` is the steps one by one."""
+
+    def train(problem: Any, steps: int, **settings: Any) -> jaxnet.Trajectory:
+        state, x, y = start(problem, **settings)
+        losses = []
+        for _ in range(steps):
+            loss, _gradients, state = step(state, x, y)
+            losses.append(loss)
+        return jaxnet.Trajectory(jnp.stack(losses), {})
+
+    return compare.Altered(start, step, train)
+
+
+@pytest.fixture(name="stepped")
+def stepped_fixture() -> Port:
+    return stepped
+
+
+@pytest.fixture
+def replaced_loss() -> Port:
+    """Gives a port with another loss function: `replaced_loss(jaxnet.module, loss_fn)`."""
+
+    def replaced(program: Any, loss_fn: Port) -> compare.Altered:
+        optimizer = jaxnet.adam.adam if program is jaxnet.adam else optax.sgd(1e-4 if program is jaxnet.module else 1e-6)
+
+        @jax.jit
+        def step(state: jaxnet.State, x: jax.Array, y: jax.Array) -> jaxnet.Step:
+            loss, gradients = jax.value_and_grad(loss_fn)(state.weights, x, y)
+            kept = state.optimizer or optimizer.init(state.weights)
+            updates, kept = optimizer.update(gradients, kept, state.weights)
+            weights = optax.apply_updates(state.weights, updates)
+            return jaxnet.Step(loss, gradients, jaxnet.State(weights, kept if state.optimizer else ()))
+
+        return stepped(program.start, step)
+
+    return replaced

@@ -1,0 +1,139 @@
+"""What is wrong with the input is said in one sentence, with status 2, and leaves no file behind."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compare
+import torchnet
+import jaxnet
+from compare.command_line import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "steps must be a positive whole number, not 0"),
+        (["--steps", "-3"], "steps must be a positive whole number, not -3"),
+        (["--steps", "many"], "argument --steps: must be a whole number, not 'many'"),
+        (["--seed", "1.5"], "argument --seed: must be a whole number, not '1.5'"),
+        (["--seed", "-1"], "seed must be a whole number that is not negative, not -1"),
+        (["--variant", "torch"], "argument --variant: invalid choice: 'torch'"),
+        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["--learning-rate", "0"], "learning_rate must be a positive number, not 0.0"),
+        (["--learning-rate", "nan"], "learning_rate must be a positive number, not nan"),
+        (["--json", "/nowhere/at/all.json"], "/nowhere/at/all.json cannot be written: No such file or directory"),
+        (["--json", "/"], "/ cannot be written: Is a directory"),
+        (["--plot", "losses.txt"], "argument --plot: must end in .png, .svg or .pdf, and 'losses.txt' does not"),
+        (["--variant", "manual", "--learning-rate", "1"], "the loss is not finite at step 3, in float32 on both sides"),
+        (["--variant", "adam", "--learning-rate", "1e30"], "the loss is not finite at step 1, in float32 on both"),
+        (["published", "--seeds", "1"], "seeds must be at least 2, not 1"),
+        (["publish"], "invalid choice: 'publish'"),
+    ],
+)
+def test_command_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+
+
+def test_no_traceback_and_no_partial_file(tmp_path: Path) -> None:
+    """In a process of its own, as a user sees it."""
+    command = [sys.executable, "-m", "compare", "--learning-rate", "1", "--json", "out.json", "--plot", "out.png"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert re.fullmatch(r"error: the loss is not finite at step 3.*Lower the learning rate, or take fewer steps\n", run.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_run_leaves_the_file_of_an_earlier_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    assert main(["--variant", "manual", "--steps", "2", "--json", str(out), "--device", "cpu"]) == 0
+    before = out.read_text()
+    assert json.loads(before)["reports"][0]["verdict"] == "match"
+    with pytest.raises(SystemExit):
+        main(["--variant", "manual", "--steps", "0", "--json", str(out)])
+    assert out.read_text() == before
+    assert list(tmp_path.iterdir()) == [out]
+    capsys.readouterr()
+
+
+GOOD = compare.draw(0, biases=True, shape=(4, 6, 5, 3))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"w1": np.zeros((5, 6), np.float32)}, r"w1 has shape \(5, 6\), but should be \(D_in, H\) with D_in=6, as x has it"),
+        ({"w2": np.zeros((5,), np.float32)}, r"w2 has shape \(5,\), but should be \(H, D_out\)"),
+        ({"b1": np.zeros(4, np.float32)}, r"b1 has shape \(4,\), but should be \(H\) with H=5, as w1 has it"),
+        ({"y": np.zeros((3, 3), np.float32)}, r"y has shape \(3, 3\), but should be \(N, D_out\) with N=4, as x has it"),
+        ({"w1": np.zeros((6, 5), np.int32)}, "w1 has dtype int32, but should be float32 or float64"),
+        ({"x": np.zeros((4, 6), np.complex64)}, "x has dtype complex64, but should be float32 or float64"),
+        ({"x": [[1.0]]}, "x is a list, but should be a NumPy array"),
+        ({"x": np.full((4, 6), np.nan, np.float32)}, r"x\[0, 0\] is nan: the data and weights must be finite"),
+        ({"w2": np.full((5, 3), np.inf, np.float32)}, r"w2\[0, 0\] is inf: the data and weights must be finite"),
+        ({"x": np.zeros((0, 6), np.float32)}, r"x has shape \(0, 6\): it is empty"),
+        ({"b2": None}, "b1 and b2 go together"),
+    ],
+)
+def test_problems(changed: dict[str, object], message: str) -> None:
+    with pytest.raises(compare.InputError, match=message):
+        compare.Problem(**(vars(GOOD) | changed))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"variant": "cell5"}, "variant must be one of numpy, manual, autograd, module, adam, not 'cell5'"),
+        ({"steps": 2.0}, r"steps must be a positive whole number, not 2\.0"),
+        ({"seed": "1"}, "seed must be a whole number that is not negative, not '1'"),
+        ({"device": "gpu"}, "device must be one of auto, cpu, cuda, not 'gpu'"),
+        ({"variant": "manual", "problem": GOOD}, "variant 'manual' has no biases, unlike the problem given"),
+        ({"problem": compare.draw(0, biases=False)}, "variant 'adam' has biases, unlike the problem given"),
+    ],
+)
+def test_run(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(compare.InputError, match=message):
+        compare.notebook.run(**({"variant": "adam"} | arguments))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("package", [torchnet, jaxnet])
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True])
+def test_train(package: object, steps: int) -> None:
+    for variant in ("manual", "autograd", "module", "adam"):
+        biases = variant in ("module", "adam")
+        problem = compare.draw(0, biases=biases, shape=(4, 6, 5, 3))
+        with pytest.raises(ValueError, match="steps must be a positive whole number, not"):
+            getattr(package, variant).train(problem, steps)
+
+
+def test_a_weight_without_a_partner_is_named() -> None:
+    def step(*arguments: object) -> torchnet.Step:
+        step = torchnet.manual.step(*arguments)  # type: ignore[arg-type]
+        return step._replace(weights=dict(step.weights) | {"w3": step.loss})
+
+    program = compare.Altered(torchnet.manual.start, step, torchnet.manual.train)
+    with pytest.raises(compare.InputError, match="weights of the torch side: w3 without a partner"):
+        compare.notebook.run("manual", torch=program, steps=1, device="cpu")
+
+
+def test_not_finite_on_one_side_only_is_a_mismatch() -> None:
+    def step(state: jaxnet.State, x: object, y: object) -> jaxnet.Step:
+        step = jaxnet.manual.step(state, x, y)  # type: ignore[arg-type]
+        return step._replace(loss=step.loss * np.nan)
+
+    program = compare.Altered(jaxnet.manual.start, step, jaxnet.manual.train)
+    report = compare.notebook.run("manual", jax=program, steps=3, device="cpu")
+    assert report.verdict == "mismatch"
+    assert report.divergence is not None
+    assert (report.divergence.step, report.divergence.stage) == (0, "loss")

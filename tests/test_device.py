@@ -1,0 +1,38 @@
+"""Which device is taken, and what is said where it is missing."""
+
+import jax
+import pytest
+import torch
+
+import compare
+from compare import device
+
+
+@pytest.mark.parametrize("lacking", [["torch"], ["jax"], ["torch", "jax"]])
+def test_a_missing_gpu_is_named_with_its_fix(lacking: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "without", lambda _: lacking)
+    assert device.resolve("auto") == "cpu"
+    with pytest.raises(compare.InputError, match=f"no CUDA GPU is seen by {' and '.join(lacking)}") as error:
+        device.resolve("cuda")
+    assert ("install a CUDA build of torch" in str(error.value)) == ("torch" in lacking)
+    assert ('pip install "netparity[cuda]"' in str(error.value)) == ("jax" in lacking)
+
+
+def test_a_gpu_that_both_see_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "without", lambda _: [])
+    assert device.resolve("auto") == "cuda"
+    assert device.resolve("cpu") == "cpu"
+
+
+def test_precision_and_threads_are_set_and_given_back() -> None:
+    torch.set_float32_matmul_precision("medium")
+    threads = torch.get_num_threads()
+    try:
+        with device.on("cpu"), device.taking_turns():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert jax.config.jax_default_matmul_precision == "highest"
+            assert torch.get_num_threads() == 1
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_float32_matmul_precision("highest")
