@@ -13,4 +13,15 @@ from compare.report import Cause, Divergence, Report
 from compare.sides import Altered, altered
 from compare.verdict import Verdict
 
-__all__ = ["Altered", "Cause", "Divergence", "InputError", "Problem", "Report", "Verdict", "altered", "draw", "notebook"]
+__all__ = [
+    "Altered",
+    "Cause",
+    "Divergence",
+    "InputError",
+    "Problem",
+    "Report",
+    "Verdict",
+    "altered",
+    "draw",
+    "notebook",
+]

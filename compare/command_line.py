@@ -110,9 +110,9 @@ def _published(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
 
     from compare import published
 
-    with _progress(len(published.CELLS)) as (describe, advance):
+    with _progress(len(VARIANTS)) as (describe, advance):
         reproductions = []
-        for cell in published.CELLS:
+        for cell in VARIANTS:
             describe(f"{cell}: {options.seeds} seeds")
             reproductions.append(published.reproduce(cell, seeds=options.seeds, device=options.device))
             advance()
@@ -153,6 +153,7 @@ def _output(path: Path) -> Iterator[Path]:
 
     Raises:
         InputError: Before any work is done, if the file cannot be written.
+
     """
     try:
         if path.is_dir():
@@ -181,6 +182,6 @@ def _cache_compiled_programs() -> None:
     import jax
     import platformdirs
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.read("jax_compilation_cache_dir"):
         jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("netparity"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

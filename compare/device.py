@@ -36,6 +36,7 @@ def resolve(device: str) -> str:
 
     Raises:
         InputError: For an unknown device, or for "cuda" where a framework sees none, naming the framework.
+
     """
     if device not in DEVICES:
         raise InputError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")

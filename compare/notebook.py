@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import platform
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from compare.device import on, resolve, taking_turns
 from compare.problem import InputError, Problem, draw
 from compare.report import Divergence, Report, Run
 from compare.sides import JaxSide, NumPySide, Observation, Program, Side, TorchSide, altered
-from compare.verdict import FACTOR, Quantity, Verdict
+from compare.verdict import FACTOR, Quantity
 
 VARIANTS = ("numpy", "manual", "autograd", "module", "adam")
 """One for each cell of the notebook."""
@@ -35,7 +36,10 @@ class Pair(NamedTuple):
     """What it starts from, oriented as on the torch side."""
 
 
-_BY_HAND = [Pair("w1", "w1", True, lambda problem: problem.w1), Pair("w2", "w2", True, lambda problem: problem.w2)]
+_BY_HAND = [
+    Pair("w1", "w1", True, lambda problem: problem.w1),
+    Pair("w2", "w2", True, lambda problem: problem.w2),
+]
 _MODEL = [
     Pair("0.weight", "layers.0.kernel", True, lambda problem: problem.w1.T),
     Pair("0.bias", "layers.0.bias", False, lambda problem: problem.b1),
@@ -80,6 +84,7 @@ def run(
         InputError: For an unknown variant or device, a bad number of steps, seed or learning rate, a problem
             without the biases that the variant has (or with biases that it has not), and a loss that
             overflows on both sides.
+
     """
     if variant not in VARIANTS:
         raise InputError(f"variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
@@ -97,35 +102,33 @@ def run(
     expected = expected._replace(learning_rate=learning_rate or expected.learning_rate)
     third = NumPySide(expected, like_torch=biases)
     sides: tuple[Side, Side] = (
-        third
-        if variant == "numpy"
-        else TorchSide(torch or _program("torchnet", cell, learning_rate), device),
+        third if variant == "numpy" else TorchSide(torch or _program("torchnet", cell, learning_rate), device),
         JaxSide(jax or _program("jaxnet", cell, learning_rate)),
     )
 
     with on(device):
         with taking_turns():
             quantities, losses32, losses64 = follow(*sides, problem, steps, _PAIRS[variant], _ADAM, progress)
-        trained = [side.train(problem, steps) for side in sides]
-        runs = [
-            Run(side.name, losses, every64, seconds)
-            for side, (losses, seconds), every64 in zip(sides, trained, losses64, strict=True)
-        ]
+            trained = [side.train(problem, steps) for side in sides]
+        runs = []
+        for side, losses, every64 in zip(sides, trained, losses64, strict=True):
+            began = time.perf_counter()
+            side.train(problem, steps)
+            runs.append(Run(side.name, losses, every64, time.perf_counter() - began))
         divergence = _first(quantities) or _trained_otherwise(runs, losses32, quantities[0])
         if divergence and third not in sides:
             opinion = _opinion(sides, third, problem, divergence, _PAIRS[variant])
             divergence = dataclasses.replace(divergence, opinion=opinion)
-        report = Report(variant, *runs, quantities, divergence, [], _settings(steps, seed, device))
-        if report.verdict == Verdict.PRECISION and variant == "adam" and jax is None:
-            notes = causes.bias_correction(quantities[0], losses64[1], problem, expected.learning_rate)
-            report = dataclasses.replace(report, notes=notes)
-    return report
+        notes = []
+        if variant == "adam" and jax is None:
+            notes = causes.bias_correction(problem, expected.learning_rate)
+    return Report(variant, runs[0], runs[1], quantities, divergence, notes, _settings(steps, seed, device))
 
 
 def _program(package: str, cell: str, learning_rate: float | None) -> Program:
     program: Any = importlib.import_module(f"{package}.{cell}")
     if learning_rate is None:
-        return program  # type: ignore[no-any-return]  # a module has what a Program has
+        return program
     if cell != "adam":
         return altered(program, learning_rate=learning_rate)
     if package == "torchnet":
@@ -154,20 +157,24 @@ def follow(
 
     Raises:
         InputError: Where the loss overflows on both sides, or a weight or an optimizer state has no partner.
+
     """
     quantities: dict[tuple[str, str], Quantity] = {}
 
-    def weigh(stage: str, name: str, partner: str, values: list[np.ndarray], operands: np.ndarray | None = None) -> None:
-        quantities.setdefault((stage, name), Quantity(stage, name, partner)).add(*values, operands)
+    def weigh(
+        stage: str, name: str, partner: str, values: list[np.ndarray], operands: np.ndarray | None = None
+    ) -> None:
+        quantities.setdefault((stage, name), Quantity(stage, name, partner)).add(values, operands)
 
     losses: list[list[np.ndarray]] = [[], [], [], []]
     streams = [side.observe(problem, dtype) for side in (torch, jax) for dtype in _DTYPES]
     streams[2:] = map(_ahead, streams[2:])
     weights = {pair: [pair.initial(problem).astype(dtype) for dtype in 2 * _DTYPES] for pair in pairs}
+    state: list[Pair] = []
     for step in range(steps):
         seen = [next(stream) for stream in streams]
         loss = [np.asarray(observation.loss) for observation in seen]
-        state = _partners(seen, pairs, slots) if step == 0 else state
+        state = state or _partners(seen, pairs, slots)
         weigh("loss", "loss", "loss", loss)
         for pair in pairs:
             weigh("gradient", pair.torch, pair.jax, _aligned(pair, [o.gradients for o in seen]))

@@ -27,6 +27,7 @@ class Problem:
 
     Raises:
         InputError: For a wrong shape or dtype, or a value that is not finite, naming the array.
+
     """
 
     x: np.ndarray
@@ -93,6 +94,7 @@ def draw(seed: int, *, biases: bool, shape: tuple[int, int, int, int] = SHAPE) -
 
     Raises:
         InputError: If `seed` is not a whole number, or is negative.
+
     """
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise InputError(f"seed must be a whole number that is not negative, not {seed!r}")
@@ -108,6 +110,4 @@ def draw(seed: int, *, biases: bool, shape: tuple[int, int, int, int] = SHAPE) -
     x, y = normal(N, D_in), normal(N, D_out)
     if not biases:
         return Problem(x, y, normal(D_in, H), normal(H, D_out))
-    return Problem(
-        x, y, uniform(D_in, D_in, H), uniform(H, H, D_out), uniform(D_in, H), uniform(H, D_out)
-    )
+    return Problem(x, y, uniform(D_in, D_in, H), uniform(H, H, D_out), uniform(D_in, H), uniform(H, D_out))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compare.device import on, resolve
-from compare.notebook import VARIANTS as CELLS
+from compare.notebook import VARIANTS
 from compare.problem import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of what the command's JSON holds."""
 
-_COLUMNS = dict(zip(CELLS, ("numpy_manual", "torch_manual", "torch_autograd", "torch_module", "torch_adam"), strict=True))
+_COLUMNS = dict(
+    zip(VARIANTS, ("numpy_manual", "torch_manual", "torch_autograd", "torch_module", "torch_adam"), strict=True)
+)
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,15 @@ def reproduce(cell: str, *, seeds: int = 256, device: str = "auto") -> Reproduct
 
     Raises:
         InputError: For an unknown cell or device, or fewer than 2 seeds.
+
     """
-    if cell not in CELLS:
-        raise InputError(f"cell must be one of {', '.join(CELLS)}, not {cell!r}")
+    if cell not in VARIANTS:
+        raise InputError(f"cell must be one of {', '.join(VARIANTS)}, not {cell!r}")
     if seeds < 2:
         raise InputError(f"seeds must be at least 2, not {seeds}")
     device = resolve(device)
     import jax
+
     import jaxnet
 
     program = importlib.import_module(f"jaxnet.{'manual' if cell == 'numpy' else cell}")
@@ -91,7 +95,7 @@ def reproduce(cell: str, *, seeds: int = 256, device: str = "auto") -> Reproduct
         return jax.vmap(lambda key: program.scan(*program.start(draw(key)), steps)[1])(keys)
 
     with on(device):
-        keys = jax.random.split(jax.random.key(CELLS.index(cell)), seeds)
+        keys = jax.random.split(jax.random.key(VARIANTS.index(cell)), seeds)
         return Reproduction(cell, published, np.asarray(trajectories(keys, len(published))))
 
 

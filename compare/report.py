@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-
 from rich.markup import escape
 
 from compare.verdict import EPSILON32, EPSILON64, Quantity, Verdict
@@ -75,20 +74,23 @@ class Report:
     """What makes the run repeatable: steps, seed, device, versions."""
 
     @property
-    def verdicts(self) -> list[Verdict]:
-        """The verdict on each step: the worst of its quantities'."""
-        steps = zip(*(quantity.verdicts for quantity in self.quantities), strict=True)
-        verdicts = [max(step, key=list(Verdict).index) for step in steps]
-        if self.divergence:
-            verdicts[self.divergence.step :] = [Verdict.MISMATCH] * len(verdicts[self.divergence.step :])
-        return verdicts
-
-    @property
     def verdict(self) -> Verdict:
-        """The worst verdict of all steps and quantities; equal to "match", "precision" or "mismatch"."""
+        """The worst verdict of all quantities and steps; equal to "match", "precision" or "mismatch"."""
         if self.divergence:
             return Verdict.MISMATCH
-        return max(self.verdicts, key=list(Verdict).index)
+        if self.notes:
+            return Verdict.PRECISION
+        return max((quantity.verdict for quantity in self.quantities), key=list(Verdict).index)
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """The verdict on each step; one that starts from a mismatch is a mismatch too."""
+        steps = len(self.loss.error64)
+        if not self.divergence:
+            return [self.verdict] * steps
+        before = Verdict.PRECISION if self.notes else Verdict.MATCH
+        wrong = max(steps - self.divergence.step, 0)
+        return [before] * (steps - wrong) + [Verdict.MISMATCH] * wrong
 
     @property
     def ok(self) -> bool:
@@ -127,7 +129,7 @@ class Report:
             },
             "quantities": [
                 dataclasses.asdict(quantity)
-                | {"worst_ratio": float(quantity.ratio.max()), "verdicts": [str(v) for v in quantity.verdicts]}
+                | {"worst_ratio": float(quantity.ratio.max()), "verdict": str(quantity.verdict)}
                 for quantity in self.quantities
             ],
         }

@@ -2,9 +2,8 @@
 
 import functools
 import inspect
-import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -66,8 +65,8 @@ class Side(Protocol):
     def observe(self, problem: Problem, dtype: str) -> Iterator[Observation]:
         """Show step after step, without end. What is shown is not changed by the next step."""
 
-    def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:
-        """Run a whole float32 training: its losses, of shape `(steps,)`, and the seconds that it took once warm."""
+    def train(self, problem: Problem, steps: int) -> np.ndarray:
+        """Run a whole float32 training: its losses, of shape `(steps,)`."""
 
 
 class TorchSide:
@@ -91,14 +90,10 @@ class TorchSide:
             optimizer = {
                 f"{name}.{slot}": tensor for name, slots in step.optimizer.items() for slot, tensor in slots.items()
             }
-            yield Observation(
-                step.loss.cpu().numpy(), arrays(step.gradients), arrays(step.weights), arrays(optimizer)
-            )
+            yield Observation(step.loss.cpu().numpy(), arrays(step.gradients), arrays(step.weights), arrays(optimizer))
 
-    def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:  # noqa: D102
-        began = time.perf_counter()
-        losses = self.program.train(problem, steps, device=self.device).losses.cpu().numpy()
-        return losses, time.perf_counter() - began
+    def train(self, problem: Problem, steps: int) -> np.ndarray:  # noqa: D102
+        return self.program.train(problem, steps, device=self.device).losses.cpu().numpy()
 
 
 class JaxSide:
@@ -125,14 +120,12 @@ class JaxSide:
             trees = (gradients, state.weights, state.optimizer)
             names = names or [_names(tree) for tree in trees]
             yield Observation(
-                loss, *(dict(zip(of, jax.tree.leaves(tree), strict=True)) for of, tree in zip(names, trees, strict=True))
+                loss,
+                *(dict(zip(of, jax.tree.leaves(tree), strict=True)) for of, tree in zip(names, trees, strict=True)),
             )
 
-    def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:  # noqa: D102
-        self.program.train(problem, steps).losses.block_until_ready()  # compiles
-        began = time.perf_counter()
-        losses = np.asarray(self.program.train(problem, steps).losses)
-        return losses, time.perf_counter() - began
+    def train(self, problem: Problem, steps: int) -> np.ndarray:  # noqa: D102
+        return np.asarray(self.program.train(problem, steps).losses)
 
 
 def _names(tree: Any) -> list[str]:
@@ -147,7 +140,7 @@ class NumPySide:
     """The reference; with `like_torch`, its weights have the names and the orientation of `torch.nn`."""
 
     name = "numpy"
-    _NAMES = {"w1": "0.weight", "b1": "0.bias", "w2": "2.weight", "b2": "2.bias"}
+    _NAMES: ClassVar = {"w1": "0.weight", "b1": "0.bias", "w2": "2.weight", "b2": "2.bias"}
 
     def __init__(self, variant: reference.Variant, *, like_torch: bool) -> None:
         self.variant = variant
@@ -169,7 +162,5 @@ class NumPySide:
             }
             yield Observation(np.asarray(loss), renamed(gradients), renamed(weights), slots)
 
-    def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:  # noqa: D102
-        began = time.perf_counter()
-        losses = reference.train(problem, steps, variant=self.variant, dtype=np.float32).losses
-        return losses, time.perf_counter() - began
+    def train(self, problem: Problem, steps: int) -> np.ndarray:  # noqa: D102
+        return reference.train(problem, steps, variant=self.variant, dtype=np.float32).losses

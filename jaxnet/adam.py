@@ -23,9 +23,7 @@ def start(
 
 
 @partial(jax.jit, static_argnames="optimizer")
-def step(
-    state: State, x: jax.Array, y: jax.Array, optimizer: optax.GradientTransformation = adam
-) -> Step:
+def step(state: State, x: jax.Array, y: jax.Array, optimizer: optax.GradientTransformation = adam) -> Step:
     """One step of the optimizer."""
     # Backward pass: compute gradient of the loss with respect to model parameters
     loss, gradients = jax.value_and_grad(loss_fn)(state.weights, x, y)

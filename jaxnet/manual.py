@@ -46,9 +46,7 @@ def step(state: State, x: jax.Array, y: jax.Array, learning_rate: float = 1e-6) 
 
 
 @partial(jax.jit, static_argnames="steps")
-def scan(
-    state: State, x: jax.Array, y: jax.Array, steps: int, learning_rate: float = 1e-6
-) -> tuple[State, jax.Array]:
+def scan(state: State, x: jax.Array, y: jax.Array, steps: int, learning_rate: float = 1e-6) -> tuple[State, jax.Array]:
     """Run a whole trajectory as one compiled program: the final state, and the losses of shape `(steps,)`."""
 
     def body(state: State, _: None) -> tuple[State, jax.Array]:

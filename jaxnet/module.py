@@ -4,7 +4,7 @@ An `nnx.Module` is a pytree, so that `jax.value_and_grad`, `jax.tree.map` and `j
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def network(problem: Problem, *, dtype: DTypeLike = jnp.float32) -> nnx.Sequenti
 
 def final_weights(model: nnx.Sequential) -> dict[str, jax.Array]:
     """Give the model's weights the problem's names and orientation."""
-    first, _, second = model.layers
+    first, second = cast("Any", model.layers[0]), cast("Any", model.layers[2])
     return {"w1": first.kernel[...], "b1": first.bias[...], "w2": second.kernel[...], "b2": second.bias[...]}
 
 
@@ -60,9 +60,7 @@ def step(state: State, x: jax.Array, y: jax.Array, learning_rate: float = 1e-4) 
 
 
 @partial(jax.jit, static_argnames="steps")
-def scan(
-    state: State, x: jax.Array, y: jax.Array, steps: int, learning_rate: float = 1e-4
-) -> tuple[State, jax.Array]:
+def scan(state: State, x: jax.Array, y: jax.Array, steps: int, learning_rate: float = 1e-4) -> tuple[State, jax.Array]:
     """Run a whole trajectory as one compiled program: the final state, and the losses of shape `(steps,)`."""
 
     def body(state: State, _: None) -> tuple[State, jax.Array]:

@@ -38,7 +38,9 @@ def replaced_loss() -> Port:
     """Gives a port with another loss function: `replaced_loss(jaxnet.module, loss_fn)`."""
 
     def replaced(program: Any, loss_fn: Port) -> compare.Altered:
-        optimizer = jaxnet.adam.adam if program is jaxnet.adam else optax.sgd(1e-4 if program is jaxnet.module else 1e-6)
+        optimizer = (
+            jaxnet.adam.adam if program is jaxnet.adam else optax.sgd(1e-4 if program is jaxnet.module else 1e-6)
+        )
 
         @jax.jit
         def step(state: jaxnet.State, x: jax.Array, y: jax.Array) -> jaxnet.Step:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import compare
-import torchnet
 import jaxnet
+import torchnet
 from compare.command_line import main
 
 
@@ -27,11 +27,23 @@ from compare.command_line import main
         (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
         (["--learning-rate", "0"], "learning_rate must be a positive number, not 0.0"),
         (["--learning-rate", "nan"], "learning_rate must be a positive number, not nan"),
-        (["--json", "/nowhere/at/all.json"], "/nowhere/at/all.json cannot be written: No such file or directory"),
+        (
+            ["--json", "/nowhere/at/all.json"],
+            "/nowhere/at/all.json cannot be written: No such file or directory",
+        ),
         (["--json", "/"], "/ cannot be written: Is a directory"),
-        (["--plot", "losses.txt"], "argument --plot: must end in .png, .svg or .pdf, and 'losses.txt' does not"),
-        (["--variant", "manual", "--learning-rate", "1"], "the loss is not finite at step 3, in float32 on both sides"),
-        (["--variant", "adam", "--learning-rate", "1e30"], "the loss is not finite at step 1, in float32 on both"),
+        (
+            ["--plot", "losses.txt"],
+            "argument --plot: must end in .png, .svg or .pdf, and 'losses.txt' does not",
+        ),
+        (
+            ["--variant", "manual", "--learning-rate", "1"],
+            "the loss is not finite at step 2, in float32 on both sides",
+        ),
+        (
+            ["--variant", "adam", "--learning-rate", "1e30"],
+            "the loss is not finite at step 1, in float32 on both",
+        ),
         (["published", "--seeds", "1"], "seeds must be at least 2, not 1"),
         (["publish"], "invalid choice: 'publish'"),
     ],
@@ -48,10 +60,22 @@ def test_command_line(arguments: list[str], message: str, capsys: pytest.Capture
 
 def test_no_traceback_and_no_partial_file(tmp_path: Path) -> None:
     """In a process of its own, as a user sees it."""
-    command = [sys.executable, "-m", "compare", "--learning-rate", "1", "--json", "out.json", "--plot", "out.png"]
+    command = [
+        sys.executable,
+        "-m",
+        "compare",
+        "--learning-rate",
+        "1",
+        "--json",
+        "out.json",
+        "--plot",
+        "out.png",
+    ]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 2
-    assert re.fullmatch(r"error: the loss is not finite at step 3.*Lower the learning rate, or take fewer steps\n", run.stderr)
+    assert re.fullmatch(
+        r"error: the loss is not finite at step 2.*Lower the learning rate, or take fewer steps\n", run.stderr
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -73,15 +97,27 @@ GOOD = compare.draw(0, biases=True, shape=(4, 6, 5, 3))
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"w1": np.zeros((5, 6), np.float32)}, r"w1 has shape \(5, 6\), but should be \(D_in, H\) with D_in=6, as x has it"),
+        (
+            {"w1": np.zeros((5, 6), np.float32)},
+            r"w1 has shape \(5, 6\), but should be \(D_in, H\) with D_in=6, as x has it",
+        ),
         ({"w2": np.zeros((5,), np.float32)}, r"w2 has shape \(5,\), but should be \(H, D_out\)"),
         ({"b1": np.zeros(4, np.float32)}, r"b1 has shape \(4,\), but should be \(H\) with H=5, as w1 has it"),
-        ({"y": np.zeros((3, 3), np.float32)}, r"y has shape \(3, 3\), but should be \(N, D_out\) with N=4, as x has it"),
+        (
+            {"y": np.zeros((3, 3), np.float32)},
+            r"y has shape \(3, 3\), but should be \(N, D_out\) with N=4, as x has it",
+        ),
         ({"w1": np.zeros((6, 5), np.int32)}, "w1 has dtype int32, but should be float32 or float64"),
         ({"x": np.zeros((4, 6), np.complex64)}, "x has dtype complex64, but should be float32 or float64"),
         ({"x": [[1.0]]}, "x is a list, but should be a NumPy array"),
-        ({"x": np.full((4, 6), np.nan, np.float32)}, r"x\[0, 0\] is nan: the data and weights must be finite"),
-        ({"w2": np.full((5, 3), np.inf, np.float32)}, r"w2\[0, 0\] is inf: the data and weights must be finite"),
+        (
+            {"x": np.full((4, 6), np.nan, np.float32)},
+            r"x\[0, 0\] is nan: the data and weights must be finite",
+        ),
+        (
+            {"w2": np.full((5, 3), np.inf, np.float32)},
+            r"w2\[0, 0\] is inf: the data and weights must be finite",
+        ),
         ({"x": np.zeros((0, 6), np.float32)}, r"x has shape \(0, 6\): it is empty"),
         ({"b2": None}, "b1 and b2 go together"),
     ],
@@ -119,7 +155,7 @@ def test_train(package: object, steps: int) -> None:
 
 def test_a_weight_without_a_partner_is_named() -> None:
     def step(*arguments: object) -> torchnet.Step:
-        step = torchnet.manual.step(*arguments)  # type: ignore[arg-type]
+        step = torchnet.manual.step(*arguments)
         return step._replace(weights=dict(step.weights) | {"w3": step.loss})
 
     program = compare.Altered(torchnet.manual.start, step, torchnet.manual.train)

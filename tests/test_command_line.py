@@ -1,5 +1,6 @@
 """What the commands print and write."""
 
+import functools
 import json
 import re
 import subprocess
@@ -40,15 +41,15 @@ def test_five_rows_at_eighty_columns(
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_mismatch_is_status_1_and_says_where(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mismatch_is_status_1_and_says_where(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import optax
 
     import jaxnet
 
     wrong = compare.altered(jaxnet.adam, optimizer=optax.adam(1e-4, eps=1e-7))
-    monkeypatch.setattr(jaxnet.adam, "start", wrong.start)
-    monkeypatch.setattr(jaxnet.adam, "step", wrong.step)
-    monkeypatch.setattr(jaxnet.adam, "train", wrong.train)
+    monkeypatch.setattr("compare.command_line.run", functools.partial(compare.notebook.run, jax=wrong))
     assert main(["--variant", "adam", "--steps", "3", "--device", "cpu"]) == 1
     printed = capsys.readouterr().out
     assert "✗ mismatch" in printed

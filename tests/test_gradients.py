@@ -57,7 +57,9 @@ def test_gradients_of_steps_are_the_derivative_of_their_loss(cell: str) -> None:
     """For the gradients by hand too: along a direction, the loss changes as the gradient says."""
     program = getattr(jaxnet, cell)
     with jax.enable_x64(True):
-        state, x, y = program.start(compare.draw(2, biases=cell in ("module", "adam"), shape=(6, 8, 5, 3)), dtype=jnp.float64)
+        state, x, y = program.start(
+            compare.draw(2, biases=cell in ("module", "adam"), shape=(6, 8, 5, 3)), dtype=jnp.float64
+        )
         gradients = program.step(state, x, y).gradients
         direction = jax.tree.map(lambda g: jnp.cos(jnp.arange(g.size, dtype=g.dtype)).reshape(g.shape), gradients)
         h = 1e-6
@@ -73,7 +75,12 @@ def test_gradients_of_steps_are_the_derivative_of_their_loss(cell: str) -> None:
 
 def test_own_weights_have_the_distributions_of_the_notebook() -> None:
     normal = jaxnet.initial.standard_normal(jax.random.key(0))
-    assert (normal.x.shape, normal.y.shape, normal.w1.shape, normal.w2.shape) == ((64, 1000), (64, 10), (1000, 100), (100, 10))
+    assert (normal.x.shape, normal.y.shape, normal.w1.shape, normal.w2.shape) == (
+        (64, 1000),
+        (64, 10),
+        (1000, 100),
+        (100, 10),
+    )
     assert normal.b1 is None
     np.testing.assert_allclose([normal.w1.mean(), normal.w1.std()], [0, 1], atol=0.02)
     linear = jaxnet.initial.torch_linear(jax.random.key(0))

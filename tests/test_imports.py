@@ -11,7 +11,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize(
     ("package", "unloaded"),
-    [("jaxnet", ["torch"]), ("torchnet", ["jax", "flax", "optax"]), ("compare", ["torch", "jax", "flax", "optax"])],
+    [
+        ("jaxnet", ["torch"]),
+        ("torchnet", ["jax", "flax", "optax"]),
+        ("compare", ["torch", "jax", "flax", "optax"]),
+    ],
 )
 def test_importing_loads_no_other_framework(package: str, unloaded: list[str]) -> None:
     code = f"import sys, {package}; print([name for name in {unloaded} if name in sys.modules])"

@@ -37,7 +37,9 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize(("variant", "right"), [("autograd", "jnp.where"), ("module", "jax.nn.relu"), ("adam", "jax.nn.relu")])
+@pytest.mark.parametrize(
+    ("variant", "right"), [("autograd", "jnp.where"), ("module", "jax.nn.relu"), ("adam", "jax.nn.relu")]
+)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_another_activation_is_caught_at_a_tie(
     variant: str, right: str, activation: str, replaced_loss: Callable[..., Any]

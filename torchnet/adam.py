@@ -28,9 +28,7 @@ def start(
     return x, y, model, optimizer(model.parameters())
 
 
-def step(
-    x: torch.Tensor, y: torch.Tensor, model: torch.nn.Sequential, optimizer: torch.optim.Optimizer
-) -> Step:
+def step(x: torch.Tensor, y: torch.Tensor, model: torch.nn.Sequential, optimizer: torch.optim.Optimizer) -> Step:
     """One step of the optimizer, which updates the model in place."""
     loss_fn = torch.nn.MSELoss(reduction="sum")
 

@@ -11,9 +11,7 @@ def start(problem: Problem, *, dtype: torch.dtype = torch.float32, device: str =
     return x, y, w1.requires_grad_(), w2.requires_grad_()
 
 
-def step(
-    x: torch.Tensor, y: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, learning_rate: float = 1e-6
-) -> Step:
+def step(x: torch.Tensor, y: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, learning_rate: float = 1e-6) -> Step:
     """One step of gradient descent, which updates `w1` and `w2` in place."""
     # Forward pass: compute predicted y using operations on tensors
     y_pred = x.mm(w1).clamp(min=0).mm(w2)

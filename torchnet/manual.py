@@ -10,9 +10,7 @@ def start(problem: Problem, *, dtype: torch.dtype = torch.float32, device: str =
     return tuple(tensor(a, dtype, device) for a in (problem.x, problem.y, problem.w1, problem.w2))
 
 
-def step(
-    x: torch.Tensor, y: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, learning_rate: float = 1e-6
-) -> Step:
+def step(x: torch.Tensor, y: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, learning_rate: float = 1e-6) -> Step:
     """One step of gradient descent, which updates `w1` and `w2` in place."""
     # Forward pass: compute predicted y
     h = x.mm(w1)

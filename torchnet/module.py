@@ -21,7 +21,12 @@ def network(problem: Problem, *, dtype: torch.dtype = torch.float32, device: str
 def final_weights(model: torch.nn.Sequential) -> dict[str, torch.Tensor]:
     """Give the model's weights the problem's names and orientation."""
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    return {"w1": weights["0.weight"].T, "b1": weights["0.bias"], "w2": weights["2.weight"].T, "b2": weights["2.bias"]}
+    return {
+        "w1": weights["0.weight"].T,
+        "b1": weights["0.bias"],
+        "w2": weights["2.weight"].T,
+        "b2": weights["2.bias"],
+    }
 
 
 def start(
@@ -51,7 +56,7 @@ def step(x: torch.Tensor, y: torch.Tensor, model: torch.nn.Sequential, learning_
     # Update the weights using gradient descent
     with torch.no_grad():
         for param in model.parameters():
-            param -= learning_rate * param.grad  # type: ignore[operator]  # backward has just set it
+            param -= learning_rate * param.grad  # type: ignore[operator, misc]  # backward has just set it
 
     gradients = {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
     return Step(loss.detach(), gradients, dict(model.named_parameters()))

@@ -36,7 +36,7 @@ class Step(NamedTuple):
     gradients: Mapping[str, torch.Tensor]
     weights: Mapping[str, torch.Tensor]
     """After the update, under PyTorch's names."""
-    optimizer: Mapping[str, Mapping[str, torch.Tensor]] = {}  # noqa: RUF012
+    optimizer: Mapping[str, Mapping[str, torch.Tensor]] = {}
     """Optimizer state after the update: for each weight, its tensors by PyTorch's names."""
 
 
