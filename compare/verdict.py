@@ -82,7 +82,8 @@ class Quantity:
     def add(self, values: Sequence[np.ndarray], operands: np.ndarray | None = None) -> None:
         """Weigh one step: the values of torch32, torch64, jax32 and jax64, alike in shape.
 
-        `operands` is what the quantity is a difference of, if it is one. A value that is not finite on one side only, in either precision, is infinitely far from its partner.
+        `operands` is what the quantity is a difference of, if it is one. A value that is not finite on one side only,
+        in either precision, is infinitely far from its partner.
         """
         torch32, torch64, jax32, jax64 = values
         torch, jax = distance(torch32, torch64), distance(jax32, jax64)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,7 +155,7 @@ def test_train(package: object, steps: int) -> None:
 
 
 def test_a_weight_without_a_partner_is_named() -> None:
-    def step(*arguments: object) -> torchnet.Step:
+    def step(*arguments: Any) -> torchnet.Step:
         step = torchnet.manual.step(*arguments)
         return step._replace(weights=dict(step.weights) | {"w3": step.loss})
 
@@ -164,8 +165,8 @@ def test_a_weight_without_a_partner_is_named() -> None:
 
 
 def test_not_finite_on_one_side_only_is_a_mismatch() -> None:
-    def step(state: jaxnet.State, x: object, y: object) -> jaxnet.Step:
-        step = jaxnet.manual.step(state, x, y)  # type: ignore[arg-type]
+    def step(state: jaxnet.State, x: Any, y: Any) -> jaxnet.Step:
+        step = jaxnet.manual.step(state, x, y)
         return step._replace(loss=step.loss * np.nan)
 
     program = compare.Altered(jaxnet.manual.start, step, jaxnet.manual.train)
