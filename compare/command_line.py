@@ -182,6 +182,6 @@ def _cache_compiled_programs() -> None:
     import jax
     import platformdirs
 
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("netparity"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -30,7 +30,7 @@ def test_precision_and_threads_are_set_and_given_back() -> None:
     try:
         with device.on("cpu"), device.taking_turns():
             assert torch.get_float32_matmul_precision() == "highest"
-            assert jax.config.read("jax_default_matmul_precision") == "highest"
+            assert jax.config.jax_default_matmul_precision == "highest"  # type: ignore[attr-defined]
             assert torch.get_num_threads() == 1
         assert torch.get_float32_matmul_precision() == "medium"
         assert torch.get_num_threads() == threads
