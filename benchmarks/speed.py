@@ -79,13 +79,29 @@ def compiled(variant: str, problem: compare.Problem) -> Callable[[], Any] | None
         return None
     program: ModuleType = getattr(torchnet, variant)
     step = torch.compile(program.step)
+    arguments = program.start(problem)
+    step(*arguments)  # makes the optimizer's state
+    weights, initial = _weights(arguments), _weights(program.start(problem))
+    state = next((a.state for a in arguments if isinstance(a, torch.optim.Optimizer)), {})
 
     def train() -> None:
-        arguments = program.start(problem)
+        # The same objects each time: torch.compile compiles again for a new optimizer.
+        with torch.no_grad():
+            for weight, value in zip(weights, initial, strict=True):
+                weight.copy_(value)
+            for slots in state.values():
+                for tensor in slots.values():
+                    tensor.zero_()
         for _ in range(STEPS):
             step(*arguments)
 
     return train
+
+
+def _weights(arguments: tuple[Any, ...]) -> list[torch.Tensor]:
+    """List the weights among what a step of `torchnet` takes."""
+    model = next((argument for argument in arguments if isinstance(argument, torch.nn.Module)), None)
+    return list(model.parameters()) if model else list(arguments[2:])
 
 
 def port_run(port: ModuleType, arguments: tuple[Any, ...]) -> None:

@@ -8,7 +8,6 @@ import dataclasses
 import importlib
 import importlib.metadata
 import platform
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -110,11 +109,10 @@ def run(
         with taking_turns():
             quantities, losses32, losses64 = follow(*sides, problem, steps, _PAIRS[variant], _ADAM, progress)
             trained = [side.train(problem, steps) for side in sides]
-        runs = []
-        for side, losses, every64 in zip(sides, trained, losses64, strict=True):
-            began = time.perf_counter()
-            side.train(problem, steps)
-            runs.append(Run(side.name, losses, every64, time.perf_counter() - began))
+        runs = [
+            Run(side.name, losses, every64, seconds)
+            for side, (losses, seconds), every64 in zip(sides, trained, losses64, strict=True)
+        ]
         divergence = _first(quantities) or _trained_otherwise(runs, losses32, quantities[0])
         if divergence and third not in sides:
             opinion = _opinion(sides, third, problem, divergence, _PAIRS[variant])

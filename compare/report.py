@@ -190,7 +190,8 @@ def show(reports: list[Report], console: "Console") -> None:
     """Print the table, what its columns mean, and for each report its first divergence and its notes."""
     console.print(table(reports))
     console.print(
-        "\nfloat32, float64: the largest relative difference of the two sides' losses.\n"
+        "\ntime: one float32 training run, compiled before; torch and NumPy on one thread.\n"
+        "float32, float64: the largest relative difference of the two sides' losses.\n"
         "Rounding shrinks in float64, a bug does not: docs/verdict.md.",
         style="dim",
         highlight=False,

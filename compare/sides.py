@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -65,8 +66,13 @@ class Side(Protocol):
     def observe(self, problem: Problem, dtype: str) -> Iterator[Observation]:
         """Show step after step, without end. What is shown is not changed by the next step."""
 
-    def train(self, problem: Problem, steps: int) -> np.ndarray:
-        """Run a whole float32 training: its losses, of shape `(steps,)`."""
+    def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:
+        """Run a whole float32 training: its losses, of shape `(steps,)`, and its seconds without compilation."""
+
+
+def _timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+    began = time.perf_counter()
+    return run(), time.perf_counter() - began
 
 
 class TorchSide:
@@ -92,8 +98,8 @@ class TorchSide:
             }
             yield Observation(step.loss.cpu().numpy(), arrays(step.gradients), arrays(step.weights), arrays(optimizer))
 
-    def train(self, problem: Problem, steps: int) -> np.ndarray:  # noqa: D102
-        return self.program.train(problem, steps, device=self.device).losses.cpu().numpy()
+    def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:  # noqa: D102
+        return _timed(lambda: self.program.train(problem, steps, device=self.device).losses.cpu().numpy())
 
 
 class JaxSide:
@@ -124,8 +130,9 @@ class JaxSide:
                 *(dict(zip(of, jax.tree.leaves(tree), strict=True)) for of, tree in zip(names, trees, strict=True)),
             )
 
-    def train(self, problem: Problem, steps: int) -> np.ndarray:  # noqa: D102
-        return np.asarray(self.program.train(problem, steps).losses)
+    def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:  # noqa: D102
+        self.program.train(problem, steps)  # compiles
+        return _timed(lambda: np.asarray(self.program.train(problem, steps).losses))
 
 
 def _names(tree: Any) -> list[str]:
@@ -162,5 +169,5 @@ class NumPySide:
             }
             yield Observation(np.asarray(loss), renamed(gradients), renamed(weights), slots)
 
-    def train(self, problem: Problem, steps: int) -> np.ndarray:  # noqa: D102
-        return reference.train(problem, steps, variant=self.variant, dtype=np.float32).losses
+    def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:  # noqa: D102
+        return _timed(lambda: reference.train(problem, steps, variant=self.variant, dtype=np.float32).losses)
