@@ -137,11 +137,15 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(rounds):
         for name, run in timed.items():
-            # Idle threads of the program before spin for a while: let this one have its own threads running first.
+            # The threads of the library before spin for up to 0.1 s after their last work: let them fall asleep,
+            # and then this library's wake up.
+            time.sleep(0.15)
             run()
-            began = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - began)
+            for _ in range(3):
+                began = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - began)
     show({name: float(np.median(times)) / STEPS * 1e6 for name, times in seconds.items()}, rounds)
 
 
@@ -149,7 +153,7 @@ def show(micros: dict[str, float], rounds: int) -> None:
     """Print the table in Markdown's form, as docs/speed.md has it."""
     floor_name = min((name for name in micros if name.startswith("floor")), key=micros.__getitem__)
     floor = micros[floor_name]
-    table = Table(title=f"microseconds per step, medians of {rounds} rounds", title_justify="left")
+    table = Table(title=f"microseconds per step, medians of {rounds} rounds of 3 runs of {STEPS} steps", title_justify="left")
     columns = ("jax", "torch", "torch.compile", "numpy")
     for heading in ("variant", *columns, "torch / jax", "jax / floor"):
         table.add_column(heading, justify="left" if heading == "variant" else "right")
