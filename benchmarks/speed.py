@@ -82,7 +82,7 @@ def compiled(variant: str, problem: compare.Problem) -> Callable[[], Any] | None
     arguments = program.start(problem)
     step(*arguments)  # makes the optimizer's state
     weights, initial = _weights(arguments), _weights(program.start(problem))
-    state = next((a.state for a in arguments if isinstance(a, torch.optim.Optimizer)), {})
+    state: dict[Any, Any] = next((a.state for a in arguments if isinstance(a, torch.optim.Optimizer)), {})
 
     def train() -> None:
         # The same objects each time: torch.compile compiles again for a new optimizer.
@@ -153,7 +153,9 @@ def show(micros: dict[str, float], rounds: int) -> None:
     """Print the table in Markdown's form, as docs/speed.md has it."""
     floor_name = min((name for name in micros if name.startswith("floor")), key=micros.__getitem__)
     floor = micros[floor_name]
-    table = Table(title=f"microseconds per step, medians of {rounds} rounds of 3 runs of {STEPS} steps", title_justify="left")
+    table = Table(
+        title=f"microseconds per step, medians of {rounds} rounds of 3 runs of {STEPS} steps", title_justify="left"
+    )
     columns = ("jax", "torch", "torch.compile", "numpy")
     for heading in ("variant", *columns, "torch / jax", "jax / floor"):
         table.add_column(heading, justify="left" if heading == "variant" else "right")

@@ -57,7 +57,8 @@ def bias_correction(problem: Problem, learning_rate: float) -> list[Cause]:
     def with_optax(optimizer: optax.GradientTransformation, dtype: str) -> np.ndarray:
         with jax.enable_x64(dtype == "float64"):
             given = [jnp.array(array, dtype) for array in arrays]
-            updates, _ = optimizer.update(given, optimizer.init(given), given)
+            # Compiled as a whole, as in training; Python would run each operation as a program of its own.
+            updates = jax.jit(lambda given: optimizer.update(given, optimizer.init(given), given)[0])(given)
             return np.concatenate([np.ravel(update) for update in updates])
 
     def with_torch(dtype: str) -> np.ndarray:

@@ -93,6 +93,8 @@ def run(
         raise InputError(f"learning_rate must be a positive number, not {learning_rate!r}")
     biases = _PAIRS[variant] is _MODEL
     problem = problem or draw(seed, biases=biases)
+    if torch is not None and variant == "numpy":
+        raise InputError("variant 'numpy' has NumPy in torch's place: it takes no torch program")
     if biases != (problem.b1 is not None):
         raise InputError(f"variant {variant!r} has {'' if biases else 'no '}biases, unlike the problem given")
     device = resolve(device)
@@ -105,10 +107,9 @@ def run(
         JaxSide(jax or _program("jaxnet", cell, learning_rate)),
     )
 
-    with on(device):
-        with taking_turns():
-            quantities, losses32, losses64 = follow(*sides, problem, steps, _PAIRS[variant], _ADAM, progress)
-            trained = [side.train(problem, steps) for side in sides]
+    with on(device), taking_turns():
+        quantities, losses32, losses64 = follow(*sides, problem, steps, _PAIRS[variant], _ADAM, progress)
+        trained = [side.train(problem, steps) for side in sides]
         runs = [
             Run(side.name, losses, every64, seconds)
             for side, (losses, seconds), every64 in zip(sides, trained, losses64, strict=True)

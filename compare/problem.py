@@ -58,6 +58,10 @@ class Problem:
                         f"with {dimension}={expected}, as {by} has it"
                     )
 
+    def astype(self, dtype: str) -> "Problem":
+        """Copy it, with every array cast to `dtype`, "float32" or "float64"."""
+        return Problem(**{name: array.astype(dtype) for name, array in vars(self).items() if array is not None})
+
 
 _DIMENSIONS = {
     "x": ("N", "D_in"),

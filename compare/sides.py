@@ -118,7 +118,7 @@ class JaxSide:
             return jax.enable_x64(dtype == "float64")
 
         with precision():
-            state, x, y = self.program.start(problem, dtype=dtype)
+            state, x, y = self.program.start(problem.astype(dtype), dtype=dtype)
         names: list[list[str]] = []
         while True:
             with precision():

@@ -136,6 +136,7 @@ def test_problems(changed: dict[str, object], message: str) -> None:
         ({"seed": "1"}, "seed must be a whole number that is not negative, not '1'"),
         ({"device": "gpu"}, "device must be one of auto, cpu, cuda, not 'gpu'"),
         ({"variant": "manual", "problem": GOOD}, "variant 'manual' has no biases, unlike the problem given"),
+        ({"variant": "numpy", "torch": torchnet.manual}, "variant 'numpy' has NumPy in torch's place"),
         ({"problem": compare.draw(0, biases=False)}, "variant 'adam' has biases, unlike the problem given"),
     ],
 )
