@@ -1,7 +1,15 @@
 """The command line: `python -m compare`."""
 
+import gc
+import os
 import sys
 
 from compare.command_line import main
 
-sys.exit(main())
+# The frameworks bring millions of long-lived objects, which Python would look through again and again for garbage,
+# and would take apart one by one at the end: a fifth of the whole time of a short run.
+gc.set_threshold(100_000, 20, 100)
+status = main()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(status)

@@ -20,8 +20,8 @@ def network(problem: Problem, *, dtype: DTypeLike = jnp.float32) -> nnx.Sequenti
     def linear(weight: Any, bias: Any) -> nnx.Linear:
         return nnx.Linear(
             *weight.shape,
-            kernel_init=lambda *_: jnp.array(weight, dtype),
-            bias_init=lambda *_: jnp.array(bias, dtype),
+            kernel_init=lambda *_: jnp.asarray(weight, dtype),
+            bias_init=lambda *_: jnp.asarray(bias, dtype),
             rngs=nnx.Rngs(0),
         )
 
@@ -35,7 +35,7 @@ def final_weights(model: nnx.Sequential) -> dict[str, jax.Array]:
 
 
 def start(problem: Problem, *, dtype: DTypeLike = jnp.float32) -> tuple[State, jax.Array, jax.Array]:
-    """Give `step` its arguments: the model, and copies of `x` and `y`."""
+    """Give `step` its arguments: the model, and `x` and `y`."""
     return State(network(problem, dtype=dtype)), *arrays(problem, dtype)
 
 

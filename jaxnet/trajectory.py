@@ -58,8 +58,8 @@ class Trajectory(NamedTuple):
 
 
 def arrays(problem: Problem, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
-    """Copies of `x` and `y`."""
-    return jnp.array(problem.x, dtype), jnp.array(problem.y, dtype)
+    """`x` and `y` as JAX arrays."""
+    return jnp.asarray(problem.x, dtype), jnp.asarray(problem.y, dtype)
 
 
 def positive(steps: int) -> int:
