@@ -50,14 +50,14 @@ def norm(array: np.ndarray) -> float:
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """‖a - b‖ / ‖b‖ in float64; infinity where a value is not finite on one side only, or only `b` is zero."""
+    """‖a - b‖ / ‖b‖ in float64; 1 where only `b` is zero, infinity where a value is finite on one side only."""
     with np.errstate(invalid="ignore"):
         difference = norm(np.subtract(a, b, dtype=np.float64))
     if difference == 0:
         return 0.0
     size = norm(np.asarray(b, np.float64))
     if np.isfinite(difference) and np.isfinite(size):
-        return difference / size if size else np.inf
+        return difference / size if size else 1.0
     return 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf
 
 
@@ -91,7 +91,7 @@ class Quantity:
         self.error64.append(np.inf if overflows else distance(jax64, torch64))
         self.error_torch.append(torch)
         self.error_jax.append(jax)
-        lost = 0.0 if operands is None else norm(operands) / (norm(torch64) or np.inf)
+        lost = 0.0 if operands is None else norm(operands) / (norm(torch64) or EPSILON64 * norm(operands) or 1.0)
         self.cancellation.append(max(1.0, lost))
 
     @property
@@ -103,10 +103,13 @@ class Quantity:
 
     @property
     def ratio(self) -> np.ndarray:
-        """The float64 difference over what rounding explains, of shape `(steps,)`: of the order of 1 if no more."""
-        with np.errstate(invalid="ignore"):
-            ratio = np.asarray(self.error64) / (self.rounding * (EPSILON64 / EPSILON32))
-        return np.where(np.isnan(ratio), np.inf, ratio)
+        """The float64 difference over what rounding explains, of shape `(steps,)`: of the order of 1 if no more.
+
+        It is 0 where float32 has no correct digit left. Rounding is then no small perturbation, and its size says
+        nothing of float64's: a ReLU may change sign in float64 too. Such a step has no power, and others decide.
+        """
+        error64, rounding = np.asarray(self.error64), self.rounding
+        return np.where((rounding >= 1) & np.isfinite(error64), 0.0, error64 / (rounding * (EPSILON64 / EPSILON32)))
 
     @property
     def imbalance(self) -> float:
