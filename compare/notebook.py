@@ -259,7 +259,8 @@ def _first(quantities: list[Quantity]) -> Divergence | None:
 def _trained_otherwise(runs: list[Run], stepped: list[np.ndarray], loss: Quantity) -> Divergence | None:
     """Where a side's training run is not the steps that were compared: longer, shorter, or with other losses."""
     for run, losses, errors in zip(runs, stepped, (loss.error_torch, loss.error_jax), strict=True):
-        step, error, what = min(len(run.losses32), len(losses)), np.inf, f"has {len(run.losses32)} losses"
+        step, error = min(len(run.losses32), len(losses)), np.inf
+        what = f"has {len(run.losses32)} losses, where {len(losses)} steps were compared"
         if len(run.losses32) == len(losses):
             apart = Quantity("loss", "loss", "loss", error_torch=errors, cancellation=loss.cancellation)
             difference = np.abs(run.losses32.astype(np.float64) - losses) / np.abs(losses)
@@ -267,8 +268,8 @@ def _trained_otherwise(runs: list[Run], stepped: list[np.ndarray], loss: Quantit
             if not wrong.any():
                 continue
             step = int(np.argmax(wrong))
-            error, what = float(difference[step]), "differs from its own steps: it is not deterministic"
-        opinion = f"the {run.side} side's training run {what}, where {len(losses)} steps were compared"
+            error, what = float(difference[step]), "differs from its own steps one by one: it is not deterministic"
+        opinion = f"the {run.side} side's training run {what}"
         return Divergence(step, "loss", "loss", "loss", error, errors[min(step, len(errors) - 1)], opinion=opinion)
     return None
 

@@ -177,7 +177,8 @@ def float32_differences(report: Report) -> np.ndarray:
     """The relative difference of the two sides' float32 losses at each step, of shape `(steps,)`."""
     length = min(len(report.torch.losses32), len(report.jax.losses32))
     torch, jax = (run.losses32[:length].astype(np.float64) for run in (report.torch, report.jax))
-    difference: np.ndarray = np.abs(jax - torch) / np.abs(torch)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        difference: np.ndarray = np.abs(jax - torch) / np.abs(torch)
     return difference
 
 

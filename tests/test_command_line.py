@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,20 @@ def test_a_mismatch_is_status_1_and_says_where(
     assert "✗ mismatch" in printed
     assert "adam: mismatch at step 0, update" in printed
     assert "look for the bug on the jax side" in printed
+
+
+def test_what_is_not_finite_is_null_in_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import jaxnet
+
+    def train(problem: compare.Problem, steps: int, **settings: Any) -> jaxnet.Trajectory:
+        return jaxnet.manual.train(problem, steps + 1, **settings)
+
+    wrong = compare.Altered(jaxnet.manual.start, jaxnet.manual.step, train)
+    monkeypatch.setattr("compare.command_line.run", functools.partial(compare.notebook.run, jax=wrong))
+    out = tmp_path / "out.json"
+    assert main(["--variant", "manual", "--steps", "2", "--json", str(out), "--device", "cpu"]) == 1
+    divergence = json.loads(out.read_text())["reports"][0]["divergence"]
+    assert (divergence["step"], divergence["error64"]) == (2, None)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["published", "--help"]])
