@@ -19,7 +19,7 @@ def start(
 ) -> tuple[State, jax.Array, jax.Array]:
     """Give `step` its arguments: the model and its optimizer's state, and `x` and `y`."""
     model = network(problem, dtype=dtype)
-    return State(model, optimizer.init(model)), *arrays(problem, dtype)
+    return State(model, jax.jit(optimizer.init)(model)), *arrays(problem, dtype)
 
 
 @partial(jax.jit, static_argnames="optimizer")
