@@ -150,7 +150,7 @@ def main() -> None:
 
 
 def show(micros: dict[str, float], rounds: int) -> None:
-    """Print the table in Markdown's form, as docs/speed.md has it."""
+    """Print the table that docs/speed.md has."""
     floor_name = min((name for name in micros if name.startswith("floor")), key=micros.__getitem__)
     floor = micros[floor_name]
     table = Table(

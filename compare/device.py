@@ -14,13 +14,11 @@ _INSTALL = {
 }
 
 
-def without(device: str) -> list[str]:
-    """List the frameworks, out of torch and jax, that do not see `device`, "cpu" or "cuda"."""
+def without_gpu() -> list[str]:
+    """List the frameworks, out of torch and jax, that see no CUDA GPU."""
     import jax
     import torch
 
-    if device == "cpu":
-        return []
     # Before JAX's first use of the card: by default it takes three quarters of the memory, and torch needs some.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     lacking = [] if torch.cuda.is_available() else ["torch"]
@@ -42,7 +40,7 @@ def resolve(device: str) -> str:
         raise InputError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
     if device == "cpu":
         return device
-    lacking = without("cuda")
+    lacking = without_gpu()
     if device == "auto":
         return "cpu" if lacking else "cuda"
     if lacking:

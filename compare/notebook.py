@@ -114,10 +114,11 @@ def run(
             Run(side.name, losses, every64, seconds)
             for side, (losses, seconds), every64 in zip(sides, trained, losses64, strict=True)
         ]
-        divergence = _first(quantities) or _trained_otherwise(runs, losses32, quantities[0])
+        divergence = _first(quantities)
         if divergence and third not in sides:
             opinion = _opinion(sides, third, problem, divergence, _PAIRS[variant])
             divergence = dataclasses.replace(divergence, opinion=opinion)
+        divergence = divergence or _trained_otherwise(runs, losses32, quantities[0])
         notes = []
         if variant == "adam" and jax is None:
             notes = causes.bias_correction(problem, expected.learning_rate)
@@ -278,8 +279,6 @@ def _opinion(
     sides: tuple[Side, Side], third: NumPySide, problem: Problem, divergence: Divergence, pairs: list[Pair]
 ) -> str:
     """Ask the reference which side is wrong."""
-    if divergence.opinion:
-        return divergence.opinion
     agrees = []
     for torch, jax, partners in (
         (sides[0], third, [pair._replace(jax=pair.torch, transposed=False) for pair in pairs]),

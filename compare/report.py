@@ -155,7 +155,7 @@ def table(reports: list[Report]) -> "Table":
         out.add_column(heading, justify="right", no_wrap=True)
     out.add_column("verdict", no_wrap=True)
     for report in reports:
-        sides = (report.torch, report.jax)
+        sides, verdict = (report.torch, report.jax), report.verdict
         out.add_row(
             report.name,
             "\n".join(run.side for run in sides),
@@ -164,7 +164,7 @@ def table(reports: list[Report]) -> "Table":
             "\n".join(f"{run.seconds * 1e3:.0f} ms" for run in sides),
             f"{float32_difference(report):.1e}",
             f"{max(report.loss.error64):.1e}",
-            f"[{_STYLE[report.verdict]}]{_SIGN[report.verdict]} {report.verdict}[/]",
+            f"[{_STYLE[verdict]}]{_SIGN[verdict]} {verdict}[/]",
         )
     return out
 

@@ -12,9 +12,6 @@ from enum import StrEnum
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-STAGES = ("forward", "loss", "gradient", "update", "parameters", "buffers")
-"""In the order in which a step computes them; optimizer state belongs to `update`."""
-
 FACTOR = 16.0
 """The one safety factor: this many times what rounding explains is more than rounding.
 
@@ -66,6 +63,7 @@ class Quantity:
     """One thing that both sides compute at every step, and how far apart they are, step by step."""
 
     stage: str
+    """One of "forward", "loss", "gradient", "update" (optimizer state with it), "parameters" or "buffers"."""
     torch: str
     """Its name on the torch side."""
     jax: str

@@ -10,7 +10,7 @@ from compare import device
 
 @pytest.mark.parametrize("lacking", [["torch"], ["jax"], ["torch", "jax"]])
 def test_a_missing_gpu_is_named_with_its_fix(lacking: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "without", lambda _: lacking)
+    monkeypatch.setattr(device, "without_gpu", lambda: lacking)
     assert device.resolve("auto") == "cpu"
     with pytest.raises(compare.InputError, match=f"no CUDA GPU is seen by {' and '.join(lacking)}") as error:
         device.resolve("cuda")
@@ -19,7 +19,7 @@ def test_a_missing_gpu_is_named_with_its_fix(lacking: list[str], monkeypatch: py
 
 
 def test_a_gpu_that_both_see_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "without", lambda _: [])
+    monkeypatch.setattr(device, "without_gpu", list)
     assert device.resolve("auto") == "cuda"
     assert device.resolve("cpu") == "cpu"
 

@@ -3,10 +3,10 @@
 import pytest
 
 import compare
-from compare.device import without
+from compare.device import without_gpu
 from compare.notebook import VARIANTS
 
-LACKING = without("cuda")
+LACKING = without_gpu()
 pytestmark = pytest.mark.skipif(bool(LACKING), reason=f"no CUDA GPU is seen by {' and '.join(LACKING)}")
 
 
