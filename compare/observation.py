@@ -1,0 +1,48 @@
+"""What one step of one side shows."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+
+class Port(NamedTuple):
+    """One tensor that goes into a module or comes out of it."""
+
+    path: str
+    """The module's, as the side writes it: "encoder.0.norm1" or "encoder/0/norm1"; "" for the whole model."""
+    call: int
+    """Which call of this module within the step, from 0."""
+    kind: str
+    """"input" or "output"."""
+    leaf: str
+    """Which of its inputs or outputs: a position, or the name of a field."""
+
+    def __str__(self) -> str:
+        """Like "encoder.0.norm1 output", with the call and the leaf where there are several."""
+        call = f" (call {self.call})" if self.call else ""
+        leaf = f" {self.leaf}" if self.leaf not in ("", "0") else ""
+        return f"{self.path or 'model'}{call} {self.kind}{leaf}"
+
+
+class Observation(NamedTuple):
+    """What one step of one side shows, under the side's own names: whatever `np.asarray` takes.
+
+    It is read before the side's next step, which may overwrite it. JAX's arrays may still be on their way.
+    """
+
+    loss: Any = None
+    """Scalar, before the update; None where there is no loss."""
+    gradients: Mapping[str, Any] = {}
+    updates: Mapping[str, Any] = {}
+    """What the step adds to each parameter."""
+    parameters: Mapping[str, Any] = {}
+    """After the update."""
+    optimizer: Mapping[str, Any] = {}
+    """After the update."""
+    buffers: Mapping[str, Any] = {}
+    """After the step."""
+    forward: Mapping[Port, Any] = {}
+    """In order of execution."""
+
+
+Stream = Iterator[Observation]
+"""A side's steps, one by one."""

@@ -1,0 +1,230 @@
+"""The PyTorch side: any `torch.nn.Module`, its loss and its optimizer."""
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compare.batch import Batch, called, checked_loss, mapped
+from compare.observation import Observation, Port
+from compare.problem import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Torch:
+    """One side of a comparison: a PyTorch model and how it is trained. None of them is changed.
+
+    Args:
+        model: Any module, in the mode (`train()` or `eval()`) in which it is to be compared.
+        loss: `loss(output, target)` gives a scalar. Without one, only the forward pass is compared.
+        optimizer: Takes the parameters and gives a `torch.optim.Optimizer`. Without one, forward pass, loss and
+            gradients are compared.
+
+    Raises:
+        InputError: If an argument is of another kind, or there is an optimizer but no loss.
+
+    """
+
+    model: "torch.nn.Module"
+    loss: Callable[[Any, Any], Any] | None = None
+    optimizer: "Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None" = None
+
+    def __post_init__(self) -> None:
+        import torch
+
+        if not isinstance(self.model, torch.nn.Module):
+            raise InputError(f"Torch(model=...) must be a torch.nn.Module, not a {type(self.model).__name__}")
+        if isinstance(self.optimizer, torch.optim.Optimizer):
+            raise InputError(
+                "Torch(optimizer=...) must be a function that takes parameters and gives an optimizer, since each run "
+                f"has parameters of its own: lambda params: torch.optim.{type(self.optimizer).__name__}(params, ...)"
+            )
+        if self.optimizer is not None and self.loss is None:
+            raise InputError("Torch(optimizer=...) needs a loss, whose gradients it follows: Torch(loss=...)")
+
+
+class TorchRun:
+    """A training run on a copy of the model, in one precision."""
+
+    def __init__(self, side: Torch, dtype: str, device: str, overwritten: frozenset[Port] = frozenset()) -> None:
+        import torch
+
+        self.dtype = getattr(torch, dtype)
+        self.device = device
+        self.model = copy.deepcopy(side.model).to(device, self.dtype)
+        self.loss = side.loss
+        if isinstance(self.loss, torch.nn.Module):
+            self.loss = copy.deepcopy(self.loss).to(device, self.dtype)
+        self.overwritten = overwritten
+        self.parameters = dict(self.model.named_parameters())
+        self.optimizer: torch.optim.Optimizer | None = None
+        if side.optimizer is not None:
+            self.optimizer = side.optimizer(self.model.parameters())
+            if not isinstance(self.optimizer, torch.optim.Optimizer):
+                raise InputError(
+                    "Torch(optimizer=...) must give a torch.optim.Optimizer, and gave a "
+                    f"{type(self.optimizer).__name__}"
+                )
+
+    def forward(self, batch: Batch, record: "Record | None" = None) -> Any:
+        """Run the model on a batch, and show its modules' inputs and outputs in `record`."""
+        args, kwargs = called(batch.inputs, self._tensor)
+        with record.of(self.model) if record is not None else contextlib.nullcontext():
+            try:
+                return self.model(*args, **kwargs)
+            except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+                raise InputError(f"the torch model does not take the batch, {batch}: {error}") from error
+
+    def step(self, batch: Batch) -> Observation:
+        """Take one step: forward, and as far as there is a loss and an optimizer, backward and update."""
+        import torch
+
+        record = Record(self.overwritten)
+        with torch.enable_grad():
+            output = self.forward(batch, record)
+            if self.loss is None:
+                return Observation(buffers=self.buffers(), forward=record.seen)
+            loss = checked_loss("torch", self.loss, output, mapped(batch.target, self._tensor))
+            self.model.zero_grad(set_to_none=True)
+            loss.backward()
+        gradients = {
+            name: torch.zeros_like(param) if param.grad is None else param.grad
+            for name, param in self.parameters.items()
+            if param.requires_grad
+        }
+        seen = Observation(loss.detach(), gradients, buffers=self.buffers(), forward=record.seen)
+        if self.optimizer is None:
+            return seen
+        before = {name: param.detach().clone() for name, param in self.parameters.items()}
+        self.optimizer.step()
+        updates = {name: torch.sub(self.parameters[name].detach(), old, out=old) for name, old in before.items()}
+        return seen._replace(updates=updates, parameters=self.parameters, optimizer=self.optimizer_state())
+
+    def buffers(self) -> dict[str, "torch.Tensor"]:
+        """Give what the model keeps beside its parameters, such as running statistics, by name."""
+        return dict(self.model.named_buffers())
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Give the optimizer's state, named "slot/parameter"."""
+        if self.optimizer is None:
+            return {}
+        return {
+            f"{slot}/{name}": value
+            for name, param in self.parameters.items()
+            for slot, value in self.optimizer.state.get(param, {}).items()
+        }
+
+    def perturb(self, seed: int) -> None:
+        """Change each parameter by a few units in its last place, to see what rounding does to a run."""
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for param in self.parameters.values():
+                noise = torch.rand(param.shape, generator=generator, dtype=param.dtype).to(param.device)
+                param.mul_(1 + 4 * torch.finfo(param.dtype).eps * (2 * noise - 1))
+
+    def _tensor(self, array: Any) -> Any:
+        """Copy an array: a tensor that shares its memory could change it in place."""
+        import torch
+
+        if not isinstance(array, np.ndarray | np.generic):
+            return array
+        tensor = torch.from_numpy(np.array(array)).to(self.device)
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+
+class Record:
+    """What goes into each module and comes out of it, in order of execution."""
+
+    def __init__(self, overwritten: frozenset[Port] = frozenset()) -> None:
+        self.seen: dict[Port, torch.Tensor] = {}
+        self.versions: dict[Port, int] = {}
+        self.modules: dict[str, str] = {}
+        """The class of each module that ran, by path, in order of first execution."""
+        self._overwritten = overwritten
+        self._calls: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def of(self, model: "torch.nn.Module") -> Iterator[None]:
+        """Record while this lasts."""
+        handles = []
+        open_calls: list[tuple[str, int]] = []
+
+        def enter(path: str) -> Callable[..., None]:
+            def hook(module: Any, args: Any, kwargs: Any) -> None:
+                call = self._calls[path]
+                self._calls[path] += 1
+                self.modules.setdefault(path, type(module).__name__)
+                open_calls.append((path, call))
+                self._keep(path, call, "input", (args, kwargs))
+
+            return hook
+
+        def leave(path: str) -> Callable[..., None]:
+            def hook(module: Any, args: Any, output: Any) -> None:
+                del module, args
+                _, call = open_calls.pop()
+                self._keep(path, call, "output", output)
+
+            return hook
+
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True, prepend=True))
+            handles.append(module.register_forward_hook(leave(path)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, path: str, call: int, kind: str, tree: Any) -> None:
+        for leaf, tensor in leaves(tree):
+            port = Port(path, call, kind, leaf)
+            self.versions[port] = tensor._version
+            self.seen[port] = tensor.detach().clone() if port in self._overwritten else tensor.detach()
+
+    def changed(self) -> frozenset[Port]:
+        """Tell which tensors were overwritten in place after they were recorded."""
+        return frozenset(port for port, tensor in self.seen.items() if tensor._version != self.versions[port])
+
+
+def leaves(tree: Any) -> list[tuple[str, "torch.Tensor"]]:
+    """Name the numeric tensors in nested tuples, lists, dicts and model outputs: "0", "logits", "1.0"."""
+    import torch
+
+    found: list[tuple[str, torch.Tensor]] = []
+
+    def walk(name: str, item: Any) -> None:
+        if isinstance(item, torch.Tensor):
+            if item.dtype != torch.bool and item.numel():
+                found.append((name, item))
+        elif isinstance(item, Mapping):
+            for key, value in item.items():
+                walk(f"{name}.{key}" if name else str(key), value)
+        elif isinstance(item, list | tuple):
+            fields = getattr(item, "_fields", range(len(item)))
+            for key, value in zip(fields, item, strict=True):
+                walk(f"{name}.{key}" if name else str(key), value)
+        elif hasattr(item, "__dataclass_fields__"):
+            walk(name, {key: getattr(item, key) for key in item.__dataclass_fields__})
+
+    walk("", tree)
+    return found
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """Read a tensor, or a number, as an array; bfloat16, which NumPy has not, as float32."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    tensor = value.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
