@@ -8,20 +8,27 @@ Neither framework is loaded before one of its sides is used.
 """
 
 from compare import notebook
+from compare.check import check
+from compare.jax_side import Flax, Jax
 from compare.problem import InputError, Problem, draw
 from compare.report import Cause, Divergence, Report
-from compare.sides import Altered, altered
+from compare.programs import Altered, altered
+from compare.torch_side import Torch
 from compare.verdict import Verdict
 
 __all__ = [
     "Altered",
     "Cause",
     "Divergence",
+    "Flax",
     "InputError",
+    "Jax",
     "Problem",
     "Report",
+    "Torch",
     "Verdict",
     "altered",
+    "check",
     "draw",
     "notebook",
 ]

@@ -50,14 +50,17 @@ def resolve(device: str) -> str:
 
 
 @contextlib.contextmanager
-def taking_turns() -> Iterator[None]:
-    """Keep torch and NumPy to one thread each while this lasts.
+def taking_turns(alone: bool = True) -> Iterator[None]:
+    """Keep torch and NumPy to one thread each while this lasts, unless `alone` is false.
 
     Their idle threads spin while they wait for work: when frameworks take turns step by step, that slows all.
     """
     import threadpoolctl
     import torch
 
+    if not alone:
+        yield
+        return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

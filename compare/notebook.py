@@ -6,49 +6,38 @@ After each step everything that the two computed is weighed: loss, gradients, up
 
 import dataclasses
 import importlib
-import importlib.metadata
-import platform
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from compare import causes, reference
+from compare.alignment import Alignment, align_training
 from compare.device import on, resolve, taking_turns
+from compare.engine import Streams, first_divergence, follow
+from compare.observation import Observation, Stream
 from compare.problem import InputError, Problem, draw
-from compare.report import Divergence, Report, Run
-from compare.sides import JaxSide, NumPySide, Observation, Program, Side, TorchSide, altered
+from compare.programs import JaxSide, NumPySide, Program, Side, TorchSide, altered, with_updates
+from compare.report import Divergence, Report, Run, settings
 from compare.verdict import FACTOR, Quantity
+from compare.weights import Link, View
 
 VARIANTS = ("numpy", "manual", "autograd", "module", "adam")
 """One for each cell of the notebook."""
 
 
-class Pair(NamedTuple):
-    """A weight on both sides."""
-
-    torch: str
-    jax: str
-    transposed: bool
-    """Whether a matrix of one side is the transpose of the other's."""
-    initial: Callable[[Problem], Any]
-    """What it starts from, oriented as on the torch side."""
-
-
-_BY_HAND = [
-    Pair("w1", "w1", True, lambda problem: problem.w1),
-    Pair("w2", "w2", True, lambda problem: problem.w2),
-]
+_TRANSPOSED = View(axes=(1, 0))
+_BY_HAND = [Link("w1", "w1", jax_view=_TRANSPOSED), Link("w2", "w2", jax_view=_TRANSPOSED)]
 _MODEL = [
-    Pair("0.weight", "layers.0.kernel", True, lambda problem: problem.w1.T),
-    Pair("0.bias", "layers.0.bias", False, lambda problem: problem.b1),
-    Pair("2.weight", "layers.2.kernel", True, lambda problem: problem.w2.T),
-    Pair("2.bias", "layers.2.bias", False, lambda problem: problem.b2),
+    Link("0.weight", "layers/0/kernel", jax_view=_TRANSPOSED),
+    Link("0.bias", "layers/0/bias"),
+    Link("2.weight", "layers/2/kernel", jax_view=_TRANSPOSED),
+    Link("2.bias", "layers/2/bias"),
 ]
-_PAIRS = {"numpy": _BY_HAND, "manual": _BY_HAND, "autograd": _BY_HAND, "module": _MODEL, "adam": _MODEL}
+_LINKS = {"numpy": _BY_HAND, "manual": _BY_HAND, "autograd": _BY_HAND, "module": _MODEL, "adam": _MODEL}
 
-_ADAM = {"{}.exp_avg": "0.mu.{}", "{}.exp_avg_sq": "0.nu.{}", "{}.step": "0.count"}
-"""For each tensor that `torch.optim.Adam` keeps for a weight, its partner in `optax.adam`'s state."""
+_NAMES = {"0.weight": "w1", "0.bias": "b1", "2.weight": "w2", "2.bias": "b2", "w1": "w1", "w2": "w2"}
+"""What the problem calls each weight of the torch side; `torch.nn` has them transposed."""
 
 
 def run(
@@ -91,7 +80,7 @@ def run(
         raise InputError(f"steps must be a positive whole number, not {steps!r}")
     if learning_rate is not None and not (np.isfinite(learning_rate) and learning_rate > 0):
         raise InputError(f"learning_rate must be a positive number, not {learning_rate!r}")
-    biases = _PAIRS[variant] is _MODEL
+    biases = _LINKS[variant] is _MODEL
     problem = problem or draw(seed, biases=biases)
     if torch is not None and variant == "numpy":
         raise InputError("variant 'numpy' has NumPy in torch's place: it takes no torch program")
@@ -108,21 +97,40 @@ def run(
     )
 
     with on(device), taking_turns():
-        quantities, losses32, losses64 = follow(*sides, problem, steps, _PAIRS[variant], _ADAM, progress)
-        trained = [side.train(problem, steps) for side in sides]
-        runs = [
-            Run(side.name, losses, every64, seconds)
-            for side, (losses, seconds), every64 in zip(sides, trained, losses64, strict=True)
-        ]
-        divergence = _first(quantities)
+        followed = follow(_streams(*sides, problem, _LINKS[variant]), _aligned(_LINKS[variant]), steps, progress)
+        losses = followed.losses
+        runs = []
+        for side, key in zip(sides, ("torch", "jax"), strict=True):
+            trained, seconds = side.train(problem, steps)
+            runs.append(Run(side.name, trained, losses[f"{key}64"], seconds))
+        divergence = first_divergence(followed)
         if divergence and third not in sides:
-            opinion = _opinion(sides, third, problem, divergence, _PAIRS[variant])
+            opinion = _opinion(sides, third, problem, divergence, _LINKS[variant])
             divergence = dataclasses.replace(divergence, opinion=opinion)
-        divergence = divergence or _trained_otherwise(runs, losses32, quantities[0])
+        stepped = [losses["torch32"], losses["jax32"]]
+        divergence = divergence or _trained_otherwise(runs, stepped, followed.quantities[0])
         notes = []
         if variant == "adam" and jax is None:
             notes = causes.bias_correction(problem, expected.learning_rate)
-    return Report(variant, runs[0], runs[1], quantities, divergence, notes, _settings(steps, seed, device))
+    found = settings(steps, device) | {"seed": seed}
+    return Report(variant, runs[0], runs[1], followed.quantities, divergence, notes, found)
+
+
+def _streams(torch: Side, jax: Side, problem: Problem, links: list[Link]) -> Streams:
+    """Start both sides in both precisions, from the problem's weights."""
+    ours = {link.torch: getattr(problem, _NAMES[link.torch]) for link in links}
+    ours = {name: array.T if "." in name else array for name, array in ours.items()}
+    theirs = {link.jax: link.jax_view(ours[link.torch]) if jax.name == "jax" else ours[link.torch] for link in links}
+
+    def stream(side: Side, weights: dict[str, np.ndarray], dtype: str) -> Stream:
+        return with_updates(side.observe(problem, dtype), {name: array.astype(dtype) for name, array in weights.items()})
+
+    return Streams(
+        stream(torch, ours, "float32"),
+        stream(torch, ours, "float64"),
+        stream(jax, theirs, "float64"),
+        stream(jax, theirs, "float32"),
+    )
 
 
 def _program(package: str, cell: str, learning_rate: float | None) -> Program:
@@ -140,121 +148,8 @@ def _program(package: str, cell: str, learning_rate: float | None) -> Program:
     return altered(program, optimizer=optax.adam(learning_rate))
 
 
-def follow(
-    torch: Side,
-    jax: Side,
-    problem: Problem,
-    steps: int,
-    pairs: list[Pair],
-    slots: dict[str, str],
-    progress: Callable[[], None] = lambda: None,
-) -> tuple[list[Quantity], list[np.ndarray], list[np.ndarray]]:
-    """Take both sides through `steps` steps in both precisions, and weigh each.
-
-    Returns:
-        The quantities in order of computation, and each side's losses, of shape `(steps,)`, in float32 and in
-        float64. All are shorter where a loss stops being finite on one side.
-
-    Raises:
-        InputError: Where the loss overflows on both sides, or a weight or an optimizer state has no partner.
-
-    """
-    quantities: dict[tuple[str, str], Quantity] = {}
-
-    def weigh(
-        stage: str, name: str, partner: str, values: list[np.ndarray], operands: np.ndarray | None = None
-    ) -> None:
-        quantities.setdefault((stage, name), Quantity(stage, name, partner)).add(values, operands)
-
-    losses: list[list[np.ndarray]] = [[], [], [], []]
-    streams = [side.observe(problem, dtype) for side in (torch, jax) for dtype in _DTYPES]
-    streams[2:] = map(_ahead, streams[2:])
-    weights = {pair: [pair.initial(problem).astype(dtype) for dtype in 2 * _DTYPES] for pair in pairs}
-    state: list[Pair] = []
-    for step in range(steps):
-        seen = [next(stream) for stream in streams]
-        loss = [np.asarray(observation.loss) for observation in seen]
-        state = state or _partners(seen, pairs, slots)
-        weigh("loss", "loss", "loss", loss)
-        for pair in pairs:
-            weigh("gradient", pair.torch, pair.jax, _aligned(pair, [o.gradients for o in seen]))
-        for pair in state:
-            weigh("update", pair.torch, pair.jax, _aligned(pair, [o.optimizer for o in seen]))
-        before, weights = weights, {pair: _aligned(pair, [o.weights for o in seen]) for pair in pairs}
-        for pair in pairs:
-            updates = [after - earlier for after, earlier in zip(weights[pair], before[pair], strict=True)]
-            weigh("update", pair.torch, pair.jax, updates, operands=weights[pair][1])
-        for pair in pairs:
-            weigh("parameters", pair.torch, pair.jax, weights[pair])
-        for every, value in zip(losses, loss, strict=True):
-            every.append(value)
-        progress()
-        if not _finite(step, loss):
-            break
-    arrays = [np.array(every) for every in losses]
-    return list(quantities.values()), arrays[0::2], arrays[1::2]
-
-
-_DTYPES = ("float32", "float64")
-
-
-def _ahead(stream: Iterator[Observation]) -> Iterator[Observation]:
-    """Start each step before the one before it is weighed: JAX computes it in the meantime."""
-    coming = next(stream)
-    while True:
-        seen, coming = coming, next(stream)
-        yield seen
-
-
-def _partners(seen: list[Observation], pairs: list[Pair], slots: dict[str, str]) -> list[Pair]:
-    """Pair the optimizers' states; check that nothing on either side is without a partner."""
-    torch, jax = seen[0], seen[2]
-    state = [
-        Pair(ours.format(pair.torch), theirs.format(pair.jax), pair.transposed, pair.initial)
-        for ours, theirs in (slots.items() if torch.optimizer or jax.optimizer else ())
-        for pair in pairs
-    ]
-    for field, partners in (("gradients", pairs), ("weights", pairs), ("optimizer", state)):
-        for side, observation, named in (("torch", torch, "torch"), ("jax", jax, "jax")):
-            known, found = {getattr(pair, named) for pair in partners}, set(getattr(observation, field))
-            if known != found:
-                raise InputError(
-                    f"{field} of the {side} side: "
-                    + "; ".join(
-                        f"{', '.join(sorted(names))} {what}"
-                        for names, what in ((found - known, "without a partner"), (known - found, "missing"))
-                        if names
-                    )
-                )
-    return state
-
-
-def _aligned(pair: Pair, arrays: list[dict[str, Any]]) -> list[np.ndarray]:
-    """Pick a pair out of what both sides show in both precisions, all oriented as on the torch side."""
-    torch = [np.asarray(array[pair.torch]) for array in arrays[:2]]
-    jax = [np.asarray(array[pair.jax]) for array in arrays[2:]]
-    return torch + [array.T if pair.transposed else array for array in jax]
-
-
-def _finite(step: int, losses: list[np.ndarray]) -> bool:
-    """Tell whether all losses are finite; raise InputError where one is not on both sides at once."""
-    torch32, torch64, jax32, jax64 = (bool(np.isfinite(loss)) for loss in losses)
-    for dtype, torch, jax in (("float64", torch64, jax64), ("float32", torch32, jax32)):
-        if not torch and not jax:
-            raise InputError(
-                f"the loss is not finite at step {step}, in {dtype} on both sides: "
-                "the steps from there on would prove nothing. Lower the learning rate, or take fewer steps"
-            )
-    return torch32 and torch64 and jax32 and jax64
-
-
-def _first(quantities: list[Quantity]) -> Divergence | None:
-    """The first divergence, in order of computation."""
-    mismatched = ((int(np.argmax(wrong)), q) for q in quantities if (wrong := q.ratio > FACTOR).any())
-    step, first = min(mismatched, key=lambda found: found[0], default=(0, None))
-    if first is None:
-        return None
-    return Divergence(step, first.stage, first.torch, first.jax, first.error64[step], first.error_torch[step])
+def _aligned(links: list[Link]) -> Callable[[Observation, Observation], Alignment]:
+    return lambda torch, jax: Alignment(*align_training(links, torch, jax))
 
 
 def _trained_otherwise(runs: list[Run], stepped: list[np.ndarray], loss: Quantity) -> Divergence | None:
@@ -276,31 +171,18 @@ def _trained_otherwise(runs: list[Run], stepped: list[np.ndarray], loss: Quantit
 
 
 def _opinion(
-    sides: tuple[Side, Side], third: NumPySide, problem: Problem, divergence: Divergence, pairs: list[Pair]
+    sides: tuple[Side, Side], third: NumPySide, problem: Problem, divergence: Divergence, links: list[Link]
 ) -> str:
     """Ask the reference which side is wrong."""
     agrees = []
     for torch, jax, partners in (
-        (sides[0], third, [pair._replace(jax=pair.torch, transposed=False) for pair in pairs]),
-        (third, sides[1], pairs),
+        (sides[0], third, [Link(link.torch, link.torch) for link in links]),
+        (third, sides[1], links),
     ):
-        same_slots = {slot: slot for slot in _ADAM} if jax is third else _ADAM
-        quantities, _, _ = follow(torch, jax, problem, divergence.step + 1, partners, same_slots)
-        agrees.append(_first(quantities) is None)
+        followed = follow(_streams(torch, jax, problem, partners), _aligned(partners), divergence.step + 1)
+        agrees.append(first_divergence(followed) is None)
     if agrees == [True, False]:
         return f"the NumPy reference agrees with {sides[0].name}: look for the bug on the {sides[1].name} side"
     if agrees == [False, True]:
         return f"the NumPy reference agrees with {sides[1].name}: look for the bug on the {sides[0].name} side"
     return "the NumPy reference agrees with neither side"
-
-
-def _settings(steps: int, seed: int, device: str) -> dict[str, Any]:
-    packages = ("torch", "jax", "flax", "optax", "numpy")
-    return {
-        "steps": steps,
-        "seed": seed,
-        "device": device,
-        "float32_matmul_precision": "highest",
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "python": platform.python_version(),
-    }

@@ -16,11 +16,15 @@ class Port(NamedTuple):
     leaf: str
     """Which of its inputs or outputs: a position, or the name of a field."""
 
+    @property
+    def module(self) -> str:
+        """The module, as in "encoder.0.norm1", with the call where it is not the first."""
+        return (self.path or "the model") + (f" (call {self.call})" if self.call else "")
+
     def __str__(self) -> str:
-        """Like "encoder.0.norm1 output", with the call and the leaf where there are several."""
-        call = f" (call {self.call})" if self.call else ""
-        leaf = f" {self.leaf}" if self.leaf not in ("", "0") else ""
-        return f"{self.path or 'model'}{call} {self.kind}{leaf}"
+        """Like "encoder.0.norm1 output", with the leaf where it is not the only one."""
+        leaf = self.leaf.split(".")[-1] if self.kind == "output" else self.leaf.partition(".")[2]
+        return f"{self.module} {self.kind}{f' {leaf}' if leaf not in ('', '0') else ''}"
 
 
 class Observation(NamedTuple):

@@ -1,6 +1,8 @@
 """What a comparison found: for a program to read, for a person to read, and as JSON."""
 
 import dataclasses
+import importlib.metadata
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from rich.markup import escape
 
+from compare.alignment import NotCompared
 from compare.verdict import EPSILON32, EPSILON64, Quantity, Verdict
 
 if TYPE_CHECKING:
@@ -41,10 +44,22 @@ class Divergence:
     error64: float
     """d(jax64, torch64)."""
     error32: float
-    """d(torch32, torch64): the rounding that is fair in float32."""
+    """The rounding that is fair in float32: d(torch32, torch64), the largest of neighbouring steps."""
     cause: Cause | None = None
     opinion: str = ""
     """What a third implementation, in NumPy, says of the two."""
+
+
+def settings(steps: int, device: str) -> dict[str, Any]:
+    """What makes a run repeatable: how many steps, where, and with which versions."""
+    packages = ("torch", "jax", "flax", "optax", "numpy")
+    return {
+        "steps": steps,
+        "device": device,
+        "float32_matmul_precision": "highest",
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+    }
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,8 @@ class Run:
     losses32: np.ndarray
     """Shape `(steps,)`, each before its step's update."""
     losses64: np.ndarray
-    seconds: float
+    seconds: float | None = None
+    """None where none was timed."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,10 @@ class Report:
     """Causes of a `precision` verdict, with their size."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What makes the run repeatable: steps, seed, device, versions."""
+    not_compared: list[NotCompared] = field(default_factory=list)
+    """What one side has and the other has not, with the reason."""
+    stages: bool = False
+    """Whether to show what was compared, stage by stage."""
 
     @property
     def verdict(self) -> Verdict:
@@ -85,7 +105,7 @@ class Report:
     @property
     def verdicts(self) -> list[Verdict]:
         """The verdict on each step; one that starts from a mismatch is a mismatch too."""
-        steps = len(self.loss.error64)
+        steps = max((len(quantity.error64) for quantity in self.quantities), default=0)
         if not self.divergence:
             return [self.verdict] * steps
         before = Verdict.PRECISION if self.notes else Verdict.MATCH
@@ -127,6 +147,7 @@ class Report:
                 }
                 for key, run in (("torch", self.torch), ("jax", self.jax))
             },
+            "not_compared": [each._asdict() for each in self.not_compared],
             "quantities": [
                 dataclasses.asdict(quantity)
                 | {"worst_ratio": float(quantity.ratio.max()), "verdict": str(quantity.verdict)}
@@ -148,10 +169,11 @@ def table(reports: list[Report]) -> "Table":
     """One row a report, one line a side: 80 columns."""
     from rich.table import Table
 
+    timed = all(run.seconds is not None for report in reports for run in (report.torch, report.jax))
     out = Table(box=None, pad_edge=False, padding=(0, 1), row_styles=["", "dim"] if len(reports) > 1 else None)
-    out.add_column("variant", style="bold", no_wrap=True)
+    out.add_column("variant" if timed else "", style="bold", no_wrap=True)
     out.add_column("side", no_wrap=True)
-    for heading in ("first loss", "last loss", "time", "float32", "float64"):
+    for heading in ("first loss", "last loss", *(["time"] if timed else []), "float32", "float64"):
         out.add_column(heading, justify="right", no_wrap=True)
     out.add_column("verdict", no_wrap=True)
     for report in reports:
@@ -161,7 +183,7 @@ def table(reports: list[Report]) -> "Table":
             "\n".join(run.side for run in sides),
             "\n".join(f"{run.losses32[0]:.6g}" for run in sides),
             "\n".join(f"{run.losses32[-1]:.6g}" for run in sides),
-            "\n".join(f"{run.seconds * 1e3:.0f} ms" for run in sides),
+            *(["\n".join(f"{(run.seconds or 0) * 1e3:.0f} ms" for run in sides)] if timed else []),
             f"{float32_difference(report):.1e}",
             f"{max(report.loss.error64):.1e}",
             f"[{_STYLE[verdict]}]{_SIGN[verdict]} {verdict}[/]",
@@ -187,19 +209,56 @@ def float32_difference(report: Report) -> float:
     return float(float32_differences(report).max())
 
 
+def stages(report: Report) -> "Table":
+    """One row a stage: how much was compared, and where the two sides are farthest from what rounding explains."""
+    from rich.table import Table
+
+    out = Table(box=None, pad_edge=False, padding=(0, 1))
+    out.add_column("stage", no_wrap=True)
+    for heading in ("tensors", "float64", "rounding"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    out.add_column("largest, beside rounding, at", overflow="fold")
+    for stage in dict.fromkeys(quantity.stage for quantity in report.quantities):
+        of_stage = [quantity for quantity in report.quantities if quantity.stage == stage]
+        worst = max(of_stage, key=lambda quantity: float(quantity.ratio.max()))
+        step = int(np.argmax(worst.ratio))
+        where = f"step {step}" if stage == "loss" else f"{escape(worst.torch)}, step {step}"
+        out.add_row(stage, str(len(of_stage)), f"{worst.error64[step]:.1e}", f"{worst.expected[step]:.1e}", where)
+    return out
+
+
 def show(reports: list[Report], console: "Console") -> None:
     """Print the table, what its columns mean, and for each report its first divergence and its notes."""
-    console.print(table(reports))
-    console.print(
-        "\ntime: one float32 training run, compiled before; torch and NumPy on one thread.\n"
-        "float32, float64: the largest relative difference of the two sides' losses.\n"
-        "Rounding shrinks in float64, a bug does not: docs/verdict.md.",
-        style="dim",
-        highlight=False,
-    )
+    if all(len(report.torch.losses32) for report in reports):
+        console.print(table(reports))
+        timed = reports[0].torch.seconds is not None
+        console.print(
+            ("\ntime: one float32 training run, compiled before; torch and NumPy on one thread." if timed else "")
+            + "\nfloat32, float64: the largest relative difference of the two sides' losses.\n"
+            "Rounding shrinks in float64, a bug does not: docs/verdict.md.",
+            style="dim",
+            highlight=False,
+        )
     for report in reports:
+        if report.stages:
+            console.print()
+            console.print(stages(report))
+            for line in _left_out(report):
+                console.print(line, style="dim", highlight=False)
         for line in _explanation(report):
             console.print(line, highlight=False, soft_wrap=False)
+        if report.stages and report.ok and not report.notes:
+            console.print(f"\n[{_STYLE[report.verdict]}]{_SIGN[report.verdict]} {report.name}: {report.verdict}[/]")
+
+
+def _left_out(report: Report) -> Iterator[str]:
+    """Say how much was not compared, and why."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for side, name, reason in report.not_compared:
+        by_reason.setdefault((side, reason), []).append(name)
+    for (side, reason), names in by_reason.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        yield escape(f"not compared on the {side} side: {shown}: {reason}")
 
 
 def _explanation(report: Report) -> Iterator[str]:
@@ -212,7 +271,7 @@ def _explanation(report: Report) -> Iterator[str]:
             yield f"  {escape(divergence.torch)}"
         yield (
             f"  float64 difference {divergence.error64:.1e}; rounding would be about "
-            f"{max(divergence.error32, EPSILON32) * EPSILON64 / EPSILON32:.0e}"
+            f"{divergence.error32 * EPSILON64 / EPSILON32:.0e}"
         )
         if divergence.opinion:
             yield f"  {escape(divergence.opinion)}"

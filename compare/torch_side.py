@@ -218,13 +218,3 @@ def leaves(tree: Any) -> list[tuple[str, "torch.Tensor"]]:
 
     walk("", tree)
     return found
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """Read a tensor, or a number, as an array; bfloat16, which NumPy has not, as float32."""
-    import torch
-
-    if not isinstance(value, torch.Tensor):
-        return np.asarray(value)
-    tensor = value.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

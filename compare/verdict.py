@@ -58,6 +58,13 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf
 
 
+def _near(errors: Sequence[float]) -> np.ndarray:
+    """The largest error of each step and its neighbours."""
+    padded = np.pad(np.asarray(errors), WINDOW, mode="edge")
+    largest: np.ndarray = sliding_window_view(padded, 2 * WINDOW + 1).max(axis=1)
+    return largest
+
+
 @dataclass
 class Quantity:
     """One thing that both sides compute at every step, and how far apart they are, step by step."""
@@ -77,27 +84,42 @@ class Quantity:
     cancellation: list[float] = field(default_factory=list)
     """How much larger than the quantity itself were the numbers that it is a difference of; 1 where it is none."""
 
-    def add(self, values: Sequence[np.ndarray], operands: np.ndarray | None = None) -> None:
-        """Weigh one step: the values of torch32, torch64, jax32 and jax64, alike in shape.
+    noise: list[float] = field(default_factory=list)
+    """d of two float64 runs of the torch side whose weights differ in their last place; empty where not measured."""
 
-        `operands` is what the quantity is a difference of, if it is one. A value that is not finite on one side only,
-        in either precision, is infinitely far from its partner.
-        """
-        torch32, torch64, jax32, jax64 = values
-        torch, jax = distance(torch32, torch64), distance(jax32, jax64)
-        overflows = np.isinf([torch, jax]).any() and np.isfinite(torch32).all() != np.isfinite(jax32).all()
-        self.error64.append(np.inf if overflows else distance(jax64, torch64))
-        self.error_torch.append(torch)
-        self.error_jax.append(jax)
+    def add_torch(self, torch32: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
+        """Weigh a step of the torch side. `operands` is what the quantity is a difference of, if it is one."""
+        self.error_torch.append(distance(torch32, torch64))
         lost = 0.0 if operands is None else norm(operands) / (norm(torch64) or EPSILON64 * norm(operands) or 1.0)
         self.cancellation.append(max(1.0, lost))
+
+    def add_difference(self, jax64: np.ndarray, torch64: np.ndarray) -> None:
+        """Weigh the same step of both sides in float64, alike in shape."""
+        self.error64.append(distance(jax64, torch64))
+
+    def add_jax(self, jax32: np.ndarray, jax64: np.ndarray) -> None:
+        """Weigh the same step of the JAX side.
+
+        A value that is finite in float32 on one side only makes the two infinitely far apart, in float64 too.
+        """
+        self.error_jax.append(distance(jax32, jax64))
+        if np.isinf(self.error_jax[-1]) != np.isinf(self.error_torch[-1]):
+            self.error64[-1] = np.inf
+
+    def add_noise(self, perturbed: np.ndarray, torch64: np.ndarray) -> None:
+        """Weigh the same step of two float64 runs of the torch side."""
+        self.noise.append(distance(perturbed, torch64))
 
     @property
     def rounding(self) -> np.ndarray:
         """How much float32 rounding is fair at each step, of shape `(steps,)`: torch's own, with a floor."""
-        padded = np.pad(np.asarray(self.error_torch), WINDOW, mode="edge")
-        largest = sliding_window_view(padded, 2 * WINDOW + 1).max(axis=1)
-        return np.maximum(largest, ULPS * EPSILON32 * np.asarray(self.cancellation))
+        return np.maximum(_near(self.error_torch), ULPS * EPSILON32 * np.asarray(self.cancellation))
+
+    @property
+    def expected(self) -> np.ndarray:
+        """The float64 difference that rounding explains at each step, of shape `(steps,)`."""
+        expected: np.ndarray = self.rounding * (EPSILON64 / EPSILON32)
+        return np.maximum(expected, _near(self.noise)) if self.noise else expected
 
     @property
     def ratio(self) -> np.ndarray:
@@ -106,8 +128,8 @@ class Quantity:
         It is 0 where float32 has no correct digit left. Rounding is then no small perturbation, and its size says
         nothing of float64's: a ReLU may change sign in float64 too. Such a step has no power, and others decide.
         """
-        error64, rounding = np.asarray(self.error64), self.rounding
-        return np.where((rounding >= 1) & np.isfinite(error64), 0.0, error64 / (rounding * (EPSILON64 / EPSILON32)))
+        error64 = np.asarray(self.error64)
+        return np.where((self.rounding >= 1) & np.isfinite(error64), 0.0, error64 / self.expected)
 
     @property
     def imbalance(self) -> float:

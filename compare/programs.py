@@ -1,14 +1,17 @@
-"""The sides of a comparison: each runs a program in either precision and shows what every step computes."""
+"""The notebook's programs as sides of a comparison: each shows, in either precision, what every step computes."""
 
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from compare import reference
+from compare.alignment import to_numpy
+from compare.jax_side import names
+from compare.observation import Observation, Stream
 from compare.problem import Problem
 
 
@@ -42,20 +45,6 @@ def altered(program: Program, **settings: Any) -> Altered:
     return Altered(with_settings(program.start), with_settings(program.step), with_settings(program.train))
 
 
-class Observation(NamedTuple):
-    """What one step of one side shows, under the side's own names: whatever `np.asarray` takes.
-
-    JAX's arrays may still be on their way, so that a side computes while the other, or the comparison, does.
-    """
-
-    loss: Any
-    gradients: dict[str, Any]
-    weights: dict[str, Any]
-    """After the update."""
-    optimizer: dict[str, Any]
-    """After the update."""
-
-
 class Side(Protocol):
     """A program that can be followed step by step, and timed over a whole run."""
 
@@ -63,8 +52,8 @@ class Side(Protocol):
     def name(self) -> str:
         """What to call this side in a report."""
 
-    def observe(self, problem: Problem, dtype: str) -> Iterator[Observation]:
-        """Show step after step, without end. What is shown is not changed by the next step."""
+    def observe(self, problem: Problem, dtype: str) -> Stream:
+        """Show step after step, without end."""
 
     def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:
         """Run a whole float32 training: its losses, of shape `(steps,)`, and its seconds without compilation."""
@@ -84,19 +73,16 @@ class TorchSide:
         self.program = program
         self.device = device
 
-    def observe(self, problem: Problem, dtype: str) -> Iterator[Observation]:  # noqa: D102
+    def observe(self, problem: Problem, dtype: str) -> Stream:  # noqa: D102
         import torch
-
-        def arrays(tensors: Any) -> dict[str, np.ndarray]:
-            return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
 
         arguments = self.program.start(problem, dtype=getattr(torch, dtype), device=self.device)
         while True:
             step = self.program.step(*arguments)
-            optimizer = {
-                f"{name}.{slot}": tensor for name, slots in step.optimizer.items() for slot, tensor in slots.items()
+            slots = {
+                f"{slot}/{name}": tensor for name, slots in step.optimizer.items() for slot, tensor in slots.items()
             }
-            yield Observation(step.loss.cpu().numpy(), arrays(step.gradients), arrays(step.weights), arrays(optimizer))
+            yield Observation(step.loss, step.gradients, parameters=step.weights, optimizer=slots)
 
     def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:  # noqa: D102
         return _timed(lambda: self.program.train(problem, steps, device=self.device).losses.cpu().numpy())
@@ -110,7 +96,7 @@ class JaxSide:
     def __init__(self, program: Program) -> None:
         self.program = program
 
-    def observe(self, problem: Problem, dtype: str) -> Iterator[Observation]:  # noqa: D102
+    def observe(self, problem: Problem, dtype: str) -> Stream:  # noqa: D102
         import jax
 
         # Entered anew for each step: between two steps the other side, or the other precision, has its turn.
@@ -119,28 +105,18 @@ class JaxSide:
 
         with precision():
             state, x, y = self.program.start(problem.astype(dtype), dtype=dtype)
-        names: list[list[str]] = []
+        named: list[list[str]] = []
         while True:
             with precision():
                 loss, gradients, state = self.program.step(state, x, y)
             trees = (gradients, state.weights, state.optimizer)
-            names = names or [_names(tree) for tree in trees]
-            yield Observation(
-                loss,
-                *(dict(zip(of, jax.tree.leaves(tree), strict=True)) for of, tree in zip(names, trees, strict=True)),
-            )
+            named = named or [names(tree) for tree in trees]
+            arrays = [dict(zip(of, jax.tree.leaves(tree), strict=True)) for of, tree in zip(named, trees, strict=True)]
+            yield Observation(loss, arrays[0], parameters=arrays[1], optimizer=arrays[2])
 
     def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:  # noqa: D102
         self.program.train(problem, steps)  # compiles
         return _timed(lambda: np.asarray(self.program.train(problem, steps).losses))
-
-
-def _names(tree: Any) -> list[str]:
-    """Name the leaves of a pytree by their paths, as in "layers.0.kernel"."""
-    import jax
-
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-    return [jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value") for path in paths]
 
 
 class NumPySide:
@@ -153,7 +129,7 @@ class NumPySide:
         self.variant = variant
         self.like_torch = like_torch
 
-    def observe(self, problem: Problem, dtype: str) -> Iterator[Observation]:  # noqa: D102
+    def observe(self, problem: Problem, dtype: str) -> Stream:  # noqa: D102
         def renamed(arrays: reference.Arrays) -> dict[str, np.ndarray]:
             return {self._NAMES[name]: array.T for name, array in arrays.items()} if self.like_torch else arrays
 
@@ -163,11 +139,22 @@ class NumPySide:
             with np.errstate(over="ignore", invalid="ignore"):
                 loss, gradients, weights, optimizer = reference.step(x, y, weights, optimizer, self.variant)
             slots = {
-                f"{name}.{slot}": value
+                f"{slot}/{name}": value
                 for slot in next(iter(optimizer.values()), {})
                 for name, value in renamed({name: kept[slot] for name, kept in optimizer.items()}).items()
             }
-            yield Observation(np.asarray(loss), renamed(gradients), renamed(weights), slots)
+            yield Observation(loss, renamed(gradients), parameters=renamed(weights), optimizer=slots)
 
     def train(self, problem: Problem, steps: int) -> tuple[np.ndarray, float]:  # noqa: D102
         return _timed(lambda: reference.train(problem, steps, variant=self.variant, dtype=np.float32).losses)
+
+
+def with_updates(stream: Stream, weights: Mapping[str, np.ndarray]) -> Stream:
+    """Show also what each step adds to the weights, which were `weights` before the first."""
+    for seen in stream:
+        # A copy, since torch's next step overwrites its weights.
+        after = {name: np.array(to_numpy(value)) for name, value in seen.parameters.items()}
+        yield seen._replace(
+            updates={name: value - weights[name] for name, value in after.items()}, parameters=after
+        )
+        weights = after

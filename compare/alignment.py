@@ -1,0 +1,148 @@
+"""Which tensor of one side is held against which of the other, and what is not compared and why."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compare.observation import Observation, Port
+from compare.weights import Link
+
+Read = Callable[[Observation], np.ndarray]
+
+
+class NotCompared(NamedTuple):
+    """Something that one side has and that is held against nothing."""
+
+    side: str
+    name: str
+    reason: str
+
+
+class Pairing(NamedTuple):
+    """One quantity of both sides, and how to read it from what a step shows."""
+
+    stage: str
+    torch: str
+    jax: str
+    torch_array: Read
+    jax_array: Read
+    operands: Read | None = None
+    """What the torch side's quantity is a difference of."""
+    decides: bool = True
+    """Whether a difference is a mismatch by itself. What happens inside a model only says where one comes from."""
+    ports: tuple[Port, Port] | None = None
+    """Torch's and the JAX side's, in the forward stage."""
+
+
+class Alignment(NamedTuple):
+    """All quantities in order of computation, and everything that is left."""
+
+    pairings: list[Pairing]
+    not_compared: list[NotCompared]
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """Read a torch tensor, a JAX array or a number; bfloat16, which NumPy has not, as float32."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if value.dtype.itemsize == 2 and value.is_floating_point() else value
+        return value.numpy()
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.kind == "V" or array.dtype.name == "bfloat16" else array
+
+
+def align_tensors(
+    stage: str, field: str, links: Iterable[Link], torch: Observation, jax: Observation
+) -> Iterator[Pairing]:
+    """Pair one field of both observations ("gradients", "updates", "parameters", "buffers") as the links say.
+
+    Several torch tensors may be one on the JAX side, as the two biases of `torch.nn.LSTM` are: values add up, and each
+    has the same gradient. One torch tensor may be several on the JAX side, as a tied weight that a port keeps twice:
+    the values are the same, and the gradients add up.
+    """
+    ours, theirs = getattr(torch, field), getattr(jax, field)
+    links = [link for link in links if link.torch in ours and link.jax in theirs]
+    by_jax, by_torch = _grouped(links, "jax"), _grouped(links, "torch")
+    seen = set()
+    for link in links:
+        if stage == "gradient":
+            parts, copies = [link], by_torch[_key(link, "torch")]
+        else:
+            parts, copies = by_jax[_key(link, "jax")] if link.adds else [link], [link]
+        name, partner = (
+            " + ".join(_named(each, side) for each in group) for side, group in (("torch", parts), ("jax", copies))
+        )
+        if (name, partner) not in seen:
+            seen.add((name, partner))
+            yield Pairing(
+                stage,
+                name,
+                partner,
+                _sum(field, "torch", parts),
+                _sum(field, "jax", copies),
+                operands=_sum("parameters", "torch", parts) if stage == "update" else None,
+            )
+
+
+def _grouped(links: Sequence[Link], side: str) -> dict[str, list[Link]]:
+    groups = defaultdict(list)
+    for link in links:
+        groups[_key(link, side)].append(link)
+    return groups
+
+
+def _key(link: Link, side: str) -> str:
+    return f"{getattr(link, side)} {getattr(link, f'{side}_view')}"
+
+
+def _named(link: Link, side: str) -> str:
+    """Name a tensor, and the part of it that is meant, as in "in_proj_weight[0:64]"."""
+    index = getattr(link, f"{side}_view").index
+    parts = (f"{i.start or 0}:{'' if i.stop is None else i.stop}" if isinstance(i, slice) else str(i) for i in index)
+    return f"{getattr(link, side)}[{', '.join(parts)}]" if index else getattr(link, side)
+
+
+def _sum(field: str, side: str, links: Sequence[Link]) -> Read:
+    def one(link: Link) -> Read:
+        name, view = getattr(link, side), getattr(link, f"{side}_view")
+        return lambda observation: view(to_numpy(getattr(observation, field)[name]))
+
+    reads = [one(link) for link in links]
+    if len(reads) == 1:
+        return reads[0]
+    return lambda observation: np.sum([read(observation) for read in reads], axis=0)
+
+
+_LOSS = Pairing(
+    "loss",
+    "loss",
+    "loss",
+    lambda observation: to_numpy(observation.loss),
+    lambda observation: to_numpy(observation.loss),
+)
+
+
+def align_training(
+    links: Sequence[Link], torch: Observation, jax: Observation
+) -> tuple[list[Pairing], list[NotCompared]]:
+    """Pair loss, gradients, optimizer state, updates, parameters and buffers, in order of computation.
+
+    Args:
+        links: Which tensor is which, in the torch side's order of execution.
+        torch: The first step of the torch side, in float64.
+        jax: The same step of the JAX side.
+
+    Raises:
+        InputError: Where a gradient or a parameter has no partner.
+
+    """
+    pairings = [] if torch.loss is None else [_LOSS]
+    not_compared: list[NotCompared] = []
+    # Gradients are computed from the last module to the first.
+    pairings += align_tensors("gradient", "gradients", links[::-1], torch, jax)
+    pairings += align_tensors("update", "updates", links, torch, jax)
+    pairings += align_tensors("parameters", "parameters", links, torch, jax)
+    pairings += align_tensors("buffers", "buffers", links, torch, jax)
+    return pairings, not_compared

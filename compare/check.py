@@ -1,0 +1,163 @@
+"""Compare a PyTorch model, its loss and its optimizer with a JAX port: `compare.check`."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from compare import batch as batching
+from compare import weights as mapping
+from compare.alignment import Alignment, align_training, to_numpy
+from compare.batch import Batch
+from compare.device import on, resolve, taking_turns
+from compare.engine import Streams, first_divergence, follow, weigh_noise
+from compare.jax_side import Flax, Jax, JaxRun
+from compare.modules import align_modules
+from compare.observation import Observation, Port, Stream
+from compare.problem import InputError
+from compare.report import Report, Run, settings
+from compare.torch_side import Record, Torch, TorchRun
+
+
+def check(
+    torch: Torch,
+    jax: Flax | Jax,
+    batches: Any,
+    *,
+    steps: int | None = None,
+    weights: Mapping[str, str] | None = None,
+    device: str = "auto",
+    name: str = "port",
+    progress: Callable[[], None] = lambda: None,
+) -> Report:
+    """Compare a PyTorch training program with its port.
+
+    Both sides get the same weights, the torch model's, and the same batches, and go through the same steps together,
+    each in float32 and in float64. Everything that a step computes is weighed: what every module gives, loss,
+    gradients, updates, optimizer state, parameters and buffers.
+
+    Args:
+        torch: The original.
+        jax: The port.
+        batches: `[(inputs, target), ...]` as NumPy arrays, cycled until `steps`. Inputs may be an array, a tuple
+            (positional) or a dict (keyword).
+        steps: How many; as many as there are batches if not given.
+        weights: `{"torch name or regex": "flax/path"}`, for what the map does not find by itself.
+        device: "auto" (a GPU where both frameworks see one), "cpu" or "cuda".
+        name: What to call the pair in the report.
+        progress: Called after every step.
+
+    Raises:
+        InputError: For anything that cannot be compared: a parameter without a partner, shapes that do not fit, a
+            batch that a side does not take, a loss that is not a scalar, a device that is not there.
+
+    """
+    _check_sides(torch, jax)
+    given = batching.checked(batches, loss=torch.loss is not None)
+    steps = len(given) if steps is None else steps
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise InputError(f"steps must be a positive whole number, not {steps!r}")
+    device = resolve(device)
+    small = sum(parameter.numel() for parameter in torch.model.parameters()) < _LARGE
+    with on(device), taking_turns(small):
+        comparison = Comparison(torch, jax, given, weights, device)
+        return comparison.report(name, steps, progress)
+
+
+_LARGE = 1_000_000
+"""Parameters from which on a step lasts so long that threads that spin between two steps no longer matter."""
+
+
+def _check_sides(torch: Any, jax: Any) -> None:
+    if not isinstance(torch, Torch):
+        raise InputError(f"the first argument must be a compare.Torch, not a {type(torch).__name__}")
+    if not isinstance(jax, Flax | Jax):
+        raise InputError(f"the second argument must be a compare.Flax or compare.Jax, not a {type(jax).__name__}")
+    for what in ("loss", "optimizer"):
+        ours, theirs = getattr(torch, what), getattr(jax, what)
+        if (ours is None) != (theirs is None):
+            has, lacks = ("torch", jax.name) if theirs is None else (jax.name, "torch")
+            raise InputError(f"the {has} side has a {what} and the {lacks} side has none: give both, or neither")
+    if not any(True for _ in torch.model.parameters()):
+        raise InputError("the torch model has no parameters: nothing would be compared")
+
+
+class Comparison:
+    """One pair with its weights mapped, from which runs are started."""
+
+    def __init__(
+        self, torch: Torch, jax: Flax | Jax, batches: list[Batch], weights: Mapping[str, str] | None, device: str
+    ) -> None:
+        self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
+        self.training = torch.model.training
+        self.overwritten: frozenset[Port] = frozenset()
+        self._probe()
+        jax_run = JaxRun(jax, "float32", training=self.training)
+        jax_run.probe(batches[0])
+        self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in jax_run.modules.items()}
+        self.links = mapping.find_links(
+            mapping.torch_layers(torch.model),
+            jax.layers(),
+            weights,
+            order=(list(self.torch_modules), list(jax_run.modules)),
+        )
+        # Layers in a scan have partners of their own on the torch side: they are run one by one to be seen.
+        self.unroll = bool(jax_run.hidden) and any(isinstance(i, int) for link in self.links for i in link.jax_view.index)
+        arrays = {name: to_numpy(tensor) for name, tensor in torch.model.state_dict(keep_vars=True).items()}
+        self.initial = mapping.to_jax(self.links, arrays, jax_run.arrays())
+
+    def _probe(self) -> None:
+        """Run the torch model forward once, to see its modules and what it overwrites in place."""
+        record = Record()
+        TorchRun(self.torch, "float32", self.device).forward(self.batches[0], record)
+        self.torch_modules, self.overwritten = record.modules, record.changed()
+
+    def torch_run(self, dtype: str) -> TorchRun:
+        """Start a run of the torch side."""
+        return TorchRun(self.torch, dtype, self.device, self.overwritten)
+
+    def jax_run(self, dtype: str) -> JaxRun:
+        """Start a run of the JAX side."""
+        run = JaxRun(self.jax, dtype, training=self.training, unroll=self.unroll)
+        run.load(self.initial)
+        return run
+
+    def report(self, name: str, steps: int, progress: Callable[[], None]) -> Report:
+        """Follow both sides, and tell what was found."""
+        streams = Streams(
+            self._steps(self.torch_run("float32")),
+            self._steps(self.torch_run("float64")),
+            self._steps(self.jax_run("float64")),
+            self._steps(self.jax_run("float32")),
+        )
+        followed = follow(streams, self.align, steps, progress)
+        divergence = first_divergence(followed)
+        if divergence:
+            perturbed = self.torch_run("float64")
+            perturbed.perturb(seed=0)
+            weigh_noise(followed, self._steps(self.torch_run("float64")), self._steps(perturbed))
+            divergence = first_divergence(followed)
+        losses = followed.losses
+        return Report(
+            name,
+            Run("torch", losses["torch32"], losses["torch64"]),
+            Run(self.jax.name, losses["jax32"], losses["jax64"]),
+            followed.quantities,
+            divergence,
+            [],
+            settings(steps, self.device),
+            followed.not_compared,
+            stages=True,
+        )
+
+    def _steps(self, run: TorchRun | JaxRun) -> Stream:
+        return (run.step(batch) for batch in itertools.cycle(self.batches))
+
+    def align(self, torch: Observation, jax: Observation) -> Alignment:
+        """Pair everything that a step of both sides shows."""
+        forward, not_compared = align_modules(self.links, torch, jax, self.kinds)
+        rank = {path: number for number, path in enumerate(self.torch_modules)}
+        links = sorted(self.links, key=lambda link: rank.get(link.torch.rpartition(".")[0], len(rank)))
+        training, rest = align_training(links, torch, jax)
+        return Alignment(forward + training, not_compared + rest)

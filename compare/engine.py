@@ -1,0 +1,166 @@
+"""Both sides through the same steps, in both precisions, and what differs first."""
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from compare.alignment import Alignment, NotCompared, Pairing, to_numpy
+from compare.observation import Observation, Port, Stream
+from compare.problem import InputError
+from compare.report import Divergence
+from compare.verdict import FACTOR, Quantity
+
+
+class Streams(NamedTuple):
+    """Four runs of the same steps. They are taken in this order: torch's randomness comes before its replay."""
+
+    torch32: Stream
+    torch64: Stream
+    jax64: Stream
+    jax32: Stream
+
+
+class Followed(NamedTuple):
+    """What following both sides found."""
+
+    pairings: list[Pairing]
+    """In order of computation within a step."""
+    quantities: list[Quantity]
+    """One for each pairing."""
+    losses: dict[str, np.ndarray]
+    """Of each stream, shape `(steps,)`."""
+    not_compared: list[NotCompared]
+
+
+def follow(
+    streams: Streams,
+    align: Callable[[Observation, Observation], Alignment],
+    steps: int,
+    progress: Callable[[], None] = lambda: None,
+) -> Followed:
+    """Take all runs through `steps` steps, and weigh each step as it comes: nothing is kept but distances.
+
+    Args:
+        streams: The four runs.
+        align: Pairs the first step of the torch side and of the JAX side, in float64.
+        steps: How many. There are fewer where a loss stops being finite on one side.
+        progress: Called after every step.
+
+    Raises:
+        InputError: Where the loss overflows on both sides.
+
+    """
+    pairings: list[Pairing] = []
+    quantities: list[Quantity] = []
+    losses: list[list[np.ndarray]] = []
+    not_compared: list[NotCompared] = []
+    for step in range(steps):
+        torch32, torch64 = next(streams.torch32), next(streams.torch64)
+        if step == 0:
+            jax64 = next(streams.jax64)
+            pairings, not_compared = align(torch64, jax64)
+            quantities = [Quantity(pairing.stage, pairing.torch, pairing.jax) for pairing in pairings]
+        loss = [torch32.loss, torch64.loss]
+        for pairing, quantity in zip(pairings, quantities, strict=True):
+            operands = pairing.operands and pairing.operands(torch64)
+            quantity.add_torch(pairing.torch_array(torch32), pairing.torch_array(torch64), operands)
+        del torch32
+        if step > 0:
+            jax64 = next(streams.jax64)
+        for pairing, quantity in zip(pairings, quantities, strict=True):
+            quantity.add_difference(pairing.jax_array(jax64), pairing.torch_array(torch64))
+        del torch64
+        jax32 = next(streams.jax32)
+        for pairing, quantity in zip(pairings, quantities, strict=True):
+            quantity.add_jax(pairing.jax_array(jax32), pairing.jax_array(jax64))
+        loss += [jax64.loss, jax32.loss]
+        del jax64, jax32
+        losses.append([np.asarray(to_numpy(value)) for value in loss if value is not None])
+        progress()
+        if not _finite(step, losses[-1]):
+            break
+    columns = np.array(losses).T if losses and losses[0] else np.empty((4, 0))
+    return Followed(pairings, quantities, dict(zip(Streams._fields, columns, strict=True)), not_compared)
+
+
+def _finite(step: int, losses: list[np.ndarray]) -> bool:
+    """Tell whether all losses are finite; raise InputError where one is not on both sides at once."""
+    if not losses:
+        return True
+    torch32, torch64, jax64, jax32 = (bool(np.isfinite(loss)) for loss in losses)
+    for dtype, torch, jax in (("float64", torch64, jax64), ("float32", torch32, jax32)):
+        if not torch and not jax:
+            raise InputError(
+                f"the loss is not finite at step {step}, in {dtype} on both sides: "
+                "the steps from there on would prove nothing. Lower the learning rate, or take fewer steps"
+            )
+    return torch32 and torch64 and jax32 and jax64
+
+
+def weigh_noise(followed: Followed, torch64: Stream, perturbed: Stream) -> None:
+    """Measure what float64 rounding does to the torch side, by a run whose weights differ in their last place.
+
+    Where a gradient is zero in exact arithmetic, as that of a bias that feeds BatchNorm, it is nothing but rounding,
+    and Adam makes whole steps of it, in float64 as in float32. Rounding does not shrink there, and this run says how
+    large it is.
+    """
+    steps = max((len(quantity.error64) for quantity in followed.quantities), default=0)
+    for one, other in itertools.islice(zip(perturbed, torch64, strict=False), steps):
+        for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True):
+            quantity.add_noise(pairing.torch_array(one), pairing.torch_array(other))
+
+
+def first_divergence(followed: Followed) -> Divergence | None:
+    """The first difference beyond rounding, in order of computation; None if nothing that decides differs."""
+    wrong = [quantity.ratio > FACTOR for quantity in followed.quantities]
+    deciding = [int(np.argmax(w)) for p, w in zip(followed.pairings, wrong, strict=True) if p.decides and w.any()]
+    if not deciding:
+        return None
+    step = min(deciding)
+    return divergence_at(step, followed, [bool(w[step]) for w in wrong])
+
+
+def divergence_at(step: int, followed: Followed, wrong: Iterable[bool]) -> Divergence | None:
+    """The first of the quantities that are `wrong` at a step, and where in the model that is.
+
+    What goes into a module counts only where what comes out differs too: a mask may be written in another way.
+    """
+    pairings, quantities, wrong = followed.pairings, followed.quantities, list(wrong)
+    wrong_outputs = {
+        pairing.ports[0][:2]
+        for pairing, is_wrong in zip(pairings, wrong, strict=True)
+        if is_wrong and pairing.ports and pairing.ports[0].kind == "output"
+    }
+    before: Pairing | None = None
+    for pairing, quantity, is_wrong in zip(pairings, quantities, wrong, strict=True):
+        port = pairing.ports and pairing.ports[0]
+        if is_wrong and (port is None or port.kind == "output" or port[:2] in wrong_outputs):
+            return Divergence(
+                step,
+                pairing.stage,
+                *_place(pairing, before),
+                quantity.error64[step],
+                float(quantity.rounding[step]),
+            )
+        before = pairing
+    return None
+
+
+def _place(pairing: Pairing, before: Pairing | None) -> tuple[str, str]:
+    """Name a place on both sides: a tensor, a module, or what lies between two modules."""
+    if pairing.ports is None:
+        return pairing.torch, pairing.jax
+    if before is None or before.ports is None:
+        before = pairing
+    ours, theirs = (_between(*ends) for ends in zip(before.ports or pairing.ports, pairing.ports, strict=True))
+    return ours, theirs
+
+
+def _between(before: Port, port: Port) -> str:
+    if before[:2] == port[:2]:
+        return port.module
+    start = before.module if before.kind == "output" else f"the start of {before.module}"
+    end = port.module if port.kind == "input" else f"the end of {port.module}"
+    return f"between {start} and {end}"

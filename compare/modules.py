@@ -1,0 +1,209 @@
+"""Which module of one side is held against which of the other, and how their inputs and outputs lie in memory."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from compare.alignment import NotCompared, Pairing, Read, to_numpy
+from compare.observation import Observation, Port
+from compare.verdict import distance
+from compare.weights import Link
+
+Call = tuple[str, int]
+"""A module's path, and which of its calls within the step."""
+
+
+def align_modules(
+    links: Sequence[Link], torch: Observation, jax: Observation, kinds: tuple[Mapping[str, str], Mapping[str, str]]
+) -> tuple[list[Pairing], list[NotCompared]]:
+    """Pair what goes into modules and comes out of them, in the torch side's order of execution.
+
+    Modules are partners where they hold the same weights; those without weights, where their partners' parents call
+    modules of the same class equally often.
+
+    Args:
+        links: Which weight is which.
+        torch: A step of the torch side in float64; it tells the layouts of tensors apart.
+        jax: The same step of the JAX side.
+        kinds: The class of each module that ran, by path, on the torch and on the JAX side.
+
+    """
+    torch_calls, jax_calls = _calls(torch.forward), _calls(jax.forward)
+    partners = _partners(links, torch_calls, jax_calls)
+    partners |= _without_weights(partners, torch_calls, jax_calls, kinds)
+    pairings: list[Pairing] = []
+    rank = {port: number for number, port in enumerate(torch.forward)}
+    lonely = []
+    for call, ports in torch_calls.items():
+        theirs = jax_calls.get(partners.get(call, ("", -1)), [])
+        for kind in ("input", "output"):
+            ours = [port for port in ports if port.kind == kind]
+            found = list(_tensors(ours, [port for port in theirs if port.kind == kind], torch, jax))
+            pairings += found
+            if kind == "output" and ours and not found:
+                lonely.append((call, ours[0]))
+    pairings.sort(key=lambda pairing: rank[pairing.ports[0]] if pairing.ports else 0)
+    not_compared = [
+        NotCompared(
+            "torch",
+            str(port),
+            "its partner's output has another structure or shape"
+            if call in partners
+            else "no module of the other side holds the same weights; what it computes goes into modules that are compared",
+        )
+        for call, port in lonely
+    ]
+    met = set(partners.values())
+    not_compared += [
+        NotCompared(
+            "jax",
+            str(ports[-1]),
+            "no module of the torch side holds the same weights; what it computes goes into modules that are compared",
+        )
+        for call, ports in jax_calls.items()
+        if call not in met
+    ]
+    return pairings, not_compared
+
+
+def _calls(forward: Iterable[Port]) -> dict[Call, list[Port]]:
+    """Group ports by call, in order of entry."""
+    calls: dict[Call, list[Port]] = defaultdict(list)
+    for port in forward:
+        calls[port.path, port.call].append(port)
+    return dict(calls)
+
+
+def _partners(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) -> dict[Call, Call]:
+    """Pair the calls of modules that hold the same weights."""
+    ours = _by_weights([(link.torch, ".", None) for link in links], torch)
+    theirs = _by_weights([(link.jax, "/", _layer(link)) for link in links], jax)
+    partners: dict[Call, Call] = {("", 0): ("", 0)}
+    for weights, modules in ours.items():
+        others = theirs.get(weights, [])
+        if len(modules) == len(others):
+            chain = list(zip(modules, others, strict=True))
+        elif modules and others:  # wrapped more often on one side: the outermost and the innermost are alike
+            chain = [(modules[-1], others[-1])]
+            if min(len(modules), len(others)) > 1:
+                chain.append((modules[0], others[0]))
+        else:
+            chain = []
+        for calls, partner_calls in chain:
+            if len(calls) == len(partner_calls):
+                partners |= dict(zip(calls, partner_calls, strict=True))
+    return partners
+
+
+def _layer(link: Link) -> int | None:
+    """Tell which layer of a stack a link is, as scanned layers keep theirs."""
+    first = link.jax_view.index[:1]
+    return first[0] if first and isinstance(first[0], int) else None
+
+
+def _by_weights(
+    named: Sequence[tuple[str, str, int | None]], calls: Iterable[Call]
+) -> dict[frozenset[int], list[list[Call]]]:
+    """For each set of weights, the modules that hold exactly these, outermost first; each as the list of its calls.
+
+    The calls of a module whose weights are a stack of layers are one layer each.
+    """
+    by_path: dict[str, list[Call]] = defaultdict(list)
+    for path, number in calls:
+        by_path[path].append((path, number))
+    found: dict[frozenset[int], list[list[Call]]] = defaultdict(list)
+    for path, of_module in sorted(by_path.items(), key=lambda item: item[0].count(named[0][1] if named else ".")):
+        if not path:
+            continue
+        held = {
+            number: layer
+            for number, (name, separator, layer) in enumerate(named)
+            if name.startswith(path + separator)
+        }
+        layers = sorted({layer for layer in held.values() if layer is not None})
+        if len(layers) == len(of_module) > 1 and None not in held.values():
+            for layer, call in zip(layers, of_module, strict=True):
+                found[frozenset(number for number, of in held.items() if of == layer)].append([call])
+        elif held:
+            found[frozenset(held)].append(of_module)
+    return found
+
+
+def _without_weights(
+    partners: Mapping[Call, Call],
+    torch: Iterable[Call],
+    jax: Iterable[Call],
+    kinds: tuple[Mapping[str, str], Mapping[str, str]],
+) -> dict[Call, Call]:
+    """Pair modules without weights by their class, within the same parent."""
+
+    def children(calls: Iterable[Call], taken: set[Call], separator: str, kinds: Mapping[str, str]) -> Any:
+        groups: dict[tuple[str, str], list[Call]] = defaultdict(list)
+        for call in calls:
+            if call not in taken:
+                parent = call[0].rpartition(separator)[0]
+                groups[parent, kinds.get(call[0], "").lower()].append(call)
+        return groups
+
+    ours = children(torch, set(partners), ".", kinds[0])
+    theirs = children(jax, set(partners.values()), "/", kinds[1])
+    parents = {ours_call[0]: theirs_call[0] for ours_call, theirs_call in partners.items()}
+    found: dict[Call, Call] = {}
+    for (parent, kind), calls in ours.items():
+        others = theirs.get((parents.get(parent, "?"), kind), [])
+        if len(calls) == len(others):
+            found |= dict(zip(calls, others, strict=True))
+    return found
+
+
+def _tensors(ours: list[Port], theirs: list[Port], torch: Observation, jax: Observation) -> Iterator[Pairing]:
+    """Pair the tensors of one call: by name where both sides name their outputs, else one by one from the first."""
+    names = {port.leaf for port in theirs if not port.leaf[:1].isdigit()}
+    by_name = [(port, other) for port in ours for other in theirs if port.leaf == other.leaf and port.leaf in names]
+    for port, other in by_name or zip(ours, theirs, strict=False):
+        values = to_numpy(torch.forward[port]), to_numpy(jax.forward[other])
+        layout = _layout(*values)
+        if layout is None:
+            return
+        yield Pairing(
+            "forward",
+            str(port),
+            str(other),
+            _reader(port, lambda array: array),
+            _reader(other, layout),
+            decides=port.path == "" and port.kind == "output",
+            ports=(port, other),
+        )
+
+
+def _reader(port: Port, layout: Callable[[np.ndarray], np.ndarray]) -> Read:
+    return lambda observation: layout(to_numpy(observation.forward[port]))
+
+
+_LAYOUTS: tuple[tuple[int, Callable[[np.ndarray], np.ndarray]], ...] = (
+    (0, lambda array: array),
+    (3, lambda array: np.moveaxis(array, -1, 1)),  # channels last to channels first
+    (3, lambda array: np.swapaxes(array, 0, 1)),  # batch first to time first
+    (4, lambda array: np.swapaxes(array, 1, 2)),  # heads after time to heads before it
+)
+"""How an array of the JAX side may lie beside torch's, and the dimensions that this takes."""
+
+
+def _layout(torch: np.ndarray, jax: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Find how an array of the JAX side lies beside torch's; None if in no known way.
+
+    Where several fit, as they do if channels, height and width are equal, the one with the smallest difference is
+    meant: no other comes near rounding by accident.
+    """
+    if (torch.dtype.kind == "f") != (jax.dtype.kind == "f"):
+        return None
+    fitting = [layout for least, layout in _LAYOUTS if jax.ndim >= least and layout(jax).shape == torch.shape]
+    if len(fitting) > 1:
+        return min(fitting, key=lambda layout: distance(layout(jax), torch))
+    if fitting:
+        return fitting[0]
+    if torch.size == jax.size and torch.shape[:1] == jax.shape[:1] and jax.ndim > torch.ndim:
+        return lambda array: array.reshape(torch.shape)  # heads apart to heads together
+    return None
