@@ -1,0 +1,163 @@
+"""Random numbers that one side has drawn, and how they fit where the other side draws."""
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class NondeterministicError(Exception):
+    """A run drew other random numbers than the one that it was to repeat. The message says which."""
+
+
+class Draw(NamedTuple):
+    """What one call of a random function gave, on the torch side."""
+
+    kind: str
+    """"bernoulli", "uniform", "normal", "exponential", or for what only torch replays, the operation's name."""
+    value: np.ndarray
+    """In the standard form of its kind: booleans that keep, not scaled; between 0 and 1; mean 0 and variance 1; rate 1."""
+    probability: float | None = None
+    """Of True, where it is the same for all."""
+    backward: bool = False
+    """Drawn in the backward pass, by a checkpoint that computes its forward pass again: it repeats an earlier draw."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.value.shape}"
+
+
+class Site(NamedTuple):
+    """Where the JAX side draws."""
+
+    kind: str
+    """As for `Draw`, or "gumbel", "bits"."""
+    shape: tuple[int, ...]
+    obstacle: str = ""
+    """Why nothing can be replayed there, if so."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.shape}"
+
+
+class Layout(NamedTuple):
+    """How to bring a draw into the shape of a site: reshape, then transpose."""
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def __call__(self, array: Any) -> Any:
+        """Apply it to an array of any framework that has `reshape` and `transpose`."""
+        return array.reshape(self.shape).transpose(self.axes)
+
+
+class Matching(NamedTuple):
+    """Which draw goes where."""
+
+    placed: list[tuple[int, Layout] | None]
+    """For each site the position of its draw, and how to lay it out; None where nothing fits."""
+    unreplayed: list[str]
+    """Each site without a draw and each draw without a site, and why."""
+    guessed: list[str]
+    """Each draw that fits its site in more than one layout, and the one taken."""
+
+
+def layouts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[Layout]:
+    """List the ways in which a mask of torch's may lie in JAX's memory, those that fit `wanted`, without repetition.
+
+    They are: as it is; channels last (NCHW against NHWC); the first two axes exchanged (torch's recurrent layers and
+    attention put time before the batch); heads split from the batch (`torch.nn.MultiheadAttention` draws
+    `(batch * heads, query, key)`), and with other axes of length one.
+    """
+    same = tuple(range(len(shape)))
+    found = [Layout("as it is", shape, same)]
+    if [n for n in shape if n != 1] == [n for n in wanted if n != 1]:
+        found.append(Layout("with other axes of length one", wanted, tuple(range(len(wanted)))))
+    if len(shape) >= 3:
+        found.append(Layout("channels last", shape, (0, *same[2:], 1)))
+        found.append(Layout("first two axes exchanged", shape, (1, 0, *same[2:])))
+    if len(wanted) > 2 and (wanted[0] * wanted[1], *wanted[2:]) == shape:
+        found.append(Layout("heads split", wanted, tuple(range(len(wanted)))))
+    fits: dict[tuple[int, ...], Layout] = {}
+    for layout in found:
+        if tuple(layout.shape[axis] for axis in layout.axes) == wanted:
+            moved = tuple(axis for axis in layout.axes if layout.shape[axis] != 1)
+            fits.setdefault(() if moved == tuple(sorted(moved)) else moved, layout)
+    return list(fits.values())
+
+
+KINDS = {"gumbel": "exponential"}
+"""What torch draws where JAX draws something else: a Gumbel variable is -log of an exponential one."""
+
+
+def match(draws: Sequence[Site], sites: Sequence[Site]) -> Matching:
+    """Pair draws and sites in their order, as many as fit by kind and shape.
+
+    Both sides run the same program, so that usually the n-th draw belongs to the n-th site. Where one side has a draw
+    that the other lacks, the longest common subsequence keeps the others paired; what is left over is `unreplayed`.
+    `draws` are torch's, by kind and shape.
+    """
+
+    @functools.cache
+    def fits(draw: Site, site: Site) -> list[Layout]:
+        same_kind = draw.kind == KINDS.get(site.kind, site.kind)
+        return layouts(draw.shape, site.shape) if same_kind and not site.obstacle else []
+
+    options = [[fits(draw, site) for site in sites] for draw in draws]
+    pairs = _longest(options, len(sites))
+    ranks = [len(draw.shape) for draw in draws]
+    usual = Counter((ranks[i], options[i][j][0].name) for i, j in pairs if len(options[i][j]) == 1)
+    placed: list[tuple[int, Layout] | None] = [None] * len(sites)
+    guessed = []
+    for i, j in pairs:
+        # Of several layouts, the one that is certain for other draws of this rank; else the first.
+        counts = [usual[ranks[i], layout.name] for layout in options[i][j]]
+        placed[j] = (i, options[i][j][counts.index(max(counts))])
+        if len(counts) > 1 and not max(counts):
+            guessed.append(
+                f"torch's draw {i}, {draws[i]}, may lie {' or '.join(layout.name for layout in options[i][j])}: took the "
+                "first. With a batch whose sizes all differ it can be told"
+            )
+    return Matching(placed, _left_over(draws, sites, pairs), guessed)
+
+
+def _longest(options: list[list[list[Layout]]], m: int) -> list[tuple[int, int]]:
+    """The longest common subsequence, as positions in both."""
+    n = len(options)
+    if n == m and all(options[i][i] for i in range(n)):
+        return [(i, i) for i in range(n)]
+    lengths = np.zeros((n + 1, m + 1), int)
+    for i in reversed(range(n)):
+        for j in reversed(range(m)):
+            skip = max(lengths[i + 1, j], lengths[i, j + 1])
+            lengths[i, j] = max(skip, lengths[i + 1, j + 1] + 1) if options[i][j] else skip
+    pairs, i, j = [], 0, 0
+    while i < n and j < m:
+        if options[i][j] and lengths[i, j] == lengths[i + 1, j + 1] + 1:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+        elif lengths[i + 1, j] >= lengths[i, j + 1]:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
+def _left_over(draws: Sequence[Site], sites: Sequence[Site], pairs: list[tuple[int, int]]) -> list[str]:
+    """Explain what has no partner; draws and sites between the same two pairs are likely meant for each other."""
+    messages = []
+    ends = [(-1, -1), *pairs, (len(draws), len(sites))]
+    for (i, j), (next_i, next_j) in zip(ends, ends[1:], strict=False):
+        left, right = list(range(i + 1, next_i)), list(range(j + 1, next_j))
+        for draw, site in zip(left, right, strict=False):
+            reason = sites[site].obstacle or "they do not fit"
+            messages.append(f"torch draws {draws[draw]} where JAX draws {sites[site]}: {reason}")
+        messages += [f"torch draws {draws[draw]} (draw {draw}), JAX does not" for draw in left[len(right) :]]
+        messages += [
+            f"JAX draws {sites[site]} (draw {site}), torch does not"
+            + (f"; {why}" if (why := sites[site].obstacle) else "")
+            for site in right[len(left) :]
+        ]
+    return messages

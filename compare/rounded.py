@@ -1,0 +1,78 @@
+"""Numbers that were rounded to low precision before anybody could stop it, and what they were.
+
+A literal such as `1e-6`, written in a float32 computation, arrives as 9.99999997e-07. In a float64 run that is wrong
+by 3e-9, ten million times float64's rounding, and looks like a bug. What was meant can nearly always be told.
+"""
+
+import functools
+import math
+
+import numpy as np
+
+BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
+"""The significant bits of each low precision, the leading one among them."""
+
+LARGEST = 4096
+"""Arrays with more elements than this are tables, which no one writes out as literals: they are not searched."""
+
+
+def rounded(value: float, bits: int) -> float:
+    """Round to so many significant bits, to nearest even; like the formats themselves, but without limits to 2**n."""
+    fraction, exponent = math.frexp(value)
+    return math.ldexp(round(math.ldexp(fraction, bits)), exponent - bits)
+
+
+def restored(array: np.ndarray, dtype: str = "float32") -> np.ndarray | None:
+    """Give the float64 numbers that were meant by `array`, of the same shape, or None if that cannot be told.
+
+    A number is taken for what was meant if it rounds to the one that is there and is either a short binary fraction,
+    which needs no restoring, or a decimal of no more digits than the format can tell apart, or a number
+    of `_named`, such as 1/3 or sqrt(2/pi). Of the float32 numbers that mean nothing in particular, about one in
+    thirty is mistaken for a decimal of six digits, so that an array is restored only where all its elements are.
+
+    Args:
+        array: Floating-point values of any shape that `dtype` holds exactly, in whatever dtype they are now.
+        dtype: The precision to which they were rounded, a key of `BITS`.
+
+    """
+    values = np.asarray(array, np.float64)
+    with np.errstate(invalid="ignore"):
+        if (np.rint(values) == values).all():
+            return values
+    if values.size > LARGEST:
+        return None
+    different, places = np.unique(values, return_inverse=True)
+    meant = [_meant(float(value), BITS[dtype]) for value in different]
+    if None in meant:
+        return None
+    return np.asarray(meant, np.float64)[places].reshape(values.shape)
+
+
+def _meant(value: float, bits: int) -> float | None:
+    if not math.isfinite(value) or value == int(value):
+        return value
+    numerator = abs(value.as_integer_ratio()[0])
+    if numerator <= 2 ** (bits // 4):
+        return value
+    # As many decimal digits as survive the way there and back: C's FLT_DIG, 6 for float32. With 7, every third number
+    # would pass for a decimal: sqrt(2/pi) reads 0.7978846.
+    for digits in range(int((bits - 1) * math.log10(2))):
+        decimal = float(f"{value:.{digits}e}")
+        if rounded(decimal, bits) == value:
+            return decimal
+    if bits == BITS["float32"]:
+        if (named := _named().get(abs(value))) is not None:
+            return math.copysign(named, value)
+        return value if numerator <= 2 ** (bits // 2) else None
+    return None
+
+
+@functools.cache
+def _named() -> dict[float, float]:
+    """The numbers that programs compute before they round, by their float32 roundings."""
+    constants = [math.pi, math.e, math.log(2), math.log(10), math.log(2 * math.pi), 0.5 * math.log(2 * math.pi)]
+    constants += [math.sqrt(math.pi), math.sqrt(math.pi / 2), math.sqrt(2 * math.pi), 2 * math.pi, math.pi / 2]
+    found = constants + [1 / constant for constant in constants]
+    for n in range(2, 1025):
+        found += [1 / n, 1 / math.sqrt(n), math.sqrt(n)]
+    return {rounded(number, BITS["float32"]): number for number in reversed(found)}
