@@ -1,0 +1,1 @@
+"""Programs that are written twice, for PyTorch and for JAX: what `compare.check` is tried on."""
