@@ -1,11 +1,12 @@
 """The layers of a model, as its framework shows them: names, types, settings and the shapes of their tensors.
 
-Both sides name a tensor by its path, torch as in "encoder.0.weight" and JAX as in "encoder/layers_0/kernel". The weights
-are matched on these lists alone, so that no framework is needed for it.
+Both sides name a tensor by its path, torch as in "encoder.0.weight" and JAX as in "encoder/layers_0/kernel". The
+weights are matched on these lists alone, so that no framework is needed for it.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -64,8 +65,14 @@ class Layer(NamedTuple):
     """Full name to shape; parameters first, then buffers, in the order of their definition."""
 
 
-def torch_layers(model: "torch.nn.Module") -> list[Layer]:
-    """List the layers of a torch module, in the order of definition, under all names that `state_dict()` has."""
+def torch_layers(model: "torch.nn.Module", flattened: Mapping[str, tuple[int, ...]] | None = None) -> list[Layer]:
+    """List the layers of a torch module, in the order of definition, under all names that `state_dict()` has.
+
+    Args:
+        model: Any module.
+        flattened: What `flattened_features` gives, if it was run.
+
+    """
     kept = model.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     several: set[int] = set()
@@ -80,6 +87,7 @@ def torch_layers(model: "torch.nn.Module") -> list[Layer]:
         if tensors:
             settings = {
                 **_settings(module),
+                **({"flattened": flattened[path]} if flattened is not None and path in flattened else {}),
                 "tied": {name: first[id(tensor)] for name, tensor in tensors.items() if id(tensor) in several},
                 "integers": [name for name, tensor in tensors.items() if not tensor.is_floating_point()],
             }
@@ -89,6 +97,57 @@ def torch_layers(model: "torch.nn.Module") -> list[Layer]:
     # What a module adds to its state by other means has a name all the same, and is accounted for.
     extra = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in kept.items() if name not in named}
     return [*layers, *(Layer(name, "", {"kind": ""}, {name: shape}) for name, shape in extra.items())]
+
+
+def flattened_features(model: "torch.nn.Module", inputs: Any) -> dict[str, tuple[int, ...]]:
+    """Run a torch model once, to see which of its linear layers take features flattened from an image.
+
+    Args:
+        model: Any module; it is run in eval mode and without gradients, and left as it was.
+        inputs: An array or tensor, a tuple of them (positional), or a dictionary (keyword).
+
+    Returns:
+        For each linear layer that was run its features' shape `(C, *spatial)`, or () where it takes no such thing.
+
+    """
+    import torch
+
+    found: dict[str, tuple[int, ...]] = {}
+    latest: tuple[int, ...] = ()
+
+    def before(path: str) -> Callable[[torch.nn.Module, tuple[Any, ...]], None]:
+        def see(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+            taken = tuple(args[0].shape) if args else ()
+            flat = len(latest) > 2 and taken[1:] == (math.prod(latest[1:]),) and math.prod(latest[2:]) > 1
+            found.setdefault(path, latest[1:] if flat else ())
+
+        return see
+
+    def after(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        nonlocal latest
+        # A module that only flattens or drops out passes on what it was given.
+        if isinstance(output, torch.Tensor) and (output.ndim > 2 or math.prod(output.shape) != math.prod(latest)):
+            latest = tuple(output.shape)
+
+    handles = []
+    for path, module in model.named_modules():
+        if KINDS.get(type(module).__name__) == "linear":
+            handles.append(module.register_forward_pre_hook(before(path)))
+        if not any(True for _ in module.children()):
+            handles.append(module.register_forward_hook(after))
+    modes = {module: module.training for module in model.modules()}
+    args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+    kwargs = inputs if isinstance(inputs, dict) else {}
+    try:
+        with torch.no_grad():
+            model.eval()
+            model(*map(torch.as_tensor, args), **{name: torch.as_tensor(value) for name, value in kwargs.items()})
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def nnx_variables(model: "nnx.Module") -> dict[str, "nnx.Variable[Any]"]:
@@ -133,7 +192,7 @@ def linen_names(variables: Mapping[str, Any]) -> Names:
     names: Names = {}
     if variables and "params" not in variables:
         raise InputError(
-            f"the variables of a Linen module need the collection 'params', but have {', '.join(map(repr, variables))}; "
+            f"the variables of a Linen module need a collection 'params', but have {', '.join(map(repr, variables))}: "
             "give (module, {'params': params}) if these are the parameters"
         )
 
@@ -201,7 +260,7 @@ def pytree_layers(params: Any) -> list[Layer]:
 def _collect(model: Any, shapes: Mapping[tuple[Any, ...], tuple[int, ...]]) -> list[Layer]:
     """Gather tensors by the module that has them; types are read off `model`, if it is given.
 
-    JAX sorts the keys of every dictionary that it maps over: where keys are sorted, the order of definition may be lost.
+    JAX sorts the keys of every dictionary that it maps over: where they are sorted, their order may mean nothing.
     """
     keys: dict[tuple[Any, ...], list[str]] = {}
     layers: dict[tuple[Any, ...], Layer] = {}
@@ -219,7 +278,9 @@ def _collect(model: Any, shapes: Mapping[tuple[Any, ...], tuple[int, ...]]) -> l
         layers[owner].tensors["/".join(map(str, path))] = shape
     lost = {prefix for prefix, beside in keys.items() if len(beside) > 1 and beside == sorted(beside)}
     return [
-        layer._replace(settings={**layer.settings, "ordered": not any(owner[:n] in lost for n in range(len(owner) + 1))})
+        layer._replace(
+            settings={**layer.settings, "ordered": not any(owner[:n] in lost for n in range(len(owner) + 1))}
+        )
         for owner, layer in layers.items()
     ]
 

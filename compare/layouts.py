@@ -18,7 +18,9 @@ def layouts(torch: Unit, jax: Unit, role: str, a: Slot, b: Slot) -> dict[str, Vi
     There is more than one where shapes alone cannot tell, as of a square matrix; `usual` then may.
     """
     if role != "weight" and not role.startswith("weight_"):
-        return _same(a, b) or ({"merged": (a.view(), b.view(a.shape))} if math.prod(a.shape) == math.prod(b.shape) else {})
+        return _same(a, b) or (
+            {"merged": (a.view(), b.view(a.shape))} if math.prod(a.shape) == math.prod(b.shape) else {}
+        )
     kind = torch.kind or jax.kind
     if kind in GATES:
         return _linear(torch, jax, a, b)
@@ -27,17 +29,17 @@ def layouts(torch: Unit, jax: Unit, role: str, a: Slot, b: Slot) -> dict[str, Vi
     return _WEIGHTS.get(kind, _any)(torch, jax, a, b)
 
 
-def usual(torch: Unit, jax: Unit, role: str, b: Slot) -> str:
-    """Name the layout that JAX's layer has by its framework's convention, or "" where there is none to go by."""
+def usual(torch: Unit, jax: Unit, a: Slot, b: Slot) -> str:
+    """Name the layout that a JAX layer has by its framework's convention, or "" where none is known."""
     if b.leaf in INPUT_FIRST:
-        return "plain" if torch.kind == "transposed" and jax.type == "" else "input first"
-    if jax.kind or jax.kind in GATES:
+        return "input first"
+    if jax.kind:
         return "output first"
-    return "same" if b.leaf == torch.slots[role][0].leaf and not torch.kind else ""
+    return "same" if b.leaf == a.leaf and not torch.kind else ""
 
 
 def _same(a: Slot, b: Slot) -> dict[str, Views]:
-    """Equal but for axes of length one: PReLU's slope is `(1,)` or `()`, Equinox's bias of a convolution `(C, 1, 1)`."""
+    """Equal but for axes of length one: PReLU's slope is `(1,)` or `()`, a bias in Equinox `(C, 1, 1)`."""
     if a.shape == b.shape:
         return {"same": (a.view(), b.view())}
     if [size for size in a.shape if size > 1] == [size for size in b.shape if size > 1]:
@@ -53,9 +55,7 @@ def _linear(torch: Unit, jax: Unit, a: Slot, b: Slot) -> dict[str, Views]:
     mine = a.view(None if len(a.shape) == 2 else (outputs, inputs), (1, 0) if turned else None)
     found: dict[str, Views] = {}
     # Heads are split off the outputs, (E, H, D), or off the inputs, (H, D, E).
-    fits = any(
-        (math.prod(b.shape[:at]), math.prod(b.shape[at:])) == (inputs, outputs) for at in range(1, len(b.shape))
-    )
+    fits = any((math.prod(b.shape[:at]), math.prod(b.shape[at:])) == (inputs, outputs) for at in range(1, len(b.shape)))
     features = torch.settings.get("flattened") or ()
     if fits and not (jax.kind and b.leaf == "weight"):
         if features:
@@ -84,10 +84,12 @@ def _conv(torch: Unit, jax: Unit, a: Slot, b: Slot) -> dict[str, Views]:
 
 
 def _transposed(torch: Unit, jax: Unit, a: Slot, b: Slot) -> dict[str, Views]:
-    """Transposed convolutions: torch's weight is that of the convolution whose gradient they are, `(in, out/groups, *k)`.
+    """Transposed convolutions, whose weight in torch is `(in, out/groups, *k)`.
 
-    Flax's is that of the convolution that they are computed by, whose kernel runs the other way, `(*k, in, out)`; with
-    `transpose_kernel`, torch's, `(*k, out, in)`. Equinox's is `(out, in/groups, *k)`, run the other way.
+    That is the weight of the convolution whose gradient they are. Flax's is that of the convolution that computes
+    them, whose kernel runs the other way, `(*k, in, out)`; with `transpose_kernel` it is torch's, `(*k, out, in)`.
+    Equinox's is `(out, in/groups, *k)` and runs the other way too. Flax has no groups here; a port's own layer may
+    have a kernel `(*k, in/groups, out)` for `jax.lax.conv_general_dilated`.
     """
     groups, kernel = torch.settings.get("groups", 1), a.shape[2:]
     size, inputs, outputs = len(kernel), a.shape[0] // groups, a.shape[1]

@@ -1,6 +1,6 @@
 """Which unit of one side is which of the other: by kinds and shapes, by names, and by order.
 
-A pairing is accepted only where exchanging any two partners would make it worse. Where it would not, the map is ambiguous.
+A pairing is accepted only where to exchange any two partners would make it worse. Otherwise the map is ambiguous.
 """
 
 import itertools
@@ -106,7 +106,7 @@ def pair(
         if i not in partner and j not in taken:
             partner[i] = j
             taken.add(j)
-    ambiguous = _settle(partner, fits.keys(), score, lambda i, k, j, m: _has_roles(mine[i], mine[k], theirs[j], theirs[m]))
+    ambiguous = _settle(partner, fits, score, lambda i, k, j, m: _has_roles(mine[i], mine[k], theirs[j], theirs[m]))
     pairs = {i: Pair(torch[i], jax[j], fits[i, j]) for i, j in partner.items()}
     return Pairing(
         [pairs[i] for i in sorted(pairs)],
@@ -141,7 +141,7 @@ def _in_order(
     groups: dict[frozenset[int], list[int]] = {}
     for i, among in candidates.items():
         groups.setdefault(among, []).append(i)
-    found = set()
+    found: set[tuple[int, int]] = set()
     for among, group in groups.items():
         known = all(torch[i].path in order[0] for i in group) and all(jax[j].path in order[1] for j in among)
         if known and len(group) == len(among):
@@ -153,7 +153,7 @@ def _in_order(
 
 def _settle(
     partner: dict[int, int],
-    fits: Mapping[tuple[int, int], object] | set[tuple[int, int]],
+    fits: Mapping[tuple[int, int], object],
     score: Callable[[int, int], tuple[int, int, int]],
     has_roles: Callable[[int, int, int, int], bool],
 ) -> list[tuple[int, int]]:
@@ -178,6 +178,9 @@ def _settle(
 
 def _has_roles(a: names.Path, b: names.Path, c: names.Path, d: names.Path) -> bool:
     def differ(one: names.Path, other: names.Path) -> bool:
-        return bool(names.ROLES & (frozenset().union(*(word.tokens for word in one)) ^ frozenset().union(*(word.tokens for word in other))))
+        return bool(
+            names.ROLES
+            & (frozenset().union(*(word.tokens for word in one)) ^ frozenset().union(*(word.tokens for word in other)))
+        )
 
     return differ(a, b) or differ(c, d)

@@ -7,7 +7,7 @@ query, key and value, or three. A unit has a slot for each part of a tensor that
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ class Unit:
     type: str
     kind: str
     settings: Mapping[str, Any]
-    slots: dict[str, tuple[Slot, ...]] = field(default_factory=dict)
+    slots: "Slots"
     """By role: "weight", "bias", "mean", "var"; "weight_ih.0" of a gate. Two slots of one role add up."""
 
     @property
@@ -92,6 +92,8 @@ class Unit:
         """How many numbers each role has, whatever their layout."""
         return {role: math.prod(slots[0].shape) for role, slots in self.slots.items()}
 
+
+Slots = dict[str, tuple[Slot, ...]]
 
 ROLES = {
     leaf: role
@@ -111,10 +113,10 @@ GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 """Both sides have them in the same order: i, f, g, o, and r, z, n."""
 
 CELLS = {
-    **{frozenset(f"{side}{gate}" for side in "ih" for gate in "ifgo"): ("lstm", "ifgo")},
-    **{frozenset(f"{side}{gate}" for side in "ih" for gate in "rzn"): ("gru", "rzn")},
-    **{frozenset(("dense_i", "dense_h")): ("", "")},
-    **{frozenset("ih"): ("rnn", "")},
+    frozenset(("ii", "if", "ig", "io", "hi", "hf", "hg", "ho")): ("lstm", "ifgo"),
+    frozenset(("ir", "iz", "in", "hr", "hz", "hn")): ("gru", "rzn"),
+    frozenset(("dense_i", "dense_h")): ("", ""),
+    frozenset(("i", "h")): ("rnn", ""),
 }
 """Flax's recurrent cells, by the names of the layers in them: their kind and gates."""
 
@@ -177,18 +179,17 @@ def _by_role(unit: Unit, split: bool) -> list[Unit]:
 
 
 def _input_first(unit: Unit, slot: Slot) -> bool:
-    return unit.type == "Conv1D" if "groups" in unit.settings or "tied" in unit.settings else slot.leaf in INPUT_FIRST
+    return unit.type == "Conv1D" or slot.leaf in INPUT_FIRST
 
 
 def _split(unit: Unit, slots: dict[str, Slot], axes: dict[str, int]) -> list[Unit]:
     made = []
     for at, name in enumerate(("query", "key", "value")):
-        parts = {}
+        parts: Slots = {}
         for role, slot in slots.items():
             size = slot.shape[axes[role]] // 3
             parts[role] = (slot.cut(slice(at * size, (at + 1) * size), axes[role]),)
-        path = f"{unit.path}.{name}" if unit.path else name
-        made.append(Unit(path, "Linear", "linear", unit.settings, parts))
+        made.append(Unit(".".join(filter(None, (unit.path, name))), unit.type, "linear", unit.settings, parts))
     return made
 
 
@@ -196,28 +197,29 @@ def _attention(unit: Unit, split: bool) -> list[Unit]:
     """`torch.nn.MultiheadAttention`: `in_proj_weight` (3E, E), or three weights where kdim or vdim differ."""
     slots = {leaf: slots[0] for leaf, slots in unit.slots.items()}
     bias = slots.pop("in_proj_bias", None)
+
+    def named(name: str, weight: Slot, bias: Slot | None) -> Unit:
+        parts: Slots = {"weight": (weight,), **({"bias": (bias,)} if bias else {})}
+        return Unit(".".join(filter(None, (unit.path, name))), unit.type, "linear", unit.settings, parts)
+
     made: list[Unit] = []
     if "in_proj_weight" in slots:
-        roles = {"weight": slots.pop("in_proj_weight"), **({"bias": bias} if bias else {})}
-        if split:
-            made = _split(unit, roles, dict.fromkeys(roles, 0))
-        else:
-            path = f"{unit.path}.qkv"
-            made = [Unit(path, "Linear", "linear", unit.settings, {role: (slot,) for role, slot in roles.items()})]
-    for at, (leaf, name) in enumerate((("q_proj_weight", "query"), ("k_proj_weight", "key"), ("v_proj_weight", "value"))):
-        if leaf in slots:
-            weight = slots.pop(leaf)
-            size = weight.shape[0]
-            parts = {"weight": (weight,), **({"bias": (bias.cut(slice(at * size, (at + 1) * size)),)} if bias else {})}
-            made.append(Unit(f"{unit.path}.{name}", "Linear", "linear", unit.settings, parts))
+        fused = named("qkv", slots.pop("in_proj_weight"), bias)
+        whole = {role: slots[0] for role, slots in fused.slots.items()}
+        made = _split(unit, whole, dict.fromkeys(whole, 0)) if split else [fused]
+    for at, name in enumerate(("query", "key", "value")):
+        if f"{name[0]}_proj_weight" in slots:
+            weight = slots.pop(f"{name[0]}_proj_weight")
+            rows = slice(at * weight.shape[0], (at + 1) * weight.shape[0])
+            made.append(named(name, weight, bias.cut(rows) if bias else None))
     return made + [Unit(slot.name, "", "", unit.settings, {"weight": (slot,)}) for slot in slots.values()]
 
 
 def _recurrent(unit: Unit) -> list[Unit]:
     """Cut each layer and direction of an LSTM, GRU or RNN into its gates.
 
-    torch calls its tensors weight_ih_l0_reverse and the like; a cell, and Equinox's, weight_ih. Equinox has one bias, and
-    its GRU a bias_n of the hidden side. Biases that are only ever added share a role. A GRU's last gate multiplies
+    torch calls its tensors weight_ih_l0_reverse and the like; a cell, and Equinox's, weight_ih. Equinox has one bias,
+    and its GRU a bias_n of the hidden side. Biases that are only ever added share a role. A GRU's last gate multiplies
     its hidden side, bias included, by another, so that the two are not alike there.
     """
     gates = GATES[unit.kind]
@@ -227,14 +229,18 @@ def _recurrent(unit: Unit) -> list[Unit]:
         which = next((part for part in parts if part[0] == "l" and part[1:].isdigit()), "")
         reverse = "reverse" if parts[-1] == "reverse" else ""
         path = ".".join(filter(None, (unit.path, which, reverse)))
-        cell = made.setdefault(path, Unit(path, unit.type, unit.kind, unit.settings))
+        cell = made.setdefault(path, Unit(path, unit.type, unit.kind, unit.settings, {}))
         side = "hh" if leaf == "bias_n" or "hh" in parts else "hr" if "hr" in parts else "ih"
         for gate in range(gates):
             only_last = leaf == "bias_n"
             if only_last and gate < gates - 1:
                 continue
             size = slot.shape[0] if only_last or side == "hr" else slot.shape[0] // gates
-            part = slot.cut(slice(0, size)) if only_last or side == "hr" else slot.cut(slice(gate * size, (gate + 1) * size))
+            part = (
+                slot.cut(slice(0, size))
+                if only_last or side == "hr"
+                else slot.cut(slice(gate * size, (gate + 1) * size))
+            )
             _gate(cell, parts[0], side, gate, part)
             if side == "hr":
                 break
@@ -253,30 +259,34 @@ def _cells(whole: list[Unit]) -> list[Unit]:
     for unit in whole:
         parent, _, name = unit.path.rpartition("/")
         inside.setdefault(parent, {})[name.rstrip("_")] = unit
-    made = []
+    cells = {
+        parent: cell for parent, among in inside.items() if frozenset(among) in CELLS and (cell := _cell(parent, among))
+    }
+    made: dict[str, Unit] = {}
     for unit in whole:
-        parent, _, name = unit.path.rpartition("/")
-        among = inside[parent]
-        if (found := CELLS.get(frozenset(among))) is None:
-            made.append(unit)
-        elif unit is next(iter(among.values())):
-            made.append(_cell(parent, among, *found))
-    return made
+        parent = unit.path.rpartition("/")[0]
+        cell = cells.get(parent, unit)
+        made.setdefault(cell.path if parent in cells else unit.path, cell)
+    return list(made.values())
 
 
-def _cell(path: str, among: dict[str, Unit], kind: str, names: str) -> Unit:
-    def slots(unit: Unit) -> dict[str, Slot]:
-        return {ROLES[leaf]: slots[0] for leaf, slots in unit.slots.items()}
-
+def _cell(path: str, among: dict[str, Unit]) -> Unit | None:
+    """Make one unit of a cell's layers, or give None if they are no cell after all."""
+    kind, names = CELLS[frozenset(among)]
+    if not all(leaf in ROLES for unit in among.values() for leaf in unit.slots):
+        return None
+    layers = {name: {ROLES[leaf]: slots[0] for leaf, slots in unit.slots.items()} for name, unit in among.items()}
     if not kind:
-        _, hidden = slots(among["dense_h"])["weight"].shape[-2:]
-        count = hidden // slots(among["dense_h"])["weight"].shape[-2]
-        kind = next(kind for kind, gates in GATES.items() if gates == count)
-    cell = Unit(path, "", kind, {**next(iter(among.values())).settings, "kind": kind})
+        hidden, outputs = layers["dense_h"]["weight"].shape[-2:]
+        kind = next((kind for kind, gates in GATES.items() if gates * hidden == outputs), "")
+    if not kind:
+        return None
+    settings = {**next(iter(among.values())).settings, "kind": kind}
+    cell = Unit(path, "", kind, settings, {})
     for side in "ih":
         for gate in range(GATES[kind]):
             name = f"{side}{names[gate]}" if names else side if side in among else f"dense_{side}"
-            for role, slot in slots(among[name]).items():
+            for role, slot in layers[name].items():
                 size = slot.shape[-1] // (1 if names else GATES[kind])
                 part = slot if names else slot.cut(slice(gate * size, (gate + 1) * size), len(slot.shape) - 1)
                 _gate(cell, role, f"{side}h", gate, part)
