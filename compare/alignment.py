@@ -34,6 +34,8 @@ class Pairing(NamedTuple):
     """Whether a difference is a mismatch by itself. What happens inside a model only says where one comes from."""
     ports: tuple[Port, Port] | None = None
     """Torch's and the JAX side's, in the forward stage."""
+    to_jax: Callable[[np.ndarray], np.ndarray] | None = None
+    """In the forward stage: gives an array of the torch side the JAX side's layout."""
 
 
 class Alignment(NamedTuple):

@@ -1,7 +1,8 @@
 """Compare a PyTorch model, its loss and its optimizer with a JAX port: `compare.check`."""
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ from compare import weights as mapping
 from compare.alignment import Alignment, align_training, to_numpy
 from compare.batch import Batch
 from compare.device import on, resolve, taking_turns
-from compare.engine import Streams, first_divergence, follow, weigh_noise
+from compare.draws import Draw
+from compare.engine import Followed, Streams, first_divergence, follow, independent_divergences, weigh_noise
 from compare.jax_side import Flax, Jax, JaxRun
 from compare.modules import align_modules
 from compare.observation import Observation, Port, Stream
 from compare.problem import InputError
-from compare.report import Report, Run, settings
+from compare.lift_torch import ControlledRun
+from compare.report import Divergence, Report, Run, settings
 from compare.torch_side import Record, Torch, TorchRun
 
 
@@ -92,6 +95,7 @@ class Comparison:
         self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
         self.training = torch.model.training
         self.overwritten: frozenset[Port] = frozenset()
+        self.draws: list[list[Draw]] = []
         self._probe()
         jax_run = JaxRun(jax, "float32", training=self.training)
         jax_run.probe(batches[0])
@@ -126,18 +130,18 @@ class Comparison:
     def report(self, name: str, steps: int, progress: Callable[[], None]) -> Report:
         """Follow both sides, and tell what was found."""
         streams = Streams(
-            self._steps(self.torch_run("float32")),
-            self._steps(self.torch_run("float64")),
-            self._steps(self.jax_run("float64")),
-            self._steps(self.jax_run("float32")),
+            self._torch_steps(self.torch_run("float32"), record=True),
+            self._torch_steps(self.torch_run("float64")),
+            self._jax_steps(self.jax_run("float64")),
+            self._jax_steps(self.jax_run("float32")),
         )
         followed = follow(streams, self.align, steps, progress)
-        divergence = first_divergence(followed)
+        divergence, others = first_divergence(followed), []
         if divergence:
-            perturbed = self.torch_run("float64")
-            perturbed.perturb(seed=0)
-            weigh_noise(followed, self._steps(self.torch_run("float64")), self._steps(perturbed))
+            self._weigh_noise(followed)
             divergence = first_divergence(followed)
+        if divergence:
+            others = self._independent(followed, divergence)
         losses = followed.losses
         return Report(
             name,
@@ -148,11 +152,49 @@ class Comparison:
             [],
             settings(steps, self.device),
             followed.not_compared,
+            others,
             stages=True,
         )
 
-    def _steps(self, run: TorchRun | JaxRun) -> Stream:
-        return (run.step(batch) for batch in itertools.cycle(self.batches))
+    def _torch_steps(self, run: TorchRun, *, record: bool = False) -> Stream:
+        """Take torch's steps; what the first run of a comparison draws at random, the others get as well."""
+        for number, batch in enumerate(itertools.cycle(self.batches)):
+            replay = None if record else self.draws[number]
+            with ControlledRun(lift=run.lifted, replay=replay) as controlled:
+                seen = run.step(batch)
+            if record:
+                self.draws.append(controlled.draws)
+            yield seen
+
+    def _jax_steps(self, run: JaxRun) -> Stream:
+        for number, batch in enumerate(itertools.cycle(self.batches)):
+            yield run.step(batch, self.draws[number])
+
+    def _weigh_noise(self, followed: Followed) -> None:
+        perturbed = self.torch_run("float64")
+        perturbed.perturb(seed=0)
+        weigh_noise(followed, self._torch_steps(self.torch_run("float64")), self._torch_steps(perturbed))
+
+    def _independent(self, followed: Followed, first: Divergence) -> list[Divergence]:
+        """Start every part of every step from the torch side's values, and list all that differs by itself."""
+        torch, jax = self.torch_run("float64"), self.jax_run("float64")
+        forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
+
+        def steps() -> Iterator[tuple[Observation, Observation]]:
+            stream = self._torch_steps(torch)
+            for number in range(len(followed.quantities[0].error64)):
+                jax.load(mapping.to_jax(self.links, torch.arrays(), jax.arrays()))
+                seen = next(stream)
+                given = {p.ports[1]: p.to_jax(p.torch_array(seen)) for p in forward if p.ports and p.to_jax}
+                gradients = {name: to_numpy(gradient) for name, gradient in seen.gradients.items()}
+                shared = [dataclasses.replace(link, adds=False) for link in self.links if link.torch in gradients]
+                given_gradients = mapping.to_jax(shared, gradients, jax.arrays())
+                batch = self.batches[number % len(self.batches)]
+                yield seen, jax.step(batch, self.draws[number], (given, given_gradients))
+
+        skipped = ("gradient", "update", "parameters")
+        found = independent_divergences(followed, steps(), lambda pairing: pairing.stage in skipped)
+        return [each for each in found if (each.stage, each.torch) != (first.stage, first.torch)]
 
     def align(self, torch: Observation, jax: Observation) -> Alignment:
         """Pair everything that a step of both sides shows."""

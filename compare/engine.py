@@ -1,5 +1,6 @@
 """Both sides through the same steps, in both precisions, and what differs first."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -113,39 +114,58 @@ def weigh_noise(followed: Followed, torch64: Stream, perturbed: Stream) -> None:
 
 
 def first_divergence(followed: Followed) -> Divergence | None:
-    """The first difference beyond rounding, in order of computation; None if nothing that decides differs."""
+    """The first difference beyond rounding, in order of computation; None if nothing that decides differs.
+
+    What goes into a module counts only where what comes out differs too: a mask may be written in another way.
+    """
     wrong = [quantity.ratio > FACTOR for quantity in followed.quantities]
     deciding = [int(np.argmax(w)) for p, w in zip(followed.pairings, wrong, strict=True) if p.decides and w.any()]
     if not deciding:
         return None
     step = min(deciding)
-    return divergence_at(step, followed, [bool(w[step]) for w in wrong])
-
-
-def divergence_at(step: int, followed: Followed, wrong: Iterable[bool]) -> Divergence | None:
-    """The first of the quantities that are `wrong` at a step, and where in the model that is.
-
-    What goes into a module counts only where what comes out differs too: a mask may be written in another way.
-    """
-    pairings, quantities, wrong = followed.pairings, followed.quantities, list(wrong)
-    wrong_outputs = {
-        pairing.ports[0][:2]
-        for pairing, is_wrong in zip(pairings, wrong, strict=True)
-        if is_wrong and pairing.ports and pairing.ports[0].kind == "output"
-    }
+    at_step = [pairing for pairing, w in zip(followed.pairings, wrong, strict=True) if w[step]]
+    outputs = {pairing.ports[0][:2] for pairing in at_step if pairing.ports and pairing.ports[0].kind == "output"}
     before: Pairing | None = None
-    for pairing, quantity, is_wrong in zip(pairings, quantities, wrong, strict=True):
+    for pairing, quantity, w in zip(followed.pairings, followed.quantities, wrong, strict=True):
         port = pairing.ports and pairing.ports[0]
-        if is_wrong and (port is None or port.kind == "output" or port[:2] in wrong_outputs):
-            return Divergence(
-                step,
-                pairing.stage,
-                *_place(pairing, before),
-                quantity.error64[step],
-                float(quantity.rounding[step]),
-            )
+        if w[step] and (port is None or port.kind == "output" or port[:2] in outputs):
+            return divergence(step, pairing, quantity, before)
         before = pairing
     return None
+
+
+def divergence(step: int, pairing: Pairing, quantity: Quantity, before: Pairing | None) -> Divergence:
+    """Describe a difference, and where in the model it is: `before` is the last thing that did not differ."""
+    return Divergence(
+        step, pairing.stage, *_place(pairing, before), quantity.error64[step], float(quantity.rounding[step])
+    )
+
+
+def independent_divergences(
+    followed: Followed, steps: Iterable[tuple[Observation, Observation]], skipped: Callable[[Pairing], bool]
+) -> list[Divergence]:
+    """The first step at which each quantity differs where every part of a step starts from the torch side's values.
+
+    Args:
+        followed: What following both sides has found: torch's rounding.
+        steps: Of the torch and the JAX side, in float64, each part of the JAX side's from torch's values.
+        skipped: What these steps do not show.
+
+    """
+    fresh = [dataclasses.replace(quantity, error64=[]) for quantity in followed.quantities]
+    for torch, jax in steps:
+        for pairing, quantity in zip(followed.pairings, fresh, strict=True):
+            quantity.add_difference(pairing.jax_array(jax), pairing.torch_array(torch))
+    found = []
+    before: Pairing | None = None
+    for pairing, quantity in zip(followed.pairings, fresh, strict=True):
+        if skipped(pairing):
+            continue
+        wrong = quantity.ratio > FACTOR
+        if wrong.any():
+            found.append(divergence(int(np.argmax(wrong)), pairing, quantity, before))
+        before = pairing
+    return found
 
 
 def _place(pairing: Pairing, before: Pairing | None) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from compare.observation import Observation, Port
 from compare.problem import InputError
 from compare import weights
 from compare.layers import Layer
+from compare.lift_jax import lift, lift_nnx
 
 if TYPE_CHECKING:
     import optax
@@ -135,11 +136,11 @@ class Jax:
             values = iter(jax.tree.leaves(params))
             whole = [next(values) if is_trained else leaf for leaf, is_trained in zip(fixed, trained, strict=True)]
             kwargs = _mode(self.apply, kwargs, training)
-            output = record.call("", functools.partial(self.apply, structure.unflatten(whole)), args, kwargs)
+            output = record.call("", functools.partial(self.apply, jax.tree.unflatten(structure, whole)), args, kwargs)
             return output, buffers, rngs
 
-        params = structure.unflatten([leaf if is_trained else None for leaf, is_trained in zip(flat, trained, strict=True)])
-        return Functional(_cast(params, dtype), (), (), apply)
+        chosen = [leaf if is_trained else None for leaf, is_trained in zip(flat, trained, strict=True)]
+        return Functional(_cast(jax.tree.unflatten(structure, chosen), dtype), (), (), apply)
 
 
 def _kind(value: Any) -> str:
@@ -194,9 +195,7 @@ def _nnx(model: Any, dtype: str, training: bool) -> Functional:
     copied = nnx.clone(model)
     copied.train() if training else copied.eval()
     if dtype == "float64":
-        for _, module in nnx.iter_modules(copied):
-            for key, value in vars(module).items():
-                if key in ("dtype","param_dtype") and value is not None: setattr(module, key, np.float64)
+        lift_nnx(copied)
     graph, params, rngs, buffers = nnx.split(copied, nnx.Param, nnx.RngState, ...)
 
     def apply(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any, record: Any) -> Any:
@@ -346,7 +345,8 @@ class JaxRun:
         self.modules: dict[str, Any] = {}
         self.hidden: dict[str, None] = {}
         self.unreplayed: list[str] = []
-        self._ports: list[Port] = []
+        self.ports: list[Port] = []
+        self._given: tuple[Port, ...] = ()
         with self._precision():
             functional = side.functional(dtype, training=training)
             self.params, self.buffers, self.rngs, self._apply = functional
@@ -355,7 +355,9 @@ class JaxRun:
         self.param_names = names(self.params)
         self.buffer_names = names(self.buffers, collections=linen)
         self.state_names = names(self.state)
-        self._step = jax.jit(self._traced)
+        self.pinned: list[str] = []
+        """What could not be lifted to float64, for a person to read."""
+        self._step = jax.jit(lift(self._traced, self.pinned) if dtype == "float64" else self._traced)
 
     def _precision(self) -> Any:
         # Entered anew for each step: between two steps the other precision has its turn.
@@ -367,9 +369,11 @@ class JaxRun:
         """Trace the forward pass, without running it, to see which modules it calls."""
         import jax
 
+        def traced(*arguments: Any) -> Any:
+            self._forward(*arguments)
+
         with self._precision():
-            inputs, _ = self.arguments(batch)
-            jax.eval_shape(lambda *state: self._forward(*state)[0], self.params, self.buffers, self.rngs, inputs)
+            jax.eval_shape(traced, self.params, self.buffers, self.rngs, self.arguments(batch)[0])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give parameters and buffers by name."""
@@ -383,28 +387,30 @@ class JaxRun:
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace parameters and buffers, by name; the optimizer's state starts afresh."""
-        import jax
-
-        def replaced(tree: Any, names: list[str]) -> Any:
-            values, structure = jax.tree.flatten(tree)
-            import jax.numpy as jnp
-
-            return structure.unflatten(
-                [
-                    jnp.array(arrays[name], value.dtype) if name in arrays else value
-                    for name, value in zip(names, values, strict=True)
-                ]
-            )
-
         with self._precision():
-            self.params = replaced(self.params, self.param_names)
-            self.buffers = replaced(self.buffers, self.buffer_names)
+            self.params = self._replaced(self.params, self.param_names, arrays)
+            self.buffers = self._replaced(self.buffers, self.buffer_names, arrays)
             self.state = self.side.optimizer.init(self.params) if self.side.optimizer else ()
 
-    def _forward(self, params: Any, buffers: Any, rngs: Any, inputs: Any) -> tuple[Any, JaxRecord, Any, Any]:
+    @staticmethod
+    def _replaced(tree: Any, names: list[str], arrays: Mapping[str, np.ndarray]) -> Any:
+        """Replace those leaves of a pytree that are among `arrays`, by copies."""
+        import jax
+        import jax.numpy as jnp
+
+        values, structure = jax.tree.flatten(tree)
+        replaced = [
+            jnp.array(arrays[name], value.dtype) if name in arrays else value
+            for name, value in zip(names, values, strict=True)
+        ]
+        return jax.tree.unflatten(structure, replaced)
+
+    def _forward(
+        self, params: Any, buffers: Any, rngs: Any, inputs: Any, given: Mapping[Port, Any] | None = None
+    ) -> tuple[Any, JaxRecord, Any, Any]:
         from flax.errors import FlaxError
 
-        record = JaxRecord()
+        record = JaxRecord(given)
         args, kwargs = inputs
         try:
             output, buffers, rngs = self._apply(params, buffers, rngs, args, kwargs, record)
@@ -415,16 +421,19 @@ class JaxRun:
                 f"the {self.side.name} model does not take the batch, {Batch(*inputs)}: {error}. "
                 "Adapt the batch with batch= where this side needs another layout or other names"
             ) from error
-        self.modules, self.hidden, self._ports = record.modules, record.hidden, list(record.seen)
+        self.modules, self.hidden, self.ports = record.modules, record.hidden, list(record.seen)
         return output, record, buffers, rngs
 
-    def _traced(self, params: Any, buffers: Any, rngs: Any, state: Any, inputs: Any, target: Any, draws: Any) -> Any:
+    def _traced(
+        self, params: Any, buffers: Any, rngs: Any, state: Any, inputs: Any, target: Any, draws: Any, given: Any
+    ) -> Any:
         """One step, as JAX compiles it."""
         import jax
         import optax
 
         def compute(params: Any) -> Any:
-            output, record, after, generators = self._forward(params, buffers, rngs, inputs)
+            ports = dict(zip(self._given, given[0], strict=True)) if given else None
+            output, record, after, generators = self._forward(params, buffers, rngs, inputs, ports)
             loss = None
             if self.side.loss is not None:
                 loss = checked_loss(self.side.name, self.side.loss, output, target)
@@ -436,10 +445,10 @@ class JaxRun:
                 _, (seen, buffers, rngs) = compute(params)
                 return None, (), (), params, buffers, rngs, state, seen
             (loss, (seen, buffers, rngs)), gradients = jax.value_and_grad(compute, has_aux=True)(params)
-        updates: Any = ()
-        if self.side.optimizer is not None:
-            updates, state = self.side.optimizer.update(gradients, state, params)
-            params = optax.apply_updates(params, updates)
+            updates: Any = ()
+            if self.side.optimizer is not None:
+                updates, state = self.side.optimizer.update(given[1] if given else gradients, state, params)
+                params = optax.apply_updates(params, updates)
         return loss, gradients, updates, params, buffers, rngs, state, seen
 
     def arguments(self, batch: Batch) -> tuple[Any, Any]:
@@ -454,14 +463,27 @@ class JaxRun:
         inputs, target = adapted(batch, self.side.batch)
         return called(inputs, convert), mapped(target, convert)
 
-    def step(self, batch: Batch, draws: Any = ()) -> Observation:
-        """Take one step: forward, and as far as there is a loss and an optimizer, backward and update."""
+    def step(
+        self,
+        batch: Batch,
+        draws: Any = (),
+        given: tuple[Mapping[Port, np.ndarray], Mapping[str, np.ndarray]] | None = None,
+    ) -> Observation:
+        """Take one step: forward, and as far as there is a loss and an optimizer, backward and update.
+
+        With values `given` for modules' inputs and outputs, and for gradients, each part of the step starts from
+        these, and shows what it makes of them.
+        """
         import jax
 
         with self._precision():
             inputs, target = self.arguments(batch)
+            values = ()
+            if given is not None:
+                self._given = tuple(given[0])
+                values = tuple(given[0].values()), self._replaced(self.params, self.param_names, given[1])
             loss, gradients, updates, self.params, self.buffers, self.rngs, self.state, seen = self._step(
-                self.params, self.buffers, self.rngs, self.state, inputs, target, draws
+                self.params, self.buffers, self.rngs, self.state, inputs, target, draws, values
             )
         trained = self.side.optimizer is not None
 
@@ -475,7 +497,7 @@ class JaxRun:
             parameters=named(self.params, self.param_names) if trained else {},
             optimizer=named(self.state, self.state_names) if trained else {},
             buffers=named(self.buffers, self.buffer_names),
-            forward=dict(zip(self._ports, seen, strict=True)),
+            forward=dict(zip(self.ports, seen, strict=True)),
         )
 
 

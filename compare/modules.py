@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,8 @@ from compare.alignment import NotCompared, Pairing, Read, to_numpy
 from compare.observation import Observation, Port
 from compare.verdict import distance
 from compare.weights import Link
+
+Rearrange = Callable[[np.ndarray], np.ndarray]
 
 Call = tuple[str, int]
 """A module's path, and which of its calls within the step."""
@@ -46,26 +48,15 @@ def align_modules(
                 lonely.append((call, ours[0]))
     pairings.sort(key=lambda pairing: rank[pairing.ports[0]] if pairing.ports else 0)
     not_compared = [
-        NotCompared(
-            "torch",
-            str(port),
-            "its partner's output has another structure or shape"
-            if call in partners
-            else "no module of the other side holds the same weights; what it computes goes into modules that are compared",
-        )
-        for call, port in lonely
+        NotCompared("torch", str(port), _OTHER_STRUCTURE if call in partners else _ALONE) for call, port in lonely
     ]
     met = set(partners.values())
-    not_compared += [
-        NotCompared(
-            "jax",
-            str(ports[-1]),
-            "no module of the torch side holds the same weights; what it computes goes into modules that are compared",
-        )
-        for call, ports in jax_calls.items()
-        if call not in met
-    ]
+    not_compared += [NotCompared("jax", str(ports[-1]), _ALONE) for call, ports in jax_calls.items() if call not in met]
     return pairings, not_compared
+
+
+_OTHER_STRUCTURE = "its partner's output has another structure or shape"
+_ALONE = "no module of the other side holds the same weights; modules that are compared take what it gives"
 
 
 def _calls(forward: Iterable[Port]) -> dict[Call, list[Port]]:
@@ -172,26 +163,36 @@ def _tensors(ours: list[Port], theirs: list[Port], torch: Observation, jax: Obse
             str(port),
             str(other),
             _reader(port, lambda array: array),
-            _reader(other, layout),
+            _reader(other, layout.to_torch),
             decides=port.path == "" and port.kind == "output",
             ports=(port, other),
+            to_jax=layout.to_jax,
         )
 
 
-def _reader(port: Port, layout: Callable[[np.ndarray], np.ndarray]) -> Read:
+def _reader(port: Port, layout: Rearrange) -> Read:
     return lambda observation: layout(to_numpy(observation.forward[port]))
 
 
-_LAYOUTS: tuple[tuple[int, Callable[[np.ndarray], np.ndarray]], ...] = (
-    (0, lambda array: array),
-    (3, lambda array: np.moveaxis(array, -1, 1)),  # channels last to channels first
-    (3, lambda array: np.swapaxes(array, 0, 1)),  # batch first to time first
-    (4, lambda array: np.swapaxes(array, 1, 2)),  # heads after time to heads before it
+class Layout(NamedTuple):
+    """How an array of the JAX side lies beside torch's."""
+
+    dimensions: int
+    """How many it takes, at least."""
+    to_torch: Rearrange
+    to_jax: Rearrange
+
+
+_LAYOUTS = (
+    Layout(0, lambda array: array, lambda array: array),
+    # Channels last to channels first, batch first to time first, and heads after time to heads before it.
+    Layout(3, lambda array: np.moveaxis(array, -1, 1), lambda array: np.moveaxis(array, 1, -1)),
+    Layout(3, lambda array: np.swapaxes(array, 0, 1), lambda array: np.swapaxes(array, 0, 1)),
+    Layout(4, lambda array: np.swapaxes(array, 1, 2), lambda array: np.swapaxes(array, 1, 2)),
 )
-"""How an array of the JAX side may lie beside torch's, and the dimensions that this takes."""
 
 
-def _layout(torch: np.ndarray, jax: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
+def _layout(torch: np.ndarray, jax: np.ndarray) -> Layout | None:
     """Find how an array of the JAX side lies beside torch's; None if in no known way.
 
     Where several fit, as they do if channels, height and width are equal, the one with the smallest difference is
@@ -199,11 +200,12 @@ def _layout(torch: np.ndarray, jax: np.ndarray) -> Callable[[np.ndarray], np.nda
     """
     if (torch.dtype.kind == "f") != (jax.dtype.kind == "f"):
         return None
-    fitting = [layout for least, layout in _LAYOUTS if jax.ndim >= least and layout(jax).shape == torch.shape]
+    fitting = [each for each in _LAYOUTS if jax.ndim >= each.dimensions and each.to_torch(jax).shape == torch.shape]
     if len(fitting) > 1:
-        return min(fitting, key=lambda layout: distance(layout(jax), torch))
+        return min(fitting, key=lambda layout: distance(layout.to_torch(jax), torch))
     if fitting:
         return fitting[0]
     if torch.size == jax.size and torch.shape[:1] == jax.shape[:1] and jax.ndim > torch.ndim:
-        return lambda array: array.reshape(torch.shape)  # heads apart to heads together
+        heads_apart, together = jax.shape, torch.shape
+        return Layout(0, lambda array: array.reshape(together), lambda array: array.reshape(heads_apart))
     return None

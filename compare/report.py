@@ -90,6 +90,9 @@ class Report:
     """What makes the run repeatable: steps, seed, device, versions."""
     not_compared: list[NotCompared] = field(default_factory=list)
     """What one side has and the other has not, with the reason."""
+    others: list[Divergence] = field(default_factory=list)
+    """What differs besides the first divergence, and not because of it: found with every part of a step started from
+    the torch side's values."""
     stages: bool = False
     """Whether to show what was compared, stage by stage."""
 
@@ -136,6 +139,7 @@ class Report:
             "verdict": str(self.verdict),
             "verdicts": [str(verdict) for verdict in self.verdicts],
             "divergence": self.divergence and dataclasses.asdict(self.divergence),
+            "others": [dataclasses.asdict(other) for other in self.others],
             "notes": [dataclasses.asdict(note) for note in self.notes],
             "settings": self.settings,
             "sides": {
@@ -278,6 +282,9 @@ def _explanation(report: Report) -> Iterator[str]:
         if divergence.cause:
             yield f"  cause  {escape(divergence.cause.explanation)}"
             yield f"  fix    {escape(divergence.cause.fix)}"
+    for other in report.others:
+        names = other.torch if other.torch == other.jax else f"{other.torch}    {other.jax}"
+        yield f"  and by itself, at step {other.step}, {other.stage}: {escape(names)} ({other.error64:.1e})"
     for note in report.notes:
         yield ""
         yield f"[yellow]≈ {report.name}: {escape(note.name)}[/]"

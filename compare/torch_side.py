@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compare.alignment import to_numpy
 from compare.batch import Batch, called, checked_loss, mapped
 from compare.observation import Observation, Port
 from compare.problem import InputError
@@ -57,6 +58,7 @@ class TorchRun:
         import torch
 
         self.dtype = getattr(torch, dtype)
+        self.lifted = dtype == "float64"
         self.device = device
         self.model = copy.deepcopy(side.model).to(device, self.dtype)
         self.loss = side.loss
@@ -106,6 +108,11 @@ class TorchRun:
         self.optimizer.step()
         updates = {name: torch.sub(self.parameters[name].detach(), old, out=old) for name, old in before.items()}
         return seen._replace(updates=updates, parameters=self.parameters, optimizer=self.optimizer_state())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Copy parameters and buffers, by name."""
+        tensors = self.model.state_dict(keep_vars=True)
+        return {name: np.array(to_numpy(tensor)) for name, tensor in tensors.items()}
 
     def buffers(self) -> dict[str, "torch.Tensor"]:
         """Give what the model keeps beside its parameters, such as running statistics, by name."""
