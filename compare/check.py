@@ -81,7 +81,7 @@ def _check_sides(torch: Any, jax: Any) -> None:
         ours, theirs = getattr(torch, what), getattr(jax, what)
         if (ours is None) != (theirs is None):
             has, lacks = ("torch", jax.name) if theirs is None else (jax.name, "torch")
-            raise InputError(f"the {has} side has a {what} and the {lacks} side has none: give both, or neither")
+            raise InputError(f"{what}: the {has} side has one and the {lacks} side has none. Give both, or neither")
     if not any(True for _ in torch.model.parameters()):
         raise InputError("the torch model has no parameters: nothing would be compared")
 

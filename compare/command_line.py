@@ -2,7 +2,10 @@
 
 import argparse
 import contextlib
+import dataclasses
 import errno
+import importlib
+import inspect
 import json
 import math
 import os
@@ -10,6 +13,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from compare.device import DEVICES
 from compare.notebook import VARIANTS, run
@@ -44,19 +49,35 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found as JSON")
     shared.add_argument("--plot", type=_plot_file, metavar="FILE", help="draw it: .png, .svg or .pdf")
 
+    run = argparse.ArgumentParser(add_help=False)
+    run.add_argument("--seed", type=_whole, default=0, help="of the data and the weights (0)")
+
     parser = argparse.ArgumentParser(
         prog="python -m compare",
         description="Compare the notebook's five PyTorch programs with their JAX ports.",
         epilog=_EPILOG,
-        parents=[shared],
+        parents=[shared, run],
     )
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="repeatable; all five if not given")
     parser.add_argument("--steps", type=_whole, default=100, help="training steps (100)")
-    parser.add_argument("--seed", type=_whole, default=0, help="of the data and the weights (0)")
     parser.add_argument("--learning-rate", type=float, help="of both sides, in place of the notebook's")
     parser.set_defaults(command=_notebook)
 
     commands = parser.add_subparsers(title="other commands", metavar="COMMAND")
+    own = commands.add_parser(
+        "check",
+        help="compare a PyTorch program of your own with its port",
+        description="Compare a PyTorch program of your own with its JAX port.",
+        epilog=_EPILOG,
+        parents=[shared, run],
+    )
+    own.add_argument(
+        "pair",
+        metavar="package.module:function",
+        help="a function without arguments that returns those of compare.check, as a tuple or as a dict",
+    )
+    own.add_argument("--steps", type=_whole, help="training steps (as the function says, else one for each batch)")
+    own.set_defaults(command=_check)
     published = commands.add_parser(
         "published",
         help="place the losses that the notebook's author printed among reproduced ones",
@@ -106,6 +127,63 @@ def _notebook(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
     return 0 if all(report.ok for report in reports) else 1
 
 
+def _check(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
+    import torch
+    from rich.console import Console
+
+    from compare.check import check
+    from compare.report import SCHEMA, show
+
+    torch.manual_seed(options.seed)
+    np.random.seed(options.seed)  # noqa: NPY002 - of the user's own code, which may use either
+    arguments = _arguments(options.pair)
+    if options.steps is not None:
+        arguments["steps"] = options.steps
+    if options.device != "auto":
+        arguments["device"] = options.device
+    with _progress(arguments.get("steps")) as (describe, advance):
+        describe(options.pair)
+        report = check(**{"name": options.pair, "progress": advance} | arguments)
+    report = dataclasses.replace(report, settings=report.settings | {"seed": options.seed})
+    if "json" in outputs:
+        _write_json(outputs["json"], {"schema": SCHEMA, "reports": [report.to_dict()]})
+    if "plot" in outputs:
+        if not len(report.torch.losses32):
+            raise InputError("--plot draws losses, and this pair has none")
+        from compare.plot import plot_reports
+
+        plot_reports([report]).savefig(outputs["plot"])
+    show([report], Console())
+    return 0 if report.ok else 1
+
+
+def _arguments(pair: str) -> dict[str, Any]:
+    """Call the user's function, and name the arguments that it returns."""
+    from compare.check import check
+
+    module, _, name = pair.partition(":")
+    if not module or not name:
+        raise InputError(f"give a function as package.module:function, not {pair!r}")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise InputError(f"no module {error.name!r} is found from here: is {pair!r} right?") from error
+    except AttributeError as error:
+        raise InputError(f"{module} has no {name!r}: is {pair!r} right?") from error
+    found = function()
+    if isinstance(found, tuple):
+        found = dict(zip(("torch", "jax", "batches"), found, strict=False)) | (found[3] if len(found) == 4 else {})
+    known = inspect.signature(check).parameters
+    if not isinstance(found, dict) or not {"torch", "jax", "batches"} <= set(found) <= set(known):
+        raise InputError(
+            f"{pair} must return the arguments of compare.check: (torch, jax, batches), or these and a dict of the "
+            "others, or a dict of all"
+        )
+    return found
+
+
 def _published(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
     from rich.console import Console
 
@@ -129,7 +207,7 @@ def _published(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+def _progress(total: int | None) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
     """Show on stderr, where that is a terminal, what is being done and how long it still needs."""
     from rich.console import Console
     from rich.progress import Progress
