@@ -1,6 +1,7 @@
 """Random numbers that one side has drawn, and how they fit where the other side draws."""
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ class Draw(NamedTuple):
     kind: str
     """"bernoulli", "uniform", "normal", "exponential", or for what only torch replays, the operation's name."""
     value: np.ndarray
-    """In the standard form of its kind: booleans that keep, not scaled; between 0 and 1; mean 0 and variance 1; rate 1."""
+    """In its kind's standard form: booleans that keep, not scaled; between 0 and 1; mean 0 and variance 1; rate 1."""
     probability: float | None = None
     """Of True, where it is the same for all."""
     backward: bool = False
@@ -77,7 +78,8 @@ def layouts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[Layout]:
         found.append(Layout("with other axes of length one", wanted, tuple(range(len(wanted)))))
     if len(shape) >= 3:
         found.append(Layout("channels last", shape, (0, *same[2:], 1)))
-        found.append(Layout("first two axes exchanged", shape, (1, 0, *same[2:])))
+    if len(shape) == 3:
+        found.append(Layout("first two axes exchanged", shape, (1, 0, 2)))
     if len(wanted) > 2 and (wanted[0] * wanted[1], *wanted[2:]) == shape:
         found.append(Layout("heads split", wanted, tuple(range(len(wanted)))))
     fits: dict[tuple[int, ...], Layout] = {}
@@ -117,8 +119,8 @@ def match(draws: Sequence[Site], sites: Sequence[Site]) -> Matching:
         placed[j] = (i, options[i][j][counts.index(max(counts))])
         if len(counts) > 1 and not max(counts):
             guessed.append(
-                f"torch's draw {i}, {draws[i]}, may lie {' or '.join(layout.name for layout in options[i][j])}: took the "
-                "first. With a batch whose sizes all differ it can be told"
+                f"torch's draw {i}, {draws[i]}, may lie {' or '.join(layout.name for layout in options[i][j])} on the "
+                "JAX side: took the first. With a batch whose sizes all differ it can be told"
             )
     return Matching(placed, _left_over(draws, sites, pairs), guessed)
 
@@ -149,11 +151,12 @@ def _left_over(draws: Sequence[Site], sites: Sequence[Site], pairs: list[tuple[i
     """Explain what has no partner; draws and sites between the same two pairs are likely meant for each other."""
     messages = []
     ends = [(-1, -1), *pairs, (len(draws), len(sites))]
-    for (i, j), (next_i, next_j) in zip(ends, ends[1:], strict=False):
+    for (i, j), (next_i, next_j) in itertools.pairwise(ends):
         left, right = list(range(i + 1, next_i)), list(range(j + 1, next_j))
         for draw, site in zip(left, right, strict=False):
-            reason = sites[site].obstacle or "they do not fit"
-            messages.append(f"torch draws {draws[draw]} where JAX draws {sites[site]}: {reason}")
+            messages.append(
+                f"torch draws {draws[draw]} where JAX draws {sites[site]}: {_reason(draws[draw], sites[site])}"
+            )
         messages += [f"torch draws {draws[draw]} (draw {draw}), JAX does not" for draw in left[len(right) :]]
         messages += [
             f"JAX draws {sites[site]} (draw {site}), torch does not"
@@ -161,3 +164,16 @@ def _left_over(draws: Sequence[Site], sites: Sequence[Site], pairs: list[tuple[i
             for site in right[len(left) :]
         ]
     return messages
+
+
+def _reason(draw: Site, site: Site) -> str:
+    if site.obstacle:
+        return site.obstacle
+    if draw.kind != KINDS.get(site.kind, site.kind):
+        return "these are different kinds of random numbers"
+    if len(draw.shape) == len(site.shape) and all(
+        theirs in (1, ours) for ours, theirs in zip(draw.shape, site.shape, strict=True)
+    ):
+        # Flax's attention has it by default, torch's has not.
+        return "JAX draws one for all along the axes of length one; in Flax's attention, broadcast_dropout=False"
+    return "these shapes do not fit"

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from compare.draws import Draw, NondeterministicError
+from compare.random_torch import RandomCall, random
 from compare.rounded import BITS, restored
 
 if TYPE_CHECKING:
@@ -23,10 +22,10 @@ if TYPE_CHECKING:
 class ControlledRun:
     """A context for one step of the torch side, or a part of it: forward, loss, backward and update.
 
-    With `lift`, float64 is asked for wherever a lower precision is: casts, factories, autocast, the default dtype,
-    in the backward pass as well (complex64 becomes complex128). Parameters, buffers and inputs are the
-    caller's to cast. With `replay`, no random number is drawn: each operation gives what it gave in the recorded run. The
-    generators' states are not touched then; a recording run advances them as the model does without it. To
+    With `lift`, each low precision that is asked for becomes float64: in casts, factories, autocast, the default
+    dtype, and in the backward pass as well (complex64 becomes complex128). Parameters, buffers and inputs are the
+    caller's to cast. With `replay`, no random number is drawn: each operation gives what it gave in the recorded
+    run, and the generators' states are not touched; a recording run advances them as the model does without it. To
     leave the user's states as they were, wrap the whole comparison in `torch.random.fork_rng()`.
 
     >>> import torch
@@ -99,16 +98,14 @@ class ControlledRun:
 
     def _operation(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation of aten in place of torch."""
-        import torch
-
         if self.lift:
             args, kwargs = self._lifted(operation, args, kwargs)
-        if torch.Tag.nondeterministic_seeded not in operation.tags and _name(operation) not in _UNTAGGED:
+        if not random(operation):
             return operation(*args, **kwargs)
-        call = _Call(operation, args, kwargs)
+        call = RandomCall(operation, args, kwargs)
         if not call.draws():
             return operation(*args, **kwargs)
-        if _name(operation) in _FUSED:
+        if call.fused:
             self._fused[f"{call}{self._place()} keeps its random numbers to itself"] = None
             return operation(*args, **kwargs)
         if self._replay is not None:
@@ -117,7 +114,7 @@ class ControlledRun:
         self.draws.append(call.draw(output))
         return output
 
-    def _next(self, call: "_Call") -> Draw:
+    def _next(self, call: RandomCall) -> Draw:
         assert self._replay is not None
         if self._replayed == len(self._replay):
             raise NondeterministicError(
@@ -146,8 +143,8 @@ class ControlledRun:
             for position, parameter in enumerate(parameters)
             if parameter.alias_info is not None and parameter.alias_info.is_write
         ]
-        # A low-precision tensor that is written to must stay the same tensor: what else goes in is cast to it. A view of
-        # it must stay a view.
+        # A low-precision tensor that is written to must stay the same tensor: what else goes in is cast to it. A view
+        # of it must stay a view.
         kept = [tensor for tensor in written if isinstance(tensor, torch.Tensor) and tensor.dtype in wide]
         for tensor in kept:
             self._note(f"a tensor of shape {tuple(tensor.shape)}, {_dtype(tensor)}, that is written to{self._place()}")
@@ -186,141 +183,6 @@ class ControlledRun:
         return f", in {self._where()}" if self._where is not None and self._where() else ""
 
 
-_UNTAGGED = frozenset({"random_", "binomial", "_sample_dirichlet"})
-"""Random operations that torch has not tagged as such."""
-
-_FUSED = frozenset({"_cudnn_rnn", "miopen_rnn"}) | {
-    f"_scaled_dot_product_{kind}"
-    for kind in (
-        "flash_attention",
-        "flash_attention_for_cpu",
-        "efficient_attention",
-        "cudnn_attention",
-        "fused_attention_overrideable",
-        "attention_math_for_mps",
-    )
-}
-"""Operations that contain dropout and do not give its mask."""
-
-_PARAMETERS = {"uniform": ("from", "to"), "normal": ("mean", "std"), "exponential": ("", "lambd")}
-"""What the parameters of a distribution are called, where 0 and 1 are the standard ones."""
-
-_KINDS = {
-    "native_dropout": "bernoulli",
-    "_fused_dropout": "bernoulli",
-    "rand": "uniform",
-    "rand_like": "uniform",
-    "randn": "normal",
-    "randn_like": "normal",
-    "randint_like": "randint",
-}
-"""The kind of a draw, where it is not the operation's name."""
-
-
-class _Call:
-    """One call of a random operation."""
-
-    def __init__(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        parameters = operation._schema.arguments
-        self.given = {p.name: p.default_value for p in parameters if p.has_default_value()}
-        self.given |= {parameter.name: value for parameter, value in zip(parameters, args, strict=False)} | kwargs
-        self.written = next((self.given[p.name] for p in parameters if p.alias_info and p.alias_info.is_write), None)
-        self.operation = operation
-        self.base = _name(operation).removesuffix("_")
-        self.kind = _KINDS.get(self.base, self.base)
-
-    def __str__(self) -> str:
-        return f"{_name(self.operation)} {self.shape()}"
-
-    def draws(self) -> bool:
-        """Tell whether it draws at all: not so dropout in evaluation, or of nothing."""
-        for name in ("train", "training"):
-            if self.given.get(name) is False:
-                return False
-        return not any(self.given.get(name) == 0 for name in ("dropout_p", "dropout"))
-
-    def shape(self) -> tuple[int, ...]:
-        """What shape of random numbers it draws."""
-        import torch
-
-        given = self.given
-        if "size" in given:
-            return tuple(given["size"])
-        if self.base == "randperm":
-            return (given["n"],)
-        if self.base == "multinomial":
-            return (*given["self"].shape[:-1], given["num_samples"])
-        if isinstance(self.written, torch.Tensor):
-            return tuple(self.written.shape)
-        return tuple(torch.broadcast_shapes(*(v.shape for v in given.values() if isinstance(v, torch.Tensor))))
-
-    def draw(self, output: Any) -> Draw:
-        """Read what it drew, after it ran."""
-        import torch
-        from torch.utils.module_tracker import ModuleTracker
-
-        chance = self.given.get("p")
-        probability = float(chance) if self.kind == "bernoulli" and isinstance(chance, int | float) else None
-        tensor = output
-        if self.base in ("native_dropout", "_fused_dropout"):
-            tensor = output[1]
-            probability = 1 - probability if self.base == "native_dropout" and probability is not None else probability
-        elif self.base == "rrelu_with_noise":
-            tensor = self.given["noise"]
-        tensor = tensor.detach()
-        if self.kind == "bernoulli":
-            tensor = tensor != 0
-        if self.base in _PARAMETERS:
-            location, scale = self._parameters()
-            if not (isinstance(location, float) and isinstance(scale, float) and (location, scale) == (0.0, 1.0)):
-                tensor = torch.nan_to_num((tensor.double() - location) / scale)  # 0 / 0 where there is no variance
-        value = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy().copy()
-        return Draw(self.kind, value, probability, ModuleTracker().is_bw)
-
-    def _parameters(self) -> tuple[Any, Any]:
-        """The location and the scale of the distribution: numbers, or tensors in float64."""
-        import torch
-
-        values = [self.given.get(name, standard) for name, standard in zip(_PARAMETERS[self.base], (0, 1), strict=True)]
-        first, second = (value.double() if isinstance(value, torch.Tensor) else float(value) for value in values)
-        if self.kind == "uniform":
-            return first, second - first
-        return (first, second) if self.kind == "normal" else (0.0, 1 / second)
-
-    def give(self, draw: Draw) -> Any:
-        """Do what the operation does, with random numbers that were drawn before."""
-        import torch
-
-        like = next((value for value in self.given.values() if isinstance(value, torch.Tensor)), None)
-        device = self.given.get("device") or (like.device if like is not None else None)
-        # A recorded array may be read again: torch gets its own copy.
-        value = torch.tensor(draw.value, device=device)
-        if self.base in ("native_dropout", "_fused_dropout"):
-            x, p = self.given["input" if self.base == "native_dropout" else "self"], self.given["p"]
-            keep = 1 - p if self.base == "native_dropout" else p
-            kept = x * value * (1 / keep if keep else 0.0)
-            return kept, value if self.base == "native_dropout" else value.to(torch.uint8)
-        if self.base == "rrelu_with_noise":
-            noise = self.given["noise"].copy_(value)
-            return self.given["self"].mul_(noise) if self.written is self.given["self"] else self.given["self"] * noise
-        if self.base in _PARAMETERS:
-            location, scale = self._parameters()
-            value = location + scale * value.double()
-        if self.written is not None:
-            return self.written.copy_(value)
-        dtype = self.given.get("dtype")
-        if not isinstance(dtype, torch.dtype):  # a default is given in a schema as a number
-            dtype = value.dtype
-            if draw.kind == "bernoulli" or value.is_floating_point():
-                dtype = like.dtype if like is not None else torch.get_default_dtype()
-        return value.to(dtype)
-
-
-def _name(operation: Any) -> str:
-    """The operation without its overload: "bernoulli_" of aten.bernoulli_.float."""
-    return str(operation.name()).removeprefix("aten::").partition(".")[0]
-
-
 def _dtype(tensor: "torch.Tensor") -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
@@ -331,7 +193,7 @@ def _wide() -> "dict[torch.dtype, torch.dtype]":
     import torch
 
     low = (torch.float32, torch.bfloat16, torch.float16)
-    return {dtype: torch.float64 for dtype in low} | {
+    return dict.fromkeys(low, torch.float64) | {
         torch.complex64: torch.complex128,
         torch.complex32: torch.complex128,
     }
