@@ -10,7 +10,7 @@ import numpy as np
 from compare import batch as batching
 from compare import weights as mapping
 from compare.alignment import Alignment, align_training, to_numpy
-from compare.batch import Batch
+from compare.batch import Batch, called
 from compare.device import on, resolve, taking_turns
 from compare.draws import Draw
 from compare.engine import Followed, Streams, first_divergence, follow, independent_divergences, weigh_noise
@@ -18,9 +18,11 @@ from compare.jax_side import Flax, Jax, JaxRun
 from compare.modules import align_modules
 from compare.observation import Observation, Port, Stream
 from compare.problem import InputError
+from compare.layers import flattened_features
 from compare.lift_torch import ControlledRun
 from compare.report import Divergence, Report, Run, settings
 from compare.torch_side import Record, Torch, TorchRun
+from compare.verdict import EPSILON32, FACTOR, ULPS, distance
 
 
 def check(
@@ -96,12 +98,13 @@ class Comparison:
         self.training = torch.model.training
         self.overwritten: frozenset[Port] = frozenset()
         self.draws: list[list[Draw]] = []
+        self.nondeterministic: list[str] = []
         self._probe()
         jax_run = JaxRun(jax, "float32", training=self.training)
         jax_run.probe(batches[0])
         self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in jax_run.modules.items()}
         self.links = mapping.find_links(
-            mapping.torch_layers(torch.model),
+            mapping.torch_layers(torch.model, self._flattened()),
             jax.layers(),
             weights,
             order=(list(self.torch_modules), list(jax_run.modules)),
@@ -112,10 +115,27 @@ class Comparison:
         self.initial = mapping.to_jax(self.links, arrays, jax_run.arrays())
 
     def _probe(self) -> None:
-        """Run the torch model forward once, to see its modules and what it overwrites in place."""
-        record = Record()
-        TorchRun(self.torch, "float32", self.device).forward(self.batches[0], record)
+        """Run the torch model forward twice, to see its modules, what it overwrites in place, and if it repeats itself."""
+        record, again = Record(), Record()
+        with ControlledRun() as first:
+            TorchRun(self.torch, "float32", self.device).forward(self.batches[0], record)
         self.torch_modules, self.overwritten = record.modules, record.changed()
+        with ControlledRun(replay=first.draws):
+            TorchRun(self.torch, "float32", self.device).forward(self.batches[0], again)
+        for port, tensor in record.seen.items():
+            apart = distance(to_numpy(again.seen[port]), to_numpy(tensor)) if port in again.seen else np.inf
+            if port.kind == "output" and apart > FACTOR * ULPS * EPSILON32:
+                self.nondeterministic.append(
+                    f"the torch side disagrees with itself: the same batch and the same random numbers of torch's gave "
+                    f"{port} twice, {apart:.0e} apart. Does it draw from numpy or random, or keep something between calls?"
+                )
+                break
+
+    def _flattened(self) -> dict[str, tuple[int, ...]]:
+        """See which linear layers take an image's features as one vector: the port orders those in its own way."""
+        run = TorchRun(self.torch, "float32", self.device)
+        args, kwargs = called(self.batches[0].inputs, run.tensor)
+        return flattened_features(run.model, args or kwargs)
 
     def torch_run(self, dtype: str) -> TorchRun:
         """Start a run of the torch side."""
@@ -129,13 +149,15 @@ class Comparison:
 
     def report(self, name: str, steps: int, progress: Callable[[], None]) -> Report:
         """Follow both sides, and tell what was found."""
+        jax = self.jax_run("float64")
         streams = Streams(
             self._torch_steps(self.torch_run("float32"), record=True),
             self._torch_steps(self.torch_run("float64")),
-            self._jax_steps(self.jax_run("float64")),
+            self._jax_steps(jax),
             self._jax_steps(self.jax_run("float32")),
         )
         followed = follow(streams, self.align, steps, progress)
+        self.nondeterministic += jax.unreplayed
         divergence, others = first_divergence(followed), []
         if divergence:
             self._weigh_noise(followed)
@@ -153,6 +175,7 @@ class Comparison:
             settings(steps, self.device),
             followed.not_compared,
             others,
+            self.nondeterministic,
             stages=True,
         )
 

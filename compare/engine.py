@@ -62,7 +62,7 @@ def follow(
         if step == 0:
             jax64 = next(streams.jax64)
             pairings, not_compared = align(torch64, jax64)
-            quantities = [Quantity(pairing.stage, pairing.torch, pairing.jax) for pairing in pairings]
+            quantities = _quantities(pairings)
         loss = [torch32.loss, torch64.loss]
         for pairing, quantity in zip(pairings, quantities, strict=True):
             operands = pairing.operands and pairing.operands(torch64)
@@ -84,6 +84,15 @@ def follow(
             break
     columns = np.array(losses).T if losses and losses[0] else np.empty((4, 0))
     return Followed(pairings, quantities, dict(zip(Streams._fields, columns, strict=True)), not_compared)
+
+
+def _quantities(pairings: list[Pairing]) -> list[Quantity]:
+    quantities = [Quantity(pairing.stage, pairing.torch, pairing.jax) for pairing in pairings]
+    updates = {quantity.torch: quantity for quantity in quantities if quantity.stage == "update"}
+    for quantity in quantities:
+        if quantity.stage == "parameters":
+            quantity.update = updates.get(quantity.torch)
+    return quantities
 
 
 def _finite(step: int, losses: list[np.ndarray]) -> bool:

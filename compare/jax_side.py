@@ -4,7 +4,7 @@ import contextlib
 import functools
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
@@ -14,7 +14,9 @@ import numpy as np
 from compare.batch import Batch, called, checked_loss, mapped
 from compare.observation import Observation, Port
 from compare.problem import InputError
+from compare.replay_jax import replayable, replaying
 from compare import weights
+from compare.draws import Draw
 from compare.layers import Layer
 from compare.lift_jax import lift, lift_nnx
 
@@ -190,6 +192,7 @@ def _mode(function: Callable[..., Any], kwargs: dict[str, Any], training: bool) 
 
 
 def _nnx(model: Any, dtype: str, training: bool) -> Functional:
+    import jax
     from flax import nnx
 
     copied = nnx.clone(model)
@@ -199,6 +202,8 @@ def _nnx(model: Any, dtype: str, training: bool) -> Functional:
     graph, params, rngs, buffers = nnx.split(copied, nnx.Param, nnx.RngState, ...)
 
     def apply(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any, record: Any) -> Any:
+        # Taken apart and put together, so that they belong to this trace: nnx lets no other change them.
+        rngs, buffers = jax.tree.map(lambda leaf: leaf, (rngs, buffers))
         merged = nnx.merge(graph, params, rngs, buffers)
         with _recorded_nnx(merged, record):
             output = merged(*args, **_mode(type(merged).__call__, kwargs, training))
@@ -345,6 +350,9 @@ class JaxRun:
         self.modules: dict[str, Any] = {}
         self.hidden: dict[str, None] = {}
         self.unreplayed: list[str] = []
+        """Random numbers that one side draws and the other does not, for a person to read."""
+        self.guessed: list[str] = []
+        """Random numbers whose layout is ambiguous."""
         self.ports: list[Port] = []
         self._given: tuple[Port, ...] = ()
         with self._precision():
@@ -431,7 +439,7 @@ class JaxRun:
         import jax
         import optax
 
-        def compute(params: Any) -> Any:
+        def model(params: Any) -> Any:
             ports = dict(zip(self._given, given[0], strict=True)) if given else None
             output, record, after, generators = self._forward(params, buffers, rngs, inputs, ports)
             loss = None
@@ -439,6 +447,7 @@ class JaxRun:
                 loss = checked_loss(self.side.name, self.side.loss, output, target)
             return loss, (list(record.seen.values()), after, generators)
 
+        compute = replaying(model, draws, self.unreplayed, self.guessed)
         # Without jit, lax.scan runs as a loop in Python: layers in a scan come out one by one. It stays one program.
         with jax.disable_jit(self.unroll):
             if self.side.loss is None:
@@ -466,7 +475,7 @@ class JaxRun:
     def step(
         self,
         batch: Batch,
-        draws: Any = (),
+        draws: Sequence[Draw] = (),
         given: tuple[Mapping[Port, np.ndarray], Mapping[str, np.ndarray]] | None = None,
     ) -> Observation:
         """Take one step: forward, and as far as there is a loss and an optimizer, backward and update.
@@ -483,7 +492,7 @@ class JaxRun:
                 self._given = tuple(given[0])
                 values = tuple(given[0].values()), self._replaced(self.params, self.param_names, given[1])
             loss, gradients, updates, self.params, self.buffers, self.rngs, self.state, seen = self._step(
-                self.params, self.buffers, self.rngs, self.state, inputs, target, draws, values
+                self.params, self.buffers, self.rngs, self.state, inputs, target, replayable(draws), values
             )
         trained = self.side.optimizer is not None
 

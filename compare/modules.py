@@ -35,6 +35,7 @@ def align_modules(
     torch_calls, jax_calls = _calls(torch.forward), _calls(jax.forward)
     partners = _partners(links, torch_calls, jax_calls)
     partners |= _without_weights(partners, torch_calls, jax_calls, kinds)
+    features = _flattened(links)
     pairings: list[Pairing] = []
     rank = {port: number for number, port in enumerate(torch.forward)}
     lonely = []
@@ -42,7 +43,8 @@ def align_modules(
         theirs = jax_calls.get(partners.get(call, ("", -1)), [])
         for kind in ("input", "output"):
             ours = [port for port in ports if port.kind == kind]
-            found = list(_tensors(ours, [port for port in theirs if port.kind == kind], torch, jax))
+            flattened = features.get(call[0]) if kind == "input" else None
+            found = list(_tensors(ours, [port for port in theirs if port.kind == kind], torch, jax, flattened))
             pairings += found
             if kind == "output" and ours and not found:
                 lonely.append((call, ours[0]))
@@ -149,13 +151,32 @@ def _without_weights(
     return found
 
 
-def _tensors(ours: list[Port], theirs: list[Port], torch: Observation, jax: Observation) -> Iterator[Pairing]:
+def _flattened(links: Sequence[Link]) -> dict[str, tuple[int, ...]]:
+    """Find the modules that take an image's features as one vector, and the features' shape (channels, *spatial).
+
+    The port orders them (*spatial, channels), and its weights accordingly.
+    """
+    found = {}
+    for link in links:
+        ours, theirs = link.torch_view.shape, link.jax_view.shape
+        if ours and theirs and len(ours) > 2 and theirs == (*ours[2:], ours[1], ours[0]):
+            found[link.torch.rpartition(".")[0]] = ours[1:]
+    return found
+
+
+def _tensors(
+    ours: list[Port],
+    theirs: list[Port],
+    torch: Observation,
+    jax: Observation,
+    flattened: tuple[int, ...] | None,
+) -> Iterator[Pairing]:
     """Pair the tensors of one call: by name where both sides name their outputs, else one by one from the first."""
     names = {port.leaf for port in theirs if not port.leaf[:1].isdigit()}
     by_name = [(port, other) for port in ours for other in theirs if port.leaf == other.leaf and port.leaf in names]
     for port, other in by_name or zip(ours, theirs, strict=False):
         values = to_numpy(torch.forward[port]), to_numpy(jax.forward[other])
-        layout = _layout(*values)
+        layout = _layout(*values, flattened)
         if layout is None:
             return
         yield Pairing(
@@ -192,7 +213,20 @@ _LAYOUTS = (
 )
 
 
-def _layout(torch: np.ndarray, jax: np.ndarray) -> Layout | None:
+def _unflattened(features: tuple[int, ...]) -> Layout:
+    """The layout of flattened features, of which torch's have channels first and the port's channels last."""
+    channels, *spatial = features
+
+    def to_torch(array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array.reshape(-1, *spatial, channels), -1, 1).reshape(array.shape)
+
+    def to_jax(array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array.reshape(-1, channels, *spatial), 1, -1).reshape(array.shape)
+
+    return Layout(0, to_torch, to_jax)
+
+
+def _layout(torch: np.ndarray, jax: np.ndarray, flattened: tuple[int, ...] | None) -> Layout | None:
     """Find how an array of the JAX side lies beside torch's; None if in no known way.
 
     Where several fit, as they do if channels, height and width are equal, the one with the smallest difference is
@@ -200,7 +234,8 @@ def _layout(torch: np.ndarray, jax: np.ndarray) -> Layout | None:
     """
     if (torch.dtype.kind == "f") != (jax.dtype.kind == "f"):
         return None
-    fitting = [each for each in _LAYOUTS if jax.ndim >= each.dimensions and each.to_torch(jax).shape == torch.shape]
+    known = _LAYOUTS if flattened is None else (*_LAYOUTS, _unflattened(flattened))
+    fitting = [each for each in known if jax.ndim >= each.dimensions and each.to_torch(jax).shape == torch.shape]
     if len(fitting) > 1:
         return min(fitting, key=lambda layout: distance(layout.to_torch(jax), torch))
     if fitting:

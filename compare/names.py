@@ -55,8 +55,12 @@ class Word(NamedTuple):
     """As written, in small letters, without its number."""
     tokens: frozenset[str]
     """The words in it, each put into one form of many; those that only tell the kind are left out."""
-    rank: int | None
-    """The place of its number among its siblings' numbers; None where it stands alone."""
+    number: int
+    """-1 for none."""
+    rank: int
+    """The place of its number among its siblings' numbers."""
+    count: int
+    """How many siblings there are that differ from it by their number alone, itself included."""
 
 
 Path = tuple[Word, ...]
@@ -80,7 +84,7 @@ def read(paths: Iterable[tuple[str, str]]) -> list[Path]:
         tokens = _tokens(stem)
         if at == len(words) - 1:
             tokens -= set(OF_KIND.get(kind, "").split())
-        return Word(stem.lower(), tokens, numbers.index(number) if len(numbers) > 1 else None)
+        return Word(stem.lower(), tokens, number, numbers.index(number), len(numbers))
 
     return [tuple(word(words, at, kind) for at in range(len(words))) for words, kind in split]
 
@@ -131,9 +135,11 @@ def _plus(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 def _words(a: Word, b: Word) -> tuple[int, int]:
     shared, other = len(a.tokens & b.tokens), len(a.tokens ^ b.tokens)
     strong = 4 * shared - other + (a.stem == b.stem != "")
-    if a.rank is None or b.rank is None:
+    if a.count == 1 or b.count == 1:
         return strong, 0
+    # Numbers may start at 0 or 1, and leave out layers without weights: their order is what counts, where it can.
+    equal = a.rank == b.rank if a.count == b.count else a.number == b.number
     # The same word with the same number is a name; "fc1" and "Dense_0" only suggest one another.
-    if a.stem == b.stem or (shared and not other):
-        return strong + (2 if a.rank == b.rank else -6), 0
-    return strong, (1 if a.rank == b.rank else -1)
+    if (a.stem == b.stem != "") or (shared and not other):
+        return strong + (2 if equal else -6), 0
+    return strong, (1 if equal else -1) if a.count == b.count else 0

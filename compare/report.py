@@ -93,13 +93,15 @@ class Report:
     others: list[Divergence] = field(default_factory=list)
     """What differs besides the first divergence, and not because of it: found with every part of a step started from
     the torch side's values."""
+    nondeterministic: list[str] = field(default_factory=list)
+    """What was drawn at random on one side only, or not repeated: nothing is proved while there is any."""
     stages: bool = False
     """Whether to show what was compared, stage by stage."""
 
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of all quantities and steps; equal to "match", "precision" or "mismatch"."""
-        if self.divergence:
+        if self.divergence or self.nondeterministic:
             return Verdict.MISMATCH
         if self.notes:
             return Verdict.PRECISION
@@ -139,6 +141,7 @@ class Report:
             "verdict": str(self.verdict),
             "verdicts": [str(verdict) for verdict in self.verdicts],
             "divergence": self.divergence and dataclasses.asdict(self.divergence),
+            "nondeterministic": self.nondeterministic,
             "others": [dataclasses.asdict(other) for other in self.others],
             "notes": [dataclasses.asdict(note) for note in self.notes],
             "settings": self.settings,
@@ -153,7 +156,7 @@ class Report:
             },
             "not_compared": [each._asdict() for each in self.not_compared],
             "quantities": [
-                dataclasses.asdict(quantity)
+                {key: value for key, value in vars(quantity).items() if key != "update"}
                 | {"worst_ratio": float(quantity.ratio.max()), "verdict": str(quantity.verdict)}
                 for quantity in self.quantities
             ],
@@ -266,6 +269,10 @@ def _left_out(report: Report) -> Iterator[str]:
 
 
 def _explanation(report: Report) -> Iterator[str]:
+    if report.nondeterministic:
+        yield ""
+        yield f"[bold red]✗ {report.name}: nondeterministic, so that nothing is proved[/]"
+        yield from (f"  {escape(line)}" for line in report.nondeterministic)
     if divergence := report.divergence:
         yield ""
         yield f"[bold red]✗ {report.name}: mismatch at step {divergence.step}, {divergence.stage}[/]"

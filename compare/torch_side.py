@@ -77,7 +77,7 @@ class TorchRun:
 
     def forward(self, batch: Batch, record: "Record | None" = None) -> Any:
         """Run the model on a batch, and show its modules' inputs and outputs in `record`."""
-        args, kwargs = called(batch.inputs, self._tensor)
+        args, kwargs = called(batch.inputs, self.tensor)
         with record.of(self.model) if record is not None else contextlib.nullcontext():
             try:
                 return self.model(*args, **kwargs)
@@ -93,7 +93,7 @@ class TorchRun:
             output = self.forward(batch, record)
             if self.loss is None:
                 return Observation(buffers=self.buffers(), forward=record.seen)
-            loss = checked_loss("torch", self.loss, output, mapped(batch.target, self._tensor))
+            loss = checked_loss("torch", self.loss, output, mapped(batch.target, self.tensor))
             self.model.zero_grad(set_to_none=True)
             loss.backward()
         gradients = {
@@ -138,7 +138,7 @@ class TorchRun:
                 noise = torch.rand(param.shape, generator=generator, dtype=param.dtype).to(param.device)
                 param.mul_(1 + 4 * torch.finfo(param.dtype).eps * (2 * noise - 1))
 
-    def _tensor(self, array: Any) -> Any:
+    def tensor(self, array: Any) -> Any:
         """Copy an array: a tensor that shares its memory could change it in place."""
         import torch
 

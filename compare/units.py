@@ -149,10 +149,12 @@ def jax_units(whole: list[Unit], *, split: bool) -> list[Unit]:
     """Cut JAX's layers into units, and put Flax's recurrent cells together."""
     made = []
     for unit in _cells(whole):
-        if unit.kind in GATES:
+        if unit.kind not in GATES:
+            made += _by_role(unit, split)
+        elif "weight_ih" in unit.slots:
             made += _recurrent(unit)
         else:
-            made += _by_role(unit, split)
+            made.append(unit)
     return made
 
 

@@ -87,6 +87,9 @@ class Quantity:
     noise: list[float] = field(default_factory=list)
     """d of two float64 runs of the torch side whose weights differ in their last place; empty where not measured."""
 
+    update: "Quantity | None" = field(default=None, repr=False)
+    """Of a parameter, its updates: where one of them was nothing but rounding, the parameter says no more."""
+
     def add_torch(self, torch32: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
         """Weigh a step of the torch side. `operands` is what the quantity is a difference of, if it is one."""
         self.error_torch.append(distance(torch32, torch64))
@@ -128,8 +131,10 @@ class Quantity:
         It is 0 where float32 has no correct digit left. Rounding is then no small perturbation, and its size says
         nothing of float64's: a ReLU may change sign in float64 too. Such a step has no power, and others decide.
         """
-        error64 = np.asarray(self.error64)
-        return np.where((self.rounding >= 1) & np.isfinite(error64), 0.0, error64 / self.expected)
+        error64, lost = np.asarray(self.error64), self.rounding >= 1
+        if self.update is not None:
+            lost |= np.logical_or.accumulate(self.update.rounding >= 1)
+        return np.where(lost & np.isfinite(error64), 0.0, error64 / self.expected)
 
     @property
     def imbalance(self) -> float:

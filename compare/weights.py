@@ -286,14 +286,14 @@ def to_jax(links: Sequence[Link], torch_arrays: Arrays, jax_like: Arrays) -> dic
 
     """
     made = {name: np.array(array) for name, array in jax_like.items()}
-    begun: set[tuple[str, View]] = set()
+    begun: set[str] = set()
     for link in links:
         source, target = link.torch_view(np.asarray(torch_arrays[link.torch])), link.jax_view(made[link.jax])
-        if link.adds and (link.jax, link.jax_view) in begun:
+        if link.adds and f"{link.jax} {link.jax_view}" in begun:
             target += source
         else:
             target[...] = source
-        begun.add((link.jax, link.jax_view))
+        begun.add(f"{link.jax} {link.jax_view}")
     return made
 
 
@@ -305,11 +305,11 @@ def to_torch(links: Sequence[Link], jax_arrays: Arrays, torch_like: Arrays) -> d
 
     """
     made = {name: np.array(array) for name, array in torch_like.items()}
-    begun: set[tuple[str, View]] = set()
+    begun: set[str] = set()
     for link in links:
         source, target = link.jax_view(np.asarray(jax_arrays[link.jax])), link.torch_view(made[link.torch])
-        target[...] = 0 if link.adds and (link.jax, link.jax_view) in begun else source
-        begun.add((link.jax, link.jax_view))
+        target[...] = 0 if link.adds and f"{link.jax} {link.jax_view}" in begun else source
+        begun.add(f"{link.jax} {link.jax_view}")
     return made
 
 
