@@ -74,5 +74,5 @@ def _named() -> dict[float, float]:
     constants += [math.sqrt(math.pi), math.sqrt(math.pi / 2), math.sqrt(2 * math.pi), 2 * math.pi, math.pi / 2]
     found = constants + [1 / constant for constant in constants]
     for n in range(2, 1025):
-        found += [1 / n, 1 / math.sqrt(n), math.sqrt(n)]
+        found += [1 / n, n**-0.5, math.sqrt(n)]
     return {rounded(number, BITS["float32"]): number for number in reversed(found)}
