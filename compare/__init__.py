@@ -15,6 +15,7 @@ from compare.report import Cause, Divergence, Report
 from compare.programs import Altered, altered
 from compare.torch_side import Torch
 from compare.verdict import Verdict
+from compare.weights import copy_weights
 
 __all__ = [
     "Altered",
@@ -29,6 +30,7 @@ __all__ = [
     "Verdict",
     "altered",
     "check",
+    "copy_weights",
     "draw",
     "notebook",
 ]

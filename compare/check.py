@@ -15,7 +15,7 @@ from compare.device import on, resolve, taking_turns
 from compare.draws import Draw
 from compare.engine import Followed, Streams, first_divergence, follow, independent_divergences, weigh_noise
 from compare.jax_side import Flax, Jax, JaxRun
-from compare.modules import align_modules
+from compare.modules import align_modules, unflattened
 from compare.observation import Observation, Port, Stream
 from compare.problem import InputError
 from compare.layers import flattened_features
@@ -103,16 +103,14 @@ class Comparison:
         jax_run = JaxRun(jax, "float32", training=self.training)
         jax_run.probe(batches[0])
         self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in jax_run.modules.items()}
-        self.links = mapping.find_links(
-            mapping.torch_layers(torch.model, self._flattened()),
-            jax.layers(),
-            weights,
-            order=(list(self.torch_modules), list(jax_run.modules)),
-        )
+        features = self._flattened()
+        self.links = self._find_links(features, weights, jax_run)
+        if channels_first := self._channels_first(features, jax_run):
+            self.links = self._find_links(features | dict.fromkeys(channels_first, ()), weights, jax_run)
         # Layers in a scan have partners of their own on the torch side: they are run one by one to be seen.
         self.unroll = bool(jax_run.hidden) and any(isinstance(i, int) for link in self.links for i in link.jax_view.index)
-        arrays = {name: to_numpy(tensor) for name, tensor in torch.model.state_dict(keep_vars=True).items()}
-        self.initial = mapping.to_jax(self.links, arrays, jax_run.arrays())
+        self.given = jax_run.arrays()
+        self.initial = mapping.to_jax(self.links, self._weights(), self.given)
 
     def _probe(self) -> None:
         """Run the torch model forward twice, to see its modules, what it overwrites in place, and if it repeats itself."""
@@ -120,6 +118,7 @@ class Comparison:
         with ControlledRun() as first:
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], record)
         self.torch_modules, self.overwritten = record.modules, record.changed()
+        self.first = record.seen, first.draws
         with ControlledRun(replay=first.draws):
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], again)
         for port, tensor in record.seen.items():
@@ -136,6 +135,36 @@ class Comparison:
         run = TorchRun(self.torch, "float32", self.device)
         args, kwargs = called(self.batches[0].inputs, run.tensor)
         return flattened_features(run.model, args or kwargs)
+
+    def _find_links(
+        self, features: dict[str, tuple[int, ...]], weights: Mapping[str, str] | None, jax_run: JaxRun
+    ) -> mapping.WeightMap:
+        layers = mapping.torch_layers(self.torch.model, features), self.jax.layers()
+        return mapping.find_links(*layers, weights, order=(list(self.torch_modules), list(jax_run.modules)))
+
+    def _channels_first(self, features: dict[str, tuple[int, ...]], jax_run: JaxRun) -> list[str]:
+        """List the modules whose flattened features the port orders as torch does, channels first: a run tells."""
+        kernels = {link.torch: link.jax for link in self.links}
+        flattened = {path: shape for path, shape in features.items() if shape and f"{path}.weight" in kernels}
+        if not flattened:
+            return []
+        seen, draws = self.first
+        jax_run.load(mapping.to_jax(self.links, self._weights(), jax_run.arrays()))
+        theirs = jax_run.forward(self.batches[0], draws)
+        found = []
+        for path, shape in flattened.items():
+            module = kernels[f"{path}.weight"].rpartition("/")[0]
+            ours = [to_numpy(value) for port, value in seen.items() if port[:3] == (path, 0, "input")]
+            other = [to_numpy(value) for port, value in theirs.items() if port[:3] == (module, 0, "input")]
+            if ours and other and ours[0].shape == other[0].shape:
+                permuted = unflattened(shape).to_torch(other[0])
+                if distance(other[0], ours[0]) < distance(permuted, ours[0]):
+                    found.append(path)
+        return found
+
+    def _weights(self) -> dict[str, np.ndarray]:
+        tensors = self.torch.model.state_dict(keep_vars=True)
+        return {name: to_numpy(tensor) for name, tensor in tensors.items()}
 
     def torch_run(self, dtype: str) -> TorchRun:
         """Start a run of the torch side."""
@@ -164,6 +193,9 @@ class Comparison:
             divergence = first_divergence(followed)
         if divergence:
             others = self._independent(followed, divergence)
+        if wrong := self._wrongly_converted():
+            others = [*wrong[1:], *([divergence] if divergence else []), *others]
+            divergence = wrong[0]
         losses = followed.losses
         return Report(
             name,
@@ -178,6 +210,26 @@ class Comparison:
             self.nondeterministic,
             stages=True,
         )
+
+    def _wrongly_converted(self) -> list[Divergence]:
+        """Where the port already has most of the torch model's weights, those that it has not.
+
+        A port with weights of its own gets torch's. One that was given them by the user's conversion is compared as
+        converted.
+        """
+        distances = {
+            link: distance(link.jax_view(self.given[link.jax]), link.jax_view(self.initial[link.jax]))
+            for link in self.links
+            if np.ptp(self.initial[link.jax])  # zeros and ones are equal without any conversion
+        }
+        wrong = [link for link, apart in distances.items() if apart > ULPS * EPSILON32]
+        if 2 * len(wrong) >= len(distances):
+            return []
+        opinion = f"the port came with torch's weights, but for {len(wrong)} of {len(distances)}: look at their conversion"
+        return [
+            Divergence(0, "parameters", link.torch, link.jax, distances[link], ULPS * EPSILON32, opinion=opinion)
+            for link in wrong
+        ]
 
     def _torch_steps(self, run: TorchRun, *, record: bool = False) -> Stream:
         """Take torch's steps; what the first run of a comparison draws at random, the others get as well."""

@@ -383,6 +383,21 @@ class JaxRun:
         with self._precision():
             jax.eval_shape(traced, self.params, self.buffers, self.rngs, self.arguments(batch)[0])
 
+    def forward(self, batch: Batch, draws: Sequence[Draw] = ()) -> dict[Port, Any]:
+        """Run the model forward alone, and show what its modules take and give."""
+        import jax
+
+        def traced(params: Any, buffers: Any, rngs: Any, inputs: Any, draws: Any) -> Any:
+            def model(params: Any) -> Any:
+                return list(self._forward(params, buffers, rngs, inputs)[1].seen.values())
+
+            return replaying(model, draws, [], [])(params)
+
+        with self._precision():
+            inputs = self.arguments(batch)[0]
+            seen = jax.jit(traced)(self.params, self.buffers, self.rngs, inputs, replayable(draws))
+        return dict(zip(self.ports, seen, strict=True))
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Give parameters and buffers by name."""
         import jax

@@ -213,7 +213,7 @@ _LAYOUTS = (
 )
 
 
-def _unflattened(features: tuple[int, ...]) -> Layout:
+def unflattened(features: tuple[int, ...]) -> Layout:
     """The layout of flattened features, of which torch's have channels first and the port's channels last."""
     channels, *spatial = features
 
@@ -234,7 +234,7 @@ def _layout(torch: np.ndarray, jax: np.ndarray, flattened: tuple[int, ...] | Non
     """
     if (torch.dtype.kind == "f") != (jax.dtype.kind == "f"):
         return None
-    known = _LAYOUTS if flattened is None else (*_LAYOUTS, _unflattened(flattened))
+    known = _LAYOUTS if flattened is None else (*_LAYOUTS, unflattened(flattened))
     fitting = [each for each in known if jax.ndim >= each.dimensions and each.to_torch(jax).shape == torch.shape]
     if len(fitting) > 1:
         return min(fitting, key=lambda layout: distance(layout.to_torch(jax), torch))

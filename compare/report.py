@@ -254,7 +254,7 @@ def show(reports: list[Report], console: "Console") -> None:
                 console.print(line, style="dim", highlight=False)
         for line in _explanation(report):
             console.print(line, highlight=False, soft_wrap=False)
-        if report.stages and report.ok and not report.notes:
+        if report.stages and report.verdict == Verdict.MATCH:
             console.print(f"\n[{_STYLE[report.verdict]}]{_SIGN[report.verdict]} {report.name}: {report.verdict}[/]")
 
 
@@ -292,6 +292,14 @@ def _explanation(report: Report) -> Iterator[str]:
     for other in report.others:
         names = other.torch if other.torch == other.jax else f"{other.torch}    {other.jax}"
         yield f"  and by itself, at step {other.step}, {other.stage}: {escape(names)} ({other.error64:.1e})"
+    uneven = next((quantity for quantity in report.quantities if quantity.verdict == Verdict.PRECISION), None)
+    if uneven and report.ok:
+        yield ""
+        yield f"[yellow]≈ {report.name}: the same mathematics at another precision, first at {escape(uneven.torch)}[/]"
+        yield (
+            f"  float32 rounding there is {uneven.error_jax[0]:.1e} on the {report.jax.side} side and "
+            f"{uneven.error_torch[0]:.1e} on the {report.torch.side} side"
+        )
     for note in report.notes:
         yield ""
         yield f"[yellow]≈ {report.name}: {escape(note.name)}[/]"

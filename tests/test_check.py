@@ -258,3 +258,33 @@ def test_sides_of_the_wrong_kind_are_named(original: Original, batches: Any) -> 
 def test_a_device_that_is_not_there_is_named(original: Original, batches: Any) -> None:
     with pytest.raises(compare.InputError, match="no CUDA GPU is seen by torch and jax"):
         compare.check(*sides(original), batches, device="cuda")
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_port_that_came_with_the_weights_is_compared_as_converted(
+    wrong: bool, original: Original, batches: Any
+) -> None:
+    port = Port()
+    compare.copy_weights(original, port)
+    if wrong:
+        kernel = np.array(port.fc2.kernel[...])
+        kernel[3, 2] *= 1 + 1e-5
+        port.fc2.kernel[...] = jnp.asarray(kernel)
+    report = compare.check(compare.Torch(original), compare.Flax(port), batches, device="cpu")
+    assert report.ok != wrong
+    if report.divergence:
+        place = (report.divergence.stage, report.divergence.torch, report.divergence.jax)
+        assert place == ("parameters", "fc2.weight", "fc2/kernel")
+        assert "but for 1 of 4: look at their conversion" in str(report)
+
+
+def test_a_cast_to_lower_precision_is_named_and_is_no_mismatch(original: Original, batches: Any) -> None:
+    class Cast(Port):
+        def __call__(self, x: Any) -> Any:
+            x = self.norm(self.fc1(x).astype(jnp.bfloat16).astype(jnp.float32))
+            return self.fc2(nnx.gelu(x, approximate=False))
+
+    report = compare.check(compare.Torch(original, torch_loss), compare.Flax(Cast(), jax_loss), batches, device="cpu")
+    assert report.verdict == "precision"
+    assert report.ok
+    assert "the same mathematics at another precision, first at norm input" in str(report)
