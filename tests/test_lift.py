@@ -385,7 +385,7 @@ def test_models_of_a_hub(name: str) -> None:
     head = {"GPT2": "LMHeadModel", "Bert": "ForMaskedLM"}[name]
     torch.manual_seed(0)
     original = getattr(transformers, f"{name}{head}")(config).eval()
-    port = getattr(transformers, f"Flax{name}{head}")(config, _do_init=False)
+    port = getattr(transformers, f"Flax{name}{head}")(config)
     params = convert_pytorch_state_dict_to_flax(original.state_dict(), port)
     # Without 0: torch's BERT gives the padding token's embedding no gradient.
     tokens = np.random.default_rng(0).integers(1, 50, (2, 7))
