@@ -107,6 +107,11 @@ def read(weights: Mapping[str, str | None], torch: list[Layer], jax: list[Layer]
                     _no_such(f"weights= has {name!r} as {path!r}, which is not in the JAX model", path, among)
                 )
             (said.tensors if name in tensors else said.modules)[name] = path
+    tied = {name: first for layer in torch for name, first in layer.settings.get("tied", {}).items()}
+    for path in said.tensors.values():
+        several = [name for name, other in said.tensors.items() if other == path]
+        if len({tied.get(name, name) for name in several}) > 1:
+            raise InputError(f"weights= has {' and '.join(map(repr, several))} both as {path!r}: each needs its own")
     return said
 
 

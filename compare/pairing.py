@@ -4,7 +4,7 @@ A pairing is accepted only where to exchange any two partners would make it wors
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from compare import names
@@ -13,6 +13,10 @@ from compare.units import Slot, Unit
 
 RELATED = [{"linear", "conv"}]
 """Kinds that can stand for one another: a convolution with a kernel of one point is a linear layer."""
+
+
+Key = tuple[tuple[str, ...], tuple[int, ...], int | None]
+"""The words of a path, its numbers, and its place in the order of execution or definition, if that is known."""
 
 
 class Choice(NamedTuple):
@@ -95,7 +99,7 @@ def pair(
     mine = names.read((unit.path, unit.kind or _guessed(unit)) for unit in torch)
     theirs = names.read((unit.path, unit.kind or _guessed(unit)) for unit in jax)
     likeness = {(i, j): names.likeness(mine[i], theirs[j]) for i, j in fits}
-    in_order = _in_order(torch, jax, fits, order)
+    in_order = _in_order(fits, _keys(torch, mine, order[0]), _keys(jax, theirs, order[1]))
 
     def score(i: int, j: int) -> tuple[int, int, int]:
         return *likeness[i, j], int((i, j) in in_order)
@@ -128,12 +132,7 @@ def _guessed(unit: Unit) -> str:
     return "linear" if len(weight[0].shape) == 2 else "conv"
 
 
-def _in_order(
-    torch: Sequence[Unit],
-    jax: Sequence[Unit],
-    fits: Mapping[tuple[int, int], object],
-    order: tuple[Mapping[str, int], Mapping[str, int]],
-) -> set[tuple[int, int]]:
+def _in_order(fits: Iterable[tuple[int, int]], torch: Sequence[Key], jax: Sequence[Key]) -> set[tuple[int, int]]:
     """Find the pairs that the order alone would make: among layers that shapes cannot tell apart, equally many."""
     candidates: dict[int, frozenset[int]] = {}
     for i, j in fits:
@@ -143,12 +142,28 @@ def _in_order(
         groups.setdefault(among, []).append(i)
     found: set[tuple[int, int]] = set()
     for among, group in groups.items():
-        known = all(torch[i].path in order[0] for i in group) and all(jax[j].path in order[1] for j in among)
-        if known and len(group) == len(among):
-            first = sorted(group, key=lambda i: (order[0][torch[i].path], i))
-            second = sorted(among, key=lambda j: (order[1][jax[j].path], j))
+        first, second = _sorted(group, torch), _sorted(among, jax)
+        if len(first) == len(second):
             found.update(zip(first, second, strict=True))
     return found
+
+
+def _keys(units: Sequence[Unit], paths: Sequence[names.Path], order: Mapping[str, int]) -> list[Key]:
+    return [
+        (tuple(word.stem for word in path), tuple(word.number for word in path), order.get(unit.path))
+        for unit, path in zip(units, paths, strict=True)
+    ]
+
+
+def _sorted(group: Iterable[int], keys: Sequence[Key]) -> list[int]:
+    """Sort by known places; or by number where all are called the same but for that; or give nothing."""
+    at = sorted(group)
+    places = [place for i in at if (place := keys[i][2]) is not None]
+    if len(places) == len(at):
+        return [i for _, i in sorted(zip(places, at, strict=True))]
+    if len({keys[i][0] for i in at}) == 1:
+        return sorted(at, key=lambda i: keys[i][1])
+    return []
 
 
 def _settle(
@@ -177,10 +192,7 @@ def _settle(
 
 
 def _has_roles(a: names.Path, b: names.Path, c: names.Path, d: names.Path) -> bool:
-    def differ(one: names.Path, other: names.Path) -> bool:
-        return bool(
-            names.ROLES
-            & (frozenset().union(*(word.tokens for word in one)) ^ frozenset().union(*(word.tokens for word in other)))
-        )
+    def roles(path: names.Path) -> set[str]:
+        return {token for word in path for token in word.tokens} & names.ROLES
 
-    return differ(a, b) or differ(c, d)
+    return roles(a) != roles(b) or roles(c) != roles(d)

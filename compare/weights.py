@@ -63,9 +63,9 @@ class Link:
     """One tensor, or a part of one, on both sides; under its views it has the same shape and orientation.
 
     A JAX tensor may have several links for the same part. Either `adds` is set on all of them, and it is the sum of
-    torch's tensors: the two biases of an LSTM of torch against the one of Flax. Each of their gradients is then equal to
-    JAX's. Or it is not, and torch's tensors are one under several names, tied. The other way round, where JAX has
-    copies of what torch has tied, each name has a link of its own, and the copies' gradients add up to torch's.
+    torch's tensors, as of the two biases of an LSTM of torch against the one of Flax; each of their gradients is then
+    equal to JAX's. Or it is not, and torch's tensors are one under several names, tied. The other way round, where JAX
+    has copies of what torch has tied, each name has a link of its own, and the copies' gradients add up to torch's.
     """
 
     torch: str
