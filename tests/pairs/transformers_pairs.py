@@ -1,7 +1,7 @@
 """Ports that nobody here wrote: the PyTorch and the Flax models of transformers 4.57.6, small and random.
 
->>> torch, flax, batches = pair("gpt2")
->>> report = compare.check(compare.Torch(**torch), compare.Flax(**flax), batches, steps=3)
+>>> compare.check(*pair("gpt2"), steps=3).verdict
+<Verdict.MATCH: 'match'>
 
 What goes beside the batch into a raw Linen module is what its own wrapper, the `__call__` of the model, puts there.
 """
@@ -10,10 +10,13 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+
+import compare
 
 transformers: Any = importlib.import_module("transformers")  # typed, and far too large for mypy
 
@@ -24,6 +27,8 @@ IGNORED = -100
 """The target of such a place, by PyTorch's convention (`torch.nn.functional.cross_entropy`)."""
 
 Arrays = dict[str, np.ndarray]
+Pair = tuple[compare.Torch, compare.Flax, list[tuple[Arrays, np.ndarray]]]
+"""The arguments of `compare.check`."""
 
 
 class _OlderNumPy:
@@ -56,6 +61,10 @@ class Spec(NamedTuple):
     classes: int = VOCABULARY
     per_token: bool = True
     """Whether there is a target for each token, or one for each example."""
+    frozen: tuple[str, ...] = ()
+    """Correction: parameters that the Flax model has optax update and that torch's optimizer leaves alone."""
+    torch_sizes: Mapping[str, Any] = {}
+    """Correction: what the PyTorch model must be given for both to do the same."""
 
 
 def _sentences(rng: np.random.Generator) -> Arrays:
@@ -184,7 +193,7 @@ _CLIP = {
 _RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "num_labels": 10}
 
 
-def _image_classifier(name: str, sizes: Mapping[str, Any]) -> Spec:
+def _image_classifier(name: str, sizes: Mapping[str, Any], frozen: tuple[str, ...] = ()) -> Spec:
     return Spec(
         f"{name}ForImageClassification",
         f"{name}Config",
@@ -193,6 +202,7 @@ def _image_classifier(name: str, sizes: Mapping[str, Any]) -> Spec:
         _channels_last,
         classes=10,
         per_token=False,
+        frozen=frozen,
     )
 
 
@@ -237,7 +247,14 @@ SPECS: dict[str, Spec] = {
         _plain,
     ),
     "llama": Spec("LlamaForCausalLM", "LlamaConfig", _LLAMA, _sentences, _plain),
-    "mistral": Spec("MistralForCausalLM", "MistralConfig", {**_LLAMA, "sliding_window": 4}, _sentences, _plain),
+    "mistral": Spec(
+        "MistralForCausalLM",
+        "MistralConfig",
+        {**_LLAMA, "sliding_window": 4},
+        _sentences,
+        _plain,
+        torch_sizes={"sliding_window": 5},
+    ),
     "gemma": Spec("GemmaForCausalLM", "GemmaConfig", {**_LLAMA, "head_dim": 16}, _sentences, _plain),
     # Encoders
     "bert": Spec("BertForMaskedLM", "BertConfig", _BERT, _sentences, _bert),
@@ -273,7 +290,14 @@ SPECS: dict[str, Spec] = {
     "bart": Spec("BartForConditionalGeneration", "BartConfig", _BART, _translations, _bart),
     "mbart": Spec("MBartForConditionalGeneration", "MBartConfig", _BART, _translations, _bart),
     "pegasus": Spec("PegasusForConditionalGeneration", "PegasusConfig", _BART, _translations, _bart),
-    "marian": Spec("MarianMTModel", "MarianConfig", {**_BART, "decoder_start_token_id": PAD}, _translations, _bart),
+    "marian": Spec(
+        "MarianMTModel",
+        "MarianConfig",
+        {**_BART, "decoder_start_token_id": PAD},
+        _translations,
+        _bart,
+        frozen=("final_logits_bias",),
+    ),
     "blenderbot": Spec("BlenderbotForConditionalGeneration", "BlenderbotConfig", _BART, _translations, _bart),
     "whisper": Spec(
         "WhisperForConditionalGeneration",
@@ -281,11 +305,12 @@ SPECS: dict[str, Spec] = {
         {**_BART, "max_source_positions": LENGTH, "max_target_positions": 24, "decoder_start_token_id": PAD},
         _speech,
         _whisper,
+        frozen=("encoder/embed_positions/embedding",),
     ),
     # Images
     "vit": _image_classifier("ViT", _VIT),
     "beit": _image_classifier("Beit", {**_VIT, "use_relative_position_bias": True}),
-    "dinov2": _image_classifier("Dinov2", {**_VIT, "mlp_ratio": 2}),
+    "dinov2": _image_classifier("Dinov2", {**_VIT, "mlp_ratio": 2}, frozen=("mask_token",)),
     "resnet": _image_classifier("ResNet", _RESNET),
     "regnet": _image_classifier("RegNet", {**_RESNET, "groups_width": 4}),
     "clip": Spec(
@@ -294,32 +319,52 @@ SPECS: dict[str, Spec] = {
 }
 
 
-def pair(name: str) -> tuple[dict[str, Any], dict[str, Any], list[tuple[Arrays, np.ndarray]]]:
-    """Build one pair of `SPECS`: the arguments of `compare.Torch` and of `compare.Flax`, and three batches.
+def pair(name: str, *, corrected: bool = False) -> Pair:
+    """Build one pair of `SPECS`, with three batches.
 
     The models stay apart: each has random weights of its own. PyTorch's are drawn all afresh, since biases of 0 and
     scales of 1, with which models begin, hide what becomes of them.
+
+    Args:
+        name: A key of `SPECS`.
+        corrected: Undo the differences between the two models that docs/transformers.md lists.
+
     """
     spec = SPECS[name]
-    config = getattr(transformers, spec.config)(**spec.sizes, use_cache=False, attn_implementation="eager")
+    config, torch_config = (
+        getattr(transformers, spec.config)(**sizes, use_cache=False, attn_implementation="eager")
+        for sizes in (spec.sizes, {**spec.sizes, **(spec.torch_sizes if corrected else {})})
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = getattr(transformers, spec.model)(config).eval()
+        model = getattr(transformers, spec.model)(torch_config).eval()
         with torch.no_grad():
             for param in filter(lambda param: param.requires_grad, model.parameters()):
                 param.add_(0.1 * torch.randn_like(param))
     flax_model = getattr(transformers, f"Flax{spec.model}")(config, seed=1)
     params = flax_model.params
-    variables = params if "params" in params else {"params": params}
+    optimizer = optax.adamw(1e-3, weight_decay=1e-2)
     return (
-        {"model": model, "loss": _torch_loss(spec.output), "optimizer": lambda of: torch.optim.AdamW(of, 1e-3)},
-        {
-            "model": (flax_model.module, variables),
-            "loss": _jax_loss(spec.output),
-            "optimizer": optax.adamw(1e-3, weight_decay=1e-2),
-            "batch": lambda inputs, target: ({**inputs, **spec.extra(inputs)}, target),
-        },
+        compare.Torch(model, loss=_torch_loss(spec.output), optimizer=lambda of: torch.optim.AdamW(of, 1e-3)),
+        compare.Flax(
+            (flax_model.module, params if "params" in params else {"params": params}),
+            loss=_jax_loss(spec.output),
+            optimizer=_without(spec.frozen, optimizer) if corrected and spec.frozen else optimizer,
+            batch=lambda inputs, target: ({**inputs, **spec.extra(inputs)}, target),
+        ),
         _batches(spec),
+    )
+
+
+def _without(frozen: tuple[str, ...], optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Leave parameters alone whose paths end so."""
+
+    def label(path: Any, _: Any) -> str:
+        return "frozen" if jax.tree_util.keystr(path, simple=True, separator="/").endswith(frozen) else "trained"
+
+    return optax.multi_transform(
+        {"trained": optimizer, "frozen": optax.set_to_zero()},
+        lambda params: jax.tree_util.tree_map_with_path(label, params),
     )
 
 
