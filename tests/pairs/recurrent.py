@@ -21,7 +21,8 @@ from flax import linen, nnx
 from torch.nn import functional
 
 import compare
-from pairs.data import Pair, text
+
+from .data import Pair, text
 
 EMBEDDING, HIDDEN = 8, 16
 

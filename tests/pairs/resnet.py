@@ -16,7 +16,8 @@ from flax import linen, nnx
 from torch.nn import functional
 
 import compare
-from pairs.data import Pair, digits
+
+from .data import Pair, digits
 
 WIDTHS = (8, 16)
 

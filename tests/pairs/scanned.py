@@ -12,7 +12,8 @@ from flax import linen, nnx
 from torch.nn import functional
 
 import compare
-from pairs.data import Batches, Pair, diabetes, wine
+
+from .data import Batches, Pair, diabetes, wine
 
 WIDTH, LAYERS = 16, 4
 

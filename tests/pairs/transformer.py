@@ -14,7 +14,8 @@ from flax import linen, nnx
 from torch.nn import functional
 
 import compare
-from pairs.data import Pair, digits
+
+from .data import Pair, digits
 
 WIDTH, HEADS, HIDDEN, LAYERS, DROPOUT, EPSILON = 16, 2, 32, 2, 0.1, 1e-5
 

@@ -208,7 +208,9 @@ def _image_classifier(name: str, sizes: Mapping[str, Any], frozen: tuple[str, ..
 
 SPECS: dict[str, Spec] = {
     # Decoders
-    "gpt2": Spec("GPT2LMHeadModel", "GPT2Config", {**_GPT, "n_embd": 32, "n_layer": 2, "n_head": 2}, _sentences, _plain),
+    "gpt2": Spec(
+        "GPT2LMHeadModel", "GPT2Config", {**_GPT, "n_embd": 32, "n_layer": 2, "n_head": 2}, _sentences, _plain
+    ),
     "gpt_neo": Spec(
         "GPTNeoForCausalLM",
         "GPTNeoConfig",
@@ -238,7 +240,9 @@ SPECS: dict[str, Spec] = {
         _sentences,
         _opt,
     ),
-    "bloom": Spec("BloomForCausalLM", "BloomConfig", {**_GPT, "hidden_size": 32, "n_layer": 2, "n_head": 2}, _sentences),
+    "bloom": Spec(
+        "BloomForCausalLM", "BloomConfig", {**_GPT, "hidden_size": 32, "n_layer": 2, "n_head": 2}, _sentences
+    ),
     "xglm": Spec(
         "XGLMForCausalLM",
         "XGLMConfig",

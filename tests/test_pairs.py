@@ -1,0 +1,60 @@
+"""Programs written for PyTorch and for JAX, with real data: a match over ten steps of training, or what differs."""
+
+from collections.abc import Callable
+
+import pytest
+from pairs import recurrent, resnet, scanned, transformer
+from pairs.data import Pair
+
+import compare
+
+Make = Callable[[], Pair]
+
+
+def named(*functions: Make) -> list[object]:
+    return [
+        pytest.param(function, id=f"{function.__module__.rpartition('.')[2]}-{function.__name__}")
+        for function in functions
+    ]
+
+
+@pytest.mark.parametrize(
+    "make",
+    named(
+        resnet.in_nnx,
+        resnet.in_linen,
+        transformer.in_nnx,
+        transformer.in_linen,
+        recurrent.lstm_in_nnx,
+        recurrent.lstm_in_linen,
+        recurrent.lstm_in_equinox,
+        recurrent.gru_in_nnx,
+        recurrent.gru_in_linen,
+        scanned.in_nnx,
+        scanned.in_linen,
+        scanned.in_equinox,
+        scanned.in_haiku,
+    ),
+)
+def test_right_ports_match(make: Make) -> None:
+    report = compare.check(*make(), steps=10)
+    assert report.verdict == compare.Verdict.MATCH, str(report)
+
+
+def test_in_evaluation() -> None:
+    for make in (transformer.in_nnx, transformer.in_linen):
+        report = compare.check(*make(training=False), steps=2)
+        assert report.verdict == compare.Verdict.MATCH, str(report)
+
+
+def test_the_running_variance_of_flax_is_another() -> None:
+    divergence = compare.check(*resnet.in_nnx_with_flax_statistics(), steps=2).divergence
+    assert divergence is not None
+    assert (divergence.step, divergence.stage, divergence.torch) == (0, "buffers", "norm.running_var")
+
+
+def test_one_bias_in_the_place_of_two_takes_half_the_step() -> None:
+    divergence = compare.check(*recurrent.lstm_in_nnx_with_one_step(), steps=2).divergence
+    assert divergence is not None
+    assert (divergence.step, divergence.stage) == (0, "update")
+    assert "bias" in divergence.torch
