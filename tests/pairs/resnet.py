@@ -104,7 +104,7 @@ class LinenBatchNorm(linen.BatchNorm):
         normalized = super().__call__(x, use_running_average)
         if not use_running_average and not self.is_initializing():
             count = x.size // x.shape[-1]
-            biased = self.get_variable("batch_stats", "var")
+            biased: Any = self.get_variable("batch_stats", "var")
             self.put_variable("batch_stats", "var", kept + (biased - kept) * count / (count - 1))
         return normalized
 

@@ -154,7 +154,7 @@ def in_equinox() -> Pair:
 def in_haiku() -> Pair:
     """Build the pair with Adam and L2 regularisation, which torch adds to the gradient."""
     batches = diabetes()
-    network = hk.without_apply_rng(hk.transform(lambda x: haiku_network(x, 1)))
+    network: Any = hk.without_apply_rng(hk.transform(lambda x: haiku_network(x, 1)))
     return (
         _torch(batches, 1, functional.mse_loss, lambda params: torch.optim.Adam(params, 1e-3, weight_decay=0.1)),
         compare.Jax(

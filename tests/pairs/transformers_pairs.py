@@ -41,8 +41,12 @@ class _OlderNumPy:
         return jnp.clip(array, a_min, a_max)
 
 
-for name in ("t5", "longt5"):
-    importlib.import_module(f"transformers.models.{name}.modeling_flax_{name}").jnp = _OlderNumPy()
+_MODELS: Any = (
+    importlib.import_module("transformers.models.t5.modeling_flax_t5"),
+    importlib.import_module("transformers.models.longt5.modeling_flax_longt5"),
+)
+for model in _MODELS:
+    model.jnp = _OlderNumPy()
 
 
 class Spec(NamedTuple):
@@ -54,7 +58,7 @@ class Spec(NamedTuple):
     sizes: Mapping[str, Any]
     inputs: Callable[[np.random.Generator], Arrays]
     """Draws what goes into the PyTorch model."""
-    extra: Callable[[Arrays], Mapping[str, Any]] = lambda inputs: {}
+    extra: Callable[[Arrays], dict[str, Any]] = lambda inputs: {}
     """What the raw Linen module takes beside it, or in its place."""
     output: str = "logits"
     """The field of the output that the loss takes."""
@@ -99,43 +103,43 @@ def _positions(inputs: Arrays) -> np.ndarray:
     return np.broadcast_to(np.arange(LENGTH), (BATCH, LENGTH))
 
 
-def _plain(inputs: Arrays) -> Mapping[str, Any]:
+def _plain(inputs: Arrays) -> dict[str, Any]:
     return {"position_ids": _positions(inputs)}
 
 
-def _bert(inputs: Arrays) -> Mapping[str, Any]:
+def _bert(inputs: Arrays) -> dict[str, Any]:
     segments = np.zeros_like(inputs["input_ids"])
     return {"token_type_ids": segments, "position_ids": _positions(inputs), "head_mask": None}
 
 
-def _albert(inputs: Arrays) -> Mapping[str, Any]:
+def _albert(inputs: Arrays) -> dict[str, Any]:
     return {"token_type_ids": np.zeros_like(inputs["input_ids"]), "position_ids": _positions(inputs)}
 
 
-def _roberta(inputs: Arrays) -> Mapping[str, Any]:
+def _roberta(inputs: Arrays) -> dict[str, Any]:
     """Count positions from the padding's index on, as `create_position_ids_from_input_ids` does."""
     real = inputs["input_ids"] != PAD
     return _bert(inputs) | {"position_ids": np.cumsum(real, 1) * real + PAD}
 
 
-def _opt(inputs: Arrays) -> Mapping[str, Any]:
+def _opt(inputs: Arrays) -> dict[str, Any]:
     mask = inputs["attention_mask"]
     return {"position_ids": np.cumsum(mask, 1) * mask - 1}
 
 
-def _bart(inputs: Arrays) -> Mapping[str, Any]:
+def _bart(inputs: Arrays) -> dict[str, Any]:
     return {"position_ids": _positions(inputs), "decoder_position_ids": _positions(inputs)}
 
 
-def _whisper(inputs: Arrays) -> Mapping[str, Any]:
+def _whisper(inputs: Arrays) -> dict[str, Any]:
     return {"decoder_position_ids": _positions(inputs)}
 
 
-def _channels_last(inputs: Arrays) -> Mapping[str, Any]:
+def _channels_last(inputs: Arrays) -> dict[str, Any]:
     return {"pixel_values": np.moveaxis(inputs["pixel_values"], 1, -1)}
 
 
-def _clip(inputs: Arrays) -> Mapping[str, Any]:
+def _clip(inputs: Arrays) -> dict[str, Any]:
     return _plain(inputs) | _channels_last(inputs)
 
 
