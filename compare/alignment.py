@@ -34,6 +34,8 @@ class Pairing(NamedTuple):
     """Whether a difference is a mismatch by itself. What happens inside a model only says where one comes from."""
     ports: tuple[Port, Port] | None = None
     """Torch's and the JAX side's, in the forward stage."""
+    link: Link | None = None
+    """Of a parameter's optimizer state, the parameter's."""
     to_jax: Callable[[np.ndarray], np.ndarray] | None = None
     """In the forward stage: gives an array of the torch side the JAX side's layout."""
 
@@ -115,36 +117,3 @@ def _sum(field: str, side: str, links: Sequence[Link]) -> Read:
     if len(reads) == 1:
         return reads[0]
     return lambda observation: np.sum([read(observation) for read in reads], axis=0)
-
-
-_LOSS = Pairing(
-    "loss",
-    "loss",
-    "loss",
-    lambda observation: to_numpy(observation.loss),
-    lambda observation: to_numpy(observation.loss),
-)
-
-
-def align_training(
-    links: Sequence[Link], torch: Observation, jax: Observation
-) -> tuple[list[Pairing], list[NotCompared]]:
-    """Pair loss, gradients, optimizer state, updates, parameters and buffers, in order of computation.
-
-    Args:
-        links: Which tensor is which, in the torch side's order of execution.
-        torch: The first step of the torch side, in float64.
-        jax: The same step of the JAX side.
-
-    Raises:
-        InputError: Where a gradient or a parameter has no partner.
-
-    """
-    pairings = [] if torch.loss is None else [_LOSS]
-    not_compared: list[NotCompared] = []
-    # Gradients are computed from the last module to the first.
-    pairings += align_tensors("gradient", "gradients", links[::-1], torch, jax)
-    pairings += align_tensors("update", "updates", links, torch, jax)
-    pairings += align_tensors("parameters", "parameters", links, torch, jax)
-    pairings += align_tensors("buffers", "buffers", links, torch, jax)
-    return pairings, not_compared

@@ -9,7 +9,7 @@ import numpy as np
 
 from compare import batch as batching
 from compare import weights as mapping
-from compare.alignment import Alignment, align_training, to_numpy
+from compare.alignment import Alignment, to_numpy
 from compare.batch import Batch, called
 from compare.device import on, resolve, taking_turns
 from compare.draws import Draw
@@ -20,8 +20,10 @@ from compare.observation import Observation, Port, Stream
 from compare.problem import InputError
 from compare.layers import flattened_features
 from compare.lift_torch import ControlledRun
+from compare.optimizer_state import jax_state
 from compare.report import Divergence, Report, Run, settings
 from compare.torch_side import Record, Torch, TorchRun
+from compare.training import align_training
 from compare.verdict import EPSILON32, FACTOR, ULPS, distance
 
 
@@ -178,10 +180,11 @@ class Comparison:
 
     def report(self, name: str, steps: int, progress: Callable[[], None]) -> Report:
         """Follow both sides, and tell what was found."""
-        jax = self.jax_run("float64")
+        torch, jax = self.torch_run("float64"), self.jax_run("float64")
+        self.torch_settings = torch.settings()
         streams = Streams(
             self._torch_steps(self.torch_run("float32"), record=True),
-            self._torch_steps(self.torch_run("float64")),
+            self._torch_steps(torch),
             self._jax_steps(jax),
             self._jax_steps(self.jax_run("float32")),
         )
@@ -254,11 +257,15 @@ class Comparison:
         """Start every part of every step from the torch side's values, and list all that differs by itself."""
         torch, jax = self.torch_run("float64"), self.jax_run("float64")
         forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
+        slots = [pairing for pairing in followed.pairings if pairing.jax in jax.state_names]
 
         def steps() -> Iterator[tuple[Observation, Observation]]:
             stream = self._torch_steps(torch)
             for number in range(len(followed.quantities[0].error64)):
+                before = Observation(optimizer=torch.optimizer_state())
                 jax.load(mapping.to_jax(self.links, torch.arrays(), jax.arrays()))
+                if number:
+                    jax.load_state(jax_state(slots, before, jax.state_arrays()))
                 seen = next(stream)
                 given = {p.ports[1]: p.to_jax(p.torch_array(seen)) for p in forward if p.ports and p.to_jax}
                 gradients = {name: to_numpy(gradient) for name, gradient in seen.gradients.items()}
@@ -267,14 +274,16 @@ class Comparison:
                 batch = self.batches[number % len(self.batches)]
                 yield seen, jax.step(batch, self.draws[number], (given, given_gradients))
 
-        skipped = ("gradient", "update", "parameters")
-        found = independent_divergences(followed, steps(), lambda pairing: pairing.stage in skipped)
-        return [each for each in found if (each.stage, each.torch) != (first.stage, first.torch)]
+        found = independent_divergences(followed, steps(), lambda pairing: pairing.stage in ("gradient", "parameters"))
+        # An optimizer's difference shows in every parameter: one of them is enough.
+        others = [each for each in found if each.stage != "update"] + [each for each in found if each.stage == "update"][:1]
+        told = {"update"} if first.stage == "update" else set()
+        return [e for e in others if (e.stage, e.torch) != (first.stage, first.torch) and e.stage not in told]
 
     def align(self, torch: Observation, jax: Observation) -> Alignment:
         """Pair everything that a step of both sides shows."""
         forward, not_compared = align_modules(self.links, torch, jax, self.kinds)
         rank = {path: number for number, path in enumerate(self.torch_modules)}
         links = sorted(self.links, key=lambda link: rank.get(link.torch.rpartition(".")[0], len(rank)))
-        training, rest = align_training(links, torch, jax)
+        training, rest = align_training(links, torch, jax, self.torch_settings)
         return Alignment(forward + training, not_compared + rest)

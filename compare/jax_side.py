@@ -415,6 +415,17 @@ class JaxRun:
             self.buffers = self._replaced(self.buffers, self.buffer_names, arrays)
             self.state = self.side.optimizer.init(self.params) if self.side.optimizer else ()
 
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """Give the optimizer's state by name."""
+        import jax
+
+        return dict(zip(self.state_names, map(np.asarray, jax.tree.leaves(self.state)), strict=True))
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace the optimizer's state, by name."""
+        with self._precision():
+            self.state = self._replaced(self.state, self.state_names, arrays)
+
     @staticmethod
     def _replaced(tree: Any, names: list[str], arrays: Mapping[str, np.ndarray]) -> Any:
         """Replace those leaves of a pytree that are among `arrays`, by copies."""

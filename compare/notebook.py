@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from compare import causes, reference
-from compare.alignment import Alignment, align_training
+from compare.alignment import Alignment
 from compare.device import on, resolve, taking_turns
 from compare.engine import Streams, first_divergence, follow
 from compare.observation import Observation, Stream
 from compare.problem import InputError, Problem, draw
 from compare.programs import JaxSide, NumPySide, Program, Side, TorchSide, altered, with_updates
 from compare.report import Divergence, Report, Run, settings
+from compare.training import align_training
 from compare.verdict import FACTOR, Quantity
 from compare.weights import Link, View
 
@@ -149,7 +150,7 @@ def _program(package: str, cell: str, learning_rate: float | None) -> Program:
 
 
 def _aligned(links: list[Link]) -> Callable[[Observation, Observation], Alignment]:
-    return lambda torch, jax: Alignment(*align_training(links, torch, jax))
+    return lambda torch, jax: Alignment(*align_training(links, torch, jax, {}))
 
 
 def _trained_otherwise(runs: list[Run], stepped: list[np.ndarray], loss: Quantity) -> Divergence | None:

@@ -128,6 +128,17 @@ class TorchRun:
             for slot, value in self.optimizer.state.get(param, {}).items()
         }
 
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Give the optimizer's settings for each parameter, by name."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        names = {id(param): name for name, param in self.parameters.items()}
+        return {
+            names[id(param)]: {key: value for key, value in group.items() if key != "params"}
+            for group in groups
+            for param in group["params"]
+            if id(param) in names
+        }
+
     def perturb(self, seed: int) -> None:
         """Change each parameter by a few units in its last place, to see what rounding does to a run."""
         import torch
