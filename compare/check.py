@@ -220,18 +220,18 @@ class Comparison:
         A port with weights of its own gets torch's. One that was given them by the user's conversion is compared as
         converted.
         """
-        distances = {
-            link: distance(link.jax_view(self.given[link.jax]), link.jax_view(self.initial[link.jax]))
+        distances = [
+            (link, distance(link.jax_view(self.given[link.jax]), link.jax_view(self.initial[link.jax])))
             for link in self.links
             if np.ptp(self.initial[link.jax])  # zeros and ones are equal without any conversion
-        }
-        wrong = [link for link, apart in distances.items() if apart > ULPS * EPSILON32]
+        ]
+        wrong = [(link, apart) for link, apart in distances if apart > ULPS * EPSILON32]
         if 2 * len(wrong) >= len(distances):
             return []
         opinion = f"the port came with torch's weights, but for {len(wrong)} of {len(distances)}: look at their conversion"
         return [
-            Divergence(0, "parameters", link.torch, link.jax, distances[link], ULPS * EPSILON32, opinion=opinion)
-            for link in wrong
+            Divergence(0, "parameters", link.torch, link.jax, apart, ULPS * EPSILON32, opinion=opinion)
+            for link, apart in wrong
         ]
 
     def _torch_steps(self, run: TorchRun, *, record: bool = False) -> Stream:

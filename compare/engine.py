@@ -87,7 +87,7 @@ def follow(
 
 
 def _quantities(pairings: list[Pairing]) -> list[Quantity]:
-    quantities = [Quantity(pairing.stage, pairing.torch, pairing.jax) for pairing in pairings]
+    quantities = [Quantity(pairing.stage, pairing.torch, pairing.jax, pairing.decides) for pairing in pairings]
     updates = {quantity.torch: quantity for quantity in quantities if quantity.stage == "update"}
     for quantity in quantities:
         if quantity.stage == "parameters":
