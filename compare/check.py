@@ -10,7 +10,7 @@ import numpy as np
 from compare import batch as batching
 from compare import weights as mapping
 from compare.alignment import Alignment, to_numpy
-from compare.batch import Batch, called
+from compare.batch import Batch
 from compare.device import on, resolve, taking_turns
 from compare.draws import Draw
 from compare.engine import Followed, Streams, first_divergence, follow, independent_divergences, weigh_noise
@@ -18,7 +18,6 @@ from compare.jax_side import Flax, Jax, JaxRun
 from compare.modules import align_modules, unflattened
 from compare.observation import Observation, Port, Stream
 from compare.problem import InputError
-from compare.layers import flattened_features
 from compare.lift_torch import ControlledRun
 from compare.optimizer_state import jax_state
 from compare.report import Divergence, Report, Run, settings
@@ -76,6 +75,10 @@ _LARGE = 1_000_000
 """Parameters from which on a step lasts so long that threads that spin between two steps no longer matter."""
 
 
+_SAME = 1e-2
+"""Two arrays nearer than this are the same but for rounding or a bug, and not in another order."""
+
+
 def _check_sides(torch: Any, jax: Any) -> None:
     if not isinstance(torch, Torch):
         raise InputError(f"the first argument must be a compare.Torch, not a {type(torch).__name__}")
@@ -105,10 +108,14 @@ class Comparison:
         jax_run = JaxRun(jax, "float32", training=self.training)
         jax_run.probe(batches[0])
         self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in jax_run.modules.items()}
-        features = self._flattened()
-        self.links = self._find_links(features, weights, jax_run)
-        if channels_first := self._channels_first(features, jax_run):
-            self.links = self._find_links(features | dict.fromkeys(channels_first, ()), weights, jax_run)
+        self.features: dict[str, tuple[int, ...]] = {
+            path: () for path, kind in self.torch_modules.items() if "Linear" in kind
+        }
+        self.links = self._find_links(weights, jax_run)
+        if any("Conv" in kind for kind in self.torch_modules.values()):
+            while flattened := self._flattened(jax_run):
+                self.features |= flattened
+                self.links = self._find_links(weights, jax_run)
         # Layers in a scan have partners of their own on the torch side: they are run one by one to be seen.
         self.unroll = bool(jax_run.hidden) and any(isinstance(i, int) for link in self.links for i in link.jax_view.index)
         self.given = jax_run.arrays()
@@ -132,36 +139,30 @@ class Comparison:
                 )
                 break
 
-    def _flattened(self) -> dict[str, tuple[int, ...]]:
-        """See which linear layers take an image's features as one vector: the port orders those in its own way."""
-        run = TorchRun(self.torch, "float32", self.device)
-        args, kwargs = called(self.batches[0].inputs, run.tensor)
-        return flattened_features(run.model, args or kwargs)
-
-    def _find_links(
-        self, features: dict[str, tuple[int, ...]], weights: Mapping[str, str] | None, jax_run: JaxRun
-    ) -> mapping.WeightMap:
-        layers = mapping.torch_layers(self.torch.model, features), self.jax.layers()
+    def _find_links(self, weights: Mapping[str, str] | None, jax_run: JaxRun) -> mapping.WeightMap:
+        layers = mapping.torch_layers(self.torch.model, self.features), self.jax.layers()
         return mapping.find_links(*layers, weights, order=(list(self.torch_modules), list(jax_run.modules)))
 
-    def _channels_first(self, features: dict[str, tuple[int, ...]], jax_run: JaxRun) -> list[str]:
-        """List the modules whose flattened features the port orders as torch does, channels first: a run tells."""
-        kernels = {link.torch: link.jax for link in self.links}
-        flattened = {path: shape for path, shape in features.items() if shape and f"{path}.weight" in kernels}
-        if not flattened:
-            return []
+    def _flattened(self, jax_run: JaxRun) -> dict[str, tuple[int, int]]:
+        """See which linear layers take an image's features in another order: channels last, where torch's are first.
+
+        A port may flatten either way, and a run tells. It gives the channels and the points of each such layer.
+        """
         seen, draws = self.first
         jax_run.load(mapping.to_jax(self.links, self._weights(), jax_run.arrays()))
         theirs = jax_run.forward(self.batches[0], draws)
-        found = []
-        for path, shape in flattened.items():
+        kernels = {link.torch: link.jax for link in self.links}
+        found = {}
+        for path in (path for path, shape in self.features.items() if not shape and f"{path}.weight" in kernels):
             module = kernels[f"{path}.weight"].rpartition("/")[0]
             ours = [to_numpy(value) for port, value in seen.items() if port[:3] == (path, 0, "input")]
             other = [to_numpy(value) for port, value in theirs.items() if port[:3] == (module, 0, "input")]
-            if ours and other and ours[0].shape == other[0].shape:
-                permuted = unflattened(shape).to_torch(other[0])
-                if distance(other[0], ours[0]) < distance(permuted, ours[0]):
-                    found.append(path)
+            if not ours or not other or ours[0].shape != other[0].shape or distance(other[0], ours[0]) < _SAME:
+                continue
+            size = ours[0].shape[-1]
+            shapes = [(channels, size // channels) for channels in range(2, size) if size % channels == 0]
+            near = [shape for shape in shapes if distance(unflattened(shape).to_torch(other[0]), ours[0]) < _SAME]
+            found |= {path: shape for shape in near[:1]}
         return found
 
     def _weights(self) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """How alike two names are: "encoder.layers.0.self_attn.out_proj" and "Encoder_0/blocks_0/attention/out"."""
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -59,7 +60,7 @@ class Word(NamedTuple):
     """-1 for none."""
     rank: int
     """The place of its number among its siblings' numbers."""
-    count: int
+    siblings: int
     """How many siblings there are that differ from it by their number alone, itself included."""
 
 
@@ -114,6 +115,11 @@ def likeness(a: Path, b: Path) -> tuple[int, int]:
         say where the words beside these do not agree, as "fc1" and "Dense_0" do not.
 
     """
+    # What is called the same at either end is best aligned so.
+    start = next((at for at, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
+    alike, a, b = a[:start], a[start:], b[start:]
+    while a and b and a[-1] == b[-1]:
+        alike, a, b = (*alike, a[-1]), a[:-1], b[:-1]
     best = [[(0, 0)] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i in range(len(a) + 1):
         for j in range(len(b) + 1):
@@ -125,7 +131,7 @@ def likeness(a: Path, b: Path) -> tuple[int, int]:
             if i and j:
                 options.append(_plus(best[i - 1][j - 1], _words(a[i - 1], b[j - 1])))
             best[i][j] = max(options, default=(0, 0))
-    return best[-1][-1]
+    return functools.reduce(_plus, (_words(word, word) for word in alike), best[-1][-1])
 
 
 def _plus(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
@@ -135,11 +141,11 @@ def _plus(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 def _words(a: Word, b: Word) -> tuple[int, int]:
     shared, other = len(a.tokens & b.tokens), len(a.tokens ^ b.tokens)
     strong = 4 * shared - other + (a.stem == b.stem != "")
-    if a.count == 1 or b.count == 1:
+    if a.siblings == 1 or b.siblings == 1:
         return strong, 0
     # Numbers may start at 0 or 1, and leave out layers without weights: their order is what counts, where it can.
-    equal = a.rank == b.rank if a.count == b.count else a.number == b.number
+    equal = a.rank == b.rank if a.siblings == b.siblings else a.number == b.number
     # The same word with the same number is a name; "fc1" and "Dense_0" only suggest one another.
     if (a.stem == b.stem != "") or (shared and not other):
         return strong + (2 if equal else -6), 0
-    return strong, (1 if equal else -1) if a.count == b.count else 0
+    return strong, (1 if equal else -1) if a.siblings == b.siblings else 0

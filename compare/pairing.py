@@ -4,7 +4,7 @@ A pairing is accepted only where to exchange any two partners would make it wors
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from compare import names
@@ -92,10 +92,17 @@ def pair(
         allowed: Whether the user's `weights=` allow two units to be partners.
 
     """
-    fits: dict[tuple[int, int], list[Choice]] = {}
-    for (i, a), (j, b) in itertools.product(enumerate(torch), enumerate(jax)):
-        if allowed(a, b) and (choices := fit(a, b)) is not None:
-            fits[i, j] = choices
+    # Layers that look the same need one look.
+    looks: dict[tuple[int, int], bool] = {}
+
+    def can_be(a: Unit, b: Unit, look: tuple[int, int]) -> bool:
+        if look not in looks:
+            looks[look] = fit(a, b) is not None
+        return looks[look] and allowed(a, b)
+
+    number: dict[Hashable, int] = {}
+    first, second = ([(unit, number.setdefault(_look(unit), len(number))) for unit in side] for side in (torch, jax))
+    fits = [(i, j) for i, (a, x) in enumerate(first) for j, (b, y) in enumerate(second) if can_be(a, b, (x, y))]
     mine = names.read((unit.path, unit.kind or _guessed(unit)) for unit in torch)
     theirs = names.read((unit.path, unit.kind or _guessed(unit)) for unit in jax)
     likeness = {(i, j): names.likeness(mine[i], theirs[j]) for i, j in fits}
@@ -110,14 +117,21 @@ def pair(
         if i not in partner and j not in taken:
             partner[i] = j
             taken.add(j)
-    ambiguous = _settle(partner, fits, score, lambda i, k, j, m: _has_roles(mine[i], mine[k], theirs[j], theirs[m]))
-    pairs = {i: Pair(torch[i], jax[j], fits[i, j]) for i, j in partner.items()}
+    ambiguous = _settle(partner, likeness, score, lambda i, k, j, m: _has_roles(mine[i], mine[k], theirs[j], theirs[m]))
+    pairs = {i: Pair(torch[i], jax[j], fit(torch[i], jax[j]) or []) for i, j in partner.items()}
     return Pairing(
         [pairs[i] for i in sorted(pairs)],
         [(pairs[i], pairs[k]) for i, k in ambiguous],
         [unit for i, unit in enumerate(torch) if i not in partner],
         [unit for j, unit in enumerate(jax) if j not in taken],
     )
+
+
+def _look(unit: Unit) -> Hashable:
+    """Give all of a unit that `fit` goes by."""
+    settings = tuple(unit.settings.get(name) for name in ("groups", "transpose_kernel", "flattened"))
+    slots = tuple((role, *((slot.leaf, slot.shape, slot.tied) for slot in slots)) for role, slots in unit.slots.items())
+    return unit.type, unit.kind, settings, slots
 
 
 def _guessed(unit: Unit) -> str:

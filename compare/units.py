@@ -158,6 +158,17 @@ def jax_units(whole: list[Unit], *, split: bool) -> list[Unit]:
     return made
 
 
+def single(unit: Unit) -> list[Unit]:
+    """Take a layer apart into its tensors, for a model that keeps them in lists or under names of its own.
+
+    A weight is still that of its kind. Nothing but its shape is known of any other tensor.
+    """
+    return [
+        Unit(slots[0].name, unit.type, unit.kind if role == "weight" else "", unit.settings, {"weight": slots})
+        for role, slots in unit.slots.items()
+    ]
+
+
 def is_fused(unit: Unit) -> bool:
     """Tell whether one projection gives query, key and value: `nn.MultiheadAttention`, or a layer so called."""
     name = unit.path.replace("/", ".").rsplit(".", 1)[-1].lower()

@@ -28,7 +28,7 @@ from compare.layers import (
 from compare.layouts import usual
 from compare.pairing import Choice, Pair, Pairing, pair
 from compare.problem import InputError
-from compare.units import Slot, Unit, View, is_fused, jax_units, torch_units, units
+from compare.units import Slot, Unit, View, is_fused, jax_units, single, torch_units, units
 from compare.unmatched import columns, explain, part
 
 if TYPE_CHECKING:
@@ -201,6 +201,11 @@ def _pair(
                 f"{path or 'the JAX model'} has {size} layers along its first axis" for path, size in stacks.items()
             ]
             return again
+    if found.torch and found.jax and not any(unit.kind for unit in found.jax):
+        loose = [[part for unit in side for part in single(unit)] for side in (found.torch, found.jax)]
+        rest = pair(loose[0], loose[1], (_inherited(loose[0], places[0]), _inherited(loose[1], places[1])), said.allows)
+        if not rest.jax:
+            return Pairing([*found.pairs, *rest.pairs], [*found.ambiguous, *rest.ambiguous], rest.torch, [])
     return found
 
 
@@ -209,7 +214,7 @@ def _inherited(units: list[Unit], known: Mapping[str, int]) -> dict[str, int]:
     places = {}
     for unit in units:
         path = unit.path
-        while path and path not in known:
+        while path not in known and path:
             path = re.sub(r"(^|[./])[^./]*$", "", path)
         if path in known:
             places[unit.path] = known[path]

@@ -152,6 +152,18 @@ def test_a_matrix_of_unknown_orientation_goes_by_the_others_or_is_refused() -> N
     assert find_links(mine, theirs, values=({"0.weight": w}, {"w1": w}))[0].jax_view == View()
 
 
+def test_arrays_in_lists_and_under_names_of_their_own() -> None:
+    mine = torch_layers(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    w1, w, b = np.zeros((3, 4)), np.zeros((4, 4)), np.zeros(4)
+    links = find_links(mine, pytree_layers([(w1, b), (w, b), (w, b)]))
+    assert [link.jax for link in links] == ["0/0", "0/1", "1/0", "1/1", "2/0", "2/1"]
+    assert {link.jax_view for link in links if "weight" in link.torch} == {View(axes=(1, 0))}
+    links = find_links(mine, pytree_layers({"b1": b, "b2": b, "b3": b, "w1": w1, "w2": w, "w3": w}))
+    assert [link.jax for link in links] == ["w1", "b1", "w2", "b2", "w3", "b3"]
+    with pytest.raises(InputError, match="which is which"):
+        find_links(mine, pytree_layers({"x": b, "y": b, "z": b, "w1": w1, "w2": w, "w3": w}))
+
+
 def test_a_view_never_copies() -> None:
     array = np.arange(24.0).reshape(2, 3, 4)
     view = View(index=(1,), axes=(1, 0), flip=(0,))
