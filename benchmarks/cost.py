@@ -1,9 +1,9 @@
-"""What a check costs, beside training both sides alone in both precisions: time and peak memory, from 1 to 25 million
-parameters.
+"""What a check costs beside training both sides alone in both precisions, from 1 to 25 million parameters.
 
     python benchmarks/cost.py [--sizes small medium large] [--steps 10]
 
-Each measurement is a process of its own; the four trainings run one after another in one process.
+Shown are time and peak memory. Each measurement is a process of its own; the four trainings run one after another in
+one process.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import torch

@@ -11,8 +11,8 @@ from compare import notebook
 from compare.check import check
 from compare.jax_side import Flax, Jax
 from compare.problem import InputError, Problem, draw
-from compare.report import Cause, Divergence, Report
 from compare.programs import Altered, altered
+from compare.report import Cause, Divergence, Report
 from compare.torch_side import Torch
 from compare.verdict import Verdict
 from compare.weights import copy_weights

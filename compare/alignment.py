@@ -1,7 +1,7 @@
 """Which tensor of one side is held against which of the other, and what is not compared and why."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np

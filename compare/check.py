@@ -15,11 +15,11 @@ from compare.device import on, resolve, taking_turns
 from compare.draws import Draw
 from compare.engine import Followed, Streams, first_divergence, follow, independent_divergences, weigh_noise
 from compare.jax_side import Flax, Jax, JaxRun
+from compare.lift_torch import ControlledRun
 from compare.modules import align_modules, unflattened
 from compare.observation import Observation, Port, Stream
-from compare.problem import InputError
-from compare.lift_torch import ControlledRun
 from compare.optimizer_state import jax_state
+from compare.problem import InputError
 from compare.report import Divergence, Report, Run, settings
 from compare.torch_side import Record, Torch, TorchRun
 from compare.training import align_training
@@ -117,12 +117,14 @@ class Comparison:
                 self.features |= flattened
                 self.links = self._find_links(weights, jax_run)
         # Layers in a scan have partners of their own on the torch side: they are run one by one to be seen.
-        self.unroll = bool(jax_run.hidden) and any(isinstance(i, int) for link in self.links for i in link.jax_view.index)
+        self.unroll = bool(jax_run.hidden) and any(
+            isinstance(i, int) for link in self.links for i in link.jax_view.index
+        )
         self.given = jax_run.arrays()
         self.initial = mapping.to_jax(self.links, self._weights(), self.given)
 
     def _probe(self) -> None:
-        """Run the torch model forward twice, to see its modules, what it overwrites in place, and if it repeats itself."""
+        """Run the torch model forward twice: see its modules, what it overwrites in place, and if it repeats itself."""
         record, again = Record(), Record()
         with ControlledRun() as first:
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], record)
@@ -135,7 +137,8 @@ class Comparison:
             if port.kind == "output" and apart > FACTOR * ULPS * EPSILON32:
                 self.nondeterministic.append(
                     f"the torch side disagrees with itself: the same batch and the same random numbers of torch's gave "
-                    f"{port} twice, {apart:.0e} apart. Does it draw from numpy or random, or keep something between calls?"
+                    f"{port} twice, {apart:.0e} apart. Does it draw from numpy or random, or keep something between "
+                    "calls?"
                 )
                 break
 
@@ -152,7 +155,7 @@ class Comparison:
         jax_run.load(mapping.to_jax(self.links, self._weights(), jax_run.arrays()))
         theirs = jax_run.forward(self.batches[0], draws)
         kernels = {link.torch: link.jax for link in self.links}
-        found = {}
+        found: dict[str, tuple[int, int]] = {}
         for path in (path for path, shape in self.features.items() if not shape and f"{path}.weight" in kernels):
             module = kernels[f"{path}.weight"].rpartition("/")[0]
             ours = [to_numpy(value) for port, value in seen.items() if port[:3] == (path, 0, "input")]
@@ -161,8 +164,9 @@ class Comparison:
                 continue
             size = ours[0].shape[-1]
             shapes = [(channels, size // channels) for channels in range(2, size) if size % channels == 0]
-            near = [shape for shape in shapes if distance(unflattened(shape).to_torch(other[0]), ours[0]) < _SAME]
-            found |= {path: shape for shape in near[:1]}
+            near = (shape for shape in shapes if distance(unflattened(shape).to_torch(other[0]), ours[0]) < _SAME)
+            if shape := next(near, None):
+                found[path] = shape
         return found
 
     def _weights(self) -> dict[str, np.ndarray]:
@@ -229,7 +233,9 @@ class Comparison:
         wrong = [(link, apart) for link, apart in distances if apart > ULPS * EPSILON32]
         if 2 * len(wrong) >= len(distances):
             return []
-        opinion = f"the port came with torch's weights, but for {len(wrong)} of {len(distances)}: look at their conversion"
+        opinion = (
+            f"the port came with torch's weights, but for {len(wrong)} of {len(distances)}: look at their conversion"
+        )
         return [
             Divergence(0, "parameters", link.torch, link.jax, apart, ULPS * EPSILON32, opinion=opinion)
             for link, apart in wrong
@@ -277,7 +283,9 @@ class Comparison:
 
         found = independent_divergences(followed, steps(), lambda pairing: pairing.stage in ("gradient", "parameters"))
         # An optimizer's difference shows in every parameter: one of them is enough.
-        others = [each for each in found if each.stage != "update"] + [each for each in found if each.stage == "update"][:1]
+        others = [each for each in found if each.stage != "update"] + [
+            each for each in found if each.stage == "update"
+        ][:1]
         told = {"update"} if first.stage == "update" else set()
         return [e for e in others if (e.stage, e.torch) != (first.stage, first.torch) and e.stage not in told]
 

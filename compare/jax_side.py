@@ -11,14 +11,14 @@ from unittest import mock
 
 import numpy as np
 
-from compare.batch import Batch, called, checked_loss, mapped
-from compare.observation import Observation, Port
-from compare.problem import InputError
-from compare.replay_jax import replayable, replaying
 from compare import weights
+from compare.batch import Batch, called, checked_loss, mapped
 from compare.draws import Draw
 from compare.layers import Layer
 from compare.lift_jax import lift, lift_nnx
+from compare.observation import Observation, Port
+from compare.problem import InputError
+from compare.replay_jax import replayable, replaying
 
 if TYPE_CHECKING:
     import optax
@@ -160,7 +160,7 @@ def _check_optimizer(side: Flax | Jax) -> None:
 
 
 def _floating(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and np.issubdtype(np.dtype(leaf.dtype), np.floating) or _low_precision(leaf)
+    return (hasattr(leaf, "dtype") and np.issubdtype(np.dtype(leaf.dtype), np.floating)) or _low_precision(leaf)
 
 
 def _low_precision(leaf: Any) -> bool:
@@ -199,7 +199,8 @@ def _nnx(model: Any, dtype: str, training: bool) -> Functional:
     copied.train() if training else copied.eval()
     if dtype == "float64":
         lift_nnx(copied)
-    graph, params, rngs, buffers = nnx.split(copied, nnx.Param, nnx.RngState, ...)
+    graph, *states = nnx.split(copied, nnx.Param, nnx.RngState, ...)
+    params, rngs, buffers = states
 
     def apply(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any, record: Any) -> Any:
         # Taken apart and put together, so that they belong to this trace: nnx lets no other change them.
@@ -207,8 +208,8 @@ def _nnx(model: Any, dtype: str, training: bool) -> Functional:
         merged = nnx.merge(graph, params, rngs, buffers)
         with _recorded_nnx(merged, record):
             output = merged(*args, **_mode(type(merged).__call__, kwargs, training))
-        _, _, rngs, buffers = nnx.split(merged, nnx.Param, nnx.RngState, ...)
-        return output, buffers, rngs
+        _, *states = nnx.split(merged, nnx.RngState, nnx.Param, ...)
+        return output, states[2], states[0]
 
     return Functional(_cast(params, dtype), _cast(buffers, dtype), rngs, apply)
 
@@ -513,7 +514,7 @@ class JaxRun:
 
         with self._precision():
             inputs, target = self.arguments(batch)
-            values = ()
+            values: tuple[Any, ...] = ()
             if given is not None:
                 self._given = tuple(given[0])
                 values = tuple(given[0].values()), self._replaced(self.params, self.param_names, given[1])
@@ -543,7 +544,8 @@ def adapted(batch: Batch, adapt: Callable[..., Any] | None) -> Batch:
     positional = [
         parameter
         for parameter in inspect.signature(adapt).parameters.values()
-        if parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
     try:
         found = adapt(*batch) if len(positional) == 2 else adapt(tuple(batch))

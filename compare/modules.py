@@ -111,9 +111,7 @@ def _by_weights(
         if not path:
             continue
         held = {
-            number: layer
-            for number, (name, separator, layer) in enumerate(named)
-            if name.startswith(path + separator)
+            number: layer for number, (name, separator, layer) in enumerate(named) if name.startswith(path + separator)
         }
         layers = sorted({layer for layer in held.values() if layer is not None})
         if len(layers) == len(of_module) > 1 and None not in held.values():

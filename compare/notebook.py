@@ -124,7 +124,9 @@ def _streams(torch: Side, jax: Side, problem: Problem, links: list[Link]) -> Str
     theirs = {link.jax: link.jax_view(ours[link.torch]) if jax.name == "jax" else ours[link.torch] for link in links}
 
     def stream(side: Side, weights: dict[str, np.ndarray], dtype: str) -> Stream:
-        return with_updates(side.observe(problem, dtype), {name: array.astype(dtype) for name, array in weights.items()})
+        return with_updates(
+            side.observe(problem, dtype), {name: array.astype(dtype) for name, array in weights.items()}
+        )
 
     return Streams(
         stream(torch, ours, "float32"),

@@ -81,7 +81,9 @@ def align_state(
                 seen.add((name, theirs))
                 pairings.append(_pairing(name, ours, theirs, None if whole else link, slot, group))
     not_compared = [
-        NotCompared("torch", name, "optax's optimizer keeps nothing of that name") for name in torch.optimizer if name not in met
+        NotCompared("torch", name, "optax's optimizer keeps nothing of that name")
+        for name in torch.optimizer
+        if name not in met
     ]
     not_compared += [
         NotCompared("jax", name, _REASONS.get(name.rpartition("/")[2], "torch's optimizer keeps nothing of that name"))
@@ -126,7 +128,9 @@ def _pairing(name: str, ours: str, theirs: str, link: Link | None, slot: Slot, s
     return Pairing("update", name, theirs, torch, jax, link=link)
 
 
-def jax_state(pairings: Iterable[Pairing], torch: Observation, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def jax_state(
+    pairings: Iterable[Pairing], torch: Observation, state: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Give optax's state, by name, the values of torch's; counters that torch has not get its number of steps."""
     made = {name: np.array(array) for name, array in state.items()}
     steps = None

@@ -43,7 +43,8 @@ def align_training(
             not_compared += [NotCompared(side, name, "a buffer that the other side has not") for name in alone]
     frozen = [link for link in links if link.torch not in torch.gradients and link.jax in jax.gradients]
     not_compared += [
-        NotCompared("jax", f"gradient of {link.jax}", "torch's parameter is frozen, requires_grad=False") for link in frozen
+        NotCompared("jax", f"gradient of {link.jax}", "torch's parameter is frozen, requires_grad=False")
+        for link in frozen
     ]
     # Gradients are computed from the last module to the first.
     pairings += align_tensors("gradient", "gradients", links[::-1], torch, jax)

@@ -1,6 +1,7 @@
 """`compare.check` on small models: what it finds, where, and what it says of input that cannot be compared."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ PLAIN = {
 @pytest.mark.parametrize("kind", ["nnx", "linen", "pure"])
 def test_a_right_port_matches(kind: str, original: Original, batches: Any) -> None:
     optimizer = optax.adam(1e-3)
-    sides = {
+    sides: dict[str, Callable[[], compare.Flax | compare.Jax]] = {
         "nnx": lambda: compare.Flax(Port(), jax_loss, optimizer),
         "linen": lambda: compare.Flax(linen_pair(), jax_loss, optimizer),
         "pure": lambda: compare.Jax(plain, PLAIN, jax_loss, optimizer),
@@ -155,7 +156,11 @@ def test_nothing_of_the_users_is_changed(original: Original, batches: Any) -> No
     import jax
 
     assert jax.tree.all(jax.tree.map(np.array_equal, nnx.to_pure_dict(nnx.state(port)), before[1]))
-    assert all(np.array_equal(a, b) for pair, old in zip(batches, before[2], strict=True) for a, b in zip(pair, old, strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for pair, old in zip(batches, before[2], strict=True)
+        for a, b in zip(pair, old, strict=True)
+    )
 
 
 @pytest.mark.parametrize("loss", [True, False])
@@ -206,7 +211,10 @@ class Lacking(Port):
     [
         ({"jax": {"model": Wider()}}, r"fc2\.weight.*\(4, 16\).*fc2/kernel.*\(16, 5\)"),
         ({"jax": {"model": Lacking()}}, r"fc1\.bias"),
-        ({"torch": {"loss": lambda o, t: (o - t).square()}}, r"the torch loss has shape \(6, 4\), but must be a scalar"),
+        (
+            {"torch": {"loss": lambda o, t: (o - t).square()}},
+            r"the torch loss has shape \(6, 4\), but must be a scalar",
+        ),
         ({"jax": {"loss": lambda o, t: jnp.square(o - t)}}, r"the flax loss has shape \(6, 4\), but must be a scalar"),
         ({"jax": {"loss": None, "optimizer": None}}, "loss: the torch side has one and the flax side has none"),
         ({"jax": {"optimizer": None}}, "optimizer: the torch side has one and the flax side has none"),
@@ -240,16 +248,16 @@ def test_batches_that_cannot_be_used_are_named(given: Any, message: str, origina
 def test_sides_of_the_wrong_kind_are_named(original: Original, batches: Any) -> None:
     with pytest.raises(compare.InputError, match=r"Torch\(model=...\) must be a torch.nn.Module, not a Port"):
         compare.Torch(Port())  # type: ignore[arg-type]
-    with pytest.raises(compare.InputError, match="must be an nnx.Module or a pair"):
+    with pytest.raises(compare.InputError, match=r"must be an nnx\.Module or a pair"):
         compare.Flax(original)
     with pytest.raises(compare.InputError, match=r"lambda params: torch.optim.Adam\(params"):
         compare.Torch(original, torch_loss, adam(original.parameters()))  # type: ignore[arg-type]
-    with pytest.raises(compare.InputError, match="must be an optax.GradientTransformation, not a float"):
+    with pytest.raises(compare.InputError, match=r"must be an optax\.GradientTransformation, not a float"):
         compare.Flax(Port(), jax_loss, 1e-3)  # type: ignore[arg-type]
     with pytest.raises(compare.InputError, match="needs a loss"):
         compare.Torch(original, optimizer=adam)
-    with pytest.raises(compare.InputError, match="the first argument must be a compare.Torch"):
-        compare.check(original, Port(), batches)  # type: ignore[arg-type]
+    with pytest.raises(compare.InputError, match=r"the first argument must be a compare\.Torch"):
+        compare.check(original, Port(), batches)
     with pytest.raises(compare.InputError, match="steps must be a positive whole number"):
         compare.check(*sides(original), batches, steps=0)
 

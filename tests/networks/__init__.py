@@ -1,0 +1,10 @@
+"""Random training programs, each drawn once and built for torch and for Flax.
+
+The JAX side may be built from another specification than torch's: such a port has a fault.
+"""
+
+from .drawn import specifications
+from .faults import effect, faults
+from .training import check
+
+__all__ = ["check", "effect", "faults", "specifications"]
