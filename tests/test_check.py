@@ -253,11 +253,11 @@ def test_sides_of_the_wrong_kind_are_named(original: Original, batches: Any) -> 
     with pytest.raises(compare.InputError, match=r"lambda params: torch.optim.Adam\(params"):
         compare.Torch(original, torch_loss, adam(original.parameters()))  # type: ignore[arg-type]
     with pytest.raises(compare.InputError, match=r"must be an optax\.GradientTransformation, not a float"):
-        compare.Flax(Port(), jax_loss, 1e-3)  # type: ignore[arg-type]
+        compare.Flax(Port(), jax_loss, 1e-3)
     with pytest.raises(compare.InputError, match="needs a loss"):
         compare.Torch(original, optimizer=adam)
     with pytest.raises(compare.InputError, match=r"the first argument must be a compare\.Torch"):
-        compare.check(original, Port(), batches)
+        compare.check(original, Port(), batches)  # type: ignore[arg-type]
     with pytest.raises(compare.InputError, match="steps must be a positive whole number"):
         compare.check(*sides(original), batches, steps=0)
 
