@@ -154,5 +154,6 @@ def with_updates(stream: Stream, weights: Mapping[str, np.ndarray]) -> Stream:
     for seen in stream:
         # A copy, since torch's next step overwrites its weights.
         after = {name: np.array(to_numpy(value)) for name, value in seen.parameters.items()}
-        yield seen._replace(updates={name: value - weights[name] for name, value in after.items()}, parameters=after)
+        updates = {name: value - weights[name] for name, value in after.items() if name in weights}
+        yield seen._replace(updates=updates, parameters=after)
         weights = after

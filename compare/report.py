@@ -156,7 +156,7 @@ class Report:
             },
             "not_compared": [each._asdict() for each in self.not_compared],
             "quantities": [
-                {key: value for key, value in vars(quantity).items() if key != "update"}
+                {key: value for key, value in vars(quantity).items() if key not in ("update", "operands")}
                 | {"worst_ratio": float(quantity.ratio.max()), "verdict": str(quantity.verdict)}
                 for quantity in self.quantities
             ],

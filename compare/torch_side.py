@@ -84,11 +84,11 @@ class TorchRun:
             except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
                 raise InputError(f"the torch model does not take the batch, {batch}: {error}") from error
 
-    def step(self, batch: Batch) -> Observation:
+    def step(self, batch: Batch, record: "Record | None" = None) -> Observation:
         """Take one step: forward, and as far as there is a loss and an optimizer, backward and update."""
         import torch
 
-        record = Record(self.overwritten)
+        record = record or Record(self.overwritten)
         with torch.enable_grad():
             output = self.forward(batch, record)
             if self.loss is None:

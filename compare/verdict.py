@@ -46,15 +46,18 @@ def norm(array: np.ndarray) -> float:
         return float(np.sqrt(np.dot(flat, flat)))
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """‖a - b‖ / ‖b‖ in float64; 1 where only `b` is zero, infinity where a value is finite on one side only."""
+def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0) -> float:
+    """‖a - b‖ / ‖b‖ in float64; infinity where a value is finite on one side only.
+
+    Where only `b` is zero it is ‖a‖ / `otherwise`, and 1 without that.
+    """
     with np.errstate(invalid="ignore"):
         difference = norm(np.subtract(a, b, dtype=np.float64))
     if difference == 0:
         return 0.0
     size = norm(np.asarray(b, np.float64))
     if np.isfinite(difference) and np.isfinite(size):
-        return difference / size if size else 1.0
+        return difference / (size or otherwise or difference)
     return 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf
 
 
@@ -86,6 +89,9 @@ class Quantity:
     cancellation: list[float] = field(default_factory=list)
     """How much larger than the quantity itself were the numbers that it is a difference of; 1 where it is none."""
 
+    operands: float = field(default=0.0, repr=False)
+    """The size of what the quantity is a difference of, at the last step: a difference of zero has none of its own."""
+
     noise: list[float] = field(default_factory=list)
     """d of two float64 runs of the torch side whose weights differ in their last place; empty where not measured."""
 
@@ -94,13 +100,13 @@ class Quantity:
 
     def add_torch(self, torch32: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
         """Weigh a step of the torch side. `operands` is what the quantity is a difference of, if it is one."""
-        self.error_torch.append(distance(torch32, torch64))
-        lost = 0.0 if operands is None else norm(operands) / (norm(torch64) or EPSILON64 * norm(operands) or 1.0)
-        self.cancellation.append(max(1.0, lost))
+        self.operands = 0.0 if operands is None else norm(operands)
+        self.error_torch.append(distance(torch32, torch64, self.operands))
+        self.cancellation.append(max(1.0, self.operands / (norm(torch64) or self.operands or 1.0)))
 
     def add_difference(self, jax64: np.ndarray, torch64: np.ndarray) -> None:
         """Weigh the same step of both sides in float64, alike in shape."""
-        self.error64.append(distance(jax64, torch64))
+        self.error64.append(distance(jax64, torch64, self.operands))
 
     def add_jax(self, jax32: np.ndarray, jax64: np.ndarray) -> None:
         """Weigh the same step of the JAX side.
@@ -141,7 +147,9 @@ class Quantity:
         error64, lost = np.asarray(self.error64), self.rounding >= 1
         if self.update is not None:
             lost |= np.logical_or.accumulate(self.update.rounding >= 1)
-        return np.where(lost & np.isfinite(error64), 0.0, error64 / self.expected)
+        with np.errstate(invalid="ignore"):  # infinite on both sides in float32, and on one in float64
+            ratio = error64 / self.expected
+        return np.where(np.isinf(error64), np.inf, np.where(lost, 0.0, ratio))
 
     @property
     def imbalance(self) -> float:

@@ -161,7 +161,7 @@ def test_a_weight_without_a_partner_is_named() -> None:
         return step._replace(weights=dict(step.weights) | {"w3": step.loss})
 
     program = compare.Altered(torchnet.manual.start, step, torchnet.manual.train)
-    with pytest.raises(compare.InputError, match="weights of the torch side: w3 without a partner"):
+    with pytest.raises(compare.InputError, match="the torch side has a parameter without a partner: w3"):
         compare.notebook.run("manual", torch=program, steps=1, device="cpu")
 
 

@@ -1,0 +1,199 @@
+"""The torch side's step run again with one of its functions computing something else: a counterfactual.
+
+Every function of torch that a program calls, itself or in a module of `torch.nn`, comes by
+`torch.overrides.TorchFunctionMode`: `torch.nn.LayerNorm` calls `layer_norm(input, normalized_shape, weight, bias,
+eps)`, whether as a module or not.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from compare.batch import Batch
+from compare.draws import Draw
+from compare.lift_torch import ControlledRun
+from compare.observation import Observation, Port
+from compare.torch_side import Record, TorchRun
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Call:
+    """One call of a function of torch."""
+
+    name: str
+    """As torch documents it, without underscores: "layer_norm", "relu"."""
+    function: Callable[..., Any]
+    bound: inspect.BoundArguments
+    module: str = ""
+    """The path of the module that makes the call; "" for the model itself, or the loss."""
+
+    def __getitem__(self, argument: str) -> Any:
+        """Give an argument."""
+        return self.bound.arguments[argument]
+
+    def __contains__(self, argument: str) -> bool:
+        return argument in self.bound.arguments
+
+    @property
+    def input(self) -> "torch.Tensor":
+        """The first argument."""
+        return next(iter(self.bound.arguments.values()))
+
+    def run(self, **changed: Any) -> Any:
+        """Call the function, with some arguments changed."""
+        bound = inspect.BoundArguments(self.bound.signature, self.bound.arguments | changed)
+        return self.function(*bound.args, **bound.kwargs)
+
+    def on(self, tensor: Any) -> Any:
+        """Call the function with another first argument."""
+        return self.run(**{next(iter(self.bound.arguments)): tensor})
+
+
+Rewrite = Callable[[Call], Any]
+"""What a call gives instead."""
+
+
+class Window(NamedTuple):
+    """A part of a step: from when the first port has been seen until the second has."""
+
+    start: Port | None = None
+    """None for the start of the step."""
+    end: Port | None = None
+    """None for its end."""
+
+
+class _Reached(Exception):  # noqa: N818 - nothing has gone wrong
+    """The end of the window."""
+
+
+class Rerun:
+    """A step of the torch side in float64, to be run as often as wanted, from the same state.
+
+    Args:
+        run: Where the step starts from. It must have no optimizer.
+        batch: The step's.
+        draws: Its random numbers.
+        window: In which calls are listed and rewritten. Nothing runs after its end.
+
+    """
+
+    def __init__(self, run: TorchRun, batch: Batch, draws: Sequence[Draw], window: Window) -> None:
+        self._run, self._batch, self._draws, self._window = run, batch, draws, window
+        self._start = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
+
+    def calls(self) -> list[Call]:
+        """List the calls in the window, in order of execution."""
+        found: list[Call] = []
+
+        def listed(call: Call) -> Any:
+            found.append(call)
+            return call.run()
+
+        self._observe(lambda number: listed)
+        return found
+
+    def __call__(self, rewrites: Mapping[int, Rewrite]) -> Observation:
+        """Run the step with some of the calls in the window, by number, giving something else."""
+        return self._observe(rewrites.get)
+
+    def _observe(self, rewrites: Callable[[int], Rewrite | None]) -> Observation:
+        import torch
+
+        with torch.no_grad():
+            for name, tensor in self._run.model.state_dict().items():
+                tensor.copy_(self._start[name])
+        record = _Windowed(self._window, self._run.overwritten)
+        try:
+            with ControlledRun(lift=True, replay=self._draws), _mode()(record, rewrites):
+                return self._run.step(self._batch, record)
+        except _Reached:
+            return Observation(buffers=self._run.buffers(), forward=record.seen)
+
+
+class _Windowed(Record):
+    """A record that knows whether the window is open."""
+
+    def __init__(self, window: Window, overwritten: frozenset[Port]) -> None:
+        super().__init__(overwritten)
+        self.window = window
+        self.open = window.start is None
+        self.inside: list[str] = []
+
+    def _keep(self, path: str, call: int, kind: str, tree: Any) -> None:
+        if kind == "input":
+            self.inside.append(path)
+        elif self.inside:
+            self.inside.pop()
+        super()._keep(path, call, kind, tree)
+        if self.window.start in self.seen:
+            self.open = True
+        if self.window.end is not None and self.window.end in self.seen:
+            raise _Reached
+
+
+@functools.cache
+def _mode() -> Any:
+    from torch.overrides import TorchFunctionMode
+
+    class Rewriting(TorchFunctionMode):
+        """Gives calls in the window to whom they are rewritten by."""
+
+        def __init__(self, record: _Windowed, rewrites: Callable[[int], Rewrite | None]) -> None:
+            super().__init__()
+            self.record, self.rewrites, self.number = record, rewrites, 0
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            del types
+            kwargs = kwargs or {}
+            signature = _signature(func) if self.record.open else None
+            if signature is None:
+                return func(*args, **kwargs)
+            rewrite = self.rewrites(self.number)
+            self.number += 1
+            if rewrite is None:
+                return func(*args, **kwargs)
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError:  # an overload that torch does not describe
+                bound = _ANY.bind(*args, **kwargs)
+            bound.apply_defaults()
+            place = self.record.inside[-1] if self.record.inside else ""
+            given = rewrite(Call(_name(func), func, bound, place))
+            if func.__name__.endswith("_") and not func.__name__.endswith("__"):  # in place
+                return bound.args[0].copy_(given) if given is not bound.args[0] else given
+            return given
+
+    return Rewriting
+
+
+_ANY = inspect.signature(lambda input, *args, **kwargs: None)
+
+
+def _name(function: Any) -> str:
+    return function.__name__.strip("_")
+
+
+@functools.cache
+def _overridable() -> dict[Any, Callable[..., Any]]:
+    import torch
+
+    return torch.overrides.get_testing_overrides()
+
+
+@functools.cache
+def _signature(function: Any) -> inspect.Signature | None:
+    """Give the signature of a function of torch, as torch itself states it; None for what reads attributes."""
+    described = _overridable().get(function)
+    if described is None or getattr(function, "__name__", "__get__") in ("__get__", "__set__"):
+        return None
+    with contextlib.suppress(ValueError):  # of what is written in C++
+        own = inspect.signature(function)
+        if not any(parameter.kind == parameter.VAR_POSITIONAL for parameter in own.parameters.values()):
+            return own
+    return inspect.signature(described)
