@@ -11,9 +11,11 @@ from compare import batch as batching
 from compare import weights as mapping
 from compare.alignment import Alignment, to_numpy
 from compare.batch import Batch
+from compare.counterfactuals import FUNCTIONS
 from compare.device import on, resolve, taking_turns
+from compare.diagnosis import Explanation
 from compare.draws import Draw
-from compare.engine import Followed, Streams, first_divergence, follow, independent_divergences, weigh_noise
+from compare.engine import Followed, Found, Streams, first_divergence, follow, independent_divergences, weigh_noise
 from compare.jax_side import Flax, Jax, JaxRun
 from compare.lift_torch import ControlledRun
 from compare.modules import align_modules, unflattened
@@ -21,6 +23,7 @@ from compare.observation import Observation, Port, Stream
 from compare.optimizer_state import jax_state
 from compare.problem import InputError
 from compare.report import Divergence, Report, Run, settings
+from compare.rewriting import Rerun
 from compare.torch_side import Record, Torch, TorchRun
 from compare.training import align_training
 from compare.verdict import EPSILON32, FACTOR, ULPS, distance
@@ -107,6 +110,7 @@ class Comparison:
         self._probe()
         jax_run = JaxRun(jax, "float32", training=self.training)
         jax_run.probe(batches[0])
+        self.jax_modules = jax_run.modules
         self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in jax_run.modules.items()}
         self.features: dict[str, tuple[int, ...]] = {
             path: () for path, kind in self.torch_modules.items() if "Linear" in kind
@@ -195,12 +199,12 @@ class Comparison:
         )
         followed = follow(streams, self.align, steps, progress)
         self.nondeterministic += jax.unreplayed
-        divergence, others = first_divergence(followed), []
-        if divergence:
+        first, divergence, others = first_divergence(followed), None, []
+        if first:
             self._weigh_noise(followed)
-            divergence = first_divergence(followed)
-        if divergence:
-            others = self._independent(followed, divergence)
+            first = first_divergence(followed)
+        if first:
+            divergence, *others = self._explained([first, *self._independent(followed, first)], jax)
         if wrong := self._wrongly_converted():
             others = [*wrong[1:], *([divergence] if divergence else []), *others]
             divergence = wrong[0]
@@ -260,7 +264,7 @@ class Comparison:
         perturbed.perturb(seed=0)
         weigh_noise(followed, self._torch_steps(self.torch_run("float64")), self._torch_steps(perturbed))
 
-    def _independent(self, followed: Followed, first: Divergence) -> list[Divergence]:
+    def _independent(self, followed: Followed, first: Found) -> list[Found]:
         """Start every part of every step from the torch side's values, and list all that differs by itself."""
         torch, jax = self.torch_run("float64"), self.jax_run("float64")
         forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
@@ -283,11 +287,45 @@ class Comparison:
 
         found = independent_divergences(followed, steps(), lambda pairing: pairing.stage in ("gradient", "parameters"))
         # An optimizer's difference shows in every parameter: one of them is enough.
-        others = [each for each in found if each.stage != "update"] + [
-            each for each in found if each.stage == "update"
-        ][:1]
-        told = {"update"} if first.stage == "update" else set()
-        return [e for e in others if (e.stage, e.torch) != (first.stage, first.torch) and e.stage not in told]
+        updates = [each for each in found if each.pairing.stage == "update"]
+        others = [each for each in found if each.pairing.stage != "update"] + updates[:1]
+        return sorted(others, key=lambda each: each.pairing is not first.pairing)
+
+    def _explained(self, found: list[Found], jax: JaxRun) -> list[Divergence]:
+        """Look for the cause of each divergence."""
+        first, *others = found
+        if others and others[0].pairing is first.pairing:
+            first = first._replace(target=others.pop(0).target)
+        elif first.pairing.stage == "update":
+            others = [each for each in others if each.pairing.stage != "update"]
+        return [self._with_cause(each, jax) for each in (first, *others)]
+
+    def _with_cause(self, found: Found, jax: JaxRun) -> Divergence:
+        step = found.divergence.step
+        run = self.torch_run("float64")
+        for _ in itertools.islice(self._torch_steps(run), step):
+            pass
+        batch, draws = self.batches[step % len(self.batches)], self.draws[step]
+        if found.target is None:  # what comes before is the same on both sides
+            jax.load(mapping.to_jax(self.links, run.arrays(), jax.arrays()))
+            found = found._replace(target=found.pairing.jax_array(jax.step(batch, draws)))
+        if found.pairing.stage in ("update", "parameters"):
+            return found.divergence
+        run.optimizer = None
+        if found.pairing.stage in ("forward", "buffers"):
+            run.loss = None
+        rerun = Rerun(run, batch, draws, window(found), FUNCTIONS)
+        return dataclasses.replace(found.divergence, cause=Explanation(found, rerun, self._layer(found)).cause())
+
+    def _layer(self, found: Found) -> str:
+        """Name the layer of the JAX side that is the culprit, as its code does: "nnx.LayerNorm"."""
+        path = found.pairing.ports[1].path if found.pairing.ports else found.pairing.jax.rpartition("/")[0]
+        module = self.jax_modules.get(path)
+        if module is None:
+            return ""
+        package = {"flax.nnx": "nnx.", "flax.linen": "nn."}
+        prefix = next((short for name, short in package.items() if type(module).__module__.startswith(name)), "")
+        return f"{prefix}{type(module).__name__}"
 
     def align(self, torch: Observation, jax: Observation) -> Alignment:
         """Pair everything that a step of both sides shows."""

@@ -382,9 +382,7 @@ def _mean_over_all(call: Call) -> Any:
 def _outer(call: Call) -> Any:
     """Broadcast (N,) against (N, 1)."""
     names = list(call.bound.arguments)
-    return call.run(
-        **{names[0]: call.input.reshape(-1, 1), names[1]: call.bound.arguments[names[1]].reshape(1, -1)}
-    )
+    return call.run(**{names[0]: call.input.reshape(-1, 1), names[1]: call.bound.arguments[names[1]].reshape(1, -1)})
 
 
 def _vectors(call: Call) -> bool:
@@ -401,7 +399,7 @@ def _unbiased(unbiased: bool) -> Rewrite:
 
 def _given(call: Call) -> dict[str, Any]:
     """Give the arguments of a call by name, as far as they were named."""
-    named = {k: v for k, v in call.bound.arguments.items() if k not in ("input", "args", "kwargs")}
+    named = {k: v for k, v in call.bound.arguments.items() if k not in ("tensor", "input", "args", "kwargs")}
     more = call.bound.arguments.get("args", ())
     if more and isinstance(more[0], int | tuple | list) and not isinstance(more[0], bool):
         named["dim"] = more[0]
@@ -546,7 +544,7 @@ ALTERNATIVES = (
         (*CONVOLUTIONS, *TRANSPOSED),
         _flipped,
         "has the kernel flipped in space",
-        "flip the kernel in space: kernel[::-1, ::-1]; nnx.ConvTranspose(..., transpose_kernel=True) for a transposed one",
+        "flip the kernel in space, kernel[::-1, ::-1]; or nnx.ConvTranspose(..., transpose_kernel=True)",
         "https://github.com/google/flax/issues/3137",
     ),
     Alternative(
@@ -704,6 +702,12 @@ ALTERNATIVES = (
         gradient=True,
     ),
 )
+
+
+FUNCTIONS = frozenset(
+    (*ACTIVATIONS, *(name for table in (SETTINGS, VARIANTS, ALTERNATIVES) for row in table for name in row.functions))
+)
+"""All that these tables know."""
 
 
 class Counterfactual(NamedTuple):

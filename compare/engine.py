@@ -122,7 +122,20 @@ def weigh_noise(followed: Followed, torch64: Stream, perturbed: Stream) -> None:
             quantity.add_noise(pairing.torch_array(one), pairing.torch_array(other))
 
 
-def first_divergence(followed: Followed) -> Divergence | None:
+class Found(NamedTuple):
+    """A divergence, and what there is to explain it by."""
+
+    divergence: Divergence
+    pairing: Pairing
+    before: Pairing | None
+    """The last thing that did not differ."""
+    limit: float
+    """The float64 difference that rounding would explain, with the safety factor."""
+    target: np.ndarray | None = None
+    """What the JAX side gives from the torch side's values, in torch's layout."""
+
+
+def first_divergence(followed: Followed) -> Found | None:
     """The first difference beyond rounding, in order of computation; None if nothing that decides differs.
 
     What goes into a module counts only where what comes out differs too: a mask may be written in another way.
@@ -138,21 +151,22 @@ def first_divergence(followed: Followed) -> Divergence | None:
     for pairing, quantity, w in zip(followed.pairings, followed.quantities, wrong, strict=True):
         port = pairing.ports and pairing.ports[0]
         if w[step] and (port is None or port.kind == "output" or port[:2] in outputs):
-            return divergence(step, pairing, quantity, before)
+            return _found(step, pairing, quantity, before)
         before = pairing
     return None
 
 
-def divergence(step: int, pairing: Pairing, quantity: Quantity, before: Pairing | None) -> Divergence:
-    """Describe a difference, and where in the model it is: `before` is the last thing that did not differ."""
-    return Divergence(
-        step, pairing.stage, *_place(pairing, before), quantity.error64[step], float(quantity.rounding[step])
-    )
+def _found(
+    step: int, pairing: Pairing, quantity: Quantity, before: Pairing | None, target: np.ndarray | None = None
+) -> Found:
+    place, error32 = _place(pairing, before), float(quantity.rounding[step])
+    divergence = Divergence(step, pairing.stage, *place, quantity.error64[step], error32)
+    return Found(divergence, pairing, before, FACTOR * float(quantity.expected[step]), target)
 
 
 def independent_divergences(
     followed: Followed, steps: Iterable[tuple[Observation, Observation]], skipped: Callable[[Pairing], bool]
-) -> list[Divergence]:
+) -> list[Found]:
     """The first step at which each quantity differs where every part of a step starts from the torch side's values.
 
     Args:
@@ -162,19 +176,18 @@ def independent_divergences(
 
     """
     fresh = [dataclasses.replace(quantity, error64=[]) for quantity in followed.quantities]
-    for torch, jax in steps:
-        for pairing, quantity in zip(followed.pairings, fresh, strict=True):
-            quantity.add_difference(pairing.jax_array(jax), pairing.torch_array(torch))
-    found = []
-    before: Pairing | None = None
-    for pairing, quantity in zip(followed.pairings, fresh, strict=True):
-        if skipped(pairing):
-            continue
-        wrong = quantity.ratio > FACTOR
-        if wrong.any():
-            found.append(divergence(int(np.argmax(wrong)), pairing, quantity, before))
-        before = pairing
-    return found
+    found: list[Found | None] = [None] * len(fresh)
+    for step, (torch, jax) in enumerate(steps):
+        before: Pairing | None = None
+        for number, (pairing, quantity) in enumerate(zip(followed.pairings, fresh, strict=True)):
+            if skipped(pairing):
+                continue
+            theirs, ours = pairing.jax_array(jax), pairing.torch_array(torch)
+            quantity.add_difference(theirs, ours)
+            if found[number] is None and quantity.ratio[-1] > FACTOR:
+                found[number] = _found(step, pairing, quantity, before, np.array(theirs))
+            before = pairing
+    return [each for each in found if each is not None]
 
 
 def _place(pairing: Pairing, before: Pairing | None) -> tuple[str, str]:

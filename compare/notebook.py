@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compare import causes, reference
-from compare.alignment import Alignment
+from compare.alignment import Alignment, Pairing, to_numpy
 from compare.device import on, resolve, taking_turns
 from compare.engine import Streams, first_divergence, follow
 from compare.observation import Observation, Stream
@@ -104,7 +104,8 @@ def run(
         for side, key in zip(sides, ("torch", "jax"), strict=True):
             trained, seconds = side.train(problem, steps)
             runs.append(Run(side.name, trained, losses[f"{key}64"], seconds))
-        divergence = first_divergence(followed)
+        first = first_divergence(followed)
+        divergence = first and first.divergence
         if divergence and third not in sides:
             opinion = _opinion(sides, third, problem, divergence, _LINKS[variant])
             divergence = dataclasses.replace(divergence, opinion=opinion)
@@ -152,7 +153,19 @@ def _program(package: str, cell: str, learning_rate: float | None) -> Program:
 
 
 def _aligned(links: list[Link]) -> Callable[[Observation, Observation], Alignment]:
-    return lambda torch, jax: Alignment(*align_training(links, torch, jax, {}))
+    def align(torch: Observation, jax: Observation) -> Alignment:
+        pairings, not_compared = align_training(links, torch, jax, {})
+        shared = [_state(name) for name in torch.optimizer if name in jax.optimizer]  # of torch and the reference
+        return Alignment([*pairings, *shared], not_compared)
+
+    return align
+
+
+def _state(name: str) -> Pairing:
+    def read(observation: Observation) -> np.ndarray:
+        return to_numpy(observation.optimizer[name])
+
+    return Pairing("update", name, name, read, read)
 
 
 def _trained_otherwise(runs: list[Run], stepped: list[np.ndarray], loss: Quantity) -> Divergence | None:

@@ -28,6 +28,8 @@ class Cause:
     name: str
     explanation: str
     fix: str
+    source: str = ""
+    """Where the convention is documented."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ eps)`, whether as a module or not.
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,12 +33,19 @@ class Call:
     module: str = ""
     """The path of the module that makes the call; "" for the model itself, or the loss."""
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments by name, with their defaults."""
+        full = inspect.BoundArguments(self.bound.signature, self.bound.arguments.copy())
+        full.apply_defaults()
+        return full.arguments
+
     def __getitem__(self, argument: str) -> Any:
         """Give an argument."""
-        return self.bound.arguments[argument]
+        return self.arguments[argument]
 
     def __contains__(self, argument: str) -> bool:
-        return argument in self.bound.arguments
+        return argument in self.bound.signature.parameters
 
     @property
     def input(self) -> "torch.Tensor":
@@ -80,10 +87,14 @@ class Rerun:
         batch: The step's.
         draws: Its random numbers.
         window: In which calls are listed and rewritten. Nothing runs after its end.
+        known: The names of the functions whose calls are meant.
 
     """
 
-    def __init__(self, run: TorchRun, batch: Batch, draws: Sequence[Draw], window: Window) -> None:
+    def __init__(
+        self, run: TorchRun, batch: Batch, draws: Sequence[Draw], window: Window, known: Container[str]
+    ) -> None:
+        self._known = known
         self._run, self._batch, self._draws, self._window = run, batch, draws, window
         self._start = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
 
@@ -110,7 +121,7 @@ class Rerun:
                 tensor.copy_(self._start[name])
         record = _Windowed(self._window, self._run.overwritten)
         try:
-            with ControlledRun(lift=True, replay=self._draws), _mode()(record, rewrites):
+            with ControlledRun(lift=True, replay=self._draws), _mode()(record, rewrites, self._known):
                 return self._run.step(self._batch, record)
         except _Reached:
             return Observation(buffers=self._run.buffers(), forward=record.seen)
@@ -130,7 +141,9 @@ class _Windowed(Record):
             self.inside.append(path)
         elif self.inside:
             self.inside.pop()
+        was_open, self.open = self.open, False  # what the record itself calls is not the program's
         super()._keep(path, call, kind, tree)
+        self.open = was_open
         if self.window.start in self.seen:
             self.open = True
         if self.window.end is not None and self.window.end in self.seen:
@@ -144,14 +157,14 @@ def _mode() -> Any:
     class Rewriting(TorchFunctionMode):
         """Gives calls in the window to whom they are rewritten by."""
 
-        def __init__(self, record: _Windowed, rewrites: Callable[[int], Rewrite | None]) -> None:
+        def __init__(self, record: _Windowed, rewrites: Callable[[int], Rewrite | None], known: Container[str]) -> None:
             super().__init__()
-            self.record, self.rewrites, self.number = record, rewrites, 0
+            self.record, self.rewrites, self.known, self.number = record, rewrites, known, 0
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             del types
             kwargs = kwargs or {}
-            signature = _signature(func) if self.record.open else None
+            signature = _signature(func) if self.record.open and _name(func) in self.known else None
             if signature is None:
                 return func(*args, **kwargs)
             rewrite = self.rewrites(self.number)
@@ -162,7 +175,6 @@ def _mode() -> Any:
                 bound = signature.bind(*args, **kwargs)
             except TypeError:  # an overload that torch does not describe
                 bound = _ANY.bind(*args, **kwargs)
-            bound.apply_defaults()
             place = self.record.inside[-1] if self.record.inside else ""
             given = rewrite(Call(_name(func), func, bound, place))
             if func.__name__.endswith("_") and not func.__name__.endswith("__"):  # in place
@@ -172,11 +184,11 @@ def _mode() -> Any:
     return Rewriting
 
 
-_ANY = inspect.signature(lambda input, *args, **kwargs: None)
+_ANY = inspect.signature(lambda tensor, *args, **kwargs: None)
 
 
 def _name(function: Any) -> str:
-    return function.__name__.strip("_")
+    return getattr(function, "__name__", "").strip("_")
 
 
 @functools.cache

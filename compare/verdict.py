@@ -147,8 +147,10 @@ class Quantity:
         error64, lost = np.asarray(self.error64), self.rounding >= 1
         if self.update is not None:
             lost |= np.logical_or.accumulate(self.update.rounding >= 1)
+        steps = len(error64)
+        lost = lost[:steps]
         with np.errstate(invalid="ignore"):  # infinite on both sides in float32, and on one in float64
-            ratio = error64 / self.expected
+            ratio = error64 / self.expected[:steps]
         return np.where(np.isinf(error64), np.inf, np.where(lost, 0.0, ratio))
 
     @property

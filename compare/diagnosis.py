@@ -1,0 +1,133 @@
+"""Why two sides differ: what the JAX side does otherwise is done on the torch side, and the difference goes."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from compare.counterfactuals import Counterfactual, counterfactuals
+from compare.draws import NondeterministicError
+from compare.engine import Found
+from compare.fitting import fitted
+from compare.problem import InputError
+from compare.report import Cause
+from compare.rewriting import Call, Rerun, Rewrite, Window
+from compare.verdict import distance
+
+RUNS = 200
+"""Of the torch side's step, at most, to explain one divergence."""
+
+
+class Explanation:
+    """The search for the cause of one divergence in what a model or a loss computes.
+
+    Args:
+        found: The divergence. `found.target` is what the JAX side gives from the torch side's values.
+        rerun: Runs the torch side's step, with the divergence's window.
+        layer: What the JAX side calls the layer that is the culprit: "nnx.LayerNorm".
+
+    """
+
+    def __init__(self, found: Found, rerun: Rerun, layer: str) -> None:
+        assert found.target is not None
+        self.found, self.target, self.rerun, self.layer = found, found.target, rerun, layer
+        self.runs = 0
+
+    def cause(self) -> Cause | None:
+        """Find what brings the torch side to what the JAX side gives, to rounding."""
+        gradient = self.found.divergence.stage == "gradient"
+        calls = self._calls()
+        candidates = list(counterfactuals(calls, gradient=gradient))
+        scored: list[tuple[float, Counterfactual, Rewrite]] = []
+        for group in (*_together(candidates), *([each] for each in candidates)):
+            apart, value = self._try({}, group)
+            if apart <= self.found.limit:
+                return self._told([(group[0], value)], calls, apart)
+            scored.append((apart, group[0], _rewrite(group[0], value)))
+        return None
+
+    def _calls(self) -> list[Call]:
+        calls = self.rerun.calls()
+        if self.found.divergence.stage == "buffers":
+            path = self.found.pairing.torch.rpartition(".")[0]
+            return [call if call.module == path else dataclasses.replace(call, name="") for call in calls]
+        return calls
+
+    def _try(self, others: Mapping[int, Rewrite], group: Sequence[Counterfactual]) -> tuple[float, float | None]:
+        """Give how far the torch side is from the JAX side's with something changed, and the value that was fitted."""
+        first = group[0]
+
+        def run(value: float | None) -> np.ndarray | None:
+            self.runs += 1
+            if self.runs > RUNS:
+                return None
+            return self._observe({**others, **{each.number: _rewrite(each, value) for each in group}})
+
+        if first.of is None:
+            given = run(None)
+            return (np.inf if given is None else distance(given, self.target)), None
+        assert first.value is not None
+        return fitted(first.value, run, self.target, self.found.limit)
+
+    def _observe(self, rewrites: Mapping[int, Rewrite]) -> np.ndarray | None:
+        """Run the step; None where a rewrite does not apply."""
+        try:
+            seen = self.found.pairing.torch_array(self.rerun(rewrites))
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NondeterministicError, InputError):
+            return None
+        return np.array(seen, np.float64) if seen.shape == self.target.shape else None
+
+    def _told(
+        self, changed: Sequence[tuple[Counterfactual, float | None]], calls: Sequence[Call], apart: float
+    ) -> Cause:
+        names, says, fixes, sources = [], [], [], []
+        for each, value in changed:
+            names.append(each.name)
+            says.append(_says(each, value))
+            fixes.append(_fix(each, self.layer))
+            sources.append(each.source)
+        explanation = (
+            f"{' and '.join(names)}: {'; '.join(says)}; with that on the torch side the difference is {apart:.1e}"
+        )
+        return Cause(" and ".join(names), explanation, "; ".join(fixes), ", ".join(dict.fromkeys(sources)))
+
+
+def window(found: Found) -> Window:
+    """Give the part of the step in which a divergence arises."""
+    stage = found.divergence.stage
+    ports = found.pairing.ports
+    if ports is not None:
+        return Window(found.before.ports[0] if found.before and found.before.ports else None, ports[0])
+    if stage == "loss" and found.before and found.before.ports:
+        return Window(found.before.ports[0])
+    return Window()
+
+
+def _together(candidates: Sequence[Counterfactual]) -> Iterator[list[Counterfactual]]:
+    """Group what is the same change of several calls."""
+
+    def kind(each: Counterfactual) -> tuple[str, str, float | None]:
+        return each.name, each.jax_does, each.value
+
+    for _, group in itertools.groupby(sorted(candidates, key=lambda each: str(kind(each))), kind):
+        members = list(group)
+        if len(members) > 1:
+            yield members
+
+
+def _rewrite(each: Counterfactual, value: float | None) -> Rewrite:
+    return each.rewrite if each.of is None or value is None else each.of(value)
+
+
+def _says(each: Counterfactual, value: float | None) -> str:
+    if each.of is None:
+        return f"the JAX side {each.jax_does}"
+    return f"torch has {each.jax_does}={each.value:g}, and the JAX side computes what torch would with {value:g}"
+
+
+def _fix(each: Counterfactual, layer: str) -> str:
+    arguments = {name: value for name, value in each.call.bound.arguments.items() if isinstance(name, str)}
+    shown: dict[str, Any] = {"function": each.call.name, **arguments}
+    return each.fix.format(layer or f"the JAX side's {each.call.name}", **shown)

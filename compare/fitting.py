@@ -1,0 +1,64 @@
+"""Fit one number, so that what is computed with it becomes what is given."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from compare.verdict import distance
+
+ITERATIONS = 12
+"""Secant steps at most: each about squares the distance once it is small."""
+EXPLAINED = 0.9
+"""What is left after one linear step, as a share of the whole, where the number has nothing to do with it."""
+
+
+def fitted(
+    value: float, run: Callable[[float], np.ndarray | None], target: np.ndarray, limit: float
+) -> tuple[float, float]:
+    """Find the number with which `run` gives `target`, by secant steps in the direction of least squares.
+
+    Args:
+        value: Where to start.
+        run: Computes something with a number; None where it cannot.
+        target: What it is to give.
+        limit: The distance from `target` that is near enough.
+
+    Returns:
+        The smallest distance found, and the number that gives it, rounded to as few digits as do.
+
+    """
+    tried: dict[float, float] = {}
+
+    def at(number: float) -> np.ndarray | None:
+        array = run(number)
+        tried[number] = np.inf if array is None else distance(array, target)
+        return array
+
+    x, other = value, value * (1 + 1e-4) or 1e-6
+    y, before = at(x), at(other)
+    for iteration in range(ITERATIONS):
+        if y is None or before is None or x == other:
+            break
+        slope, left = ((y - before) / (x - other)).ravel(), (target - y).ravel()
+        size = float(slope @ slope)
+        if not np.isfinite(size) or size == 0:
+            break
+        move = float(slope @ left) / size
+        if iteration == 0 and np.linalg.norm(left - move * slope) > EXPLAINED * np.linalg.norm(left):
+            break
+        new = x + move
+        if value > 0 and new < 0:
+            new = x / 10
+        x, other, before = new, x, y
+        y = at(x)
+        if tried[x] <= limit:
+            break
+    best = min(tried, key=lambda number: tried[number])
+    if tried[best] <= limit:
+        for digits in range(7):
+            short = float(f"{best:.{digits}e}")
+            if short not in tried:
+                at(short)
+            if tried[short] <= limit:
+                return tried[short], short
+    return tried[best], best
