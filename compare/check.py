@@ -11,9 +11,8 @@ from compare import batch as batching
 from compare import weights as mapping
 from compare.alignment import Alignment, to_numpy
 from compare.batch import Batch
-from compare.counterfactuals import FUNCTIONS
 from compare.device import on, resolve, taking_turns
-from compare.diagnosis import Explanation
+from compare.diagnosis import explain
 from compare.draws import Draw
 from compare.engine import Followed, Found, Streams, first_divergence, follow, independent_divergences, weigh_noise
 from compare.jax_side import Flax, Jax, JaxRun
@@ -23,7 +22,6 @@ from compare.observation import Observation, Port, Stream
 from compare.optimizer_state import jax_state
 from compare.problem import InputError
 from compare.report import Divergence, Report, Run, settings
-from compare.rewriting import Rerun
 from compare.torch_side import Record, Torch, TorchRun
 from compare.training import align_training
 from compare.verdict import EPSILON32, FACTOR, ULPS, distance
@@ -309,13 +307,8 @@ class Comparison:
         if found.target is None:  # what comes before is the same on both sides
             jax.load(mapping.to_jax(self.links, run.arrays(), jax.arrays()))
             found = found._replace(target=found.pairing.jax_array(jax.step(batch, draws)))
-        if found.pairing.stage in ("update", "parameters"):
-            return found.divergence
-        run.optimizer = None
-        if found.pairing.stage in ("forward", "buffers"):
-            run.loss = None
-        rerun = Rerun(run, batch, draws, window(found), FUNCTIONS)
-        return dataclasses.replace(found.divergence, cause=Explanation(found, rerun, self._layer(found)).cause())
+        cause = explain(found, run, batch, draws, self._layer(found))
+        return dataclasses.replace(found.divergence, cause=cause)
 
     def _layer(self, found: Found) -> str:
         """Name the layer of the JAX side that is the culprit, as its code does: "nnx.LayerNorm"."""

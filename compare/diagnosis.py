@@ -7,28 +7,43 @@ from typing import Any
 
 import numpy as np
 
-from compare.counterfactuals import Counterfactual, counterfactuals
-from compare.draws import NondeterministicError
+from compare.batch import Batch
+from compare.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
+from compare.draws import Draw, NondeterministicError
 from compare.engine import Found
 from compare.fitting import fitted
 from compare.problem import InputError
 from compare.report import Cause
 from compare.rewriting import Call, Rerun, Rewrite, Window
+from compare.torch_side import TorchRun
 from compare.verdict import distance
 
 RUNS = 200
 """Of the torch side's step, at most, to explain one divergence."""
 
 
-class Explanation:
-    """The search for the cause of one divergence in what a model or a loss computes.
+def explain(found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw], layer: str) -> Cause | None:
+    """Look for the cause of a divergence.
 
     Args:
         found: The divergence. `found.target` is what the JAX side gives from the torch side's values.
-        rerun: Runs the torch side's step, with the divergence's window.
-        layer: What the JAX side calls the layer that is the culprit: "nnx.LayerNorm".
+        run: The torch side in float64, before the step at which the two differ.
+        batch: The step's.
+        draws: Its random numbers.
+        layer: What the JAX side calls the layer that is the culprit, "nnx.LayerNorm"; "" if it is none.
 
     """
+    stage = found.divergence.stage
+    if stage in ("update", "parameters"):
+        return None
+    run.optimizer = None
+    if stage in ("forward", "buffers"):
+        run.loss = None
+    return _Search(found, Rerun(run, batch, draws, _window(found), FUNCTIONS), layer).cause()
+
+
+class _Search:
+    """The search for the cause of one divergence in what a model or a loss computes."""
 
     def __init__(self, found: Found, rerun: Rerun, layer: str) -> None:
         assert found.target is not None
@@ -40,12 +55,21 @@ class Explanation:
         gradient = self.found.divergence.stage == "gradient"
         calls = self._calls()
         candidates = list(counterfactuals(calls, gradient=gradient))
-        scored: list[tuple[float, Counterfactual, Rewrite]] = []
+        tried: list[tuple[float, list[Counterfactual], float | None]] = []
         for group in (*_together(candidates), *([each] for each in candidates)):
             apart, value = self._try({}, group)
             if apart <= self.found.limit:
-                return self._told([(group[0], value)], calls, apart)
-            scored.append((apart, group[0], _rewrite(group[0], value)))
+                return self._told([(group, value)], apart)
+            if np.isfinite(apart):
+                tried.append((apart, group, value))
+        for (_, one, at), (_, other, _) in itertools.permutations(sorted(tried, key=lambda each: each[0]), 2):
+            if self.runs > RUNS:
+                break
+            if one[0].name == other[0].name or one[0].of is not None:
+                continue
+            apart, value = self._try({each.number: _rewrite(each, at) for each in one}, other)
+            if apart <= self.found.limit:
+                return self._told([(one, at), (other, value)], apart)
         return None
 
     def _calls(self) -> list[Call]:
@@ -63,7 +87,7 @@ class Explanation:
             self.runs += 1
             if self.runs > RUNS:
                 return None
-            return self._observe({**others, **{each.number: _rewrite(each, value) for each in group}})
+            return self._observe(_both(others, {each.number: _rewrite(each, value) for each in group}))
 
         if first.of is None:
             given = run(None)
@@ -79,22 +103,29 @@ class Explanation:
             return None
         return np.array(seen, np.float64) if seen.shape == self.target.shape else None
 
-    def _told(
-        self, changed: Sequence[tuple[Counterfactual, float | None]], calls: Sequence[Call], apart: float
-    ) -> Cause:
-        names, says, fixes, sources = [], [], [], []
-        for each, value in changed:
-            names.append(each.name)
-            says.append(_says(each, value))
-            fixes.append(_fix(each, self.layer))
-            sources.append(each.source)
-        explanation = (
-            f"{' and '.join(names)}: {'; '.join(says)}; with that on the torch side the difference is {apart:.1e}"
+    def _told(self, changed: Sequence[tuple[list[Counterfactual], float | None]], apart: float) -> Cause:
+        firsts = [(group[0], value) for group, value in changed]
+        name = " and ".join(each.name for each, _ in firsts)
+        says = ", and ".join(_says(each, value) for each, value in firsts)
+        return Cause(
+            name,
+            f"{name}: {says}. With that on the torch side the difference is {apart:.1e}",
+            "; ".join(_fix(each, self.layer) for each, _ in firsts),
+            ", ".join(dict.fromkeys(each.source for each, _ in firsts)),
         )
-        return Cause(" and ".join(names), explanation, "; ".join(fixes), ", ".join(dict.fromkeys(sources)))
 
 
-def window(found: Found) -> Window:
+def _both(others: Mapping[int, Rewrite], rewrites: Mapping[int, Rewrite]) -> dict[int, Rewrite]:
+    """Rewrite calls in two ways, one within the other where it is the same call."""
+
+    def nested(outer: Rewrite, inner: Rewrite) -> Rewrite:
+        return lambda call: outer(dataclasses.replace(call, within=inner))
+
+    nest = {number: nested(rewrite, others[number]) for number, rewrite in rewrites.items() if number in others}
+    return {**others, **rewrites, **nest}
+
+
+def _window(found: Found) -> Window:
     """Give the part of the step in which a divergence arises."""
     stage = found.divergence.stage
     ports = found.pairing.ports

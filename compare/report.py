@@ -270,6 +270,12 @@ def _left_out(report: Report) -> Iterator[str]:
         yield escape(f"not compared on the {side} side: {shown}: {reason}")
 
 
+def _cause(divergence: Divergence) -> Iterator[str]:
+    if divergence.cause:
+        yield f"  cause  {escape(divergence.cause.explanation)}"
+        yield f"  fix    {escape(divergence.cause.fix)}"
+
+
 def _explanation(report: Report) -> Iterator[str]:
     if report.nondeterministic:
         yield ""
@@ -288,12 +294,12 @@ def _explanation(report: Report) -> Iterator[str]:
         )
         if divergence.opinion:
             yield f"  {escape(divergence.opinion)}"
-        if divergence.cause:
-            yield f"  cause  {escape(divergence.cause.explanation)}"
-            yield f"  fix    {escape(divergence.cause.fix)}"
+        yield from _cause(divergence)
     for other in report.others:
         names = other.torch if other.torch == other.jax else f"{other.torch}    {other.jax}"
+        yield ""
         yield f"  and by itself, at step {other.step}, {other.stage}: {escape(names)} ({other.error64:.1e})"
+        yield from _cause(other)
     uneven = next((quantity for quantity in report.quantities if quantity.verdict == Verdict.PRECISION), None)
     if uneven and report.ok:
         yield ""

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compare.batch import Batch
@@ -32,6 +32,8 @@ class Call:
     bound: inspect.BoundArguments
     module: str = ""
     """The path of the module that makes the call; "" for the model itself, or the loss."""
+    within: "Rewrite | None" = None
+    """What happens in place of the function, if something else does."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -55,6 +57,8 @@ class Call:
     def run(self, **changed: Any) -> Any:
         """Call the function, with some arguments changed."""
         bound = inspect.BoundArguments(self.bound.signature, self.bound.arguments | changed)
+        if self.within is not None:
+            return self.within(replace(self, bound=bound, within=None))
         return self.function(*bound.args, **bound.kwargs)
 
     def on(self, tensor: Any) -> Any:
