@@ -293,7 +293,8 @@ class Comparison:
         """Look for the cause of each divergence."""
         first, *others = found
         if others and others[0].pairing is first.pairing:
-            first = first._replace(target=others.pop(0).target)
+            target = others.pop(0)
+            first = first._replace(target=target.target, update=target.update)
         elif first.pairing.stage == "update":
             others = [each for each in others if each.pairing.stage != "update"]
         return [self._with_cause(each, jax) for each in (first, *others)]
@@ -301,13 +302,14 @@ class Comparison:
     def _with_cause(self, found: Found, jax: JaxRun) -> Divergence:
         step = found.divergence.step
         run = self.torch_run("float64")
+        rates = [run.learning_rate]
         for _ in itertools.islice(self._torch_steps(run), step):
-            pass
+            rates.append(run.learning_rate)
         batch, draws = self.batches[step % len(self.batches)], self.draws[step]
         if found.target is None:  # what comes before is the same on both sides
             jax.load(mapping.to_jax(self.links, run.arrays(), jax.arrays()))
             found = found._replace(target=found.pairing.jax_array(jax.step(batch, draws)))
-        cause = explain(found, run, batch, draws, self._layer(found))
+        cause = explain(found, run, batch, draws, self._layer(found), rates)
         return dataclasses.replace(found.divergence, cause=cause)
 
     def _layer(self, found: Found) -> str:

@@ -12,6 +12,7 @@ from compare.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
 from compare.draws import Draw, NondeterministicError
 from compare.engine import Found
 from compare.fitting import fitted
+from compare.optimizer_causes import Updates, explain_update
 from compare.problem import InputError
 from compare.report import Cause
 from compare.rewriting import Call, Rerun, Rewrite, Window
@@ -22,7 +23,9 @@ RUNS = 200
 """Of the torch side's step, at most, to explain one divergence."""
 
 
-def explain(found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw], layer: str) -> Cause | None:
+def explain(
+    found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw], layer: str, rates: Sequence[float]
+) -> Cause | None:
     """Look for the cause of a divergence.
 
     Args:
@@ -31,9 +34,12 @@ def explain(found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw], la
         batch: The step's.
         draws: Its random numbers.
         layer: What the JAX side calls the layer that is the culprit, "nnx.LayerNorm"; "" if it is none.
+        rates: The learning rates of torch's steps, up to this one.
 
     """
     stage = found.divergence.stage
+    if stage == "update" and found.update:
+        return explain_update(Updates(run, batch, draws, found.update, first=len(rates) == 1), rates)
     if stage in ("update", "parameters"):
         return None
     run.optimizer = None
@@ -54,11 +60,14 @@ class _Search:
         """Find what brings the torch side to what the JAX side gives, to rounding."""
         gradient = self.found.divergence.stage == "gradient"
         calls = self._calls()
+        as_it_is = self._observe({})
+        if as_it_is is None or distance(as_it_is, self.target) <= self.found.limit:
+            return None  # it does not differ by itself
         candidates = list(counterfactuals(calls, gradient=gradient))
         tried: list[tuple[float, list[Counterfactual], float | None]] = []
         for group in (*_together(candidates), *([each] for each in candidates)):
             apart, value = self._try({}, group)
-            if apart <= self.found.limit:
+            if apart <= 1:
                 return self._told([(group, value)], apart)
             if np.isfinite(apart):
                 tried.append((apart, group, value))
@@ -68,7 +77,7 @@ class _Search:
             if one[0].name == other[0].name or one[0].of is not None:
                 continue
             apart, value = self._try({each.number: _rewrite(each, at) for each in one}, other)
-            if apart <= self.found.limit:
+            if apart <= 1:
                 return self._told([(one, at), (other, value)], apart)
         return None
 
@@ -89,11 +98,13 @@ class _Search:
                 return None
             return self._observe(_both(others, {each.number: _rewrite(each, value) for each in group}))
 
+        def apart(given: np.ndarray | None) -> float:
+            return np.inf if given is None else distance(given, self.target) / self.found.limit
+
         if first.of is None:
-            given = run(None)
-            return (np.inf if given is None else distance(given, self.target)), None
+            return apart(run(None)), None
         assert first.value is not None
-        return fitted(first.value, run, self.target, self.found.limit)
+        return fitted(first.value, run, self.target, apart)
 
     def _observe(self, rewrites: Mapping[int, Rewrite]) -> np.ndarray | None:
         """Run the step; None where a rewrite does not apply."""
@@ -109,7 +120,7 @@ class _Search:
         says = ", and ".join(_says(each, value) for each, value in firsts)
         return Cause(
             name,
-            f"{name}: {says}. With that on the torch side the difference is {apart:.1e}",
+            f"{name}: {says}. With that on the torch side the difference is {apart * self.found.limit:.1e}",
             "; ".join(_fix(each, self.layer) for each, _ in firsts),
             ", ".join(dict.fromkeys(each.source for each, _ in firsts)),
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -122,6 +122,16 @@ def weigh_noise(followed: Followed, torch64: Stream, perturbed: Stream) -> None:
             quantity.add_noise(pairing.torch_array(one), pairing.torch_array(other))
 
 
+class Target(NamedTuple):
+    """What the JAX side gives from the torch side's values, and how near is near enough."""
+
+    pairing: Pairing
+    array: np.ndarray
+    """In torch's layout."""
+    limit: float
+    """The distance that rounding would explain, with the safety factor."""
+
+
 class Found(NamedTuple):
     """A divergence, and what there is to explain it by."""
 
@@ -133,6 +143,8 @@ class Found(NamedTuple):
     """The float64 difference that rounding would explain, with the safety factor."""
     target: np.ndarray | None = None
     """What the JAX side gives from the torch side's values, in torch's layout."""
+    update: Sequence[Target] = ()
+    """All that the JAX side's optimizer gives at that step, where that is what differs."""
 
 
 def first_divergence(followed: Followed) -> Found | None:
@@ -187,6 +199,16 @@ def independent_divergences(
             if found[number] is None and quantity.ratio[-1] > FACTOR:
                 found[number] = _found(step, pairing, quantity, before, np.array(theirs))
             before = pairing
+        new = [number for number, each in enumerate(found) if each and each.divergence.step == step]
+        if updated := [number for number in new if followed.pairings[number].stage == "update"]:
+            targets = [
+                Target(pairing, np.array(pairing.jax_array(jax)), FACTOR * float(quantity.expected[step]))
+                for pairing, quantity in zip(followed.pairings, fresh, strict=True)
+                if pairing.stage == "update"
+            ]
+            for number in updated:
+                each = found[number]
+                found[number] = each and each._replace(update=targets)
     return [each for each in found if each is not None]
 
 

@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from compare.verdict import distance
-
 ITERATIONS = 12
 """Secant steps at most: each about squares the distance once it is small."""
 EXPLAINED = 0.9
@@ -13,7 +11,10 @@ EXPLAINED = 0.9
 
 
 def fitted(
-    value: float, run: Callable[[float], np.ndarray | None], target: np.ndarray, limit: float
+    value: float,
+    run: Callable[[float], np.ndarray | None],
+    target: np.ndarray,
+    apart: Callable[[np.ndarray | None], float],
 ) -> tuple[float, float]:
     """Find the number with which `run` gives `target`, by secant steps in the direction of least squares.
 
@@ -21,17 +22,17 @@ def fitted(
         value: Where to start.
         run: Computes something with a number; None where it cannot.
         target: What it is to give.
-        limit: The distance from `target` that is near enough.
+        apart: How far something is from `target`: 1 is near enough.
 
     Returns:
-        The smallest distance found, and the number that gives it, rounded to as few digits as do.
+        How far the best number leaves it, and the number that gives it, rounded to as few digits as do.
 
     """
     tried: dict[float, float] = {}
 
     def at(number: float) -> np.ndarray | None:
         array = run(number)
-        tried[number] = np.inf if array is None else distance(array, target)
+        tried[number] = apart(array)
         return array
 
     x, other = value, value * (1 + 1e-4) or 1e-6
@@ -51,14 +52,14 @@ def fitted(
             new = x / 10
         x, other, before = new, x, y
         y = at(x)
-        if tried[x] <= limit:
+        if tried[x] <= 1:
             break
     best = min(tried, key=lambda number: tried[number])
-    if tried[best] <= limit:
+    if tried[best] <= 1:
         for digits in range(7):
             short = float(f"{best:.{digits}e}")
             if short not in tried:
                 at(short)
-            if tried[short] <= limit:
+            if tried[short] <= 1:
                 return tried[short], short
     return tried[best], best

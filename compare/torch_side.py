@@ -65,6 +65,8 @@ class TorchRun:
         if isinstance(self.loss, torch.nn.Module):
             self.loss = copy.deepcopy(self.loss).to(device, self.dtype)
         self.overwritten = overwritten
+        self._clips: bool | None = None
+        """Whether the optimizer's step changes gradients in place, as a hook that clips them does; None if unknown."""
         self.parameters = dict(self.model.named_parameters())
         self.optimizer: torch.optim.Optimizer | None = None
         if side.optimizer is not None:
@@ -105,7 +107,12 @@ class TorchRun:
         if self.optimizer is None:
             return seen
         before = {name: param.detach().clone() for name, param in self.parameters.items()}
+        if self._clips is not False:  # gradients are shown as they were before
+            seen = seen._replace(gradients={name: gradient.clone() for name, gradient in gradients.items()})
+        versions = {name: gradient._version for name, gradient in gradients.items()}
         self.optimizer.step()
+        if self._clips is None:
+            self._clips = any(gradients[name]._version != version for name, version in versions.items())
         updates = {name: torch.sub(self.parameters[name].detach(), old, out=old) for name, old in before.items()}
         return seen._replace(updates=updates, parameters=self.parameters, optimizer=self.optimizer_state())
 
@@ -138,6 +145,11 @@ class TorchRun:
             for param in group["params"]
             if id(param) in names
         }
+
+    @property
+    def learning_rate(self) -> float:
+        """The first parameter group's; 0 without an optimizer."""
+        return float(self.optimizer.param_groups[0].get("lr", 0)) if self.optimizer is not None else 0.0
 
     def perturb(self, seed: int) -> None:
         """Change each parameter by a few units in its last place, to see what rounding does to a run."""
