@@ -15,7 +15,7 @@ import numpy as np
 from compare.batch import Batch
 from compare.draws import Draw
 from compare.engine import Target
-from compare.fitting import fitted
+from compare.fitting import ITERATIONS, fitted
 from compare.lift_torch import ControlledRun
 from compare.observation import Observation
 from compare.report import Cause
@@ -420,7 +420,7 @@ def _jointly(updates: Updates, convention: Convention | None, flag: Changed) -> 
         return updates({**dict(zip(now, numbers.tolist(), strict=True)), **flag}, convention)
 
     given, best = at(values), (np.inf, values)
-    for _ in range(8):
+    for _ in range(ITERATIONS):
         if given is None:
             break
         best = min(best, (updates.apart(given), values), key=lambda pair: pair[0])
@@ -428,7 +428,7 @@ def _jointly(updates: Updates, convention: Convention | None, flag: Changed) -> 
             break
         columns = []
         for i, value in enumerate(values):
-            h = 1e-5 * abs(value) or 1e-7
+            h = max(1e-5 * abs(value), 1e-9)
             moved = at(values + h * np.eye(len(values))[i])
             columns.append(np.zeros_like(given) if moved is None else (moved - given) / h)
         jacobian = np.stack(columns, axis=1)
