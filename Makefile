@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: compare published test lint benchmark clean
+.PHONY: compare published test test-all lint benchmark clean
 
 compare: $(INSTALLED)
 	$(BIN)/python -m compare
@@ -14,6 +14,9 @@ published: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+test-all: lint
+	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -58,10 +58,10 @@ def _rearranged(torch: np.ndarray, jax: np.ndarray) -> Iterator[tuple[str, np.nd
                         words = f"torch with its {blocks} blocks along axis {axis} in the order {list(order)}"
                         yield words, np.concatenate([parts[i] for i in order], axis)
     for axis in axes:
-        order = _order(torch, jax, axis)
-        if order is not None:
-            shown = str(order) if len(order) <= 8 else f"[{', '.join(map(str, order[:8]))}, ...]"
-            yield f"torch in another order along axis {axis}: {shown}", np.take(torch, order, axis)
+        found = _order(torch, jax, axis)
+        if found is not None:
+            shown = str(found) if len(found) <= 8 else f"[{', '.join(map(str, found[:8]))}, ...]"
+            yield f"torch in another order along axis {axis}: {shown}", np.take(torch, found, axis)
     size = float(np.vdot(torch, torch))
     if size:
         factor = float(np.vdot(torch, jax)) / size

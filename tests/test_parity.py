@@ -30,7 +30,7 @@ def test_a_hundred_steps_match(variant: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("steps", [500, 2000])
+@pytest.mark.parametrize("steps", [500, pytest.param(2000, marks=pytest.mark.slow)])
 def test_no_mismatch_at_the_noise_floor(variant: str, steps: int) -> None:
     """By then, float32 losses are noise in some variants, and float64 losses are 1e-17."""
     compare.notebook.run(variant, steps=steps, device="cpu").raise_on_mismatch()

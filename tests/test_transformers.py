@@ -18,7 +18,16 @@ TABLES = ("gemma", "gptj", "llama", "marian", "mistral", "pegasus", "roformer", 
 """Their tables of positions are rounded to float32 when they are made, on one side or differently on the two."""
 
 
-@pytest.mark.parametrize("name", sorted(SPECS.keys() - {*DIFFERENT, *TABLES}))
+QUICK = ("albert", "bart", "bert", "distilbert", "electra", "gpt2", "gpt_neo", "opt", "roberta", "t5", "vit", "clip")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in sorted(SPECS.keys() - {*DIFFERENT, *TABLES})
+    ],
+)
 def test_match(name: str) -> None:
     report = compare.check(*pair(name), steps=3)
     assert report.verdict == compare.Verdict.MATCH, str(report)

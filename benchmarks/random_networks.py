@@ -1,0 +1,106 @@
+"""How often a right port is called wrong and a fault is missed or misplaced, over random networks.
+
+    python benchmarks/random_networks.py [--examples 1000] [--seed 0] [--json FILE]
+
+Each example is a training program drawn at random, compared with its port, and with its port with one fault.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import compare
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from networks import check, effect, faults, specifications
+from networks.faults import POWER
+
+
+def drawn(examples: int, number: int) -> list[Any]:
+    """Draw distinct programs, each with one fault."""
+    found: dict[Any, Any] = {}
+
+    @settings(
+        max_examples=3 * examples,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @seed(number)
+    @given(st.data())
+    def collect(data: st.DataObject) -> None:
+        specification = data.draw(specifications())
+        fault = data.draw(faults(specification))
+        kinds = tuple(layer.kind for layer in specification.layers)
+        found.setdefault((kinds, specification.optimizer.kind, specification.loss, fault.kind), (specification, fault))
+
+    collect()
+    order = np.random.default_rng(number).permutation(len(found))
+    return [list(found.values())[i] for i in order[:examples]]
+
+
+def outcome(specification: Any, fault: Any) -> dict[str, Any]:
+    """Compare one program, right and with its fault."""
+    right = check(specification, specification)
+    found = {
+        "right": str(right.verdict),
+        "ratio": max(float(q.ratio.max()) for q in right.quantities if q.decides),
+        "fault": fault.kind,
+        "effect": effect(specification, fault),
+    }
+    if found["effect"] > POWER:
+        wrong = check(specification, fault.specification)
+        found["caught"] = wrong.verdict == compare.Verdict.MISMATCH
+        found["placed"] = wrong.divergence is not None and any(p.names(wrong.divergence) for p in fault.places)
+        found["wrong ratio"] = max(float(q.ratio.max()) for q in wrong.quantities if q.decides)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    console = Console()
+    outcomes = []
+    programs = drawn(arguments.examples, arguments.seed)
+    for number, (specification, fault) in enumerate(track(programs, console=Console(stderr=True))):
+        outcomes.append(outcome(specification, fault))
+        if number % 10 == 9:
+            jax.clear_caches()
+        if arguments.json:
+            arguments.json.write_text("\n".join(map(json.dumps, outcomes)))
+    verdicts = Counter(each["right"] for each in outcomes)
+    console.print(f"{len(outcomes)} right ports: " + ", ".join(f"{count} {name}" for name, count in verdicts.items()))
+    tried = [each for each in outcomes if "caught" in each]
+    table = Table(box=None, pad_edge=False)
+    for heading in ("fault", "tried", "caught", "placed"):
+        table.add_column(heading, justify="left" if heading == "fault" else "right")
+    for kind in [*sorted({each["fault"] for each in tried}), "all"]:
+        of_kind = [each for each in tried if kind in (each["fault"], "all")]
+        counts = (len(of_kind), sum(each["caught"] for each in of_kind), sum(each["placed"] for each in of_kind))
+        table.add_row(kind, *map(str, counts))
+    console.print(table)
+    console.print(f"{len(outcomes) - len(tried)} faults do nothing in their program, and are left out")
+    right = [each["ratio"] for each in outcomes if each["right"] != "mismatch"]
+    quantiles = ", ".join(f"{share:.0%} {np.quantile(right, share):.2g}" for share in (0.5, 0.9, 0.99, 1.0))
+    console.print(f"largest ratio of a right port: {quantiles}; smallest of a fault that was caught: ", end="")
+    console.print(f"{min(each['wrong ratio'] for each in tried if each['caught']):.3g}")
+
+
+if __name__ == "__main__":
+    main()
