@@ -266,15 +266,16 @@ class Comparison:
         """Start every part of every step from the torch side's values, and list all that differs by itself."""
         torch, jax = self.torch_run("float64"), self.jax_run("float64")
         forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
-        slots = [pairing for pairing in followed.pairings if pairing.jax in jax.state_names]
+        slots = [each for each in followed.pairings if each.stage == "update" and each.operands is None]
 
         def steps() -> Iterator[tuple[Observation, Observation]]:
             stream = self._torch_steps(torch)
             for number in range(len(followed.quantities[0].error64)):
                 before = Observation(optimizer=torch.optimizer_state())
+                kept = jax.state_arrays()  # of an unknown optimizer it is right as well: it saw torch's gradients
                 jax.load(mapping.to_jax(self.links, torch.arrays(), jax.arrays()))
                 if number:
-                    jax.load_state(jax_state(slots, before, jax.state_arrays()))
+                    jax.load_state(jax_state(slots, before, kept))
                 seen = next(stream)
                 given = {p.ports[1]: p.to_jax(p.torch_array(seen)) for p in forward if p.ports and p.to_jax}
                 gradients = {name: to_numpy(gradient) for name, gradient in seen.gradients.items()}

@@ -259,6 +259,8 @@ class Updates:
         self._state = copy.deepcopy(optimizer.state_dict())
         sizes = [float(np.linalg.norm(target.array)) or 1.0 for target in targets]
         self._scales = [1 / (size * target.limit) for size, target in zip(sizes, targets, strict=True)]
+        self.of_state = np.concatenate([np.full(t.array.size, t.pairing.operands is None) for t in targets])
+        """Which entries of what is weighed are the optimizer's state, and not updates."""
         self.target = np.concatenate([np.ravel(t.array) * s for t, s in zip(targets, self._scales, strict=True)])
 
     @property
@@ -419,25 +421,28 @@ def _jointly(updates: Updates, convention: Convention | None, flag: Changed) -> 
     def at(numbers: np.ndarray) -> np.ndarray | None:
         return updates({**dict(zip(now, numbers.tolist(), strict=True)), **flag}, convention)
 
-    given, best = at(values), (np.inf, values)
-    for _ in range(ITERATIONS):
-        if given is None:
-            break
-        best = min(best, (updates.apart(given), values), key=lambda pair: pair[0])
-        if best[0] <= 1:
-            break
-        columns = []
-        for i, value in enumerate(values):
-            h = max(1e-5 * abs(value), 1e-9)
-            moved = at(values + h * np.eye(len(values))[i])
-            columns.append(np.zeros_like(given) if moved is None else (moved - given) / h)
-        jacobian = np.stack(columns, axis=1)
-        sizes = np.linalg.norm(jacobian, axis=0)
-        sizes[sizes == 0] = 1
-        move = np.linalg.lstsq(jacobian / sizes, updates.target - given, rcond=1e-10)[0] / sizes
-        fresh = values + move
-        values = np.where((values >= 0) & (fresh < 0), values / 10, fresh)
-        given = at(values)
+    best = (np.inf, values)
+    # The state comes first: from a wrong one, an update tells little of what made it.
+    for rows in (updates.of_state, np.full(updates.target.shape, True)):
+        given = at(values) if rows.any() else None
+        for _ in range(ITERATIONS):
+            if given is None:
+                break
+            best = min(best, (updates.apart(given), values), key=lambda pair: pair[0])
+            left = (updates.target - given)[rows]
+            if best[0] <= 1 or np.linalg.norm(left) <= 1:
+                break
+            columns = []
+            for i, value in enumerate(values):
+                h = max(1e-5 * abs(value), 1e-9)
+                moved = at(values + h * np.eye(len(values))[i])
+                columns.append(np.zeros_like(left) if moved is None else (moved - given)[rows] / h)
+            jacobian = np.stack(columns, axis=1)
+            sizes = np.linalg.norm(jacobian, axis=0)
+            sizes[sizes == 0] = 1
+            fresh = values + np.linalg.lstsq(jacobian / sizes, left, rcond=1e-10)[0] / sizes
+            values = np.where((values >= 0) & (fresh < 0), values / 10, fresh)
+            given = at(values)
     apart, values = best
     changed = dict(zip(now, values.tolist(), strict=True))
     if apart > 1:

@@ -109,10 +109,9 @@ class TorchRun:
         before = {name: param.detach().clone() for name, param in self.parameters.items()}
         if self._clips is not False:  # gradients are shown as they were before
             seen = seen._replace(gradients={name: gradient.clone() for name, gradient in gradients.items()})
-        versions = {name: gradient._version for name, gradient in gradients.items()}
         self.optimizer.step()
         if self._clips is None:
-            self._clips = any(gradients[name]._version != version for name, version in versions.items())
+            self._clips = any(not torch.equal(seen.gradients[name], gradient) for name, gradient in gradients.items())
         updates = {name: torch.sub(self.parameters[name].detach(), old, out=old) for name, old in before.items()}
         return seen._replace(updates=updates, parameters=self.parameters, optimizer=self.optimizer_state())
 
