@@ -13,9 +13,9 @@ from compare.alignment import Alignment, to_numpy
 from compare.batch import Batch
 from compare.device import on, resolve, taking_turns
 from compare.diagnosis import explain
-from compare.draws import Draw
+from compare.draws import Draw, Hints
 from compare.engine import Followed, Found, Streams, first_divergence, follow, independent_divergences, weigh_noise
-from compare.jax_side import Flax, Jax, JaxRun
+from compare.jax_side import Flax, Jax, JaxRun, adapted
 from compare.lift_torch import ControlledRun
 from compare.modules import align_modules, unflattened
 from compare.observation import Observation, Port, Stream
@@ -114,10 +114,14 @@ class Comparison:
             path: () for path, kind in self.torch_modules.items() if "Linear" in kind
         }
         self.links = self._find_links(weights, jax_run)
-        if any("Conv" in kind for kind in self.torch_modules.values()):
-            while flattened := self._flattened(jax_run):
+        self.hints = Hints(self._channels_last())
+        if self.hints.channels_last or any("Conv" in kind for kind in self.torch_modules.values()):
+            still = JaxRun(jax, "float32", training=False)
+            while flattened := self._flattened(still):
                 self.features |= flattened
                 self.links = self._find_links(weights, jax_run)
+            orders = {(shape[0], shape[1]) for shape in self.features.values() if shape}
+            self.hints = self.hints._replace(flattened=tuple(orders))
         # Layers in a scan have partners of their own on the torch side: they are run one by one to be seen.
         self.unroll = bool(jax_run.hidden) and any(
             isinstance(i, int) for link in self.links for i in link.jax_view.index
@@ -131,7 +135,6 @@ class Comparison:
         with ControlledRun() as first:
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], record)
         self.torch_modules, self.overwritten = record.modules, record.changed()
-        self.first = record.seen, first.draws
         with ControlledRun(replay=first.draws):
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], again)
         for port, tensor in record.seen.items():
@@ -148,14 +151,31 @@ class Comparison:
         layers = mapping.torch_layers(self.torch.model, self.features), self.jax.layers()
         return mapping.find_links(*layers, weights, order=(list(self.torch_modules), list(jax_run.modules)))
 
+    def _channels_last(self) -> bool:
+        """Tell whether `batch=` moves channels to the end."""
+        ours = batching.mapped(self.batches[0].inputs, lambda array: array)
+        theirs = adapted(self.batches[0], self.jax.batch).inputs
+        return (
+            isinstance(ours, np.ndarray)
+            and ours.ndim > 2
+            and not np.array_equal(ours, theirs)
+            and np.array_equal(np.moveaxis(ours, 1, -1), theirs)
+        )
+
     def _flattened(self, jax_run: JaxRun) -> dict[str, tuple[int, int]]:
         """See which linear layers take an image's features in another order: channels last, where torch's are first.
 
-        A port may flatten either way, and a run tells. It gives the channels and the points of each such layer.
+        A port may flatten either way, and a run tells, in evaluation, where nothing is dropped. It gives the channels
+        and the points of each such layer.
         """
-        seen, draws = self.first
+        record = Record()
+        torch_run = TorchRun(self.torch, "float32", self.device)
+        torch_run.model.eval()
+        with ControlledRun():
+            torch_run.forward(self.batches[0], record)
+        seen = record.seen
         jax_run.load(mapping.to_jax(self.links, self._weights(), jax_run.arrays()))
-        theirs = jax_run.forward(self.batches[0], draws)
+        theirs = jax_run.forward(self.batches[0])
         kernels = {link.torch: link.jax for link in self.links}
         found: dict[str, tuple[int, int]] = {}
         for path in (path for path, shape in self.features.items() if not shape and f"{path}.weight" in kernels):
@@ -181,7 +201,7 @@ class Comparison:
 
     def jax_run(self, dtype: str) -> JaxRun:
         """Start a run of the JAX side."""
-        run = JaxRun(self.jax, dtype, training=self.training, unroll=self.unroll)
+        run = JaxRun(self.jax, dtype, training=self.training, unroll=self.unroll, hints=self.hints)
         run.load(self.initial)
         return run
 

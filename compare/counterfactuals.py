@@ -381,8 +381,8 @@ def _mean_over_all(call: Call) -> Any:
 
 def _outer(call: Call) -> Any:
     """Broadcast (N,) against (N, 1)."""
-    names = list(call.bound.arguments)
-    return call.run(**{names[0]: call.input.reshape(-1, 1), names[1]: call.bound.arguments[names[1]].reshape(1, -1)})
+    names = list(call.arguments)
+    return call.run(**{names[0]: call.input.reshape(-1, 1), names[1]: call.arguments[names[1]].reshape(1, -1)})
 
 
 def _vectors(call: Call) -> bool:
@@ -399,11 +399,11 @@ def _unbiased(unbiased: bool) -> Rewrite:
 
 def _given(call: Call) -> dict[str, Any]:
     """Give the arguments of a call by name, as far as they were named."""
-    named = {k: v for k, v in call.bound.arguments.items() if k not in ("tensor", "input", "args", "kwargs")}
-    more = call.bound.arguments.get("args", ())
+    named = {k: v for k, v in call.arguments.items() if k not in ("tensor", "input", "args", "kwargs")}
+    more = call.arguments.get("args", ())
     if more and isinstance(more[0], int | tuple | list) and not isinstance(more[0], bool):
         named["dim"] = more[0]
-    return named | call.bound.arguments.get("kwargs", {})
+    return named | call.arguments.get("kwargs", {})
 
 
 def _biased_running_variance(call: Call) -> Any:
@@ -477,7 +477,7 @@ def _interleaved_mean_median(call: Call) -> Any:
 def _remainder_of(call: Call) -> Any:
     import torch
 
-    other = call.bound.arguments["other"]
+    other = call.arguments["other"]
     return torch.fmod(call.input, other) if call.name in ("remainder", "mod") else torch.remainder(call.input, other)
 
 
@@ -495,7 +495,7 @@ def _at_tie(slope: float) -> Rewrite:
 
         x, y = call.input, call.run()
         if call.name in ("clamp", "clip", "hardtanh", "clamp_min", "clamp_max"):
-            low, high = (call.bound.arguments.get(name) for name in _BOUNDS[call.name])
+            low, high = (call.arguments.get(name) for name in _BOUNDS[call.name])
             tie = torch.zeros_like(x, dtype=torch.bool)
             for bound in (low, high):
                 if bound is not None:

@@ -170,6 +170,6 @@ def _says(each: Counterfactual, value: float | None) -> str:
 
 
 def _fix(each: Counterfactual, layer: str) -> str:
-    arguments = {name: value for name, value in each.call.bound.arguments.items() if isinstance(name, str)}
+    arguments = {name: value for name, value in each.call.arguments.items() if isinstance(name, str)}
     shown: dict[str, Any] = {"function": each.call.name, **arguments}
     return each.fix.format(layer or f"the JAX side's {each.call.name}", **shown)

@@ -48,10 +48,25 @@ class Layout(NamedTuple):
     name: str
     shape: tuple[int, ...]
     axes: tuple[int, ...]
+    wanted: tuple[int, ...] | None = None
+    """What to reshape to at the end, if not to that."""
 
     def __call__(self, array: Any) -> Any:
         """Apply it to an array of any framework that has `reshape` and `transpose`."""
-        return array.reshape(self.shape).transpose(self.axes)
+        moved = array.reshape(self.shape).transpose(self.axes)
+        return moved if self.wanted is None else moved.reshape(self.wanted)
+
+
+class Hints(NamedTuple):
+    """What is known of the JAX side's layouts, where shapes alone do not tell."""
+
+    channels_last: bool = False
+    """Whether it is given images with channels last, where torch's are first."""
+    flattened: tuple[tuple[int, int], ...] = ()
+    """The channels and points of image features that it flattens in its own order."""
+
+
+NO_HINTS = Hints()
 
 
 class Matching(NamedTuple):
@@ -65,7 +80,7 @@ class Matching(NamedTuple):
     """Each draw that fits its site in more than one layout, and the one taken."""
 
 
-def layouts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[Layout]:
+def layouts(shape: tuple[int, ...], wanted: tuple[int, ...], hints: Hints = NO_HINTS) -> list[Layout]:
     """List the ways in which a mask of torch's may lie in JAX's memory, those that fit `wanted`, without repetition.
 
     They are: as it is; channels last (NCHW against NHWC); the first two axes exchanged (torch's recurrent layers and
@@ -73,6 +88,9 @@ def layouts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[Layout]:
     `(batch * heads, query, key)`), and with other axes of length one.
     """
     same = tuple(range(len(shape)))
+    for channels, points in hints.flattened:
+        if shape == wanted and len(shape) == 2 and shape[1] == channels * points:
+            return [Layout("flattened, channels last", (shape[0], channels, points), (0, 2, 1), wanted)]
     found = [Layout("as it is", shape, same)]
     if [n for n in shape if n != 1] == [n for n in wanted if n != 1]:
         found.append(Layout("with other axes of length one", wanted, tuple(range(len(wanted)))))
@@ -94,7 +112,7 @@ KINDS = {"gumbel": "exponential"}
 """What torch draws where JAX draws something else: a Gumbel variable is -log of an exponential one."""
 
 
-def match(draws: Sequence[Site], sites: Sequence[Site]) -> Matching:
+def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS) -> Matching:
     """Pair draws and sites in their order, as many as fit by kind and shape.
 
     Both sides run the same program, so that usually the n-th draw belongs to the n-th site. Where one side has a draw
@@ -105,7 +123,7 @@ def match(draws: Sequence[Site], sites: Sequence[Site]) -> Matching:
     @functools.cache
     def fits(draw: Site, site: Site) -> list[Layout]:
         same_kind = draw.kind == KINDS.get(site.kind, site.kind)
-        return layouts(draw.shape, site.shape) if same_kind and not site.obstacle else []
+        return layouts(draw.shape, site.shape, hints) if same_kind and not site.obstacle else []
 
     options = [[fits(draw, site) for site in sites] for draw in draws]
     pairs = _longest(options, len(sites))
@@ -115,7 +133,8 @@ def match(draws: Sequence[Site], sites: Sequence[Site]) -> Matching:
     guessed = []
     for i, j in pairs:
         # Of several layouts, the one that is certain for other draws of this rank; else the first.
-        counts = [usual[ranks[i], layout.name] for layout in options[i][j]]
+        likely = "channels last" if hints.channels_last else ""
+        counts = [usual[ranks[i], layout.name] or (layout.name == likely) / 2 for layout in options[i][j]]
         placed[j] = (i, options[i][j][counts.index(max(counts))])
         if len(counts) > 1 and not max(counts):
             guessed.append(

@@ -23,7 +23,9 @@ def flattened(torch: list[Unit], jax: list[Unit]) -> tuple[list[Unit], list[str]
     made, notes = [], []
     channels = spatial = 0
     for unit in torch:
-        settings = dict(unit.settings) if channels_last else {**unit.settings, "flattened": ()}
+        settings = dict(unit.settings)
+        if not channels_last:
+            settings.setdefault("flattened", ())
         if "weight" in unit.slots and unit.kind not in ("norm", "prelu"):
             shape = unit.slots["weight"][0].shape
             if unit.kind in ("conv", "transposed"):

@@ -13,7 +13,7 @@ import numpy as np
 
 from compare import weights
 from compare.batch import Batch, called, checked_loss, mapped
-from compare.draws import Draw
+from compare.draws import NO_HINTS, Draw, Hints
 from compare.layers import Layer
 from compare.lift_jax import lift, lift_nnx
 from compare.observation import Observation, Port
@@ -342,10 +342,13 @@ def names(tree: Any, *, collections: bool = False) -> list[str]:
 class JaxRun:
     """A training run from the given weights, in one precision: each step is one compiled program."""
 
-    def __init__(self, side: Flax | Jax, dtype: str, *, training: bool, unroll: bool = False) -> None:
+    def __init__(
+        self, side: Flax | Jax, dtype: str, *, training: bool, unroll: bool = False, hints: Hints = NO_HINTS
+    ) -> None:
         import jax
 
         self.side = side
+        self.hints = hints
         self.dtype = dtype
         self.unroll = unroll
         self.modules: dict[str, Any] = {}
@@ -392,7 +395,7 @@ class JaxRun:
             def model(params: Any) -> Any:
                 return list(self._forward(params, buffers, rngs, inputs)[1].seen.values())
 
-            return replaying(model, draws, [], [])(params)
+            return replaying(model, draws, [], [], self.hints)(params)
 
         with self._precision():
             inputs = self.arguments(batch)[0]
@@ -474,7 +477,7 @@ class JaxRun:
                 loss = checked_loss(self.side.name, self.side.loss, output, target)
             return loss, (list(record.seen.values()), after, generators)
 
-        compute = replaying(model, draws, self.unreplayed, self.guessed)
+        compute = replaying(model, draws, self.unreplayed, self.guessed, self.hints)
         # Without jit, lax.scan runs as a loop in Python: layers in a scan come out one by one. It stays one program.
         with jax.disable_jit(self.unroll):
             if self.side.loss is None:

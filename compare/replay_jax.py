@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 
-from compare.draws import Draw, Site, match
+from compare.draws import NO_HINTS, Draw, Hints, Site, match
 
 Values = tuple[dict[str, np.ndarray], ...]
 """Draws as a pytree of arrays, each under its kind: the compiled step's argument."""
@@ -24,7 +24,7 @@ def replayable(draws: Sequence[Draw]) -> Values:
 
 
 def replaying(
-    function: Callable[..., Any], values: Values, unreplayed: list[str], guessed: list[str]
+    function: Callable[..., Any], values: Values, unreplayed: list[str], guessed: list[str], hints: Hints = NO_HINTS
 ) -> Callable[..., Any]:
     """Make `function` use `values` for its random numbers, in the order in which both sides draw.
 
@@ -46,6 +46,7 @@ def replaying(
             if it stays empty do both sides draw the same.
         guessed: Each draw whose layout is ambiguous is added here, as between channels first and channels last where
             all axes are equally long.
+        hints: What is known of the layouts.
 
     """
     import jax
@@ -60,7 +61,7 @@ def replaying(
             closed, shape = jax.make_jaxpr(fresh, return_shape=True)(*args)
         draws = [Site(kind, tuple(value.shape)) for item in values for kind, value in item.items()]
         sites = list(_sites(closed.jaxpr))
-        matching = match(draws, sites)
+        matching = match(draws, sites, hints)
         unreplayed.extend(matching.unreplayed)
         guessed.extend(matching.guessed)
         arrays = [value for item in values for value in item.values()]

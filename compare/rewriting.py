@@ -29,7 +29,9 @@ class Call:
     name: str
     """As torch documents it, without underscores: "layer_norm", "relu"."""
     function: Callable[..., Any]
-    bound: inspect.BoundArguments
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    signature: inspect.Signature
     module: str = ""
     """The path of the module that makes the call; "" for the model itself, or the loss."""
     within: "Rewrite | None" = None
@@ -38,32 +40,38 @@ class Call:
     @property
     def arguments(self) -> dict[str, Any]:
         """All arguments by name, with their defaults."""
-        full = inspect.BoundArguments(self.bound.signature, self.bound.arguments.copy())
-        full.apply_defaults()
-        return full.arguments
+        bound = self.signature.bind(*self.args, **self.kwargs)
+        bound.apply_defaults()
+        return bound.arguments
 
     def __getitem__(self, argument: str) -> Any:
         """Give an argument."""
         return self.arguments[argument]
 
     def __contains__(self, argument: str) -> bool:
-        return argument in self.bound.signature.parameters
+        return argument in self.signature.parameters
 
     @property
     def input(self) -> "torch.Tensor":
         """The first argument."""
-        return next(iter(self.bound.arguments.values()))
+        return next(iter(self.arguments.values()))
 
     def run(self, **changed: Any) -> Any:
         """Call the function, with some arguments changed."""
-        bound = inspect.BoundArguments(self.bound.signature, self.bound.arguments | changed)
+        positions = dict(zip(self.signature.parameters, range(len(self.args)), strict=False))
+        args, kwargs = list(self.args), dict(self.kwargs)
+        for name, value in changed.items():
+            if name in positions:  # as it was given: what torch describes need not be what it takes
+                args[positions[name]] = value
+            else:
+                kwargs[name] = value
         if self.within is not None:
-            return self.within(replace(self, bound=bound, within=None))
-        return self.function(*bound.args, **bound.kwargs)
+            return self.within(replace(self, args=tuple(args), kwargs=kwargs, within=None))
+        return self.function(*args, **kwargs)
 
     def on(self, tensor: Any) -> Any:
         """Call the function with another first argument."""
-        return self.run(**{next(iter(self.bound.arguments)): tensor})
+        return self.run(**{next(iter(self.signature.parameters)): tensor})
 
 
 Rewrite = Callable[[Call], Any]
@@ -176,13 +184,13 @@ def _mode() -> Any:
             if rewrite is None:
                 return func(*args, **kwargs)
             try:
-                bound = signature.bind(*args, **kwargs)
+                signature.bind(*args, **kwargs)
             except TypeError:  # an overload that torch does not describe
-                bound = _ANY.bind(*args, **kwargs)
+                signature = _ANY
             place = self.record.inside[-1] if self.record.inside else ""
-            given = rewrite(Call(_name(func), func, bound, place))
+            given = rewrite(Call(_name(func), func, args, kwargs, signature, place))
             if func.__name__.endswith("_") and not func.__name__.endswith("__"):  # in place
-                return bound.args[0].copy_(given) if given is not bound.args[0] else given
+                return args[0].copy_(given) if given is not args[0] else given
             return given
 
     return Rewriting
