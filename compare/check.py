@@ -12,7 +12,7 @@ from compare import weights as mapping
 from compare.alignment import Alignment, to_numpy
 from compare.batch import Batch
 from compare.device import on, resolve, taking_turns
-from compare.diagnosis import explain
+from compare.diagnosis import described, explain, misconverted
 from compare.draws import Draw, Hints
 from compare.engine import Followed, Found, Streams, first_divergence, follow, independent_divergences, weigh_noise
 from compare.jax_side import Flax, Jax, JaxRun, adapted
@@ -20,11 +20,12 @@ from compare.lift_torch import ControlledRun
 from compare.modules import align_modules, unflattened
 from compare.observation import Observation, Port, Stream
 from compare.optimizer_state import jax_state
+from compare.precision_causes import fast_variance, low_precision, without_fast_variance
 from compare.problem import InputError
-from compare.report import Divergence, Report, Run, settings
+from compare.report import Cause, Divergence, Report, Run, settings
 from compare.torch_side import Record, Torch, TorchRun
 from compare.training import align_training
-from compare.verdict import EPSILON32, FACTOR, ULPS, distance
+from compare.verdict import EPSILON32, FACTOR, ULPS, Verdict, distance
 
 
 def check(
@@ -105,7 +106,9 @@ class Comparison:
         self.overwritten: frozenset[Port] = frozenset()
         self.draws: list[list[Draw]] = []
         self.nondeterministic: list[str] = []
+        self.pinned: dict[str, None] = {}
         self._probe()
+        self.torch_parameters = frozenset(name for name, _ in torch.model.named_parameters())
         jax_run = JaxRun(jax, "float32", training=self.training)
         jax_run.probe(batches[0])
         self.jax_modules = jax_run.modules
@@ -216,7 +219,7 @@ class Comparison:
             self._jax_steps(self.jax_run("float32")),
         )
         followed = follow(streams, self.align, steps, progress)
-        self.nondeterministic += jax.unreplayed
+        self.nondeterministic += dict.fromkeys(jax.unreplayed)
         first, divergence, others = first_divergence(followed), None, []
         if first:
             self._weigh_noise(followed)
@@ -233,13 +236,45 @@ class Comparison:
             Run(self.jax.name, losses["jax32"], losses["jax64"]),
             followed.quantities,
             divergence,
-            [],
+            [] if divergence or self.nondeterministic else self._precision(followed),
             settings(steps, self.device),
             followed.not_compared,
             others,
             self.nondeterministic,
+            [*(f"torch: {what}" for what in self.pinned), *(f"{self.jax.name}: {what}" for what in jax.pinned)],
             stages=True,
         )
+
+    def _precision(self, followed: Followed) -> list[Cause]:
+        """Look for what rounds more on one side, where both compute the same."""
+        pairs = zip(followed.pairings, followed.quantities, strict=True)
+        found = next(((p, q) for p, q in pairs if q.verdict == Verdict.PRECISION and p.ports), None)
+        if found is None:
+            return []
+        (pairing, quantity), batch, draws = found, self.batches[0], self.draws[0]
+        assert pairing.ports is not None
+        ours, theirs = pairing.ports
+        if quantity.imbalance < 1:
+            with ControlledRun(replay=draws) as controlled:
+                self.torch_run("float32").step(batch)
+            cause = low_precision(ours.module, quantity, "torch", controlled.dtypes)
+            return [cause] if cause else []
+
+        def jax(dtype: str, side: Flax | Jax = self.jax) -> np.ndarray:
+            run = JaxRun(side, dtype, training=self.training, unroll=self.unroll, hints=self.hints)
+            run.load(self.initial)
+            return pairing.jax_array(Observation(forward=run.forward(batch, draws)))
+
+        probe = JaxRun(self.jax, "float32", training=self.training)
+        probe.probe(batch)
+        if cause := low_precision(theirs.module, quantity, self.jax.name, probe.dtypes):
+            return [cause]
+        found_norms = without_fast_variance(self.jax, theirs.path)
+        if found_norms is None:
+            return []
+        slow, norms = found_norms
+        cause = fast_variance(norms, quantity, distance(jax("float32", slow), jax("float64")))
+        return [cause] if cause else []
 
     def _wrongly_converted(self) -> list[Divergence]:
         """Where the port already has most of the torch model's weights, those that it has not.
@@ -247,20 +282,30 @@ class Comparison:
         A port with weights of its own gets torch's. One that was given them by the user's conversion is compared as
         converted.
         """
-        distances = [
-            (link, distance(link.jax_view(self.given[link.jax]), link.jax_view(self.initial[link.jax])))
+        both = [
+            (link, link.jax_view(self.initial[link.jax]), link.jax_view(self.given[link.jax]))
             for link in self.links
             if np.ptp(self.initial[link.jax])  # zeros and ones are equal without any conversion
         ]
-        wrong = [(link, apart) for link, apart in distances if apart > ULPS * EPSILON32]
-        if 2 * len(wrong) >= len(distances):
+        near = ULPS * EPSILON32
+        wrong = [(link, ours, theirs) for link, ours, theirs in both if distance(theirs, ours) > near]
+        parameters = [link.torch for link, _, _ in both if link.torch in self.torch_parameters]
+        right = set(parameters) - {link.torch for link, _, _ in wrong}
+        if 2 * len(right) <= len(set(parameters)):
             return []
-        opinion = (
-            f"the port came with torch's weights, but for {len(wrong)} of {len(distances)}: look at their conversion"
-        )
+        opinion = f"the port came with torch's weights, but for {len(wrong)} of {len(both)}: look at their conversion"
         return [
-            Divergence(0, "parameters", link.torch, link.jax, apart, ULPS * EPSILON32, opinion=opinion)
-            for link, apart in wrong
+            Divergence(
+                0,
+                "parameters",
+                link.torch,
+                link.jax,
+                distance(theirs, ours),
+                near,
+                cause=misconverted(link, ours, theirs, near),
+                opinion=opinion,
+            )
+            for link, ours, theirs in wrong
         ]
 
     def _torch_steps(self, run: TorchRun, *, record: bool = False) -> Stream:
@@ -269,6 +314,7 @@ class Comparison:
             replay = None if record else self.draws[number]
             with ControlledRun(lift=run.lifted, replay=replay) as controlled:
                 seen = run.step(batch)
+            self.pinned |= dict.fromkeys(controlled.pinned)
             if record:
                 self.draws.append(controlled.draws)
             yield seen
@@ -330,8 +376,18 @@ class Comparison:
         if found.target is None:  # what comes before is the same on both sides
             jax.load(mapping.to_jax(self.links, run.arrays(), jax.arrays()))
             found = found._replace(target=found.pairing.jax_array(jax.step(batch, draws)))
-        cause = explain(found, run, batch, draws, self._layer(found), rates)
-        return dataclasses.replace(found.divergence, cause=cause)
+        cause, related = explain(found, run, batch, draws, self._layer(found), rates)
+        ours, theirs = self._described(found)
+        details = (f"torch  {ours}", f"{self.jax.name}  {theirs}") if ours and theirs else ()
+        return dataclasses.replace(found.divergence, cause=cause, details=(*details, *related))
+
+    def _described(self, found: Found) -> tuple[str, str]:
+        """Show both layers with their settings, where the culprit is a layer."""
+        ports = found.pairing.ports
+        if ports is None or not found.divergence.torch.startswith(ports[0].module):
+            return "", ""
+        module = dict(self.torch.model.named_modules()).get(ports[0].path)
+        return described(module), described(self.jax_modules.get(ports[1].path))
 
     def _layer(self, found: Found) -> str:
         """Name the layer of the JAX side that is the culprit, as its code does: "nnx.LayerNorm"."""

@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.ExitStack() as stack:
             outputs = {
                 kind: stack.enter_context(_output(getattr(options, kind)))
-                for kind in ("json", "plot")
-                if getattr(options, kind)
+                for kind in ("json", "plot", "html", "markdown")
+                if getattr(options, kind, None)
             }
             _cache_compiled_programs()
             status: int = options.command(options, outputs)
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where both see one")
     shared.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found as JSON")
+    shared.add_argument("--quiet", action="store_true", help="show no progress")
     shared.add_argument("--plot", type=_plot_file, metavar="FILE", help="draw it: .png, .svg or .pdf")
 
     run = argparse.ArgumentParser(add_help=False)
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="package.module:function",
         help="a function without arguments that returns those of compare.check, as a tuple or as a dict",
     )
+    own.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page")
+    own.add_argument("--markdown", type=Path, metavar="FILE", help="write it for a pull request's comment")
     own.add_argument("--steps", type=_whole, help="training steps (as the function says, else one for each batch)")
     own.set_defaults(command=_check)
     published = commands.add_parser(
@@ -104,7 +107,7 @@ def _notebook(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
 
     variants = list(dict.fromkeys(options.variant or VARIANTS))
     reports = []
-    with _progress(len(variants) * max(options.steps, 0)) as (describe, advance):
+    with _progress(len(variants) * max(options.steps, 0), quiet=options.quiet) as (describe, advance):
         for variant in variants:
             describe(variant)
             reports.append(
@@ -141,7 +144,7 @@ def _check(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
         arguments["steps"] = options.steps
     if options.device != "auto":
         arguments["device"] = options.device
-    with _progress(arguments.get("steps")) as (describe, advance):
+    with _progress(arguments.get("steps"), quiet=options.quiet) as (describe, advance):
         describe(options.pair)
         report = check(**{"name": options.pair, "progress": advance} | arguments)
     report = dataclasses.replace(report, settings=report.settings | {"seed": options.seed})
@@ -153,6 +156,9 @@ def _check(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
         from compare.plot import plot_reports
 
         plot_reports([report]).savefig(outputs["plot"])
+    for kind, text in (("html", report.to_html), ("markdown", report.to_markdown)):
+        if kind in outputs:
+            outputs[kind].write_text(text(), encoding="utf-8")
     show([report], Console())
     return 0 if report.ok else 1
 
@@ -189,7 +195,7 @@ def _published(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
 
     from compare import published
 
-    with _progress(len(VARIANTS)) as (describe, advance):
+    with _progress(len(VARIANTS), quiet=options.quiet) as (describe, advance):
         reproductions = []
         for cell in VARIANTS:
             describe(f"{cell}: {options.seeds} seeds")
@@ -207,13 +213,13 @@ def _published(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
 
 
 @contextlib.contextmanager
-def _progress(total: int | None) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+def _progress(total: int | None, *, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
     """Show on stderr, where that is a terminal, what is being done and how long it still needs."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("", total=total)
         yield lambda text: progress.update(task, description=text), lambda: progress.advance(task)
 

@@ -217,13 +217,27 @@ def _inverted(name: str) -> Callable[[Call], Iterator[Any]]:
         mask = call[name]
         if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
             yield ~mask
+        elif isinstance(mask, torch.Tensor) and torch.isinf(mask).any():  # a boolean one, by now to be added
+            yield torch.zeros_like(mask).masked_fill(mask == 0, -torch.inf)
         if isinstance(mask, torch.Tensor):
             yield None
 
     return values
 
 
+def _paddings(call: Call) -> Iterator[Any]:
+    return iter(range(max(call["weight"].shape[2:])))
+
+
 VARIANTS = (
+    Variants(
+        "padding",
+        CONVOLUTIONS,
+        "padding",
+        _paddings,
+        "{}(..., padding={pads})",
+        "https://github.com/google/flax/issues/963",
+    ),
     Variants(
         "number of groups",
         ("group_norm",),
@@ -379,6 +393,23 @@ def _mean_over_all(call: Call) -> Any:
     return call.run(reduction="sum") / call.input.numel()
 
 
+def _other_loss(name: str) -> Rewrite:
+    def compute(call: Call) -> Any:
+        from torch.nn import functional
+
+        target = call.arguments["target"]
+        return getattr(functional, name)(call.input, target, reduction=call["reduction"])
+
+    return compute
+
+
+_REGRESSION = {
+    "mse_loss": "jnp.mean((output - target) ** 2)",
+    "l1_loss": "jnp.mean(jnp.abs(output - target))",
+    "huber_loss": "jnp.mean(optax.huber_loss(output, target))",
+}
+
+
 def _outer(call: Call) -> Any:
     """Broadcast (N,) against (N, 1)."""
     names = list(call.arguments)
@@ -468,9 +499,9 @@ def _interleaved_mean_median(call: Call) -> Any:
     import torch
 
     given = _given(call)
-    if "dim" not in given:
+    if given.get("dim") is None:
         return torch.quantile(call.input, 0.5)
-    values = torch.quantile(call.input, 0.5, dim=given["dim"])
+    values = torch.quantile(call.input, 0.5, dim=given["dim"], keepdim=given.get("keepdim", False))
     return torch.return_types.median((values, call.run().indices))
 
 
@@ -527,10 +558,63 @@ def _attached(call: Call) -> Any:
 
 
 def _stopped(call: Call) -> Any:
-    return call.run().detach()
+    given = call.run()
+    return given.detach() if hasattr(given, "detach") else given
+
+
+def _other_reduction(call: Call) -> Any:
+    return getattr(call.input, {"mean": "sum", "sum": "mean"}[call.name])(**_given(call))
+
+
+def _targets(change: Callable[[Any], Any]) -> Rewrite:
+    def compute(call: Call) -> Any:
+        name = list(call.signature.parameters)[1]
+        return call.run(**{name: change(call[name])})
+
+    return compute
+
+
+def _has_targets(call: Call) -> bool:
+    second = list(call.arguments.values())[1]
+    return bool(getattr(second, "ndim", 0)) and second.shape[0] > 1
 
 
 ALTERNATIVES = (
+    Alternative(
+        "channels last",
+        CONVOLUTIONS,
+        lambda call: call.on(call.input.movedim(-1, 1)),
+        "takes the last axis for the channels",
+        "give the JAX side channels last: batch=lambda batch: (np.moveaxis(batch[0], 1, -1), batch[1])",
+        f"{FLAX}linear.html",
+        lambda call: call.input.shape[1] == call.input.shape[-1],
+    ),
+    Alternative(
+        "mean or sum",
+        ("mean", "sum"),
+        _other_reduction,
+        "takes the sum in place of the mean, or the mean in place of the sum",
+        "jnp.{function}(...), as torch",
+        f"{DOCS}torch.mean.html",
+    ),
+    *(
+        Alternative(
+            "order of the targets",
+            (*LOSSES, "sub"),
+            _targets(change),
+            f"has the targets {how}",
+            "give both sides the same targets, in the same order, by the batches or batch=",
+            "https://docs.pytorch.org/docs/stable/data.html",
+            _has_targets,
+        )
+        for how, change in (
+            ("in reverse order", lambda target: target.flip(0)),
+            ("shifted by one example", lambda target: target.roll(1, 0)),
+            ("shifted by one example the other way", lambda target: target.roll(-1, 0)),
+            ("shifted by one position", lambda target: target.roll(1, -1)),
+            ("shifted by one position the other way", lambda target: target.roll(-1, -1)),
+        )
+    ),
     Alternative(
         "padding",
         CONVOLUTIONS,
@@ -643,7 +727,8 @@ ALTERNATIVES = (
         LOSSES,
         _mean_over_batch,
         "divides the sum by the batch's size alone",
-        'take the mean over all elements, as torch\'s reduction="{reduction}" does: jnp.{reduction}(...)',
+        'divide as torch\'s reduction="{reduction}" does: the mean is over all elements, over the sum of their weights '
+        "if there are weights, and over the labels that are not ignored",
         f"{DOCS}torch.nn.MSELoss.html",
     ),
     Alternative(
@@ -653,6 +738,19 @@ ALTERNATIVES = (
         "divides the sum by the number of all elements",
         'reduce the loss as torch\'s reduction="{reduction}" does',
         f"{DOCS}torch.nn.KLDivLoss.html",
+    ),
+    *(
+        Alternative(
+            "another loss",
+            (ours,),
+            _other_loss(theirs),
+            f"computes torch's {theirs}, torch {ours}",
+            _REGRESSION[ours],
+            f"{DOCS}torch.nn.MSELoss.html",
+        )
+        for ours in _REGRESSION
+        for theirs in _REGRESSION
+        if ours != theirs
     ),
     Alternative(
         "broadcasting",
@@ -691,6 +789,15 @@ ALTERNATIVES = (
             gradient=True,
         )
         for slope in (0.5, 1.0, 0.0)
+    ),
+    Alternative(
+        "stopped gradient",
+        ("sigmoid", "softmax", "tanh", "relu", "gelu", "silu", "exp", "log", "matmul", "bmm", "mean", "sum", "max"),
+        _stopped,
+        "stops the gradient there",
+        "leave out jax.lax.stop_gradient around {function}, where torch has no detach()",
+        f"{JAX}jax.lax.stop_gradient.html",
+        gradient=True,
     ),
     Alternative(
         "stopped gradient",
@@ -790,6 +897,9 @@ def _other_activations(number: int, call: Call) -> Iterator[Counterfactual]:
         return
     known = _activations()
     own = ACTIVATIONS[call.name]
+    numbers = [n for n, v in call.arguments.items() if n != "inplace" and isinstance(v, int | float)]
+    if any(call[name] != call.signature.parameters[name].default for name in numbers):
+        return  # not the function at its defaults: a setting says more
     if call.name == "gelu" and call["approximate"] == "tanh":
         own = "the tanh approximation of GELU"
     for name, (function, _) in known.items():

@@ -14,10 +14,12 @@ from compare.engine import Found
 from compare.fitting import fitted
 from compare.optimizer_causes import Updates, explain_update
 from compare.problem import InputError
+from compare.relations import nice, relation
 from compare.report import Cause
 from compare.rewriting import Call, Rerun, Rewrite, Window
 from compare.torch_side import TorchRun
-from compare.verdict import distance
+from compare.verdict import EPSILON32, ULPS, distance
+from compare.weights import Link
 
 RUNS = 200
 """Of the torch side's step, at most, to explain one divergence."""
@@ -25,7 +27,7 @@ RUNS = 200
 
 def explain(
     found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw], layer: str, rates: Sequence[float]
-) -> Cause | None:
+) -> tuple[Cause | None, tuple[str, ...]]:
     """Look for the cause of a divergence.
 
     Args:
@@ -36,16 +38,70 @@ def explain(
         layer: What the JAX side calls the layer that is the culprit, "nnx.LayerNorm"; "" if it is none.
         rates: The learning rates of torch's steps, up to this one.
 
+    Returns:
+        The cause, and what else is known, where no cause is.
+
     """
     stage = found.divergence.stage
     if stage == "update" and found.update:
-        return explain_update(Updates(run, batch, draws, found.update, first=len(rates) == 1), rates)
+        return explain_update(Updates(run, batch, draws, found.update, first=len(rates) == 1), rates), ()
     if stage in ("update", "parameters"):
-        return None
+        return None, ()
     run.optimizer = None
     if stage in ("forward", "buffers"):
         run.loss = None
-    return _Search(found, Rerun(run, batch, draws, _window(found), FUNCTIONS), layer).cause()
+    search = _Search(found, Rerun(run, batch, draws, _window(found), FUNCTIONS), layer)
+    if cause := search.cause():
+        return cause, ()
+    return search.related()
+
+
+def misconverted(link: Link, ours: np.ndarray, theirs: np.ndarray, limit: float) -> Cause | None:
+    """Say how a weight was converted, and how it should have been.
+
+    Args:
+        link: Which weight it is.
+        ours: As torch has it.
+        theirs: As the port came with it, in torch's layout.
+        limit: The distance that is near enough.
+
+    """
+    how = relation(ours, theirs, limit)
+    if not how:
+        return None
+    moved = "" if link.jax_view.axes is None else f", its axes {link.jax_view.axes} there being torch's"
+    return Cause(
+        "converted weight",
+        f"converted weight: what the port came with is {how}",
+        f"{link.jax} is to hold {link.torch}{moved}: compare.copy_weights(torch_model, flax_model) copies it so",
+        "https://flax.readthedocs.io/en/latest/guides/converting_and_upgrading/convert_pytorch_to_flax.html",
+    )
+
+
+def described(module: Any) -> str:
+    """Show a layer with those of its settings that are plain values: "LayerNorm(num_features=8, epsilon=1e-06)"."""
+    if module is None:
+        return ""
+    if hasattr(module, "extra_repr"):  # torch's own
+        return f"{type(module).__name__}({module.extra_repr()})"
+    settings = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
+    shown = ", ".join(f"{n}={v!r}" for n, v in settings.items() if not n.startswith("_") and n != "name")
+    return f"{type(module).__name__}({shown})"
+
+
+_RELATIONS = {
+    "transposed": ("transposed", "exchange the axes on the JAX side, as torch has them"),
+    "flipped": ("reversed", "reverse the axis on the JAX side"),
+    "rolled": ("shifted", "shift the JAX side's by one, as torch has it"),
+    "blocks": ("order", "take the parts in torch's order"),
+    "another order": ("order", "split and merge the axis in torch's order"),
+    "reshaped": ("reshaped", "reshape as torch does"),
+    "torch *": ("factor", "take the factor out on the JAX side, or put it in: see what torch multiplies by"),
+    "torch +": ("offset", "take the offset out on the JAX side, or put it in"),
+    "elements zero": ("mask", "take out what makes these elements zero on the JAX side"),
+    "zero": ("zero", "take out what makes it zero on the JAX side"),
+}
+"""What to call a relation of two arrays, and what to do about it, by words that it contains."""
 
 
 class _Search:
@@ -81,6 +137,41 @@ class _Search:
                 return self._told([(one, at), (other, value)], apart)
         return None
 
+    def related(self) -> tuple[Cause | None, tuple[str, ...]]:
+        """Say how the JAX side's result comes from torch's, or else where they are farthest apart."""
+        ours, theirs = self._observe({}), self.target
+        if ours is None:
+            return None, ()
+        place = f"{self.found.divergence.torch}: the JAX side gives"
+        if ours.shape != theirs.shape:
+            shapes = f"torch gives shape {ours.shape}, the JAX side {theirs.shape}"
+            same_batch = ours.shape[:1] == theirs.shape[:1]
+            fix = "compare the layer's settings, which are above" if same_batch else "give both sides the same examples"
+            return Cause("shape", f"shape: {shapes}", fix, "docs/report.md"), ()
+        if lost := int((~np.isfinite(theirs) & np.isfinite(ours)).sum()):
+            return (
+                Cause(
+                    "not a number",
+                    f"not a number: {lost} of {theirs.size} elements are NaN or infinite on the JAX side alone",
+                    "where a function is unsafe at some inputs, jnp.where must guard its input as well as its output",
+                    "https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where",
+                ),
+                (),
+            )
+        # Data comes in float32, and what was done to it was done in float32.
+        is_data = self.found.pairing.ports is not None and self.found.pairing.ports[0][:3] == ("", 0, "input")
+        how = relation(ours, theirs, max(self.found.limit, ULPS * EPSILON32) if is_data else self.found.limit)
+        if how and (ours.size > 1 or nice(how)):
+            name, fix = next(each for words, each in _RELATIONS.items() if words in how)
+            if is_data:
+                name, fix = f"input {name}", "give both sides the same batches: see batch="
+            return Cause(name, f"{name}: {place} {how}", fix, "docs/report.md"), ()
+        if not ours.ndim:
+            return None, (f"torch gives {ours:.6g}, the JAX side {theirs:.6g}",)
+        where = np.unravel_index(int(np.argmax(np.abs(ours - theirs))), ours.shape)
+        at = ", ".join(map(str, where))
+        return None, (f"farthest apart at [{at}]: torch gives {ours[where]:.6g}, the JAX side {theirs[where]:.6g}",)
+
     def _calls(self) -> list[Call]:
         calls = self.rerun.calls()
         if self.found.divergence.stage == "buffers":
@@ -112,7 +203,7 @@ class _Search:
             seen = self.found.pairing.torch_array(self.rerun(rewrites))
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NondeterministicError, InputError):
             return None
-        return np.array(seen, np.float64) if seen.shape == self.target.shape else None
+        return np.array(seen, np.float64)
 
     def _told(self, changed: Sequence[tuple[list[Counterfactual], float | None]], apart: float) -> Cause:
         firsts = [(group[0], value) for group, value in changed]
@@ -172,4 +263,7 @@ def _says(each: Counterfactual, value: float | None) -> str:
 def _fix(each: Counterfactual, layer: str) -> str:
     arguments = {name: value for name, value in each.call.arguments.items() if isinstance(name, str)}
     shown: dict[str, Any] = {"function": each.call.name, **arguments}
+    if isinstance(padding := shown.get("padding"), int | tuple | list) and "weight" in shown:
+        sizes = [padding] * (shown["weight"].ndim - 2) if isinstance(padding, int) else padding
+        shown["pads"] = tuple((size, size) for size in sizes)
     return each.fix.format(layer or f"the JAX side's {each.call.name}", **shown)

@@ -367,6 +367,8 @@ class JaxRun:
         self.param_names = names(self.params)
         self.buffer_names = names(self.buffers, collections=linen)
         self.state_names = names(self.state)
+        self.dtypes: frozenset[str] = frozenset()
+        """Of everything that the forward pass computes, if it was probed."""
         self.pinned: list[str] = []
         """What could not be lifted to float64, for a person to read."""
         self._step = jax.jit(lift(self._traced, self.pinned) if dtype == "float64" else self._traced)
@@ -378,14 +380,16 @@ class JaxRun:
         return jax.enable_x64(self.dtype == "float64")
 
     def probe(self, batch: Batch) -> None:
-        """Trace the forward pass, without running it, to see which modules it calls."""
+        """Trace the forward pass, without running it, to see which modules it calls and which dtypes it has."""
         import jax
 
         def traced(*arguments: Any) -> Any:
-            self._forward(*arguments)
+            return self._forward(*arguments)[1].seen
 
         with self._precision():
-            jax.eval_shape(traced, self.params, self.buffers, self.rngs, self.arguments(batch)[0])
+            inputs = self.arguments(batch)[0]
+            program = jax.make_jaxpr(traced)(self.params, self.buffers, self.rngs, inputs)
+        self.dtypes = frozenset(_dtypes(program.jaxpr))
 
     def forward(self, batch: Batch, draws: Sequence[Draw] = ()) -> dict[Port, Any]:
         """Run the model forward alone, and show what its modules take and give."""
@@ -538,6 +542,15 @@ class JaxRun:
             buffers=named(self.buffers, self.buffer_names),
             forward=dict(zip(self.ports, seen, strict=True)),
         )
+
+
+def _dtypes(jaxpr: Any) -> Iterator[str]:
+    from jax.extend.core import jaxprs_in_params
+
+    for eqn in jaxpr.eqns:
+        yield from (str(variable.aval.dtype) for variable in eqn.outvars if hasattr(variable.aval, "dtype"))
+        for nested in jaxprs_in_params(eqn.params):
+            yield from _dtypes(nested)
 
 
 def adapted(batch: Batch, adapt: Callable[..., Any] | None) -> Batch:

@@ -54,6 +54,8 @@ class ControlledRun:
         self.lift = lift
         self.draws: list[Draw] = []
         """What was drawn, in order of execution."""
+        self.dtypes: set[str] = set()
+        """Of everything that was computed, in a run that lifts nothing."""
         self._replay = replay
         self._replayed = 0
         self._where = where
@@ -101,7 +103,10 @@ class ControlledRun:
         if self.lift:
             args, kwargs = self._lifted(operation, args, kwargs)
         if not random(operation):
-            return operation(*args, **kwargs)
+            output = operation(*args, **kwargs)
+            if not self.lift and hasattr(output, "dtype"):
+                self.dtypes.add(_dtype(output))
+            return output
         call = RandomCall(operation, args, kwargs)
         if not call.draws():
             return operation(*args, **kwargs)

@@ -284,6 +284,11 @@ class Updates:
             found.pop("initial_accumulator_value", None)
         return found
 
+    def values(self, name: str) -> list[float]:
+        """List what a setting is in the parameter groups, without repetition."""
+        groups = self._state["param_groups"]
+        return list(dict.fromkeys(float(group[name]) for group in groups if isinstance(group.get(name), int | float)))
+
     def __call__(
         self,
         settings: Mapping[str, Any],
@@ -467,6 +472,15 @@ def _told(
     names, says, arguments, fixes, sources = [], [], [], [], []
     for name, value in changed.items():
         called, argument = NAMES.get(name, (name.replace("_", " "), name))
+        if len(several := updates.values(name)) > 1:
+            names.append("parameter groups")
+            says.append(
+                f"torch's parameter groups have {name} {', '.join(f'{each:g}' for each in several)}, and the JAX side "
+                f"steps as torch would with {value:g} for all"
+            )
+            fixes.append(f"optax.multi_transform, with {argument} of its own for each group")
+            sources.append("https://optax.readthedocs.io/en/latest/api/combining_optimizers.html")
+            continue
         if name == "lr" and (shift := _shift(value, rates)):
             names.append("schedule")
             says.append(

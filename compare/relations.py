@@ -2,11 +2,17 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterator
 
 import numpy as np
 
 from compare.verdict import distance
+
+
+def nice(words: str) -> bool:
+    """Tell whether a relation says more than that two numbers differ: a factor that is a fraction or a root."""
+    return not re.search(r"[*+] -?[\d.e-]+$", words) or bool(re.search(r"[*] -?\d+(/\d+)?$", words))
 
 
 def relation(torch: np.ndarray, jax: np.ndarray, limit: float) -> str:
@@ -71,6 +77,9 @@ def _rearranged(torch: np.ndarray, jax: np.ndarray) -> Iterator[tuple[str, np.nd
         yield f"torch + {_number(offset)}", torch + offset
     if jax.size and not jax.any():
         yield "zero", np.zeros_like(torch)
+    zeros = (jax == 0) & (torch != 0)
+    if zeros.any() and not zeros.all():
+        yield f"torch with {zeros.sum()} of {zeros.size} elements zero", np.where(zeros, 0, torch)
 
 
 def _axes(axes: tuple[int, ...]) -> str:
@@ -79,7 +88,9 @@ def _axes(axes: tuple[int, ...]) -> str:
 
 def _number(value: float) -> str:
     """Show a number as a fraction where it is one."""
-    for denominator in (*range(1, 65), 128, 256, 512, 1024):
+    if not np.isfinite(value):
+        return str(value)
+    for denominator in (*range(1, 65), 128, 255, 256, 512, 1024):
         if abs(value * denominator - round(value * denominator)) < 1e-9 and round(value * denominator):
             numerator = round(value * denominator)
             return str(numerator) if denominator == 1 else f"{numerator}/{denominator}"

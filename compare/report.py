@@ -5,6 +5,7 @@ import importlib.metadata
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from html import escape as escape_html
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -14,6 +15,7 @@ from compare.alignment import NotCompared
 from compare.verdict import EPSILON32, EPSILON64, Quantity, Verdict
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
     from rich.table import Table
 
@@ -50,6 +52,8 @@ class Divergence:
     cause: Cause | None = None
     opinion: str = ""
     """What a third implementation, in NumPy, says of the two."""
+    details: tuple[str, ...] = ()
+    """What is known of the place: both layers with their settings, and how the one result is related to the other."""
 
 
 def settings(steps: int, device: str) -> dict[str, Any]:
@@ -97,6 +101,8 @@ class Report:
     the torch side's values."""
     nondeterministic: list[str] = field(default_factory=list)
     """What was drawn at random on one side only, or not repeated: nothing is proved while there is any."""
+    pinned: list[str] = field(default_factory=list)
+    """What could not be lifted to float64, on either side: differences of float32's size may come from it."""
     stages: bool = False
     """Whether to show what was compared, stage by stage."""
 
@@ -144,6 +150,7 @@ class Report:
             "verdicts": [str(verdict) for verdict in self.verdicts],
             "divergence": self.divergence and dataclasses.asdict(self.divergence),
             "nondeterministic": self.nondeterministic,
+            "pinned": self.pinned,
             "others": [dataclasses.asdict(other) for other in self.others],
             "notes": [dataclasses.asdict(note) for note in self.notes],
             "settings": self.settings,
@@ -163,6 +170,29 @@ class Report:
                 for quantity in self.quantities
             ],
         }
+
+    def to_html(self) -> str:
+        """One self-contained page: docs/report.md describes it."""
+        from compare.html import to_html
+
+        return to_html(self)
+
+    def _repr_html_(self) -> str:
+        """How a Jupyter notebook shows it: the page in a frame of its own, whose style stays there."""
+        page = escape_html(self.to_html(), quote=True)
+        return f'<iframe srcdoc="{page}" style="width:100%;height:40rem;border:0" title="{escape_html(self.name)}"></iframe>'
+
+    def to_markdown(self) -> str:
+        """For a pull request's comment or a CI job's summary."""
+        from compare.markdown import to_markdown
+
+        return to_markdown(self)
+
+    def plot(self) -> "Figure":
+        """Losses of both sides over each other, and their differences per step, as a matplotlib figure."""
+        from compare.plot import plot_reports
+
+        return plot_reports([self])
 
     def __str__(self) -> str:
         """The table, and the first divergence with cause and fix."""
@@ -268,6 +298,7 @@ def _left_out(report: Report) -> Iterator[str]:
     for (side, reason), names in by_reason.items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         yield escape(f"not compared on the {side} side: {shown}: {reason}")
+    yield from (escape(f"not lifted to float64: {what}") for what in report.pinned)
 
 
 def _cause(divergence: Divergence) -> Iterator[str]:
@@ -292,8 +323,7 @@ def _explanation(report: Report) -> Iterator[str]:
             f"  float64 difference {divergence.error64:.1e}; rounding would be about "
             f"{divergence.error32 * EPSILON64 / EPSILON32:.0e}"
         )
-        if divergence.opinion:
-            yield f"  {escape(divergence.opinion)}"
+        yield from (f"  {escape(line)}" for line in (*divergence.details, divergence.opinion) if line)
         yield from _cause(divergence)
     for other in report.others:
         names = other.torch if other.torch == other.jax else f"{other.torch}    {other.jax}"

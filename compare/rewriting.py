@@ -196,6 +196,13 @@ def _mode() -> Any:
     return Rewriting
 
 
+_SIGNATURES: dict[str, Callable[..., Any]] = {
+    "scaled_dot_product_attention": (
+        lambda query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False: None
+    ),
+}
+"""What torch describes in part only."""
+
 _ANY = inspect.signature(lambda tensor, *args, **kwargs: None)
 
 
@@ -214,6 +221,8 @@ def _overridable() -> dict[Any, Callable[..., Any]]:
 def _signature(function: Any) -> inspect.Signature | None:
     """Give the signature of a function of torch, as torch itself states it; None for what reads attributes."""
     described = _overridable().get(function)
+    if getattr(function, "__name__", "") in _SIGNATURES:
+        return inspect.signature(_SIGNATURES[function.__name__])
     if described is None or getattr(function, "__name__", "__get__") in ("__get__", "__set__"):
         return None
     with contextlib.suppress(ValueError):  # of what is written in C++

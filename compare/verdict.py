@@ -49,8 +49,10 @@ def norm(array: np.ndarray) -> float:
 def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0) -> float:
     """‖a - b‖ / ‖b‖ in float64; infinity where a value is finite on one side only.
 
-    Where only `b` is zero it is ‖a‖ / `otherwise`, and 1 without that.
+    Where only `b` is zero it is ‖a‖ / `otherwise`, and 1 without that. Arrays of two shapes are infinitely far apart.
     """
+    if a.shape != b.shape:
+        return np.inf
     with np.errstate(invalid="ignore"):
         difference = norm(np.subtract(a, b, dtype=np.float64))
     if difference == 0:
@@ -158,10 +160,12 @@ class Quantity:
         """The JAX side's float32 rounding over torch's, at step 0.
 
         Only there do both sides round alone. Later, one ReLU that changes sign in float32 on one side, which it may,
-        moves everything after it by more than any rounding. It is 1 where a side has no correct digit: what is zero
-        in exact arithmetic may come out as zero on one side, and as a residue on the other.
+        moves everything after it by more than any rounding. It is 1 where neither side has a correct digit, and where
+        one side is exact and the other all rounding: what is zero in exact arithmetic may come out as zero on one
+        side, and as a residue on the other.
         """
-        if max(self.error_torch[0], self.error_jax[0]) >= 1:
+        least, most = sorted((self.error_torch[0], self.error_jax[0]))
+        if least >= 1 or (most >= 1 and least == 0):
             return 1.0
         floor = ULPS * EPSILON32 * self.cancellation[0]
         return max(self.error_jax[0], floor) / max(self.error_torch[0], floor)

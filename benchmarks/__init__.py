@@ -1,0 +1,1 @@
+"""What is measured: speed, cost, and how often the comparison is right."""

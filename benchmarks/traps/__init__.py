@@ -1,0 +1,1 @@
+"""Ways in which ports go wrong, each as a small pair, right and wrong: `python benchmarks/traps`."""

@@ -1,0 +1,318 @@
+"""Every trap, right and wrong, through `compare.check` and through what people use today.
+
+    python -m benchmarks.traps [--only NAME] [--fixes] [--json FILE] [--docs FILE]
+
+Caught: the wrong half is no match. Placed: the report first shows it where it is. Explained: with its cause and its
+fix. `--fixes` puts the keyword arguments of each printed fix into the wrong half, which must then match.
+"""
+
+import argparse
+import ast
+import fnmatch
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import compare
+from compare.device import taking_turns
+from compare.jax_side import JaxRun
+from compare.lift_torch import ControlledRun
+from compare.torch_side import TorchRun
+from compare.weights import to_jax
+
+from . import forward, state, training
+from .trap import Pair, Trap
+
+CATALOGUE = [
+    *state.WEIGHTS,
+    *forward.TRAPS,
+    *training.TRAPS,
+    *state.BUFFERS,
+    *state.DATA,
+    *state.PRECISION,
+    *state.RANDOM,
+    *state.OTHER,
+]
+STAGES = list(dict.fromkeys(trap.stage for trap in CATALOGUE))
+
+
+class Outcome(NamedTuple):
+    """What `compare.check` says of a wrong half, and of its right half."""
+
+    caught: bool
+    placed: bool
+    explained: bool
+    false_alarm: bool
+    fix: str
+    said: str
+
+
+def checked(trap: Trap, settings: dict[str, Any]) -> compare.Report | str:
+    """Compare one half; the message where `compare.check` refuses it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return compare.check(*trap.build(**settings), steps=trap.steps, device="cpu", **trap.more)
+        except compare.InputError as error:
+            return str(error)
+
+
+def outcome(trap: Trap) -> Outcome:
+    right, wrong = checked(trap, trap.right), checked(trap, trap.wrong)
+    false_alarm = isinstance(right, str) or right.verdict != trap.allowed or bool(right.nondeterministic)
+    if isinstance(wrong, str):
+        named = trap.verdict == "error" and trap.place[1] in wrong
+        return Outcome(named, named, named, false_alarm, "", wrong)
+    said = str(wrong)
+    if wrong.nondeterministic:
+        found = trap.verdict == "nondeterministic"
+        return Outcome(True, found, found, false_alarm, "", said)
+    if wrong.verdict == "precision" and trap.verdict == "precision":
+        note = wrong.notes[0] if wrong.notes else None
+        first = next(q for q in wrong.quantities if q.verdict == "precision")
+        placed = (first.stage, True) == (trap.place[0], fnmatch.fnmatch(first.torch, trap.place[1]))
+        cause: Any = note
+    else:
+        divergence = wrong.divergence
+        placed = divergence is not None and divergence.stage == trap.place[0]
+        placed = placed and divergence is not None and fnmatch.fnmatch(divergence.torch, trap.place[1])
+        cause = divergence and divergence.cause
+    explained = bool(trap.cause and cause and re.search(trap.cause, cause.name) and re.search(trap.fix, cause.fix))
+    caught = wrong.verdict == trap.verdict
+    return Outcome(
+        caught, caught and placed, caught and placed and explained, false_alarm, cause.fix if cause else "", said
+    )
+
+
+def keywords(fix: str) -> Iterator[tuple[str, Any]]:
+    """Read the keyword arguments out of a printed fix: "nnx.LayerNorm(..., epsilon=1e-05)"."""
+    for call in re.findall(r"[\w.]+\(\.\.\., ([^()]*)\)", fix):
+        for name, value in re.findall(r"(\w+)=([^,]+)", call):
+            try:
+                yield name, ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                continue
+
+
+def fixed(trap: Trap, fix: str) -> bool | None:
+    """Put the printed settings into the wrong half: whether it then matches; None if the fix is no setting."""
+    settings = dict(keywords(fix))
+    if not settings or not set(settings) <= {*trap.wrong, *trap.right}:
+        return None
+    report = checked(trap, {**trap.wrong, **settings})
+    return not isinstance(report, str) and report.verdict == "match"
+
+
+class Steps(NamedTuple):
+    """What both sides show to people who compare in float32."""
+
+    outputs: tuple[np.ndarray, np.ndarray]
+    losses: tuple[list[float], list[float]]
+    gradients: tuple[Any, Any]
+
+
+def steps(pair: Pair, more: dict[str, Any], count: int = 10) -> Steps:
+    """Train both sides in float32 from the same weights; each draws its own random numbers, as they do."""
+    with taking_turns():
+        comparison = compare_setup(pair, more)
+        ours, theirs, links = comparison
+        data = [compare_batch(batch) for batch in pair.batches]
+        outputs: Any = None
+        gradients: Any = None
+        losses: tuple[list[float], list[float]] = ([], [])
+        for number in range(count):
+            batch = data[number % len(data)]
+            with ControlledRun():
+                mine = ours.step(batch)
+            other = theirs.step(batch)
+            losses[0].append(float(mine.loss))
+            losses[1].append(float(other.loss))
+            if outputs is None:
+                outputs = tuple(np.asarray(_last(seen.forward)) for seen in (mine, other))
+                shown = {name: np.array(value.detach()) for name, value in mine.gradients.items()}
+                linked = [link for link in links if link.torch in shown]
+                gradients = (
+                    to_jax(linked, shown, {k: np.asarray(v) for k, v in other.gradients.items()}),
+                    {link.jax: np.asarray(other.gradients[link.jax]) for link in linked},
+                )
+    return Steps(outputs, losses, gradients)
+
+
+def compare_setup(pair: Pair, more: dict[str, Any]) -> tuple[TorchRun, JaxRun, Any]:
+    from compare.check import Comparison
+
+    checked_batches = [compare_batch(batch) for batch in pair.batches]
+    comparison = Comparison(pair.torch, pair.jax, checked_batches, more.get("weights"), "cpu")
+    theirs = comparison.jax_run("float32")
+    if "converted" in more:
+        theirs.load(comparison.given)
+    return comparison.torch_run("float32"), theirs, comparison.links
+
+
+def compare_batch(batch: Any) -> Any:
+    from compare.batch import Batch
+
+    return Batch(*batch)
+
+
+def _last(forward: Any) -> Any:
+    return [value for port, value in forward.items() if port.path == "" and port.kind == "output"][-1]
+
+
+def aligned(outputs: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    ours, theirs = (np.array(output.detach() if hasattr(output, "detach") else output) for output in outputs)
+    return ours, np.moveaxis(theirs, -1, 1) if ours.ndim == 4 else theirs
+
+
+def _assert_close(seen: Steps) -> bool:
+    try:
+        torch.testing.assert_close(*(torch.tensor(output) for output in aligned(seen.outputs)))
+    except AssertionError:
+        return False
+    return True
+
+
+def _allclose(**tolerances: Any) -> Callable[[Steps], bool]:
+    def close(seen: Steps) -> bool:
+        ours, theirs = aligned(seen.outputs)
+        return ours.shape == theirs.shape and bool(np.allclose(theirs, ours, **tolerances))
+
+    return close
+
+
+def _chex(seen: Steps) -> bool:
+    try:
+        chex.assert_trees_all_close(*seen.gradients)
+    except AssertionError:
+        return False
+    return True
+
+
+TODAY: dict[str, Callable[[Steps], bool]] = {
+    "torch.testing.assert_close, outputs": _assert_close,
+    "numpy.allclose, outputs": _allclose(),
+    "allclose(rtol=1e-3, atol=1e-3), outputs": _allclose(rtol=1e-3, atol=1e-3),
+    "allclose(rtol=1e-3), ten losses": lambda seen: bool(np.allclose(*seen.losses, rtol=1e-3, atol=0)),
+    "chex.assert_trees_all_close, gradients": _chex,
+}
+
+
+def today(trap: Trap) -> dict[str, tuple[bool, bool]]:
+    """For each thing that people use, whether it notices the wrong half, and whether it fails the right one."""
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seen: list[Steps | None] = []
+        for settings in (trap.wrong, trap.right):
+            pair = trap.build(**settings)
+            more = trap.more | ({"converted": True} if trap.stage == "weights" else {})
+            try:
+                seen.append(steps(pair, more))
+            except compare.InputError:
+                seen.append(None)
+    for name, same in TODAY.items():
+        found[name] = (seen[0] is None or not same(seen[0]), seen[1] is not None and not same(seen[1]))
+    return found
+
+
+def documented(traps: list[Trap], outcomes: dict[str, Outcome]) -> str:
+    """Write the page of traps."""
+    lines = [
+        "# Traps",
+        "",
+        "Ways in which a PyTorch-to-JAX port goes wrong, by stage: search for your symptom. Each is a pair in",
+        "`benchmarks/traps/`, right and wrong, that `make traps` puts through `compare.check`; this page is written by",
+        "`python -m benchmarks.traps --docs docs/traps.md`.",
+    ]
+    for stage in STAGES:
+        lines += ["", f"## {stage.capitalize()}"]
+        for trap in (trap for trap in traps if trap.stage == stage):
+            said = outcomes[trap.name]
+            lines += ["", f"### {trap.name}", "", f"- torch: {trap.torch}", f"- JAX: {trap.jax}"]
+            shown = next((line.strip() for line in said.said.splitlines() if line.startswith("✗")), "")
+            shows = {"error": "refused, with the culprit's name", "precision": "a `precision` verdict"}
+            where = f"{trap.place[0]}, {trap.place[1]}" if not shown else shown.removeprefix("✗ port: ")
+            lines.append(f"- Shows: {shows.get(trap.verdict, where)}")
+            if said.fix:
+                lines.append(f"- Fix, as the report prints it: {said.fix}")
+            lines.append(f"- Source: <{trap.source}>")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.traps", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="those with this in their name")
+    parser.add_argument("--fixes", action="store_true", help="put each printed setting into the wrong half")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--docs", type=Path)
+    arguments = parser.parse_args()
+    console, progress = Console(), Console(stderr=True)
+    traps = [trap for trap in CATALOGUE if arguments.only in trap.name]
+    outcomes: dict[str, Outcome] = {}
+    others: dict[str, dict[str, tuple[bool, bool]]] = {}
+    mended: dict[str, bool | None] = {}
+    for number, trap in enumerate(track(traps, console=progress)):
+        outcomes[trap.name] = outcome(trap)
+        others[trap.name] = today(trap)
+        if arguments.fixes:
+            mended[trap.name] = fixed(trap, outcomes[trap.name].fix)
+        if number % 10 == 9:
+            jax.clear_caches()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("stage", "traps", "caught", "placed", "explained", "false alarms"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for stage in [*STAGES, "all"]:
+        of = [outcomes[trap.name] for trap in traps if stage in (trap.stage, "all")]
+        sums = (sum(getattr(each, what) for each in of) for what in ("caught", "placed", "explained", "false_alarm"))
+        if of:
+            table.add_row(stage, str(len(of)), *map(str, sums), end_section=stage == STAGES[-1])
+    console.print(table)
+    console.print()
+    beside = Table(box=None, pad_edge=False)
+    for heading in ("what people use", "caught", "false alarms"):
+        beside.add_column(heading, justify="left" if heading == "what people use" else "right")
+    for name in TODAY:
+        wrong, right = (sum(others[trap.name][name][i] for trap in traps) for i in (0, 1))
+        beside.add_row(name, str(wrong), str(right))
+    console.print(beside)
+    for trap in traps:
+        found = outcomes[trap.name]
+        wanting = [what for what in ("caught", "placed", "explained") if not getattr(found, what)]
+        if wanting or found.false_alarm:
+            console.print(
+                f"{trap.name}: not {wanting[0] if wanting else 'right'}"
+                + (" (false alarm)" if found.false_alarm else ""),
+                style="dim",
+            )
+    if arguments.fixes:
+        tried = {name: right for name, right in mended.items() if right is not None}
+        console.print(f"printed settings put in: {sum(tried.values())} of {len(tried)} then match")
+        console.print(", ".join(name for name, right in tried.items() if not right), style="dim")
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps(
+                {"ours": {n: o._asdict() for n, o in outcomes.items()}, "others": others, "fixed": mended}, indent=1
+            )
+        )
+    if arguments.docs:
+        arguments.docs.write_text(documented(traps, outcomes))
+    missed = any(not found.caught or found.false_alarm for found in outcomes.values())
+    return int(missed or not all(right is not False for right in mended.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
