@@ -76,7 +76,7 @@ def align_tensors(
         else:
             parts, copies = by_jax[_key(link, "jax")] if link.adds else [link], [link]
         name, partner = (
-            " + ".join(_named(each, side) for each in group) for side, group in (("torch", parts), ("jax", copies))
+            " + ".join(named(each, side) for each in group) for side, group in (("torch", parts), ("jax", copies))
         )
         if (name, partner) not in seen:
             seen.add((name, partner))
@@ -101,7 +101,7 @@ def _key(link: Link, side: str) -> str:
     return f"{getattr(link, side)} {getattr(link, f'{side}_view')}"
 
 
-def _named(link: Link, side: str) -> str:
+def named(link: Link, side: str) -> str:
     """Name a tensor, and the part of it that is meant, as in "in_proj_weight[0:64]"."""
     index = getattr(link, f"{side}_view").index
     parts = (f"{i.start or 0}:{'' if i.stop is None else i.stop}" if isinstance(i, slice) else str(i) for i in index)

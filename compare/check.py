@@ -9,7 +9,7 @@ import numpy as np
 
 from compare import batch as batching
 from compare import weights as mapping
-from compare.alignment import Alignment, to_numpy
+from compare.alignment import Alignment, named, to_numpy
 from compare.batch import Batch
 from compare.device import on, resolve, taking_turns
 from compare.diagnosis import described, explain, misconverted
@@ -243,6 +243,8 @@ class Comparison:
             self.nondeterministic,
             [*(f"torch: {what}" for what in self.pinned), *(f"{self.jax.name}: {what}" for what in jax.pinned)],
             stages=True,
+            modules=self.kinds,
+            weights=[(named(link, "torch"), named(link, "jax")) for link in self.links],
         )
 
     def _precision(self, followed: Followed) -> list[Cause]:

@@ -105,6 +105,10 @@ class Report:
     """What could not be lifted to float64, on either side: differences of float32's size may come from it."""
     stages: bool = False
     """Whether to show what was compared, stage by stage."""
+    modules: tuple[dict[str, str], dict[str, str]] = field(default_factory=lambda: ({}, {}))
+    """The class of each module that ran, by its path, in order of execution, on the torch and on the JAX side."""
+    weights: list[tuple[str, str]] = field(default_factory=list)
+    """Which tensor, or part of one, of the torch side is which of the JAX side."""
 
     @property
     def verdict(self) -> Verdict:
