@@ -166,8 +166,9 @@ class TorchRun:
 
         if not isinstance(array, np.ndarray | np.generic):
             return array
-        tensor = torch.from_numpy(np.array(array)).to(self.device)
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        # Cast by NumPy: a run that lifts would take a cast by torch for one of the model's.
+        dtype = str(self.dtype).removeprefix("torch.") if array.dtype.kind == "f" else array.dtype
+        return torch.from_numpy(np.array(array, dtype)).to(self.device)
 
 
 class Record:

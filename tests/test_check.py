@@ -112,6 +112,15 @@ def test_a_right_port_matches(kind: str, original: Original, batches: Any) -> No
     assert counted == {"loss": 1, "gradient": 6, "parameters": 6}
 
 
+def test_the_batch_is_the_same_number_on_both_sides(original: Original) -> None:
+    """A float32 0.1 in a batch is what it is: a run that lifts takes it for no constant of the model's."""
+    batches = [(np.full((6, 8), 0.1, np.float32), np.full((6, 4), 0.1, np.float32))]
+    sides = compare.Torch(original, torch_loss, adam), compare.Flax(Port(), jax_loss, optax.adam(1e-3))
+    report = compare.check(*sides, batches, device="cpu")
+    assert report.divergence is None, str(report)
+    assert report.pinned == []
+
+
 @pytest.mark.parametrize(
     ("port", "loss", "optimizer", "stage", "place"),
     [
