@@ -325,7 +325,7 @@ class Updates:
         try:
             with ControlledRun(lift=True):
                 self.optimizer.step()
-        except (RuntimeError, ValueError, TypeError, KeyError, AssertionError):
+        except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, ArithmeticError):
             return None
         updates = {}
         for name, param in self.run.parameters.items():
