@@ -10,8 +10,11 @@ Neither framework is loaded before one of its sides is used.
 from compare import notebook
 from compare.check import check
 from compare.jax_side import Flax, Jax
+from compare.power import power
+from compare.power_result import Power
 from compare.problem import InputError, Problem, draw
 from compare.programs import Altered, altered
+from compare.progress import Progress
 from compare.report import Cause, Divergence, Report
 from compare.torch_side import Torch
 from compare.verdict import Verdict
@@ -24,7 +27,9 @@ __all__ = [
     "Flax",
     "InputError",
     "Jax",
+    "Power",
     "Problem",
+    "Progress",
     "Report",
     "Torch",
     "Verdict",
@@ -33,4 +38,5 @@ __all__ = [
     "copy_weights",
     "draw",
     "notebook",
+    "power",
 ]

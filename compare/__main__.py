@@ -4,12 +4,17 @@ import gc
 import os
 import sys
 
-from compare.command_line import main
-
 # The frameworks bring millions of long-lived objects, which Python would look through again and again for garbage,
 # and would take apart one by one at the end: a fifth of the whole time of a short run.
 gc.set_threshold(100_000, 20, 100)
-status = main()
+try:
+    from compare.command_line import main
+
+    status: object = main()
+except SystemExit as stop:
+    status = stop.code
+except KeyboardInterrupt:
+    status = 130
 sys.stdout.flush()
 sys.stderr.flush()
-os._exit(status)
+os._exit(status if isinstance(status, int) else 0)

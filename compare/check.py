@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,16 @@ from compare.batch import Batch
 from compare.device import on, resolve, taking_turns
 from compare.diagnosis import described, explain, misconverted
 from compare.draws import Draw, Hints
-from compare.engine import Followed, Found, Streams, first_divergence, follow, independent_divergences, weigh_noise
+from compare.engine import (
+    Followed,
+    Found,
+    SoFar,
+    Streams,
+    first_divergence,
+    follow,
+    independent_divergences,
+    weigh_noise,
+)
 from compare.jax_side import Flax, Jax, JaxRun, adapted
 from compare.lift_torch import ControlledRun
 from compare.modules import align_modules, unflattened
@@ -22,6 +31,7 @@ from compare.observation import Observation, Port, Stream
 from compare.optimizer_state import jax_state
 from compare.precision_causes import fast_variance, low_precision, without_fast_variance
 from compare.problem import InputError
+from compare.progress import Progress, Show, ignore
 from compare.report import Cause, Divergence, Report, Run, settings
 from compare.torch_side import Record, Torch, TorchRun
 from compare.training import align_training
@@ -37,7 +47,7 @@ def check(
     weights: Mapping[str, str] | None = None,
     device: str = "auto",
     name: str = "port",
-    progress: Callable[[], None] = lambda: None,
+    progress: Show = ignore,
 ) -> Report:
     """Compare a PyTorch training program with its port.
 
@@ -54,7 +64,7 @@ def check(
         weights: `{"torch name or regex": "flax/path"}`, for what the map does not find by itself.
         device: "auto" (a GPU where both frameworks see one), "cpu" or "cuda".
         name: What to call the pair in the report.
-        progress: Called after every step.
+        progress: Called with a `compare.Progress` before whatever is done next; `print` shows it.
 
     Raises:
         InputError: For anything that cannot be compared: a parameter without a partner, shapes that do not fit, a
@@ -68,6 +78,7 @@ def check(
         raise InputError(f"steps must be a positive whole number, not {steps!r}")
     device = resolve(device)
     small = sum(parameter.numel() for parameter in torch.model.parameters()) < _LARGE
+    progress(Progress("mapping the weights"))
     with on(device), taking_turns(small):
         comparison = Comparison(torch, jax, given, weights, device)
         return comparison.report(name, steps, progress)
@@ -208,7 +219,7 @@ class Comparison:
         run.load(self.initial)
         return run
 
-    def report(self, name: str, steps: int, progress: Callable[[], None]) -> Report:
+    def report(self, name: str, steps: int, progress: Show) -> Report:
         """Follow both sides, and tell what was found."""
         torch, jax = self.torch_run("float64"), self.jax_run("float64")
         self.torch_settings = torch.settings()
@@ -218,30 +229,50 @@ class Comparison:
             self._jax_steps(jax),
             self._jax_steps(self.jax_run("float32")),
         )
-        followed = follow(streams, self.align, steps, progress)
+
+        def stepping(step: int, followed: SoFar) -> None:
+            doing = f"step {step + 1} of {steps}" if step else f"tracing and compiling step 1 of {steps}"
+            so_far = f"{name}, the first {step} of {steps} steps"
+            progress(Progress(doing, step, steps, lambda: self._found(so_far, step, followed(), jax) if step else None))
+
+        followed = follow(streams, self.align, steps, stepping)
         self.nondeterministic += dict.fromkeys(jax.unreplayed)
-        first, divergence, others = first_divergence(followed), None, []
-        if first:
+        found = self._found(name, steps, followed, jax)
+        if found.divergence:
+            progress(Progress("measuring what rounding does", found=lambda: found))
             self._weigh_noise(followed)
-            first = first_divergence(followed)
-        if first:
-            divergence, *others = self._explained([first, *self._independent(followed, first)], jax)
+            found = self._found(name, steps, followed, jax)
+        divergence, others, notes = found.divergence, [], []
+        if first := first_divergence(followed):
+            progress(Progress("looking for what differs by itself", found=lambda: found))
+            apart = [first, *self._independent(followed, first)]
+            progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
+            divergence, *others = self._explained(apart, jax)
+        elif not self.nondeterministic:
+            progress(Progress("looking for what rounds more on one side", found=lambda: found))
+            notes = self._precision(followed)
         if wrong := self._wrongly_converted():
             others = [*wrong[1:], *([divergence] if divergence else []), *others]
-            divergence = wrong[0]
-        losses = followed.losses
+            divergence, notes = wrong[0], []
+        return dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
+
+    def _found(self, name: str, steps: int, followed: Followed, jax: JaxRun) -> Report:
+        """Tell what following both sides has found, before anything of it is explained."""
+        losses, first = followed.losses, first_divergence(followed)
         return Report(
             name,
             Run("torch", losses["torch32"], losses["torch64"]),
             Run(self.jax.name, losses["jax32"], losses["jax64"]),
             followed.quantities,
-            divergence,
-            [] if divergence or self.nondeterministic else self._precision(followed),
+            first and first.divergence,
+            [],
             settings(steps, self.device),
             followed.not_compared,
-            others,
-            self.nondeterministic,
-            [*(f"torch: {what}" for what in self.pinned), *(f"{self.jax.name}: {what}" for what in jax.pinned)],
+            nondeterministic=self.nondeterministic,
+            pinned=[
+                *(f"torch: {what}" for what in list(self.pinned)),
+                *(f"{self.jax.name}: {what}" for what in jax.pinned),
+            ],
             stages=True,
             modules=self.kinds,
             weights=[(named(link, "torch"), named(link, "jax")) for link in self.links],

@@ -3,66 +3,107 @@
 import argparse
 import contextlib
 import dataclasses
-import errno
-import importlib
-import inspect
-import json
-import math
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compare.device import DEVICES
+from compare.long_work import interruptible, shown
 from compare.notebook import VARIANTS, run
+from compare.outputs import OF_CELLS, OF_REPORTS, Output, job_summary, opened
 from compare.problem import InputError
+from compare.progress import Progress, Show
+from compare.user_function import arguments_of
 
-_EPILOG = "Exit status: 0 where all is well, 1 on a mismatch, 2 on bad usage. Documentation: docs/."
+_EPILOG = "Exit status: 0 where all is well, 1 on a mismatch, 2 on bad usage, 130 on Ctrl-C. Documentation: docs/."
+
+
+class Work:
+    """What a command has found up to now."""
+
+    def __init__(self, show: Show) -> None:
+        self.finished: list[Any] = []
+        """Reports, or cells."""
+        self._show = show
+        self.latest = Progress("starting")
+
+    def progress(self, progress: Progress) -> None:
+        """Keep it for whoever stops the work, and show it."""
+        self.latest = progress
+        self._show(progress)
+
+    @property
+    def found(self) -> list[Any]:
+        """All that is finished, and what was found of the rest."""
+        rest = self.latest.found()
+        return [*self.finished, *([rest] if rest else [])]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    outputs: Mapping[str, Output] = options.outputs
+    work = None
     try:
         with contextlib.ExitStack() as stack:
-            outputs = {
-                kind: stack.enter_context(_output(getattr(options, kind)))
-                for kind in ("json", "plot", "html", "markdown")
-                if getattr(options, kind, None)
-            }
-            _cache_compiled_programs()
-            status: int = options.command(options, outputs)
-            return status
+            asked = {kind: getattr(options, kind) for kind in outputs if getattr(options, kind)}
+            partial = {kind: stack.enter_context(opened(path)) for kind, path in asked.items()}
+            with shown(quiet=options.quiet) as show:
+                work = Work(show)
+                interruptible(lambda: _run(options, work))
+                for kind, path in partial.items():
+                    show(Progress(f"writing {asked[kind]}"))
+                    content = outputs[kind].content(work.finished, path.suffix)
+                    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+            if outputs is OF_REPORTS:
+                job_summary(work.finished)
+            _print(options, work.finished)
+            return 0 if all(each.ok for each in work.finished) else 1
     except InputError as error:
         parser.exit(2, f"error: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "\nstopped\n")
+        if work and (found := work.found):
+            _print(options, found)
+        print(f"stopped at: {work.latest if work else 'start'}; no file is written", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace, work: Work) -> None:
+    _cache_compiled_programs()
+    options.command(options, work)
+
+
+def _print(options: argparse.Namespace, found: list[Any]) -> None:
+    from rich.console import Console
+
+    from compare import published, text
+
+    show: Callable[..., None] = published.show if options.outputs is OF_CELLS else text.show
+    show(found, Console())
 
 
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where both see one")
-    shared.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found as JSON")
     shared.add_argument("--quiet", action="store_true", help="show no progress")
-    shared.add_argument("--plot", type=_plot_file, metavar="FILE", help="draw it: .png, .svg or .pdf")
 
-    run = argparse.ArgumentParser(add_help=False)
-    run.add_argument("--seed", type=_whole, default=0, help="of the data and the weights (0)")
+    seeded = argparse.ArgumentParser(add_help=False)
+    seeded.add_argument("--seed", type=_whole, default=0, help="of the data and the weights (0)")
 
     parser = argparse.ArgumentParser(
         prog="python -m compare",
         description="Compare the notebook's five PyTorch programs with their JAX ports.",
         epilog=_EPILOG,
-        parents=[shared, run],
+        parents=[shared, seeded],
     )
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="repeatable; all five if not given")
     parser.add_argument("--steps", type=_whole, default=100, help="training steps (100)")
     parser.add_argument("--learning-rate", type=float, help="of both sides, in place of the notebook's")
-    parser.set_defaults(command=_notebook)
+    _gives(parser, _notebook, OF_REPORTS)
 
     commands = parser.add_subparsers(title="other commands", metavar="COMMAND")
     own = commands.add_parser(
@@ -70,17 +111,15 @@ def _parser() -> argparse.ArgumentParser:
         help="compare a PyTorch program of your own with its port",
         description="Compare a PyTorch program of your own with its JAX port.",
         epilog=_EPILOG,
-        parents=[shared, run],
+        parents=[shared, seeded],
     )
     own.add_argument(
         "pair",
         metavar="package.module:function",
         help="a function without arguments that returns those of compare.check, as a tuple or as a dict",
     )
-    own.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page")
-    own.add_argument("--markdown", type=Path, metavar="FILE", help="write it for a pull request's comment")
     own.add_argument("--steps", type=_whole, help="training steps (as the function says, else one for each batch)")
-    own.set_defaults(command=_check)
+    _gives(own, _check, OF_REPORTS)
     published = commands.add_parser(
         "published",
         help="place the losses that the notebook's author printed among reproduced ones",
@@ -89,8 +128,15 @@ def _parser() -> argparse.ArgumentParser:
         parents=[shared],
     )
     published.add_argument("--seeds", type=_whole, default=256, help="how many, at least 2 (256)")
-    published.set_defaults(command=_published)
+    _gives(published, _published, OF_CELLS)
     return parser
+
+
+def _gives(parser: argparse.ArgumentParser, command: Callable[..., None], outputs: Mapping[str, Output]) -> None:
+    """Make the parser one of a command with such outputs."""
+    for kind, output in outputs.items():
+        parser.add_argument(f"--{kind}", type=_file(output.suffixes), metavar="FILE", help=output.help)
+    parser.set_defaults(command=command, outputs=outputs)
 
 
 def _whole(text: str) -> int:
@@ -100,175 +146,61 @@ def _whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
 
 
-def _notebook(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
-    from rich.console import Console
+def _file(suffixes: tuple[str, ...]) -> Callable[[str], Path]:
+    """Check a file's suffix, where that says what it becomes."""
 
-    from compare.report import SCHEMA, show
+    def path(text: str) -> Path:
+        if suffixes and Path(text).suffix not in suffixes:
+            *others, last = suffixes
+            raise argparse.ArgumentTypeError(f"must end in {', '.join(others)} or {last}, and {text!r} does not")
+        return Path(text)
 
+    return path
+
+
+def _notebook(options: argparse.Namespace, work: Work) -> None:
     variants = list(dict.fromkeys(options.variant or VARIANTS))
-    reports = []
-    with _progress(len(variants) * max(options.steps, 0), quiet=options.quiet) as (describe, advance):
-        for variant in variants:
-            describe(variant)
-            reports.append(
-                run(
-                    variant,
-                    steps=options.steps,
-                    seed=options.seed,
-                    learning_rate=options.learning_rate,
-                    device=options.device,
-                    progress=advance,
-                )
-            )
-    if "json" in outputs:
-        _write_json(outputs["json"], {"schema": SCHEMA, "reports": [report.to_dict() for report in reports]})
-    if "plot" in outputs:
-        from compare.plot import plot_reports
+    for number, variant in enumerate(variants):
 
-        plot_reports(reports).savefig(outputs["plot"])
-    show(reports, Console())
-    return 0 if all(report.ok for report in reports) else 1
+        def progress(at: Progress, before: int = number * options.steps) -> None:
+            work.progress(dataclasses.replace(at, done=before + at.done, steps=len(variants) * options.steps))
+
+        report = run(
+            variant,
+            steps=options.steps,
+            seed=options.seed,
+            learning_rate=options.learning_rate,
+            device=options.device,
+            progress=progress,
+        )
+        work.finished.append(report)
 
 
-def _check(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
+def _check(options: argparse.Namespace, work: Work) -> None:
+    work.progress(Progress("importing torch and jax"))
     import torch
-    from rich.console import Console
 
     from compare.check import check
-    from compare.report import SCHEMA, show
 
     torch.manual_seed(options.seed)
     np.random.seed(options.seed)  # noqa: NPY002 - of the user's own code, which may use either
-    arguments = _arguments(options.pair)
+    work.progress(Progress(f"calling {options.pair}"))
+    arguments = arguments_of(options.pair)
     if options.steps is not None:
         arguments["steps"] = options.steps
     if options.device != "auto":
         arguments["device"] = options.device
-    with _progress(arguments.get("steps"), quiet=options.quiet) as (describe, advance):
-        describe(options.pair)
-        report = check(**{"name": options.pair, "progress": advance} | arguments)
-    report = dataclasses.replace(report, settings=report.settings | {"seed": options.seed})
-    if "json" in outputs:
-        _write_json(outputs["json"], {"schema": SCHEMA, "reports": [report.to_dict()]})
-    if "plot" in outputs:
-        if not len(report.torch.losses32):
-            raise InputError("--plot draws losses, and this pair has none")
-        from compare.plot import plot_reports
-
-        plot_reports([report]).savefig(outputs["plot"])
-    for kind, text in (("html", report.to_html), ("markdown", report.to_markdown)):
-        if kind in outputs:
-            outputs[kind].write_text(text(), encoding="utf-8")
-    show([report], Console())
-    return 0 if report.ok else 1
+    report = check(**{"name": options.pair, "progress": work.progress} | arguments)
+    work.finished.append(dataclasses.replace(report, settings=report.settings | {"seed": options.seed}))
+    work.latest = Progress("writing")
 
 
-def _arguments(pair: str) -> dict[str, Any]:
-    """Call the user's function, and name the arguments that it returns."""
-    from compare.check import check
-
-    module, _, name = pair.partition(":")
-    if not module or not name:
-        raise InputError(f"give a function as package.module:function, not {pair!r}")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise InputError(f"no module {error.name!r} is found from here: is {pair!r} right?") from error
-    except AttributeError as error:
-        raise InputError(f"{module} has no {name!r}: is {pair!r} right?") from error
-    found = function()
-    if isinstance(found, tuple):
-        found = dict(zip(("torch", "jax", "batches"), found, strict=False)) | (found[3] if len(found) == 4 else {})
-    known = inspect.signature(check).parameters
-    if not isinstance(found, dict) or not {"torch", "jax", "batches"} <= set(found) <= set(known):
-        raise InputError(
-            f"{pair} must return the arguments of compare.check: (torch, jax, batches), or these and a dict of the "
-            "others, or a dict of all"
-        )
-    return found
-
-
-def _published(options: argparse.Namespace, outputs: dict[str, Path]) -> int:
-    from rich.console import Console
-
+def _published(options: argparse.Namespace, work: Work) -> None:
     from compare import published
 
-    with _progress(len(VARIANTS), quiet=options.quiet) as (describe, advance):
-        reproductions = []
-        for cell in VARIANTS:
-            describe(f"{cell}: {options.seeds} seeds")
-            reproductions.append(published.reproduce(cell, seeds=options.seeds, device=options.device))
-            advance()
-    if "json" in outputs:
-        found = [reproduction.to_dict() for reproduction in reproductions]
-        _write_json(outputs["json"], {"schema": published.SCHEMA, "cells": found})
-    if "plot" in outputs:
-        from compare.plot import plot_published
-
-        plot_published(reproductions).savefig(outputs["plot"])
-    published.show(reproductions, Console())
-    return 0 if all(reproduction.inside for reproduction in reproductions) else 1
-
-
-@contextlib.contextmanager
-def _progress(total: int | None, *, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
-    """Show on stderr, where that is a terminal, what is being done and how long it still needs."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda text: progress.update(task, description=text), lambda: progress.advance(task)
-
-
-def _plot_file(text: str) -> Path:
-    """Check the name of a plot, whose suffix says what it becomes."""
-    path = Path(text)
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise argparse.ArgumentTypeError(f"must end in .png, .svg or .pdf, and {text!r} does not")
-    return path
-
-
-@contextlib.contextmanager
-def _output(path: Path) -> Iterator[Path]:
-    """Give a file to write to that becomes `path` only when all has gone well.
-
-    Raises:
-        InputError: Before any work is done, if the file cannot be written.
-
-    """
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)  # mkstemp's files are their owner's alone
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """Write JSON, which has no infinity and no NaN: they become null."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: finite(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [finite(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    path.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    for number, cell in enumerate(VARIANTS):
+        work.progress(Progress(f"{cell}: {options.seeds} seeds", number, len(VARIANTS)))
+        work.finished.append(published.reproduce(cell, seeds=options.seeds, device=options.device))
 
 
 def _cache_compiled_programs() -> None:

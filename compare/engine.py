@@ -35,11 +35,14 @@ class Followed(NamedTuple):
     not_compared: list[NotCompared]
 
 
+SoFar = Callable[[], Followed]
+
+
 def follow(
     streams: Streams,
     align: Callable[[Observation, Observation], Alignment],
     steps: int,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[int, SoFar], None] = lambda _step, _so_far: None,
 ) -> Followed:
     """Take all runs through `steps` steps, and weigh each step as it comes: nothing is kept but distances.
 
@@ -47,7 +50,7 @@ def follow(
         streams: The four runs.
         align: Pairs the first step of the torch side and of the JAX side, in float64.
         steps: How many. There are fewer where a loss stops being finite on one side.
-        progress: Called after every step.
+        progress: Called before every step, with its number and with what gives all that the steps before it found.
 
     Raises:
         InputError: Where the loss overflows on both sides.
@@ -57,7 +60,16 @@ def follow(
     quantities: list[Quantity] = []
     losses: list[list[np.ndarray]] = []
     not_compared: list[NotCompared] = []
+
+    def so_far() -> Followed:
+        done = len(losses)
+        columns = np.array(losses[:done]).T if done and losses[0] else np.empty((4, 0))
+        return Followed(
+            pairings, _cut(quantities, done), dict(zip(Streams._fields, columns, strict=True)), not_compared
+        )
+
     for step in range(steps):
+        progress(step, so_far)
         torch32, torch64 = next(streams.torch32), next(streams.torch64)
         if step == 0:
             jax64 = next(streams.jax64)
@@ -79,15 +91,31 @@ def follow(
         loss += [jax64.loss, jax32.loss]
         del jax64, jax32
         losses.append([np.asarray(to_numpy(value)) for value in loss if value is not None])
-        progress()
         if not _finite(step, losses[-1]):
             break
-    columns = np.array(losses).T if losses and losses[0] else np.empty((4, 0))
-    return Followed(pairings, quantities, dict(zip(Streams._fields, columns, strict=True)), not_compared)
+    return so_far()
 
 
 def _quantities(pairings: list[Pairing]) -> list[Quantity]:
-    quantities = [Quantity(pairing.stage, pairing.torch, pairing.jax, pairing.decides) for pairing in pairings]
+    return _linked([Quantity(pairing.stage, pairing.torch, pairing.jax, pairing.decides) for pairing in pairings])
+
+
+def _cut(quantities: list[Quantity], steps: int) -> list[Quantity]:
+    """Copy what was weighed in the first steps: another step, or its noise, may be half done."""
+    per_step = ("error64", "error_torch", "error_jax", "cancellation")
+    return _linked(
+        [
+            dataclasses.replace(
+                quantity,
+                **{name: getattr(quantity, name)[:steps] for name in per_step},
+                noise=quantity.noise if len(quantity.noise) == steps else [],
+            )
+            for quantity in quantities
+        ]
+    )
+
+
+def _linked(quantities: list[Quantity]) -> list[Quantity]:
     updates = {quantity.torch: quantity for quantity in quantities if quantity.stage == "update"}
     for quantity in quantities:
         if quantity.stage == "parameters":

@@ -1,41 +1,75 @@
 """A report as Markdown, for a pull request's comment or a CI job's summary."""
 
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from compare.verdict import Verdict
 
 if TYPE_CHECKING:
-    from compare.report import Report
+    from compare.report import Cause, Divergence, Report
 
 _SIGN = {Verdict.MATCH: "✅", Verdict.PRECISION: "≈", Verdict.MISMATCH: "❌"}
 
 
 def to_markdown(report: "Report") -> str:
-    """Give the verdict, the first divergence with its cause and fix, and the stages folded away."""
-    lines = [f"### {_SIGN[report.verdict]} {report.name}: {report.verdict}", ""]
-    lines += [f"- nondeterministic: {line}" for line in report.nondeterministic]
-    for title, each in (
-        ("First divergence", report.divergence),
-        *(("And by itself", other) for other in report.others),
-    ):
-        if each is None:
-            continue
-        names = f"`{each.torch}`" + (f" / `{each.jax}`" if each.jax != each.torch else "")
-        lines.append(f"**{title}: step {each.step}, {each.stage}, {names}**, float64 difference {each.error64:.1e}")
-        lines += [f"- `{line}`" for line in (*each.details, each.opinion) if line]
-        if each.cause:
-            lines += [f"- cause: {each.cause.explanation}", f"- fix: `{each.cause.fix}`"]
-        lines.append("")
-    lines += [f"- {note.name}: {note.explanation}" for note in report.notes]
+    """Give the verdict, the first divergence with its cause and fix, and what was compared folded away."""
+    lines = [f"### {_SIGN[report.verdict]} {_plain(report.headline)}", ""]
+    lines += [f"- {_plain(line)}" for line in report.nondeterministic]
+    if report.divergence:
+        lines += _divergence(report.divergence)
+    for note in report.notes:
+        lines += _cause(note)
+    for other in report.others:
+        lines += ["", f"**And, not because of that: {_plain(other.headline)}**", "", *_divergence(other)]
+    steps = max((len(quantity.error64) for quantity in report.quantities), default=0)
+    compared = f"{_count(len(report.quantities), 'tensor')} over {_count(steps, 'step')}"
     lines += [
-        "<details><summary>What was compared</summary>",
         "",
-        "| stage | tensors | largest float64 difference | worst ratio |",
+        f"<details><summary>Compared: {compared}; not compared: {len(report.not_compared)}</summary>",
+        "",
+        "| stage | tensors | largest float64 difference | beside what rounding explains |",
         "|---|---|---|---|",
     ]
     for stage in dict.fromkeys(quantity.stage for quantity in report.quantities):
         of = [quantity for quantity in report.quantities if quantity.stage == stage]
         apart = max(max(quantity.error64) for quantity in of)
-        lines.append(f"| {stage} | {len(of)} | {apart:.1e} | {max(float(q.ratio.max()) for q in of):.2g} |")
-    lines += ["", f"{len(report.not_compared)} not compared", "", "</details>"]
-    return "\n".join(lines) + "\n"
+        lines.append(f"| {stage} | {len(of)} | {apart:.1e} | {max(float(q.ratio.max()) for q in of):.2g} times |")
+    lines.append("")
+    lines += [
+        f"- not compared on the {side} side: {_code(name)}, {reason}" for side, name, reason in report.not_compared
+    ]
+    lines += [f"- not lifted to float64: {_code(what)}" for what in report.pinned]
+    versions = report.settings.get("versions", {})
+    lines += ["", ", ".join(f"{name} {version}" for name, version in versions.items()), "", "</details>"]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def _divergence(divergence: "Divergence") -> Iterator[str]:
+    yield f"- torch {_code(divergence.torch)}, JAX {_code(divergence.jax)}: {divergence.error64:.1e} apart in float64"
+    for line in divergence.details:
+        side, _, layer = line.partition("  ")
+        yield f"- {side} {_code(layer)}" if layer else f"- {_plain(line)}"
+    if divergence.opinion:
+        yield f"- {_plain(divergence.opinion)}"
+    if divergence.cause:
+        yield from _cause(divergence.cause)
+
+
+def _cause(cause: "Cause") -> Iterator[str]:
+    yield f"- cause: {_plain(cause.explanation)}"
+    yield f"- **fix:** {_plain(cause.fix)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number != 1 else "")
+
+
+def _plain(text: str) -> str:
+    """Escape what Markdown would take for its own: names have underscores, stars and brackets."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text)
+
+
+def _code(text: str) -> str:
+    fence = "``" if "`" in text else "`"
+    return f"{fence}{text}{fence}"

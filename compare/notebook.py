@@ -14,10 +14,11 @@ import numpy as np
 from compare import causes, reference
 from compare.alignment import Alignment, Pairing, to_numpy
 from compare.device import on, resolve, taking_turns
-from compare.engine import Streams, first_divergence, follow
+from compare.engine import SoFar, Streams, first_divergence, follow
 from compare.observation import Observation, Stream
 from compare.problem import InputError, Problem, draw
 from compare.programs import JaxSide, NumPySide, Program, Side, TorchSide, altered, with_updates
+from compare.progress import Progress, Show, ignore
 from compare.report import Divergence, Report, Run, settings
 from compare.training import align_training
 from compare.verdict import FACTOR, Quantity
@@ -51,7 +52,7 @@ def run(
     device: str = "auto",
     torch: Program | None = None,
     jax: Program | None = None,
-    progress: Callable[[], None] = lambda: None,
+    progress: Show = ignore,
 ) -> Report:
     """Compare one variant of the notebook with its port.
 
@@ -64,7 +65,7 @@ def run(
         device: "auto" (a GPU where both frameworks see one), "cpu" or "cuda".
         torch: A program in place of `torchnet`'s; `altered(torchnet.adam, optimizer=...)` makes one.
         jax: A program in place of `jaxnet`'s.
-        progress: Called after every step.
+        progress: Called with a `compare.Progress` before every step; `print` shows it.
 
     Returns:
         The report. Its times are of one float32 training run a side, without compilation.
@@ -97,11 +98,15 @@ def run(
         JaxSide(jax or _program("jaxnet", cell, learning_rate)),
     )
 
+    def stepping(step: int, _: SoFar) -> None:
+        progress(Progress(f"{variant}: step {step + 1} of {steps}", step, steps))
+
     with on(device), taking_turns():
-        followed = follow(_streams(*sides, problem, _LINKS[variant]), _aligned(_LINKS[variant]), steps, progress)
+        followed = follow(_streams(*sides, problem, _LINKS[variant]), _aligned(_LINKS[variant]), steps, stepping)
         losses = followed.losses
         runs = []
         for side, key in zip(sides, ("torch", "jax"), strict=True):
+            progress(Progress(f"{variant}: timing {side.name}", steps, steps))
             trained, seconds = side.train(problem, steps)
             runs.append(Run(side.name, trained, losses[f"{key}64"], seconds))
         first = first_divergence(followed)

@@ -45,6 +45,11 @@ class Reproduction:
         return ranks
 
     @property
+    def ok(self) -> bool:
+        """Whether all is well: the same as `inside`."""
+        return self.inside
+
+    @property
     def inside(self) -> bool:
         """Whether every published loss lies within the range of the reproduced ones."""
         low, high = self.losses.min(axis=0), self.losses.max(axis=0)

@@ -3,24 +3,20 @@
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape as escape_html
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from rich.markup import escape
 
 from compare.alignment import NotCompared
-from compare.verdict import EPSILON32, EPSILON64, Quantity, Verdict
+from compare.verdict import Quantity, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.console import Console
-    from rich.table import Table
 
 SCHEMA = 1
-"""Version of what `Report.to_dict` gives; it grows when a field changes its meaning or goes."""
+"""Version of what `Report.to_json` gives; it grows when a field changes its meaning or goes."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,12 @@ class Divergence:
     """What a third implementation, in NumPy, says of the two."""
     details: tuple[str, ...] = ()
     """What is known of the place: both layers with their settings, and how the one result is related to the other."""
+
+    @property
+    def headline(self) -> str:
+        """Where, and if that is known why, in one line."""
+        place = f"step {self.step}, {self.stage}" + (f", {self.torch}" if self.torch != self.stage else "")
+        return f"{place}: {self.cause.name}" if self.cause else place
 
 
 def settings(steps: int, device: str) -> dict[str, Any]:
@@ -130,6 +132,20 @@ class Report:
         return [before] * (steps - wrong) + [Verdict.MISMATCH] * wrong
 
     @property
+    def headline(self) -> str:
+        """The verdict in one line: where the sides first differ, and if that is known why."""
+        found = str(self.verdict)
+        if self.nondeterministic:
+            found = "nondeterministic, so that nothing is proved"
+        elif self.divergence:
+            found += f" at {self.divergence.headline}"
+        elif self.notes:
+            found += f": {self.notes[0].name}"
+        elif uneven := next((each for each in self.quantities if each.verdict == Verdict.PRECISION), None):
+            found += f": the same mathematics, but one side rounds more, first at {uneven.torch}"
+        return f"{self.name}: {found}"
+
+    @property
     def ok(self) -> bool:
         """Whether there is no mismatch."""
         return self.verdict != Verdict.MISMATCH
@@ -148,8 +164,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Everything, as what JSON holds. docs/report.md describes the fields."""
         return {
-            "schema": SCHEMA,
             "name": self.name,
+            "headline": self.headline,
             "verdict": str(self.verdict),
             "verdicts": [str(verdict) for verdict in self.verdicts],
             "divergence": self.divergence and dataclasses.asdict(self.divergence),
@@ -168,12 +184,20 @@ class Report:
                 for key, run in (("torch", self.torch), ("jax", self.jax))
             },
             "not_compared": [each._asdict() for each in self.not_compared],
+            "modules": dict(zip(("torch", "jax"), self.modules, strict=True)),
+            "weights": [{"torch": torch, "jax": jax} for torch, jax in self.weights],
             "quantities": [
                 {key: value for key, value in vars(quantity).items() if key not in ("update", "operands")}
                 | {"worst_ratio": float(quantity.ratio.max()), "verdict": str(quantity.verdict)}
                 for quantity in self.quantities
             ],
         }
+
+    def to_json(self) -> str:
+        """The text of a file as `--json` writes it: docs/report.md describes it."""
+        from compare.json import to_json
+
+        return to_json([self])
 
     def to_html(self) -> str:
         """One self-contained page: docs/report.md describes it."""
@@ -184,7 +208,8 @@ class Report:
     def _repr_html_(self) -> str:
         """How a Jupyter notebook shows it: the page in a frame of its own, whose style stays there."""
         page = escape_html(self.to_html(), quote=True)
-        return f'<iframe srcdoc="{page}" style="width:100%;height:40rem;border:0" title="{escape_html(self.name)}"></iframe>'
+        title = escape_html(self.name)
+        return f'<iframe srcdoc="{page}" style="width:100%;height:40rem;border:0" title="{title}"></iframe>'
 
     def to_markdown(self) -> str:
         """For a pull request's comment or a CI job's summary."""
@@ -200,42 +225,9 @@ class Report:
 
     def __str__(self) -> str:
         """The table, and the first divergence with cause and fix."""
-        from rich.console import Console
+        from compare.text import to_text
 
-        console = Console(width=80, color_system=None)
-        with console.capture() as capture:
-            show([self], console)
-        return capture.get().rstrip()
-
-
-def table(reports: list[Report]) -> "Table":
-    """One row a report, one line a side: 80 columns."""
-    from rich.table import Table
-
-    timed = all(run.seconds is not None for report in reports for run in (report.torch, report.jax))
-    out = Table(box=None, pad_edge=False, padding=(0, 1), row_styles=["", "dim"] if len(reports) > 1 else None)
-    out.add_column("variant" if timed else "", style="bold", no_wrap=True)
-    out.add_column("side", no_wrap=True)
-    for heading in ("first loss", "last loss", *(["time"] if timed else []), "float32", "float64"):
-        out.add_column(heading, justify="right", no_wrap=True)
-    out.add_column("verdict", no_wrap=True)
-    for report in reports:
-        sides, verdict = (report.torch, report.jax), report.verdict
-        out.add_row(
-            report.name,
-            "\n".join(run.side for run in sides),
-            "\n".join(f"{run.losses32[0]:.6g}" for run in sides),
-            "\n".join(f"{run.losses32[-1]:.6g}" for run in sides),
-            *(["\n".join(f"{(run.seconds or 0) * 1e3:.0f} ms" for run in sides)] if timed else []),
-            f"{float32_difference(report):.1e}",
-            f"{max(report.loss.error64):.1e}",
-            f"[{_STYLE[verdict]}]{_SIGN[verdict]} {verdict}[/]",
-        )
-    return out
-
-
-_SIGN = {Verdict.MATCH: "✓", Verdict.PRECISION: "≈", Verdict.MISMATCH: "✗"}
-_STYLE = {Verdict.MATCH: "green", Verdict.PRECISION: "yellow", Verdict.MISMATCH: "bold red"}
+        return to_text(self)
 
 
 def float32_differences(report: Report) -> np.ndarray:
@@ -250,100 +242,3 @@ def float32_differences(report: Report) -> np.ndarray:
 def float32_difference(report: Report) -> float:
     """The largest relative difference of the two sides' float32 losses."""
     return float(float32_differences(report).max())
-
-
-def stages(report: Report) -> "Table":
-    """One row a stage: how much was compared, and where the two sides are farthest from what rounding explains."""
-    from rich.table import Table
-
-    out = Table(box=None, pad_edge=False, padding=(0, 1))
-    out.add_column("stage", no_wrap=True)
-    for heading in ("tensors", "float64", "rounding"):
-        out.add_column(heading, justify="right", no_wrap=True)
-    out.add_column("largest, beside rounding, at", overflow="fold")
-    for stage in dict.fromkeys(quantity.stage for quantity in report.quantities):
-        of_stage = [quantity for quantity in report.quantities if quantity.stage == stage]
-        worst = max(of_stage, key=lambda quantity: float(quantity.ratio.max()))
-        step = int(np.argmax(worst.ratio))
-        where = f"step {step}" if stage == "loss" else f"{escape(worst.torch)}, step {step}"
-        out.add_row(stage, str(len(of_stage)), f"{worst.error64[step]:.1e}", f"{worst.expected[step]:.1e}", where)
-    return out
-
-
-def show(reports: list[Report], console: "Console") -> None:
-    """Print the table, what its columns mean, and for each report its first divergence and its notes."""
-    if all(len(report.torch.losses32) for report in reports):
-        console.print(table(reports))
-        timed = reports[0].torch.seconds is not None
-        console.print(
-            ("\ntime: one float32 training run, compiled before; torch and NumPy on one thread." if timed else "")
-            + "\nfloat32, float64: the largest relative difference of the two sides' losses.\n"
-            "Rounding shrinks in float64, a bug does not: docs/verdict.md.",
-            style="dim",
-            highlight=False,
-        )
-    for report in reports:
-        if report.stages:
-            console.print()
-            console.print(stages(report))
-            for line in _left_out(report):
-                console.print(line, style="dim", highlight=False)
-        for line in _explanation(report):
-            console.print(line, highlight=False, soft_wrap=False)
-        if report.stages and report.verdict == Verdict.MATCH:
-            console.print(f"\n[{_STYLE[report.verdict]}]{_SIGN[report.verdict]} {report.name}: {report.verdict}[/]")
-
-
-def _left_out(report: Report) -> Iterator[str]:
-    """Say how much was not compared, and why."""
-    by_reason: dict[tuple[str, str], list[str]] = {}
-    for side, name, reason in report.not_compared:
-        by_reason.setdefault((side, reason), []).append(name)
-    for (side, reason), names in by_reason.items():
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        yield escape(f"not compared on the {side} side: {shown}: {reason}")
-    yield from (escape(f"not lifted to float64: {what}") for what in report.pinned)
-
-
-def _cause(divergence: Divergence) -> Iterator[str]:
-    if divergence.cause:
-        yield f"  cause  {escape(divergence.cause.explanation)}"
-        yield f"  fix    {escape(divergence.cause.fix)}"
-
-
-def _explanation(report: Report) -> Iterator[str]:
-    if report.nondeterministic:
-        yield ""
-        yield f"[bold red]✗ {report.name}: nondeterministic, so that nothing is proved[/]"
-        yield from (f"  {escape(line)}" for line in report.nondeterministic)
-    if divergence := report.divergence:
-        yield ""
-        yield f"[bold red]✗ {report.name}: mismatch at step {divergence.step}, {divergence.stage}[/]"
-        if divergence.torch != divergence.jax:
-            yield f"  torch  {escape(divergence.torch)}    jax  {escape(divergence.jax)}"
-        elif divergence.stage != "loss":
-            yield f"  {escape(divergence.torch)}"
-        yield (
-            f"  float64 difference {divergence.error64:.1e}; rounding would be about "
-            f"{divergence.error32 * EPSILON64 / EPSILON32:.0e}"
-        )
-        yield from (f"  {escape(line)}" for line in (*divergence.details, divergence.opinion) if line)
-        yield from _cause(divergence)
-    for other in report.others:
-        names = other.torch if other.torch == other.jax else f"{other.torch}    {other.jax}"
-        yield ""
-        yield f"  and by itself, at step {other.step}, {other.stage}: {escape(names)} ({other.error64:.1e})"
-        yield from _cause(other)
-    uneven = next((quantity for quantity in report.quantities if quantity.verdict == Verdict.PRECISION), None)
-    if uneven and report.ok:
-        yield ""
-        yield f"[yellow]≈ {report.name}: the same mathematics at another precision, first at {escape(uneven.torch)}[/]"
-        yield (
-            f"  float32 rounding there is {uneven.error_jax[0]:.1e} on the {report.jax.side} side and "
-            f"{uneven.error_torch[0]:.1e} on the {report.torch.side} side"
-        )
-    for note in report.notes:
-        yield ""
-        yield f"[yellow]≈ {report.name}: {escape(note.name)}[/]"
-        yield f"  {escape(note.explanation)}"
-        yield f"  {escape(note.fix)}"
