@@ -1,39 +1,88 @@
 """Pictures of what was found. Nothing is shown: each function gives a matplotlib figure."""
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from compare.published import Reproduction
 from compare.report import Report, float32_differences
 
-_TORCH, _JAX, _BAND = "#c43d1b", "#1c5fa8", "#9aa5b1"
-_FLOAT32, _FLOAT64 = "#8a5a00", "#2b7a4b"
+TORCH, JAX, FLOAT32, FLOAT64 = "#c43d1b", "#1c5fa8", "#8a5a00", "#0b6b50"
+DIVERGENCE, GRID, TEXT, NOTE = "#b42318", "#dddddc", "#1c1e21", "#5b6169"
+"""A page that shows a plot in light and in dark gives each of these colours a name, and its own value."""
+
+_BAND = "#9aa5b1"
 
 
 def plot_reports(reports: list[Report]) -> Figure:
     """Draw, for each report, both sides' losses over each other, and below them their differences per step."""
-    figure = Figure(figsize=(max(3.1 * len(reports), 5.0), 5.6), layout="constrained")
+    figure = Figure(figsize=(max(3.1 * len(reports), 7.0), 5.6), layout="constrained")
     axes = figure.subplots(2, len(reports), squeeze=False, sharex="col", sharey="row")
-    for losses, differences, report in zip(*axes, reports, strict=True):
-        losses.set_title(f"{report.name}: {report.verdict}")
-        losses.plot(report.torch.losses32, color=_TORCH, linewidth=4, alpha=0.45, label=report.torch.side)
-        losses.plot(report.jax.losses32, color=_JAX, linewidth=1.2, label=report.jax.side)
-        losses.set_yscale("log")
-        losses.legend()
-        for dtype, colour, values in (
-            (np.float32, _FLOAT32, float32_differences(report)),
-            (np.float64, _FLOAT64, report.loss.error64),
-        ):
-            # A logarithmic axis has no zero: equal losses are drawn at their dtype's machine epsilon.
-            differences.plot(np.maximum(values, np.finfo(dtype).eps), color=colour, label=dtype.__name__)
-        differences.set_yscale("log")
-        differences.set_xlabel("step")
-        differences.legend()
-        if report.divergence:
-            differences.axvline(report.divergence.step, color="black", linestyle=":")
+    for (losses, differences), report in zip(axes.T, reports, strict=True):
+        losses.set_title(f"{report.name}: {report.verdict}", parse_math=False, pad=26)
+        _draw_losses(losses, report)
+        _draw_differences(differences, report)
     axes[0, 0].set_ylabel("loss")
-    axes[1, 0].set_ylabel("relative difference of the losses")
+    axes[1, 0].set_ylabel("relative difference")
     return figure
+
+
+def plot_losses(report: Report, size: tuple[float, float]) -> Figure:
+    """Draw the same of one report for a page that has a heading of its own; `size` is in inches."""
+    figure = Figure(figsize=size, layout="constrained")
+    losses, differences = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    _draw_losses(losses, report)
+    _draw_differences(differences, report)
+    losses.set_ylabel("loss")
+    differences.set_ylabel("relative difference")
+    figure.align_ylabels()
+    return figure
+
+
+def _draw_losses(axes: Axes, report: Report) -> None:
+    # Torch's line is broad and pale, so that it shows on both sides of JAX's where they are one over the other.
+    for run, colour, look in ((report.torch, TORCH, (5, 0.4)), (report.jax, JAX, (1.4, 1))):
+        width, alpha = look
+        axes.plot(run.losses32, _marker(run.losses32), color=colour, linewidth=width, alpha=alpha, label=run.side)
+    if report.divergence:
+        axes.axvline(report.divergence.step, color=DIVERGENCE, linestyle=(0, (2, 2)), label="first divergence")
+    seen = np.concatenate([run.losses32 for run in (report.torch, report.jax)])
+    seen = seen[np.isfinite(seen)]
+    if seen.size and 0 < 5 * seen.min() < seen.max():
+        axes.set_yscale("log")
+    _dress(axes)
+
+
+def _draw_differences(axes: Axes, report: Report) -> None:
+    for dtype, colour, values in (
+        (np.float32, FLOAT32, float32_differences(report)),
+        (np.float64, FLOAT64, np.asarray(report.loss.error64)),
+    ):
+        # A logarithmic axis has no zero: equal losses are drawn at their dtype's machine epsilon.
+        drawn = np.maximum(values, np.finfo(dtype).eps)
+        axes.plot(drawn, _marker(drawn), color=colour, linewidth=1.4, label=dtype.__name__)
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if report.divergence:
+        axes.axvline(report.divergence.step, color=DIVERGENCE, linestyle=(0, (2, 2)))
+    _dress(axes)
+
+
+def _marker(values: np.ndarray) -> str:
+    return "o-" if len(values) == 1 else "-"
+
+
+def _dress(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GRID)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", color=GRID, labelcolor=NOTE)
+    axes.margins(x=0.01)
+    # Over the axes, where it hides nothing.
+    axes.legend(frameon=False, labelcolor=TEXT, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
 
 
 def plot_published(reproductions: list[Reproduction]) -> Figure:
@@ -44,7 +93,7 @@ def plot_published(reproductions: list[Reproduction]) -> Figure:
         low, median, high = np.quantile(cell.losses, (0, 0.5, 1), axis=0)
         axis.fill_between(steps, low, high, color=_BAND, alpha=0.4, label=f"range of {len(cell.losses)} seeds")
         axis.plot(steps, median, color=_BAND, label="their median")
-        axis.plot(steps, cell.printed, ".", color=_TORCH, markersize=4, label="published")
+        axis.plot(steps, cell.printed, ".", color=TORCH, markersize=4, label="published")
         axis.set_yscale("log")
         axis.set_title(cell.cell)
         axis.set_xlabel("step")
