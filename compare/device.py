@@ -86,3 +86,14 @@ def on(device: str) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def running(device: str, parameters: int) -> Iterator[None]:
+    """Run both frameworks on `device`, in turns, while this lasts. `parameters` is how many a model has."""
+    with on(device), taking_turns(parameters < _LARGE):
+        yield
+
+
+_LARGE = 1_000_000
+"""Parameters from which on a step lasts so long that threads that spin between two steps no longer matter."""

@@ -8,7 +8,7 @@ eps)`, whether as a module or not.
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -131,12 +131,23 @@ class Rerun:
         with torch.no_grad():
             for name, tensor in self._run.model.state_dict().items():
                 tensor.copy_(self._start[name])
-        record = _Windowed(self._window, self._run.overwritten)
-        try:
-            with ControlledRun(lift=True, replay=self._draws), _mode()(record, rewrites, self._known):
-                return self._run.step(self._batch, record)
-        except _Reached:
-            return Observation(buffers=self._run.buffers(), forward=record.seen)
+        overwritten = self._run.overwritten
+        with rewriting(self._window, overwritten, rewrites, self._known) as record:
+            try:
+                with ControlledRun(lift=True, replay=self._draws):
+                    return self._run.step(self._batch, record)
+            except _Reached:
+                return Observation(buffers=self._run.buffers(), forward=record.seen)
+
+
+@contextlib.contextmanager
+def rewriting(
+    window: Window, overwritten: frozenset[Port], rewrites: Callable[[int], Rewrite | None], known: Container[str]
+) -> "Iterator[Record]":
+    """Let calls give something else, by their number within the step that this lasts; it is to be recorded here."""
+    record = _Windowed(window, overwritten)
+    with _mode()(record, rewrites, known):
+        yield record
 
 
 class _Windowed(Record):

@@ -1,0 +1,314 @@
+"""Would the check have noticed? Faults are planted one at a time, and the check is run on each: `compare.power`."""
+
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compare import batch as batching
+from compare.batch import Batch
+from compare.check import Comparison, check
+from compare.device import resolve, running
+from compare.draws import NondeterministicError
+from compare.engine import Followed, Streams, first_divergence, follow, weigh_noise
+from compare.faults import faults, shuffled
+from compare.jax_side import Flax, Jax, JaxRun
+from compare.observation import Observation
+from compare.planted import Fault, PlantedRun
+from compare.power_result import Outcome, Power, Why, steps_taken
+from compare.problem import InputError
+from compare.progress import Progress, Show, ignore
+from compare.torch_side import Torch
+from compare.verdict import FACTOR, distance
+
+FURTHER = 4
+"""Where a fault changes nothing, this many times as many steps are tried, and at least `AT_LEAST`."""
+AT_LEAST = 10
+LARGER = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
+"""Where a fault changes no more than rounding would, it is made so many times as large."""
+
+
+def power(
+    torch: Torch,
+    jax: Flax | Jax,
+    batches: Any,
+    *,
+    steps: int | None = None,
+    weights: Mapping[str, str] | None = None,
+    device: str = "auto",
+    name: str = "port",
+    seed: int = 0,
+    faults: int = 20,
+    progress: Show = ignore,
+) -> Power:
+    """Measure what `compare.check` would have noticed: plant faults one at a time, and check each.
+
+    The faults are small: a weight off by a millionth of itself, an epsilon, a learning rate off by 1e-5, a schedule
+    that is a step ahead, a buffer that is never updated. They are planted in copies of the torch side, in float32 and
+    in float64; nothing of the user's is changed. The weights are mapped and the JAX side is compiled once, so that
+    each fault costs only the runs.
+
+    Args:
+        torch: The original.
+        jax: The port, which must match.
+        batches: As for `compare.check`.
+        steps: As for `compare.check`.
+        weights: As for `compare.check`.
+        device: As for `compare.check`.
+        name: What to call the pair.
+        seed: Chooses which layers and parameters get which faults, and seeds dropout.
+        faults: How many, at most: one of each kind first, then others of the same kinds in other places.
+        progress: Called with a `compare.Progress` before every fault.
+
+    Raises:
+        InputError: For anything that cannot be compared, and where the two sides do not match as they are.
+
+    """
+    for what, value, least in (("faults", faults, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"{what} must be a whole number of at least {least}, not {value!r}")
+    report = check(torch, jax, batches, steps=steps, weights=weights, device=device, name=name, progress=progress)
+    if not report.ok:
+        raise InputError(
+            f"power is measured on a port that matches, and {name} is a mismatch: "
+            "see what compare.check(...) says of it first"
+        )
+    return measure(
+        torch, jax, batches, report.settings["steps"], weights, device, name=name, seed=seed, count=faults,
+        progress=progress,
+    )  # fmt: skip
+
+
+def measure(
+    torch: Torch,
+    jax: Flax | Jax,
+    batches: Any,
+    steps: int,
+    weights: Mapping[str, str] | None,
+    device: str,
+    *,
+    name: str,
+    seed: int,
+    count: int,
+    progress: Show,
+) -> Power:
+    """Do what `power` does on a pair of which it is known that it matches."""
+    import torch as framework
+
+    given = batching.checked(batches, loss=torch.loss is not None)
+    device, parameters = resolve(device), sum(parameter.numel() for parameter in torch.model.parameters())
+    with running(device, parameters), framework.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the faults, such as of two shapes that are broadcast
+        planting = Planting(torch, jax, given, weights, device, steps, seed)
+        outcomes: list[Outcome] = []
+        for fault in planting.faults():
+            progress(Progress(f"planting: {fault.what} ({fault.where})", len(outcomes), count))
+            outcomes.append(planting.outcome(fault))
+            if len(outcomes) == count:
+                break
+    return Power(name, outcomes, steps, seed)
+
+
+class Change(NamedTuple):
+    """What a fault changes, beside what rounding would."""
+
+    where: str
+    step: int
+    size: float
+    rounding: float
+
+    @property
+    def ratio(self) -> float:
+        """The one over the other."""
+        return self.size / self.rounding if self.rounding else 0.0
+
+
+class Planting(Comparison):
+    """One pair with its weights mapped and its JAX side compiled, to be checked with one fault after another."""
+
+    def __init__(
+        self,
+        torch: Torch,
+        jax: Flax | Jax,
+        batches: list[Batch],
+        weights: Mapping[str, str] | None,
+        device: str,
+        steps: int,
+        seed: int,
+    ) -> None:
+        super().__init__(torch, jax, batches, weights, device)
+        self.steps, self.seed = steps, seed
+        self._compiled: list[tuple[JaxRun, Any]] = []
+
+    def planted(self, dtype: str, fault: Fault | None = None, times: float = 1.0) -> PlantedRun:
+        """Start a run of the torch side, with a fault or without."""
+        run = PlantedRun(self.torch, dtype, self.device, self.overwritten)
+        if fault is not None:
+            fault.plant(run, times)
+        return run
+
+    def faults(self) -> Iterator[Fault]:
+        """Give faults in the order in which they are to be planted: those with which the torch side still runs."""
+        rng = np.random.default_rng(self.seed)
+        self._record(self.planted("float64"), steps=1)
+        for places in shuffled(faults(self.planted, self.batches, self.draws[0], rng), rng):
+            while places:
+                fault = places.pop()
+                if self._runs(fault):
+                    yield fault
+                    break
+
+    def _runs(self, fault: Fault) -> bool:
+        """Tell whether torch takes a step with a fault: with another padding, the shapes may not fit any more."""
+        try:
+            self._record(self.planted("float32", fault), steps=1)
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NotImplementedError):
+            return False
+        return True
+
+    def _record(self, run: PlantedRun, steps: int) -> None:
+        """Take steps, for their random numbers."""
+        self._begin()
+        for _ in itertools.islice(self._torch_steps(run, record=True), steps):
+            pass
+
+    def _begin(self) -> None:
+        import torch
+
+        torch.manual_seed(self.seed)
+        self.draws.clear()
+
+    def outcome(self, fault: Fault) -> Outcome:
+        """Check the pair with a fault, and say where it is caught, or why it is not."""
+        said = (fault.kind, fault.what, fault.where)
+        try:
+            followed, unreplayed = self._check(fault)
+        except InputError as error:  # the user would read it
+            return Outcome(*said, caught=True, stage="error", place=str(error))
+        except NondeterministicError as error:
+            return Outcome(*said, caught=True, stage="random numbers", place=str(error))
+        if first := first_divergence(followed):
+            at = first.divergence
+            return Outcome(*said, caught=True, step=at.step, stage=at.stage, place=at.torch, error64=at.error64)
+        if unreplayed:
+            return Outcome(*said, caught=True, stage="random numbers", place=unreplayed[0])
+        why, explanation = self._why(fault, followed)
+        return Outcome(*said, caught=False, why=why, explanation=explanation)
+
+    def _check(self, fault: Fault) -> tuple[Followed, list[str]]:
+        """Do as `compare.check` does, but for the search for a cause."""
+        self._begin()
+        run = self.planted("float64", fault)
+        self.torch_settings = run.settings()
+        jax64, jax32 = self._jax_runs()
+        streams = Streams(
+            self._torch_steps(self.planted("float32", fault), record=True),
+            self._torch_steps(run),
+            self._jax_steps(jax64),
+            self._jax_steps(jax32),
+        )
+        followed = follow(streams, self.align, self.steps)
+        if first_divergence(followed):
+            perturbed = self.planted("float64", fault)
+            perturbed.perturb(seed=0)
+            weigh_noise(followed, self._torch_steps(self.planted("float64", fault)), self._torch_steps(perturbed))
+        if unreplayed := list(jax64.unreplayed):
+            self._compiled.clear()  # it belongs to what was compiled
+        return followed, unreplayed
+
+    def _jax_runs(self) -> list[JaxRun]:
+        """Give the JAX side's two runs, which are compiled once, at their start."""
+        if not self._compiled:
+            self._compiled = [(run, run.rngs) for run in map(self.jax_run, ("float64", "float32"))]
+        for run, rngs in self._compiled:
+            run.load(self.initial)
+            run.rngs = rngs
+        return [run for run, _ in self._compiled]
+
+    def _why(self, fault: Fault, followed: Followed) -> tuple[Why, str]:
+        """Find out why a fault was not caught."""
+        if self._first_change(fault, self.steps) is None:
+            return self._why_unread(fault)
+        change = self._largest_change(fault, followed)
+        size = (
+            f"it changes {change.where} by {change.size:.0e} at step {change.step}, and rounding alone would by about "
+            f"{change.rounding:.0e}"
+        )
+        if fault.sized:
+            for times in LARGER:
+                if self._largest_change(fault, followed, times).ratio > FACTOR:
+                    return Why.WEAK, f"{size}: it is seen where it is {times:g} times as large"
+        if change.ratio > FACTOR:
+            return Why.WEAK, size
+        return Why.EQUIVALENT, f"in exact arithmetic it changes nothing: {size}"
+
+    def _why_unread(self, fault: Fault) -> tuple[Why, str]:
+        """Find out why a fault changes nothing at all: what would have to be otherwise, for it to change something."""
+        if fault.needed > self.steps:
+            return (
+                Why.STEPS,
+                f"in {steps_taken(self.steps)}, nothing reaches the schedule's first change: take {fault.needed}",
+            )
+        still = [name for name, module in self.torch.model.named_modules() if not module.training]
+        if still and (change := self._first_change(fault, self.steps, training=True)):
+            step, stage = change
+            return Why.OFF, f"the model is in eval(), where it is off: in train() it shows at step {step}, {stage}"
+        if change := self._first_change(fault, max(FURTHER * self.steps, AT_LEAST)):
+            return Why.STEPS, f"in {steps_taken(self.steps)}, nothing reaches it: take {change[0] + 1}"
+        return Why.UNREAD, fault.unread or "nothing in these batches reads it"
+
+    def _first_change(self, fault: Fault, steps: int, *, training: bool = False) -> tuple[int, str] | None:
+        """Give the step and the stage at which a fault first changes anything in the torch side's float64 run."""
+        both = self._both(fault, training=training)
+        for step in range(steps):
+            try:
+                ours, theirs = map(_arrays, next(both))
+            except NondeterministicError:
+                return step, "random numbers"
+            except InputError:  # in train mode, a batch may be too small
+                return None
+            for name, array in ours.items():
+                if name not in theirs or not np.array_equal(array, theirs[name], equal_nan=True):
+                    return step, name[0]
+        return None
+
+    def _largest_change(self, fault: Fault, followed: Followed, times: float = 1.0) -> Change:
+        """Give what a fault changes most, beside rounding, of what decides."""
+        largest = Change("nothing that is compared", 0, 0.0, 0.0)
+        both = itertools.islice(self._both(fault, times), self.steps)
+        for step, (right, wrong) in enumerate(both):
+            for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True):
+                if not pairing.decides or quantity.rounding[step] >= 1:
+                    continue
+                size = distance(pairing.torch_array(wrong), pairing.torch_array(right))
+                change = Change(f"{pairing.stage} {pairing.torch}", step, size, float(quantity.expected[step]))
+                largest = max(largest, change, key=lambda change: change.ratio)
+        return largest
+
+    def _both(
+        self, fault: Fault, times: float = 1.0, *, training: bool = False
+    ) -> Iterator[tuple[Observation, Observation]]:
+        """Take the torch side's steps in float64, without a fault and with it, with the same random numbers."""
+        self._begin()
+        runs = [self.planted("float64"), self.planted("float64", fault, times)]
+        if training:
+            for run in runs:
+                run.model.train()
+        return zip(self._torch_steps(runs[0], record=True), self._torch_steps(runs[1]), strict=False)
+
+
+def _arrays(seen: Observation) -> dict[tuple[str, str], np.ndarray]:
+    """Give all that a step shows, by stage and name."""
+    from compare.alignment import to_numpy
+
+    fields: Sequence[tuple[str, Mapping[Any, Any]]] = (
+        ("forward", seen.forward),
+        ("loss", {} if seen.loss is None else {"loss": seen.loss}),
+        ("gradient", seen.gradients),
+        ("update", {**seen.updates, **seen.optimizer}),
+        ("parameters", seen.parameters),
+        ("buffers", seen.buffers),
+    )
+    return {(stage, str(name)): to_numpy(value) for stage, found in fields for name, value in found.items()}
