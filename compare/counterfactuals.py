@@ -579,6 +579,11 @@ def _has_targets(call: Call) -> bool:
     return bool(getattr(second, "ndim", 0)) and second.shape[0] > 1
 
 
+def _has_positions(call: Call) -> bool:
+    second = list(call.arguments.values())[1]
+    return getattr(second, "ndim", 0) > 1 and second.shape[-1] > 1
+
+
 ALTERNATIVES = (
     Alternative(
         "channels last",
@@ -605,14 +610,14 @@ ALTERNATIVES = (
             f"has the targets {how}",
             "give both sides the same targets, in the same order, by the batches or batch=",
             "https://docs.pytorch.org/docs/stable/data.html",
-            _has_targets,
+            applies,
         )
-        for how, change in (
-            ("in reverse order", lambda target: target.flip(0)),
-            ("shifted by one example", lambda target: target.roll(1, 0)),
-            ("shifted by one example the other way", lambda target: target.roll(-1, 0)),
-            ("shifted by one position", lambda target: target.roll(1, -1)),
-            ("shifted by one position the other way", lambda target: target.roll(-1, -1)),
+        for how, change, applies in (
+            ("in reverse order", lambda target: target.flip(0), _has_targets),
+            ("shifted by one example", lambda target: target.roll(1, 0), _has_targets),
+            ("shifted by one example the other way", lambda target: target.roll(-1, 0), _has_targets),
+            ("shifted by one position", lambda target: target.roll(1, -1), _has_positions),
+            ("shifted by one position the other way", lambda target: target.roll(-1, -1), _has_positions),
         )
     ),
     Alternative(
@@ -875,7 +880,7 @@ def _variants(number: int, call: Call) -> Iterator[Counterfactual]:
             continue
         now = call[variants.argument]
         for value in variants.values(call):
-            if value is now or (isinstance(value, type(now)) and isinstance(now, int | str) and value == now):
+            if value is now or _same(value, now):
                 continue
 
             def rewrite(call: Call, value: Any = value, argument: str = variants.argument) -> Any:
@@ -884,6 +889,13 @@ def _variants(number: int, call: Call) -> Iterator[Counterfactual]:
             shown = value if isinstance(value, bool | int | float | str) or value is None else "the inverse"
             does = f"computes what torch would with {variants.argument}={shown}"
             yield Counterfactual(variants.name, number, call, rewrite, does, variants.fix, variants.source)
+
+
+def _same(value: Any, now: Any) -> bool:
+    """Tell whether two arguments mean the same: 0 and (0, 0), but not 0 and False."""
+    if isinstance(now, tuple | list):
+        return bool(now) and all(_same(value, part) for part in now)
+    return isinstance(value, type(now)) and isinstance(now, int | str) and value == now
 
 
 def _alternatives(number: int, call: Call, *, gradient: bool) -> Iterator[Counterfactual]:
