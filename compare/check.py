@@ -1,9 +1,10 @@
 """Compare a PyTorch model, its loss and its optimizer with a JAX port: `compare.check`."""
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from compare import batch as batching
 from compare import weights as mapping
 from compare.alignment import Alignment, named, to_numpy
 from compare.batch import Batch
-from compare.device import on, resolve, taking_turns
+from compare.device import resolve, running
 from compare.diagnosis import described, explain, misconverted
 from compare.draws import Draw, Hints
 from compare.engine import (
@@ -71,21 +72,36 @@ def check(
             batch that a side does not take, a loss that is not a scalar, a device that is not there.
 
     """
+    with prepared(Comparison, torch, jax, batches, steps, weights, device, progress) as (comparison, steps):
+        return comparison.report(name, steps, progress)
+
+
+C = TypeVar("C", bound="Comparison")
+
+
+@contextlib.contextmanager
+def prepared(
+    kind: type[C],
+    torch: Torch,
+    jax: Flax | Jax,
+    batches: Any,
+    steps: int | None,
+    weights: Mapping[str, str] | None,
+    device: str,
+    progress: Show,
+) -> Iterator[tuple[C, int]]:
+    """Check what the user gives, and map the weights: a comparison, and its steps, while both frameworks are set up."""
     _check_sides(torch, jax)
     given = batching.checked(batches, loss=torch.loss is not None)
     steps = len(given) if steps is None else steps
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise InputError(f"steps must be a positive whole number, not {steps!r}")
+    if not isinstance(weights, Mapping | None):
+        raise InputError(f"weights must be a dict of torch names or patterns and their partners, not {weights!r}")
     device = resolve(device)
-    small = sum(parameter.numel() for parameter in torch.model.parameters()) < _LARGE
     progress(Progress("mapping the weights"))
-    with on(device), taking_turns(small):
-        comparison = Comparison(torch, jax, given, weights, device)
-        return comparison.report(name, steps, progress)
-
-
-_LARGE = 1_000_000
-"""Parameters from which on a step lasts so long that threads that spin between two steps no longer matter."""
+    with running(device, sum(parameter.numel() for parameter in torch.model.parameters())):
+        yield kind(torch, jax, given, weights, device), steps
 
 
 _SAME = 1e-2
@@ -179,16 +195,17 @@ class Comparison:
     def _flattened(self, jax_run: JaxRun) -> dict[str, tuple[int, int]]:
         """See which linear layers take an image's features in another order: channels last, where torch's are first.
 
-        A port may flatten either way, and a run tells, in evaluation, where nothing is dropped. It gives the channels
-        and the points of each such layer.
+        A port may flatten either way, and a run tells, in evaluation, where nothing is dropped, and from scattered
+        weights: zeros are the same in any order. It gives the channels and the points of each such layer.
         """
         record = Record()
         torch_run = TorchRun(self.torch, "float32", self.device)
         torch_run.model.eval()
+        torch_run.scatter(seed=0)
         with ControlledRun():
             torch_run.forward(self.batches[0], record)
         seen = record.seen
-        jax_run.load(mapping.to_jax(self.links, self._weights(), jax_run.arrays()))
+        jax_run.load(mapping.to_jax(self.links, torch_run.arrays(), jax_run.arrays()))
         theirs = jax_run.forward(self.batches[0])
         kernels = {link.torch: link.jax for link in self.links}
         found: dict[str, tuple[int, int]] = {}

@@ -160,6 +160,16 @@ class TorchRun:
                 noise = torch.rand(param.shape, generator=generator, dtype=param.dtype).to(param.device)
                 param.mul_(1 + 4 * torch.finfo(param.dtype).eps * (2 * noise - 1))
 
+    def scatter(self, seed: int) -> None:
+        """Add noise of their own size to the parameters: what was initialised to zero then tells its elements apart."""
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for param in self.parameters.values():
+                noise = torch.randn(param.shape, generator=generator, dtype=param.dtype).to(param.device)
+                param.add_(noise * (float(param.std(correction=0)) or 0.1))
+
     def tensor(self, array: Any) -> Any:
         """Copy an array: a tensor that shares its memory could change it in place."""
         import torch

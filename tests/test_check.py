@@ -305,3 +305,35 @@ def test_a_cast_to_lower_precision_is_named_and_is_no_mismatch(original: Origina
     assert report.verdict == "precision"
     assert report.ok
     assert "the same mathematics at another precision, first at norm input" in str(report)
+
+
+class Flattened(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Linear(4 * 5 * 5, 2)
+        torch.nn.init.zeros_(self.conv.weight)
+        torch.nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.fc(torch.nn.functional.elu(self.conv(x)).flatten(1))
+        return result
+
+
+class FlattenedPort(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.conv, self.fc = nnx.Conv(3, 4, (3, 3), rngs=rngs), nnx.Linear(4 * 5 * 5, 2, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.fc(nnx.elu(self.conv(x)).reshape(x.shape[0], -1))
+
+
+def test_features_that_start_at_zero_are_flattened_in_the_order_of_the_port() -> None:
+    images = np.random.default_rng(0).standard_normal((1, 3, 5, 5), np.float32)
+    report = compare.check(
+        compare.Torch(Flattened(), torch_loss, lambda params: torch.optim.SGD(params, 0.1)),
+        compare.Flax(FlattenedPort(), jax_loss, optax.sgd(0.1), batch=lambda x, y: (np.moveaxis(x, 1, -1), y)),
+        [(images, np.ones((1, 2), np.float32))],
+        steps=3,
+    )
+    assert report.verdict == compare.Verdict.MATCH, str(report)
