@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from compare.problem import InputError
 from compare.published import Reproduction
 from compare.report import Report, float32_differences
 
@@ -16,7 +17,14 @@ _BAND = "#9aa5b1"
 
 
 def plot_reports(reports: list[Report]) -> Figure:
-    """Draw, for each report, both sides' losses over each other, and below them their differences per step."""
+    """Draw, for each report, both sides' losses over each other, and below them their differences per step.
+
+    Raises:
+        InputError: If a report has no losses, because only the forward pass was compared.
+
+    """
+    if without := [report.name for report in reports if not len(report.torch.losses32)]:
+        raise InputError(f"{', '.join(without)}: no losses to draw; give both sides a loss")
     figure = Figure(figsize=(max(3.1 * len(reports), 7.0), 5.6), layout="constrained")
     axes = figure.subplots(2, len(reports), squeeze=False, sharex="col", sharey="row")
     for (losses, differences), report in zip(axes.T, reports, strict=True):

@@ -222,9 +222,12 @@ def test_a_forward_pass_alone_has_no_losses() -> None:
     report = synthetic(wrong_from=None)
     quantities = [quantity for quantity in report.quantities if quantity.stage == "forward"]
     empty = Run("torch", np.empty(0), np.empty(0))
-    page = dataclasses.replace(report, torch=empty, jax=empty, quantities=quantities).to_html()
+    alone = dataclasses.replace(report, torch=empty, jax=empty, quantities=quantities)
+    page = alone.to_html()
     assert "<h2>Losses" not in page
     assert "Digits of agreement" in page
+    with pytest.raises(compare.InputError, match="port: no losses to draw"):
+        alone.plot()
 
 
 def test_plot_is_a_figure() -> None:

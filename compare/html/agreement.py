@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compare.html.parts import table
+from compare.html.parts import short, table
 from compare.verdict import FACTOR
 
 if TYPE_CHECKING:
@@ -32,15 +32,22 @@ def agreement(report: "Report") -> Iterator[str]:
     figures = "".join(
         f'<div><dt>{label.format(**sides)}</dt><dd data-figure="{name}"></dd></div>' for name, label in _FIGURES
     )
+    differs = "".join(
+        f'<span><i class="{look}"></i> {meaning}</span>'
+        for look, meaning, decides in (
+            ("wrong", "differs: more than rounding explains", True),
+            ("follows", "differs inside the model, which decides nothing by itself", False),
+        )
+        if any(quantity.decides == decides and (quantity.ratio > FACTOR).any() for quantity in report.quantities)
+    )
     first = '<button type="button" id="first">Go to the first divergence</button>' if report.divergence else ""
     yield (
         "<section><h2>Digits of agreement</h2>"
         '<p class="dim">How many digits of each tensor agree in float64. Tensors go down in order of computation, '
         "steps across. Choose a square with a click or the arrow keys to see its figures.</p>"
         '<p class="legend"><span class="scale">0 <i></i> 16 digits</span>'
-        '<span><i class="wrong"></i> differs: more than rounding explains</span>'
-        '<span><i class="follows"></i> differs inside the model, which decides nothing by itself</span></p>'
-        f'{first}<div class="agreement"><div id="map" tabindex="0" role="application" aria-describedby="figures" '
+        f'{differs}</p>{first}<div class="agreement">'
+        '<div id="map" tabindex="0" role="application" aria-describedby="figures" '
         'aria-label="Map of agreement. The arrow keys choose a tensor and a step."></div>'
         '<aside id="figures" aria-live="polite"><p class="dim" data-figure="place"></p>'
         '<p><code data-figure="torch"></code><br><code data-figure="jax"></code></p>'
@@ -63,7 +70,7 @@ def stages(report: "Report") -> Iterator[str]:
                 escape(stage),
                 str(len(quantities)),
                 found if wrong else '<span class="match">✓ all agree</span>',
-                f"{worst.error64[step]:.1e}",
+                short(worst.error64[step]),
                 f"{worst.expected[step]:.1e}",
                 where,
             )

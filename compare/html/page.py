@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 
 from compare.html.agreement import agreement, data, stages
-from compare.html.parts import code, prose, table
+from compare.html.parts import code, prose, short, table
 from compare.html.trees import trees
 from compare.plot import DIVERGENCE, FLOAT32, FLOAT64, GRID, JAX, NOTE, TEXT, TORCH, plot_losses
 from compare.report import float32_difference
@@ -131,8 +131,8 @@ def _losses(report: "Report") -> Iterator[str]:
         return
     sides = escape(report.torch.side), escape(report.jax.side)
     found = (
-        f"Largest relative difference of the two losses: {float32_difference(report):.1e} in float32, "
-        f"{max(report.loss.error64):.1e} in float64."
+        f"Largest relative difference of the two losses: {short(float32_difference(report))} in float32, "
+        f"{short(max(report.loss.error64))} in float64."
     )
     label = f"The losses of {sides[0]} and {sides[1]} at each step, and their differences. {found}"
     drawn = "".join(

@@ -18,6 +18,11 @@ def prose(text: str) -> str:
 _NUMBER = re.compile(r"\b[\d.]+e-\d+")
 
 
+def short(value: float, places: int = 1) -> str:
+    """Give a difference; zero is exactly that."""
+    return f"{value:.{places}e}" if value else "0"
+
+
 def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], look: str = "rows") -> str:
     """Give a section of one table, of cells that are HTML already; on a phone each row is a block of its own."""
     head = "".join(f'<th scope="col">{heading}</th>' for heading in headings)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compare.html.parts import short
 from compare.verdict import FACTOR
 
 if TYPE_CHECKING:
@@ -162,10 +163,10 @@ def _rows(node: _Node, states: Mapping[str, _State], first: str, size: int) -> I
 def _label(label: str, kind: str, name: str, states: Mapping[str, _State], first: str) -> str:
     state = states.get(name)
     if state is None:
-        sign = '<span class="sign" title="not compared">○</span>'
+        sign = '<span class="sign" title="not compared">○</span>' if kind else ""
     else:
         look, mark, word = ("mismatch", "✗", "differs") if state.ratio > FACTOR else ("match", "✓", "agrees")
-        error = "" if state.error64 is None else f"{state.error64:.0e}" if state.error64 else "0"
+        error = "" if state.error64 is None else short(state.error64, 0)
         sign = f'<span class="sign {look}" title="{word}"><span class="error">{error}</span> {mark}</span>'
     here = ' <em class="here">first divergence</em>' if name and name == first else ""
     what = f' <small class="kind">{escape(kind)}</small>' if kind else ""
