@@ -1,5 +1,6 @@
 """Would the check have noticed? Faults are planted one at a time, and the check is run on each: `compare.power`."""
 
+import contextlib
 import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,10 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare import batch as batching
-from compare.batch import Batch
-from compare.check import Comparison, check
-from compare.device import resolve, running
+from compare.alignment import to_numpy
+from compare.check import Comparison, prepared
 from compare.draws import NondeterministicError
 from compare.engine import Followed, Streams, first_divergence, follow, weigh_noise
 from compare.faults import faults, shuffled
@@ -69,45 +68,21 @@ def power(
     for what, value, least in (("faults", faults, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"{what} must be a whole number of at least {least}, not {value!r}")
-    report = check(torch, jax, batches, steps=steps, weights=weights, device=device, name=name, progress=progress)
-    if not report.ok:
-        raise InputError(
-            f"power is measured on a port that matches, and {name} is a mismatch: "
-            "see what compare.check(...) says of it first"
-        )
-    return measure(
-        torch, jax, batches, report.settings["steps"], weights, device, name=name, seed=seed, count=faults,
-        progress=progress,
-    )  # fmt: skip
-
-
-def measure(
-    torch: Torch,
-    jax: Flax | Jax,
-    batches: Any,
-    steps: int,
-    weights: Mapping[str, str] | None,
-    device: str,
-    *,
-    name: str,
-    seed: int,
-    count: int,
-    progress: Show,
-) -> Power:
-    """Do what `power` does on a pair of which it is known that it matches."""
     import torch as framework
 
-    given = batching.checked(batches, loss=torch.loss is not None)
-    device, parameters = resolve(device), sum(parameter.numel() for parameter in torch.model.parameters())
-    with running(device, parameters), framework.random.fork_rng(), warnings.catch_warnings():
+    count, outcomes = faults, list[Outcome]()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(framework.random.fork_rng())
+        prepare = prepared(Planting, torch, jax, batches, steps, weights, device, progress)
+        planting, steps = stack.enter_context(prepare)
+        planting.steps, planting.seed = steps, seed
+        progress(Progress("checking without a fault", 0, count))
+        planting.check_that_it_matches(name)
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of the faults, such as of two shapes that are broadcast
-        planting = Planting(torch, jax, given, weights, device, steps, seed)
-        outcomes: list[Outcome] = []
-        for fault in planting.faults():
+        for fault in itertools.islice(planting.faults(), count):
             progress(Progress(f"planting: {fault.what} ({fault.where})", len(outcomes), count))
             outcomes.append(planting.outcome(fault))
-            if len(outcomes) == count:
-                break
     return Power(name, outcomes, steps, seed)
 
 
@@ -128,18 +103,11 @@ class Change(NamedTuple):
 class Planting(Comparison):
     """One pair with its weights mapped and its JAX side compiled, to be checked with one fault after another."""
 
-    def __init__(
-        self,
-        torch: Torch,
-        jax: Flax | Jax,
-        batches: list[Batch],
-        weights: Mapping[str, str] | None,
-        device: str,
-        steps: int,
-        seed: int,
-    ) -> None:
-        super().__init__(torch, jax, batches, weights, device)
-        self.steps, self.seed = steps, seed
+    steps = 1
+    seed = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._compiled: list[tuple[JaxRun, Any]] = []
 
     def planted(self, dtype: str, fault: Fault | None = None, times: float = 1.0) -> PlantedRun:
@@ -148,6 +116,14 @@ class Planting(Comparison):
         if fault is not None:
             fault.plant(run, times)
         return run
+
+    def check_that_it_matches(self, name: str) -> None:
+        """Raise InputError if it does not: a fault would then be one of two."""
+        followed, unreplayed = self._check(None)
+        if first_divergence(followed) or unreplayed or self.nondeterministic or self._wrongly_converted():
+            raise InputError(
+                f"power is measured on a port that matches, and {name} does not: see what compare.check(...) says of it"
+            )
 
     def faults(self) -> Iterator[Fault]:
         """Give faults in the order in which they are to be planted: those with which the torch side still runs."""
@@ -197,7 +173,7 @@ class Planting(Comparison):
         why, explanation = self._why(fault, followed)
         return Outcome(*said, caught=False, why=why, explanation=explanation)
 
-    def _check(self, fault: Fault) -> tuple[Followed, list[str]]:
+    def _check(self, fault: Fault | None) -> tuple[Followed, list[str]]:
         """Do as `compare.check` does, but for the search for a cause."""
         self._begin()
         run = self.planted("float64", fault)
@@ -232,17 +208,18 @@ class Planting(Comparison):
         if self._first_change(fault, self.steps) is None:
             return self._why_unread(fault)
         change = self._largest_change(fault, followed)
-        size = (
-            f"it changes {change.where} by {change.size:.0e} at step {change.step}, and rounding alone would by about "
-            f"{change.rounding:.0e}"
-        )
-        if fault.sized:
-            for times in LARGER:
-                if self._largest_change(fault, followed, times).ratio > FACTOR:
-                    return Why.WEAK, f"{size}: it is seen where it is {times:g} times as large"
+        said = "it changes nothing that decides, in any digit of float64"
+        if change.size:
+            said = (
+                f"it changes {change.where} by {change.size:.0e} at step {change.step}, and rounding alone would by "
+                f"about {change.rounding:.0e}"
+            )
+        for times in LARGER if fault.sized else ():
+            if self._largest_change(fault, followed, times).ratio > FACTOR:
+                return Why.WEAK, f"{said}: it is seen where it is {times:g} times as large"
         if change.ratio > FACTOR:
-            return Why.WEAK, size
-        return Why.EQUIVALENT, f"in exact arithmetic it changes nothing: {size}"
+            return Why.WEAK, said
+        return Why.EQUIVALENT, f"in exact arithmetic it changes nothing here: {said}"
 
     def _why_unread(self, fault: Fault) -> tuple[Why, str]:
         """Find out why a fault changes nothing at all: what would have to be otherwise, for it to change something."""
@@ -276,7 +253,7 @@ class Planting(Comparison):
 
     def _largest_change(self, fault: Fault, followed: Followed, times: float = 1.0) -> Change:
         """Give what a fault changes most, beside rounding, of what decides."""
-        largest = Change("nothing that is compared", 0, 0.0, 0.0)
+        largest = Change("", 0, 0.0, 0.0)
         both = itertools.islice(self._both(fault, times), self.steps)
         for step, (right, wrong) in enumerate(both):
             for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True):
@@ -301,8 +278,6 @@ class Planting(Comparison):
 
 def _arrays(seen: Observation) -> dict[tuple[str, str], np.ndarray]:
     """Give all that a step shows, by stage and name."""
-    from compare.alignment import to_numpy
-
     fields: Sequence[tuple[str, Mapping[Any, Any]]] = (
         ("forward", seen.forward),
         ("loss", {} if seen.loss is None else {"loss": seen.loss}),
