@@ -71,7 +71,7 @@ def stages(report: "Report") -> Iterator[str]:
                 str(len(quantities)),
                 found if wrong else '<span class="match">✓ all agree</span>',
                 short(worst.error64[step]),
-                f"{worst.expected[step]:.1e}",
+                short(worst.expected[step]),
                 where,
             )
         )

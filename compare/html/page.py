@@ -107,7 +107,7 @@ def _divergence(report: "Report", divergence: "Divergence", title: str) -> str:
     found = (
         f'<section class="card mismatch"><h2>{title} <small>{when}</small></h2>'
         f'<dl class="sides">{places}</dl>'
-        f"<p>The float64 difference is <b>{divergence.error64:.1e}</b>. Rounding would be about {rounding:.0e}.</p>"
+        f"<p>The float64 difference is <b>{short(divergence.error64)}</b>. Rounding would be about {rounding:.0e}.</p>"
         f"{''.join(rest)}"
     )
     if cause := divergence.cause:

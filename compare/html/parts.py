@@ -1,5 +1,6 @@
 """What several sections are made of."""
 
+import math
 import re
 from collections.abc import Sequence
 from html import escape
@@ -20,6 +21,8 @@ _NUMBER = re.compile(r"\b[\d.]+e-\d+")
 
 def short(value: float, places: int = 1) -> str:
     """Give a difference; zero is exactly that."""
+    if not math.isfinite(value):
+        return "not finite"
     return f"{value:.{places}e}" if value else "0"
 
 

@@ -138,7 +138,7 @@ if (map && tensors.length && steps) {
     figures.torch.textContent = torch;
     figures.jax.textContent = jax;
     figures.verdict.className = wrong ? "mismatch" : "match";
-    const size = times === Infinity ? "without limit" : `${times < 1000 ? times.toPrecision(2) : times.toExponential(0).replace("+", "")} times what rounding explains`;
+    const size = times === Infinity ? "finite on one side only" : `${times < 1000 ? times.toPrecision(2) : times.toExponential(0).replace("+", "")} times what rounding explains`;
     figures.verdict.textContent = wrong
       ? `✗ differs: ${size}`
       : at("expected", row, step) === Infinity ? "✓ float32 has no correct digit here, so that this step says nothing" : "✓ agrees: no more than rounding explains";
