@@ -181,13 +181,9 @@ def _at(value: Any, axis: int) -> int:
     return int(value[axis] if len(value) > 1 else value[0])
 
 
-def _axis(name: str) -> Callable[[Call], Iterator[tuple[str, dict[str, Any]]]]:
-    def other(call: Call) -> Iterator[tuple[str, dict[str, Any]]]:
-        for axis in range(call.input.dim()):
-            if call[name] is not None and axis != call[name] % call.input.dim():
-                yield f"axis={axis}", {name: axis}
-
-    return other
+def _other_axes(call: Call) -> Iterator[int]:
+    axes, now = call.input.dim(), call["dim"]
+    return (axis for axis in range(axes) if now is None or axis != now % axes)
 
 
 class Variants(NamedTuple):
@@ -250,7 +246,7 @@ VARIANTS = (
         "axis",
         ("softmax", "log_softmax"),
         "dim",
-        lambda call: iter(range(call.input.dim())),
+        _other_axes,
         "jax.nn.{function}(x, axis=...) over torch's dim={dim}",
         f"{JAX}jax.nn.softmax.html",
     ),
