@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from compare.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ _SIGN = {Verdict.MATCH: "✅", Verdict.PRECISION: "≈", Verdict.MISMATCH: "❌"
 
 def to_markdown(report: "Report") -> str:
     """Give the verdict, the first divergence with its cause and fix, and what was compared folded away."""
-    lines = [f"### {_SIGN[report.verdict]} {_plain(report.headline)}", ""]
+    lines = [f"### {_SIGN[report.verdict]} {_plain(report.name)}: {_plain(report.headline)}", ""]
     lines += [f"- {_plain(line)}" for line in report.nondeterministic]
     if report.divergence:
         lines += _divergence(report.divergence)
@@ -28,20 +30,27 @@ def to_markdown(report: "Report") -> str:
         "",
         f"<details><summary>Compared: {compared}; not compared: {len(report.not_compared)}</summary>",
         "",
-        "| stage | tensors | largest float64 difference | beside what rounding explains |",
-        "|---|---|---|---|",
+        "| stage | tensors | float64 difference | rounding explains | farthest from rounding at |",
+        "|---|---|---|---|---|",
     ]
     for stage in dict.fromkeys(quantity.stage for quantity in report.quantities):
         of = [quantity for quantity in report.quantities if quantity.stage == stage]
-        apart = max(max(quantity.error64) for quantity in of)
-        lines.append(f"| {stage} | {len(of)} | {apart:.1e} | {max(float(q.ratio.max()) for q in of):.2g} times |")
+        worst = max(of, key=lambda quantity: float(quantity.ratio.max()))
+        step = int(np.argmax(worst.ratio))
+        where = f"step {step}" if stage == "loss" else f"{_code(worst.torch)}, step {step}"
+        apart, explained = worst.error64[step], worst.expected[step]
+        lines.append(f"| {stage} | {len(of)} | {apart:.1e} | {explained:.1e} | {where} |")
     lines.append("")
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for side, name, reason in report.not_compared:
+        by_reason.setdefault((side, reason), []).append(_code(name))
     lines += [
-        f"- not compared on the {side} side: {_code(name)}, {reason}" for side, name, reason in report.not_compared
+        f"- not compared on the {_plain(side)} side, {_plain(reason)}: {', '.join(names)}"
+        for (side, reason), names in by_reason.items()
     ]
     lines += [f"- not lifted to float64: {_code(what)}" for what in report.pinned]
     versions = report.settings.get("versions", {})
-    lines += ["", ", ".join(f"{name} {version}" for name, version in versions.items()), "", "</details>"]
+    lines += ["", _plain(", ".join(f"{name} {version}" for name, version in versions.items())), "", "</details>"]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 

@@ -367,3 +367,15 @@ def test_a_notebook_shows_it(browser: Browser) -> None:
     assert browser.run(f"{inside}('h1').textContent") == EVIL
     assert browser.run(f"{inside}('[data-figure=place]').textContent") == "step 7, forward"
     assert browser.complaints() == []
+
+
+def test_markdown_has_what_matters_first_and_the_rest_folded() -> None:
+    text = synthetic().to_markdown()
+    order = ["mismatch", "layers.3", "torch has eps=1e-05", "fix", "nnx.LayerNorm", "<details>", "| parameters | 3 |"]
+    places = [text.index(each) for each in order]
+    assert places == sorted(places)
+    assert text.count("|---|---|---|---|---|") == 1
+    assert "✅" in synthetic(wrong_from=None).to_markdown()
+    outside_code = re.sub(r"`[^`]*`", "", hostile().to_markdown())
+    assert not re.search(r"(?<!\\)<script", outside_code)
+    assert hostile().to_markdown().count("not compared on the") == 1
