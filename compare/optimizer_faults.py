@@ -34,10 +34,11 @@ def of_optimizer(run: TorchRun) -> Iterator[Fault]:
 
         new = not value if isinstance(value, bool) else other(key, value, 1.0)
         what = NAMES.get(key, (key.replace("_", " "),))[0]
-        yield Fault(f"{name} {key}", f"{what}: {shown(value)} → {shown(new)}", name, plant, not isinstance(value, bool))
+        said, sized = f"{what}: {shown(value)} → {shown(new)}", not isinstance(value, bool)
+        yield Fault(f"{name} {key}", said, name, plant, sized, "on these batches, every update is the same with it")
 
 
-_FLAGS = {"nesterov": "momentum", "dampening": "momentum", "decoupled_weight_decay": "weight_decay"}
+_NEEDS = {"nesterov": "momentum", "dampening": "momentum", "decoupled_weight_decay": "weight_decay"}
 """Settings that are read only where another is not zero."""
 _LEFT_OUT = ("params", "lr", "initial_lr", "maximize", "foreach", "capturable", "differentiable", "fused")
 _AT_THE_START = "initial_accumulator_value"
@@ -47,7 +48,7 @@ def _settings(group: Mapping[str, Any]) -> dict[str, float | bool]:
     """Give the settings of a parameter group that can be wrong: "eps", "betas[0]"."""
     parts: dict[str, Any] = {}
     for key, value in group.items():
-        if key in (*_LEFT_OUT, _AT_THE_START) or (key in _FLAGS and not group.get(_FLAGS[key])):
+        if key in (*_LEFT_OUT, _AT_THE_START) or (key in _NEEDS and not group.get(_NEEDS[key])):
             continue
         several = isinstance(value, tuple)
         parts |= {f"{key}[{i}]": part for i, part in enumerate(value)} if several else {key: value}

@@ -105,13 +105,12 @@ class Power:
 
 def show(power: Power, console: "Console") -> None:
     """Print the table, and how many were caught."""
+    from rich.text import Text
+
     console.print(table(power))
-    console.print(f"\n{summary(power)}", highlight=False)
-    console.print(
-        "Planted in copies of the torch side: the JAX side without a fault is as far from it as the other way round.",
-        style="dim",
-        highlight=False,
-    )
+    console.print(Text(f"\n{summary(power)}"))
+    symmetric = "the JAX side without a fault is as far from it as the other way round"
+    console.print(Text(f"Planted in copies of the torch side: {symmetric}. See docs/power.md.", style="dim"))
 
 
 def steps_taken(steps: int) -> str:
