@@ -16,7 +16,7 @@ from compare.notebook import VARIANTS, run
 from compare.outputs import OF_CELLS, OF_REPORTS, Output, job_summary, opened
 from compare.problem import InputError
 from compare.progress import Progress, Show
-from compare.user_function import arguments_of
+from compare.user_function import arguments_of, raised_in
 
 _EPILOG = "Exit status: 0 where all is well, 1 on a mismatch, 2 on bad usage, 130 on Ctrl-C. Documentation: docs/."
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     outputs: Mapping[str, Output] = options.outputs
-    work = None
+    work, printed = None, False
     try:
         with contextlib.ExitStack() as stack:
             asked = {kind: getattr(options, kind) for kind in outputs if getattr(options, kind)}
@@ -55,18 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with shown(quiet=options.quiet) as show:
                 work = Work(show)
                 interruptible(lambda: _run(options, work))
-                for kind, path in partial.items():
-                    show(Progress(f"writing {asked[kind]}"))
-                    content = outputs[kind].content(work.finished, path.suffix)
-                    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+            _print(options, work.finished)
+            printed = True
+            for kind, path in partial.items():
+                work.latest = Progress(f"writing {asked[kind]}")
+                content = outputs[kind].content(work.finished, path.suffix)
+                path.write_bytes(content if isinstance(content, bytes) else content.encode())
             if outputs is OF_REPORTS:
                 job_summary(work.finished)
-            _print(options, work.finished)
             return 0 if all(each.ok for each in work.finished) else 1
     except InputError as error:
         parser.exit(2, f"error: {error}\n")
     except KeyboardInterrupt:
-        if work and (found := work.found):
+        if work and not printed and (found := work.found):
             _print(options, found)
         print(f"stopped at: {work.latest if work else 'start'}; no file is written", file=sys.stderr)
         return 130
@@ -84,6 +85,8 @@ def _print(options: argparse.Namespace, found: list[Any]) -> None:
 
     show: Callable[..., None] = published.show if options.outputs is OF_CELLS else text.show
     show(found, Console())
+    if getattr(options, "power", False) and not all(each.ok for each in found):
+        print("\npower is measured once the port matches")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a function without arguments that returns those of compare.check, as a tuple or as a dict",
     )
     own.add_argument("--steps", type=_whole, help="training steps (as the function says, else one for each batch)")
+    own.add_argument("--power", action="store_true", help="plant faults, and say which of them the check notices")
     _gives(own, _check, OF_REPORTS)
     published = commands.add_parser(
         "published",
@@ -190,9 +194,20 @@ def _check(options: argparse.Namespace, work: Work) -> None:
         arguments["steps"] = options.steps
     if options.device != "auto":
         arguments["device"] = options.device
-    report = check(**{"name": options.pair, "progress": work.progress} | arguments)
+    try:
+        report = check(**{"name": options.pair, "progress": work.progress} | arguments)
+    except InputError:
+        raise
+    except Exception as error:
+        if where := raised_in(error):
+            raise InputError(f"{where}, raised {type(error).__name__} at: {work.latest}. {error}") from error
+        raise  # a bug of ours: its traceback is wanted
     work.finished.append(dataclasses.replace(report, settings=report.settings | {"seed": options.seed}))
-    work.latest = Progress("writing")
+    if options.power and report.ok:
+        from compare.power import power
+
+        measured = power(**{"name": options.pair, "progress": work.progress, "seed": options.seed} | arguments)
+        work.finished[-1] = dataclasses.replace(work.finished[-1], power=measured)
 
 
 def _published(options: argparse.Namespace, work: Work) -> None:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
-from unittest import mock
 
 import numpy as np
 
@@ -234,6 +233,8 @@ def _recorded_nnx(model: Any, record: "JaxRecord") -> Iterator[None]:
                 inside.pop()
 
         return call
+
+    from unittest import mock  # which brings asyncio: not for everybody who imports compare
 
     with contextlib.ExitStack() as stack:
         for cls in classes:

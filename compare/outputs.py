@@ -38,8 +38,6 @@ def _drawn(figure: "Figure", suffix: str) -> bytes:
 
 
 def _plot(reports: "Sequence[Report]", suffix: str) -> bytes:
-    if not all(len(report.torch.losses32) for report in reports):
-        raise InputError("--plot draws losses, and this pair has none")
     from compare.plot import plot_reports
 
     return _drawn(plot_reports(list(reports)), suffix)
@@ -62,7 +60,7 @@ def _html(reports: "Sequence[Report]", _: str) -> str:
     if len(reports) == 1:
         return reports[0].to_html()
     folds = [
-        f"<details{' open' if number == 0 else ''}><summary>{escape(report.headline)}</summary>"
+        f"<details{' open' if number == 0 else ''}><summary>{escape(report.name)}: {escape(report.headline)}</summary>"
         f"<iframe srcdoc='{escape(report.to_html())}' title='{escape(report.name)}'></iframe></details>"
         for number, report in enumerate(reports)
     ]

@@ -3,11 +3,11 @@
     def test_port(parity):
         parity(compare.Torch(...), compare.Flax(...), batches, steps=10)
 
-Nothing heavy is imported until a test asks for the fixture.
+Neither framework is imported until a test uses the fixture.
 """
 
-import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ import pytest
 if TYPE_CHECKING:
     from compare.report import Report
 
-_KEYS = ("parity_verdict", "parity_tensors", "parity_float64")
+_NOTHING = "nothing compared"
+"""In the place of a verdict."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--parity-report", metavar="DIR", help="write every report there, as JSON and as HTML")
     parser.addini("parity_device", "where parity checks run: auto, cpu or cuda", default="auto")
     parser.addini("parity_strict", "whether a verdict of precision fails as well", type="bool", default=False)
-    parser.addini("parity_report", "a folder for the reports", default="")
+    parser.addini("parity_report", "a folder for the reports, as JSON and as HTML", default="")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,16 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "parity: compares a PyTorch program with its JAX port; set by the fixture")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the fixture, for `-m parity`."""
-    for item in items:
-        if "parity" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.parity)
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark at collection too: `-m` selects before `pytest_collection_modifyitems` of plugins that come later."""
+    """Mark what uses the fixture, for `-m parity`."""
     if "parity" in getattr(item, "fixturenames", ()):
         item.add_marker(pytest.mark.parity)
 
@@ -59,8 +52,9 @@ def parity(request: pytest.FixtureRequest) -> "Callable[..., Report]":
 
     """
     import compare
+    from compare.junit import properties
 
-    config = request.config
+    config, node = request.config, request.node
 
     def option(name: str) -> Any:
         given = config.getoption(f"parity_{name}")
@@ -68,46 +62,56 @@ def parity(request: pytest.FixtureRequest) -> "Callable[..., Report]":
 
     def check(torch: Any, jax: Any, batches: Any, *, strict: bool | None = None, **settings: Any) -> "Report":
         __tracebackhide__ = True
-        settings = {"device": option("device"), "name": request.node.name, **settings}
+        settings = {"device": option("device"), "name": node.name, **settings}
+        wrong = ""
         try:
             report = compare.check(torch, jax, batches, **settings)
         except compare.InputError as error:
-            pytest.fail(f"nothing was compared: {error}", pytrace=False)
-        values = (
-            str(report.verdict),
-            len(report.quantities),
-            max((max(q.error64) for q in report.quantities), default=0),
-        )
-        request.node.user_properties.extend(zip(_KEYS, values, strict=True))
-        if folder := option("report"):
-            _write(report, Path(folder), request.node.nodeid)
-        fails = not report.ok or (report.verdict != "match" and (option("strict") if strict is None else strict))
-        if fails:
-            pytest.fail(str(report), pytrace=False)
+            wrong = f"{_NOTHING}: {error}"
+        if wrong:  # said outside of `except`, so that pytest shows nothing else
+            node.user_properties.append(("parity_verdict", _NOTHING))
+            pytest.fail(wrong, pytrace=False)
+        node.user_properties.extend(properties(report).items())
+        if folder := _folder(config):
+            number = [name for name, _ in node.user_properties].count("parity_verdict")
+            _write(report, folder, f"{node.nodeid}-{number}" if number > 1 else node.nodeid)
+        strict = option("strict") if strict is None else strict
+        if not report.ok or (strict and report.verdict != "match"):
+            pytest.fail(f"{report.headline}\n\n{report}", pytrace=False)  # pytest's short summary has the first line
         return report
 
     return check
 
 
+def _folder(config: pytest.Config) -> Path | None:
+    """Where reports go: from where pytest was started, or for that of the configuration file, from the root."""
+    if given := config.getoption("parity_report"):
+        return config.invocation_params.dir / given
+    configured = config.getini("parity_report")
+    return config.rootpath / configured if configured else None
+
+
 def _write(report: "Report", folder: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / re.sub(r"[^\w.-]+", "-", name).strip("-")
-    path.with_suffix(".json").write_text(json.dumps(report.to_dict()))
-    path.with_suffix(".html").write_text(report.to_html())
+    path = folder / re.sub(r"[^\w.-]+", "-", name).strip("-")[-200:]
+    for suffix, text in ((".json", report.to_json()), (".html", report.to_html())):
+        path.with_name(path.name + suffix).write_text(text, encoding="utf-8")
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Say in one line how many checks there were, and what came out; under pytest-xdist, those of all workers."""
-    found: list[dict[str, Any]] = []
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            properties = dict(getattr(report, "user_properties", ()))
-            if getattr(report, "when", "") == "call" and _KEYS[0] in properties:
-                found.append(properties)
-    if found:
-        verdicts = [each[_KEYS[0]] for each in found]
-        counts = ", ".join(
-            f"{verdicts.count(name)} {name}" for name in ("match", "precision", "mismatch") if name in verdicts
-        )
-        tensors = sum(each[_KEYS[1]] for each in found)
-        terminalreporter.write_line(f"parity: {len(found)} checks of {tensors} tensors: {counts}")
+    found = [
+        (name, value)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+    ]
+    verdicts = Counter(value for name, value in found if name == "parity_verdict")
+    if verdicts:
+        tensors = sum(value for name, value in found if name == "parity_tensors")
+        order = [name for name in ("match", "precision", "mismatch", _NOTHING) if name in verdicts]
+        checks = "1 check" if verdicts.total() == 1 else f"{verdicts.total()} checks"
+        line = f"parity: {checks}, {tensors} tensors: " + ", ".join(f"{verdicts[name]} {name}" for name in order)
+        folder = _folder(config)
+        terminalreporter.write_line(f"{line}; reports in {folder}" if folder else line)

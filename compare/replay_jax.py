@@ -8,7 +8,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
@@ -99,6 +98,8 @@ def _names() -> dict[str, str]:
 @contextlib.contextmanager
 def _recognizable() -> Iterator[None]:
     """Under `jax.disable_jit`, which would take `jax.random` to pieces as well, keep its functions whole."""
+    from unittest import mock
+
     import jax
 
     settings: Any = jax.config

@@ -15,6 +15,8 @@ from compare.verdict import Quantity, Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from compare.power_result import Power
+
 SCHEMA = 1
 """Version of what `Report.to_json` gives; it grows when a field changes its meaning or goes."""
 
@@ -111,6 +113,8 @@ class Report:
     """The class of each module that ran, by its path, in order of execution, on the torch and on the JAX side."""
     weights: list[tuple[str, str]] = field(default_factory=list)
     """Which tensor, or part of one, of the torch side is which of the JAX side."""
+    power: "Power | None" = None
+    """Which planted faults the check catches, if that was measured: `compare.power`."""
 
     @property
     def verdict(self) -> Verdict:
@@ -133,7 +137,7 @@ class Report:
 
     @property
     def headline(self) -> str:
-        """The verdict in one line: where the sides first differ, and if that is known why."""
+        """The verdict, where the sides first differ, and if that is known why, in one line."""
         found = str(self.verdict)
         if self.nondeterministic:
             found = "nondeterministic, so that nothing is proved"
@@ -143,7 +147,7 @@ class Report:
             found += f": {self.notes[0].name}"
         elif uneven := next((each for each in self.quantities if each.verdict == Verdict.PRECISION), None):
             found += f": the same mathematics, but one side rounds more, first at {uneven.torch}"
-        return f"{self.name}: {found}"
+        return found
 
     @property
     def ok(self) -> bool:
@@ -191,6 +195,7 @@ class Report:
                 | {"worst_ratio": float(quantity.ratio.max()), "verdict": str(quantity.verdict)}
                 for quantity in self.quantities
             ],
+            "power": self.power and self.power.to_dict(),
         }
 
     def to_json(self) -> str:

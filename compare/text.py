@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from compare.power_result import show as show_power
 from compare.report import Cause, Divergence, float32_difference
 from compare.verdict import EPSILON32, EPSILON64, Verdict
 
@@ -53,6 +54,9 @@ def show(reports: "list[Report]", console: Console) -> None:
         if report.stages or report.verdict != Verdict.MATCH:  # which the table has said
             for part in _parts(report):
                 console.print(part)
+        if report.power:
+            console.print()
+            show_power(report.power, console)
 
 
 def table(reports: "list[Report]") -> Table:
@@ -113,7 +117,7 @@ def _left_out(report: "Report") -> Iterator[str]:
 def _parts(report: "Report") -> Iterator[RenderableType]:
     """Give the headline, and below it what is known, each line with its label."""
     verdict = report.verdict
-    yield Text(f"\n{SIGN[verdict]} {report.headline}", style=_STYLE[verdict])
+    yield Text(f"\n{SIGN[verdict]} {report.name}: {report.headline}", style=_STYLE[verdict])
     uneven = next((quantity for quantity in report.quantities if quantity.verdict == Verdict.PRECISION), None)
     rows = [("", line) for line in report.nondeterministic]
     if report.divergence:

@@ -2,7 +2,9 @@
 
 import importlib
 import inspect
+import sysconfig
 import traceback
+from pathlib import Path
 from typing import Any
 
 from compare.problem import InputError
@@ -29,7 +31,7 @@ def arguments_of(pair: str) -> dict[str, Any]:
         raise InputError(f"{pair} must be a function without arguments: {error}") from error
     try:
         found = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{pair} raised {_told(error)}") from error
     return _named(found, pair)
 
@@ -41,15 +43,22 @@ def _imported(module: str, pair: str) -> Any:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise InputError(f"no module {error.name!r} is found from here: is {pair!r} right?") from error
         raise InputError(f"importing {module} raised {_told(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that parses its command line exits
         raise InputError(f"importing {module} raised {_told(error)}") from error
 
 
-def _told(error: Exception) -> str:
-    """Name an error and the line that raised it, in place of a traceback."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+def _told(error: BaseException) -> str:
+    """Name an error and the line of the user's that raised it, in place of a traceback."""
+    where = raised_in(error)
+    return f"{type(error).__name__}: {error}" + (f" ({where})" if where else "")
+
+
+def raised_in(error: BaseException) -> str:
+    """Name the last line of the user's own code that an error came through; empty if it came through none."""
+    not_theirs = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), str(Path(__file__).parent), "<")
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith(not_theirs)]
+    return f"{theirs[-1].filename}, line {theirs[-1].lineno}" if theirs else ""
 
 
 def _named(found: Any, pair: str) -> dict[str, Any]:
@@ -63,8 +72,8 @@ def _named(found: Any, pair: str) -> dict[str, Any]:
             raise InputError(f"{pair} must return {_WANTED}, and the fourth is a {type(others).__name__}")
         found = dict(zip(known, found[:3], strict=False)) | others
     if not isinstance(found, dict):
-        what = f"{len(found)} values" if isinstance(found, tuple | list) else f"a {type(found).__name__}"
-        raise InputError(f"{pair} must return {_WANTED}, and returned {what}")
+        what = f"{len(found)} values" if isinstance(found, tuple | list) else f"{found!r:.100}"
+        raise InputError(f"{pair} must return {_WANTED}, not {what}")
     if missing := [name for name in known[:3] if name not in found]:
         raise InputError(f"{pair} must return {_WANTED}: {', '.join(missing)} is missing")
     if unknown := [str(name) for name in found if name not in known]:

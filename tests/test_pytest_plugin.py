@@ -1,20 +1,27 @@
 """The `parity` fixture, as a user's test suite sees it."""
 
-from typing import Any
+import json
+import subprocess
+import sys
+from xml.etree import ElementTree
 
 import pytest
 
 pytest_plugins = ["pytester"]
 
+FORMATS = (".json", ".html")
 PORT = """
 import jax.numpy as jnp, numpy as np, optax, pytest, torch, compare
 from flax import nnx
 
-def sides(rate=1e-2, dtype=None):
+def loss(output, target):
+    return jnp.mean((output - target) ** 2)
+
+def sides(r=1e-2, dtype=None):
     torch.manual_seed(0)
     return (
         compare.Torch(torch.nn.Linear(3, 2), torch.nn.functional.mse_loss, lambda p: torch.optim.SGD(p, 1e-2)),
-        compare.Flax(nnx.Linear(3, 2, dtype=dtype, rngs=nnx.Rngs(0)), lambda o, t: jnp.mean((o - t) ** 2), optax.sgd(rate)),
+        compare.Flax(nnx.Linear(3, 2, dtype=dtype, rngs=nnx.Rngs(0)), loss, optax.sgd(r)),
         [(np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32))],
     )
 
@@ -22,7 +29,7 @@ def test_right(parity):
     assert parity(*sides(), steps=2).verdict == "match"
 
 def test_wrong(parity):
-    parity(*sides(rate=2e-2), steps=2)
+    parity(*sides(r=2e-2), steps=2)
 
 def test_precision(parity):
     parity(*sides(dtype=jnp.bfloat16))
@@ -37,8 +44,15 @@ def test_other():
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester) -> pytest.Pytester:
-    pytester.makepyfile(PORT)
-    pytester.makeini("[pytest]\nparity_device = cpu\n")
+    pytester.makepyfile(test_port=PORT)
+    pytester.makepyprojecttoml(
+        """
+        [tool.pytest]
+        strict = true
+        filterwarnings = ["error"]
+        parity_device = "cpu"
+        """
+    )
     return pytester
 
 
@@ -47,29 +61,45 @@ def test_a_mismatch_fails_with_its_report(suite: pytest.Pytester) -> None:
     result.assert_outcomes(passed=3, failed=2)
     result.stdout.fnmatch_lines(
         [
-            "*mismatch at step 0, update*",
-            "*learning_rate=0.01*",
-            "*nothing was compared: *",
-            "parity: 3 checks of * tensors: 1 match, 1 precision, 1 mismatch",
+            "mismatch at step 0, update, weight: learning rate",
+            "  cause *lr=0.01*",
+            "  fix *learning_rate=0.01*",
+            "nothing compared: batches is empty*",
+            "parity: 4 checks, * tensors: 1 match, 1 precision, 1 mismatch, 1 nothing compared; reports in *reports",
         ]
     )
-    assert "pytest_plugin.py" not in result.stdout.str()
-    assert len(list((suite.path / "reports").glob("*.json"))) == 3
-    assert 'name="parity_verdict" value="mismatch"' in (suite.path / "out.xml").read_text()
+    for noise in ("pytest_plugin.py", "During handling", "Traceback"):
+        assert noise not in result.stdout.str()
+    names = {f"test_port.py-test_{name}{suffix}" for name in ("right", "wrong", "precision") for suffix in FORMATS}
+    assert {path.name for path in (suite.path / "reports").iterdir()} == names
+    written = json.loads((suite.path / "reports" / "test_port.py-test_wrong.json").read_text(encoding="utf-8"))
+    assert written["reports"][0]["verdict"] == "mismatch"
+    properties = {
+        case.get("name"): {each.get("name"): each.get("value") for each in case.iter("property")}
+        for case in ElementTree.parse(suite.path / "out.xml").iter("testcase")
+    }
+    assert [properties[f"test_{name}"]["parity_verdict"] for name in ("right", "wrong", "precision", "nothing")] == [
+        "match", "mismatch", "precision", "nothing compared",
+    ]  # fmt: skip
+    assert float(properties["test_wrong"]["parity_float64_update"] or 0) > 0.5
+    assert properties["test_other"] == {}
 
 
 def test_strict_and_selection(suite: pytest.Pytester) -> None:
     result = suite.runpytest_subprocess("--parity-strict", "-m", "parity", "-k", "precision or right or other")
     result.assert_outcomes(passed=1, failed=1, deselected=3)
-    result.stdout.fnmatch_lines(["*bfloat16 on the flax side*"])
+    result.stdout.fnmatch_lines(["precision: bfloat16 on the flax side"])
 
 
-def test_loads_no_framework(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        "import sys\n\ndef test_it():\n    assert 'torch' not in sys.modules and 'jax' not in sys.modules\n"
-    )
-    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+def test_under_xdist(suite: pytest.Pytester) -> None:
+    result = suite.runpytest_subprocess("-n", "2", "-m", "parity", "-k", "right or wrong", "--parity-report=reports")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["parity: 2 checks, * tensors: 1 match, 1 mismatch; reports in *reports"])
+    assert len(list((suite.path / "reports").glob("*.html"))) == 2
 
 
-def test_the_fixture_is_there(parity: Any) -> None:
-    assert callable(parity)
+def test_loads_little() -> None:
+    heavy = ["torch", "jax", "flax", "optax", "rich", "matplotlib", "asyncio"]
+    code = f"import sys, compare.pytest_plugin; print([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
