@@ -311,7 +311,7 @@ VARIANTS = (
         ("batch_norm",),
         "training",
         _others(True, False),
-        "{}(..., use_running_average=not {training})",
+        "{}(..., use_running_average={evaluating})",
         f"{FLAX}normalization.html",
     ),
     Variants(
@@ -319,7 +319,7 @@ VARIANTS = (
         ("dropout", "dropout1d", "dropout2d", "dropout3d"),
         "training",
         _others(True, False),
-        "{}(..., deterministic=not {training})",
+        "{}(..., deterministic={evaluating})",
         f"{DOCS}torch.nn.Dropout.html",
     ),
     Variants(
@@ -327,7 +327,7 @@ VARIANTS = (
         LOSSES,
         "reduction",
         _others("mean", "sum"),
-        'reduce the loss as torch\'s reduction="{reduction}" does: jnp.{reduction}',
+        'reduce the loss as torch\'s reduction="{reduction}" does',
         f"{DOCS}torch.nn.MSELoss.html",
     ),
     Variants(
@@ -846,9 +846,10 @@ def counterfactuals(calls: Sequence[Call], *, gradient: bool) -> Iterator[Counte
         if gradient:
             yield from _alternatives(number, call, gradient=True)
         else:
-            yield from _settings(number, call)
+            # What fits without a number of its own says more than a number that was fitted.
             yield from _variants(number, call)
             yield from _alternatives(number, call, gradient=False)
+            yield from _settings(number, call)
             yield from _other_activations(number, call)
 
 

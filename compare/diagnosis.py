@@ -263,6 +263,8 @@ def _says(each: Counterfactual, value: float | None) -> str:
 def _fix(each: Counterfactual, layer: str) -> str:
     arguments = {name: value for name, value in each.call.arguments.items() if isinstance(name, str)}
     shown: dict[str, Any] = {"function": each.call.name, **arguments}
+    if "training" in shown:
+        shown["evaluating"] = not shown["training"]
     if isinstance(padding := shown.get("padding"), int | tuple | list) and "weight" in shown:
         sizes = [padding] * (shown["weight"].ndim - 2) if isinstance(padding, int) else padding
         shown["pads"] = tuple((size, size) for size in sizes)

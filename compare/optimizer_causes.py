@@ -228,6 +228,9 @@ CONVENTIONS = (
     ),
 )
 
+GRADIENT = "gradient"
+"""Among settings: what the gradient is multiplied by before the optimizer sees it."""
+
 FLAGS = ("nesterov", "centered", "amsgrad", "maximize", "decoupled_weight_decay")
 
 
@@ -255,6 +258,8 @@ class Updates:
         self.optimizer = optimizer
         self.kind = type(optimizer).__name__
         self.gradients = {name: param.grad for name, param in run.parameters.items()}
+        self.stepped_on = 0.0
+        """The norm of the gradient that torch's optimizer stepped on last, clipped if the user's hooks clip it."""
         self._before = {name: param.detach().clone() for name, param in run.parameters.items()}
         self._state = copy.deepcopy(optimizer.state_dict())
         sizes = [float(np.linalg.norm(target.array)) or 1.0 for target in targets]
@@ -262,6 +267,13 @@ class Updates:
         self.of_state = np.concatenate([np.full(t.array.size, t.pairing.operands is None) for t in targets])
         """Which entries of what is weighed are the optimizer's state, and not updates."""
         self.target = np.concatenate([np.ravel(t.array) * s for t, s in zip(targets, self._scales, strict=True)])
+
+    @property
+    def size(self) -> float:
+        """The norm of the gradient, as it is computed."""
+        import torch
+
+        return float(torch.nn.utils.get_total_norm([g for g in self.gradients.values() if g is not None]))
 
     @property
     def group(self) -> dict[str, Any]:
@@ -321,12 +333,15 @@ class Updates:
                 for param in group["params"]:
                     self.optimizer.state[param]["sum"].fill_(settings["initial_accumulator_value"])
         change(self)
+        handle = self.optimizer.register_step_pre_hook(self._scaled(settings.get(GRADIENT, 1.0)))
         named = {id(param): dict(group) for group in self.optimizer.param_groups for param in group["params"]}
         try:
             with ControlledRun(lift=True):
                 self.optimizer.step()
         except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, ArithmeticError):
             return None
+        finally:
+            handle.remove()
         updates = {}
         for name, param in self.run.parameters.items():
             updates[name] = param.detach() - self._before[name]
@@ -348,13 +363,35 @@ class Updates:
             return None
         return np.concatenate([np.ravel(array) * scale for array, scale in zip(arrays, self._scales, strict=True)])
 
+    def _scaled(self, factor: float) -> Callable[..., None]:
+        """Make a hook that scales the gradient; after those of the user, which may clip it."""
+        import torch
+
+        def scale(optimizer: Any, *arguments: Any) -> None:
+            gradients = [param.grad for param in self.run.parameters.values() if param.grad is not None]
+            self.stepped_on = float(torch.nn.utils.get_total_norm(gradients))
+            for gradient in gradients:
+                gradient.mul_(factor)
+
+        return scale
+
     def apart(self, given: np.ndarray | None) -> float:
         """Give how far an update is from the JAX side's; 1 is near enough, for every quantity."""
         if given is None:
             return np.inf
+        return max(d / target.limit for d, target in zip(self._distances(given), self.targets, strict=True))
+
+    def difference(self, given: np.ndarray | None) -> float:
+        """Give the largest distance of an update from the JAX side's, leaving out what is all rounding."""
+        if given is None:
+            return np.inf
+        pairs = zip(self._distances(given), self.targets, strict=True)
+        return max((d for d, target in pairs if target.limit < 1), default=0.0)
+
+    def _distances(self, given: np.ndarray) -> list[float]:
         ends = np.cumsum([target.array.size for target in self.targets])
-        parts = zip(np.split(given, ends[:-1]), np.split(self.target, ends[:-1]), self.targets, strict=True)
-        return max(distance(mine, theirs) / target.limit for mine, theirs, target in parts)
+        parts = zip(np.split(given, ends[:-1]), np.split(self.target, ends[:-1]), strict=True)
+        return [distance(mine, theirs) for mine, theirs in parts]
 
 
 def explain_update(updates: Updates, rates: Sequence[float]) -> Cause | None:
@@ -371,12 +408,12 @@ def explain_update(updates: Updates, rates: Sequence[float]) -> Cause | None:
         return clipped
     for changed, convention, apart in _candidates(updates):
         if apart <= 1:
-            return _told(updates, changed, convention, apart, rates)
+            return _told(updates, changed, convention, rates)
     if cause := _other_parameters(updates) or clipped:
         return cause
     for changed, convention, apart in _several(updates):
         if apart <= 1:
-            return _told(updates, changed, convention, apart, rates)
+            return _told(updates, changed, convention, rates)
     return None
 
 
@@ -403,11 +440,17 @@ def _candidates(updates: Updates) -> Iterator[tuple[Changed, Convention | None, 
 
 def _several(updates: Updates) -> Iterator[tuple[Changed, Convention | None, float]]:
     """Try what may be otherwise, several things at once."""
+    now = updates.settings
     flags: list[Changed] = [{n: not updates.group[n]} for n in FLAGS if isinstance(updates.group.get(n), bool)]
     for flag, convention in itertools.product([{}, *flags], [None, *_conventions(updates)]):
-        changed, apart = _jointly(updates, convention, flag)
+        changed, apart = _jointly(updates, convention, flag, now)
         if len(changed) + (convention is not None) <= SEVERAL:
             yield changed, convention, apart
+    # A first step hardly tells a scaled gradient from another decay of the moments: fit few numbers beside it.
+    unclipped = updates.size / (updates.stepped_on or 1.0)
+    for others in itertools.chain(*(itertools.combinations(now, size) for size in range(1, SEVERAL))):
+        changed, apart = _jointly(updates, None, {}, {GRADIENT: unclipped} | {name: now[name] for name in others})
+        yield changed, None, apart
 
 
 SEVERAL = 3
@@ -418,9 +461,10 @@ def _conventions(updates: Updates) -> list[Convention]:
     return [each for each in CONVENTIONS if updates.kind in each.optimizers]
 
 
-def _jointly(updates: Updates, convention: Convention | None, flag: Changed) -> tuple[Changed, float]:
-    """Fit all settings at once, by Gauss-Newton steps."""
-    now = updates.settings
+def _jointly(
+    updates: Updates, convention: Convention | None, flag: Changed, now: Mapping[str, float]
+) -> tuple[Changed, float]:
+    """Fit the settings that are `now` as given, all at once, by Gauss-Newton steps."""
     values = np.array(list(now.values()))
 
     def at(numbers: np.ndarray) -> np.ndarray | None:
@@ -464,13 +508,19 @@ def _jointly(updates: Updates, convention: Convention | None, flag: Changed) -> 
     return {**changed, **flag}, apart
 
 
-def _told(
-    updates: Updates, changed: Changed, convention: Convention | None, apart: float, rates: Sequence[float]
-) -> Cause:
+def _told(updates: Updates, changed: Changed, convention: Convention | None, rates: Sequence[float]) -> Cause:
     now = updates.settings | {name: updates.group.get(name) for name in FLAGS}
     optax = OPTAX.get(updates.kind, f"the port of {updates.kind}")
-    names, says, arguments, fixes, sources = [], [], [], [], []
+    names: list[str] = []
+    says: list[str] = []
+    arguments: list[str] = []
+    fixes: list[str] = []
+    sources: list[str] = []
     for name, value in changed.items():
+        if name == GRADIENT:
+            for parts, part in zip((names, says, fixes, sources), _gradient(updates, value), strict=True):
+                parts.append(part)
+            continue
         called, argument = NAMES.get(name, (name.replace("_", " "), name))
         if len(several := updates.values(name)) > 1:
             names.append("parameter groups")
@@ -481,12 +531,15 @@ def _told(
             fixes.append(f"optax.multi_transform, with {argument} of its own for each group")
             sources.append("https://optax.readthedocs.io/en/latest/api/combining_optimizers.html")
             continue
-        if name == "lr" and (shift := _shift(value, rates)):
+        if name == "lr" and len(set(rates)) > 1:
             names.append("schedule")
+            shift = _shift(value, rates)
             says.append(
-                f"the JAX side's learning rate is {value:g}, that of torch's {shift} step, and torch's is {now[name]:g}"
+                f"the JAX side's learning rate is {value:g}{f', that of torch at its {shift} step' if shift else ''}, "
+                f"and torch's is {now[name]:g}"
             )
-            fixes.append("count the schedule's steps as torch does: optax's first update is count 0")
+            count = f"at count {len(rates) - 2}, from 0, the schedule must give {now[name]:g}"
+            fixes.append(f"count the schedule's steps as torch does: {count}" if shift else count)
             sources.append("https://optax.readthedocs.io/en/latest/api/optimizer_schedules.html")
             continue
         if name == "decoupled_weight_decay":
@@ -510,7 +563,7 @@ def _told(
         fixes.append(convention.fix.format(optax=optax, **{k: v for k, v in now.items() if k.isidentifier()}))
         sources.append(convention.source)
     name = " and ".join(names)
-    left = apart * max(target.limit for target in updates.targets)
+    left = updates.difference(updates(changed, convention))
     return Cause(
         name,
         f"{name}: {', and '.join(says)}. With that on the torch side the difference is {left:.1e}",
@@ -602,42 +655,36 @@ def updates_differ(updates: Updates, target: Target) -> bool:
 
 def _other_gradient(updates: Updates) -> Cause | None:
     """Find out whether the JAX side's optimizer sees the gradient scaled: clipped, averaged, or not."""
-    import torch
-
-    seen: list[float] = []
-
-    def scaled(factor: float) -> np.ndarray | None:
-        def scale(optimizer: Any, *arguments: Any) -> None:
-            gradients = [param.grad for param in updates.run.parameters.values() if param.grad is not None]
-            seen.append(float(torch.nn.utils.get_total_norm(gradients)))
-            for gradient in gradients:
-                gradient.mul_(factor)
-
-        handle = updates.optimizer.register_step_pre_hook(scale)  # after those of the user, which may clip
-        given = updates({})
-        handle.remove()
-        return given
-
-    apart, factor = fitted(1.0, scaled, updates.target, updates.apart)
+    apart, factor = fitted(1.0, lambda value: updates({GRADIENT: value}), updates.target, updates.apart)
     if apart > 1:
         return None
-    size = float(torch.nn.utils.get_total_norm([g for g in updates.gradients.values() if g is not None]))
-    clipped, source = seen[0], "https://optax.readthedocs.io/en/latest/api/transformations.html"
-    name, fix = "gradient scale", "scale the gradient as torch does, before the optimizer sees it"
-    says = f"the JAX side's optimizer sees torch's gradient times {factor:g}"
-    if abs(factor * size / (size + 1e-6) - 1) < 1e-3 * 1e-6 / size:
-        name = "clipping"
-        says = f"torch clips by max_norm / (norm + 1e-6) and the JAX side by max_norm / norm, at a norm of {size:g}"
-        fix = "scale by max_norm / (norm + 1e-6): optax.clip_by_global_norm has no epsilon"
-        source = "https://docs.pytorch.org/docs/stable/generated/torch.nn.utils.clip_grad_norm_.html"
-    elif clipped < size * (1 - 1e-9):
-        name = "clipping"
-        says = (
-            f"the gradient's norm is {size:g}; torch clips it to {clipped:g}, and the JAX side to {factor * clipped:g}"
-        )
-        fix = f"optax.chain(optax.clip_by_global_norm({clipped:g}), ...)"
-    elif factor < 1 and updates.kind != "SGD":
-        name = "clipping"
-        says += f", of norm {factor * size:g} where torch's is {size:g}"
-        fix = "clip on both sides, or on neither"
+    name, says, fix, source = _gradient(updates, factor)
     return Cause(name, f"{name}: {says}. With that on the torch side the difference falls to rounding", fix, source)
+
+
+def _gradient(updates: Updates, factor: float) -> tuple[str, str, str, str]:
+    """Tell what it is that scales the gradient: the cause's name, what each side does, the fix and the source."""
+    updates({})
+    size = updates.size
+    clipped, transformations = updates.stepped_on, "https://optax.readthedocs.io/en/latest/api/transformations.html"
+    if abs(factor * size / (size + 1e-6) - 1) < 1e-3 * 1e-6 / size:
+        return (
+            "clipping",
+            f"torch clips by max_norm / (norm + 1e-6) and the JAX side by max_norm / norm, at a norm of {size:g}",
+            "scale by max_norm / (norm + 1e-6): optax.clip_by_global_norm has no epsilon",
+            "https://docs.pytorch.org/docs/stable/generated/torch.nn.utils.clip_grad_norm_.html",
+        )
+    if clipped < size * (1 - 1e-9):
+        return (
+            "clipping",
+            f"the gradient's norm is {size:g}; torch clips it to {clipped:g}, and the JAX side "
+            + ("not at all" if abs(factor * clipped / size - 1) < 1e-6 else f"to {factor * clipped:g}"),
+            # clip_grad_norm_ scales by max_norm / (norm + 1e-6)
+            f"optax.chain(optax.clip_by_global_norm({clipped * (size + 1e-6) / size:g}), ...)",
+            transformations,
+        )
+    says = f"the JAX side's optimizer sees torch's gradient times {factor:g}"
+    if factor < 1 and updates.kind != "SGD":
+        says += f", of norm {factor * size:g} where torch's is {size:g}"
+        return "clipping", says, "clip on both sides, or on neither", transformations
+    return "gradient scale", says, "scale the gradient as torch does, before the optimizer sees it", transformations
