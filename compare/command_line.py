@@ -16,7 +16,7 @@ from compare.notebook import VARIANTS, run
 from compare.outputs import OF_CELLS, OF_REPORTS, Output, job_summary, opened
 from compare.problem import InputError
 from compare.progress import Progress, Show
-from compare.user_function import arguments_of, raised_in
+from compare.user_function import arguments_of, raised_in, told
 
 _EPILOG = "Exit status: 0 where all is well, 1 on a mismatch, 2 on bad usage, 130 on Ctrl-C. Documentation: docs/."
 
@@ -199,8 +199,8 @@ def _check(options: argparse.Namespace, work: Work) -> None:
     except InputError:
         raise
     except Exception as error:
-        if where := raised_in(error):
-            raise InputError(f"{where}, raised {type(error).__name__} at: {work.latest}. {error}") from error
+        if raised_in(error):
+            raise InputError(f"{told(error)}, at: {work.latest}") from error
         raise  # a bug of ours: its traceback is wanted
     work.finished.append(dataclasses.replace(report, settings=report.settings | {"seed": options.seed}))
     if options.power and report.ok:

@@ -32,7 +32,7 @@ def arguments_of(pair: str) -> dict[str, Any]:
     try:
         found = function()
     except (Exception, SystemExit) as error:
-        raise InputError(f"{pair} raised {_told(error)}") from error
+        raise InputError(f"{pair} raised {told(error)}") from error
     return _named(found, pair)
 
 
@@ -42,12 +42,12 @@ def _imported(module: str, pair: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise InputError(f"no module {error.name!r} is found from here: is {pair!r} right?") from error
-        raise InputError(f"importing {module} raised {_told(error)}") from error
+        raise InputError(f"importing {module} raised {told(error)}") from error
     except (Exception, SystemExit) as error:  # a script that parses its command line exits
-        raise InputError(f"importing {module} raised {_told(error)}") from error
+        raise InputError(f"importing {module} raised {told(error)}") from error
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """Name an error and the line of the user's that raised it, in place of a traceback."""
     where = raised_in(error)
     return f"{type(error).__name__}: {error}" + (f" ({where})" if where else "")

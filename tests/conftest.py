@@ -28,6 +28,12 @@ def stepped(start: Port, step: Port) -> compare.Altered:
     return compare.Altered(start, step, train)
 
 
+@pytest.fixture(autouse=True)
+def no_job_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that are tested in CI must not write to the summary of its job."""
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+
+
 @pytest.fixture(name="stepped")
 def stepped_fixture() -> Port:
     return stepped

@@ -59,6 +59,91 @@ def test_command_line(arguments: list[str], message: str, capsys: pytest.Capture
     assert printed.out == ""
 
 
+FUNCTIONS = """
+import sys
+
+def raises():
+    raise RuntimeError("the data are not here")
+
+def wrong():
+    return 3
+
+def two():
+    return 1, 2
+
+def unnamed():
+    return {"torch": 1, "jax": 2, "batchs": []}
+
+def unknown():
+    return 1, 2, [], {"step": 3}
+
+def takes(model):
+    return model
+
+def exits():
+    sys.exit(2)
+
+def kinds():
+    return 1, 2, []
+
+def late():
+    import compare, numpy, optax, torch
+    from flax import nnx
+    sides = (
+        compare.Torch(torch.nn.Linear(3, 2), torch.nn.functional.mse_loss, lambda p: torch.optim.SGD(p, rate)),
+        compare.Flax(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), optax.squared_error, optax.sgd(1e-2)),
+    )
+    return *sides, [(numpy.ones((4, 3)), numpy.ones((4, 2)))]
+
+value = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("functions:raises", r"functions:raises raised RuntimeError: the data are not here \(.*functions.py, line 5\)"),
+        ("functions:wrong", r"functions:wrong must return \(torch, jax, batches\), .* not 3"),
+        ("functions:two", "functions:two must return .* not 2 values"),
+        ("functions:unnamed", "functions:unnamed must return .*: batches is missing"),
+        (
+            "functions:unknown",
+            "functions:unknown returned step, which compare.check does not take: torch, jax,",
+        ),
+        ("functions:takes", "functions:takes must be a function without arguments: missing .*'model'"),
+        ("functions:exits", "functions:exits raised SystemExit: 2"),
+        ("functions:kinds", "the first argument must be a compare.Torch, not a int"),
+        (
+            "functions:late",
+            r"NameError: name 'rate' is not defined \(.*functions.py, line 32\), at: mapping",
+        ),
+        ("functions:value", "functions has no function 'value'"),
+        ("functions:none", "functions has no function 'none'"),
+        ("functions", "give a function as package.module:function, not 'functions'"),
+        ("nowhere:pair", "no module 'nowhere' is found from here"),
+        ("broken:pair", r"importing broken raised ZeroDivisionError: division by zero \(.*broken.py, line 2\)"),
+        ("incomplete:pair", "importing incomplete raised ModuleNotFoundError: No module named 'not_installed'"),
+    ],
+)
+def test_the_user_function(
+    pair: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in (("functions", FUNCTIONS), ("broken", "\n1 / 0\n"), ("incomplete", "import not_installed\n")):
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "out.json"
+    with pytest.raises(SystemExit) as stop:
+        main(["check", pair, "--device", "cpu", "--json", str(out)])
+    for name in ("functions", "broken", "incomplete"):
+        sys.modules.pop(name, None)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert re.match(f"error: .*{message}", printed.err)
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+    assert not list(tmp_path.glob("*out.json*"))
+
+
 def test_no_traceback_and_no_partial_file(tmp_path: Path) -> None:
     """In a process of its own, as a user sees it."""
     command = [

@@ -9,6 +9,7 @@ from pairs.data import Pair
 import compare
 
 Make = Callable[[], Pair]
+Parity = Callable[..., compare.Report]
 
 
 def named(*functions: Make) -> list[object]:
@@ -36,15 +37,13 @@ def named(*functions: Make) -> list[object]:
         scanned.in_haiku,
     ),
 )
-def test_right_ports_match(make: Make) -> None:
-    report = compare.check(*make(), steps=10)
-    assert report.verdict == compare.Verdict.MATCH, str(report)
+def test_right_ports_match(make: Make, parity: Parity) -> None:
+    parity(*make(), steps=10, strict=True)
 
 
-def test_in_evaluation() -> None:
+def test_in_evaluation(parity: Parity) -> None:
     for make in (transformer.in_nnx, transformer.in_linen):
-        report = compare.check(*make(training=False), steps=2)
-        assert report.verdict == compare.Verdict.MATCH, str(report)
+        parity(*make(training=False), steps=2, strict=True)
 
 
 def test_the_running_variance_of_flax_is_another() -> None:
