@@ -18,7 +18,7 @@ from compare.lift_torch import ControlledRun
 from compare.optimizer_faults import of_optimizer, of_schedule
 from compare.planted import SIZE, Fault, PlantedRun, Site, other, shown
 from compare.problem import InputError
-from compare.rewriting import Rerun, Window
+from compare.rewriting import Rerun, Rewrite, Window
 from compare.torch_side import TorchRun
 
 if TYPE_CHECKING:
@@ -77,7 +77,6 @@ def _of_weights(run: TorchRun, rng: np.random.Generator) -> Iterator[Fault]:
             yield _element("weight", name, param, rng, run)
         if param.numel() > 1:
             alike.setdefault((name.rpartition(".")[2], *param.shape), []).append(name)
-    equal = "both are equal, as they often are before training: give weights that are trained"
     for names in alike.values():
         for pair in itertools.pairwise(names):
 
@@ -87,7 +86,9 @@ def _of_weights(run: TorchRun, rng: np.random.Generator) -> Iterator[Fault]:
                 a.copy_(b)
                 b.copy_(kept)
 
-            yield Fault("swapped weights", "swapped weights", " and ".join(pair), swap, sized=False, unread=equal)
+            equal = run.parameters[pair[0]].equal(run.parameters[pair[1]])
+            unread = "both are equal, as they often are before training: give weights that are trained" if equal else ""
+            yield Fault("swapped weights", "swapped weights", " and ".join(pair), swap, sized=False, unread=unread)
 
 
 def _element(kind: str, name: str, tensor: "torch.Tensor", rng: np.random.Generator, run: TorchRun) -> Fault:
@@ -171,10 +172,10 @@ def _of_functions(
     for call in calls:
         sites.append(Site(call.name, call.module, counts[call.name, call.module]))
         counts[call.name, call.module] += 1
-    for kind in (False, True)[: 1 + gradient]:
-        for each in counterfactuals(calls, gradient=kind):
+    for of_gradient in (False, True)[: 1 + gradient]:
+        for each in counterfactuals(calls, gradient=of_gradient):
             if _differs(each):
-                yield _of_function(each, sites[each.number])
+                yield _of_function(each, sites[each.number], gradient=of_gradient)
 
 
 def _differs(each: Counterfactual) -> bool:
@@ -189,19 +190,31 @@ def _differs(each: Counterfactual) -> bool:
 _COMPUTES = "computes what torch would with "
 
 
-def _of_function(each: Counterfactual, site: Site) -> Fault:
-    value, of, fixed = each.value, each.of, each.rewrite
-    setting = {"epsilon": "eps"}.get(each.name, each.name)
+def _of_function(each: Counterfactual, site: Site, *, gradient: bool) -> Fault:
+    def rewrite(times: float) -> Rewrite:
+        if each_of is None or value is None:
+            return fixed
+        return each_of(other(setting, value, times))
 
     def plant(run: PlantedRun, times: float) -> None:
-        run.rewrites[site] = fixed if of is None or value is None else of(other(setting, value, times))
+        run.rewrites[site] = rewrite(times)
 
+    # Nothing of the call itself is kept: it holds all that went in.
+    value, each_of, fixed = each.value, each.of, each.rewrite
+    setting = {"epsilon": "eps"}.get(each.name, each.name)
     does = each.jax_does.removeprefix(_COMPUTES)
-    if of is not None and value is not None:
+    if each_of is not None and value is not None:
         does = f"{shown(value)} → {shown(other(setting, value, 1.0))}"
     where = f"{site.function} in {site.module}" if site.module else site.function
-    unread = _UNREAD.get(each.name, f"{site.function} gives the same with it, on these batches")
-    return Fault(each.name, f"{each.name}: {does}", where, plant, of is not None, unread)
+    fault = Fault(each.name, f"{each.name}: {does}", where, plant, each_of is not None)
+    if each.name in _UNREAD:
+        return fault._replace(unread=_UNREAD[each.name])
+    # Of a layer that is off, or that has statistics, what it gives is not all.
+    shows = not gradient and "training" not in each.call
+    return fault._replace(
+        unread=f"{site.function} gives the same with it, on these batches",
+        computes=(site, rewrite(1.0)) if shows else None,
+    )
 
 
 _UNREAD = {

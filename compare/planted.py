@@ -7,9 +7,12 @@ the torch side with it as the other way round.
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from compare.batch import Batch
+import numpy as np
+
+from compare.batch import Batch, mapped
 from compare.counterfactuals import FUNCTIONS
 from compare.observation import Observation
 from compare.rewriting import Call, Rewrite, Window, rewriting
@@ -73,6 +76,28 @@ class Fault(NamedTuple):
     """Why it changes nothing, if it does not: what must then be so."""
     needed: int = 1
     """The steps that it takes to show, as far as is known without a run."""
+    computes: tuple[Site, Rewrite] | None = None
+    """Where something else is computed, and what, if that is the fault and shows in what the function gives."""
+
+
+def same(rewrite: Rewrite, call: Call) -> bool:
+    """Tell whether a call gives the same with something in its place, whatever the numbers that go into it."""
+    import torch
+
+    def noisy() -> Call:
+        rng = np.random.default_rng(0)
+
+        def noise(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                return value
+            return torch.from_numpy(10 * rng.standard_normal(tuple(value.shape))).to(value)
+
+        return replace(call, args=mapped(call.args, noise), kwargs=mapped(call.kwargs, noise))
+
+    with torch.no_grad():
+        right, wrong = noisy().run(), rewrite(noisy())
+    tensors = isinstance(right, torch.Tensor) and isinstance(wrong, torch.Tensor)
+    return tensors and right.shape == wrong.shape and torch.allclose(right, wrong, rtol=1e-12, atol=1e-12)
 
 
 def other(name: str, value: float, times: float) -> float:

@@ -15,10 +15,11 @@ from compare.engine import Followed, Streams, first_divergence, follow, weigh_no
 from compare.faults import faults, shuffled
 from compare.jax_side import Flax, Jax, JaxRun
 from compare.observation import Observation
-from compare.planted import Fault, PlantedRun
+from compare.planted import Fault, PlantedRun, same
 from compare.power_result import Outcome, Power, Why, steps_taken
 from compare.problem import InputError
 from compare.progress import Progress, Show, ignore
+from compare.rewriting import Call
 from compare.torch_side import Torch
 from compare.verdict import FACTOR, distance
 
@@ -236,7 +237,25 @@ class Planting(Comparison):
             return Why.OFF, f"the model is in eval(), where it is off: in train() it shows at step {step}, {stage}"
         if change := self._first_change(fault, max(FURTHER * self.steps, AT_LEAST)):
             return Why.STEPS, f"in {steps_taken(self.steps)}, nothing reaches it: take {change[0] + 1}"
+        if self._always_the_same(fault):
+            return Why.EQUIVALENT, "it is the same function, whatever goes into it"
         return Why.UNREAD, fault.unread or "nothing in these batches reads it"
+
+    def _always_the_same(self, fault: Fault) -> bool:
+        """Tell whether what a fault has computed in place of a function is the same by definition."""
+        if fault.computes is None:
+            return False
+        site, rewrite = fault.computes
+        found: list[bool] = []
+
+        def compare(call: Call) -> Any:
+            found.append(same(rewrite, call))
+            return call.run()
+
+        run = self.planted("float64")
+        run.rewrites[site] = compare
+        self._record(run, steps=1)
+        return bool(found) and all(found)
 
     def _first_change(self, fault: Fault, steps: int, *, training: bool = False) -> tuple[int, str] | None:
         """Give the step and the stage at which a fault first changes anything in the torch side's float64 run."""

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from flax import nnx
 from torch.nn import functional
 
 import compare
+from compare.command_line import main
 from compare.power_result import Outcome, Why
 
 Batches = list[Any]
@@ -196,6 +198,18 @@ def test_a_bias_before_a_normalization_is_none() -> None:
     assert outcome not in power.missed
 
 
+def test_what_is_the_same_function_is_no_fault() -> None:
+    """A kernel of one point may be flipped."""
+    port = compare.Jax(lambda params, x: jnp.einsum("nchw,oc->nohw", x, params["weight"][..., 0, 0]), {
+        "weight": jnp.zeros((3, 2, 1, 1))
+    })  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((2, 2, 4, 4)).astype(np.float32)
+    model = torch.nn.Conv2d(2, 3, 1, bias=False)
+    power = compare.power(compare.Torch(model), port, [x], weights={"weight": "weight"}, faults=100)
+    outcome = of_kind(power, "flipped kernel")
+    assert (outcome.why, outcome.explanation) == (Why.EQUIVALENT, "it is the same function, whatever goes into it")
+
+
 class Drowned(torch.nn.Module):
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -260,6 +274,23 @@ def test_for_people_and_for_programs(trained: compare.Power) -> None:
     found = json.loads(json.dumps(trained.to_dict()))
     assert (found["share"], found["steps"], found["seed"]) == (12 / 13, 3, 0)
     assert [each["why"] for each in found["outcomes"] if not each["caught"]] == ["steps"]
+
+
+def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = ["check", "pairs.scanned:in_linen", "--steps", "1", "--device", "cpu", "--json", str(tmp_path / "a.json")]
+    assert main([*command, "--power"]) == 0
+    printed = capsys.readouterr()
+    assert "pairs.scanned:in_linen: match" in printed.out
+    assert "faults caught in 1 step" in printed.out
+    (report,) = json.loads((tmp_path / "a.json").read_text())["reports"]
+    assert len(report["power"]["outcomes"]) == 20
+    assert report["power"]["share"] > 0.8
+
+
+def test_the_command_line_of_a_mismatch(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = "pairs.recurrent:lstm_in_nnx_with_one_step"
+    assert main(["check", wrong, "--steps", "1", "--device", "cpu", "--power"]) == 1
+    assert "power is measured once the port matches" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
