@@ -60,13 +60,14 @@ def _settings(group: Mapping[str, Any]) -> dict[str, float | bool]:
 
 
 def _set(run: PlantedRun, key: str, value: Any) -> None:
-    """Change a setting in all parameter groups, again at each step, whatever a schedule makes of it."""
+    """Change a setting where it is as in the first parameter group, again at each step, whatever a schedule does."""
     optimizer = run.optimizer
     assert optimizer is not None
     name, _, position = key.partition("[")
+    groups = [group for group in optimizer.param_groups if group.get(name) == optimizer.param_groups[0][name]]
 
     def write(*_: Any) -> None:
-        for group in optimizer.param_groups:
+        for group in groups:
             if position:
                 group[name] = tuple(value if i == int(position[:-1]) else part for i, part in enumerate(group[name]))
             else:
