@@ -144,9 +144,9 @@ class Report:
         elif self.divergence:
             found += f" at {self.divergence.headline}"
         elif self.notes:
-            found += f": {self.notes[0].name}"
-        elif uneven := next((each for each in self.quantities if each.verdict == Verdict.PRECISION), None):
-            found += f": the same mathematics, but one side rounds more, first at {uneven.torch}"
+            found += f": the same mathematics, but {self.notes[0].name}"
+        elif self.verdict == Verdict.PRECISION:
+            found += ": the same mathematics, but one side rounds more"
         return found
 
     @property

@@ -122,6 +122,8 @@ def _parts(report: "Report") -> Iterator[RenderableType]:
     rows = [("", line) for line in report.nondeterministic]
     if report.divergence:
         rows += _rows(report.divergence)
+    if uneven and report.ok:
+        rows.append(("where", f"first at {uneven.torch}"))
     for note in report.notes:
         rows += _cause(note)
     if uneven and report.ok and not report.notes:
@@ -138,7 +140,8 @@ def _rows(divergence: Divergence) -> Iterator[tuple[str, str]]:
     if divergence.torch != divergence.jax:
         yield "where", f"{divergence.torch} in torch, {divergence.jax} on the JAX side"
     rounding = divergence.error32 * EPSILON64 / EPSILON32
-    yield "float64", f"{divergence.error64:.1e} apart, where rounding would be about {rounding:.0e}"
+    apart = f"{divergence.error64:.1e}" if np.isfinite(divergence.error64) else "infinitely far"
+    yield "float64", f"{apart} apart, where rounding would be about {rounding:.0e}"
     for line in divergence.details:
         label, _, text = line.partition("  ")
         yield (label, text) if text else ("", line)

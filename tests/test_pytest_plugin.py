@@ -88,7 +88,7 @@ def test_a_mismatch_fails_with_its_report(suite: pytest.Pytester) -> None:
 def test_strict_and_selection(suite: pytest.Pytester) -> None:
     result = suite.runpytest_subprocess("--parity-strict", "-m", "parity", "-k", "precision or right or other")
     result.assert_outcomes(passed=1, failed=1, deselected=3)
-    result.stdout.fnmatch_lines(["precision: bfloat16 on the flax side"])
+    result.stdout.fnmatch_lines(["precision: the same mathematics, but bfloat16 on the flax side"])
 
 
 def test_under_xdist(suite: pytest.Pytester) -> None:
