@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.alignment import to_numpy
-from compare.check import Comparison, prepared
+from compare.check import prepared
+from compare.comparison import Comparison
 from compare.draws import NondeterministicError
 from compare.engine import Followed, Streams, first_divergence, follow, weigh_noise
 from compare.faults import faults, shuffled

@@ -151,7 +151,7 @@ def steps(pair: Pair, more: dict[str, Any], count: int = 10) -> Steps:
 
 
 def compare_setup(pair: Pair, more: dict[str, Any]) -> tuple[TorchRun, JaxRun, Any]:
-    from compare.check import Comparison
+    from compare.comparison import Comparison
 
     checked_batches = [compare_batch(batch) for batch in pair.batches]
     comparison = Comparison(pair.torch, pair.jax, checked_batches, more.get("weights"), "cpu")

@@ -1,0 +1,374 @@
+"""One PyTorch program and its port with their weights mapped: following both, and explaining what differs."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from compare import batch as batching
+from compare import weights as mapping
+from compare.alignment import Alignment, named, to_numpy
+from compare.batch import Batch
+from compare.diagnosis import described, explain, misconverted
+from compare.draws import Draw, Hints
+from compare.engine import (
+    Followed,
+    Found,
+    SoFar,
+    Streams,
+    first_divergence,
+    follow,
+    independent_divergences,
+    weigh_noise,
+)
+from compare.jax_side import Flax, Jax, JaxRun, adapted
+from compare.lift_torch import ControlledRun
+from compare.modules import align_modules, unflattened
+from compare.observation import Observation, Port, Stream
+from compare.optimizer_state import jax_state
+from compare.precision_causes import fast_variance, low_precision, without_fast_variance
+from compare.progress import Progress, Show
+from compare.report import Cause, Divergence, Report, Run, settings
+from compare.torch_side import Record, Torch, TorchRun
+from compare.training import align_training
+from compare.verdict import EPSILON32, FACTOR, ULPS, Verdict, distance
+
+_SAME = 1e-2
+"""Two arrays nearer than this are the same but for rounding or a bug, and not in another order."""
+
+
+class Comparison:
+    """One pair with its weights mapped, from which runs are started."""
+
+    def __init__(
+        self, torch: Torch, jax: Flax | Jax, batches: list[Batch], weights: Mapping[str, str] | None, device: str
+    ) -> None:
+        self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
+        self.training = torch.model.training
+        self.overwritten: frozenset[Port] = frozenset()
+        self.draws: list[list[Draw]] = []
+        self.nondeterministic: list[str] = []
+        self.pinned: dict[str, None] = {}
+        self._probe()
+        self.torch_parameters = frozenset(name for name, _ in torch.model.named_parameters())
+        jax_run = JaxRun(jax, "float32", training=self.training)
+        jax_run.probe(batches[0])
+        self.jax_modules = jax_run.modules
+        self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in jax_run.modules.items()}
+        self.features: dict[str, tuple[int, ...]] = {
+            path: () for path, kind in self.torch_modules.items() if "Linear" in kind
+        }
+        self.links = self._find_links(weights, jax_run)
+        self.hints = Hints(self._channels_last())
+        if self.hints.channels_last or any("Conv" in kind for kind in self.torch_modules.values()):
+            still = JaxRun(jax, "float32", training=False)
+            while flattened := self._flattened(still):
+                self.features |= flattened
+                self.links = self._find_links(weights, jax_run)
+            orders = {(shape[0], shape[1]) for shape in self.features.values() if shape}
+            self.hints = self.hints._replace(flattened=tuple(orders))
+        # Layers in a scan have partners of their own on the torch side: they are run one by one to be seen.
+        self.unroll = bool(jax_run.hidden) and any(
+            isinstance(i, int) for link in self.links for i in link.jax_view.index
+        )
+        self.given = jax_run.arrays()
+        self.initial = mapping.to_jax(self.links, self._weights(), self.given)
+
+    def _probe(self) -> None:
+        """Run the torch model forward twice: see its modules, what it overwrites in place, and if it repeats itself."""
+        record, again = Record(), Record()
+        with ControlledRun() as first:
+            TorchRun(self.torch, "float32", self.device).forward(self.batches[0], record)
+        self.torch_modules, self.overwritten = record.modules, record.changed()
+        with ControlledRun(replay=first.draws):
+            TorchRun(self.torch, "float32", self.device).forward(self.batches[0], again)
+        for port, tensor in record.seen.items():
+            apart = distance(to_numpy(again.seen[port]), to_numpy(tensor)) if port in again.seen else np.inf
+            if port.kind == "output" and apart > FACTOR * ULPS * EPSILON32:
+                self.nondeterministic.append(
+                    f"the torch side disagrees with itself: the same batch and the same random numbers of torch's gave "
+                    f"{port} twice, {apart:.0e} apart. Does it draw from numpy or random, or keep something between "
+                    "calls?"
+                )
+                break
+
+    def _find_links(self, weights: Mapping[str, str] | None, jax_run: JaxRun) -> mapping.WeightMap:
+        layers = mapping.torch_layers(self.torch.model, self.features), self.jax.layers()
+        return mapping.find_links(*layers, weights, order=(list(self.torch_modules), list(jax_run.modules)))
+
+    def _channels_last(self) -> bool:
+        """Tell whether `batch=` moves channels to the end."""
+        ours = batching.mapped(self.batches[0].inputs, lambda array: array)
+        theirs = adapted(self.batches[0], self.jax.batch).inputs
+        return (
+            isinstance(ours, np.ndarray)
+            and ours.ndim > 2
+            and not np.array_equal(ours, theirs)
+            and np.array_equal(np.moveaxis(ours, 1, -1), theirs)
+        )
+
+    def _flattened(self, jax_run: JaxRun) -> dict[str, tuple[int, int]]:
+        """See which linear layers take an image's features in another order: channels last, where torch's are first.
+
+        A port may flatten either way, and a run tells, in evaluation, where nothing is dropped, and from scattered
+        weights: zeros are the same in any order. It gives the channels and the points of each such layer.
+        """
+        record = Record()
+        torch_run = TorchRun(self.torch, "float32", self.device)
+        torch_run.model.eval()
+        torch_run.scatter(seed=0)
+        with ControlledRun():
+            torch_run.forward(self.batches[0], record)
+        seen = record.seen
+        jax_run.load(mapping.to_jax(self.links, torch_run.arrays(), jax_run.arrays()))
+        theirs = jax_run.forward(self.batches[0])
+        kernels = {link.torch: link.jax for link in self.links}
+        found: dict[str, tuple[int, int]] = {}
+        for path in (path for path, shape in self.features.items() if not shape and f"{path}.weight" in kernels):
+            module = kernels[f"{path}.weight"].rpartition("/")[0]
+            ours = [to_numpy(value) for port, value in seen.items() if port[:3] == (path, 0, "input")]
+            other = [to_numpy(value) for port, value in theirs.items() if port[:3] == (module, 0, "input")]
+            if not ours or not other or ours[0].shape != other[0].shape or distance(other[0], ours[0]) < _SAME:
+                continue
+            size = ours[0].shape[-1]
+            shapes = [(channels, size // channels) for channels in range(2, size) if size % channels == 0]
+            near = (shape for shape in shapes if distance(unflattened(shape).to_torch(other[0]), ours[0]) < _SAME)
+            if shape := next(near, None):
+                found[path] = shape
+        return found
+
+    def _weights(self) -> dict[str, np.ndarray]:
+        tensors = self.torch.model.state_dict(keep_vars=True)
+        return {name: to_numpy(tensor) for name, tensor in tensors.items()}
+
+    def torch_run(self, dtype: str) -> TorchRun:
+        """Start a run of the torch side."""
+        return TorchRun(self.torch, dtype, self.device, self.overwritten)
+
+    def jax_run(self, dtype: str) -> JaxRun:
+        """Start a run of the JAX side."""
+        run = JaxRun(self.jax, dtype, training=self.training, unroll=self.unroll, hints=self.hints)
+        run.load(self.initial)
+        return run
+
+    def report(self, name: str, steps: int, progress: Show) -> Report:
+        """Follow both sides, and tell what was found."""
+        torch, jax = self.torch_run("float64"), self.jax_run("float64")
+        self.torch_settings = torch.settings()
+        streams = Streams(
+            self._torch_steps(self.torch_run("float32"), record=True),
+            self._torch_steps(torch),
+            self._jax_steps(jax),
+            self._jax_steps(self.jax_run("float32")),
+        )
+
+        def stepping(step: int, followed: SoFar) -> None:
+            doing = f"step {step + 1} of {steps}" if step else f"tracing and compiling step 1 of {steps}"
+            so_far = f"{name}, the first {step} of {steps} steps"
+            progress(Progress(doing, step, steps, lambda: self._found(so_far, step, followed(), jax) if step else None))
+
+        followed = follow(streams, self.align, steps, stepping)
+        self.nondeterministic += dict.fromkeys(jax.unreplayed)
+        found = self._found(name, steps, followed, jax)
+        if found.divergence:
+            progress(Progress("measuring what rounding does", found=lambda: found))
+            self._weigh_noise(followed)
+            found = self._found(name, steps, followed, jax)
+        divergence, others, notes = found.divergence, [], []
+        if first := first_divergence(followed):
+            progress(Progress("looking for what differs by itself", found=lambda: found))
+            apart = [first, *self._independent(followed, first)]
+            progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
+            divergence, *others = self._explained(apart, jax)
+        elif not self.nondeterministic:
+            progress(Progress("looking for what rounds more on one side", found=lambda: found))
+            notes = self._precision(followed)
+        if wrong := self._wrongly_converted():
+            others = [*wrong[1:], *([divergence] if divergence else []), *others]
+            divergence, notes = wrong[0], []
+        return dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
+
+    def _found(self, name: str, steps: int, followed: Followed, jax: JaxRun) -> Report:
+        """Tell what following both sides has found, before anything of it is explained."""
+        losses, first = followed.losses, first_divergence(followed)
+        return Report(
+            name,
+            Run("torch", losses["torch32"], losses["torch64"]),
+            Run(self.jax.name, losses["jax32"], losses["jax64"]),
+            followed.quantities,
+            first and first.divergence,
+            [],
+            settings(steps, self.device),
+            followed.not_compared,
+            nondeterministic=self.nondeterministic,
+            pinned=[
+                *(f"torch: {what}" for what in list(self.pinned)),
+                *(f"{self.jax.name}: {what}" for what in jax.pinned),
+            ],
+            stages=True,
+            modules=self.kinds,
+            weights=[(named(link, "torch"), named(link, "jax")) for link in self.links],
+        )
+
+    def _precision(self, followed: Followed) -> list[Cause]:
+        """Look for what rounds more on one side, where both compute the same."""
+        pairs = zip(followed.pairings, followed.quantities, strict=True)
+        found = next(((p, q) for p, q in pairs if q.verdict == Verdict.PRECISION and p.ports), None)
+        if found is None:
+            return []
+        (pairing, quantity), batch, draws = found, self.batches[0], self.draws[0]
+        assert pairing.ports is not None
+        ours, theirs = pairing.ports
+        if quantity.imbalance < 1:
+            with ControlledRun(replay=draws) as controlled:
+                self.torch_run("float32").step(batch)
+            cause = low_precision(ours.module, quantity, "torch", controlled.dtypes)
+            return [cause] if cause else []
+
+        def jax(dtype: str, side: Flax | Jax = self.jax) -> np.ndarray:
+            run = JaxRun(side, dtype, training=self.training, unroll=self.unroll, hints=self.hints)
+            run.load(self.initial)
+            return pairing.jax_array(Observation(forward=run.forward(batch, draws)))
+
+        probe = JaxRun(self.jax, "float32", training=self.training)
+        probe.probe(batch)
+        if cause := low_precision(theirs.module, quantity, self.jax.name, probe.dtypes):
+            return [cause]
+        found_norms = without_fast_variance(self.jax, theirs.path)
+        if found_norms is None:
+            return []
+        slow, norms = found_norms
+        cause = fast_variance(norms, quantity, distance(jax("float32", slow), jax("float64")))
+        return [cause] if cause else []
+
+    def _wrongly_converted(self) -> list[Divergence]:
+        """Where the port already has most of the torch model's weights, those that it has not.
+
+        A port with weights of its own gets torch's. One that was given them by the user's conversion is compared as
+        converted.
+        """
+        both = [
+            (link, link.jax_view(self.initial[link.jax]), link.jax_view(self.given[link.jax]))
+            for link in self.links
+            if np.ptp(self.initial[link.jax])  # zeros and ones are equal without any conversion
+        ]
+        near = ULPS * EPSILON32
+        wrong = [(link, ours, theirs) for link, ours, theirs in both if distance(theirs, ours) > near]
+        parameters = [link.torch for link, _, _ in both if link.torch in self.torch_parameters]
+        right = set(parameters) - {link.torch for link, _, _ in wrong}
+        if 2 * len(right) <= len(set(parameters)):
+            return []
+        opinion = f"the port came with torch's weights, but for {len(wrong)} of {len(both)}: look at their conversion"
+        return [
+            Divergence(
+                0,
+                "parameters",
+                link.torch,
+                link.jax,
+                distance(theirs, ours),
+                near,
+                cause=misconverted(link, ours, theirs, near),
+                opinion=opinion,
+            )
+            for link, ours, theirs in wrong
+        ]
+
+    def _torch_steps(self, run: TorchRun, *, record: bool = False) -> Stream:
+        """Take torch's steps; what the first run of a comparison draws at random, the others get as well."""
+        for number, batch in enumerate(itertools.cycle(self.batches)):
+            replay = None if record else self.draws[number]
+            with ControlledRun(lift=run.lifted, replay=replay) as controlled:
+                seen = run.step(batch)
+            self.pinned |= dict.fromkeys(controlled.pinned)
+            if record:
+                self.draws.append(controlled.draws)
+            yield seen
+
+    def _jax_steps(self, run: JaxRun) -> Stream:
+        for number, batch in enumerate(itertools.cycle(self.batches)):
+            yield run.step(batch, self.draws[number])
+
+    def _weigh_noise(self, followed: Followed) -> None:
+        perturbed = self.torch_run("float64")
+        perturbed.perturb(seed=0)
+        weigh_noise(followed, self._torch_steps(self.torch_run("float64")), self._torch_steps(perturbed))
+
+    def _independent(self, followed: Followed, first: Found) -> list[Found]:
+        """Start every part of every step from the torch side's values, and list all that differs by itself."""
+        torch, jax = self.torch_run("float64"), self.jax_run("float64")
+        forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
+        slots = [each for each in followed.pairings if each.stage == "update" and each.operands is None]
+
+        def steps() -> Iterator[tuple[Observation, Observation]]:
+            stream = self._torch_steps(torch)
+            for number in range(len(followed.quantities[0].error64)):
+                before = Observation(optimizer=torch.optimizer_state())
+                kept = jax.state_arrays()  # of an unknown optimizer it is right as well: it saw torch's gradients
+                jax.load(mapping.to_jax(self.links, torch.arrays(), jax.arrays()))
+                if number:
+                    jax.load_state(jax_state(slots, before, kept))
+                seen = next(stream)
+                given = {p.ports[1]: p.to_jax(p.torch_array(seen)) for p in forward if p.ports and p.to_jax}
+                gradients = {name: to_numpy(gradient) for name, gradient in seen.gradients.items()}
+                shared = [dataclasses.replace(link, adds=False) for link in self.links if link.torch in gradients]
+                given_gradients = mapping.to_jax(shared, gradients, jax.arrays())
+                batch = self.batches[number % len(self.batches)]
+                yield seen, jax.step(batch, self.draws[number], (given, given_gradients))
+
+        found = independent_divergences(followed, steps(), lambda pairing: pairing.stage in ("gradient", "parameters"))
+        # An optimizer's difference shows in every parameter: one of them is enough.
+        updates = [each for each in found if each.pairing.stage == "update"]
+        others = [each for each in found if each.pairing.stage != "update"] + updates[:1]
+        return sorted(others, key=lambda each: each.pairing is not first.pairing)
+
+    def _explained(self, found: list[Found], jax: JaxRun) -> list[Divergence]:
+        """Look for the cause of each divergence."""
+        first, *others = found
+        if others and others[0].pairing is first.pairing:
+            target = others.pop(0)
+            first = first._replace(target=target.target, update=target.update)
+        elif first.pairing.stage == "update":
+            others = [each for each in others if each.pairing.stage != "update"]
+        return [self._with_cause(each, jax) for each in (first, *others)]
+
+    def _with_cause(self, found: Found, jax: JaxRun) -> Divergence:
+        step = found.divergence.step
+        run = self.torch_run("float64")
+        rates = [run.learning_rate]
+        for _ in itertools.islice(self._torch_steps(run), step):
+            rates.append(run.learning_rate)
+        batch, draws = self.batches[step % len(self.batches)], self.draws[step]
+        if found.target is None:  # what comes before is the same on both sides
+            jax.load(mapping.to_jax(self.links, run.arrays(), jax.arrays()))
+            found = found._replace(target=found.pairing.jax_array(jax.step(batch, draws)))
+        cause, related = explain(found, run, batch, draws, self._layer(found), rates)
+        ours, theirs = self._described(found)
+        details = (f"torch  {ours}", f"{self.jax.name}  {theirs}") if ours and theirs else ()
+        return dataclasses.replace(found.divergence, cause=cause, details=(*details, *related))
+
+    def _described(self, found: Found) -> tuple[str, str]:
+        """Show both layers with their settings, where the culprit is a layer."""
+        ports = found.pairing.ports
+        if ports is None or not found.divergence.torch.startswith(ports[0].module):
+            return "", ""
+        module = dict(self.torch.model.named_modules()).get(ports[0].path)
+        return described(module), described(self.jax_modules.get(ports[1].path))
+
+    def _layer(self, found: Found) -> str:
+        """Name the layer of the JAX side that is the culprit, as its code does: "nnx.LayerNorm"."""
+        path = found.pairing.ports[1].path if found.pairing.ports else found.pairing.jax.rpartition("/")[0]
+        module = self.jax_modules.get(path)
+        if module is None:
+            return ""
+        package = {"flax.nnx": "nnx.", "flax.linen": "nn."}
+        prefix = next((short for name, short in package.items() if type(module).__module__.startswith(name)), "")
+        return f"{prefix}{type(module).__name__}"
+
+    def align(self, torch: Observation, jax: Observation) -> Alignment:
+        """Pair everything that a step of both sides shows."""
+        forward, not_compared = align_modules(self.links, torch, jax, self.kinds)
+        rank = {path: number for number, path in enumerate(self.torch_modules)}
+        links = sorted(self.links, key=lambda link: rank.get(link.torch.rpartition(".")[0], len(rank)))
+        training, rest = align_training(links, torch, jax, self.torch_settings)
+        return Alignment(forward + training, not_compared + rest)
