@@ -13,6 +13,7 @@ from compare.alignment import to_numpy
 from compare.batch import Batch, called, checked_loss, mapped
 from compare.observation import Observation, Port
 from compare.problem import InputError
+from compare.verdict import ULPS
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,7 @@ class TorchRun:
         self._clips: bool | None = None
         """Whether the optimizer's step changes gradients in place, as a hook that clips them does; None if unknown."""
         self.parameters = dict(self.model.named_parameters())
+        self._noise: np.random.Generator | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         if side.optimizer is not None:
             self.optimizer = side.optimizer(self.model.parameters())
@@ -98,6 +100,8 @@ class TorchRun:
             loss = checked_loss("torch", self.loss, output, mapped(batch.target, self.tensor))
             self.model.zero_grad(set_to_none=True)
             loss.backward()
+        if self._noise is not None:
+            self._perturb_gradients(self._noise)
         gradients = {
             name: torch.zeros_like(param) if param.grad is None else param.grad
             for name, param in self.parameters.items()
@@ -151,14 +155,27 @@ class TorchRun:
         return float(self.optimizer.param_groups[0].get("lr", 0)) if self.optimizer is not None else 0.0
 
     def perturb(self, seed: int) -> None:
-        """Change each parameter by a few units in its last place, to see what rounding does to a run."""
+        """Change parameters, and every gradient from here on, by a few units in the last place, to see what follows.
+
+        A gradient whose elements are zero in exact arithmetic has rounding of the size of the others in them, and an
+        optimizer that divides by their size makes more of it.
+        """
         import torch
 
-        generator = torch.Generator().manual_seed(seed)
+        self._noise = np.random.default_rng(seed)  # not torch's: what torch draws is recorded, and replayed
         with torch.no_grad():
             for param in self.parameters.values():
-                noise = torch.rand(param.shape, generator=generator, dtype=param.dtype).to(param.device)
-                param.mul_(1 + 4 * torch.finfo(param.dtype).eps * (2 * noise - 1))
+                noise = self.tensor(self._noise.choice((-1.0, 1.0), tuple(param.shape)))  # none is small by accident
+                param.mul_(1 + ULPS * torch.finfo(param.dtype).eps * noise)
+
+    def _perturb_gradients(self, generator: np.random.Generator) -> None:
+        """Move each gradient by as much of its norm as is fair rounding for it."""
+        import torch
+
+        for param in self.parameters.values():
+            if (gradient := param.grad) is not None and not gradient.is_sparse:
+                noise = self.tensor(generator.choice((-1.0, 1.0), tuple(gradient.shape)))
+                gradient.add_(noise * (ULPS * torch.finfo(gradient.dtype).eps * gradient.norm() / noise.norm()))
 
     def scatter(self, seed: int) -> None:
         """Add noise of their own size to the parameters: what was initialised to zero then tells its elements apart."""
