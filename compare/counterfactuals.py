@@ -847,8 +847,8 @@ def counterfactuals(calls: Sequence[Call], *, gradient: bool) -> Iterator[Counte
             yield from _alternatives(number, call, gradient=True)
         else:
             # What fits without a number of its own says more than a number that was fitted.
-            yield from _variants(number, call)
             yield from _alternatives(number, call, gradient=False)
+            yield from _variants(number, call)
             yield from _settings(number, call)
             yield from _other_activations(number, call)
 
