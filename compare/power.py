@@ -12,7 +12,7 @@ from compare.alignment import to_numpy
 from compare.check import prepared
 from compare.comparison import Comparison
 from compare.draws import NondeterministicError
-from compare.engine import Followed, Streams, first_divergence, follow, weigh_noise
+from compare.engine import Followed, Streams, first_divergence, follow
 from compare.faults import faults, shuffled
 from compare.jax_side import Flax, Jax, JaxRun
 from compare.observation import Observation
@@ -109,10 +109,16 @@ class Planting(Comparison):
 
     steps = 1
     seed = 0
+    fault: Fault | None = None
+    """Which is in the torch side at the moment."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._compiled: list[tuple[JaxRun, Any]] = []
+
+    def torch_run(self, dtype: str) -> PlantedRun:
+        """Start a run of the torch side, with the fault."""
+        return self.planted(dtype, self.fault)
 
     def planted(self, dtype: str, fault: Fault | None = None, times: float = 1.0) -> PlantedRun:
         """Start a run of the torch side, with a fault or without."""
@@ -180,20 +186,19 @@ class Planting(Comparison):
     def _check(self, fault: Fault | None) -> tuple[Followed, list[str]]:
         """Do as `compare.check` does, but for the search for a cause."""
         self._begin()
-        run = self.planted("float64", fault)
+        self.fault = fault
+        run = self.torch_run("float64")
         self.torch_settings = run.settings()
         jax64, jax32 = self._jax_runs()
         streams = Streams(
-            self._torch_steps(self.planted("float32", fault), record=True),
+            self._torch_steps(self.torch_run("float32"), record=True),
             self._torch_steps(run),
             self._jax_steps(jax64),
             self._jax_steps(jax32),
         )
         followed = follow(streams, self.align, self.steps)
         if first_divergence(followed):
-            perturbed = self.planted("float64", fault)
-            perturbed.perturb(seed=0)
-            weigh_noise(followed, self._torch_steps(self.planted("float64", fault)), self._torch_steps(perturbed))
+            self._weigh_noise(followed)
         if unreplayed := list(jax64.unreplayed):
             self._compiled.clear()  # it belongs to what was compiled
         return followed, unreplayed
@@ -218,12 +223,21 @@ class Planting(Comparison):
                 f"it changes {change.where} by {change.size:.0e} at step {change.step}, and rounding alone would by "
                 f"about {change.rounding:.0e}"
             )
-        for times in LARGER if fault.sized else ():
-            if self._largest_change(fault, followed, times).ratio > FACTOR:
-                return Why.WEAK, f"{said}: it is seen where it is {times:g} times as large"
+        if times := self._seen_at(fault, followed):
+            return Why.WEAK, f"{said}: it is seen where it is {times:g} times as large"
         if change.ratio > FACTOR:
             return Why.WEAK, said
         return Why.EQUIVALENT, f"in exact arithmetic it changes nothing here: {said}"
+
+    def _seen_at(self, fault: Fault, followed: Followed) -> float | None:
+        """Give how many times as large a fault must be to be seen; None if it may be as large as torch takes it."""
+        for times in LARGER if fault.sized else ():
+            try:
+                if self._largest_change(fault, followed, times).ratio > FACTOR:
+                    return times
+            except (NondeterministicError, RuntimeError, ValueError):  # such as a dropout rate above 1
+                return None
+        return None
 
     def _why_unread(self, fault: Fault) -> tuple[Why, str]:
         """Find out why a fault changes nothing at all: what would have to be otherwise, for it to change something."""
