@@ -54,7 +54,7 @@ def to_numpy(value: Any) -> np.ndarray:
         value = value.float() if value.dtype.itemsize == 2 and value.is_floating_point() else value
         return value.numpy()
     array = np.asarray(value)
-    return array.astype(np.float32) if array.dtype.kind == "V" or array.dtype.name == "bfloat16" else array
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
 
 
 def align_tensors(

@@ -106,9 +106,13 @@ class JaxSide:
         with precision():
             state, x, y = self.program.start(problem.astype(dtype), dtype=dtype)
         named: list[list[str]] = []
+        # Each step is started before the one ahead of it is weighed: JAX computes it meanwhile.
+        with precision():
+            started = self.program.step(state, x, y)
         while True:
+            loss, gradients, state = started
             with precision():
-                loss, gradients, state = self.program.step(state, x, y)
+                started = self.program.step(state, x, y)
             trees = (gradients, state.weights, state.optimizer)
             named = named or [names(tree) for tree in trees]
             arrays = [dict(zip(of, jax.tree.leaves(tree), strict=True)) for of, tree in zip(named, trees, strict=True)]
