@@ -1,5 +1,6 @@
 """Batches: what goes into both models, and what their outputs are held against."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -95,3 +96,24 @@ def checked_loss(side: str, loss: Callable[[Any, Any], Any], output: Any, target
         what = f"has shape {tuple(shape)}" if shape is not None else f"is a {type(value).__name__}"
         raise InputError(f"the {side} loss {what}, but must be a scalar: take its mean or its sum")
     return value
+
+
+def adapted(batch: Batch, adapt: Callable[..., Any] | None) -> Batch:
+    """Apply the user's `batch=` function."""
+    if adapt is None:
+        return batch
+    positional = [
+        parameter
+        for parameter in inspect.signature(adapt).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    try:
+        found = adapt(*batch) if len(positional) == 2 else adapt(tuple(batch))
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        raise InputError(f"batch= does not take the batch ({batch}), a pair of inputs and target: {error}") from error
+    if isinstance(found, tuple | list) and len(found) == 2:
+        return Batch(*found)
+    if batch.target is None:
+        return Batch(found)
+    raise InputError(f"batch= must give a pair (inputs, target), and gave a {type(found).__name__}")

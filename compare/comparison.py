@@ -9,7 +9,7 @@ import numpy as np
 from compare import batch as batching
 from compare import weights as mapping
 from compare.alignment import Alignment, named, to_numpy
-from compare.batch import Batch
+from compare.batch import Batch, adapted
 from compare.diagnosis import described, explain, misconverted
 from compare.draws import Draw, Hints
 from compare.engine import (
@@ -22,7 +22,8 @@ from compare.engine import (
     independent_divergences,
     weigh_noise,
 )
-from compare.jax_side import Flax, Jax, JaxRun, adapted
+from compare.jax_run import JaxRun
+from compare.jax_side import Flax, Jax
 from compare.lift_torch import ControlledRun
 from compare.modules import align_modules, unflattened
 from compare.observation import Observation, Port, Stream

@@ -14,7 +14,8 @@ from compare.comparison import Comparison
 from compare.draws import NondeterministicError
 from compare.engine import Followed, Streams, first_divergence, follow
 from compare.faults import faults, shuffled
-from compare.jax_side import Flax, Jax, JaxRun
+from compare.jax_run import JaxRun
+from compare.jax_side import Flax, Jax
 from compare.observation import Observation
 from compare.planted import Fault, PlantedRun, same
 from compare.power_result import Outcome, Power, Why, steps_taken

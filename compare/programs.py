@@ -10,7 +10,7 @@ import numpy as np
 
 from compare import reference
 from compare.alignment import to_numpy
-from compare.jax_side import names
+from compare.jax_record import names
 from compare.observation import Observation, Stream
 from compare.problem import Problem
 

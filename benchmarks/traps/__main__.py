@@ -28,7 +28,7 @@ from rich.table import Table
 
 import compare
 from compare.device import taking_turns
-from compare.jax_side import JaxRun
+from compare.jax_run import JaxRun
 from compare.lift_torch import ControlledRun
 from compare.torch_side import TorchRun
 from compare.weights import to_jax
