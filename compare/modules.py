@@ -1,7 +1,9 @@
 """Which module of one side is held against which of the other, and how their inputs and outputs lie in memory."""
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +38,8 @@ def align_modules(
     partners = _partners(links, torch_calls, jax_calls)
     partners |= _without_weights(partners, torch_calls, jax_calls, kinds)
     features = _flattened(links)
+    layouts = _Layouts(features.values(), torch, jax)
+    with_weights = {link.torch.rpartition(".")[0] for link in links}
     pairings: list[Pairing] = []
     rank = {port: number for number, port in enumerate(torch.forward)}
     lonely = []
@@ -43,8 +47,11 @@ def align_modules(
         theirs = jax_calls.get(partners.get(call, ("", -1)), [])
         for kind in ("input", "output"):
             ours = [port for port in ports if port.kind == kind]
-            flattened = features.get(call[0]) if kind == "input" else None
-            found = list(_tensors(ours, [port for port in theirs if port.kind == kind], torch, jax, flattened))
+            # What only passes features on, to such a linear layer, has them in the same order as it.
+            layout = partial(
+                layouts, may_be_flattened=call[0] not in with_weights or (kind == "input" and call[0] in features)
+            )
+            found = list(_tensors(ours, [port for port in theirs if port.kind == kind], torch, jax, layout))
             pairings += found
             if kind == "output" and ours and not found:
                 lonely.append((call, ours[0]))
@@ -167,14 +174,14 @@ def _tensors(
     theirs: list[Port],
     torch: Observation,
     jax: Observation,
-    flattened: tuple[int, ...] | None,
+    layout_of: "Callable[[np.ndarray, np.ndarray], Layout | None]",
 ) -> Iterator[Pairing]:
     """Pair the tensors of one call: by name where both sides name their outputs, else one by one from the first."""
     names = {port.leaf for port in theirs if not port.leaf[:1].isdigit()}
     by_name = [(port, other) for port in ours for other in theirs if port.leaf == other.leaf and port.leaf in names]
     for port, other in by_name or zip(ours, theirs, strict=False):
         values = to_numpy(torch.forward[port]), to_numpy(jax.forward[other])
-        layout = _layout(*values, flattened)
+        layout = layout_of(*values)
         floating = values[0].dtype.kind == values[1].dtype.kind == "f"
         if layout is None and not (floating and port.kind == "output" and len(ours) == len(theirs) == 1):
             return
@@ -236,21 +243,57 @@ def unflattened(features: tuple[int, ...]) -> Layout:
     return Layout(0, to_torch, to_jax)
 
 
-def _layout(torch: np.ndarray, jax: np.ndarray, flattened: tuple[int, ...] | None) -> Layout | None:
-    """Find how an array of the JAX side lies beside torch's; None if in no known way.
+NEAR = 1e-2
+"""Two arrays nearer than this lie alike: no other order of one of them comes as near by accident."""
 
-    Where several fit, as they do if channels, height and width are equal, the one with the smallest difference is
-    meant: no other comes near rounding by accident.
+
+class _Layouts:
+    """Finds how an array of the JAX side lies beside torch's.
+
+    Where several layouts fit, as they do if batch, channels, height and width are equal, the one under which the two
+    are near each other is meant. If they are not, because of a bug before, it is the one that most arrays of as many
+    dimensions have for certain; of features flattened in an order of the port's own, that order.
+
+    Args:
+        flattened: The shapes (channels, *spatial) of what linear layers take flattened in the port's order.
+        torch: A step of the torch side in float64.
+        jax: The same step of the JAX side.
+
     """
-    if (torch.dtype.kind == "f") != (jax.dtype.kind == "f"):
+
+    def __init__(self, flattened: Iterable[tuple[int, ...]], torch: Observation, jax: Observation) -> None:
+        self._flattened = {math.prod(shape): unflattened(shape) for shape in flattened}
+        self._certain: Counter[tuple[int, Layout]] = Counter()
+        shapes = {tuple(to_numpy(value).shape) for value in jax.forward.values()}
+        for value in torch.forward.values():
+            array = np.empty(to_numpy(value).shape, bool)
+            fitting = [layout for shape in shapes for layout in _fitting(array.shape, shape)]
+            if len(fitting) == 1:
+                self._certain[array.ndim, fitting[0]] += 1
+
+    def __call__(self, torch: np.ndarray, jax: np.ndarray, *, may_be_flattened: bool) -> Layout | None:
+        """Give the layout; None if it is none of those that are known."""
+        if (torch.dtype.kind == "f") != (jax.dtype.kind == "f"):
+            return None
+        fitting = _fitting(torch.shape, jax.shape)
+        flattened = self._flattened.get(torch.shape[1]) if torch.ndim == 2 and may_be_flattened else None
+        if flattened and torch.shape == jax.shape:
+            fitting.append(flattened)
+        if len(fitting) > 1:
+            apart = {layout: distance(layout.to_torch(jax), torch) for layout in fitting}
+            nearest = min(fitting, key=apart.__getitem__)
+            if apart[nearest] < NEAR:
+                return nearest
+            return flattened or max(fitting, key=lambda layout: (self._certain[torch.ndim, layout], -apart[layout]))
+        if fitting:
+            return fitting[0]
+        if torch.size == jax.size and torch.shape[:1] == jax.shape[:1] and jax.ndim > torch.ndim:
+            heads_apart, together = jax.shape, torch.shape
+            return Layout(0, lambda array: array.reshape(together), lambda array: array.reshape(heads_apart))
         return None
-    known = _LAYOUTS if flattened is None else (*_LAYOUTS, unflattened(flattened))
-    fitting = [each for each in known if jax.ndim >= each.dimensions and each.to_torch(jax).shape == torch.shape]
-    if len(fitting) > 1:
-        return min(fitting, key=lambda layout: distance(layout.to_torch(jax), torch))
-    if fitting:
-        return fitting[0]
-    if torch.size == jax.size and torch.shape[:1] == jax.shape[:1] and jax.ndim > torch.ndim:
-        heads_apart, together = jax.shape, torch.shape
-        return Layout(0, lambda array: array.reshape(together), lambda array: array.reshape(heads_apart))
-    return None
+
+
+def _fitting(torch: tuple[int, ...], jax: tuple[int, ...]) -> list[Layout]:
+    """List the layouts that bring an array of one shape into another."""
+    like = np.broadcast_to(np.False_, jax)
+    return [each for each in _LAYOUTS if len(jax) >= each.dimensions and each.to_torch(like).shape == torch]

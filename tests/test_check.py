@@ -339,3 +339,33 @@ def test_features_that_start_at_zero_are_flattened_in_the_order_of_the_port() ->
         steps=3,
     )
     assert report.verdict == compare.Verdict.MATCH, str(report)
+
+
+class Strided(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 6, 3, stride=2, padding=1), torch.nn.BatchNorm2d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.norm(self.conv(x))
+        return result
+
+
+class StridedPort(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Conv(3, 6, (3, 3), strides=2, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, momentum=0.9, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.norm(self.conv(x))
+
+
+def test_an_image_whose_sizes_are_all_equal_lies_as_the_others_do() -> None:
+    images = np.random.default_rng(0).standard_normal((6, 3, 12, 12), np.float32)  # six channels of 6 x 6 points
+    port = compare.Flax(StridedPort(), batch=lambda x, y: (np.moveaxis(x, 1, -1), y))
+    report = compare.check(compare.Torch(Strided().eval()), port, [(images, None)], device="cpu")
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "padding"
+    assert report.others == []
