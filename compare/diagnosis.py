@@ -12,7 +12,8 @@ from compare.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
 from compare.draws import Draw, NondeterministicError
 from compare.engine import Found
 from compare.fitting import fitted
-from compare.optimizer_causes import Updates, explain_update
+from compare.optimizer_causes import explain_update
+from compare.optimizer_update import Updates
 from compare.problem import InputError
 from compare.relations import nice, relation
 from compare.report import Cause

@@ -2,30 +2,24 @@
 
 Every number in a `torch.optim.Optimizer`'s parameter groups is a setting that can be fitted, whatever the optimizer:
 what the JAX side steps by is then known, whether or not it calls it the same. Conventions that no setting of torch
-expresses are formulas, in `CONVENTIONS`.
+expresses are formulas, in `compare.conventions.optimizers`.
 """
 
-import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compare.batch import Batch
-from compare.draws import Draw
+from compare.conventions.optimizers import CONVENTIONS, DOCS, Convention
 from compare.engine import Target
 from compare.fitting import ITERATIONS, fitted
-from compare.lift_torch import ControlledRun
-from compare.observation import Observation
+from compare.optimizer_update import GRADIENT, Updates
 from compare.report import Cause
-from compare.torch_side import TorchRun
 from compare.verdict import distance
 
 if TYPE_CHECKING:
     import torch
-
-DOCS = "https://optax.readthedocs.io/en/latest/api/optimizers.html"
 
 OPTAX = {
     "SGD": "optax.sgd",
@@ -58,340 +52,7 @@ NAMES = {
 }
 """For settings of torch: what they are, and optax's argument. Others keep their names."""
 
-Groups = list[dict[str, Any]]
-
-
-class Convention(NamedTuple):
-    """Another way to make an update out of the same state, that no setting of torch's expresses."""
-
-    name: str
-    optimizers: tuple[str, ...]
-    update: Callable[["Step"], "torch.Tensor"]
-    """What is added to one parameter."""
-    jax_does: str
-    fix: str
-    source: str
-    state: Callable[["Step"], dict[str, "torch.Tensor"]] = lambda step: {}
-    """What is remembered otherwise than in torch."""
-
-
-class Step(NamedTuple):
-    """One parameter's update, in torch: before and after."""
-
-    parameter: "torch.Tensor"
-    """Before the update."""
-    gradient: "torch.Tensor"
-    settings: Mapping[str, Any]
-    before: Mapping[str, Any]
-    """The optimizer's state of it; empty at the first step."""
-    after: Mapping[str, Any]
-
-    @property
-    def steps(self) -> float:
-        """How many steps there have been, this one included."""
-        return float(self.after["step"])
-
-    @property
-    def regularized(self) -> "torch.Tensor":
-        """The gradient, with the weight decay that is part of it."""
-        if self.settings.get("decoupled_weight_decay"):
-            return self.gradient
-        return self.gradient + self.settings.get("weight_decay", 0) * self.parameter
-
-    @property
-    def decay(self) -> "torch.Tensor":
-        """What decoupled weight decay adds to the parameter."""
-        decoupled = self.settings.get("decoupled_weight_decay", False)
-        return -self.settings["lr"] * self.settings.get("weight_decay", 0) * self.parameter * decoupled
-
-    @property
-    def corrected(self) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Adam's first and second moment, without their bias towards zero."""
-        b1, b2 = self.settings["betas"]
-        mean = self.after["exp_avg"] / (1 - b1**self.steps)
-        return mean, self.after["exp_avg_sq"] / (1 - b2**self.steps)
-
-
-def _eps_root(step: Step) -> "torch.Tensor":
-    mean, square = step.corrected
-    return step.decay - step.settings["lr"] * mean / (square + step.settings["eps"]).sqrt()
-
-
-def _uncorrected(step: Step) -> "torch.Tensor":
-    root = step.after["exp_avg_sq"].sqrt() + step.settings["eps"]
-    return step.decay - step.settings["lr"] * step.after["exp_avg"] / root
-
-
-def _largest(step: Step) -> "dict[str, torch.Tensor]":
-    square = step.corrected[1]
-    return {"max_exp_avg_sq": square.maximum(step.before["max_exp_avg_sq"]) if step.before else square}
-
-
-def _corrected_maximum(step: Step) -> "torch.Tensor":
-    root = _largest(step)["max_exp_avg_sq"].sqrt() + step.settings["eps"]
-    return step.decay - step.settings["lr"] * step.corrected[0] / root
-
-
-def _nesterov_adam(step: Step) -> "torch.Tensor":
-    b1, b2 = step.settings["betas"]
-    ahead = b1 * step.after["exp_avg"] / (1 - b1 ** (step.steps + 1))
-    mean = ahead + (1 - b1) * step.regularized / (1 - b1**step.steps)
-    square = step.after["exp_avg_sq"] / (1 - b2**step.steps)
-    return step.decay - step.settings["lr"] * mean / (square.sqrt() + step.settings["eps"])
-
-
-def _inside(slot: str) -> Callable[[Step], "torch.Tensor"]:
-    def update(step: Step) -> "torch.Tensor":
-        square = step.after[slot]
-        if step.settings.get("centered"):
-            square = square - step.after["grad_avg"] ** 2
-        move = step.regularized / (square + step.settings["eps"]).sqrt()
-        if step.settings.get("momentum"):
-            move = move + step.settings["momentum"] * step.before.get("momentum_buffer", 0)
-        return -step.settings["lr"] * move
-
-    return update
-
-
-def _undecayed(step: Step) -> "dict[str, torch.Tensor]":
-    settings, buffer = step.settings, step.before.get("momentum_buffer")
-    if buffer is None:
-        return {"momentum_buffer": step.gradient}
-    return {"momentum_buffer": settings["momentum"] * buffer + (1 - settings["dampening"]) * step.gradient}
-
-
-def _decay_after(step: Step) -> "torch.Tensor":
-    """SGD with the weight decay outside of the momentum."""
-    settings, trace = step.settings, _undecayed(step)["momentum_buffer"]
-    move = step.gradient + settings["momentum"] * trace if settings["nesterov"] else trace
-    return -settings["lr"] * (move + settings["weight_decay"] * step.parameter)
-
-
-CONVENTIONS = (
-    Convention(
-        "epsilon inside the root",
-        ("Adam", "AdamW"),
-        _eps_root,
-        "adds epsilon inside the square root, as eps_root",
-        "{optax}(..., eps={eps:g}, eps_root=0.0)",
-        DOCS,
-    ),
-    Convention(
-        "epsilon inside the root",
-        ("RMSprop",),
-        _inside("square_avg"),
-        "adds epsilon inside the square root, optax's default",
-        "{optax}(..., eps={eps:g}, eps_in_sqrt=False)",
-        DOCS,
-    ),
-    Convention(
-        "epsilon inside the root",
-        ("Adagrad",),
-        _inside("sum"),
-        "adds epsilon inside the square root, as optax.adagrad does",
-        "write the update as -lr * g / (jnp.sqrt(sum_of_squares) + {eps:g}): optax.adagrad has no setting for it",
-        DOCS,
-    ),
-    Convention(
-        "bias correction",
-        ("Adam", "AdamW"),
-        _uncorrected,
-        "does not correct the moments' bias towards zero",
-        "divide the moments by 1 - b1**t and 1 - b2**t, as {optax} does",
-        DOCS,
-    ),
-    Convention(
-        "amsgrad maximum",
-        ("Adam", "AdamW"),
-        _corrected_maximum,
-        "takes amsgrad's maximum after the bias correction, torch before it",
-        "write the maximum over the uncorrected second moments: optax.amsgrad has no setting for it",
-        "https://github.com/google-deepmind/optax/issues/1423",
-        _largest,
-    ),
-    Convention(
-        "momentum decay",
-        ("NAdam",),
-        _nesterov_adam,
-        "has no momentum decay, as optax.nadam",
-        "write NAdam's momentum schedule out: optax.nadam has none. docs/optimizers.md has it",
-        "https://docs.pytorch.org/docs/stable/generated/torch.optim.NAdam.html",
-    ),
-    Convention(
-        "weight decay after momentum",
-        ("SGD",),
-        _decay_after,
-        "adds the weight decay after the momentum",
-        "optax.chain(optax.add_decayed_weights({weight_decay:g}), optax.sgd(...)), in this order",
-        "https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html",
-        _undecayed,
-    ),
-)
-
-GRADIENT = "gradient"
-"""Among settings: what the gradient is multiplied by before the optimizer sees it."""
-
 FLAGS = ("nesterov", "centered", "amsgrad", "maximize", "decoupled_weight_decay")
-
-
-class Updates:
-    """The torch side's update at one step in float64, to be made as often as wanted from the same gradients.
-
-    Args:
-        run: Before the step.
-        batch: The step's.
-        draws: Its random numbers.
-        targets: What the JAX side's optimizer gives from the same gradients, parameters and state.
-        first: Whether it is the first step, for which the state is each side's own.
-
-    """
-
-    def __init__(
-        self, run: TorchRun, batch: Batch, draws: Sequence[Draw], targets: Sequence[Target], *, first: bool
-    ) -> None:
-        assert run.optimizer is not None
-        self.first = first
-        self.run, self.targets = run, targets
-        optimizer, run.optimizer = run.optimizer, None
-        with ControlledRun(lift=True, replay=draws):
-            run.step(batch)
-        self.optimizer = optimizer
-        self.kind = type(optimizer).__name__
-        self.gradients = {name: param.grad for name, param in run.parameters.items()}
-        self.stepped_on = 0.0
-        """The norm of the gradient that torch's optimizer stepped on last, clipped if the user's hooks clip it."""
-        self._before = {name: param.detach().clone() for name, param in run.parameters.items()}
-        self._state = copy.deepcopy(optimizer.state_dict())
-        sizes = [float(np.linalg.norm(target.array)) or 1.0 for target in targets]
-        self._scales = [1 / (size * target.limit) for size, target in zip(sizes, targets, strict=True)]
-        self.of_state = np.concatenate([np.full(t.array.size, t.pairing.operands is None) for t in targets])
-        """Which entries of what is weighed are the optimizer's state, and not updates."""
-        self.target = np.concatenate([np.ravel(t.array) * s for t, s in zip(targets, self._scales, strict=True)])
-
-    @property
-    def size(self) -> float:
-        """The norm of the gradient, as it is computed."""
-        import torch
-
-        return float(torch.nn.utils.get_total_norm([g for g in self.gradients.values() if g is not None]))
-
-    @property
-    def group(self) -> dict[str, Any]:
-        """The first parameter group, as it is."""
-        return self._state["param_groups"][0]
-
-    @property
-    def settings(self) -> dict[str, float]:
-        """The numbers of the first parameter group: "lr", "betas[0]"."""
-        found: dict[str, float] = {}
-        for name, value in self.group.items():
-            parts = (
-                {f"{name}[{i}]": part for i, part in enumerate(value)} if isinstance(value, tuple) else {name: value}
-            )
-            for key, part in parts.items():
-                number = part.item() if hasattr(part, "item") else part
-                if isinstance(number, int | float) and not isinstance(number, bool):
-                    found[key] = float(number)
-        if not self.first:
-            found.pop("initial_accumulator_value", None)
-        return found
-
-    def values(self, name: str) -> list[float]:
-        """List what a setting is in the parameter groups, without repetition."""
-        groups = self._state["param_groups"]
-        return list(dict.fromkeys(float(group[name]) for group in groups if isinstance(group.get(name), int | float)))
-
-    def __call__(
-        self,
-        settings: Mapping[str, Any],
-        convention: Convention | None = None,
-        change: Callable[["Updates"], None] = lambda updates: None,
-    ) -> np.ndarray | None:
-        """Make the update with other settings, and give all that is weighed of it, in units of what is near enough.
-
-        None where torch refuses.
-        """
-        import torch
-
-        with torch.no_grad():
-            for name, param in self.run.parameters.items():
-                param.copy_(self._before[name])
-                gradient = self.gradients[name]
-                param.grad = None if gradient is None else gradient.clone()
-        self.optimizer.load_state_dict(copy.deepcopy(self._state))
-        before = {param: copy.deepcopy(self.optimizer.state.get(param, {})) for param in self.run.parameters.values()}
-        for group in self.optimizer.param_groups:
-            for name, value in settings.items():
-                key, _, position = name.partition("[")
-                if position:
-                    parts = list(group[key])
-                    parts[int(position[:-1])] = value
-                    group[key] = tuple(parts)
-                elif key in group:
-                    group[key] = value
-            if self.first and "initial_accumulator_value" in settings:
-                for param in group["params"]:
-                    self.optimizer.state[param]["sum"].fill_(settings["initial_accumulator_value"])
-        change(self)
-        handle = self.optimizer.register_step_pre_hook(self._scaled(settings.get(GRADIENT, 1.0)))
-        named = {id(param): dict(group) for group in self.optimizer.param_groups for param in group["params"]}
-        try:
-            with ControlledRun(lift=True):
-                self.optimizer.step()
-        except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, ArithmeticError):
-            return None
-        finally:
-            handle.remove()
-        updates = {}
-        for name, param in self.run.parameters.items():
-            updates[name] = param.detach() - self._before[name]
-            if convention is not None and param.grad is not None:
-                step = Step(
-                    self._before[name], param.grad, named[id(param)], before[param], self.optimizer.state.get(param, {})
-                )
-                try:
-                    updates[name] = convention.update(step).detach()
-                    self.optimizer.state[param].update(convention.state(step))
-                except (KeyError, RuntimeError, TypeError):
-                    return None
-        self.run.optimizer = self.optimizer
-        seen = Observation(updates=updates, parameters=self.run.parameters, optimizer=self.run.optimizer_state())
-        self.run.optimizer = None
-        try:
-            arrays = [np.array(target.pairing.torch_array(seen), np.float64) for target in self.targets]
-        except KeyError:  # state that this setting does away with
-            return None
-        return np.concatenate([np.ravel(array) * scale for array, scale in zip(arrays, self._scales, strict=True)])
-
-    def _scaled(self, factor: float) -> Callable[..., None]:
-        """Make a hook that scales the gradient; after those of the user, which may clip it."""
-        import torch
-
-        def scale(optimizer: Any, *arguments: Any) -> None:
-            gradients = [param.grad for param in self.run.parameters.values() if param.grad is not None]
-            self.stepped_on = float(torch.nn.utils.get_total_norm(gradients))
-            for gradient in gradients:
-                gradient.mul_(factor)
-
-        return scale
-
-    def apart(self, given: np.ndarray | None) -> float:
-        """Give how far an update is from the JAX side's; 1 is near enough, for every quantity."""
-        if given is None:
-            return np.inf
-        return max(d / target.limit for d, target in zip(self._distances(given), self.targets, strict=True))
-
-    def difference(self, given: np.ndarray | None) -> float:
-        """Give the largest distance of an update from the JAX side's, leaving out what is all rounding."""
-        if given is None:
-            return np.inf
-        pairs = zip(self._distances(given), self.targets, strict=True)
-        return max((d for d, target in pairs if target.limit < 1), default=0.0)
-
-    def _distances(self, given: np.ndarray) -> list[float]:
-        ends = np.cumsum([target.array.size for target in self.targets])
-        parts = zip(np.split(given, ends[:-1]), np.split(self.target, ends[:-1]), strict=True)
-        return [distance(mine, theirs) for mine, theirs in parts]
 
 
 def explain_update(updates: Updates, rates: Sequence[float]) -> Cause | None:
@@ -595,7 +256,7 @@ def _other_parameters(updates: Updates) -> Cause | None:
 
     def masked(some: Callable[["torch.Tensor"], bool]) -> Callable[[Updates], None]:
         def change(updates: Updates) -> None:
-            groups: Groups = []
+            groups: list[dict[str, Any]] = []
             for group in updates.optimizer.param_groups:
                 parts: tuple[list[Any], list[Any]] = ([], [])
                 for param in group["params"]:

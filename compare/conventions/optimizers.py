@@ -1,0 +1,177 @@
+"""Other ways to make an update out of the same state, that no setting of torch's optimizers expresses."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+DOCS = "https://optax.readthedocs.io/en/latest/api/optimizers.html"
+
+
+class Convention(NamedTuple):
+    """Another way to make an update out of the same state, that no setting of torch's expresses."""
+
+    name: str
+    optimizers: tuple[str, ...]
+    update: Callable[["Step"], "torch.Tensor"]
+    """What is added to one parameter."""
+    jax_does: str
+    fix: str
+    source: str
+    state: Callable[["Step"], dict[str, "torch.Tensor"]] = lambda step: {}
+    """What is remembered otherwise than in torch."""
+
+
+class Step(NamedTuple):
+    """One parameter's update, in torch: before and after."""
+
+    parameter: "torch.Tensor"
+    """Before the update."""
+    gradient: "torch.Tensor"
+    settings: Mapping[str, Any]
+    before: Mapping[str, Any]
+    """The optimizer's state of it; empty at the first step."""
+    after: Mapping[str, Any]
+
+    @property
+    def steps(self) -> float:
+        """How many steps there have been, this one included."""
+        return float(self.after["step"])
+
+    @property
+    def regularized(self) -> "torch.Tensor":
+        """The gradient, with the weight decay that is part of it."""
+        if self.settings.get("decoupled_weight_decay"):
+            return self.gradient
+        return self.gradient + self.settings.get("weight_decay", 0) * self.parameter
+
+    @property
+    def decay(self) -> "torch.Tensor":
+        """What decoupled weight decay adds to the parameter."""
+        decoupled = self.settings.get("decoupled_weight_decay", False)
+        return -self.settings["lr"] * self.settings.get("weight_decay", 0) * self.parameter * decoupled
+
+    @property
+    def corrected(self) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Adam's first and second moment, without their bias towards zero."""
+        b1, b2 = self.settings["betas"]
+        mean = self.after["exp_avg"] / (1 - b1**self.steps)
+        return mean, self.after["exp_avg_sq"] / (1 - b2**self.steps)
+
+
+def _eps_root(step: Step) -> "torch.Tensor":
+    mean, square = step.corrected
+    return step.decay - step.settings["lr"] * mean / (square + step.settings["eps"]).sqrt()
+
+
+def _uncorrected(step: Step) -> "torch.Tensor":
+    root = step.after["exp_avg_sq"].sqrt() + step.settings["eps"]
+    return step.decay - step.settings["lr"] * step.after["exp_avg"] / root
+
+
+def _largest(step: Step) -> "dict[str, torch.Tensor]":
+    square = step.corrected[1]
+    return {"max_exp_avg_sq": square.maximum(step.before["max_exp_avg_sq"]) if step.before else square}
+
+
+def _corrected_maximum(step: Step) -> "torch.Tensor":
+    root = _largest(step)["max_exp_avg_sq"].sqrt() + step.settings["eps"]
+    return step.decay - step.settings["lr"] * step.corrected[0] / root
+
+
+def _nesterov_adam(step: Step) -> "torch.Tensor":
+    b1, b2 = step.settings["betas"]
+    ahead = b1 * step.after["exp_avg"] / (1 - b1 ** (step.steps + 1))
+    mean = ahead + (1 - b1) * step.regularized / (1 - b1**step.steps)
+    square = step.after["exp_avg_sq"] / (1 - b2**step.steps)
+    return step.decay - step.settings["lr"] * mean / (square.sqrt() + step.settings["eps"])
+
+
+def _inside(slot: str) -> Callable[[Step], "torch.Tensor"]:
+    def update(step: Step) -> "torch.Tensor":
+        square = step.after[slot]
+        if step.settings.get("centered"):
+            square = square - step.after["grad_avg"] ** 2
+        move = step.regularized / (square + step.settings["eps"]).sqrt()
+        if step.settings.get("momentum"):
+            move = move + step.settings["momentum"] * step.before.get("momentum_buffer", 0)
+        return -step.settings["lr"] * move
+
+    return update
+
+
+def _undecayed(step: Step) -> "dict[str, torch.Tensor]":
+    settings, buffer = step.settings, step.before.get("momentum_buffer")
+    if buffer is None:
+        return {"momentum_buffer": step.gradient}
+    return {"momentum_buffer": settings["momentum"] * buffer + (1 - settings["dampening"]) * step.gradient}
+
+
+def _decay_after(step: Step) -> "torch.Tensor":
+    """SGD with the weight decay outside of the momentum."""
+    settings, trace = step.settings, _undecayed(step)["momentum_buffer"]
+    move = step.gradient + settings["momentum"] * trace if settings["nesterov"] else trace
+    return -settings["lr"] * (move + settings["weight_decay"] * step.parameter)
+
+
+CONVENTIONS = (
+    Convention(
+        "epsilon inside the root",
+        ("Adam", "AdamW"),
+        _eps_root,
+        "adds epsilon inside the square root, as eps_root",
+        "{optax}(..., eps={eps:g}, eps_root=0.0)",
+        DOCS,
+    ),
+    Convention(
+        "epsilon inside the root",
+        ("RMSprop",),
+        _inside("square_avg"),
+        "adds epsilon inside the square root, optax's default",
+        "{optax}(..., eps={eps:g}, eps_in_sqrt=False)",
+        DOCS,
+    ),
+    Convention(
+        "epsilon inside the root",
+        ("Adagrad",),
+        _inside("sum"),
+        "adds epsilon inside the square root, as optax.adagrad does",
+        "write the update as -lr * g / (jnp.sqrt(sum_of_squares) + {eps:g}): optax.adagrad has no setting for it",
+        DOCS,
+    ),
+    Convention(
+        "bias correction",
+        ("Adam", "AdamW"),
+        _uncorrected,
+        "does not correct the moments' bias towards zero",
+        "divide the moments by 1 - b1**t and 1 - b2**t, as {optax} does",
+        DOCS,
+    ),
+    Convention(
+        "amsgrad maximum",
+        ("Adam", "AdamW"),
+        _corrected_maximum,
+        "takes amsgrad's maximum after the bias correction, torch before it",
+        "write the maximum over the uncorrected second moments: optax.amsgrad has no setting for it",
+        "https://github.com/google-deepmind/optax/issues/1423",
+        _largest,
+    ),
+    Convention(
+        "momentum decay",
+        ("NAdam",),
+        _nesterov_adam,
+        "has no momentum decay, as optax.nadam",
+        "write NAdam's momentum schedule out: optax.nadam has none. docs/optimizers.md has it",
+        "https://docs.pytorch.org/docs/stable/generated/torch.optim.NAdam.html",
+    ),
+    Convention(
+        "weight decay after momentum",
+        ("SGD",),
+        _decay_after,
+        "adds the weight decay after the momentum",
+        "optax.chain(optax.add_decayed_weights({weight_decay:g}), optax.sgd(...)), in this order",
+        "https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html",
+        _undecayed,
+    ),
+)
