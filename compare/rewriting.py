@@ -225,7 +225,8 @@ def _name(function: Any) -> str:
 def _overridable() -> dict[Any, Callable[..., Any]]:
     import torch
 
-    return torch.overrides.get_testing_overrides()
+    functional = {function: function for function in vars(torch.nn.functional).values() if inspect.isfunction(function)}
+    return functional | torch.overrides.get_testing_overrides()  # which does not list all of them
 
 
 @functools.cache
@@ -241,3 +242,8 @@ def _signature(function: Any) -> inspect.Signature | None:
         if not any(parameter.kind == parameter.VAR_POSITIONAL for parameter in own.parameters.values()):
             return own
     return inspect.signature(described)
+
+
+def rewritable() -> frozenset[str]:
+    """Name all functions of torch whose calls can be seen and rewritten."""
+    return frozenset(_name(function) for function in _overridable() if _signature(function) is not None)

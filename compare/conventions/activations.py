@@ -18,7 +18,7 @@ ACTIVATIONS = {
     "hardswish": "hard swish",
     "mish": "mish",
     "softsign": "softsign",
-    "logsigmoid": "log_sigmoid",
+    "log_sigmoid": "log_sigmoid",
     "hardtanh": "hardtanh",
 }
 """Functions of torch, and their names among those above at their defaults."""
