@@ -1,51 +1,111 @@
-"""Every Python block of the README and of docs/ runs, and every command that they show is one that exists."""
+"""Every example of the README and of docs/ runs: a page from top to bottom, as somebody who follows it would.
 
+A Python block that starts with `# name.py` is a file, and a diff changes such files. Any other Python block runs after
+those before it; what it defines as a test runs as one. In a console block, commands run and print what is shown, where
+"..." is anything and measured numbers are any numbers; they fail if and only if they show ✗.
+"""
+
+import contextlib
 import doctest
+import io
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import compare
 from compare.command_line import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{number}")
-    for page in PAGES
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
-]
-COMMANDS = sorted(
-    {
-        command
-        for page in PAGES
-        for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-        for command in re.findall(r"^\$ python -m compare(.*)$", block, re.MULTILINE)
-    }
-)
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_python(block: str) -> None:
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Give the language and the text of each block."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands(block: str) -> list[tuple[list[str], str]]:
+    """Give the arguments of Python in each command, and what is shown below it."""
+    found = re.findall(r"^\$ python -m (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
+    return [(command.split("  #")[0].split(), shown) for command, shown in found]
+
+
+def without_numbers(text: str) -> str:
+    return re.sub(r"\d+\.\d+(e[-+]\d+)?|\d+e[-+]\d+|\d+ ms|\d+\.\d+s", "0.0", text)
+
+
+def run(arguments: list[str], folder: Path) -> tuple[int, str]:
+    """Run a command: in this process, if it can be, where both frameworks are loaded already."""
+    if arguments[0] != "compare":
+        done = subprocess.run([sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True)
+        return done.returncode, done.stdout or done.stderr
+    arguments = [*arguments[1:], *(["--device", "cpu"] if "published" not in arguments else ["--help"])]
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        try:
+            status = main(arguments)
+        except SystemExit as stop:  # published, which test_command_line.py runs in full
+            return int(stop.code or 0), ""
+    return status, output.getvalue()
+
+
+def check_command(arguments: list[str], shown: str, folder: Path) -> None:
+    status, printed = run(arguments, folder)
+    if shown.strip():
+        same = doctest.OutputChecker().check_output(without_numbers(shown), without_numbers(printed), FLAGS)
+        assert same, f"{' '.join(arguments)} prints\n{printed}"
+        assert bool(status) == ("✗" in shown or " failed" in shown)
+    else:
+        assert status == 0, printed
+
+
+def check_python(block: str, names: dict[str, Any], request: pytest.FixtureRequest) -> None:
     if ">>>" in block:
-        test = doctest.DocTestParser().get_doctest(block, {}, "block", None, 0)
-        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-        assert runner.run(test).failed == 0
-    else:
-        exec(compile(block, "block", "exec"), {"__name__": "block"})
+        test = doctest.DocTestParser().get_doctest(block, names, "block", None, 0)
+        failed = doctest.DocTestRunner(optionflags=FLAGS).run(test, clear_globs=False).failed
+        names.update(test.globs)
+        assert failed == 0
+        return
+    before = set(names)
+    exec(compile(block, "block", "exec"), names)
+    for name in set(names) - before:
+        if name.startswith("test_"):
+            names[name](request.getfixturevalue("parity"))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def patch(diff: str, folder: Path) -> None:
+    """Change the files of a page as a diff says."""
+    lines = diff.splitlines()
+    for old, new in zip(lines[::2], lines[1::2], strict=True):
+        assert (old[0], new[0]) == ("-", "+")
+        holds = [file for file in folder.glob("*.py") if f"{old[1:].strip()}\n" in file.read_text()]
+        assert len(holds) == 1, old
+        holds[0].write_text(holds[0].read_text().replace(old[1:].strip(), new[1:].strip()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = command.split()
-    if arguments[:1] == ["published"]:
-        arguments = [*arguments, "--help"]  # run in full by test_command_line.py
-        with pytest.raises(SystemExit) as stop:
-            main(arguments)
-        assert stop.value.code == 0
-    else:
-        assert main([*arguments, "--device", "cpu"]) == 0
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a file that is changed within a second is another
+    names: dict[str, Any] = {"__name__": "block"}
+    for language, block in blocks(page):
+        for file in tmp_path.glob("*.py"):
+            sys.modules.pop(file.stem, None)
+        if language == "diff":
+            patch(block, tmp_path)
+        elif language == "python" and (file_name := re.match(r"# (\w+\.py)\n", block)):
+            (tmp_path / file_name[1]).write_text(block)
+        elif language == "python":
+            check_python(block, names, request)
+        elif language == "console":
+            for arguments, shown in commands(block):
+                check_command(arguments, shown, tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -53,3 +113,10 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if not target.startswith("https://"):
             assert (page.parent / target).exists(), target
+
+
+def test_the_reference_is_that_of_the_docstrings() -> None:
+    written = runpy.run_path(str(ROOT / "docs" / "reference.py"))
+    assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == written["page"](), "run docs/reference.py"
+    described = {name.partition(".")[2] for names in written["CONTENTS"].values() for name in names}
+    assert {*compare.__all__} - {"notebook"} <= described
