@@ -16,8 +16,11 @@ class NotCompared(NamedTuple):
     """Something that one side has and that is held against nothing."""
 
     side: str
+    """Which has it: "torch" or "jax"."""
     name: str
+    """What it is called there."""
     reason: str
+    """Why nothing of the other side is held against it."""
 
 
 class Pairing(NamedTuple):

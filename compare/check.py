@@ -20,7 +20,7 @@ def check(
     batches: Any,
     *,
     steps: int | None = None,
-    weights: Mapping[str, str] | None = None,
+    weights: Mapping[str, str | None] | None = None,
     device: str = "auto",
     name: str = "port",
     progress: Show = ignore,
@@ -34,17 +34,23 @@ def check(
     Args:
         torch: The original.
         jax: The port.
-        batches: `[(inputs, target), ...]` as NumPy arrays, cycled until `steps`. Inputs may be an array, a tuple
-            (positional) or a dict (keyword).
-        steps: How many; as many as there are batches if not given.
-        weights: `{"torch name or regex": "flax/path"}`, for what the map does not find by itself.
+        batches: `[(inputs, target), ...]` as NumPy arrays of any shape, in torch's layout, cycled until `steps`. Inputs
+            may be an array, a tuple (positional) or a dict (keyword). Floating-point arrays, which must be finite, are
+            cast to each precision; integers and booleans stay as they are. Without a loss, a target is not needed.
+        steps: How many, at least 1; as many as there are batches if not given.
+        weights: `{"torch name or regex": "flax/path"}`, for what the map does not find by itself; a path with ".T" at
+            its end is a matrix to be transposed, and None is for what has no partner.
         device: "auto" (a GPU where both frameworks see one), "cpu" or "cuda".
         name: What to call the pair in the report.
         progress: Called with a `compare.Progress` before whatever is done next; `print` shows it.
 
+    Returns:
+        The report. A mismatch is in it, and raises nothing: `report.raise_on_mismatch()` does.
+
     Raises:
         InputError: For anything that cannot be compared: a parameter without a partner, shapes that do not fit, a
-            batch that a side does not take, a loss that is not a scalar, a device that is not there.
+            batch that a side does not take, a loss that is not a scalar or not finite on both sides, a device that is
+            not there. The message names the culprit on both sides, and what to do.
 
     """
     with prepared(Comparison, torch, jax, batches, steps, weights, device, progress) as (comparison, steps):
@@ -61,7 +67,7 @@ def prepared(
     jax: Flax | Jax,
     batches: Any,
     steps: int | None,
-    weights: Mapping[str, str] | None,
+    weights: Mapping[str, str | None] | None,
     device: str,
     progress: Show,
 ) -> Iterator[tuple[C, int]]:

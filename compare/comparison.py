@@ -43,7 +43,7 @@ class Comparison:
     """One pair with its weights mapped, from which runs are started."""
 
     def __init__(
-        self, torch: Torch, jax: Flax | Jax, batches: list[Batch], weights: Mapping[str, str] | None, device: str
+        self, torch: Torch, jax: Flax | Jax, batches: list[Batch], weights: Mapping[str, str | None] | None, device: str
     ) -> None:
         self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
         self.training = torch.model.training
@@ -94,7 +94,7 @@ class Comparison:
                 )
                 break
 
-    def _find_links(self, weights: Mapping[str, str] | None, jax_run: JaxRun) -> mapping.WeightMap:
+    def _find_links(self, weights: Mapping[str, str | None] | None, jax_run: JaxRun) -> mapping.WeightMap:
         layers = mapping.torch_layers(self.torch.model, self.features), self.jax.layers()
         return mapping.find_links(*layers, weights, order=(list(self.torch_modules), list(jax_run.modules)))
 

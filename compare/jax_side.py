@@ -20,9 +20,11 @@ class Flax:
     """One side of a comparison: a Flax model and how it is trained. None of them is changed.
 
     Args:
-        model: An `nnx.Module`, or a pair `(linen_module, variables)`.
-        loss: `loss(output, target)` gives a scalar.
-        optimizer: An `optax.GradientTransformation`.
+        model: An `nnx.Module`, or a pair `(linen_module, variables)`. It is run in float32 and in float64, in the mode
+            of the torch model, and from its weights.
+        loss: `loss(output, target)` takes what the model gives and the batch's target, and gives an array of shape
+            `()`. It is compiled with the model.
+        optimizer: An `optax.GradientTransformation`. The two sides have both a loss, or neither; so too an optimizer.
         batch: Adapts a batch to this side, `batch((inputs, target))` or `batch(inputs, target)`, and gives a pair:
             for example from NCHW to NHWC, or other names of arguments.
 
@@ -74,9 +76,10 @@ class Jax:
     """One side of a comparison: a pure function over any pytree of parameters (Equinox, Haiku, plain `jnp`).
 
     Args:
-        apply: `apply(params, *inputs)` gives the output.
-        params: Any pytree; what in it is not a floating-point array is left as it is.
-        loss: `loss(output, target)` gives a scalar.
+        apply: `apply(params, *inputs)`, or with the names of inputs that are a dict, gives the output. It is compiled.
+        params: Any pytree of arrays of any shape; what in it is not a floating-point array is left as it is. Their
+            values do not matter: they are replaced by the torch model's.
+        loss: `loss(output, target)` gives an array of shape `()`.
         optimizer: An `optax.GradientTransformation`.
         batch: Adapts a batch to this side, as for `Flax`.
 

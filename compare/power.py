@@ -40,7 +40,7 @@ def power(
     batches: Any,
     *,
     steps: int | None = None,
-    weights: Mapping[str, str] | None = None,
+    weights: Mapping[str, str | None] | None = None,
     device: str = "auto",
     name: str = "port",
     seed: int = 0,

@@ -57,9 +57,13 @@ class Power:
     """Which planted faults a check catches."""
 
     name: str
+    """What the pair is called."""
     outcomes: list[Outcome]
+    """One for each fault, in the order in which they were planted."""
     steps: int
+    """How many the check took."""
     seed: int
+    """What chose the faults' places."""
 
     @property
     def caught(self) -> list[Outcome]:

@@ -10,7 +10,7 @@ SHAPE = (64, 1000, 100, 10)
 
 
 class InputError(ValueError):
-    """What the user gave cannot be compared. The message says what was wrong and what to do."""
+    """What the user gave cannot be compared. The message says what was wrong and what to do; it is a ValueError."""
 
 
 @dataclass(frozen=True)

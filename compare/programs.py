@@ -30,12 +30,24 @@ class Altered(NamedTuple):
     """A program of which something is changed."""
 
     start: Callable[..., Any]
+    """Gives `step` its first arguments, from a `Problem`."""
     step: Callable[..., Any]
+    """Computes one step, and shows everything in it."""
     train: Callable[..., Any]
+    """Gives a whole trajectory: losses of shape `(steps,)` and the final weights."""
 
 
 def altered(program: Program, **settings: Any) -> Altered:
-    """Give `program` other settings, such as `learning_rate` or `optimizer`, wherever it takes them."""
+    """Give a program other settings, such as `learning_rate` or `optimizer`, wherever it takes them.
+
+    Args:
+        program: A module of `torchnet` or of `jaxnet`, or anything with their `start`, `step` and `train`.
+        settings: By the names of the three functions' optional parameters. One that none of them takes is left out.
+
+    Returns:
+        The program, for `compare.notebook.run(..., torch=...)` or `jax=...`.
+
+    """
 
     def with_settings(part: Callable[..., Any]) -> Callable[..., Any]:
         parameters = inspect.signature(part).parameters.values()

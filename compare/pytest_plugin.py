@@ -48,7 +48,8 @@ def parity(request: pytest.FixtureRequest) -> "Callable[..., Report]":
     """Compare two programs as `compare.check` does, and fail with the report unless they are the same.
 
     Returns:
-        A function of the arguments of `compare.check`, and of `strict`; it gives the report.
+        A function of the arguments of `compare.check`, and of `strict`, which fails on a verdict of `precision` too. It
+        gives the report; what cannot be compared fails the test with the message.
 
     """
     import compare

@@ -26,8 +26,11 @@ class Cause:
     """Why two sides differ, proved by removing it and watching the difference go."""
 
     name: str
+    """In a word or two: "epsilon", "weight decay"."""
     explanation: str
+    """What each side does, and how far apart they are once it is the same."""
     fix: str
+    """What to write on the JAX side."""
     source: str = ""
     """Where the convention is documented."""
 
@@ -39,17 +42,19 @@ class Divergence:
     step: int
     """Counted from 0."""
     stage: str
+    """"forward", "loss", "gradient", "update" (optimizer state with it), "parameters" or "buffers"."""
     torch: str
     """The name of what differs on the torch side."""
     jax: str
     """The name of what differs on the JAX side."""
     error64: float
-    """d(jax64, torch64)."""
+    """The relative difference of the two in float64, in the Euclidean norm; infinity if only one is finite."""
     error32: float
-    """The rounding that is fair in float32: d(torch32, torch64), the largest of neighbouring steps."""
+    """The rounding that is fair there in float32, relative too: the sides' own, the largest of neighbouring steps."""
     cause: Cause | None = None
+    """Why; None if none was found."""
     opinion: str = ""
-    """What a third implementation, in NumPy, says of the two."""
+    """What else points to the culprit: a third implementation, in NumPy, or the weights that the port came with."""
     details: tuple[str, ...] = ()
     """What is known of the place: both layers with their settings, and how the one result is related to the other."""
 
@@ -77,9 +82,11 @@ class Run:
     """One side's trajectory: its losses in both precisions, and the time of one float32 training run."""
 
     side: str
+    """What it is called: "torch", "flax", "jax" or "numpy"."""
     losses32: np.ndarray
-    """Shape `(steps,)`, each before its step's update."""
+    """Shape `(steps,)`, each before its step's update; shape `(0,)` where no loss was given."""
     losses64: np.ndarray
+    """Likewise, in float64."""
     seconds: float | None = None
     """None where none was timed."""
 
@@ -89,11 +96,15 @@ class Report:
     """The outcome of one comparison."""
 
     name: str
+    """What the pair is called."""
     torch: Run
+    """The torch side's losses."""
     jax: Run
+    """The JAX side's losses."""
     quantities: list[Quantity]
-    """In order of computation within a step."""
+    """Everything that was weighed, in order of computation within a step."""
     divergence: Divergence | None
+    """Where the two sides first differ by more than rounding; None if they do not."""
     notes: list[Cause]
     """Causes of a `precision` verdict, with their size."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -156,11 +167,14 @@ class Report:
 
     @property
     def loss(self) -> Quantity:
-        """How far apart the losses are."""
-        return next(quantity for quantity in self.quantities if quantity.stage == "loss")
+        """How far apart the losses are; LookupError if the sides were given none."""
+        found = next((quantity for quantity in self.quantities if quantity.stage == "loss"), None)
+        if found is None:
+            raise LookupError("the sides were given no loss")
+        return found
 
     def raise_on_mismatch(self) -> Self:
-        """Give the report back, or raise AssertionError with its text."""
+        """Give the report back, or raise AssertionError with its text if the verdict is a mismatch."""
         if not self.ok:
             raise AssertionError(str(self))
         return self

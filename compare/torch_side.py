@@ -24,8 +24,10 @@ class Torch:
     """One side of a comparison: a PyTorch model and how it is trained. None of them is changed.
 
     Args:
-        model: Any module, in the mode (`train()` or `eval()`) in which it is to be compared.
-        loss: `loss(output, target)` gives a scalar. Without one, only the forward pass is compared.
+        model: Any module, in the mode (`train()` or `eval()`) in which it is to be compared. It is run in float32 and
+            in float64, whatever its dtype.
+        loss: `loss(output, target)` takes what the model gives and the batch's target as tensors, and gives a scalar
+            tensor, of shape `()`. Without one, only the forward pass is compared.
         optimizer: Takes the parameters and gives a `torch.optim.Optimizer`. Without one, forward pass, loss and
             gradients are compared.
 

@@ -75,7 +75,10 @@ class Quantity:
     """One thing that both sides compute at every step, and how far apart they are, step by step."""
 
     stage: str
-    """One of "forward", "loss", "gradient", "update" (optimizer state with it), "parameters" or "buffers"."""
+    """One of "forward", "loss", "gradient", "update" (optimizer state with it), "parameters" or "buffers".
+
+    All lists below have one entry a step, and d(a, b) is ‖a - b‖ / ‖b‖.
+    """
     torch: str
     """Its name on the torch side."""
     jax: str
@@ -95,7 +98,7 @@ class Quantity:
     """The size of what the quantity is a difference of, at the last step: a difference of zero has none of its own."""
 
     noise: list[float] = field(default_factory=list)
-    """d of two float64 runs of the torch side whose weights differ in their last place; empty where not measured."""
+    """d of two float64 runs of the torch side, of which one is moved by rounding; empty where it was not measured."""
 
     update: "Quantity | None" = field(default=None, repr=False)
     """Of a parameter, its updates: where one of them was nothing but rounding, the parameter says no more."""

@@ -73,8 +73,11 @@ class Link:
     jax: str
     """The path joined by "/"; Linen's without the collection."""
     torch_view: View = field(default_factory=View)
+    """Which part of torch's tensor, and in what layout: an index, a shape, an order of axes and axes to reverse."""
     jax_view: View = field(default_factory=View)
+    """Likewise of JAX's. Both give arrays of one shape."""
     adds: bool = False
+    """Whether JAX's is the sum of this and of torch's other tensors with the same view of it."""
 
 
 @dataclass(frozen=True)
@@ -329,15 +332,16 @@ def copy_weights(
     Args:
         torch_model: Any module; it is not changed, and shares no memory with the result.
         flax_model: An `nnx.Module`, which is changed in place, or a pair `(linen_module, variables)`, which is not.
-        weights: As for `find_links`.
+        weights: `{"torch name or regex": "flax/path"}` for what is not found by itself, as for `compare.check`.
         inputs: What the torch model takes: an array, a tuple (positional) or a dictionary (keyword). With it, the model
             is run once, to see the shapes of what its linear layers take flattened.
 
     Returns:
-        The model with the weights, in its own dtypes, and the map.
+        The model with the weights, in its own shapes and dtypes, and the map.
 
     Raises:
-        InputError: As `find_links`, and if `flax_model` is neither.
+        InputError: If anything is left without a partner or more than one would do, with a list of it; if an entry of
+            `weights` fits nothing; if `flax_model` is neither.
 
     """
     import jax
