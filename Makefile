@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: compare published test test-all lint benchmark clean
+.PHONY: compare published test test-all lint benchmark traps power docs clean
 
 compare: $(INSTALLED)
 	$(BIN)/python -m compare
@@ -27,6 +27,15 @@ benchmark: $(INSTALLED)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/seeds.py
+
+traps: $(INSTALLED)
+	$(BIN)/python -m benchmarks.traps --fixes
+
+power: $(INSTALLED)
+	$(BIN)/python benchmarks/power.py
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/reference.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -64,7 +64,7 @@ def fast_variance(norms: list[str], quantity: Quantity, slow: float) -> Cause | 
         return None
     return Cause(
         "fast variance",
-        f"{', '.join(norms)}: the variance is E[x²] - E[x]², which cancels where the mean is large: the rounding is "
+        f"{', '.join(name or 'the model' for name in norms)}: the variance is E[x²] - E[x]², which cancels where the mean is large: the rounding is "
         f"{quantity.error_jax[0]:.1e}, and {slow:.1e} with use_fast_variance=False; torch's is "
         f"{quantity.error_torch[0]:.1e}",
         "use_fast_variance=False",

@@ -117,7 +117,8 @@ LAYERS = (
         ("batch_norm",),
         _biased_running_variance,
         "keeps the biased variance, divided by n, where torch's is divided by n - 1",
-        "multiply the batch's variance by n / (n - 1) before it is averaged; nnx.BatchNorm has no setting for it",
+        "multiply the batch's variance by n / (n - 1) before it is averaged; nnx.BatchNorm has no setting for it: "
+        "docs/getting-started.md has a layer that does so",
         "https://github.com/pytorch/pytorch/issues/77427",
         _keeps_statistics,
     ),
