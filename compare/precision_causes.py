@@ -62,9 +62,10 @@ def fast_variance(norms: list[str], quantity: Quantity, slow: float) -> Cause | 
     """
     if slow > FACTOR * quantity.error_torch[0] or slow * FACTOR > quantity.error_jax[0]:
         return None
+    called = ", ".join(name or "the model" for name in norms)
     return Cause(
         "fast variance",
-        f"{', '.join(name or 'the model' for name in norms)}: the variance is E[x²] - E[x]², which cancels where the mean is large: the rounding is "
+        f"{called}: the variance is E[x²] - E[x]², which cancels where the mean is large: the rounding is "
         f"{quantity.error_jax[0]:.1e}, and {slow:.1e} with use_fast_variance=False; torch's is "
         f"{quantity.error_torch[0]:.1e}",
         "use_fast_variance=False",
