@@ -178,7 +178,8 @@ class Found(NamedTuple):
 def first_divergence(followed: Followed) -> Found | None:
     """The first difference beyond rounding, in order of computation; None if nothing that decides differs.
 
-    What goes into a module counts only where what comes out differs too: a mask may be written in another way.
+    What goes into a module counts only where what comes out differs too, or the gradient of its parameters, which is
+    all that shows where these are zero: a mask may be written in another way.
     """
     wrong = [quantity.ratio > FACTOR for quantity in followed.quantities]
     deciding = [int(np.argmax(w)) for p, w in zip(followed.pairings, wrong, strict=True) if p.decides and w.any()]
@@ -187,10 +188,12 @@ def first_divergence(followed: Followed) -> Found | None:
     step = min(deciding)
     at_step = [pairing for pairing, w in zip(followed.pairings, wrong, strict=True) if w[step]]
     outputs = {pairing.ports[0][:2] for pairing in at_step if pairing.ports and pairing.ports[0].kind == "output"}
+    names = [name for pairing in at_step if pairing.stage == "gradient" for name in pairing.torch.split(" + ")]
+    felt = {name.partition("[")[0].rpartition(".")[0] for name in names}
     before: Pairing | None = None
     for pairing, quantity, w in zip(followed.pairings, followed.quantities, wrong, strict=True):
         port = pairing.ports and pairing.ports[0]
-        if w[step] and (port is None or port.kind == "output" or port[:2] in outputs):
+        if w[step] and (port is None or port.kind == "output" or port[:2] in outputs or port.path in felt):
             return _found(step, pairing, quantity, before)
         before = pairing
     return None

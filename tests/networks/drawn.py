@@ -45,7 +45,10 @@ class _Chain:
         kinds = ["batch norm", "group norm"] if self.channels or len(self.shape) == 1 else []
         kinds += [] if self.channels else ["layer norm", "rms norm"]
         kind, features = self.draw(st.sampled_from(kinds)), self.shape[0 if self.channels else -1]
-        groups = self.draw(st.sampled_from([n for n in range(1, features + 1) if features % n == 0]))
+        # One element by itself is normalized to zero, whatever it was: nothing before it would have an effect.
+        space = math.prod(self.shape[1:]) if self.channels else 1
+        fitting = [n for n in range(1, features + 1) if features % n == 0 and features // n * space > 1]
+        groups = self.draw(st.sampled_from(fitting or [1]))
         self.add(
             kind,
             features=features,
