@@ -13,10 +13,10 @@ published: $(INSTALLED)
 	$(BIN)/python -m compare published
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 test-all: lint
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "slow or not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
