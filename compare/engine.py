@@ -218,7 +218,7 @@ def independent_divergences(
         skipped: What these steps do not show.
 
     """
-    fresh = [dataclasses.replace(quantity, error64=[]) for quantity in followed.quantities]
+    fresh = [dataclasses.replace(quantity, error64=[], size=None) for quantity in followed.quantities]
     found: list[Found | None] = [None] * len(fresh)
     for step, (torch, jax) in enumerate(steps):
         before: Pairing | None = None

@@ -168,8 +168,9 @@ class NumPySide:
 def with_updates(stream: Stream, weights: Mapping[str, np.ndarray]) -> Stream:
     """Show also what each step adds to the weights, which were `weights` before the first."""
     for seen in stream:
-        # A copy, since torch's next step overwrites its weights.
-        after = {name: np.array(to_numpy(value)) for name, value in seen.parameters.items()}
+        # A copy of what the next step may overwrite, as torch's does its weights; JAX's arrays are read-only.
+        arrays = {name: to_numpy(value) for name, value in seen.parameters.items()}
+        after = {name: array.copy() if array.flags.writeable else array for name, array in arrays.items()}
         updates = {name: value - weights[name] for name, value in after.items() if name in weights}
         yield seen._replace(updates=updates, parameters=after)
         weights = after

@@ -5,6 +5,7 @@ d(jax64, torch64) is the algorithms' difference, and d(torch32, torch64) tells h
 it is smaller by 2**-29, the ratio of the two machine epsilons. docs/verdict.md has the measurements.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -40,25 +41,25 @@ class Verdict(StrEnum):
 
 
 def norm(array: np.ndarray) -> float:
-    """The Euclidean norm, accumulated in float64; of infinities or NaN not finite, without a warning."""
+    """The Euclidean norm, accumulated in float64; of infinities or NaN not finite."""
     flat = array.ravel(order="K")
-    with np.errstate(invalid="ignore", over="ignore"):
-        return float(np.sqrt(np.dot(flat, flat)))
+    return math.sqrt(np.dot(flat, flat))
 
 
-def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0) -> float:
+def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0, size: float | None = None) -> float:
     """‖a - b‖ / ‖b‖ in float64; infinity where a value is finite on one side only.
 
     Where only `b` is zero it is ‖a‖ / `otherwise`, and 1 without that. Arrays of two shapes are infinitely far apart.
+    `size` is ‖b‖, where it is known.
     """
     if a.shape != b.shape:
         return np.inf
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         difference = norm(np.subtract(a, b, dtype=np.float64))
-    if difference == 0:
-        return 0.0
-    size = norm(np.asarray(b, np.float64))
-    if np.isfinite(difference) and np.isfinite(size):
+        if difference == 0:
+            return 0.0
+        size = norm(np.asarray(b, np.float64)) if size is None else size
+    if math.isfinite(difference) and math.isfinite(size):
         return difference / (size or otherwise or difference)
     return 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf
 
@@ -97,6 +98,9 @@ class Quantity:
     operands: float = field(default=0.0, repr=False)
     """The size of what the quantity is a difference of, at the last step: a difference of zero has none of its own."""
 
+    size: float | None = field(default=None, repr=False)
+    """‖torch64‖ at the last step."""
+
     noise: list[float] = field(default_factory=list)
     """d of two float64 runs of the torch side, of which one is moved by rounding; empty where it was not measured."""
 
@@ -105,13 +109,15 @@ class Quantity:
 
     def add_torch(self, torch32: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
         """Weigh a step of the torch side. `operands` is what the quantity is a difference of, if it is one."""
-        self.operands = 0.0 if operands is None else norm(operands)
-        self.error_torch.append(distance(torch32, torch64, self.operands))
-        self.cancellation.append(max(1.0, self.operands / (norm(torch64) or self.operands or 1.0)))
+        with np.errstate(over="ignore"):
+            self.operands = 0.0 if operands is None else norm(operands)
+            self.size = norm(np.asarray(torch64, np.float64))
+        self.error_torch.append(distance(torch32, torch64, self.operands, self.size))
+        self.cancellation.append(max(1.0, self.operands / (self.size or self.operands or 1.0)))
 
     def add_difference(self, jax64: np.ndarray, torch64: np.ndarray) -> None:
         """Weigh the same step of both sides in float64, alike in shape."""
-        self.error64.append(distance(jax64, torch64, self.operands))
+        self.error64.append(distance(jax64, torch64, self.operands, self.size))
 
     def add_jax(self, jax32: np.ndarray, jax64: np.ndarray) -> None:
         """Weigh the same step of the JAX side.
