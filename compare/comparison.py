@@ -236,12 +236,12 @@ class Comparison:
         probe.probe(batch)
         if cause := low_precision(theirs.module, quantity, self.jax.name, probe.dtypes):
             return [cause]
-        found_norms = without_fast_variance(self.jax, theirs.path)
-        if found_norms is None:
-            return []
-        slow, norms = found_norms
-        cause = fast_variance(norms, quantity, distance(jax("float32", slow), jax("float64")))
-        return [cause] if cause else []
+        for path in dict.fromkeys((theirs.path, "")):  # where the rounding shows, or anywhere before
+            if found_norms := without_fast_variance(self.jax, path):
+                slow, norms = found_norms
+                if cause := fast_variance(norms, quantity, distance(jax("float32", slow), jax("float64"))):
+                    return [cause]
+        return []
 
     def _wrongly_converted(self) -> list[Divergence]:
         """Where the port already has most of the torch model's weights, those that it has not.
