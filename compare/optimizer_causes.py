@@ -317,7 +317,7 @@ def updates_differ(updates: Updates, target: Target) -> bool:
 def _other_gradient(updates: Updates) -> Cause | None:
     """Find out whether the JAX side's optimizer sees the gradient scaled: clipped, averaged, or not."""
     apart, factor = fitted(1.0, lambda value: updates({GRADIENT: value}), updates.target, updates.apart)
-    if apart > 1:
+    if apart > 1 or not factor:  # an optimizer that steps by no gradient at all clips nothing
         return None
     name, says, fix, source = _gradient(updates, factor)
     return Cause(name, f"{name}: {says}. With that on the torch side the difference falls to rounding", fix, source)

@@ -180,6 +180,7 @@ RIGHT = {
         ),
         MOMENTS,
     ),
+    "Adafactor": Right(lambda p: optim.Adafactor(p, 1e-2), optax.adafactor(1e-2, min_dim_size_to_factor=1), {"step"}),
     "inject_hyperparams": Right(
         lambda p: optim.Adam(p, 1e-3), optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), MOMENTS
     ),
@@ -237,7 +238,7 @@ DIFFERENT = {
         0,
         "schedule",
     ),
-    "Rprop, a step late": Different(lambda p: optim.Rprop(p, 1e-3), optax.rprop(1e-3), 0, ""),
+    "Rprop, a step late": Different(lambda p: optim.Rprop(p, 1e-3), optax.rprop(1e-3), 0, "a step late"),
     "RAdam's epsilon": Different(lambda p: optim.RAdam(p, 1e-3), optax.radam(1e-3), 5, ""),
     "Adafactor": Different(lambda p: optim.Adafactor(p, 1e-2), optax.adafactor(1e-2), 0, ""),
     "frozen by optax alone": Different(

@@ -115,6 +115,16 @@ def _decay_after(step: Step) -> "torch.Tensor":
     return -settings["lr"] * (move + settings["weight_decay"] * step.parameter)
 
 
+def _late(step: Step) -> "torch.Tensor":
+    """Rprop's update of the step before."""
+    import torch
+
+    if not step.before:
+        return torch.zeros_like(step.gradient)
+    turned = step.gradient * step.before["prev"] < 0
+    return -(step.before["step_size"] * step.before["prev"].sign()).masked_fill(turned, 0)
+
+
 CONVENTIONS = (
     Convention(
         "epsilon inside the root",
@@ -173,5 +183,13 @@ CONVENTIONS = (
         "optax.chain(optax.add_decayed_weights({weight_decay:g}), optax.sgd(...)), in this order",
         "https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html",
         _undecayed,
+    ),
+    Convention(
+        "a step late",
+        ("Rprop",),
+        _late,
+        "makes the update of the step before, and none at the first, as optax.rprop does",
+        "write Rprop out: docs/optimizers.md has it",
+        "https://docs.pytorch.org/docs/stable/generated/torch.optim.Rprop.html",
     ),
 )
