@@ -28,4 +28,4 @@ def test_nothing_reads_outside_the_repository() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert tracked
     for name in tracked:
-        assert outside not in (ROOT / name).read_text(encoding="utf-8"), name
+        assert outside.encode() not in (ROOT / name).read_bytes(), name
