@@ -52,9 +52,14 @@ def drawn(examples: int, number: int) -> list[Any]:
     return [list(found.values())[i] for i in order[:examples]]
 
 
-def outcome(specification: Any, fault: Any) -> dict[str, Any]:
-    """Compare one program, right and with its fault."""
-    right = check(specification, specification)
+def outcome(specification: Any, fault: Any) -> dict[str, Any] | None:
+    """Compare one program, right and with its fault; None for one whose loss grows beyond float32."""
+    try:
+        right = check(specification, specification)
+    except compare.InputError as error:
+        if "the loss is not finite" not in str(error):
+            raise
+        return None
     found = {
         "right": str(right.verdict),
         "ratio": max(float(q.ratio.max()) for q in right.quantities if q.decides),
@@ -79,7 +84,8 @@ def main() -> None:
     outcomes = []
     programs = drawn(arguments.examples, arguments.seed)
     for number, (specification, fault) in enumerate(track(programs, console=Console(stderr=True))):
-        outcomes.append(outcome(specification, fault))
+        if (found := outcome(specification, fault)) is not None:
+            outcomes.append(found)
         if number % 10 == 9:
             jax.clear_caches()
         if arguments.json:

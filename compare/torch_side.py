@@ -118,6 +118,7 @@ class TorchRun:
         self.optimizer.step()
         if self._clips is None:
             self._clips = any(not torch.equal(seen.gradients[name], gradient) for name, gradient in gradients.items())
+        self.model.zero_grad(set_to_none=True)  # what was shown is all that still holds them
         updates = {name: torch.sub(self.parameters[name].detach(), old, out=old) for name, old in before.items()}
         return seen._replace(updates=updates, parameters=self.parameters, optimizer=self.optimizer_state())
 
