@@ -178,7 +178,9 @@ class TorchRun:
         for param in self.parameters.values():
             if (gradient := param.grad) is not None and not gradient.is_sparse:
                 noise = self.tensor(generator.choice((-1.0, 1.0), tuple(gradient.shape)))
-                gradient.add_(noise * (ULPS * torch.finfo(gradient.dtype).eps * gradient.norm() / noise.norm()))
+                noise *= gradient != 0  # what is exactly zero is no rounding: weights stay where a tie is
+                size = ULPS * torch.finfo(gradient.dtype).eps * gradient.norm() / noise.norm().clamp(min=1)
+                gradient.add_(size * noise)
 
     def scatter(self, seed: int) -> None:
         """Add noise of their own size to the parameters: what was initialised to zero then tells its elements apart."""

@@ -1,0 +1,24 @@
+"""Some of the trap catalogue, of every stage; `make traps` runs all of it."""
+
+import pytest
+
+from benchmarks.traps.__main__ import CATALOGUE, STAGES, outcome
+from benchmarks.traps.trap import Trap
+
+FIRST = [next(trap for trap in CATALOGUE if trap.stage == stage) for stage in STAGES]
+TIES = [trap for trap in CATALOGUE if "at zero" in trap.name or "at its bounds" in trap.name]
+"""What a check that allows for too much rounding is the first to miss."""
+
+
+@pytest.mark.parametrize("trap", [*FIRST, *(trap for trap in TIES if trap not in FIRST)], ids=lambda trap: trap.name)
+def test_trap(trap: Trap) -> None:
+    found = outcome(trap)
+    assert not found.false_alarm
+    assert found.caught, found.said
+    assert found.placed, found.said
+    assert found.explained, found.said
+
+
+def test_there_are_enough() -> None:
+    assert len(CATALOGUE) >= 80
+    assert len({trap.name for trap in CATALOGUE}) == len(CATALOGUE)
