@@ -73,9 +73,12 @@ os._exit(status)
 def test_ctrl_c(command: list[str], printed: str, stopped: str, tmp_path: Path) -> None:
     (tmp_path / "slow_pair.py").write_text(PAIR)
     terminal, stderr = pty.openpty()
+    # A child ignores what its parent does, as in a background job: the tests' own handler is not handed on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8"
     )
+    signal.signal(signal.SIGINT, before)
     os.close(stderr)
     shown: list[bytes] = []
     reader = threading.Thread(target=_read, args=(terminal, shown))
@@ -90,6 +93,7 @@ def test_ctrl_c(command: list[str], printed: str, stopped: str, tmp_path: Path) 
         took = time.monotonic() - sent
     finally:
         process.kill()
+        process.communicate()
     reader.join()
     os.close(terminal)
     err = b"".join(shown).decode()
