@@ -54,12 +54,11 @@ def bias_correction(problem: Problem, learning_rate: float) -> list[Cause]:
     gradients = jax.tree.leaves(jaxnet.adam.step(*jaxnet.adam.start(problem)).gradients)
     arrays = [np.asarray(gradient) for gradient in gradients]
 
-    def with_optax(optimizer: optax.GradientTransformation, dtype: str) -> np.ndarray:
-        with jax.enable_x64(dtype == "float64"):
-            given = [jnp.array(array, dtype) for array in arrays]
-            # Compiled as a whole, as in training; Python would run each operation as a program of its own.
-            updates = jax.jit(lambda given: optimizer.update(given, optimizer.init(given), given)[0])(given)
-            return np.concatenate([np.ravel(update) for update in updates])
+    def with_optax(optimizer: optax.GradientTransformation) -> np.ndarray:
+        given = [jnp.asarray(array) for array in arrays]
+        # Compiled as a whole, as in training; Python would run each operation as a program of its own.
+        updates = jax.jit(lambda given: optimizer.update(given, optimizer.init(given), given)[0])(given)
+        return np.concatenate([np.ravel(update) for update in updates])
 
     def with_torch(dtype: str) -> np.ndarray:
         # Parameters of zero become the update itself.
@@ -69,9 +68,10 @@ def bias_correction(problem: Problem, learning_rate: float) -> list[Cause]:
         torch.optim.Adam(params, learning_rate).step()
         return np.concatenate([param.numpy().ravel() for param in params])
 
+    exact = with_torch("float64")
     optimizers = (optax.adam(learning_rate), accurate_adam(learning_rate))
-    ours, accurate = (distance(with_optax(adam, "float32"), with_optax(adam, "float64")) for adam in optimizers)
-    theirs = distance(with_torch("float32"), with_torch("float64"))
+    ours, accurate = (distance(with_optax(adam), exact) for adam in optimizers)
+    theirs = distance(with_torch("float32"), exact)
     if ours <= FACTOR * theirs or accurate > FACTOR * theirs:
         return []
     return [
