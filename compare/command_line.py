@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import dataclasses
+import gc
+import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, work: Work) -> None:
-    _cache_compiled_programs()
+    _load_frameworks()
     options.command(options, work)
 
 
@@ -216,6 +218,16 @@ def _published(options: argparse.Namespace, work: Work) -> None:
     for number, cell in enumerate(VARIANTS):
         work.progress(Progress(f"{cell}: {options.seeds} seeds", number, len(VARIANTS)))
         work.finished.append(published.reproduce(cell, seeds=options.seeds, device=options.device))
+
+
+def _load_frameworks() -> None:
+    """Import what every command needs, and leave it out of the search for garbage, where that waits for it."""
+    for name in ("torch", "jax", "flax.nnx", "optax"):
+        importlib.import_module(name)
+    _cache_compiled_programs()
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def _cache_compiled_programs() -> None:
