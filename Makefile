@@ -27,6 +27,7 @@ benchmark: $(INSTALLED)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/seeds.py
+	$(BIN)/python benchmarks/cost.py
 
 traps: $(INSTALLED)
 	$(BIN)/python -m benchmarks.traps --fixes
