@@ -13,6 +13,7 @@ from flax import nnx
 from torch import nn, optim
 
 import compare
+from benchmarks.traps.training import clip_like_torch, clipped, scheduled
 
 
 class Original(nn.Module):
@@ -92,34 +93,6 @@ def adagrad(rate: float, eps: float = 1e-10) -> optax.GradientTransformation:
         return jax.tree.map(lambda g, s: -rate * g / (jnp.sqrt(s) + eps), grads, total), optax.ScaleByRssState(total)
 
     return optax.GradientTransformation(optax.scale_by_rss(initial_accumulator_value=0.0).init, update)
-
-
-def clipped(optimizer: optim.Optimizer, largest: float) -> optim.Optimizer:
-    """Clip the gradient before each step, as a training loop does."""
-
-    def clip(optimizer: Any, *arguments: Any) -> None:
-        params = [param for group in optimizer.param_groups for param in group["params"]]
-        nn.utils.clip_grad_norm_(params, largest)
-
-    optimizer.register_step_pre_hook(clip)
-    return optimizer
-
-
-def clip_like_torch(largest: float) -> optax.GradientTransformation:
-    """torch divides by norm + 1e-6, optax.clip_by_global_norm by the norm."""
-
-    def update(grads: Any, state: Any, params: Any = None) -> Any:
-        factor = jnp.minimum(1.0, largest / (optax.tree.norm(grads) + 1e-6))
-        return jax.tree.map(lambda g: g * factor, grads), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def scheduled(optimizer: optim.Optimizer, schedule: Callable[[Any], Any]) -> optim.Optimizer:
-    """Step a schedule after each update, as a training loop does."""
-    scheduler = schedule(optimizer)
-    optimizer.register_step_post_hook(lambda *arguments: scheduler.step())
-    return optimizer
 
 
 MOMENTS = {"exp_avg", "exp_avg_sq", "step"}

@@ -451,6 +451,8 @@ def clipped(opt: optim.Optimizer, largest: float) -> optim.Optimizer:
 
 
 def clip_like_torch(largest: float) -> optax.GradientTransformation:
+    """Clip as torch does: by norm + 1e-6, where optax.clip_by_global_norm divides by the norm."""
+
     def update(grads: Any, state: Any, params: Any = None) -> Any:
         factor = jnp.minimum(1.0, largest / (optax.tree.norm(grads) + 1e-6))
         return jax.tree.map(lambda g: g * factor, grads), state
