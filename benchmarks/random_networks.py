@@ -1,18 +1,19 @@
 """How often a right port is called wrong and a fault is missed or misplaced, over random networks.
 
-    python benchmarks/random_networks.py [--examples 1000] [--seed 0] [--json FILE]
+    python benchmarks/random_networks.py [--examples 1000] [--seed 0] [--processes 2] [--json FILE]
 
 Each example is a training program drawn at random, compared with its port, and with its port with one fault.
 """
 
 import argparse
 import json
+import multiprocessing
 import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -52,8 +53,9 @@ def drawn(examples: int, number: int) -> list[Any]:
     return [list(found.values())[i] for i in order[:examples]]
 
 
-def outcome(specification: Any, fault: Any) -> dict[str, Any] | None:
+def outcome(program: tuple[Any, Any]) -> dict[str, Any] | None:
     """Compare one program, right and with its fault; None for one whose loss grows beyond float32."""
+    specification, fault = program
     try:
         right = check(specification, specification)
     except compare.InputError as error:
@@ -65,6 +67,7 @@ def outcome(specification: Any, fault: Any) -> dict[str, Any] | None:
         "ratio": max(float(q.ratio.max()) for q in right.quantities if q.decides),
         "fault": fault.kind,
         "effect": effect(specification, fault),
+        "program": repr(program),
     }
     if found["effect"] > POWER:
         wrong = check(specification, fault.specification)
@@ -78,18 +81,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     console = Console()
     outcomes = []
     programs = drawn(arguments.examples, arguments.seed)
-    for number, (specification, fault) in enumerate(track(programs, console=Console(stderr=True))):
-        if (found := outcome(specification, fault)) is not None:
-            outcomes.append(found)
-        if number % 10 == 9:
-            jax.clear_caches()
-        if arguments.json:
-            arguments.json.write_text("\n".join(map(json.dumps, outcomes)))
+    spawn = multiprocessing.get_context("spawn")  # for compiled programs, which no other example needs, to go with it
+    with ProcessPoolExecutor(arguments.processes, spawn, max_tasks_per_child=20) as executor:
+        running = as_completed([executor.submit(outcome, program) for program in programs])
+        for future in track(running, console=Console(stderr=True), total=len(programs)):
+            if (found := future.result()) is not None:
+                outcomes.append(found)
+            if arguments.json:
+                arguments.json.write_text("\n".join(map(json.dumps, outcomes)))
     verdicts = Counter(each["right"] for each in outcomes)
     console.print(f"{len(outcomes)} right ports: " + ", ".join(f"{count} {name}" for name, count in verdicts.items()))
     tried = [each for each in outcomes if "caught" in each]
