@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +86,12 @@ def main() -> None:
     console = Console()
     outcomes = []
     programs = drawn(arguments.examples, arguments.seed)
-    spawn = multiprocessing.get_context("spawn")  # for compiled programs, which no other example needs, to go with it
-    with ProcessPoolExecutor(arguments.processes, spawn, max_tasks_per_child=20) as executor:
-        running = as_completed([executor.submit(outcome, program) for program in programs])
-        for future in track(running, console=Console(stderr=True), total=len(programs)):
-            if (found := future.result()) is not None:
+    context = multiprocessing.get_context("spawn")
+    # A process ends after some programs: what was compiled for them is of no use to others.
+    with context.Pool(arguments.processes, maxtasksperchild=20) as pool:
+        running = pool.imap_unordered(outcome, programs)
+        for found in track(running, console=Console(stderr=True), total=len(programs)):
+            if found is not None:
                 outcomes.append(found)
             if arguments.json:
                 arguments.json.write_text("\n".join(map(json.dumps, outcomes)))
