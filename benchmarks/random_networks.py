@@ -54,7 +54,14 @@ def drawn(examples: int, number: int) -> list[Any]:
 
 def outcome(program: tuple[Any, Any]) -> dict[str, Any] | None:
     """Compare one program, right and with its fault; None for one whose loss grows beyond float32."""
-    specification, fault = program
+    try:
+        return compared(*program)
+    except Exception as error:  # it is shown at the end, and the others are compared all the same
+        return {"error": repr(error), "program": repr(program)}
+
+
+def compared(specification: Any, fault: Any) -> dict[str, Any] | None:
+    """Do so, with an exception for whatever no program may do."""
     try:
         right = check(specification, specification)
     except compare.InputError as error:
@@ -66,7 +73,7 @@ def outcome(program: tuple[Any, Any]) -> dict[str, Any] | None:
         "ratio": max(float(q.ratio.max()) for q in right.quantities if q.decides),
         "fault": fault.kind,
         "effect": effect(specification, fault),
-        "program": repr(program),
+        "program": repr((specification, fault)),
     }
     if found["effect"] > POWER:
         wrong = check(specification, fault.specification)
@@ -95,6 +102,8 @@ def main() -> None:
                 outcomes.append(found)
             if arguments.json:
                 arguments.json.write_text("\n".join(map(json.dumps, outcomes)))
+    errors = [each for each in outcomes if "error" in each]
+    outcomes = [each for each in outcomes if "error" not in each]
     verdicts = Counter(each["right"] for each in outcomes)
     console.print(f"{len(outcomes)} right ports: " + ", ".join(f"{count} {name}" for name, count in verdicts.items()))
     tried = [each for each in outcomes if "caught" in each]
@@ -111,6 +120,9 @@ def main() -> None:
     quantiles = ", ".join(f"{share:.0%} {np.quantile(right, share):.2g}" for share in (0.5, 0.9, 0.99, 1.0))
     console.print(f"largest ratio of a right port: {quantiles}; smallest of a fault that was caught: ", end="")
     console.print(f"{min(each['wrong ratio'] for each in tried if each['caught']):.3g}")
+    for each in errors:
+        console.print(f"{each['error']}, in {each['program']}", style="red")
+    sys.exit(bool(errors))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from compare import batch as batching
 from compare import weights as mapping
 from compare.alignment import Alignment, named, to_numpy
 from compare.batch import Batch, adapted
+from compare.device import give_back_memory
 from compare.diagnosis import described, explain, misconverted
 from compare.draws import Draw, Hints
 from compare.engine import (
@@ -35,6 +36,9 @@ from compare.torch_side import Record, Torch, TorchRun
 from compare.training import align_training
 from compare.verdict import EPSILON32, FACTOR, ULPS, Verdict, distance
 
+_MEMORY_MATTERS = 4_000_000
+"""Parameters from which on giving memory back, some 20 ms, is little beside a step."""
+
 _SAME = 1e-2
 """Two arrays nearer than this are the same but for rounding or a bug, and not in another order."""
 
@@ -47,6 +51,7 @@ class Comparison:
     ) -> None:
         self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
         self.training = torch.model.training
+        self.size = sum(parameter.numel() for parameter in torch.model.parameters())
         self.overwritten: frozenset[Port] = frozenset()
         self.draws: list[list[Draw]] = []
         self.nondeterministic: list[str] = []
@@ -73,8 +78,7 @@ class Comparison:
         self.unroll = bool(jax_run.hidden) and any(
             isinstance(i, int) for link in self.links for i in link.jax_view.index
         )
-        self.given = jax_run.arrays()
-        self.initial = mapping.to_jax(self.links, self._weights(), self.given)
+        self.misconverted = self._wrongly_converted(jax_run.arrays())
 
     def _probe(self) -> None:
         """Run the torch model forward twice: see its modules, what it overwrites in place, and if it repeats itself."""
@@ -139,10 +143,6 @@ class Comparison:
                 found[path] = shape
         return found
 
-    def _weights(self) -> dict[str, np.ndarray]:
-        tensors = self.torch.model.state_dict(keep_vars=True)
-        return {name: to_numpy(tensor) for name, tensor in tensors.items()}
-
     def torch_run(self, dtype: str) -> TorchRun:
         """Start a run of the torch side."""
         return TorchRun(self.torch, dtype, self.device, self.overwritten)
@@ -150,8 +150,16 @@ class Comparison:
     def jax_run(self, dtype: str) -> JaxRun:
         """Start a run of the JAX side."""
         run = JaxRun(self.jax, dtype, training=self.training, unroll=self.unroll, hints=self.hints)
-        run.load(self.initial)
+        self.load(run)
         return run
+
+    def load(self, run: JaxRun) -> None:
+        """Give a run of the JAX side the torch model's weights."""
+        run.load(self._as_jax(run.arrays()))
+
+    def _as_jax(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = self.torch.model.state_dict(keep_vars=True)
+        return mapping.to_jax(self.links, {name: to_numpy(tensor) for name, tensor in tensors.items()}, arrays)
 
     def report(self, name: str, steps: int, progress: Show) -> Report:
         """Follow both sides, and tell what was found."""
@@ -160,8 +168,8 @@ class Comparison:
         streams = Streams(
             self._torch_steps(self.torch_run("float32"), record=True),
             self._torch_steps(torch),
-            self._jax_steps(jax),
-            self._jax_steps(self.jax_run("float32")),
+            self._jax_steps(lambda: jax),
+            self._jax_steps(lambda: self.jax_run("float32")),
         )
 
         def stepping(step: int, followed: SoFar) -> None:
@@ -185,7 +193,7 @@ class Comparison:
         elif not self.nondeterministic:
             progress(Progress("looking for what rounds more on one side", found=lambda: found))
             notes = self._precision(followed)
-        if wrong := self._wrongly_converted():
+        if wrong := self.misconverted:
             others = [*wrong[1:], *([divergence] if divergence else []), *others]
             divergence, notes = wrong[0], []
         return dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
@@ -229,7 +237,7 @@ class Comparison:
 
         def jax(dtype: str, side: Flax | Jax = self.jax) -> np.ndarray:
             run = JaxRun(side, dtype, training=self.training, unroll=self.unroll, hints=self.hints)
-            run.load(self.initial)
+            self.load(run)
             return pairing.jax_array(Observation(forward=run.forward(batch, draws)))
 
         probe = JaxRun(self.jax, "float32", training=self.training)
@@ -243,22 +251,23 @@ class Comparison:
                     return [cause]
         return []
 
-    def _wrongly_converted(self) -> list[Divergence]:
+    def _wrongly_converted(self, given: Mapping[str, np.ndarray]) -> list[Divergence]:
         """Where the port already has most of the torch model's weights, those that it has not.
 
         A port with weights of its own gets torch's. One that was given them by the user's conversion is compared as
         converted.
         """
+        right = self._as_jax(given)
         both = [
-            (link, link.jax_view(self.initial[link.jax]), link.jax_view(self.given[link.jax]))
+            (link, link.jax_view(right[link.jax]), link.jax_view(given[link.jax]))
             for link in self.links
-            if np.ptp(self.initial[link.jax])  # zeros and ones are equal without any conversion
+            if np.ptp(right[link.jax])  # zeros and ones are equal without any conversion
         ]
         near = ULPS * EPSILON32
         wrong = [(link, ours, theirs) for link, ours, theirs in both if distance(theirs, ours) > near]
         parameters = [link.torch for link, _, _ in both if link.torch in self.torch_parameters]
-        right = set(parameters) - {link.torch for link, _, _ in wrong}
-        if 2 * len(right) <= len(set(parameters)):
+        converted = set(parameters) - {link.torch for link, _, _ in wrong}
+        if 2 * len(converted) <= len(set(parameters)):
             return []
         opinion = f"the port came with torch's weights, but for {len(wrong)} of {len(both)}: look at their conversion"
         return [
@@ -277,18 +286,31 @@ class Comparison:
 
     def _torch_steps(self, run: TorchRun, *, record: bool = False) -> Stream:
         """Take torch's steps; what the first run of a comparison draws at random, the others get as well."""
-        for number, batch in enumerate(itertools.cycle(self.batches)):
+
+        def step(number: int, batch: Batch) -> Observation:
+            self._make_room()
             replay = None if record else self.draws[number]
             with ControlledRun(lift=run.lifted, replay=replay) as controlled:
                 seen = run.step(batch)
             self.pinned |= dict.fromkeys(controlled.pinned)
             if record:
                 self.draws.append(controlled.draws)
-            yield seen
+            return seen
 
-    def _jax_steps(self, run: JaxRun) -> Stream:
         for number, batch in enumerate(itertools.cycle(self.batches)):
+            yield step(number, batch)  # whoever takes it is the only one who keeps it
+
+    def _jax_steps(self, start: Callable[[], JaxRun]) -> Stream:
+        self._make_room()
+        run = start()  # with its first step: what is not needed yet takes no memory
+        for number, batch in enumerate(itertools.cycle(self.batches)):
+            self._make_room()
             yield run.step(batch, self.draws[number])
+
+    def _make_room(self) -> None:
+        """Before a step, give back what the step of another run has freed; for a small model it would take longer."""
+        if self.size >= _MEMORY_MATTERS:
+            give_back_memory()
 
     def _weigh_noise(self, followed: Followed) -> None:
         perturbed = self.torch_run("float64")

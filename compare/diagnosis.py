@@ -43,6 +43,8 @@ def explain(
         The cause, and what else is known, where no cause is.
 
     """
+    if not np.isfinite(found.limit):  # in float32 only one side is finite: anything would be near enough
+        return None, ()
     stage = found.divergence.stage
     if stage == "update" and found.update:
         return explain_update(Updates(run, batch, draws, found.update, first=len(rates) == 1), rates), ()

@@ -203,7 +203,10 @@ def _found(
     step: int, pairing: Pairing, quantity: Quantity, before: Pairing | None, target: np.ndarray | None = None
 ) -> Found:
     place, error32 = _place(pairing, before), float(quantity.rounding[step])
-    divergence = Divergence(step, pairing.stage, *place, quantity.error64[step], error32)
+    opinion = ""
+    if (lost := quantity.lost_by(step)) is not None:
+        opinion = f"in float32 the {lost} side alone is not finite there: are its numbers too large for float32?"
+    divergence = Divergence(step, pairing.stage, *place, quantity.error64[step], error32, opinion=opinion)
     return Found(divergence, pairing, before, FACTOR * float(quantity.expected[step]), target)
 
 

@@ -41,7 +41,7 @@ def _cast(tree: Any, dtype: str) -> Any:
     def cast(leaf: Any) -> Any:
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.array(leaf) if hasattr(leaf, "dtype") else leaf
-        return jnp.asarray(np.asarray(leaf, np.float64), dtype)
+        return jax.device_put(np.asarray(leaf, np.float64).astype(dtype))  # NumPy's cast compiles nothing
 
     return jax.tree.map(cast, tree)
 

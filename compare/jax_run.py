@@ -1,5 +1,6 @@
 """A training run of the JAX side: each step is one compiled program, that shows what it computes."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +22,6 @@ class JaxRun:
     def __init__(
         self, side: Flax | Jax, dtype: str, *, training: bool, unroll: bool = False, hints: Hints = NO_HINTS
     ) -> None:
-        import jax
-
         self.side = side
         self.hints = hints
         self.dtype = dtype
@@ -33,21 +32,29 @@ class JaxRun:
         """Random numbers that one side draws and the other does not, for a person to read."""
         self.guessed: list[str] = []
         """Random numbers whose layout is ambiguous."""
-        self.ports: list[Port] = []
+        self.ports: dict[Port, int] = {}
+        """Where among the arrays that a step shows each is: what one module gives is what the next takes."""
         self._given: tuple[Port, ...] = ()
         with self._precision():
             functional = side.functional(dtype, training=training)
             self.params, self.buffers, self.rngs, self._apply = functional
-            self.state = side.optimizer.init(self.params) if side.optimizer else ()
+        self.state: Any = ()
+        """Of the optimizer, from the first `load` on."""
         linen = isinstance(self.buffers, dict)
         self.param_names = names(self.params)
         self.buffer_names = names(self.buffers, collections=linen)
-        self.state_names = names(self.state)
         self.dtypes: frozenset[str] = frozenset()
         """Of everything that the forward pass computes, if it was probed."""
         self.pinned: list[str] = []
         """What could not be lifted to float64, for a person to read."""
-        self._step = jax.jit(lift(self._traced, self.pinned) if dtype == "float64" else self._traced)
+
+    @functools.cached_property
+    def _step(self) -> Any:
+        """One step, compiled. It overwrites parameters and optimizer state: there is memory for one of each."""
+        import jax
+
+        traced = lift(self._traced, self.pinned) if self.dtype == "float64" else self._traced
+        return jax.jit(traced, donate_argnums=(0, 3))
 
     def _precision(self) -> Any:
         # Entered anew for each step: between two steps the other precision has its turn.
@@ -60,7 +67,7 @@ class JaxRun:
         import jax
 
         def traced(*arguments: Any) -> Any:
-            return self._forward(*arguments)[1].seen
+            return self._forward(*arguments)[1]
 
         with self._precision():
             inputs = self.arguments(batch)[0]
@@ -73,14 +80,14 @@ class JaxRun:
 
         def traced(params: Any, buffers: Any, rngs: Any, inputs: Any, draws: Any) -> Any:
             def model(params: Any) -> Any:
-                return list(self._forward(params, buffers, rngs, inputs)[1].seen.values())
+                return self._forward(params, buffers, rngs, inputs)[1]
 
             return replaying(model, draws, [], [], self.hints)(params)
 
         with self._precision():
             inputs = self.arguments(batch)[0]
             seen = jax.jit(traced)(self.params, self.buffers, self.rngs, inputs, replayable(draws))
-        return dict(zip(self.ports, seen, strict=True))
+        return {port: seen[number] for port, number in self.ports.items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give parameters and buffers by name."""
@@ -94,38 +101,41 @@ class JaxRun:
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace parameters and buffers, by name; the optimizer's state starts afresh."""
+        import jax
+
         with self._precision():
             self.params = self._replaced(self.params, self.param_names, arrays)
             self.buffers = self._replaced(self.buffers, self.buffer_names, arrays)
-            self.state = self.side.optimizer.init(self.params) if self.side.optimizer else ()
+            if self.side.optimizer is not None:
+                # A step overwrites it: it must share no memory with the parameters, or within itself.
+                self.state = jax.device_put(self.side.optimizer.init(self.params), may_alias=False)
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Give the optimizer's state by name."""
         import jax
 
-        return dict(zip(self.state_names, map(np.asarray, jax.tree.leaves(self.state)), strict=True))
+        return dict(zip(names(self.state), map(np.asarray, jax.tree.leaves(self.state)), strict=True))
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace the optimizer's state, by name."""
         with self._precision():
-            self.state = self._replaced(self.state, self.state_names, arrays)
+            self.state = self._replaced(self.state, names(self.state), arrays)
 
     @staticmethod
     def _replaced(tree: Any, names: list[str], arrays: Mapping[str, np.ndarray]) -> Any:
         """Replace those leaves of a pytree that are among `arrays`, by copies."""
         import jax
-        import jax.numpy as jnp
 
         values, structure = jax.tree.flatten(tree)
         replaced = [
-            jnp.array(arrays[name], value.dtype) if name in arrays else value
+            jax.device_put(np.asarray(arrays[name], value.dtype), may_alias=False) if name in arrays else value
             for name, value in zip(names, values, strict=True)
         ]
         return jax.tree.unflatten(structure, replaced)
 
     def _forward(
         self, params: Any, buffers: Any, rngs: Any, inputs: Any, given: Mapping[Port, Any] | None = None
-    ) -> tuple[Any, JaxRecord, Any, Any]:
+    ) -> tuple[Any, list[Any], Any, Any]:
         from flax.errors import FlaxError
 
         record = JaxRecord(given)
@@ -139,8 +149,11 @@ class JaxRun:
                 f"the {self.side.name} model does not take the batch, {Batch(*inputs)}: {error}. "
                 "Adapt the batch with batch= where this side needs another layout or other names"
             ) from error
-        self.modules, self.hidden, self.ports = record.modules, record.hidden, list(record.seen)
-        return output, record, buffers, rngs
+        self.modules, self.hidden = record.modules, record.hidden
+        shown = {id(array): array for array in record.seen.values()}
+        numbers = {key: number for number, key in enumerate(shown)}
+        self.ports = {port: numbers[id(array)] for port, array in record.seen.items()}
+        return output, list(shown.values()), buffers, rngs
 
     def _traced(
         self, params: Any, buffers: Any, rngs: Any, state: Any, inputs: Any, target: Any, draws: Any, given: Any
@@ -151,11 +164,11 @@ class JaxRun:
 
         def model(params: Any) -> Any:
             ports = dict(zip(self._given, given[0], strict=True)) if given else None
-            output, record, after, generators = self._forward(params, buffers, rngs, inputs, ports)
+            output, shown, after, generators = self._forward(params, buffers, rngs, inputs, ports)
             loss = None
             if self.side.loss is not None:
                 loss = checked_loss(self.side.name, self.side.loss, output, target)
-            return loss, (list(record.seen.values()), after, generators)
+            return loss, (shown, after, generators)
 
         compute = replaying(model, draws, self.unreplayed, self.guessed, self.hints)
         # Without jit, lax.scan runs as a loop in Python: layers in a scan come out one by one. It stays one program.
@@ -214,9 +227,9 @@ class JaxRun:
             gradients=named(gradients, self.param_names) if self.side.loss else {},
             updates=named(updates, self.param_names) if trained else {},
             parameters=named(self.params, self.param_names) if trained else {},
-            optimizer=named(self.state, self.state_names) if trained else {},
+            optimizer=named(self.state, names(self.state)) if trained else {},
             buffers=named(self.buffers, self.buffer_names),
-            forward=dict(zip(self.ports, seen, strict=True)),
+            forward={port: seen[number] for port, number in self.ports.items()},
         )
 
 

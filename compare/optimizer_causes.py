@@ -150,6 +150,8 @@ def _jointly(
             jacobian = np.stack(columns, axis=1)
             sizes = np.linalg.norm(jacobian, axis=0)
             sizes[sizes == 0] = 1
+            if not np.isfinite([*sizes, np.linalg.norm(left)]).all():  # with a setting that overflows
+                break
             fresh = values + np.linalg.lstsq(jacobian / sizes, left, rcond=1e-10)[0] / sizes
             values = np.where((values >= 0) & (fresh < 0), values / 10, fresh)
             given = at(values)

@@ -131,7 +131,7 @@ class Planting(Comparison):
     def check_that_it_matches(self, name: str) -> None:
         """Raise InputError if it does not: a fault would then be one of two."""
         followed, unreplayed = self._check(None)
-        if first_divergence(followed) or unreplayed or self.nondeterministic or self._wrongly_converted():
+        if first_divergence(followed) or unreplayed or self.nondeterministic or self.misconverted:
             raise InputError(
                 f"power is measured on a port that matches, and {name} does not: see what compare.check(...) says of it"
             )
@@ -194,8 +194,8 @@ class Planting(Comparison):
         streams = Streams(
             self._torch_steps(self.torch_run("float32"), record=True),
             self._torch_steps(run),
-            self._jax_steps(jax64),
-            self._jax_steps(jax32),
+            self._jax_steps(lambda: jax64),
+            self._jax_steps(lambda: jax32),
         )
         followed = follow(streams, self.align, self.steps)
         if first_divergence(followed):
@@ -209,7 +209,7 @@ class Planting(Comparison):
         if not self._compiled:
             self._compiled = [(run, run.rngs) for run in map(self.jax_run, ("float64", "float32"))]
         for run, rngs in self._compiled:
-            run.load(self.initial)
+            self.load(run)
             run.rngs = rngs
         return [run for run, _ in self._compiled]
 

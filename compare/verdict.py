@@ -125,8 +125,14 @@ class Quantity:
         A value that is finite in float32 on one side only makes the two infinitely far apart, in float64 too.
         """
         self.error_jax.append(distance(jax32, jax64))
-        if np.isinf(self.error_jax[-1]) != np.isinf(self.error_torch[-1]):
+        if self.lost_by(-1) is not None:
             self.error64[-1] = np.inf
+
+    def lost_by(self, step: int) -> str | None:
+        """Tell which side, "torch" or "JAX", is alone in being finite in one of its two precisions only."""
+        if not self.error_jax or np.isinf(self.error_jax[step]) == np.isinf(self.error_torch[step]):
+            return None
+        return "JAX" if np.isinf(self.error_jax[step]) else "torch"
 
     def add_noise(self, perturbed: np.ndarray, torch64: np.ndarray) -> None:
         """Weigh the same step of two float64 runs of the torch side."""

@@ -11,6 +11,7 @@ import optax
 import pytest
 import torch
 from flax import linen, nnx
+from jax.nn import softmax
 
 import compare
 
@@ -196,6 +197,29 @@ def test_what_is_not_a_number_on_one_side_only_is_a_divergence(original: Origina
     assert report.divergence is not None
     assert report.divergence.torch == "between norm and fc2"
     assert np.isinf(report.divergence.error64)
+
+
+def test_what_float32_cannot_hold_on_one_side_is_said_and_not_explained() -> None:
+    """XLA fuses the factor with the maximum's subtraction, unrounded: with logits of 1e10, exp of a thousand."""
+
+    class TorchSoftmax(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor([0.3]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(x * self.scale, -1)
+
+    logits = 3e10 * np.random.default_rng(0).standard_normal((5, 5), np.float32)
+    report = compare.check(
+        compare.Torch(TorchSoftmax()),
+        compare.Jax(lambda params, x: softmax(x * params["scale"]), {"scale": np.zeros(1, np.float32)}),
+        [logits],
+        device="cpu",
+    )
+    assert report.divergence is not None
+    assert report.divergence.cause is None
+    assert report.divergence.opinion.startswith("in float32 the JAX side alone is not finite there")
 
 
 def sides(original: Original, **changed: Any) -> tuple[Any, Any]:

@@ -168,7 +168,7 @@ def compare_setup(pair: Pair, more: dict[str, Any]) -> tuple[TorchRun, JaxRun, A
     comparison = Comparison(pair.torch, pair.jax, checked_batches, more.get("weights"), "cpu")
     theirs = comparison.jax_run("float32")
     if "converted" in more:
-        theirs.load(comparison.given)
+        theirs.load(JaxRun(pair.jax, "float32", training=comparison.training).arrays())
     return comparison.torch_run("float32"), theirs, comparison.links
 
 
