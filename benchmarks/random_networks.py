@@ -56,7 +56,7 @@ def outcome(program: tuple[Any, Any]) -> dict[str, Any] | None:
     """Compare one program, right and with its fault; None for one whose loss grows beyond float32."""
     try:
         return compared(*program)
-    except Exception as error:  # it is shown at the end, and the others are compared all the same
+    except Exception as error:  # noqa: BLE001 - it is shown at the end, and the others are compared all the same
         return {"error": repr(error), "program": repr(program)}
 
 

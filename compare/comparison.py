@@ -36,9 +36,6 @@ from compare.torch_side import Record, Torch, TorchRun
 from compare.training import align_training
 from compare.verdict import EPSILON32, FACTOR, ULPS, Verdict, distance
 
-_MEMORY_MATTERS = 4_000_000
-"""Parameters from which on giving memory back, some 20 ms, is little beside a step."""
-
 _SAME = 1e-2
 """Two arrays nearer than this are the same but for rounding or a bug, and not in another order."""
 
@@ -163,20 +160,14 @@ class Comparison:
 
     def report(self, name: str, steps: int, progress: Show) -> Report:
         """Follow both sides, and tell what was found."""
-        torch, jax = self.torch_run("float64"), self.jax_run("float64")
-        self.torch_settings = torch.settings()
-        streams = Streams(
-            self._torch_steps(self.torch_run("float32"), record=True),
-            self._torch_steps(torch),
-            self._jax_steps(lambda: jax),
-            self._jax_steps(lambda: self.jax_run("float32")),
-        )
+        jax = self.jax_run("float64")
 
         def stepping(step: int, followed: SoFar) -> None:
             doing = f"step {step + 1} of {steps}" if step else f"tracing and compiling step 1 of {steps}"
             so_far = f"{name}, the first {step} of {steps} steps"
             progress(Progress(doing, step, steps, lambda: self._found(so_far, step, followed(), jax) if step else None))
 
+        streams = self._streams(jax, lambda: self.jax_run("float32"))
         followed = follow(streams, self.align, steps, stepping)
         self.nondeterministic += dict.fromkeys(jax.unreplayed)
         found = self._found(name, steps, followed, jax)
@@ -284,11 +275,22 @@ class Comparison:
             for link, ours, theirs in wrong
         ]
 
+    def _streams(self, jax64: JaxRun, jax32: Callable[[], JaxRun]) -> Streams:
+        """Start the torch side's two runs, and the JAX side's two with their first step."""
+        torch64 = self.torch_run("float64")
+        self.torch_settings = torch64.settings()
+        return Streams(
+            self._torch_steps(self.torch_run("float32"), record=True),
+            self._torch_steps(torch64),
+            self._jax_steps(lambda: jax64),
+            self._jax_steps(jax32),
+        )
+
     def _torch_steps(self, run: TorchRun, *, record: bool = False) -> Stream:
         """Take torch's steps; what the first run of a comparison draws at random, the others get as well."""
 
         def step(number: int, batch: Batch) -> Observation:
-            self._make_room()
+            give_back_memory(self.size)
             replay = None if record else self.draws[number]
             with ControlledRun(lift=run.lifted, replay=replay) as controlled:
                 seen = run.step(batch)
@@ -301,16 +303,11 @@ class Comparison:
             yield step(number, batch)  # whoever takes it is the only one who keeps it
 
     def _jax_steps(self, start: Callable[[], JaxRun]) -> Stream:
-        self._make_room()
+        give_back_memory(self.size)
         run = start()  # with its first step: what is not needed yet takes no memory
         for number, batch in enumerate(itertools.cycle(self.batches)):
-            self._make_room()
+            give_back_memory(self.size)
             yield run.step(batch, self.draws[number])
-
-    def _make_room(self) -> None:
-        """Before a step, give back what the step of another run has freed; for a small model it would take longer."""
-        if self.size >= _MEMORY_MATTERS:
-            give_back_memory()
 
     def _weigh_noise(self, followed: Followed) -> None:
         perturbed = self.torch_run("float64")

@@ -100,12 +100,20 @@ _LARGE = 1_000_000
 """Parameters from which on a step lasts so long that threads that spin between two steps no longer matter."""
 
 
-def give_back_memory() -> None:
+def give_back_memory(parameters: int) -> None:
     """Give freed memory back to the system, where the C library is one that keeps it: glibc, on Linux.
 
     Runs that take turns free and take hundreds of megabytes, in threads whose free memory is not each other's.
+    `parameters` is how many a model has: with few, a step is too short for this.
     """
     import ctypes
 
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+    if parameters < _HUGE or sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
+
+
+_HUGE = 4_000_000
+"""Parameters from which on the 20 ms that this takes are little beside a step."""

@@ -12,7 +12,7 @@ from compare.alignment import to_numpy
 from compare.check import prepared
 from compare.comparison import Comparison
 from compare.draws import NondeterministicError
-from compare.engine import Followed, Streams, first_divergence, follow
+from compare.engine import Followed, first_divergence, follow
 from compare.faults import faults, shuffled
 from compare.jax_run import JaxRun
 from compare.jax_side import Flax, Jax
@@ -188,16 +188,8 @@ class Planting(Comparison):
         """Do as `compare.check` does, but for the search for a cause."""
         self._begin()
         self.fault = fault
-        run = self.torch_run("float64")
-        self.torch_settings = run.settings()
         jax64, jax32 = self._jax_runs()
-        streams = Streams(
-            self._torch_steps(self.torch_run("float32"), record=True),
-            self._torch_steps(run),
-            self._jax_steps(lambda: jax64),
-            self._jax_steps(lambda: jax32),
-        )
-        followed = follow(streams, self.align, self.steps)
+        followed = follow(self._streams(jax64, lambda: jax32), self.align, self.steps)
         if first_divergence(followed):
             self._weigh_noise(followed)
         if unreplayed := list(jax64.unreplayed):
