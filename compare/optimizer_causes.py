@@ -165,6 +165,7 @@ def _jointly(
             changed, apart = fewer, left
     for digits in range(7):
         short = {name: float(f"{value:.{digits}e}") for name, value in changed.items()}
+        short = {name: value for name, value in short.items() if value != updates.settings.get(name)}
         if (left := updates.apart(updates({**short, **flag}, convention))) <= 1:
             changed, apart = short, left
             break

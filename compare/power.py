@@ -23,7 +23,7 @@ from compare.problem import InputError
 from compare.progress import Progress, Show, ignore
 from compare.rewriting import Call
 from compare.torch_side import Torch
-from compare.verdict import FACTOR, distance
+from compare.verdict import FACTOR, LOST, distance
 
 FURTHER = 4
 """Where a fault changes nothing, this many times as many steps are tried, and at least `AT_LEAST`."""
@@ -286,7 +286,7 @@ class Planting(Comparison):
         both = itertools.islice(self._both(fault, times), self.steps)
         for step, (right, wrong) in enumerate(both):
             for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True):
-                if not pairing.decides or quantity.rounding[step] >= 1:
+                if not pairing.decides or quantity.rounding[step] >= LOST:
                     continue
                 size = distance(pairing.torch_array(wrong), pairing.torch_array(right))
                 change = Change(f"{pairing.stage} {pairing.torch}", step, size, float(quantity.expected[step]))

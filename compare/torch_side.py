@@ -71,7 +71,8 @@ class TorchRun:
         self._clips: bool | None = None
         """Whether the optimizer's step changes gradients in place, as a hook that clips them does; None if unknown."""
         self.parameters = dict(self.model.named_parameters())
-        self._noise: np.random.Generator | None = None
+        self.noise: np.random.Generator | None = None
+        """What moves it, if anything does: see `perturb`."""
         self.optimizer: torch.optim.Optimizer | None = None
         if side.optimizer is not None:
             self.optimizer = side.optimizer(self.model.parameters())
@@ -102,8 +103,8 @@ class TorchRun:
             loss = checked_loss("torch", self.loss, output, mapped(batch.target, self.tensor))
             self.model.zero_grad(set_to_none=True)
             loss.backward()
-        if self._noise is not None:
-            self._perturb_gradients(self._noise)
+        if self.noise is not None:
+            self._perturb_gradients(self.noise)
         gradients = {
             name: torch.zeros_like(param) if param.grad is None else param.grad
             for name, param in self.parameters.items()
@@ -160,15 +161,16 @@ class TorchRun:
     def perturb(self, seed: int) -> None:
         """Change parameters, and every gradient from here on, by a few units in the last place, to see what follows.
 
-        A gradient whose elements are zero in exact arithmetic has rounding of the size of the others in them, and an
-        optimizer that divides by their size makes more of it.
+        So is what transcendental functions give, by the `ControlledRun` around a step. A gradient whose elements are
+        zero in exact arithmetic has rounding of the size of the others in them, and an optimizer that divides by their
+        size makes more of it.
         """
         import torch
 
-        self._noise = np.random.default_rng(seed)  # not torch's: what torch draws is recorded, and replayed
+        self.noise = np.random.default_rng(seed)  # not torch's: what torch draws is recorded, and replayed
         with torch.no_grad():
             for param in self.parameters.values():
-                noise = self.tensor(self._noise.choice((-1.0, 1.0), tuple(param.shape)))  # none is small by accident
+                noise = self.tensor(self.noise.choice((-1.0, 1.0), tuple(param.shape)))  # none is small by accident
                 param.mul_(1 + ULPS * torch.finfo(param.dtype).eps * noise)
 
     def _perturb_gradients(self, generator: np.random.Generator) -> None:

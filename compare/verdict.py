@@ -25,6 +25,9 @@ WINDOW = 8
 ULPS = 4.0
 """Rounding of a quantity that float32 holds exactly by accident, in units of the machine epsilon."""
 
+LOST = 0.5
+"""The relative error from which on not one binary digit is right."""
+
 EPSILON32 = float(np.finfo(np.float32).eps)
 EPSILON64 = float(np.finfo(np.float64).eps)
 
@@ -158,12 +161,12 @@ class Quantity:
     def ratio(self) -> np.ndarray:
         """The float64 difference over what rounding explains, of shape `(steps,)`: of the order of 1 if no more.
 
-        It is 0 where float32 has no correct digit left. Rounding is then no small perturbation, and its size says
-        nothing of float64's: a ReLU may change sign in float64 too. Such a step has no power, and others decide.
+        It is 0 where float32 has no correct binary digit left. Rounding is then no small perturbation, and its size
+        says nothing of float64's: a ReLU may change sign in float64 too. Such a step has no power, and others decide.
         """
-        error64, lost = np.asarray(self.error64), self.rounding >= 1
+        error64, lost = np.asarray(self.error64), self.rounding >= LOST
         if self.update is not None:
-            lost |= np.logical_or.accumulate(self.update.rounding >= 1)
+            lost |= np.logical_or.accumulate(self.update.rounding >= LOST)
         steps = len(error64)
         lost = lost[:steps]
         with np.errstate(invalid="ignore"):  # infinite on both sides in float32, and on one in float64
@@ -180,7 +183,7 @@ class Quantity:
         side, and as a residue on the other.
         """
         least, most = sorted((self.error_torch[0], self.error_jax[0]))
-        if least >= 1 or (most >= 1 and least == 0):
+        if least >= LOST or (most >= LOST and least == 0):
             return 1.0
         floor = ULPS * EPSILON32 * self.cancellation[0]
         return max(self.error_jax[0], floor) / max(self.error_torch[0], floor)

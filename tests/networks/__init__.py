@@ -5,6 +5,6 @@ The JAX side may be built from another specification than torch's: such a port h
 
 from .drawn import specifications
 from .faults import effect, faults
-from .training import check
+from .training import check, overflows
 
-__all__ = ["check", "effect", "faults", "specifications"]
+__all__ = ["check", "effect", "faults", "overflows", "specifications"]
