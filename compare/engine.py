@@ -145,9 +145,9 @@ def weigh_noise(followed: Followed, torch64: Stream, perturbed: Stream) -> None:
     large it is.
     """
     steps = max((len(quantity.error64) for quantity in followed.quantities), default=0)
-    for one, other in itertools.islice(zip(perturbed, torch64, strict=False), steps):
+    for step, (one, other) in enumerate(itertools.islice(zip(perturbed, torch64, strict=False), steps)):
         for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True):
-            quantity.add_noise(pairing.torch_array(one), pairing.torch_array(other))
+            quantity.add_noise(step, pairing.torch_array(one), pairing.torch_array(other))
 
 
 class Target(NamedTuple):

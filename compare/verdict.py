@@ -68,8 +68,17 @@ def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0, size: float |
 
 
 def _near(errors: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The largest error of each step and its neighbours."""
-    padded = np.pad(np.asarray(errors), WINDOW, mode="edge")
+    """The largest error of each step and its neighbours; a step before the first that is lost has none after it."""
+    errors = np.asarray(errors)
+    lost = np.flatnonzero(errors >= LOST)
+    first = lost[0] if len(lost) else len(errors)
+    return np.concatenate([_largest(errors[:first]), _largest(errors)[first:]])
+
+
+def _largest(errors: np.ndarray) -> np.ndarray:
+    if not len(errors):
+        return errors
+    padded = np.pad(errors, WINDOW, mode="edge")
     largest: np.ndarray = sliding_window_view(padded, 2 * WINDOW + 1).max(axis=1)
     return largest
 
@@ -105,7 +114,8 @@ class Quantity:
     """‖torch64‖ at the last step."""
 
     noise: list[float] = field(default_factory=list)
-    """d of two float64 runs of the torch side, of which one is moved by rounding; empty where it was not measured."""
+    """d of two float64 runs of the torch side, of which one is moved by rounding, the largest of several; empty where
+    it was not measured."""
 
     update: "Quantity | None" = field(default=None, repr=False)
     """Of a parameter, its updates: where one of them was nothing but rounding, the parameter says no more."""
@@ -137,9 +147,10 @@ class Quantity:
             return None
         return "JAX" if np.isinf(self.error_jax[step]) else "torch"
 
-    def add_noise(self, perturbed: np.ndarray, torch64: np.ndarray) -> None:
-        """Weigh the same step of two float64 runs of the torch side."""
-        self.noise.append(distance(perturbed, torch64))
+    def add_noise(self, step: int, perturbed: np.ndarray, torch64: np.ndarray) -> None:
+        """Weigh the same step of two float64 runs of the torch side; of several such pairs, the largest counts."""
+        noise = distance(perturbed, torch64)
+        self.noise[step:] = [max([noise, *self.noise[step : step + 1]]), *self.noise[step + 1 :]]
 
     @property
     def rounding(self) -> np.ndarray:
