@@ -115,7 +115,7 @@ def main() -> None:
         counts = (len(of_kind), sum(each["caught"] for each in of_kind), sum(each["placed"] for each in of_kind))
         table.add_row(kind, *map(str, counts))
     console.print(table)
-    console.print(f"{len(outcomes) - len(tried)} faults do nothing in their program, and are left out")
+    console.print(f"{len(outcomes) - len(tried)} faults are left out: they do nothing, or float32 overflows")
     right = [each["ratio"] for each in outcomes if np.isfinite(each["ratio"])]
     quantiles = ", ".join(f"{share:.0%} {np.quantile(right, share):.2g}" for share in (0.5, 0.9, 0.99, 1.0))
     console.print(f"largest ratio of a right port: {quantiles}; smallest of a fault that was caught: ", end="")

@@ -40,6 +40,7 @@ class JaxRun:
             self.params, self.buffers, self.rngs, self._apply = functional
         self.state: Any = ()
         """Of the optimizer, from the first `load` on."""
+        self.state_names: list[str] = []
         linen = isinstance(self.buffers, dict)
         self.param_names = names(self.params)
         self.buffer_names = names(self.buffers, collections=linen)
@@ -109,17 +110,18 @@ class JaxRun:
             if self.side.optimizer is not None:
                 # A step overwrites it: it must share no memory with the parameters, or within itself.
                 self.state = jax.device_put(self.side.optimizer.init(self.params), may_alias=False)
+                self.state_names = names(self.state)
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Give the optimizer's state by name."""
         import jax
 
-        return dict(zip(names(self.state), map(np.asarray, jax.tree.leaves(self.state)), strict=True))
+        return dict(zip(self.state_names, map(np.asarray, jax.tree.leaves(self.state)), strict=True))
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace the optimizer's state, by name."""
         with self._precision():
-            self.state = self._replaced(self.state, names(self.state), arrays)
+            self.state = self._replaced(self.state, self.state_names, arrays)
 
     @staticmethod
     def _replaced(tree: Any, names: list[str], arrays: Mapping[str, np.ndarray]) -> Any:
@@ -227,7 +229,7 @@ class JaxRun:
             gradients=named(gradients, self.param_names) if self.side.loss else {},
             updates=named(updates, self.param_names) if trained else {},
             parameters=named(self.params, self.param_names) if trained else {},
-            optimizer=named(self.state, names(self.state)) if trained else {},
+            optimizer=named(self.state, self.state_names) if trained else {},
             buffers=named(self.buffers, self.buffer_names),
             forward={port: seen[number] for port, number in self.ports.items()},
         )

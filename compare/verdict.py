@@ -70,9 +70,10 @@ def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0, size: float |
 def _near(errors: Sequence[float] | np.ndarray) -> np.ndarray:
     """The largest error of each step and its neighbours; a step before the first that is lost has none after it."""
     errors = np.asarray(errors)
-    lost = np.flatnonzero(errors >= LOST)
-    first = lost[0] if len(lost) else len(errors)
-    return np.concatenate([_largest(errors[:first]), _largest(errors)[first:]])
+    largest, lost = _largest(errors), np.flatnonzero(errors >= LOST)
+    if len(lost):
+        largest[: lost[0]] = _largest(errors[: lost[0]])
+    return largest
 
 
 def _largest(errors: np.ndarray) -> np.ndarray:

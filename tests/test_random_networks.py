@@ -4,6 +4,7 @@
 """
 
 import os
+from dataclasses import replace
 
 import jax
 import pytest
@@ -29,16 +30,13 @@ def caches_emptied() -> None:
 
 
 def checked(specification: Specification, port: Specification) -> compare.Report:
-    """Compare the two; a program that grows beyond float32 is none."""
+    """Compare the two; a program whose loss grows beyond float32 is none."""
     try:
-        report = check(specification, port)
+        return check(specification, port)
     except compare.InputError as error:
         if "the loss is not finite" not in str(error):
             raise
         reject()
-    if overflows(report):
-        reject()
-    return report
 
 
 # Both were a mismatch once: a thousand programs found them.
@@ -63,7 +61,8 @@ SATURATED = Specification(
     training=True,
     seed=0,
 )
-EQUAL = Specification(
+EQUAL = replace(
+    SATURATED,
     # All features that the LayerNorm takes are the same number: what it makes of them is the rounding of their mean.
     layers=(
         Layer("embedding", (2,), 3),
@@ -77,13 +76,9 @@ EQUAL = Specification(
     loss="mean square",
     optimizer=Optimizer("adamw", 0.001),
     batch=1,
-    steps=2,
     scale=0.01,
     zeroed=0,
-    jitter=False,
     functional=False,
-    training=True,
-    seed=0,
 )
 
 
@@ -92,7 +87,10 @@ EQUAL = Specification(
 @example(SATURATED)
 @example(EQUAL)
 def test_a_right_port_is_no_mismatch(specification: Specification) -> None:
-    checked(specification, specification).raise_on_mismatch()
+    report = checked(specification, specification)
+    if overflows(report):
+        reject()
+    report.raise_on_mismatch()
 
 
 @few
