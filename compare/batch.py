@@ -117,3 +117,14 @@ def adapted(batch: Batch, adapt: Callable[..., Any] | None) -> Batch:
     if batch.target is None:
         return Batch(found)
     raise InputError(f"batch= must give a pair (inputs, target), and gave a {type(found).__name__}")
+
+
+def channels_last(batch: Batch, adapt: Callable[..., Any] | None) -> bool:
+    """Tell whether `batch=` moves channels to the end."""
+    ours, theirs = batch.inputs, adapted(batch, adapt).inputs
+    return (
+        isinstance(ours, np.ndarray)
+        and ours.ndim > 2
+        and not np.array_equal(ours, theirs)
+        and np.array_equal(np.moveaxis(ours, 1, -1), theirs)
+    )

@@ -1,15 +1,16 @@
 """One PyTorch program and its port with their weights mapped: following both, and explaining what differs."""
 
+import copy
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from compare import batch as batching
 from compare import weights as mapping
 from compare.alignment import Alignment, named, to_numpy
-from compare.batch import Batch, adapted
+from compare.batch import Batch, channels_last
 from compare.device import give_back_memory
 from compare.diagnosis import described, explain, misconverted
 from compare.draws import Draw, Hints
@@ -37,7 +38,7 @@ from compare.training import align_training
 from compare.verdict import EPSILON32, FACTOR, ULPS, Verdict, distance
 
 _DRAWS = 3
-"""Of rounding, whose effect is the largest of them: a single one may be twenty times smaller by accident."""
+"""Of rounding, whose effect is the largest of them: that of a single one may be twenty times smaller by accident."""
 
 
 class Comparison:
@@ -63,7 +64,7 @@ class Comparison:
             path: () for path, kind in self.torch_modules.items() if "Linear" in kind
         }
         self.links = self._find_links(weights, jax_run)
-        self.hints = Hints(self._channels_last())
+        self.hints = Hints(channels_last(batches[0], jax.batch))
         if self.hints.channels_last or any("Conv" in kind for kind in self.torch_modules.values()):
             still = JaxRun(jax, "float32", training=False)
             while flattened := self._flattened(still):
@@ -98,17 +99,6 @@ class Comparison:
     def _find_links(self, weights: Mapping[str, str | None] | None, jax_run: JaxRun) -> mapping.WeightMap:
         layers = mapping.torch_layers(self.torch.model, self.features), self.jax.layers()
         return mapping.find_links(*layers, weights, order=(list(self.torch_modules), list(jax_run.modules)))
-
-    def _channels_last(self) -> bool:
-        """Tell whether `batch=` moves channels to the end."""
-        ours = batching.mapped(self.batches[0].inputs, lambda array: array)
-        theirs = adapted(self.batches[0], self.jax.batch).inputs
-        return (
-            isinstance(ours, np.ndarray)
-            and ours.ndim > 2
-            and not np.array_equal(ours, theirs)
-            and np.array_equal(np.moveaxis(ours, 1, -1), theirs)
-        )
 
     def _flattened(self, jax_run: JaxRun) -> dict[str, tuple[int, int]]:
         """See which linear layers take an image's features in another order: channels last, where torch's are first.
@@ -168,13 +158,12 @@ class Comparison:
             so_far = f"{name}, the first {step} of {steps} steps"
             progress(Progress(doing, step, steps, lambda: self._found(so_far, step, followed(), jax) if step else None))
 
-        streams = self._streams(jax, lambda: self.jax_run("float32"))
-        followed = follow(streams, self.align, steps, stepping)
+        followed = follow(self._streams(jax, lambda: self.jax_run("float32")), self.align, steps, stepping)
         self.nondeterministic += dict.fromkeys(jax.unreplayed)
         found = self._found(name, steps, followed, jax)
         if found.divergence:
             progress(Progress("measuring what rounding does", found=lambda: found))
-            self._weigh_noise(followed)
+            self._weigh_noise(followed, jax)
             found = self._found(name, steps, followed, jax)
         divergence, others, notes = found.divergence, [], []
         if first := first_divergence(followed):
@@ -310,11 +299,23 @@ class Comparison:
             give_back_memory(self.size)
             yield run.step(batch, self.draws[number])
 
-    def _weigh_noise(self, followed: Followed) -> None:
-        for seed in range(_DRAWS):
-            perturbed = self.torch_run("float64")
-            perturbed.perturb(seed)
-            weigh_noise(followed, self._torch_steps(self.torch_run("float64")), self._torch_steps(perturbed))
+    def _weigh_noise(self, followed: Followed, jax: JaxRun) -> None:
+        """Measure what rounding does to each side; `jax` is a run with what is compiled."""
+
+        def torch_moved(seed: int) -> TorchRun:
+            run = self.torch_run("float64")
+            run.perturb(seed)
+            return run
+
+        def jax_moved(seed: int) -> JaxRun:
+            run = copy.copy(jax)
+            self.load(run)
+            run.perturb(seed)
+            return run
+
+        weigh_noise(followed, [self._torch_steps(torch_moved(seed)) for seed in range(_DRAWS)], "torch")
+        starts = [functools.partial(jax_moved, seed) for seed in range(_DRAWS)]
+        weigh_noise(followed, list(map(self._jax_steps, starts)), "jax")
 
     def _independent(self, followed: Followed, first: Found) -> list[Found]:
         """Start every part of every step from the torch side's values, and list all that differs by itself."""

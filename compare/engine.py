@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -137,17 +138,25 @@ def _finite(step: int, losses: list[np.ndarray]) -> bool:
     return torch32 and torch64 and jax32 and jax64
 
 
-def weigh_noise(followed: Followed, torch64: Stream, perturbed: Stream) -> None:
-    """Measure what float64 rounding does to the torch side, by a run whose weights differ in their last place.
+def weigh_noise(followed: Followed, moved: Sequence[Stream], side: str) -> None:
+    """Measure what float64 rounding does to one side, by runs of which each is moved by some.
 
     Where a gradient is zero in exact arithmetic, as that of a bias that feeds BatchNorm, it is nothing but rounding,
-    and Adam makes whole steps of it, in float64 as in float32. Rounding does not shrink there, and this run says how
-    large it is.
+    and Adam makes whole steps of it, in float64 as in float32. Rounding does not shrink there, and these runs say how
+    large it is: as far as any two of them come apart.
+
+    Args:
+        followed: What following both sides has found, to which this is added.
+        moved: The runs.
+        side: Which one's they are, "torch" or "jax".
+
     """
+    read = operator.attrgetter(f"{side}_array")
     steps = max((len(quantity.error64) for quantity in followed.quantities), default=0)
-    for step, (one, other) in enumerate(itertools.islice(zip(perturbed, torch64, strict=False), steps)):
+    for step, seen in enumerate(itertools.islice(zip(*moved, strict=False), steps)):
         for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True):
-            quantity.add_noise(step, pairing.torch_array(one), pairing.torch_array(other))
+            for one, other in itertools.combinations(map(read(pairing), seen), 2):
+                quantity.add_noise(step, one, other)
 
 
 class Target(NamedTuple):

@@ -14,6 +14,7 @@ from compare.lift_jax import lift
 from compare.observation import Observation, Port
 from compare.problem import InputError
 from compare.replay_jax import replayable, replaying
+from compare.verdict import ULPS
 
 
 class JaxRun:
@@ -111,6 +112,12 @@ class JaxRun:
                 # A step overwrites it: it must share no memory with the parameters, or within itself.
                 self.state = jax.device_put(self.side.optimizer.init(self.params), may_alias=False)
                 self.state_names = names(self.state)
+
+    def perturb(self, seed: int) -> None:
+        """Change parameters by a few units in the last place, to see what follows; the optimizer starts afresh."""
+        noise, ulps = np.random.default_rng(seed), ULPS * float(np.finfo(self.dtype).eps)
+        moved = {name: array for name, array in self.arrays().items() if name in self.param_names}
+        self.load({name: array * (1 + noise.choice((-ulps, ulps), array.shape)) for name, array in moved.items()})
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Give the optimizer's state by name."""

@@ -90,8 +90,8 @@ class ControlledRun:
             if self.lift:
                 stack.callback(torch.set_default_dtype, torch.get_default_dtype())
                 torch.set_default_dtype(torch.float64)
-            if torch.cuda.is_available():
-                # Attention that is one CUDA kernel keeps its mask to itself.
+            if torch.cuda.is_available() or self._moved is not None:
+                # Attention that is one kernel keeps a CUDA mask, and its softmax, to itself.
                 stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
             if "torch._dynamo" in sys.modules:  # a compiled model runs as it is written
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -202,7 +202,7 @@ class ControlledRun:
 
 _TRANSCENDENTAL = {
     *("exp", "expm1", "log", "log1p", "erf", "erfc", "tanh", "sigmoid", "softplus", "log_sigmoid_forward"),
-    *("elu", "celu", "gelu", "silu", "mish", "_softmax", "_log_softmax"),
+    *("elu", "celu", "gelu", "silu", "mish", "_softmax", "_safe_softmax", "_log_softmax"),
 }
 """Functions whose last digits depend on the library."""
 

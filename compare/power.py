@@ -191,7 +191,7 @@ class Planting(Comparison):
         jax64, jax32 = self._jax_runs()
         followed = follow(self._streams(jax64, lambda: jax32), self.align, self.steps)
         if first_divergence(followed):
-            self._weigh_noise(followed)
+            self._weigh_noise(followed, jax64)
         if unreplayed := list(jax64.unreplayed):
             self._compiled.clear()  # it belongs to what was compiled
         return followed, unreplayed

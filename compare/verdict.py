@@ -115,8 +115,7 @@ class Quantity:
     """‖torch64‖ at the last step."""
 
     noise: list[float] = field(default_factory=list)
-    """d of two float64 runs of the torch side, of which one is moved by rounding, the largest of several; empty where
-    it was not measured."""
+    """The largest d of two float64 runs of one side, each moved by rounding; empty where it was not measured."""
 
     update: "Quantity | None" = field(default=None, repr=False)
     """Of a parameter, its updates: where one of them was nothing but rounding, the parameter says no more."""
@@ -148,9 +147,9 @@ class Quantity:
             return None
         return "JAX" if np.isinf(self.error_jax[step]) else "torch"
 
-    def add_noise(self, step: int, perturbed: np.ndarray, torch64: np.ndarray) -> None:
-        """Weigh the same step of two float64 runs of the torch side; of several such pairs, the largest counts."""
-        noise = distance(perturbed, torch64)
+    def add_noise(self, step: int, one: np.ndarray, other: np.ndarray) -> None:
+        """Weigh the same step of two float64 runs of one side; of several such pairs, the largest counts."""
+        noise = distance(one, other)
         self.noise[step:] = [max([noise, *self.noise[step : step + 1]]), *self.noise[step + 1 :]]
 
     @property
