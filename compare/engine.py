@@ -139,7 +139,7 @@ def _finite(step: int, losses: list[np.ndarray]) -> bool:
 
 
 def weigh_noise(followed: Followed, moved: Sequence[Stream], side: str) -> None:
-    """Measure what float64 rounding does to one side, by runs of which each is moved by some.
+    """Measure what float64 rounding does to one side, by runs that are moved by some, each in its own way.
 
     Where a gradient is zero in exact arithmetic, as that of a bias that feeds BatchNorm, it is nothing but rounding,
     and Adam makes whole steps of it, in float64 as in float32. Rounding does not shrink there, and these runs say how
