@@ -82,7 +82,7 @@ EQUAL = replace(
 )
 ATTENDING = replace(
     SATURATED,
-    # Of a softmax that is 1 in one place the gradient is all rounding, and PyTorch's fused attention keeps it to itself.
+    # Of a softmax that is 1 in one place the gradient is all rounding: PyTorch's fused attention keeps it to itself.
     layers=(Layer("embedding", (2,), 5), Layer("attention", (2, 5), 5), Layer("linear", (2, 5), 2)),
     loss="mean square",
     optimizer=Optimizer("rmsprop", 0.01, centered=True),
