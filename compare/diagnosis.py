@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compare.batch import Batch
-from compare.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
+from compare.counterfactuals import FUNCTIONS, JOINING, Counterfactual, counterfactuals, other_operands
 from compare.draws import Draw, NondeterministicError
 from compare.engine import Found
 from compare.fitting import fitted
@@ -53,7 +53,7 @@ def explain(
     run.optimizer = None
     if stage in ("forward", "buffers"):
         run.loss = None
-    search = _Search(found, Rerun(run, batch, draws, _window(found), FUNCTIONS), layer)
+    search = _Search(found, Rerun(run, batch, draws, _window(found), FUNCTIONS | JOINING.keys()), layer)
     if cause := search.cause():
         return cause, ()
     return search.related()
@@ -123,6 +123,7 @@ class _Search:
         if as_it_is is None or distance(as_it_is, self.target) <= self.found.limit:
             return None  # it does not differ by itself
         candidates = list(counterfactuals(calls, gradient=gradient))
+        candidates += [] if gradient else other_operands(calls)
         tried: list[tuple[float, list[Counterfactual], float | None]] = []
         for group in (*_together(candidates), *([each] for each in candidates)):
             apart, value = self._try({}, group)

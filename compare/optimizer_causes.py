@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compare.alignment import to_numpy
 from compare.conventions.optimizers import CONVENTIONS, DOCS, Convention
 from compare.engine import Target
 from compare.fitting import ITERATIONS, fitted
-from compare.optimizer_update import GRADIENT, Updates
+from compare.optimizer_update import BOUND, GRADIENT, Updates
 from compare.report import Cause
 from compare.verdict import distance
 
@@ -52,6 +53,8 @@ NAMES = {
 }
 """For settings of torch: what they are, and optax's argument. Others keep their names."""
 
+_TRANSFORMATIONS = "https://optax.readthedocs.io/en/latest/api/transformations.html"
+
 FLAGS = ("nesterov", "centered", "amsgrad", "maximize", "decoupled_weight_decay")
 
 
@@ -70,7 +73,7 @@ def explain_update(updates: Updates, rates: Sequence[float]) -> Cause | None:
     for changed, convention, apart in _candidates(updates):
         if apart <= 1:
             return _told(updates, changed, convention, rates)
-    if cause := _other_parameters(updates) or clipped:
+    if cause := _other_parameters(updates) or clipped or _clipped_by_value(updates):
         return cause
     for changed, convention, apart in _several(updates):
         if apart <= 1:
@@ -289,7 +292,7 @@ def _other_parameters(updates: Updates) -> Cause | None:
             "frozen parameters",
             f"frozen parameters: the JAX side does not update {names}, and torch does",
             "take them out of optax.set_to_zero() or of the mask, or freeze them in torch: requires_grad=False",
-            "https://optax.readthedocs.io/en/latest/api/transformations.html",
+            _TRANSFORMATIONS,
         )
     untouched = [target.pairing.jax for target in wrong if not _torch_update(updates, target).any()]
     if untouched and len(untouched) == len(wrong):
@@ -298,7 +301,7 @@ def _other_parameters(updates: Updates) -> Cause | None:
             f"frozen parameters: torch does not update {', '.join(untouched[:3])}, which get no gradient, and the JAX "
             "side does: weight decay shrinks them",
             "give them to optax.set_to_zero() by optax.multi_transform",
-            "https://optax.readthedocs.io/en/latest/api/transformations.html",
+            _TRANSFORMATIONS,
         )
     return None
 
@@ -326,11 +329,44 @@ def _other_gradient(updates: Updates) -> Cause | None:
     return Cause(name, f"{name}: {says}. With that on the torch side the difference falls to rounding", fix, source)
 
 
+def _clipped_by_value(updates: Updates) -> Cause | None:
+    """Find out whether the JAX side clips each element of the gradient, and not the gradient's norm."""
+    updates({})
+    elements = np.concatenate([np.abs(to_numpy(g)).ravel() for g in updates.gradients.values() if g is not None])
+    start = float(np.median(elements))  # some are above it, and some below
+    apart, bound = fitted(start, lambda value: updates({BOUND: value}), updates.target, updates.apart)
+    if apart > 1 or not bound:
+        return None
+    updates({})
+    size, clipped, largest = updates.size, updates.stepped_on, updates.largest
+    jax_does = f"clips each of its elements to ±{bound:g}" if bound < elements.max() else "does not clip it"
+    if clipped >= size * (1 - 1e-9):
+        torch_does, fix = "does not clip the gradient", "leave out optax.clip"
+    elif abs(np.linalg.norm(np.minimum(elements, largest)) / clipped - 1) < 1e-9:
+        torch_does, fix = (
+            f"clips each element of the gradient to ±{largest:g}",
+            f"optax.chain(optax.clip({largest:g}), ...)",
+        )
+    else:
+        most = clipped * (size + 1e-6) / size  # clip_grad_norm_ scales by max_norm / (norm + 1e-6)
+        torch_does, fix = (
+            f"clips the gradient's norm to {clipped:g}",
+            f"optax.chain(optax.clip_by_global_norm({most:g}), ...)",
+        )
+    return Cause(
+        "clipping",
+        f"clipping: torch {torch_does}, and the JAX side {jax_does}. With that on the torch side the "
+        "difference falls to rounding",
+        fix,
+        _TRANSFORMATIONS,
+    )
+
+
 def _gradient(updates: Updates, factor: float) -> tuple[str, str, str, str]:
     """Tell what it is that scales the gradient: the cause's name, what each side does, the fix and the source."""
     updates({})
     size = updates.size
-    clipped, transformations = updates.stepped_on, "https://optax.readthedocs.io/en/latest/api/transformations.html"
+    clipped = updates.stepped_on
     if abs(factor * size / (size + 1e-6) - 1) < 1e-3 * 1e-6 / size:
         return (
             "clipping",
@@ -345,10 +381,10 @@ def _gradient(updates: Updates, factor: float) -> tuple[str, str, str, str]:
             + ("not at all" if abs(factor * clipped / size - 1) < 1e-6 else f"to {factor * clipped:g}"),
             # clip_grad_norm_ scales by max_norm / (norm + 1e-6)
             f"optax.chain(optax.clip_by_global_norm({clipped * (size + 1e-6) / size:g}), ...)",
-            transformations,
+            _TRANSFORMATIONS,
         )
     says = f"the JAX side's optimizer sees torch's gradient times {factor:g}"
     if factor < 1 and updates.kind != "SGD":
         says += f", of norm {factor * size:g} where torch's is {size:g}"
-        return "clipping", says, "clip on both sides, or on neither", transformations
-    return "gradient scale", says, "scale the gradient as torch does, before the optimizer sees it", transformations
+        return "clipping", says, "clip on both sides, or on neither", _TRANSFORMATIONS
+    return "gradient scale", says, "scale the gradient as torch does, before the optimizer sees it", _TRANSFORMATIONS

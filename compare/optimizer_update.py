@@ -18,6 +18,9 @@ from compare.verdict import distance
 GRADIENT = "gradient"
 """Among settings: what the gradient is multiplied by before the optimizer sees it."""
 
+BOUND = "bound"
+"""Among settings: the size that each element of the gradient is clipped to, and nothing else done to it."""
+
 
 class Updates:
     """The torch side's update at one step in float64, to be made as often as wanted from the same gradients.
@@ -45,6 +48,8 @@ class Updates:
         self.gradients = {name: param.grad for name, param in run.parameters.items()}
         self.stepped_on = 0.0
         """The norm of the gradient that torch's optimizer stepped on last, clipped if the user's hooks clip it."""
+        self.largest = 0.0
+        """The size of its largest element."""
         self._before = {name: param.detach().clone() for name, param in run.parameters.items()}
         self._state = copy.deepcopy(optimizer.state_dict())
         sizes = [float(np.linalg.norm(target.array)) or 1.0 for target in targets]
@@ -118,7 +123,7 @@ class Updates:
                 for param in group["params"]:
                     self.optimizer.state[param]["sum"].fill_(settings["initial_accumulator_value"])
         change(self)
-        handle = self.optimizer.register_step_pre_hook(self._scaled(settings.get(GRADIENT, 1.0)))
+        handle = self.optimizer.register_step_pre_hook(self._scaled(settings.get(GRADIENT, 1.0), settings.get(BOUND)))
         named = {id(param): dict(group) for group in self.optimizer.param_groups for param in group["params"]}
         try:
             with ControlledRun(lift=True):
@@ -148,15 +153,21 @@ class Updates:
             return None
         return np.concatenate([np.ravel(array) * scale for array, scale in zip(arrays, self._scales, strict=True)])
 
-    def _scaled(self, factor: float) -> Callable[..., None]:
-        """Make a hook that scales the gradient; after those of the user, which may clip it."""
+    def _scaled(self, factor: float, bound: float | None) -> Callable[..., None]:
+        """Make a hook that scales the gradient, after those of the user, which may clip it; or clips it instead."""
         import torch
 
         def scale(optimizer: Any, *arguments: Any) -> None:
-            gradients = [param.grad for param in self.run.parameters.values() if param.grad is not None]
+            pairs = [
+                (p.grad, g)
+                for p, g in zip(self.run.parameters.values(), self.gradients.values(), strict=True)
+                if p.grad is not None and g is not None
+            ]
+            gradients = [gradient for gradient, _ in pairs]
             self.stepped_on = float(torch.nn.utils.get_total_norm(gradients))
-            for gradient in gradients:
-                gradient.mul_(factor)
+            self.largest = max(float(gradient.abs().max()) for gradient in gradients)
+            for gradient, computed in pairs:
+                gradient.mul_(factor) if bound is None else gradient.copy_(torch.clamp(computed, -bound, bound))
 
         return scale
 

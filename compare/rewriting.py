@@ -36,6 +36,9 @@ class Call:
     """The path of the module that makes the call; "" for the model itself, or the loss."""
     within: "Rewrite | None" = None
     """What happens in place of the function, if something else does."""
+    known: "Callable[[], dict[str, torch.Tensor]]" = dict
+    """Gives, by what they are, the tensors that the step has computed by now: modules' inputs and outputs, and what
+    calls in the window take and give."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -55,6 +58,12 @@ class Call:
     def input(self) -> "torch.Tensor":
         """The first argument."""
         return next(iter(self.arguments.values()))
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it overwrites its first argument: `add_`, `+=`."""
+        name = self.function.__name__
+        return name in ("__iadd__", "__imul__") or (name.endswith("_") and not name.endswith("__"))
 
     def run(self, **changed: Any) -> Any:
         """Call the function, with some arguments changed."""
@@ -115,7 +124,8 @@ class Rerun:
         found: list[Call] = []
 
         def listed(call: Call) -> Any:
-            found.append(call)
+            known = call.known()
+            found.append(replace(call, known=lambda: known))
             return call.run()
 
         self._observe(lambda number: listed)
@@ -182,7 +192,9 @@ def _mode() -> Any:
 
         def __init__(self, record: _Windowed, rewrites: Callable[[int], Rewrite | None], known: Container[str]) -> None:
             super().__init__()
-            self.record, self.rewrites, self.known, self.number = record, rewrites, known, 0
+            self.record, self.rewrites, self.known = record, rewrites, known
+            self.number = 0
+            self.tensors: dict[str, Any] = {}
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             del types
@@ -190,19 +202,24 @@ def _mode() -> Any:
             signature = _signature(func) if self.record.open and _name(func) in self.known else None
             if signature is None:
                 return func(*args, **kwargs)
-            rewrite = self.rewrites(self.number)
-            self.number += 1
-            if rewrite is None:
-                return func(*args, **kwargs)
             try:
                 signature.bind(*args, **kwargs)
             except TypeError:  # an overload that torch does not describe
                 signature = _ANY
             place = self.record.inside[-1] if self.record.inside else ""
-            given = rewrite(Call(_name(func), func, args, kwargs, signature, place))
-            if func.__name__.endswith("_") and not func.__name__.endswith("__"):  # in place
-                return args[0].copy_(given) if given is not args[0] else given
+            call = Call(_name(func), func, args, kwargs, signature, place, known=self._tensors)
+            rewrite = self.rewrites(self.number)
+            self.number += 1
+            given = call.run() if rewrite is None else rewrite(call)
+            which = f"{call.name} in {place}" if place else call.name
+            self.tensors |= {f"what {which} takes": args[0], f"what {which} gives": given}
+            if call.in_place and given is not args[0]:
+                return args[0].copy_(given)
             return given
+
+        def _tensors(self) -> dict[str, Any]:
+            ports = {str(port): tensor for port, tensor in self.record.seen.items()}
+            return {name: value for name, value in (ports | self.tensors).items() if hasattr(value, "shape")}
 
     return Rewriting
 

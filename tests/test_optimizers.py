@@ -170,6 +170,14 @@ def test_right_ports_match_in_state_and_updates(name: str) -> None:
     assert not {each for each in left if each.partition("/")[0] in right.slots}
 
 
+def clipped_by_value(opt: optim.Optimizer, largest: float) -> optim.Optimizer:
+    def clip(opt: Any, *arguments: Any) -> None:
+        nn.utils.clip_grad_value_([p for group in opt.param_groups for p in group["params"]], largest)
+
+    opt.register_step_pre_hook(clip)
+    return opt
+
+
 class Different(NamedTuple):
     torch: Optimizer
     optax: optax.GradientTransformation
@@ -197,6 +205,15 @@ DIFFERENT = {
         optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1)),
         0,
         "clipping",
+    ),
+    "clipping by value": Different(
+        lambda p: clipped(optim.Adam(p, 0.1), 0.1), optax.chain(optax.clip(0.01), optax.adam(0.1)), 0, "clipping"
+    ),
+    "clipping by value, of nothing": Different(
+        lambda p: optim.SGD(p, 0.1), optax.chain(optax.clip(0.01), optax.sgd(0.1)), 0, "clipping"
+    ),
+    "clipping by value, forgotten": Different(
+        lambda p: clipped_by_value(optim.SGD(p, 0.1), 0.01), optax.sgd(0.1), 0, "clipping"
     ),
     "dampening": Different(lambda p: optim.SGD(p, 0.1, 0.9, dampening=0.5), optax.sgd(0.1, 0.9), 1, "dampening"),
     "L2 or decoupled": Different(
@@ -231,7 +248,7 @@ def test_true_differences_are_found_in_the_update(name: str) -> None:
     assert (divergence.stage, divergence.step) == ("update", different.step)
     if different.cause:
         assert divergence.cause is not None
-        assert divergence.cause.name == different.cause
+        assert divergence.cause.name == different.cause, divergence.cause
 
 
 class SignDescent(optim.Optimizer):

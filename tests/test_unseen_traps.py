@@ -52,6 +52,20 @@ def instance_norm(epsilon: float) -> Callable[[Any], Any]:
     return normalize
 
 
+def normalized(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.layer_norm(x, (8,))
+
+
+def jax_normalized(x: Any) -> Any:
+    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def added_in_place(x: torch.Tensor) -> torch.Tensor:
+    y = nn.functional.gelu(normalized(x))
+    y += x
+    return y
+
+
 class Unseen(NamedTuple):
     word: str
     """What the catalogue must not contain."""
@@ -71,6 +85,20 @@ LAYERS = {
     ),
     "alpha of celu": Unseen(
         "celu", lambda x: nn.functional.celu(x, 0.5), lambda x: jax.nn.celu(x, 1.0), "alpha", "alpha=0.5"
+    ),
+    "what a product takes": Unseen(
+        "what a product takes",
+        lambda x: x * torch.sigmoid(normalized(x)),
+        lambda x: jax_normalized(x) * jax.nn.sigmoid(jax_normalized(x)),
+        "operand",
+        "take first output",
+    ),
+    "what is added in place": Unseen(
+        "added in place",
+        added_in_place,
+        lambda x: jax_normalized(x) + jax.nn.gelu(jax_normalized(x), approximate=False),
+        "operand",
+        "take first output",
     ),
     "hardswish or silu": Unseen(
         "hardswish", nn.functional.hardswish, jax.nn.silu, "activation", r"jax\.nn\.hard_swish\(x\)"
@@ -181,3 +209,30 @@ def test_what_no_table_knows_is_placed_and_no_cause_is_invented() -> None:
     assert report.divergence.torch == "between first and last"
     assert report.divergence.cause is None
     assert any("farthest apart at" in line for line in report.divergence.details)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.relu(self.inner(self.norm(x)))
+
+
+class NormalizedResidual(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.norm, self.inner = nnx.LayerNorm(8, epsilon=1e-5, rngs=rngs), nnx.Linear(8, 8, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        x = self.norm(x)
+        return x + jax.nn.relu(self.inner(x))
+
+
+def test_a_residual_that_starts_behind_its_norm_is_explained_by_the_modules() -> None:
+    divergence = checked(middle=(Residual(), NormalizedResidual())).divergence
+    assert divergence is not None
+    assert divergence.torch == "between middle.inner and the end of middle"
+    assert divergence.cause is not None
+    assert "takes middle.norm output for the sum, where torch takes first output" in divergence.cause.explanation

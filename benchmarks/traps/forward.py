@@ -694,8 +694,8 @@ TRAPS = [
         {"normalized": True},
         {"normalized": False},
         BETWEEN,
-        "",
-        "",
+        "operand",
+        "front output",
     ),
     Trap(
         "heads split in another order",

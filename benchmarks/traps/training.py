@@ -756,8 +756,8 @@ OPTIMIZERS = [
         {"by_norm": False},
         {"by_norm": True},
         ("By norm.", "optax.clip: by value."),
-        "",
-        "",
+        "clipping",
+        "clip_by_global_norm",
     ),
     setting(
         "half of the batches",
