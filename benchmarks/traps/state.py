@@ -175,8 +175,8 @@ WEIGHTS = [
         {"order": (0, 2, 1, 3)},
         {"order": (0, 1, 2, 3)},
         ("forward", "*"),
-        "",
-        "",
+        "gate order",
+        "i, f, g, o",
         more={
             "weights": {f"lstm.{name}": name for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")}
         },

@@ -1,10 +1,13 @@
 """What the JAX side may compute in place of a layer."""
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from compare.conventions.base import CONVOLUTIONS, DOCS, FLAX, TRANSPOSED, Alternative
-from compare.rewriting import Call
+from compare.rewriting import Call, Rewrite
 
 
 def _same_padding(call: Call) -> Any:
@@ -77,7 +80,35 @@ def _padding_embedded(call: Call) -> Any:
     return call.run() * (call.input != (call["padding_idx"] or 0)).unsqueeze(-1)
 
 
+def _gates(gates: str, order: Sequence[int]) -> Rewrite:
+    def compute(call: Call) -> Any:
+        import torch
+
+        args = list(call.args)
+        at = next(position for position, value in enumerate(args) if isinstance(value, list))
+        args[at] = [torch.cat([weight.chunk(len(gates))[block] for block in order]) for weight in args[at]]
+        return replace(call, args=tuple(args)).run()
+
+    return compute
+
+
+def _gate_orders(function: str, gates: str) -> Iterator[Alternative]:
+    for order in itertools.permutations(range(len(gates))):
+        if list(order) != sorted(order):
+            read = ", ".join(gates[order.index(block)] for block in range(len(gates)))
+            yield Alternative(
+                "gate order",
+                (function,),
+                _gates(gates, order),
+                f"reads the blocks of the weights as the gates {read}, torch as {', '.join(gates)}",
+                f"take the gates in torch's order: {', '.join(gates)}",
+                f"{DOCS}torch.nn.{function.upper()}.html",
+            )
+
+
 LAYERS = (
+    *_gate_orders("lstm", "ifgo"),
+    *_gate_orders("gru", "rzn"),
     Alternative(
         "channels last",
         CONVOLUTIONS,
