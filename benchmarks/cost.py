@@ -1,9 +1,9 @@
 """What a check costs beside training both sides alone in both precisions, from 1 to 25 million parameters.
 
-    python benchmarks/cost.py [--sizes small medium large] [--steps 10]
+    python benchmarks/cost.py [--sizes small medium large] [--steps 10] [--rounds 3]
 
-Shown are time and peak memory. Each measurement is a process of its own; the four trainings run one after another in
-one process.
+Shown are time and peak memory, the medians over the rounds. Each measurement is a process of its own; the four
+trainings run one after another in one process.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any, NamedTuple
 
 import jax
@@ -184,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", choices=WORK, help=argparse.SUPPRESS)
     parser.add_argument("--size", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -197,7 +199,10 @@ def main() -> None:
     for name in options.sizes:
         size = SIZES[name]._replace(steps=options.steps)
         count = sum(parameter.numel() for parameter in TorchModel(size).parameters())
-        alone, checked = measure("trainings", size), measure("check", size)
+        rounds = [(measure("trainings", size), measure("check", size)) for _ in range(options.rounds)]
+        alone, checked = (
+            {key: median(each[key] for each in work) for key in work[0]} for work in zip(*rounds, strict=True)
+        )
         ratios = {key: checked[key] / alone[key] for key in alone}
         table.add_row(
             f"{count / 1e6:.1f} M",
