@@ -11,9 +11,8 @@ import numpy as np
 from compare import weights as mapping
 from compare.alignment import Alignment, named, to_numpy
 from compare.batch import Batch, channels_last
-from compare.device import give_back_memory
 from compare.diagnosis import described, explain, misconverted
-from compare.draws import Draw, Hints
+from compare.draws import Hints
 from compare.engine import (
     Followed,
     Found,
@@ -28,14 +27,18 @@ from compare.jax_run import JaxRun
 from compare.jax_side import Flax, Jax
 from compare.lift_torch import ControlledRun
 from compare.modules import align_modules, unflattened
-from compare.observation import Observation, Port, Stream
+from compare.observation import Observation, Port
 from compare.optimizer_state import jax_state
 from compare.precision_causes import fast_variance, low_precision, without_fast_variance
 from compare.progress import Progress, Show
 from compare.report import Cause, Divergence, Report, Run, settings
+from compare.stepper import Stepper
 from compare.torch_side import Record, Torch, TorchRun
 from compare.training import align_training
 from compare.verdict import EPSILON32, FACTOR, ULPS, Verdict, distance
+
+IN_PAIRS = 16_000_000
+"""Parameters from which on memory is scarcer than time."""
 
 _DRAWS = 2
 """Of rounding: what a single one does may be twenty times too little by accident."""
@@ -51,9 +54,8 @@ class Comparison:
         self.training = torch.model.training
         self.size = sum(parameter.numel() for parameter in torch.model.parameters())
         self.overwritten: frozenset[Port] = frozenset()
-        self.draws: list[list[Draw]] = []
         self.nondeterministic: list[str] = []
-        self.pinned: dict[str, None] = {}
+        self.stepper = Stepper(batches, self.size)
         self._probe()
         self.torch_parameters = frozenset(name for name, _ in torch.model.named_parameters())
         jax_run = JaxRun(jax, "float32", training=self.training)
@@ -83,6 +85,7 @@ class Comparison:
         record, again = Record(), Record()
         with ControlledRun() as first:
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], record)
+        self.probed = first.draws
         self.torch_modules, self.overwritten = record.modules, record.changed()
         with ControlledRun(replay=first.draws):
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], again)
@@ -153,12 +156,22 @@ class Comparison:
         """Follow both sides, and tell what was found."""
         jax = self.jax_run("float64")
 
-        def stepping(step: int, followed: SoFar) -> None:
-            doing = f"step {step + 1} of {steps}" if step else f"tracing and compiling step 1 of {steps}"
-            so_far = f"{name}, the first {step} of {steps} steps"
-            progress(Progress(doing, step, steps, lambda: self._found(so_far, step, followed(), jax) if step else None))
+        def so_far(followed: Followed | None) -> Report | None:
+            if followed is None:
+                return None
+            done = followed.steps
+            return self._found(f"{name}, the first {done} of {steps} steps", done, followed, jax)
 
-        followed = follow(self._streams(jax, lambda: self.jax_run("float32")), self.align, steps, stepping)
+        def stepping(doing: str, done: int, of: int, followed: SoFar) -> None:
+            doing = doing if done else f"tracing and compiling {doing}"
+            progress(Progress(doing, done, of, lambda: so_far(followed())))
+
+        in_pairs = self.size >= IN_PAIRS
+        if in_pairs:  # what compiling takes is not needed at the same time as what a step takes
+            progress(Progress("compiling", 0, steps))
+            jax.compile(self.batches[0], self.probed)
+        streams = self._streams(jax, lambda: self.jax_run("float32"))
+        followed = follow(streams, self.align, steps, stepping, in_pairs=in_pairs)
         self.nondeterministic += dict.fromkeys(jax.unreplayed)
         found = self._found(name, steps, followed, jax)
         if found.divergence:
@@ -193,7 +206,7 @@ class Comparison:
             followed.not_compared,
             nondeterministic=self.nondeterministic,
             pinned=[
-                *(f"torch: {what}" for what in list(self.pinned)),
+                *(f"torch: {what}" for what in list(self.stepper.pinned)),
                 *(f"{self.jax.name}: {what}" for what in jax.pinned),
             ],
             stages=True,
@@ -207,7 +220,7 @@ class Comparison:
         found = next(((p, q) for p, q in pairs if q.verdict == Verdict.PRECISION and p.ports), None)
         if found is None:
             return []
-        (pairing, quantity), batch, draws = found, self.batches[0], self.draws[0]
+        (pairing, quantity), batch, draws = found, self.batches[0], self.stepper.draws[0]
         assert pairing.ports is not None
         ours, theirs = pairing.ports
         if quantity.imbalance < 1:
@@ -266,38 +279,19 @@ class Comparison:
         ]
 
     def _streams(self, jax64: JaxRun, jax32: Callable[[], JaxRun]) -> Streams:
-        """Start the torch side's two runs, and the JAX side's two with their first step."""
-        torch64 = self.torch_run("float64")
-        self.torch_settings = torch64.settings()
+        """Start the runs of both sides: each is there with its first step, and the compiled one begins afresh."""
+        self.torch_settings = self.torch_run("float64").settings()
+
+        def jax64_afresh() -> JaxRun:
+            self.load(jax64)
+            return jax64
+
         return Streams(
-            self._torch_steps(self.torch_run("float32"), record=True),
-            self._torch_steps(torch64),
-            self._jax_steps(lambda: jax64),
-            self._jax_steps(jax32),
+            lambda: self.stepper.torch(lambda: self.torch_run("float32")),
+            lambda: self.stepper.torch(lambda: self.torch_run("float64")),
+            lambda: self.stepper.jax(jax64_afresh),
+            lambda: self.stepper.jax(jax32),
         )
-
-    def _torch_steps(self, run: TorchRun, *, record: bool = False) -> Stream:
-        """Take torch's steps; what the first run of a comparison draws at random, the others get as well."""
-
-        def step(number: int, batch: Batch) -> Observation:
-            give_back_memory(self.size)
-            replay = None if record else self.draws[number]
-            with ControlledRun(lift=run.lifted, moved=run.noise, replay=replay) as controlled:
-                seen = run.step(batch)
-            self.pinned |= dict.fromkeys(controlled.pinned)
-            if record:
-                self.draws.append(controlled.draws)
-            return seen
-
-        for number, batch in enumerate(itertools.cycle(self.batches)):
-            yield step(number, batch)  # whoever takes it is the only one who keeps it
-
-    def _jax_steps(self, start: Callable[[], JaxRun]) -> Stream:
-        give_back_memory(self.size)
-        run = start()  # with its first step: what is not needed yet takes no memory
-        for number, batch in enumerate(itertools.cycle(self.batches)):
-            give_back_memory(self.size)
-            yield run.step(batch, self.draws[number])
 
     def _weigh_noise(self, followed: Followed, jax: JaxRun) -> None:
         """Measure what rounding does to each side, beside a run as it is; `jax` has what is compiled."""
@@ -316,8 +310,8 @@ class Comparison:
             return run
 
         draws = range(_DRAWS + 1)
-        weigh_noise(followed, [self._torch_steps(torch_moved(draw)) for draw in draws], "torch")
-        weigh_noise(followed, [self._jax_steps(functools.partial(jax_moved, draw)) for draw in draws], "jax")
+        weigh_noise(followed, [self.stepper.torch(functools.partial(torch_moved, draw)) for draw in draws], "torch")
+        weigh_noise(followed, [self.stepper.jax(functools.partial(jax_moved, draw)) for draw in draws], "jax")
 
     def _independent(self, followed: Followed, first: Found) -> list[Found]:
         """Start every part of every step from the torch side's values, and list all that differs by itself."""
@@ -326,7 +320,7 @@ class Comparison:
         slots = [each for each in followed.pairings if each.stage == "update" and each.operands is None]
 
         def steps() -> Iterator[tuple[Observation, Observation]]:
-            stream = self._torch_steps(torch)
+            stream = self.stepper.whole(torch)
             for number in range(len(followed.quantities[0].error64)):
                 before = Observation(optimizer=torch.optimizer_state())
                 kept = jax.state_arrays()  # of an unknown optimizer it is right as well: it saw torch's gradients
@@ -339,7 +333,7 @@ class Comparison:
                 shared = [dataclasses.replace(link, adds=False) for link in self.links if link.torch in gradients]
                 given_gradients = mapping.to_jax(shared, gradients, jax.arrays())
                 batch = self.batches[number % len(self.batches)]
-                yield seen, jax.step(batch, self.draws[number], (given, given_gradients))
+                yield seen, jax.step(batch, self.stepper.draws[number], (given, given_gradients))
 
         found = independent_divergences(followed, steps(), lambda pairing: pairing.stage in ("gradient", "parameters"))
         # An optimizer's difference shows in every parameter: one of them is enough.
@@ -361,9 +355,9 @@ class Comparison:
         step = found.divergence.step
         run = self.torch_run("float64")
         rates = [run.learning_rate]
-        for _ in itertools.islice(self._torch_steps(run), step):
+        for _ in itertools.islice(self.stepper.whole(run), step):
             rates.append(run.learning_rate)
-        batch, draws = self.batches[step % len(self.batches)], self.draws[step]
+        batch, draws = self.batches[step % len(self.batches)], self.stepper.draws[step]
         if found.target is None:  # what comes before is the same on both sides
             jax.load(mapping.to_jax(self.links, run.arrays(), jax.arrays()))
             found = found._replace(target=found.pairing.jax_array(jax.step(batch, draws)))

@@ -2,13 +2,12 @@
 
 import dataclasses
 import itertools
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from compare.alignment import Alignment, NotCompared, Pairing, to_numpy
+from compare.alignment import Alignment, NotCompared, Pairing, Read, to_numpy
 from compare.observation import Observation, Port, Stream
 from compare.problem import InputError
 from compare.report import Divergence
@@ -16,12 +15,25 @@ from compare.verdict import FACTOR, Quantity
 
 
 class Streams(NamedTuple):
-    """Four runs of the same steps. They are taken in this order: torch's randomness comes before its replay."""
+    """Start four runs of the same steps. They are taken in this order: who is first draws the random numbers."""
 
-    torch32: Stream
-    torch64: Stream
-    jax64: Stream
-    jax32: Stream
+    torch32: Callable[[], Stream]
+    torch64: Callable[[], Stream]
+    jax64: Callable[[], Stream]
+    jax32: Callable[[], Stream]
+
+
+_TOGETHER = (Streams._fields,)
+_IN_PAIRS = (("torch64", "jax64"), ("torch64", "torch32"), ("jax64", "jax32"))
+_WEIGHED: Mapping[tuple[str, str], Callable[..., None]] = {
+    ("torch32", "torch64"): Quantity.add_torch,
+    ("jax64", "torch64"): Quantity.add_difference,
+    ("jax32", "jax64"): Quantity.add_jax,
+}
+"""What is held against what."""
+
+_AFTER_UPDATE = ("update", "parameters", "buffers")
+"""Stages that the second half of a step shows."""
 
 
 class Followed(NamedTuple):
@@ -35,73 +47,121 @@ class Followed(NamedTuple):
     """Of each stream, shape `(steps,)`."""
     not_compared: list[NotCompared]
 
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+        return max((len(quantity.error64) for quantity in self.quantities), default=0)
 
-SoFar = Callable[[], Followed]
+
+SoFar = Callable[[], Followed | None]
+
+
+class _Following:
+    """The runs on their way, weighed as they come: nothing is kept but distances."""
+
+    def __init__(self, align: Callable[[Observation, Observation], Alignment]) -> None:
+        self.align = align
+        self.pairs: dict[int, list[tuple[Pairing, Quantity]]] = {}
+        """For each half of a step, once it was seen."""
+        self.not_compared: list[NotCompared] = []
+        self.losses: dict[str, list[float | None]] = {name: [] for name in Streams._fields}
+
+    def found(self) -> Followed | None:
+        """Give what the steps that all runs have taken show; None where there are none."""
+        steps = min(map(len, self.losses.values()))
+        if not steps:
+            return None
+        losses = {name: np.array([x for x in seen[:steps] if x is not None]) for name, seen in self.losses.items()}
+        pairings, quantities = zip(*(pair for half in (0, 1) for pair in self.pairs[half]), strict=True)
+        return Followed(list(pairings), _cut(quantities, steps), losses, self.not_compared)
+
+    def step(self, number: int, running: Mapping[str, Stream]) -> None:
+        """Take some of the runs a step further, half by half."""
+        for half in (0, 1):
+            seen: dict[str, Observation] = {}
+            left = [names for names in _WEIGHED if {*names} <= running.keys()]
+            for name, stream in running.items():
+                seen[name] = next(stream)
+                if half == 0:
+                    loss = seen[name].loss
+                    self.losses[name][number:] = [None if loss is None else float(to_numpy(loss))]
+                if half not in self.pairs and {"torch64", "jax64"} <= seen.keys():
+                    self._pair(half, seen["torch64"], seen["jax64"])
+                for names in [names for names in left if half in self.pairs and {*names} <= seen.keys()]:
+                    self._weigh(half, names, seen)
+                    left.remove(names)
+                    for each in {*names}.difference(*left):
+                        del seen[each]
+
+    def _pair(self, half: int, torch64: Observation, jax64: Observation) -> None:
+        pairings, not_compared = self.align(torch64, jax64)
+        self.pairs[half] = [(each, Quantity(each.stage, each.torch, each.jax, each.decides)) for each in pairings]
+        self.not_compared += not_compared
+
+    def _weigh(self, half: int, names: tuple[str, str], seen: Mapping[str, Observation]) -> None:
+        for pairing, quantity in self.pairs[half]:
+            arrays = [_read(pairing, name)(seen[name]) for name in names]
+            if pairing.operands and "torch64" in names:
+                arrays.append(pairing.operands(seen["torch64"]))
+            _WEIGHED[names](quantity, *arrays)
+
+    def finite(self, step: int) -> bool:
+        """Tell whether all losses so far are finite; raise InputError where one is not on both sides at once."""
+        known = {name: seen[step] for name, seen in self.losses.items() if len(seen) > step}
+        finite = {name: loss is None or np.isfinite(loss) for name, loss in known.items()}
+        for dtype in ("float64", "float32"):
+            if not any(finite.get(side + dtype[-2:], True) for side in ("torch", "jax")):
+                raise InputError(
+                    f"the loss is not finite at step {step}, in {dtype} on both sides: "
+                    "the steps from there on would prove nothing. Lower the learning rate, or take fewer steps"
+                )
+        return all(finite.values())
+
+
+def _read(pairing: Pairing, run: str) -> Read:
+    return pairing.torch_array if run.startswith("torch") else pairing.jax_array
 
 
 def follow(
     streams: Streams,
     align: Callable[[Observation, Observation], Alignment],
     steps: int,
-    progress: Callable[[int, SoFar], None] = lambda _step, _so_far: None,
+    progress: Callable[[str, int, int, SoFar], None] = lambda _doing, _done, _steps, _so_far: None,
+    *,
+    in_pairs: bool = False,
 ) -> Followed:
-    """Take all runs through `steps` steps, and weigh each step as it comes: nothing is kept but distances.
+    """Take all runs through `steps` steps, and weigh each step as it comes.
 
     Args:
         streams: The four runs.
-        align: Pairs the first step of the torch side and of the JAX side, in float64.
+        align: Pairs the first step of the torch side and of the JAX side, in float64, half by half.
         steps: How many. There are fewer where a loss stops being finite on one side.
-        progress: Called before every step, with its number and with what gives all that the steps before it found.
+        progress: Called before every step, with what is done, the number of steps that were taken and that of all, and
+            with what gives all that the steps before it found.
+        in_pairs: Whether only those two runs are there at a time that are held against each other, and the float64
+            runs twice for that.
 
     Raises:
         InputError: Where the loss overflows on both sides.
 
     """
-    pairings: list[Pairing] = []
-    quantities: list[Quantity] = []
-    losses: list[list[np.ndarray]] = []
-    not_compared: list[NotCompared] = []
-
-    def so_far() -> Followed:
-        done = len(losses)
-        columns = np.array(losses[:done]).T if done and losses[0] else np.empty((4, 0))
-        return Followed(
-            pairings, _cut(quantities, done), dict(zip(Streams._fields, columns, strict=True)), not_compared
-        )
-
-    for step in range(steps):
-        progress(step, so_far)
-        torch32, torch64 = next(streams.torch32), next(streams.torch64)
-        if step == 0:
-            jax64 = next(streams.jax64)
-            pairings, not_compared = align(torch64, jax64)
-            quantities = _quantities(pairings)
-        loss = [torch32.loss, torch64.loss]
-        for pairing, quantity in zip(pairings, quantities, strict=True):
-            operands = pairing.operands and pairing.operands(torch64)
-            quantity.add_torch(pairing.torch_array(torch32), pairing.torch_array(torch64), operands)
-        del torch32
-        if step > 0:
-            jax64 = next(streams.jax64)
-        for pairing, quantity in zip(pairings, quantities, strict=True):
-            quantity.add_difference(pairing.jax_array(jax64), pairing.torch_array(torch64))
-        del torch64
-        jax32 = next(streams.jax32)
-        for pairing, quantity in zip(pairings, quantities, strict=True):
-            quantity.add_jax(pairing.jax_array(jax32), pairing.jax_array(jax64))
-        loss += [jax64.loss, jax32.loss]
-        del jax64, jax32
-        losses.append([np.asarray(to_numpy(value)) for value in loss if value is not None])
-        if not _finite(step, losses[-1]):
-            break
-    return so_far()
+    following = _Following(align)
+    groups = _IN_PAIRS if in_pairs else _TOGETHER
+    for number, group in enumerate(groups):
+        running = {name: getattr(streams, name)() for name in group}
+        for step in range(steps):
+            of = f"step {step + 1} of {steps}" + (f", in {group[0]} and {group[1]}" if in_pairs else "")
+            progress(of, number * steps + step, len(groups) * steps, following.found)
+            following.step(step, running)
+            if not following.finite(step):
+                steps = step + 1
+                break
+    found = following.found()
+    assert found is not None
+    return found
 
 
-def _quantities(pairings: list[Pairing]) -> list[Quantity]:
-    return _linked([Quantity(pairing.stage, pairing.torch, pairing.jax, pairing.decides) for pairing in pairings])
-
-
-def _cut(quantities: list[Quantity], steps: int) -> list[Quantity]:
+def _cut(quantities: Iterable[Quantity], steps: int) -> list[Quantity]:
     """Copy what was weighed in the first steps: another step, or its noise, may be half done."""
     per_step = ("error64", "error_torch", "error_jax", "cancellation")
     return _linked(
@@ -124,20 +184,6 @@ def _linked(quantities: list[Quantity]) -> list[Quantity]:
     return quantities
 
 
-def _finite(step: int, losses: list[np.ndarray]) -> bool:
-    """Tell whether all losses are finite; raise InputError where one is not on both sides at once."""
-    if not losses:
-        return True
-    torch32, torch64, jax64, jax32 = (bool(np.isfinite(loss)) for loss in losses)
-    for dtype, torch, jax in (("float64", torch64, jax64), ("float32", torch32, jax32)):
-        if not torch and not jax:
-            raise InputError(
-                f"the loss is not finite at step {step}, in {dtype} on both sides: "
-                "the steps from there on would prove nothing. Lower the learning rate, or take fewer steps"
-            )
-    return torch32 and torch64 and jax32 and jax64
-
-
 def weigh_noise(followed: Followed, moved: Sequence[Stream], side: str) -> None:
     """Measure what float64 rounding does to one side, by runs that are moved by some, each in its own way.
 
@@ -151,12 +197,12 @@ def weigh_noise(followed: Followed, moved: Sequence[Stream], side: str) -> None:
         side: Which one's they are, "torch" or "jax".
 
     """
-    read = operator.attrgetter(f"{side}_array")
-    steps = max((len(quantity.error64) for quantity in followed.quantities), default=0)
-    for step, seen in enumerate(itertools.islice(zip(*moved, strict=False), steps)):
-        for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True):
-            for one, other in itertools.combinations(map(read(pairing), seen), 2):
-                quantity.add_noise(step, one, other)
+    pairs = list(zip(followed.pairings, followed.quantities, strict=True))
+    for number, seen in enumerate(itertools.islice(zip(*moved, strict=False), 2 * followed.steps)):
+        for pairing, quantity in pairs:
+            if (pairing.stage in _AFTER_UPDATE) == number % 2:
+                for one, other in itertools.combinations(map(_read(pairing, side), seen), 2):
+                    quantity.add_noise(number // 2, one, other)
 
 
 class Target(NamedTuple):
@@ -230,7 +276,7 @@ def independent_divergences(
         skipped: What these steps do not show.
 
     """
-    fresh = [dataclasses.replace(quantity, error64=[], size=None) for quantity in followed.quantities]
+    fresh = [dataclasses.replace(quantity, error64=[]) for quantity in followed.quantities]
     found: list[Found | None] = [None] * len(fresh)
     for step, (torch, jax) in enumerate(steps):
         before: Pairing | None = None
@@ -238,7 +284,7 @@ def independent_divergences(
             if skipped(pairing):
                 continue
             theirs, ours = pairing.jax_array(jax), pairing.torch_array(torch)
-            quantity.add_difference(theirs, ours)
+            quantity.add_difference(theirs, ours, pairing.operands and pairing.operands(torch))
             if found[number] is None and quantity.ratio[-1] > FACTOR:
                 found[number] = _found(step, pairing, quantity, before, np.array(theirs))
             before = pairing

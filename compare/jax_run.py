@@ -88,7 +88,7 @@ class JaxRun:
 
         with self._precision():
             inputs = self.arguments(batch)[0]
-            seen = jax.jit(traced)(self.params, self.buffers, self.rngs, inputs, replayable(draws))
+            seen = jax.jit(traced)(self.params, self.buffers, self.rngs, inputs, replayable(draws, self.dtype))
         return {port: seen[number] for port, number in self.ports.items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -132,12 +132,17 @@ class JaxRun:
 
     @staticmethod
     def _replaced(tree: Any, names: list[str], arrays: Mapping[str, np.ndarray]) -> Any:
-        """Replace those leaves of a pytree that are among `arrays`, by copies."""
+        """Replace those leaves of a pytree that are among `arrays`, by copies.
+
+        They are copied once as arrays of JAX's: what comes from NumPy, a step could not overwrite.
+        """
         import jax
 
         values, structure = jax.tree.flatten(tree)
         replaced = [
-            jax.device_put(np.asarray(arrays[name], value.dtype), may_alias=False) if name in arrays else value
+            jax.device_put(jax.device_put(np.asarray(arrays[name], value.dtype)), may_alias=False)
+            if name in arrays
+            else value
             for name, value in zip(names, values, strict=True)
         ]
         return jax.tree.unflatten(structure, replaced)
@@ -204,6 +209,15 @@ class JaxRun:
         inputs, target = adapted(batch, self.side.batch)
         return called(inputs, convert), mapped(target, convert)
 
+    def compile(self, batch: Batch, draws: Sequence[Draw]) -> None:
+        """Compile a step before it is taken. With random numbers of other kinds or shapes, it is once more."""
+        with self._precision():
+            self._step.lower(*self._arguments(batch, draws), ()).compile()
+
+    def _arguments(self, batch: Batch, draws: Sequence[Draw]) -> tuple[Any, ...]:
+        inputs, target = self.arguments(batch)
+        return self.params, self.buffers, self.rngs, self.state, inputs, target, replayable(draws, self.dtype)
+
     def step(
         self,
         batch: Batch,
@@ -218,13 +232,12 @@ class JaxRun:
         import jax
 
         with self._precision():
-            inputs, target = self.arguments(batch)
             values: tuple[Any, ...] = ()
             if given is not None:
                 self._given = tuple(given[0])
                 values = tuple(given[0].values()), self._replaced(self.params, self.param_names, given[1])
             loss, gradients, updates, self.params, self.buffers, self.rngs, self.state, seen = self._step(
-                self.params, self.buffers, self.rngs, self.state, inputs, target, replayable(draws), values
+                *self._arguments(batch, draws), values
             )
         trained = self.side.optimizer is not None
 

@@ -71,6 +71,8 @@ class ControlledRun:
         self._where = where
         self._notes: dict[str, None] = {}
         self._fused: dict[str, None] = {}
+        self.unfinished = False
+        """Whether it is entered once more, for the rest of the step."""
         self._stack = contextlib.ExitStack()
 
     @property
@@ -101,7 +103,7 @@ class ControlledRun:
 
     def __exit__(self, kind: object, *args: object) -> None:
         self._stack.close()
-        if kind is None and self._replay is not None and self._replayed < len(self._replay):
+        if kind is None and not self.unfinished and self._replay is not None and self._replayed < len(self._replay):
             left = self._replay[self._replayed]
             raise NondeterministicError(
                 f"torch drew {len(self._replay)} times in the first run and {self._replayed} times in the second: "

@@ -7,6 +7,7 @@ After each step everything that the two computed is weighed: loss, gradients, up
 import dataclasses
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from compare import causes, reference
 from compare.alignment import Alignment, Pairing, to_numpy
 from compare.device import on, resolve, taking_turns
 from compare.engine import SoFar, Streams, first_divergence, follow
-from compare.observation import Observation, Stream
+from compare.observation import Observation, Stream, halves
 from compare.problem import InputError, Problem, draw
 from compare.programs import JaxSide, NumPySide, Program, Side, TorchSide, altered, with_updates
 from compare.progress import Progress, Show, ignore
@@ -98,8 +99,8 @@ def run(
         JaxSide(jax or _program("jaxnet", cell, learning_rate)),
     )
 
-    def stepping(step: int, _: SoFar) -> None:
-        progress(Progress(f"{variant}: step {step + 1} of {steps}", step, steps))
+    def stepping(doing: str, done: int, of: int, _: SoFar) -> None:
+        progress(Progress(f"{variant}: {doing}", done, of))
 
     with on(device), taking_turns():
         followed = follow(_streams(*sides, problem, _LINKS[variant]), _aligned(_LINKS[variant]), steps, stepping)
@@ -130,15 +131,15 @@ def _streams(torch: Side, jax: Side, problem: Problem, links: list[Link]) -> Str
     theirs = {link.jax: link.jax_view(ours[link.torch]) if jax.name == "jax" else ours[link.torch] for link in links}
 
     def stream(side: Side, weights: dict[str, np.ndarray], dtype: str) -> Stream:
-        return with_updates(
-            side.observe(problem, dtype), {name: array.astype(dtype) for name, array in weights.items()}
-        )
+        weights = {name: array.astype(dtype) for name, array in weights.items()}
+        for seen in with_updates(side.observe(problem, dtype), weights):
+            yield from halves(seen)
 
     return Streams(
-        stream(torch, ours, "float32"),
-        stream(torch, ours, "float64"),
-        stream(jax, theirs, "float64"),
-        stream(jax, theirs, "float32"),
+        partial(stream, torch, ours, "float32"),
+        partial(stream, torch, ours, "float64"),
+        partial(stream, jax, theirs, "float64"),
+        partial(stream, jax, theirs, "float32"),
     )
 
 

@@ -49,4 +49,20 @@ class Observation(NamedTuple):
 
 
 Stream = Iterator[Observation]
-"""A side's steps, one by one."""
+"""A side's steps, one by one, each in two halves: see `halves`."""
+
+
+def halves(seen: Observation) -> Iterator[Observation]:
+    """Split a step before its update: what each half shows may be let go before the other is needed."""
+    update = Observation(
+        updates=seen.updates, parameters=seen.parameters, optimizer=seen.optimizer, buffers=seen.buffers
+    )
+    first = [seen._replace(updates={}, parameters={}, optimizer={}, buffers={})]
+    del seen
+    yield first.pop()  # whoever takes it is the only one who keeps it
+    yield update
+
+
+def joined(first: Observation, update: Observation) -> Observation:
+    """Put the halves of a step together."""
+    return update._replace(loss=first.loss, gradients=first.gradients, forward=first.forward)

@@ -57,7 +57,7 @@ def align_state(
         settings: Of each torch parameter's group.
 
     """
-    fields = _fields(jax.optimizer, jax.gradients)
+    fields = _fields(jax.optimizer, jax.updates)
     pairings: list[Pairing] = []
     seen: set[tuple[str, str]] = set()
     met: set[str] = set()

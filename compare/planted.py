@@ -44,11 +44,11 @@ class PlantedRun(TorchRun):
         self.exchanged: dict[int, Batch] = {}
         """What comes in place of a batch, by its identity."""
 
-    def step(self, batch: Batch, record: Record | None = None) -> Observation:
-        """Take one step, with the faults."""
+    def backward(self, batch: Batch, record: Record | None = None) -> Observation:
+        """Take the first half of a step, with the faults."""
         batch = self.exchanged.get(id(batch), batch)
         if not self.rewrites:
-            return super().step(batch, record)
+            return super().backward(batch, record)
         calls: Counter[tuple[str, str]] = Counter()
 
         def rewritten(call: Call) -> Any:
@@ -57,7 +57,7 @@ class PlantedRun(TorchRun):
             return self.rewrites.get(site, Call.run)(call)
 
         with rewriting(Window(), self.overwritten, lambda _: rewritten, FUNCTIONS) as record:
-            return super().step(batch, record)
+            return super().backward(batch, record)
 
 
 class Fault(NamedTuple):

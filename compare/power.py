@@ -10,7 +10,7 @@ import numpy as np
 
 from compare.alignment import to_numpy
 from compare.check import prepared
-from compare.comparison import Comparison
+from compare.comparison import IN_PAIRS, Comparison
 from compare.draws import NondeterministicError
 from compare.engine import Followed, first_divergence, follow
 from compare.faults import faults, shuffled
@@ -140,7 +140,7 @@ class Planting(Comparison):
         """Give faults in the order in which they are to be planted: those with which the torch side still runs."""
         rng = np.random.default_rng(self.seed)
         self._record(self.planted("float64"), steps=1)
-        for places in shuffled(faults(self.planted, self.batches, self.draws[0], rng), rng):
+        for places in shuffled(faults(self.planted, self.batches, self.stepper.draws[0], rng), rng):
             while places:
                 fault = places.pop()
                 if self._runs(fault):
@@ -158,14 +158,14 @@ class Planting(Comparison):
     def _record(self, run: PlantedRun, steps: int) -> None:
         """Take steps, for their random numbers."""
         self._begin()
-        for _ in itertools.islice(self._torch_steps(run, record=True), steps):
+        for _ in itertools.islice(self.stepper.whole(run), steps):
             pass
 
     def _begin(self) -> None:
         import torch
 
         torch.manual_seed(self.seed)
-        self.draws.clear()
+        self.stepper.draws.clear()
 
     def outcome(self, fault: Fault) -> Outcome:
         """Check the pair with a fault, and say where it is caught, or why it is not."""
@@ -189,7 +189,8 @@ class Planting(Comparison):
         self._begin()
         self.fault = fault
         jax64, jax32 = self._jax_runs()
-        followed = follow(self._streams(jax64, lambda: jax32), self.align, self.steps)
+        streams = self._streams(jax64, lambda: jax32)
+        followed = follow(streams, self.align, self.steps, in_pairs=self.size >= IN_PAIRS)
         if first_divergence(followed):
             self._weigh_noise(followed, jax64)
         if unreplayed := list(jax64.unreplayed):
@@ -302,7 +303,7 @@ class Planting(Comparison):
         if training:
             for run in runs:
                 run.model.train()
-        return zip(self._torch_steps(runs[0], record=True), self._torch_steps(runs[1]), strict=False)
+        return zip(*map(self.stepper.whole, runs), strict=False)
 
     def _arrays(self, seen: Observation) -> dict[tuple[str, str], np.ndarray]:
         """Give all that a step shows, by stage and name, but for buffers that are compared with nothing."""

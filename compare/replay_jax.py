@@ -17,9 +17,10 @@ Values = tuple[dict[str, np.ndarray], ...]
 """Draws as a pytree of arrays, each under its kind: the compiled step's argument."""
 
 
-def replayable(draws: Sequence[Draw]) -> Values:
+def replayable(draws: Sequence[Draw], dtype: str) -> Values:
     """Give the draws that the JAX side repeats: not those of torch's checkpoints, where JAX computes its own again."""
-    return tuple({draw.kind: draw.value} for draw in draws if not draw.backward)
+    values = ((draw.kind, draw.value) for draw in draws if not draw.backward)
+    return tuple({kind: value.astype(dtype) if value.dtype.kind == "f" else value} for kind, value in values)
 
 
 def replaying(

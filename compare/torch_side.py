@@ -11,7 +11,7 @@ import numpy as np
 
 from compare.alignment import to_numpy
 from compare.batch import Batch, called, checked_loss, mapped
-from compare.observation import Observation, Port
+from compare.observation import Observation, Port, joined
 from compare.problem import InputError
 from compare.verdict import ULPS
 
@@ -95,11 +95,26 @@ class TorchRun:
         """Take one step: forward, and as far as there is a loss and an optimizer, backward and update."""
         import torch
 
+        seen = self.backward(batch, record)
+        if self.optimizer is None:
+            return joined(seen, self.update())
+        if self._clips is not False:  # gradients are shown as they were before
+            seen = seen._replace(gradients={name: gradient.clone() for name, gradient in seen.gradients.items()})
+        given = {name: param.grad for name, param in self.parameters.items() if param.grad is not None}
+        update = self.update()
+        if self._clips is None:
+            self._clips = any(not torch.equal(seen.gradients[name], gradient) for name, gradient in given.items())
+        return joined(seen, update)
+
+    def backward(self, batch: Batch, record: "Record | None" = None) -> Observation:
+        """Take the first half of a step: forward, and backward if there is a loss."""
+        import torch
+
         record = record or Record(self.overwritten)
         with torch.enable_grad():
             output = self.forward(batch, record)
             if self.loss is None:
-                return Observation(buffers=self.buffers(), forward=record.seen)
+                return Observation(forward=record.seen)
             loss = checked_loss("torch", self.loss, output, mapped(batch.target, self.tensor))
             self.model.zero_grad(set_to_none=True)
             loss.backward()
@@ -110,18 +125,21 @@ class TorchRun:
             for name, param in self.parameters.items()
             if param.requires_grad
         }
-        seen = Observation(loss.detach(), gradients, buffers=self.buffers(), forward=record.seen)
+        return Observation(loss.detach(), gradients, forward=record.seen)
+
+    def update(self) -> Observation:
+        """Take the second half of a step, if there is an optimizer: the update. It may clip gradients in place."""
+        import torch
+
         if self.optimizer is None:
-            return seen
+            return Observation(buffers=self.buffers())
         before = {name: param.detach().clone() for name, param in self.parameters.items()}
-        if self._clips is not False:  # gradients are shown as they were before
-            seen = seen._replace(gradients={name: gradient.clone() for name, gradient in gradients.items()})
         self.optimizer.step()
-        if self._clips is None:
-            self._clips = any(not torch.equal(seen.gradients[name], gradient) for name, gradient in gradients.items())
         self.model.zero_grad(set_to_none=True)  # what was shown is all that still holds them
         updates = {name: torch.sub(self.parameters[name].detach(), old, out=old) for name, old in before.items()}
-        return seen._replace(updates=updates, parameters=self.parameters, optimizer=self.optimizer_state())
+        return Observation(
+            updates=updates, parameters=self.parameters, optimizer=self.optimizer_state(), buffers=self.buffers()
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Copy parameters and buffers, by name."""

@@ -67,6 +67,12 @@ def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0, size: float |
     return 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf
 
 
+def _sizes(torch64: np.ndarray, operands: np.ndarray | None) -> tuple[float, float]:
+    """Give the norm of a quantity, and of what it is a difference of: a difference of zero has none of its own."""
+    with np.errstate(over="ignore"):
+        return norm(np.asarray(torch64, np.float64)), 0.0 if operands is None else norm(operands)
+
+
 def _near(errors: Sequence[float] | np.ndarray) -> np.ndarray:
     """The largest error of each step and its neighbours; a step before the first that is lost has none after it."""
     errors = np.asarray(errors)
@@ -108,12 +114,6 @@ class Quantity:
     cancellation: list[float] = field(default_factory=list)
     """How much larger than the quantity itself were the numbers that it is a difference of; 1 where it is none."""
 
-    operands: float = field(default=0.0, repr=False)
-    """The size of what the quantity is a difference of, at the last step: a difference of zero has none of its own."""
-
-    size: float | None = field(default=None, repr=False)
-    """‖torch64‖ at the last step."""
-
     noise: list[float] = field(default_factory=list)
     """The largest d of two float64 runs of one side, each moved by rounding; empty where it was not measured."""
 
@@ -122,15 +122,14 @@ class Quantity:
 
     def add_torch(self, torch32: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
         """Weigh a step of the torch side. `operands` is what the quantity is a difference of, if it is one."""
-        with np.errstate(over="ignore"):
-            self.operands = 0.0 if operands is None else norm(operands)
-            self.size = norm(np.asarray(torch64, np.float64))
-        self.error_torch.append(distance(torch32, torch64, self.operands, self.size))
-        self.cancellation.append(max(1.0, self.operands / (self.size or self.operands or 1.0)))
+        size, otherwise = _sizes(torch64, operands)
+        self.error_torch.append(distance(torch32, torch64, otherwise, size))
+        self.cancellation.append(max(1.0, otherwise / (size or otherwise or 1.0)))
 
-    def add_difference(self, jax64: np.ndarray, torch64: np.ndarray) -> None:
+    def add_difference(self, jax64: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
         """Weigh the same step of both sides in float64, alike in shape."""
-        self.error64.append(distance(jax64, torch64, self.operands, self.size))
+        size, otherwise = _sizes(torch64, operands)
+        self.error64.append(distance(jax64, torch64, otherwise, size))
 
     def add_jax(self, jax32: np.ndarray, jax64: np.ndarray) -> None:
         """Weigh the same step of the JAX side.
@@ -138,8 +137,9 @@ class Quantity:
         A value that is finite in float32 on one side only makes the two infinitely far apart, in float64 too.
         """
         self.error_jax.append(distance(jax32, jax64))
-        if self.lost_by(-1) is not None:
-            self.error64[-1] = np.inf
+        step = len(self.error_jax) - 1
+        if self.lost_by(step) is not None:
+            self.error64[step] = np.inf
 
     def lost_by(self, step: int) -> str | None:
         """Tell which side, "torch" or "JAX", is alone in being finite in one of its two precisions only."""

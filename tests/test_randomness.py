@@ -136,7 +136,7 @@ def test_a_checkpoint_draws_again_in_the_backward_pass() -> None:
     draws, _, _ = recorded_and_replayed(f, f)
     assert [draw.backward for draw in draws] == [False, True]
     np.testing.assert_array_equal(draws[0].value, draws[1].value)
-    assert len(replayable(draws)) == 1
+    assert len(replayable(draws, "float32")) == 1
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def compared(
 
         with jax.enable_x64(wide):
             compiled = jax.jit(lift(step, []) if wide else step)
-            (_, output), gradient = compiled(jnp.asarray(X, x.detach().numpy().dtype), replayable(draws))
+            (_, output), gradient = compiled(jnp.asarray(X, x.detach().numpy().dtype), replayable(draws, "float64"))
         assert x.grad is not None
         found = np.concatenate([np.ravel(output), np.ravel(gradient)])
         want = np.concatenate([expected.detach().numpy().ravel(), x.grad.numpy().ravel()])
@@ -399,7 +399,7 @@ def test_each_step_has_its_own_masks_without_compiling_again() -> None:
     for _ in range(3):
         with ControlledRun() as run:
             expected = torch_dropout(torch.tensor(X, dtype=torch.float32))
-        found = step(jnp.asarray(X, jnp.float32), replayable(run.draws))
+        found = step(jnp.asarray(X, jnp.float32), replayable(run.draws, "float32"))
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
     assert len(traced) == 1
 
