@@ -67,12 +67,6 @@ def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0, size: float |
     return 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf
 
 
-def _sizes(torch64: np.ndarray, operands: np.ndarray | None) -> tuple[float, float]:
-    """Give the norm of a quantity, and of what it is a difference of: a difference of zero has none of its own."""
-    with np.errstate(over="ignore"):
-        return norm(np.asarray(torch64, np.float64)), 0.0 if operands is None else norm(operands)
-
-
 def _near(errors: Sequence[float] | np.ndarray) -> np.ndarray:
     """The largest error of each step and its neighbours; a step before the first that is lost has none after it."""
     errors = np.asarray(errors)
@@ -114,6 +108,9 @@ class Quantity:
     cancellation: list[float] = field(default_factory=list)
     """How much larger than the quantity itself were the numbers that it is a difference of; 1 where it is none."""
 
+    sizes: list[tuple[float, float]] = field(default_factory=list, repr=False)
+    """‖torch64‖, and that of what it is a difference of: a difference of zero has none of its own."""
+
     noise: list[float] = field(default_factory=list)
     """The largest d of two float64 runs of one side, each moved by rounding; empty where it was not measured."""
 
@@ -122,14 +119,21 @@ class Quantity:
 
     def add_torch(self, torch32: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
         """Weigh a step of the torch side. `operands` is what the quantity is a difference of, if it is one."""
-        size, otherwise = _sizes(torch64, operands)
+        size, otherwise = self._sizes(len(self.error_torch), torch64, operands)
         self.error_torch.append(distance(torch32, torch64, otherwise, size))
         self.cancellation.append(max(1.0, otherwise / (size or otherwise or 1.0)))
 
     def add_difference(self, jax64: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
         """Weigh the same step of both sides in float64, alike in shape."""
-        size, otherwise = _sizes(torch64, operands)
+        size, otherwise = self._sizes(len(self.error64), torch64, operands)
         self.error64.append(distance(jax64, torch64, otherwise, size))
+
+    def _sizes(self, step: int, torch64: np.ndarray, operands: np.ndarray | None) -> tuple[float, float]:
+        if step == len(self.sizes):
+            with np.errstate(over="ignore"):
+                size = norm(np.asarray(torch64, np.float64))
+                self.sizes.append((size, 0.0 if operands is None else norm(operands)))
+        return self.sizes[step]
 
     def add_jax(self, jax32: np.ndarray, jax64: np.ndarray) -> None:
         """Weigh the same step of the JAX side.
