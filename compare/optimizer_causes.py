@@ -331,8 +331,10 @@ def _other_gradient(updates: Updates) -> Cause | None:
 
 def _clipped_by_value(updates: Updates) -> Cause | None:
     """Find out whether the JAX side clips each element of the gradient, and not the gradient's norm."""
-    updates({})
-    elements = np.concatenate([np.abs(to_numpy(g)).ravel() for g in updates.gradients.values() if g is not None])
+    gradients = [gradient for gradient in updates.gradients.values() if gradient is not None]
+    if not gradients:
+        return None
+    elements = np.concatenate([np.abs(to_numpy(gradient)).ravel() for gradient in gradients])
     start = float(np.median(elements))  # some are above it, and some below
     apart, bound = fitted(start, lambda value: updates({BOUND: value}), updates.target, updates.apart)
     if apart > 1 or not bound:

@@ -165,7 +165,7 @@ class Updates:
             ]
             gradients = [gradient for gradient, _ in pairs]
             self.stepped_on = float(torch.nn.utils.get_total_norm(gradients))
-            self.largest = max(float(gradient.abs().max()) for gradient in gradients)
+            self.largest = max((float(gradient.abs().max()) for gradient in gradients), default=0.0)
             for gradient, computed in pairs:
                 gradient.mul_(factor) if bound is None else gradient.copy_(torch.clamp(computed, -bound, bound))
 

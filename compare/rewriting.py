@@ -212,7 +212,7 @@ def _mode() -> Any:
             self.number += 1
             given = call.run() if rewrite is None else rewrite(call)
             which = f"{call.name} in {place}" if place else call.name
-            self.tensors |= {f"what {which} takes": args[0], f"what {which} gives": given}
+            self.tensors |= {f"what {which} takes": args[0] if args else None, f"what {which} gives": given}
             if call.in_place and given is not args[0]:
                 return args[0].copy_(given)
             return given

@@ -100,6 +100,13 @@ LAYERS = {
         "operand",
         "take first output",
     ),
+    "an input by keyword": Unseen(
+        "celu(input",
+        lambda x: torch.celu(input=x, alpha=0.5),
+        lambda x: jax.nn.celu(x, 1.0),
+        "alpha",
+        "alpha=0.5",
+    ),
     "hardswish or silu": Unseen(
         "hardswish", nn.functional.hardswish, jax.nn.silu, "activation", r"jax\.nn\.hard_swish\(x\)"
     ),
