@@ -280,7 +280,11 @@ class Comparison:
 
     def _streams(self, jax64: JaxRun, jax32: Callable[[], JaxRun]) -> Streams:
         """Start the runs of both sides: each is there with its first step, and the compiled one begins afresh."""
-        self.torch_settings = self.torch_run("float64").settings()
+
+        def torch64() -> TorchRun:
+            run = self.torch_run("float64")
+            self.torch_settings = run.settings()
+            return run
 
         def jax64_afresh() -> JaxRun:
             self.load(jax64)
@@ -288,7 +292,7 @@ class Comparison:
 
         return Streams(
             lambda: self.stepper.torch(lambda: self.torch_run("float32")),
-            lambda: self.stepper.torch(lambda: self.torch_run("float64")),
+            lambda: self.stepper.torch(torch64),
             lambda: self.stepper.jax(jax64_afresh),
             lambda: self.stepper.jax(jax32),
         )
