@@ -77,6 +77,7 @@ class _Following:
 
     def step(self, number: int, running: Mapping[str, Stream]) -> None:
         """Take some of the runs a step further, half by half."""
+        losses: dict[str, float | None] = {}
         for half in (0, 1):
             seen: dict[str, Observation] = {}
             left = [names for names in _WEIGHED if {*names} <= running.keys()]
@@ -84,7 +85,7 @@ class _Following:
                 seen[name] = next(stream)
                 if half == 0:
                     loss = seen[name].loss
-                    self.losses[name][number:] = [None if loss is None else float(to_numpy(loss))]
+                    losses[name] = None if loss is None else float(to_numpy(loss))
                 if half not in self.pairs and {"torch64", "jax64"} <= seen.keys():
                     self._pair(half, seen["torch64"], seen["jax64"])
                 for names in [names for names in left if half in self.pairs and {*names} <= seen.keys()]:
@@ -92,6 +93,8 @@ class _Following:
                     left.remove(names)
                     for each in {*names}.difference(*left):
                         del seen[each]
+        for name, value in losses.items():  # at the end: what is half done is not found yet
+            self.losses[name][number:] = [value]
 
     def _pair(self, half: int, torch64: Observation, jax64: Observation) -> None:
         pairings, not_compared = self.align(torch64, jax64)

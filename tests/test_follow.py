@@ -12,6 +12,7 @@ from flax import nnx
 import compare
 from compare import comparison
 from compare.progress import Progress
+from compare.torch_side import TorchRun
 
 
 class Original(torch.nn.Module):
@@ -93,6 +94,21 @@ def test_a_loss_that_overflows_in_one_run_ends_all() -> None:
     assert report.divergence.torch == "loss"
     assert {len(quantity.error64) for quantity in report.quantities} == {1}
     assert {len(losses) for losses in (report.torch.losses32, report.jax.losses64)} == {1}
+
+
+def test_a_step_that_is_half_done_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Progress] = []
+    found: list[int | None] = []
+    update = TorchRun.update
+
+    def interrupted(run: TorchRun) -> Any:
+        report = shown[-1].found()
+        found.append(len(report.quantities[0].error64) if report else None)
+        return update(run)
+
+    monkeypatch.setattr(TorchRun, "update", interrupted)
+    checked(Port(), progress=shown.append)
+    assert found[:4] == [None, None, 1, 1]
 
 
 @pytest.mark.usefixtures("in_pairs")
