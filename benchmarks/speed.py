@@ -23,7 +23,7 @@ from rich.table import Table
 import compare
 import jaxnet
 import torchnet
-from compare import reference
+from compare.notebook import reference
 
 STEPS = 100
 WITHOUT_BIASES = ("numpy", "manual", "autograd")

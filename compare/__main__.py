@@ -10,7 +10,7 @@ import sys
 gc.set_threshold(100_000, 20, 100)
 gc.disable()
 try:
-    from compare.command_line import main
+    from compare.command_line.main import main
 
     status: object = main()
 except SystemExit as stop:

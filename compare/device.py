@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from compare.problem import InputError
+from compare.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda")
 

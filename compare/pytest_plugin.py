@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from compare.report import Report
+    from compare.report.report import Report
 
 _NOTHING = "nothing compared"
 """In the place of a verdict."""
@@ -53,7 +53,7 @@ def parity(request: pytest.FixtureRequest) -> "Callable[..., Report]":
 
     """
     import compare
-    from compare.junit import properties
+    from compare.report.junit import properties
 
     config, node = request.config, request.node
 

@@ -9,16 +9,23 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 CONTENTS = {
-    "Comparing": ["check.check", "torch_side.Torch", "jax_side.Flax", "jax_side.Jax", "problem.InputError"],
+    "Comparing": [
+        *("comparison.check.check", "torch_side.side.Torch", "jax_side.side.Flax", "jax_side.side.Jax"),
+        "errors.InputError",
+    ],
     "What was found": [
-        *("report.Report", "verdict.Verdict", "report.Divergence", "report.Cause", "verdict.Quantity", "report.Run"),
-        "alignment.NotCompared",
+        *("report.report.Report", "report.findings.Findings", "verdict.quantity.Verdict"),
+        *("verdict.divergence.Divergence", "verdict.divergence.Cause", "verdict.quantity.Quantity"),
+        *("report.findings.Run", "alignment.pairings.NotCompared"),
     ],
     "In pytest": ["pytest_plugin.parity"],
-    "Weights": ["weights.copy_weights", "weights.Copied", "weights.WeightMap", "weights.Link"],
-    "Power": ["power.power", "power_result.Power", "power_result.Outcome", "power_result.Why"],
-    "Progress": ["progress.Progress"],
-    "The notebook": ["notebook.run", "problem.draw", "problem.Problem", "programs.altered", "programs.Altered"],
+    "Weights": ["conversion.copy_weights", "conversion.Copied", "weights.links.WeightMap", "weights.links.Link"],
+    "Power": ["faults.power.power", "report.power.Power", "report.power.Outcome", "report.power.Why"],
+    "Progress": ["report.progress.Progress"],
+    "The notebook": [
+        *("notebook.comparison.run", "notebook.problem.draw", "notebook.problem.Problem"),
+        *("notebook.programs.altered", "notebook.programs.Altered"),
+    ],
 }
 """Where each public name, and each class of which a public function gives an object, is written."""
 
@@ -39,14 +46,14 @@ def page() -> str:
     for heading, names in CONTENTS.items():
         lines += ["", f"## {heading}"]
         for name in names:
-            lines += ["", *_described(*name.split("."))]
+            lines += ["", *_described(*name.rsplit(".", 1))]
     return "\n".join(lines) + "\n"
 
 
 def _described(module: str, name: str) -> Iterator[str]:
-    tree = ast.parse((ROOT / "compare" / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "compare" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
     node = next(each for each in tree.body if isinstance(each, Function | ast.ClassDef) and each.name == name)
-    public = f"{module}.{name}" if module == "notebook" else name
+    public = f"notebook.{name}" if module == "notebook.comparison" else name
     yield f"### {public}"
     if isinstance(node, Function):
         before = "" if module == "pytest_plugin" else f"compare.{public.removesuffix(name)}"

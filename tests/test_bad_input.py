@@ -13,7 +13,7 @@ import pytest
 import compare
 import jaxnet
 import torchnet
-from compare.command_line import main
+from compare.command_line.main import main
 
 
 @pytest.mark.parametrize(

@@ -15,19 +15,13 @@ import torch
 from flax import linen, nnx
 from torch import nn
 
-from compare.problem import InputError
-from compare.weights import (
-    View,
-    copy_weights,
-    find_links,
-    linen_layers,
-    nnx_layers,
-    pytree_layers,
-    pytree_names,
-    to_jax,
-    to_torch,
-    torch_layers,
-)
+from compare.conversion import copy_weights
+from compare.errors import InputError
+from compare.jax_side.layers import linen_layers, nnx_layers, pytree_layers, pytree_names
+from compare.torch_side.layers import torch_layers
+from compare.weights.find import find_links
+from compare.weights.links import to_jax, to_torch
+from compare.weights.units import View
 
 F64 = jnp.float64
 Array = Any

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import compare
-from compare.command_line import main
+from compare.command_line.main import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -10,9 +10,9 @@ import torch
 from flax import nnx
 
 import compare
-from compare import comparison
-from compare.progress import Progress
-from compare.torch_side import TorchRun
+from compare.comparison import mapped_pair as comparison
+from compare.report.progress import Progress
+from compare.torch_side.run import TorchRun
 
 
 class Original(torch.nn.Module):

@@ -10,8 +10,8 @@ import pytest
 
 import compare
 import jaxnet
-from compare import reference
-from compare.notebook import VARIANTS
+from compare.notebook import reference
+from compare.notebook.comparison import VARIANTS
 
 CELLS = [variant for variant in VARIANTS if variant != "numpy"]
 

@@ -16,9 +16,11 @@ import torch
 from flax import nnx
 
 import compare
-from compare.alignment import NotCompared
-from compare.report import Cause, Divergence, Report, Run, settings
-from compare.verdict import Quantity
+from compare.alignment.pairings import NotCompared
+from compare.report.findings import Run, settings
+from compare.report.report import Report
+from compare.verdict.divergence import Cause, Divergence
+from compare.verdict.quantity import Quantity
 
 EVIL = "<!--<script>document.title = 'broken'</script>"
 SCREENS = [(width, theme) for width in (400, 1600) for theme in ("light", "dark")]

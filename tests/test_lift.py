@@ -13,9 +13,9 @@ from flax import linen, nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compare.lift_jax import lift, lift_nnx, lifted_linen
-from compare.lift_torch import ControlledRun
-from compare.rounded import restored
+from compare.jax_side.lift import lift, lift_nnx, lifted_linen
+from compare.numerics.constants import restored
+from compare.torch_side.control import ControlledRun
 
 ROUNDING = 1e-15
 X = np.random.default_rng(0).normal(size=(4, 8))

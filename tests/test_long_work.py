@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from compare.progress import Progress
+from compare.report.progress import Progress
 
 SOON = 5.0
 """Seconds, on a slow machine."""
@@ -44,7 +44,7 @@ def pair(loss=stuck):
 
 NOTEBOOK = """
 import os, pathlib, time
-from compare import command_line
+from compare.command_line import main as command_line
 
 def run(variant, **settings):
     if variant == "adam":

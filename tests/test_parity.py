@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 import compare
 import jaxnet
 import torchnet
-from compare import causes, reference
-from compare.notebook import VARIANTS
+from compare.notebook import bias_correction as causes
+from compare.notebook import reference
+from compare.notebook.comparison import VARIANTS
 
 BIASED = ("module", "adam")
 

@@ -16,8 +16,8 @@ from flax import nnx
 from torch.nn import functional
 
 import compare
-from compare.command_line import main
-from compare.power_result import Outcome, Why
+from compare.command_line.main import main
+from compare.report.power import Outcome, Why
 
 Batches = list[Any]
 Pair = tuple[compare.Torch, compare.Flax | compare.Jax, Batches]

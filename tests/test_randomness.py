@@ -18,10 +18,13 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
-from compare.draws import Draw, NondeterministicError, Site, layouts, match
-from compare.lift_jax import lift
-from compare.lift_torch import ControlledRun
-from compare.replay_jax import replayable, replaying
+from compare.errors import NondeterministicError
+from compare.jax_side.draw_matching import match
+from compare.jax_side.lift import lift
+from compare.jax_side.replay import replayable, replaying
+from compare.step.draw_layouts import draw_layouts as layouts
+from compare.step.draws import Draw, Site
+from compare.torch_side.control import ControlledRun
 
 X = np.random.default_rng(0).normal(size=(3, 5, 8))
 

@@ -10,7 +10,7 @@ import pytest
 
 import compare
 import jaxnet
-from compare.notebook import VARIANTS
+from compare.notebook.comparison import VARIANTS
 
 
 def with_ties(variant: str) -> compare.Problem:

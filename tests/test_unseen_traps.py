@@ -15,8 +15,8 @@ from flax import nnx
 from torch import nn, optim
 
 import compare
-from compare.counterfactuals import FUNCTIONS
-from compare.rewriting import rewritable
+from compare.diagnosis.counterfactuals import FUNCTIONS
+from compare.diagnosis.rewriting import rewritable
 
 CATALOGUE = "".join(path.read_text() for path in (Path(__file__).parents[1] / "benchmarks" / "traps").glob("*.py"))
 

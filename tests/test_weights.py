@@ -12,18 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compare.problem import InputError
-from compare.weights import (
-    Layer,
-    View,
-    copy_weights,
-    find_links,
-    linen_layers,
-    pytree_layers,
-    to_jax,
-    to_torch,
-    torch_layers,
-)
+from compare.conversion import copy_weights
+from compare.errors import InputError
+from compare.jax_side.layers import linen_layers, pytree_layers
+from compare.torch_side.layers import torch_layers
+from compare.weights.find import find_links
+from compare.weights.layers import Layer
+from compare.weights.links import to_jax, to_torch
+from compare.weights.units import View
 
 
 @settings(max_examples=30, deadline=None)

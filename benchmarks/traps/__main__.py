@@ -28,10 +28,10 @@ from rich.table import Table
 
 import compare
 from compare.device import taking_turns
-from compare.jax_run import JaxRun
-from compare.lift_torch import ControlledRun
-from compare.torch_side import TorchRun
-from compare.weights import to_jax
+from compare.jax_side.run import JaxRun
+from compare.torch_side.control import ControlledRun
+from compare.torch_side.run import TorchRun
+from compare.weights.links import to_jax
 
 from . import forward, state, training
 from .trap import Pair, Trap
@@ -162,7 +162,7 @@ def steps(pair: Pair, more: dict[str, Any], count: int = 10) -> Steps:
 
 
 def compare_setup(pair: Pair, more: dict[str, Any]) -> tuple[TorchRun, JaxRun, Any]:
-    from compare.comparison import Comparison
+    from compare.comparison.mapped_pair import Comparison
 
     checked_batches = [compare_batch(batch) for batch in pair.batches]
     comparison = Comparison(pair.torch, pair.jax, checked_batches, more.get("weights"), "cpu")
@@ -173,7 +173,7 @@ def compare_setup(pair: Pair, more: dict[str, Any]) -> tuple[TorchRun, JaxRun, A
 
 
 def compare_batch(batch: Any) -> Any:
-    from compare.batch import Batch
+    from compare.step.batch import Batch
 
     return Batch(*batch)
 

@@ -4,7 +4,7 @@ import pytest
 
 import compare
 from compare.device import without_gpu
-from compare.notebook import VARIANTS
+from compare.notebook.comparison import VARIANTS
 
 LACKING = without_gpu()
 pytestmark = pytest.mark.skipif(bool(LACKING), reason=f"no CUDA GPU is seen by {' and '.join(LACKING)}")

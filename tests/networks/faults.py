@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from compare.report import Divergence
-from compare.verdict import EPSILON64
+from compare.numerics.distance import EPSILON64
+from compare.verdict.divergence import Divergence
 
 from .layers import ACTIVATIONS, FUNCTIONS
 from .specification import Layer, Specification

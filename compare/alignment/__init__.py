@@ -1,0 +1,1 @@
+"""What is held against what: pairs of tensors that both sides show."""

@@ -1,0 +1,148 @@
+"""What `torch.optim` and `optax` remember from step to step, matched by name."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compare.alignment.pairings import NotCompared, Pairing
+from compare.step.observation import Observation, to_numpy
+from compare.weights.links import Link
+
+Settings = Mapping[str, Any]
+"""Of a torch optimizer: a parameter group without its parameters."""
+
+
+class Slot(NamedTuple):
+    """One kind of state on both sides."""
+
+    torch: str
+    """What `torch.optim` calls it, in `optimizer.state[param]`."""
+    jax: tuple[str, ...]
+    """The fields of optax's states that hold it."""
+    relation: Callable[[np.ndarray, Settings], np.ndarray] = lambda value, settings: value
+    """What the JAX side holds where torch holds this."""
+
+
+SLOTS = (
+    Slot("exp_avg", ("mu",)),  # Adam, AdamW, Adamax, NAdam, RAdam
+    Slot("exp_avg_sq", ("nu",)),
+    Slot("max_exp_avg_sq", ("nu_max",)),  # amsgrad
+    Slot("exp_inf", ("nu",)),  # Adamax
+    Slot("grad_avg", ("mu",)),  # centered RMSprop
+    Slot("square_avg", ("nu", "e_g")),  # RMSprop, Adadelta
+    Slot("acc_delta", ("e_x",)),  # Adadelta
+    Slot("sum", ("sum_of_squares",)),  # Adagrad
+    Slot("momentum_buffer", ("trace", "mu")),  # SGD, Muon; see below for RMSprop
+    Slot("step_size", ("step_sizes",)),  # Rprop
+    Slot("row_var", ("v_row",)),  # Adafactor
+    Slot("col_var", ("v_col",)),
+    Slot("variance", ("v",)),
+    Slot("step", ("count",)),
+)
+
+_RMSPROP_MOMENTUM = Slot("momentum_buffer", ("trace",), lambda value, settings: -settings["lr"] * value)
+"""`optax.rmsprop` scales by the learning rate before it accumulates, `torch.optim.RMSprop` after it."""
+
+
+def align_state(
+    links: Sequence[Link], torch: Observation, jax: Observation, settings: Mapping[str, Settings]
+) -> tuple[list[Pairing], list[NotCompared]]:
+    """Pair the optimizers' states; what has no partner is named.
+
+    Args:
+        links: Which parameter is which.
+        torch: A step of the torch side, its state named "exp_avg/0.weight".
+        jax: The same step of the JAX side, its state named as in optax's pytree, "0/mu/layers/0/kernel".
+        settings: Of each torch parameter's group.
+
+    """
+    fields = _fields(jax.optimizer, jax.updates)
+    pairings: list[Pairing] = []
+    seen: set[tuple[str, str]] = set()
+    met: set[str] = set()
+    for link in links:
+        group = settings.get(link.torch, {})
+        for slot in SLOTS:
+            ours = f"{slot.torch}/{link.torch}"
+            if ours not in torch.optimizer:
+                continue
+            if slot.torch == "momentum_buffer" and f"square_avg/{link.torch}" in torch.optimizer:
+                slot = _RMSPROP_MOMENTUM
+            whole = to_numpy(torch.optimizer[ours]).ndim == 0 and slot.torch == "step"
+            theirs = next(
+                (name for field in slot.jax for name in fields.get((field, "" if whole else link.jax), [])), None
+            )
+            if theirs is None or not _fits(link, whole, torch.optimizer[ours], jax.optimizer[theirs]):
+                continue
+            met |= {ours, theirs}
+            name = f"{link.torch}.{slot.torch}"
+            if (name, theirs) not in seen:
+                seen.add((name, theirs))
+                pairings.append(_pairing(name, ours, theirs, None if whole else link, slot, group))
+    not_compared = [
+        NotCompared("torch", name, "optax's optimizer keeps nothing of that name")
+        for name in torch.optimizer
+        if name not in met
+    ]
+    not_compared += [
+        NotCompared("jax", name, _REASONS.get(name.rpartition("/")[2], "torch's optimizer keeps nothing of that name"))
+        for name in jax.optimizer
+        if name not in met
+    ]
+    return pairings, not_compared
+
+
+_REASONS = {"count": "a counter of optax's own: what it leads to is compared as updates"}
+
+
+def _fields(state: Iterable[str], parameters: Iterable[str]) -> dict[tuple[str, str], list[str]]:
+    """Group the leaves of optax's state by field and parameter; those of no parameter under ""."""
+    fields: dict[tuple[str, str], list[str]] = {}
+    known = sorted(parameters, key=len, reverse=True)
+    for name in state:
+        parameter = next((parameter for parameter in known if name.endswith(f"/{parameter}")), "")
+        field = name.removesuffix(f"/{parameter}").rpartition("/")[2]
+        fields.setdefault((field, parameter), []).append(name)
+    return fields
+
+
+def _fits(link: Link, whole: bool, ours: Any, theirs: Any) -> bool:
+    if whole:
+        return to_numpy(theirs).ndim == 0
+    try:
+        return link.torch_view(to_numpy(ours)).shape == link.jax_view(to_numpy(theirs)).shape
+    except (ValueError, IndexError):  # not of the parameter's shape: a factored moment
+        return False
+
+
+def _pairing(name: str, ours: str, theirs: str, link: Link | None, slot: Slot, settings: Settings) -> Pairing:
+    def torch(observation: Observation) -> np.ndarray:
+        value = slot.relation(to_numpy(observation.optimizer[ours]), settings)
+        return value if link is None else link.torch_view(value)
+
+    def jax(observation: Observation) -> np.ndarray:
+        value = to_numpy(observation.optimizer[theirs])
+        return value if link is None else link.jax_view(value)
+
+    return Pairing("update", name, theirs, torch, jax, link=link)
+
+
+def jax_state(
+    pairings: Iterable[Pairing], torch: Observation, state: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Give optax's state, by name, the values of torch's; counters that torch has not get its number of steps."""
+    made = {name: np.array(array) for name, array in state.items()}
+    steps = None
+    for pairing in pairings:
+        if pairing.jax not in made:
+            continue
+        value = pairing.torch_array(torch)
+        if pairing.link is None:
+            made[pairing.jax] = steps = value.astype(made[pairing.jax].dtype)
+        else:
+            pairing.link.jax_view(made[pairing.jax])[...] = value
+    for name, array in made.items():
+        if steps is not None and array.ndim == 0 and name.rpartition("/")[2] == "count":
+            made[name] = steps.astype(array.dtype)
+    return made

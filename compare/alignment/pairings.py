@@ -1,0 +1,105 @@
+"""Which tensor of one side is held against which of the other, and what is not compared and why."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from compare.step.observation import Observation, Port, to_numpy
+from compare.weights.links import Link, named
+
+Read = Callable[[Observation], np.ndarray]
+
+
+class NotCompared(NamedTuple):
+    """Something that one side has and that is held against nothing."""
+
+    side: str
+    """Which has it: "torch" or "jax"."""
+    name: str
+    """What it is called there."""
+    reason: str
+    """Why nothing of the other side is held against it."""
+
+
+class Pairing(NamedTuple):
+    """One quantity of both sides, and how to read it from what a step shows."""
+
+    stage: str
+    torch: str
+    jax: str
+    torch_array: Read
+    jax_array: Read
+    operands: Read | None = None
+    """What the torch side's quantity is a difference of."""
+    decides: bool = True
+    """Whether a difference is a mismatch by itself. What happens inside a model only says where one comes from."""
+    ports: tuple[Port, Port] | None = None
+    """Torch's and the JAX side's, in the forward stage."""
+    link: Link | None = None
+    """Of a parameter's optimizer state, the parameter's."""
+    to_jax: Callable[[np.ndarray], np.ndarray] | None = None
+    """In the forward stage: gives an array of the torch side the JAX side's layout."""
+
+
+class Alignment(NamedTuple):
+    """All quantities in order of computation, and everything that is left."""
+
+    pairings: list[Pairing]
+    not_compared: list[NotCompared]
+
+
+def align_tensors(
+    stage: str, field: str, links: Iterable[Link], torch: Observation, jax: Observation
+) -> Iterator[Pairing]:
+    """Pair one field of both observations ("gradients", "updates", "parameters", "buffers") as the links say.
+
+    Several torch tensors may be one on the JAX side, as the two biases of `torch.nn.LSTM` are: values add up, and each
+    has the same gradient. One torch tensor may be several on the JAX side, as a tied weight that a port keeps twice:
+    the values are the same, and the gradients add up.
+    """
+    ours, theirs = getattr(torch, field), getattr(jax, field)
+    links = [link for link in links if link.torch in ours and link.jax in theirs]
+    by_jax, by_torch = _grouped(links, "jax"), _grouped(links, "torch")
+    seen = set()
+    for link in links:
+        if stage == "gradient":
+            parts, copies = [link], by_torch[_key(link, "torch")]
+        else:
+            parts, copies = by_jax[_key(link, "jax")] if link.adds else [link], [link]
+        name, partner = (
+            " + ".join(named(each, side) for each in group) for side, group in (("torch", parts), ("jax", copies))
+        )
+        if (name, partner) not in seen:
+            seen.add((name, partner))
+            yield Pairing(
+                stage,
+                name,
+                partner,
+                _sum(field, "torch", parts),
+                _sum(field, "jax", copies),
+                operands=_sum("parameters", "torch", parts) if stage == "update" else None,
+            )
+
+
+def _grouped(links: Sequence[Link], side: str) -> dict[str, list[Link]]:
+    groups = defaultdict(list)
+    for link in links:
+        groups[_key(link, side)].append(link)
+    return groups
+
+
+def _key(link: Link, side: str) -> str:
+    return f"{getattr(link, side)} {getattr(link, f'{side}_view')}"
+
+
+def _sum(field: str, side: str, links: Sequence[Link]) -> Read:
+    def one(link: Link) -> Read:
+        name, view = getattr(link, side), getattr(link, f"{side}_view")
+        return lambda observation: view(to_numpy(getattr(observation, field)[name]))
+
+    reads = [one(link) for link in links]
+    if len(reads) == 1:
+        return reads[0]
+    return lambda observation: np.sum([read(observation) for read in reads], axis=0)

@@ -1,0 +1,131 @@
+"""The files that the commands write: one line of a table each."""
+
+import contextlib
+import errno
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from compare.errors import InputError
+from compare.report.json import dumps, to_json
+from compare.report.junit import to_junit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from compare.notebook.published import Reproduction
+    from compare.report.report import Report
+
+
+class Output(NamedTuple):
+    """One kind of file."""
+
+    help: str
+    content: Callable[[Any, str], str | bytes]
+    """Takes what was found, and the file's suffix."""
+    suffixes: tuple[str, ...] = ()
+    """Those that it must have; any will do if there are none."""
+
+
+def _drawn(figure: "Figure", suffix: str) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format=suffix.removeprefix("."))
+    return file.getvalue()
+
+
+def _plot(reports: "Sequence[Report]", suffix: str) -> bytes:
+    from compare.report.plot import plot_reports
+
+    return _drawn(plot_reports(list(reports)), suffix)
+
+
+def _plot_published(cells: "Sequence[Reproduction]", suffix: str) -> bytes:
+    from compare.notebook.plot import plot_published
+
+    return _drawn(plot_published(list(cells)), suffix)
+
+
+def _published_json(cells: "Sequence[Reproduction]", _: str) -> str:
+    from compare.notebook.published import SCHEMA
+
+    return dumps({"schema": SCHEMA, "cells": [cell.to_dict() for cell in cells]})
+
+
+def _html(reports: "Sequence[Report]", _: str) -> str:
+    """Give a report's page; of several, each in a frame of its own behind its headline."""
+    if len(reports) == 1:
+        return reports[0].to_html()
+    folds = [
+        f"<details{' open' if number == 0 else ''}><summary>{escape(report.name)}: {escape(report.headline)}</summary>"
+        f"<iframe srcdoc='{escape(report.to_html())}' title='{escape(report.name)}'></iframe></details>"
+        for number, report in enumerate(reports)
+    ]
+    style = (
+        ":root{color-scheme:light dark;font:1rem system-ui}body{margin:1rem}"
+        "summary{padding:.5rem;cursor:pointer;font-weight:600}iframe{width:100%;height:85vh;border:1px solid #8884}"
+    )
+    head = "<meta charset=utf-8><meta name=viewport content='width=device-width'><title>netparity</title>"
+    return (
+        f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body>{''.join(folds)}</body></html>\n"
+    )
+
+
+def markdown(reports: "Sequence[Report]", _: str = "") -> str:
+    """Give the reports one after the other."""
+    return "\n".join(report.to_markdown() for report in reports)
+
+
+_PICTURES = (".png", ".svg", ".pdf")
+
+OF_REPORTS: Mapping[str, Output] = {
+    "json": Output("write everything that was found as JSON", lambda reports, _: to_json(reports)),
+    "html": Output("write it as one page to look through", _html),
+    "markdown": Output("write it for a pull request's comment", markdown),
+    "junit": Output("write it as JUnit XML, for CI to show", lambda reports, _: to_junit(reports)),
+    "plot": Output("draw the losses: .png, .svg or .pdf", _plot, _PICTURES),
+}
+
+OF_CELLS: Mapping[str, Output] = {
+    "json": Output("write everything that was found as JSON", _published_json),
+    "plot": Output("draw it: .png, .svg or .pdf", _plot_published, _PICTURES),
+}
+
+
+def job_summary(reports: "Sequence[Report]") -> None:
+    """Append to a CI job's summary, where there is one."""
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(markdown(reports) + "\n")
+        except OSError as error:
+            raise InputError(f"GITHUB_STEP_SUMMARY, {path}, cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """Give a file to write to that becomes `path` only when all has gone well.
+
+    Raises:
+        InputError: Before any work is done, if the file cannot be written.
+
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)  # mkstemp's files are their owner's alone
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

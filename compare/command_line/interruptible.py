@@ -1,0 +1,50 @@
+"""Work that takes a while: shown on stderr as it goes, and stopped by Ctrl-C within a second."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+from compare.report.progress import Progress, Show
+
+T = TypeVar("T")
+
+
+def interruptible(work: Callable[[], T]) -> T:
+    """Do the work in a thread of its own, so that Ctrl-C does not wait for it.
+
+    Python sees a signal between two of its own instructions, and only in the main thread: XLA may compile for minutes
+    before there is one. Whoever catches KeyboardInterrupt has to leave the process by `os._exit`, since a thread
+    cannot be stopped.
+    """
+    future = ThreadPoolExecutor(1).submit(work)
+    while not wait([future], timeout=0.1).done:
+        pass
+    return future.result()
+
+
+@contextlib.contextmanager
+def shown(*, quiet: bool) -> Iterator[Show]:
+    """Show on stderr, where that is a terminal, what is being done and how long it still needs."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(20),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
+        task = bars.add_task("starting", total=None, left="")
+
+        def show(progress: Progress) -> None:
+            # Assigned, since `update` takes a total of None for one that stays.
+            bars.tasks[0].total = progress.steps
+            left = "left" if progress.steps else ""
+            bars.update(task, description=progress.doing, completed=progress.done, left=left)
+
+        yield show

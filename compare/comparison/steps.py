@@ -1,0 +1,63 @@
+"""The steps that all runs of one comparison take: the same batches in turn, and the same random numbers."""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from compare.device import give_back_memory
+from compare.jax_side.run import JaxRun
+from compare.step.batch import Batch
+from compare.step.draws import Draw
+from compare.step.observation import Observation, Stream, halves
+from compare.torch_side.control import ControlledRun
+from compare.torch_side.run import TorchRun
+
+
+class Stepper:
+    """Takes runs through steps. What the first of torch's draws at random, the others get as well."""
+
+    def __init__(self, batches: list[Batch], size: int) -> None:
+        self.batches, self.size = batches, size
+        self.draws: list[list[Draw]] = []
+        """The random numbers of each step."""
+        self.pinned: dict[str, None] = {}
+        """What could not be lifted to float64 on the torch side, for a person to read."""
+
+    def torch(self, start: Callable[[], TorchRun]) -> Stream:
+        """Take torch's steps in halves; the run is there with the first."""
+        give_back_memory(self.size)
+        run = start()
+        for number, batch in enumerate(itertools.cycle(self.batches)):
+            give_back_memory(self.size)
+            controlled = self._controlled(run, number)
+            controlled.unfinished = True
+            with controlled:
+                shown = [run.backward(batch)]
+            yield shown.pop()  # whoever takes it is the only one who keeps it
+            controlled.unfinished = False
+            give_back_memory(self.size)
+            with controlled:
+                shown = [run.update()]
+            self.pinned |= dict.fromkeys(controlled.pinned)
+            yield shown.pop()
+
+    def jax(self, start: Callable[[], JaxRun]) -> Stream:
+        """Take the JAX side's steps in halves; the run is there with the first."""
+        give_back_memory(self.size)
+        run = start()
+        for number, batch in enumerate(itertools.cycle(self.batches)):
+            give_back_memory(self.size)
+            yield from halves(run.step(batch, self.draws[number]))
+
+    def whole(self, run: TorchRun) -> Iterator[Observation]:
+        """Take torch's steps one by one."""
+        for number, batch in enumerate(itertools.cycle(self.batches)):
+            with self._controlled(run, number):
+                shown = [run.step(batch)]
+            yield shown.pop()
+
+    def _controlled(self, run: TorchRun, number: int) -> ControlledRun:
+        known = number < len(self.draws)
+        controlled = ControlledRun(lift=run.lifted, moved=run.noise, replay=self.draws[number] if known else None)
+        if not known:
+            self.draws.append(controlled.draws)
+        return controlled

@@ -1,0 +1,88 @@
+"""Give a Flax model the weights of a torch model: `compare.copy_weights`."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from compare.errors import InputError
+from compare.jax_side.layers import linen_layers, linen_names, linen_value, nnx_layers, nnx_variables
+from compare.torch_side.layers import flattened_features, torch_layers
+from compare.weights.find import find_links
+from compare.weights.links import WeightMap, to_jax
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Copied(NamedTuple):
+    """What `copy_weights` gives."""
+
+    model: Any
+    """The nnx module that was given, changed in place, or the pair `(linen_module, variables)` with new variables."""
+    weights: WeightMap
+    """The map that was used."""
+
+
+def copy_weights(
+    torch_model: "torch.nn.Module",
+    flax_model: Any,
+    weights: Mapping[str, str | None] | None = None,
+    inputs: Any = None,
+) -> Copied:
+    """Give a Flax model the weights of a torch model, buffers too.
+
+    Args:
+        torch_model: Any module; it is not changed, and shares no memory with the result.
+        flax_model: An `nnx.Module`, which is changed in place, or a pair `(linen_module, variables)`, which is not.
+        weights: `{"torch name or regex": "flax/path"}` for what is not found by itself, as for `compare.check`.
+        inputs: What the torch model takes: an array, a tuple (positional) or a dictionary (keyword). With it, the model
+            is run once, to see the shapes of what its linear layers take flattened.
+
+    Returns:
+        The model with the weights, in its own shapes and dtypes, and the map.
+
+    Raises:
+        InputError: If anything is left without a partner or more than one would do, with a list of it; if an entry of
+            `weights` fits nothing; if `flax_model` is neither.
+
+    """
+    import jax
+    import jax.numpy as jnp
+    import torch
+    from flax import nnx
+
+    def array(tensor: "torch.Tensor") -> np.ndarray:
+        return tensor.detach().cpu().to(torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype).numpy()
+
+    layers = torch_layers(torch_model, None if inputs is None else flattened_features(torch_model, inputs))
+    arrays = {name: array(tensor) for name, tensor in torch_model.state_dict().items()}
+    if isinstance(flax_model, nnx.Module):
+        links = find_links(layers, nnx_layers(flax_model), weights)
+        variables = nnx_variables(flax_model)
+        new = to_jax(links, arrays, {name: np.asarray(variable[...]) for name, variable in variables.items()})
+        # Float64 stays float64, whether the caller has enabled it at this moment or not.
+        with jax.enable_x64(True):
+            for name, variable in variables.items():
+                variable[...] = jnp.array(new[name])
+        return Copied(flax_model, links)
+    if not (isinstance(flax_model, tuple) and len(flax_model) == 2 and isinstance(flax_model[1], Mapping)):
+        raise InputError(
+            f"copy_weights takes an nnx module or a pair (linen_module, variables), not {type(flax_model).__name__}"
+        )
+    module, before = flax_model
+    links = find_links(layers, linen_layers(before, module), weights)
+    names = {path: name for name, path in linen_names(before).items()}
+    old = {name: np.asarray(linen_value(before, path)) for path, name in names.items()}
+    new = to_jax(links, arrays, old)
+
+    def filled(tree: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(tree, Mapping):
+            return {key: filled(value, (*path, key)) for key, value in tree.items()}
+        if path not in names:
+            return tree
+        value = jnp.array(new[names[path]])
+        return tree.replace_boxed(value) if hasattr(tree, "replace_boxed") else value
+
+    with jax.enable_x64(True):
+        return Copied((module, filled(before, ())), links)

@@ -1,0 +1,29 @@
+"""Weights that the user's own conversion laid out wrongly."""
+
+import numpy as np
+
+from compare.numerics.relations import relation
+from compare.verdict.divergence import Cause
+from compare.weights.links import Link
+
+
+def misconverted(link: Link, ours: np.ndarray, theirs: np.ndarray, limit: float) -> Cause | None:
+    """Say how a weight was converted, and how it should have been.
+
+    Args:
+        link: Which weight it is.
+        ours: As torch has it.
+        theirs: As the port came with it, in torch's layout.
+        limit: The distance that is near enough.
+
+    """
+    how = relation(ours, theirs, limit)
+    if not how:
+        return None
+    moved = "" if link.jax_view.axes is None else f", its axes {link.jax_view.axes} there being torch's"
+    return Cause(
+        "converted weight",
+        f"converted weight: what the port came with is {how}",
+        f"{link.jax} is to hold {link.torch}{moved}: compare.copy_weights(torch_model, flax_model) copies it so",
+        "https://flax.readthedocs.io/en/latest/guides/converting_and_upgrading/convert_pytorch_to_flax.html",
+    )

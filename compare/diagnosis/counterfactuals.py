@@ -1,0 +1,170 @@
+"""What the JAX side may do otherwise in the functions that torch calls: each is tried on the torch side.
+
+The tables of what may be otherwise are in `compare.conventions`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from compare.diagnosis.conventions.activations import ACTIVATIONS, activations
+from compare.diagnosis.conventions.base import DOCS, JAX, Alternative
+from compare.diagnosis.conventions.functions import FUNCTIONS as OTHER_FUNCTIONS
+from compare.diagnosis.conventions.gradients import GRADIENTS
+from compare.diagnosis.conventions.layers import LAYERS
+from compare.diagnosis.conventions.losses import LOSS_FUNCTIONS
+from compare.diagnosis.conventions.settings import SETTINGS
+from compare.diagnosis.conventions.variants import VARIANTS
+from compare.diagnosis.rewriting import Call, Rewrite
+
+ALTERNATIVES: tuple[Alternative, ...] = (*LAYERS, *OTHER_FUNCTIONS, *LOSS_FUNCTIONS, *GRADIENTS)
+
+FUNCTIONS = frozenset(
+    (*ACTIVATIONS, *(name for table in (SETTINGS, VARIANTS, ALTERNATIVES) for row in table for name in row.functions))
+)
+"""All that these tables know."""
+
+
+class Counterfactual(NamedTuple):
+    """One thing that the JAX side may do otherwise, ready to be tried."""
+
+    name: str
+    number: int
+    """Of the call."""
+    call: Call
+    rewrite: Rewrite
+    jax_does: str
+    fix: str
+    source: str
+    value: float | None = None
+    """Of a setting that is to be fitted; `rewrite` is then for `of` a value."""
+    of: Callable[[float], Rewrite] | None = None
+
+
+def counterfactuals(calls: Sequence[Call], *, gradient: bool) -> Iterator[Counterfactual]:
+    """List what may be otherwise in the calls of a window: the likeliest first.
+
+    Args:
+        calls: In order of execution.
+        gradient: Whether what shows in gradients alone is asked for.
+
+    """
+    for number, call in enumerate(calls):
+        if gradient:
+            yield from _alternatives(number, call, gradient=True)
+        else:
+            # What fits without a number of its own says more than a number that was fitted.
+            yield from _alternatives(number, call, gradient=False)
+            yield from _variants(number, call)
+            yield from _settings(number, call)
+            yield from _other_activations(number, call)
+
+
+def _settings(number: int, call: Call) -> Iterator[Counterfactual]:
+    for setting in SETTINGS:
+        if call.name not in setting.functions or setting.argument not in call:
+            continue
+        value = call[setting.argument]
+        value = setting.default(call) if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+
+        def of(other: float, argument: str = setting.argument) -> Rewrite:
+            return lambda call: call.run(**{argument: other})
+
+        fix = setting.fix(value)
+        yield Counterfactual(
+            setting.name, number, call, of(value), setting.argument, fix, setting.source, float(value), of
+        )
+
+
+def _variants(number: int, call: Call) -> Iterator[Counterfactual]:
+    for variants in VARIANTS:
+        if call.name not in variants.functions or variants.argument not in call:
+            continue
+        now = call[variants.argument]
+        for value in variants.values(call):
+            if value is now or _same(value, now):
+                continue
+
+            def rewrite(call: Call, value: Any = value, argument: str = variants.argument) -> Any:
+                return call.run(**{argument: value})
+
+            shown = value if isinstance(value, bool | int | float | str) or value is None else "the inverse"
+            does = f"computes what torch would with {variants.argument}={shown}"
+            yield Counterfactual(variants.name, number, call, rewrite, does, variants.fix, variants.source)
+
+
+def _same(value: Any, now: Any) -> bool:
+    """Tell whether two arguments mean the same: 0 and (0, 0), but not 0 and False."""
+    if isinstance(now, tuple | list):
+        return bool(now) and all(_same(value, part) for part in now)
+    return isinstance(value, type(now)) and isinstance(now, int | str) and value == now
+
+
+def _alternatives(number: int, call: Call, *, gradient: bool) -> Iterator[Counterfactual]:
+    for each in ALTERNATIVES:
+        if each.gradient == gradient and call.name in each.functions and each.applies(call):
+            yield Counterfactual(each.name, number, call, each.compute, each.jax_does, each.fix, each.source)
+
+
+def _other_activations(number: int, call: Call) -> Iterator[Counterfactual]:
+    if call.name not in ACTIVATIONS:
+        return
+    known = activations()
+    own = ACTIVATIONS[call.name]
+    numbers = [n for n, v in call.arguments.items() if n != "inplace" and isinstance(v, int | float)]
+    if any(call[name] != call.signature.parameters[name].default for name in numbers):
+        return  # not the function at its defaults: a setting says more
+    if call.name == "gelu" and call["approximate"] == "tanh":
+        own = "the tanh approximation of GELU"
+    for name, (function, _) in known.items():
+        if name != own:
+
+            def rewrite(call: Call, function: Callable[[Any], Any] = function) -> Any:
+                return function(call.input)
+
+            does = f"applies {name}, torch {own}"
+            yield Counterfactual("activation", number, call, rewrite, does, known[own][1], f"{JAX}jax.nn.gelu.html")
+
+
+JOINING = {"add": "sum", "radd": "sum", "iadd": "sum", "mul": "product", "rmul": "product", "imul": "product"}
+"""Functions that join two tensors, and what comes out."""
+
+
+def other_operands(calls: Sequence[Call]) -> Iterator[Counterfactual]:
+    """List what else a sum or a product may take, of what there is by then: the latest first.
+
+    A residual that starts behind its norm and not before it is one.
+    """
+    for number, call in enumerate(calls):
+        if call.name not in JOINING:
+            continue
+        known: dict[Any, str] = {}
+        for name, tensor in call.known().items():
+            known.setdefault(_memory(tensor), name)
+        for position in range(int(call.in_place), len(call.args[:2])):
+            own = call.args[position]
+            if not hasattr(own, "shape"):
+                continue
+            meant = known.get(_memory(own), "another tensor")
+            others = [name for at, name in known.items() if at[1] == own.shape and name != meant]
+            for name in others[: -LATEST - 1 : -1]:
+
+                def rewrite(call: Call, name: str = name, position: int = position) -> Any:
+                    args = list(call.args)
+                    args[position] = call.known()[name]
+                    return replace(call, args=tuple(args)).run()
+
+                does = f"takes {name} for the {JOINING[call.name]}, where torch takes {meant}"
+                source = f"{DOCS}torch.{call.name.lstrip('ri')}.html"
+                yield Counterfactual("operand", number, call, rewrite, does, f"take {meant} there", source)
+
+
+LATEST = 16
+"""Tensors to try, at most, in place of one: a model may have thousands of its shape."""
+
+
+def _memory(tensor: Any) -> tuple[int, Any, Any]:
+    """Identify a tensor by what it shows."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()

@@ -1,0 +1,1 @@
+"""Why two optimizers make different updates."""

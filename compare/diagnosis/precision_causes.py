@@ -1,0 +1,73 @@
+"""Why one side rounds more than the other, where both compute the same."""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from compare.jax_side.side import Flax, Jax
+from compare.verdict.divergence import Cause
+from compare.verdict.quantity import FACTOR, Quantity
+
+DOCS = "docs/precision.md"
+
+
+def low_precision(name: str, quantity: Quantity, side: str, dtypes: Collection[str]) -> Cause | None:
+    """Tell whether the side that rounds more computes in fewer bits than float32 has.
+
+    Args:
+        name: What rounds more, on that side.
+        quantity: How much both sides round there.
+        side: The side that rounds more.
+        dtypes: Of everything that its forward pass computes.
+
+    """
+    low = [dtype for dtype in ("float16", "bfloat16") if dtype in dtypes]
+    if not low:
+        return None
+    dtype = " and ".join(low)
+    return Cause(
+        f"{dtype} on the {side} side",
+        f"the {side} side's forward pass computes in {dtype}, first seen at {name}: its rounding is "
+        f"{quantity.error_jax[0]:.1e} on the JAX side and {quantity.error_torch[0]:.1e} on the torch side",
+        f"compute {name} in float32: leave out dtype={dtype} and astype, or have them on both sides",
+        DOCS,
+    )
+
+
+def without_fast_variance(side: Flax | Jax, path: str) -> tuple[Flax, list[str]] | None:
+    """Give the JAX side with the norms of an nnx model at a path taking their variance in two passes, and their paths.
+
+    None if there are none.
+    """
+    from flax import nnx
+
+    if not isinstance(side, Flax) or not isinstance(side.model, nnx.Module):
+        return None
+    model, norms = nnx.clone(side.model), []
+    for parts, module in nnx.iter_modules(model):
+        name = "/".join(map(str, parts))
+        if f"{name}/".startswith(f"{path}/" if path else "") and getattr(module, "use_fast_variance", False):
+            setattr(module, "use_fast_variance", False)  # noqa: B010 - not of every module
+            norms.append(name)
+    return (replace(side, model=model), norms) if norms else None
+
+
+def fast_variance(norms: list[str], quantity: Quantity, slow: float) -> Cause | None:
+    """Tell whether the norms' fast variance, E[x²] - E[x]², is what rounds: without it, they do not.
+
+    Args:
+        norms: What they are called.
+        quantity: How much both sides round.
+        slow: How much the JAX side rounds with `use_fast_variance=False`.
+
+    """
+    if slow > FACTOR * quantity.error_torch[0] or slow * FACTOR > quantity.error_jax[0]:
+        return None
+    called = ", ".join(name or "the model" for name in norms)
+    return Cause(
+        "fast variance",
+        f"{called}: the variance is E[x²] - E[x]², which cancels where the mean is large: the rounding is "
+        f"{quantity.error_jax[0]:.1e}, and {slow:.1e} with use_fast_variance=False; torch's is "
+        f"{quantity.error_torch[0]:.1e}",
+        "use_fast_variance=False",
+        "https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/normalization.html",
+    )

@@ -1,0 +1,267 @@
+"""The torch side's step run again with one of its functions computing something else: a counterfactual.
+
+Every function of torch that a program calls, itself or in a module of `torch.nn`, comes by
+`torch.overrides.TorchFunctionMode`: `torch.nn.LayerNorm` calls `layer_norm(input, normalized_shape, weight, bias,
+eps)`, whether as a module or not.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from compare.step.batch import Batch
+from compare.step.draws import Draw
+from compare.step.observation import Observation, Port
+from compare.torch_side.control import ControlledRun
+from compare.torch_side.record import Record
+from compare.torch_side.run import TorchRun
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Call:
+    """One call of a function of torch."""
+
+    name: str
+    """As torch documents it, without underscores: "layer_norm", "relu"."""
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    signature: inspect.Signature
+    module: str = ""
+    """The path of the module that makes the call; "" for the model itself, or the loss."""
+    within: "Rewrite | None" = None
+    """What happens in place of the function, if something else does."""
+    known: "Callable[[], dict[str, torch.Tensor]]" = dict
+    """Gives, by what they are, the tensors that the step has computed by now: modules' inputs and outputs, and what
+    calls in the window take and give."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments by name, with their defaults."""
+        bound = self.signature.bind(*self.args, **self.kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    def __getitem__(self, argument: str) -> Any:
+        """Give an argument."""
+        return self.arguments[argument]
+
+    def __contains__(self, argument: str) -> bool:
+        return argument in self.signature.parameters
+
+    @property
+    def input(self) -> "torch.Tensor":
+        """The first argument."""
+        return next(iter(self.arguments.values()))
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it overwrites its first argument: `add_`, `+=`."""
+        name = self.function.__name__
+        return name in ("__iadd__", "__imul__") or (name.endswith("_") and not name.endswith("__"))
+
+    def run(self, **changed: Any) -> Any:
+        """Call the function, with some arguments changed."""
+        positions = dict(zip(self.signature.parameters, range(len(self.args)), strict=False))
+        args, kwargs = list(self.args), dict(self.kwargs)
+        for name, value in changed.items():
+            if name in positions:  # as it was given: what torch describes need not be what it takes
+                args[positions[name]] = value
+            else:
+                kwargs[name] = value
+        if self.within is not None:
+            return self.within(replace(self, args=tuple(args), kwargs=kwargs, within=None))
+        return self.function(*args, **kwargs)
+
+    def on(self, tensor: Any) -> Any:
+        """Call the function with another first argument."""
+        return self.run(**{next(iter(self.signature.parameters)): tensor})
+
+
+Rewrite = Callable[[Call], Any]
+"""What a call gives instead."""
+
+
+class Window(NamedTuple):
+    """A part of a step: from when the first port has been seen until the second has."""
+
+    start: Port | None = None
+    """None for the start of the step."""
+    end: Port | None = None
+    """None for its end."""
+
+
+class _Reached(Exception):  # noqa: N818 - nothing has gone wrong
+    """The end of the window."""
+
+
+class Rerun:
+    """A step of the torch side in float64, to be run as often as wanted, from the same state.
+
+    Args:
+        run: Where the step starts from. It must have no optimizer.
+        batch: The step's.
+        draws: Its random numbers.
+        window: In which calls are listed and rewritten. Nothing runs after its end.
+        known: The names of the functions whose calls are meant.
+
+    """
+
+    def __init__(
+        self, run: TorchRun, batch: Batch, draws: Sequence[Draw], window: Window, known: Container[str]
+    ) -> None:
+        self._known = known
+        self._run, self._batch, self._draws, self._window = run, batch, draws, window
+        self._start = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
+
+    def calls(self) -> list[Call]:
+        """List the calls in the window, in order of execution."""
+        found: list[Call] = []
+
+        def listed(call: Call) -> Any:
+            known = call.known()
+            found.append(replace(call, known=lambda: known))
+            return call.run()
+
+        self._observe(lambda number: listed)
+        return found
+
+    def __call__(self, rewrites: Mapping[int, Rewrite]) -> Observation:
+        """Run the step with some of the calls in the window, by number, giving something else."""
+        return self._observe(rewrites.get)
+
+    def _observe(self, rewrites: Callable[[int], Rewrite | None]) -> Observation:
+        import torch
+
+        with torch.no_grad():
+            for name, tensor in self._run.model.state_dict().items():
+                tensor.copy_(self._start[name])
+        overwritten = self._run.overwritten
+        with rewriting(self._window, overwritten, rewrites, self._known) as record:
+            try:
+                with ControlledRun(lift=True, replay=self._draws):
+                    return self._run.step(self._batch, record)
+            except _Reached:
+                return Observation(buffers=self._run.buffers(), forward=record.seen)
+
+
+@contextlib.contextmanager
+def rewriting(
+    window: Window, overwritten: frozenset[Port], rewrites: Callable[[int], Rewrite | None], known: Container[str]
+) -> "Iterator[Record]":
+    """Let calls give something else, by their number within the step that this lasts; it is to be recorded here."""
+    record = _Windowed(window, overwritten)
+    with _mode()(record, rewrites, known):
+        yield record
+
+
+class _Windowed(Record):
+    """A record that knows whether the window is open."""
+
+    def __init__(self, window: Window, overwritten: frozenset[Port]) -> None:
+        super().__init__(overwritten)
+        self.window = window
+        self.open = window.start is None
+        self.inside: list[str] = []
+
+    def _keep(self, path: str, call: int, kind: str, tree: Any) -> None:
+        if kind == "input":
+            self.inside.append(path)
+        elif self.inside:
+            self.inside.pop()
+        was_open, self.open = self.open, False  # what the record itself calls is not the program's
+        super()._keep(path, call, kind, tree)
+        self.open = was_open
+        if self.window.start in self.seen:
+            self.open = True
+        if self.window.end is not None and self.window.end in self.seen:
+            raise _Reached
+
+
+@functools.cache
+def _mode() -> Any:
+    from torch.overrides import TorchFunctionMode
+
+    class Rewriting(TorchFunctionMode):
+        """Gives calls in the window to whom they are rewritten by."""
+
+        def __init__(self, record: _Windowed, rewrites: Callable[[int], Rewrite | None], known: Container[str]) -> None:
+            super().__init__()
+            self.record, self.rewrites, self.known = record, rewrites, known
+            self.number = 0
+            self.tensors: dict[str, Any] = {}
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            del types
+            kwargs = kwargs or {}
+            signature = _signature(func) if self.record.open and _name(func) in self.known else None
+            if signature is None:
+                return func(*args, **kwargs)
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError:  # an overload that torch does not describe
+                signature = _ANY
+            place = self.record.inside[-1] if self.record.inside else ""
+            call = Call(_name(func), func, args, kwargs, signature, place, known=self._tensors)
+            rewrite = self.rewrites(self.number)
+            self.number += 1
+            given = call.run() if rewrite is None else rewrite(call)
+            which = f"{call.name} in {place}" if place else call.name
+            self.tensors |= {f"what {which} takes": args[0] if args else None, f"what {which} gives": given}
+            if call.in_place and given is not args[0]:
+                return args[0].copy_(given)
+            return given
+
+        def _tensors(self) -> dict[str, Any]:
+            ports = {str(port): tensor for port, tensor in self.record.seen.items()}
+            return {name: value for name, value in (ports | self.tensors).items() if hasattr(value, "shape")}
+
+    return Rewriting
+
+
+_SIGNATURES: dict[str, Callable[..., Any]] = {
+    "scaled_dot_product_attention": (
+        lambda query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False: None
+    ),
+}
+"""What torch describes in part only."""
+
+_ANY = inspect.signature(lambda tensor, *args, **kwargs: None)
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", "").strip("_")
+
+
+@functools.cache
+def _overridable() -> dict[Any, Callable[..., Any]]:
+    import torch
+
+    functional = {function: function for function in vars(torch.nn.functional).values() if inspect.isfunction(function)}
+    return functional | torch.overrides.get_testing_overrides()  # which does not list all of them
+
+
+@functools.cache
+def _signature(function: Any) -> inspect.Signature | None:
+    """Give the signature of a function of torch, as torch itself states it; None for what reads attributes."""
+    described = _overridable().get(function)
+    if getattr(function, "__name__", "") in _SIGNATURES:
+        return inspect.signature(_SIGNATURES[function.__name__])
+    if described is None or getattr(function, "__name__", "__get__") in ("__get__", "__set__"):
+        return None
+    with contextlib.suppress(ValueError):  # of what is written in C++
+        own = inspect.signature(function)
+        if not any(parameter.kind == parameter.VAR_POSITIONAL for parameter in own.parameters.values()):
+            return own
+    return inspect.signature(described)
+
+
+def rewritable() -> frozenset[str]:
+    """Name all functions of torch whose calls can be seen and rewritten."""
+    return frozenset(_name(function) for function in _overridable() if _signature(function) is not None)

@@ -1,0 +1,114 @@
+"""A run of the torch side with a fault in it, and what a fault is.
+
+All faults are planted on the torch side, whose functions, modules, parameters and optimizer can be seen in every pair,
+where the JAX side may be one opaque function. The comparison is symmetric: the JAX side without a fault is as far from
+the torch side with it as the other way round.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compare.diagnosis.counterfactuals import FUNCTIONS
+from compare.diagnosis.rewriting import Call, Rewrite, Window, rewriting
+from compare.step.batch import Batch, mapped
+from compare.step.observation import Observation
+from compare.torch_side.record import Record
+from compare.torch_side.run import TorchRun
+
+SIZE = 2.0**-20
+"""Of the smallest faults, about a millionth, relative to what has them."""
+
+SETTING = 1e-3
+"""How far another number of a setting lies on the way to 1."""
+
+
+class Site(NamedTuple):
+    """One call of a function of torch within a step."""
+
+    function: str
+    module: str
+    """That makes it."""
+    call: int
+    """Which call of this function in this module, from 0: in `train()`, or at another step, there may be others."""
+
+
+class PlantedRun(TorchRun):
+    """A run of the torch side, for faults to be planted in."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.rewrites: dict[Site, Rewrite] = {}
+        """What is computed in place of a function."""
+        self.exchanged: dict[int, Batch] = {}
+        """What comes in place of a batch, by its identity."""
+
+    def backward(self, batch: Batch, record: Record | None = None) -> Observation:
+        """Take the first half of a step, with the faults."""
+        batch = self.exchanged.get(id(batch), batch)
+        if not self.rewrites:
+            return super().backward(batch, record)
+        calls: Counter[tuple[str, str]] = Counter()
+
+        def rewritten(call: Call) -> Any:
+            site = Site(call.name, call.module, calls[call.name, call.module])
+            calls[call.name, call.module] += 1
+            return self.rewrites.get(site, Call.run)(call)
+
+        with rewriting(Window(), self.overwritten, lambda _: rewritten, FUNCTIONS) as record:
+            return super().backward(batch, record)
+
+
+class Fault(NamedTuple):
+    """One thing to be wrong, and where."""
+
+    kind: str
+    what: str
+    """As in "epsilon: 1e-05 → 0.0001"."""
+    where: str
+    """As in "layer_norm in encoder.0.norm1"."""
+    plant: Callable[[PlantedRun, float], None]
+    """Makes it wrong in a run that has not begun, as many times its size."""
+    sized: bool = True
+    """Whether it can be larger and smaller."""
+    unread: str = ""
+    """Why it changes nothing, if it does not: what must then be so."""
+    needed: int = 1
+    """The steps that it takes to show, as far as is known without a run."""
+    computes: tuple[Site, Rewrite] | None = None
+    """Where something else is computed, and what, if that is the fault and shows in what the function gives."""
+
+
+def same(rewrite: Rewrite, call: Call) -> bool:
+    """Tell whether a call gives the same with something in its place, whatever the numbers that go into it."""
+    import torch
+
+    def noisy() -> Call:
+        rng = np.random.default_rng(0)
+
+        def noise(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                return value
+            return torch.from_numpy(10 * rng.standard_normal(tuple(value.shape))).to(value)
+
+        return replace(call, args=mapped(call.args, noise), kwargs=mapped(call.kwargs, noise))
+
+    with torch.no_grad():
+        right, wrong = noisy().run(), rewrite(noisy())
+    tensors = isinstance(right, torch.Tensor) and isinstance(wrong, torch.Tensor)
+    return tensors and right.shape == wrong.shape and torch.allclose(right, wrong, rtol=1e-12, atol=1e-12)
+
+
+def other(name: str, value: float, times: float) -> float:
+    """Give another number for a setting: ten times an epsilon, else a little nearer to 1."""
+    if "eps" in name:
+        return value * (1 + 9 * times) or times * 1e-8
+    return value + times * SETTING * ((1 - value) if 0 < value < 1 else value or 1.0)
+
+
+def shown(value: float | bool) -> str:
+    """Write a setting short."""
+    return str(value) if isinstance(value, bool) else f"{value:.6g}"

@@ -1,0 +1,322 @@
+"""Would the check have noticed? Faults are planted one at a time, and the check is run on each: `compare.power`."""
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compare.comparison.check import prepared
+from compare.comparison.mapped_pair import IN_PAIRS, Comparison
+from compare.diagnosis.rewriting import Call
+from compare.errors import InputError, NondeterministicError
+from compare.faults.planted_run import Fault, PlantedRun, same
+from compare.faults.program import faults, shuffled
+from compare.jax_side.run import JaxRun
+from compare.jax_side.side import Flax, Jax
+from compare.numerics.distance import distance
+from compare.report.power import Outcome, Power, Why, steps_taken
+from compare.report.progress import Progress, Show, ignore
+from compare.step.observation import Observation, to_numpy
+from compare.torch_side.side import Torch
+from compare.verdict.first_difference import first_divergence
+from compare.verdict.following import Followed, follow
+from compare.verdict.quantity import FACTOR, LOST
+
+FURTHER = 4
+"""Where a fault changes nothing, this many times as many steps are tried, and at least `AT_LEAST`."""
+
+AT_LEAST = 10
+
+GPU_NOISE = 1e-12
+"""How far two equal float64 runs may be apart on a GPU, which adds up in any order; on a CPU they are the same."""
+
+LARGER = (1e1, 1e2, 1e4, 1e6, 1e9, 1e12)
+"""Where a fault changes no more than rounding would, it is made so many times as large."""
+
+
+def power(
+    torch: Torch,
+    jax: Flax | Jax,
+    batches: Any,
+    *,
+    steps: int | None = None,
+    weights: Mapping[str, str | None] | None = None,
+    device: str = "auto",
+    name: str = "port",
+    seed: int = 0,
+    faults: int = 20,
+    progress: Show = ignore,
+) -> Power:
+    """Measure what `compare.check` would have noticed: plant faults one at a time, and check each.
+
+    The faults are small: a weight off by a millionth of itself, an epsilon, a learning rate off by 1e-5, a schedule
+    that is a step ahead, a buffer that is never updated. They are planted in copies of the torch side, in float32 and
+    in float64; nothing of the user's is changed. The weights are mapped and the JAX side is compiled once, so that
+    each fault costs only the runs.
+
+    Args:
+        torch: The original.
+        jax: The port, which must match.
+        batches: As for `compare.check`.
+        steps: As for `compare.check`.
+        weights: As for `compare.check`.
+        device: As for `compare.check`.
+        name: What to call the pair.
+        seed: Chooses which layers and parameters get which faults, and seeds dropout.
+        faults: How many, at most: one of each kind first, then others of the same kinds in other places.
+        progress: Called with a `compare.Progress` before every fault.
+
+    Raises:
+        InputError: For anything that cannot be compared, and where the two sides do not match as they are.
+
+    """
+    for what, value, least in (("faults", faults, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"{what} must be a whole number of at least {least}, not {value!r}")
+    import torch as framework
+
+    count, outcomes = faults, list[Outcome]()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(framework.random.fork_rng())
+        prepare = prepared(Planting, torch, jax, batches, steps, weights, device, progress)
+        planting, steps = stack.enter_context(prepare)
+        planting.steps, planting.seed = steps, seed
+        progress(Progress("checking without a fault", 0, count))
+        planting.check_that_it_matches(name)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of the faults, such as of two shapes that are broadcast
+        for fault in itertools.islice(planting.faults(), count):
+            progress(Progress(f"planting: {fault.what} ({fault.where})", len(outcomes), count))
+            outcomes.append(planting.outcome(fault))
+    return Power(name, outcomes, steps, seed)
+
+
+class Change(NamedTuple):
+    """What a fault changes, beside what rounding would."""
+
+    where: str
+    step: int
+    size: float
+    rounding: float
+
+    @property
+    def ratio(self) -> float:
+        """The one over the other."""
+        return self.size / self.rounding if self.rounding else 0.0
+
+
+class Planting(Comparison):
+    """One pair with its weights mapped and its JAX side compiled, to be checked with one fault after another."""
+
+    steps = 1
+    seed = 0
+    fault: Fault | None = None
+    """Which is in the torch side at the moment."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._compiled: list[tuple[JaxRun, Any]] = []
+
+    def torch_run(self, dtype: str) -> PlantedRun:
+        """Start a run of the torch side, with the fault."""
+        return self.planted(dtype, self.fault)
+
+    def planted(self, dtype: str, fault: Fault | None = None, times: float = 1.0) -> PlantedRun:
+        """Start a run of the torch side, with a fault or without."""
+        run = PlantedRun(self.torch, dtype, self.device, self.overwritten)
+        if fault is not None:
+            fault.plant(run, times)
+        return run
+
+    def check_that_it_matches(self, name: str) -> None:
+        """Raise InputError if it does not: a fault would then be one of two."""
+        followed, unreplayed = self._check(None)
+        if first_divergence(followed) or unreplayed or self.nondeterministic or self.misconverted:
+            raise InputError(
+                f"power is measured on a port that matches, and {name} does not: see what compare.check(...) says of it"
+            )
+
+    def faults(self) -> Iterator[Fault]:
+        """Give faults in the order in which they are to be planted: those with which the torch side still runs."""
+        rng = np.random.default_rng(self.seed)
+        self._record(self.planted("float64"), steps=1)
+        for places in shuffled(faults(self.planted, self.batches, self.stepper.draws[0], rng), rng):
+            while places:
+                fault = places.pop()
+                if self._runs(fault):
+                    yield fault
+                    break
+
+    def _runs(self, fault: Fault) -> bool:
+        """Tell whether torch takes a step with a fault: with another padding, the shapes may not fit any more."""
+        try:
+            self._record(self.planted("float32", fault), steps=1)
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NotImplementedError):
+            return False
+        return True
+
+    def _record(self, run: PlantedRun, steps: int) -> None:
+        """Take steps, for their random numbers."""
+        self._begin()
+        for _ in itertools.islice(self.stepper.whole(run), steps):
+            pass
+
+    def _begin(self) -> None:
+        import torch
+
+        torch.manual_seed(self.seed)
+        self.stepper.draws.clear()
+
+    def outcome(self, fault: Fault) -> Outcome:
+        """Check the pair with a fault, and say where it is caught, or why it is not."""
+        said = (fault.kind, fault.what, fault.where)
+        try:
+            followed, unreplayed = self._check(fault)
+        except InputError as error:  # the user would read it
+            return Outcome(*said, caught=True, stage="error", place=str(error))
+        except NondeterministicError as error:
+            return Outcome(*said, caught=True, stage="random numbers", place=str(error))
+        if first := first_divergence(followed):
+            at = first.divergence
+            return Outcome(*said, caught=True, step=at.step, stage=at.stage, place=at.torch, error64=at.error64)
+        if unreplayed:
+            return Outcome(*said, caught=True, stage="random numbers", place=unreplayed[0])
+        why, explanation = self._why(fault, followed)
+        return Outcome(*said, caught=False, why=why, explanation=explanation)
+
+    def _check(self, fault: Fault | None) -> tuple[Followed, list[str]]:
+        """Do as `compare.check` does, but for the search for a cause."""
+        self._begin()
+        self.fault = fault
+        jax64, jax32 = self._jax_runs()
+        streams = self._streams(jax64, lambda: jax32)
+        followed = follow(streams, self.align, self.steps, in_pairs=self.size >= IN_PAIRS)
+        if first_divergence(followed):
+            self._weigh_noise(followed, jax64)
+        if unreplayed := list(jax64.unreplayed):
+            self._compiled.clear()  # it belongs to what was compiled
+        return followed, unreplayed
+
+    def _jax_runs(self) -> list[JaxRun]:
+        """Give the JAX side's two runs, which are compiled once, at their start."""
+        if not self._compiled:
+            self._compiled = [(run, run.rngs) for run in map(self.jax_run, ("float64", "float32"))]
+        for run, rngs in self._compiled:
+            self.load(run)
+            run.rngs = rngs
+        return [run for run, _ in self._compiled]
+
+    def _why(self, fault: Fault, followed: Followed) -> tuple[Why, str]:
+        """Find out why a fault was not caught."""
+        if self._first_change(fault, self.steps) is None:
+            return self._why_unread(fault)
+        change = self._largest_change(fault, followed)
+        said = "it changes nothing that decides, in any digit of float64"
+        if change.size:
+            said = (
+                f"it changes {change.where} by {change.size:.0e} at step {change.step}, and rounding alone would by "
+                f"about {change.rounding:.0e}"
+            )
+        if times := self._seen_at(fault, followed):
+            return Why.WEAK, f"{said}: it is seen where it is {times:g} times as large"
+        if change.ratio > FACTOR:
+            return Why.WEAK, said
+        return Why.EQUIVALENT, f"in exact arithmetic it changes nothing here: {said}"
+
+    def _seen_at(self, fault: Fault, followed: Followed) -> float | None:
+        """Give how many times as large a fault must be to be seen; None if it may be as large as torch takes it."""
+        for times in LARGER if fault.sized else ():
+            try:
+                if self._largest_change(fault, followed, times).ratio > FACTOR:
+                    return times
+            except (NondeterministicError, RuntimeError, ValueError):  # such as a dropout rate above 1
+                return None
+        return None
+
+    def _why_unread(self, fault: Fault) -> tuple[Why, str]:
+        """Find out why a fault changes nothing at all: what would have to be otherwise, for it to change something."""
+        if fault.needed > self.steps:
+            return (
+                Why.STEPS,
+                f"in {steps_taken(self.steps)}, nothing reaches the schedule's first change: take {fault.needed}",
+            )
+        still = [name for name, module in self.torch.model.named_modules() if not module.training]
+        if still and (change := self._first_change(fault, self.steps, training=True)):
+            step, stage = change
+            return Why.OFF, f"the model is in eval(), where it is off: in train() it shows at step {step}, {stage}"
+        if change := self._first_change(fault, max(FURTHER * self.steps, AT_LEAST)):
+            return Why.STEPS, f"in {steps_taken(self.steps)}, nothing reaches it: take {change[0] + 1}"
+        if self._always_the_same(fault):
+            return Why.EQUIVALENT, "it is the same function, whatever goes into it"
+        return Why.UNREAD, fault.unread or "nothing in these batches reads it"
+
+    def _always_the_same(self, fault: Fault) -> bool:
+        """Tell whether what a fault has computed in place of a function is the same by definition."""
+        if fault.computes is None:
+            return False
+        site, rewrite = fault.computes
+        found: list[bool] = []
+
+        def compare(call: Call) -> Any:
+            found.append(same(rewrite, call))
+            return call.run()
+
+        run = self.planted("float64")
+        run.rewrites[site] = compare
+        self._record(run, steps=1)
+        return bool(found) and all(found)
+
+    def _first_change(self, fault: Fault, steps: int, *, training: bool = False) -> tuple[int, str] | None:
+        """Give the step and the stage at which a fault first changes anything in the torch side's float64 run."""
+        both, noise = self._both(fault, training=training), 0.0 if self.device == "cpu" else GPU_NOISE
+        for step in range(steps):
+            try:
+                ours, theirs = map(self._arrays, next(both))
+            except NondeterministicError:
+                return step, "random numbers"
+            except InputError:  # in train mode, a batch may be too small
+                return None
+            for name, array in ours.items():
+                if name not in theirs or distance(theirs[name], array) > noise:
+                    return step, name[0]
+        return None
+
+    def _largest_change(self, fault: Fault, followed: Followed, times: float = 1.0) -> Change:
+        """Give what a fault changes most, beside rounding, of what decides."""
+        largest = Change("", 0, 0.0, 0.0)
+        both = itertools.islice(self._both(fault, times), self.steps)
+        for step, (right, wrong) in enumerate(both):
+            for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True):
+                if not pairing.decides or quantity.rounding[step] >= LOST:
+                    continue
+                size = distance(pairing.torch_array(wrong), pairing.torch_array(right))
+                change = Change(f"{pairing.stage} {pairing.torch}", step, size, float(quantity.expected[step]))
+                largest = max(largest, change, key=lambda change: change.ratio)
+        return largest
+
+    def _both(
+        self, fault: Fault, times: float = 1.0, *, training: bool = False
+    ) -> Iterator[tuple[Observation, Observation]]:
+        """Take the torch side's steps in float64, without a fault and with it, with the same random numbers."""
+        self._begin()
+        runs = [self.planted("float64"), self.planted("float64", fault, times)]
+        if training:
+            for run in runs:
+                run.model.train()
+        return zip(*map(self.stepper.whole, runs), strict=False)
+
+    def _arrays(self, seen: Observation) -> dict[tuple[str, str], np.ndarray]:
+        """Give all that a step shows, by stage and name, but for buffers that are compared with nothing."""
+        compared = {link.torch for link in self.links}
+        fields: Sequence[tuple[str, Mapping[Any, Any]]] = (
+            ("forward", seen.forward),
+            ("loss", {} if seen.loss is None else {"loss": seen.loss}),
+            ("gradient", seen.gradients),
+            ("update", {**seen.updates, **seen.optimizer}),
+            ("parameters", seen.parameters),
+            ("buffers", {name: buffer for name, buffer in seen.buffers.items() if name in compared}),
+        )
+        return {(stage, str(name)): to_numpy(value) for stage, found in fields for name, value in found.items()}

@@ -1,0 +1,229 @@
+"""Faults that a program can have: `faults` lists them, in every place, and `shuffled` chooses among them by chance.
+
+What may go wrong in a function of torch is what `compare.counterfactuals` knows.
+"""
+
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
+from compare.diagnosis.rewriting import Rerun, Rewrite, Window
+from compare.errors import InputError
+from compare.faults.optimizer import of_optimizer, of_schedule
+from compare.faults.planted_run import SIZE, Fault, PlantedRun, Site, other, shown
+from compare.step.batch import Batch, mapped
+from compare.step.draws import Draw
+from compare.torch_side.control import ControlledRun
+from compare.torch_side.run import TorchRun
+
+if TYPE_CHECKING:
+    import torch
+
+FIRST = (
+    *("weight", "epsilon", "momentum", "learning rate", "shifted schedule", "stale buffer", "bias left out"),
+    *("swapped weights", "dropout rate", "loss", "stopped gradient", "frozen parameter", "order of batches"),
+)
+"""The kinds that come before others, where there are too many."""
+
+
+def shuffled(candidates: Sequence[Fault], rng: np.random.Generator) -> Iterator[list[Fault]]:
+    """Give the places of each kind in a random order, kind after kind and round after round, until all are taken.
+
+    Whoever takes them removes them from the lists. The kinds of `FIRST` come first, the others in a random order.
+    """
+    kinds: dict[str, list[Fault]] = {}
+    for fault in candidates:
+        kinds.setdefault(fault.kind, []).append(fault)
+    for kind, places in kinds.items():
+        kinds[kind] = [places[i] for i in rng.permutation(len(places))]
+    others = [kind for kind in kinds if kind not in FIRST]
+    order = [*(kind for kind in FIRST if kind in kinds), *(others[i] for i in rng.permutation(len(others)))]
+    while any(kinds.values()):
+        yield from (kinds[kind] for kind in order if kinds[kind])
+
+
+def faults(
+    make: Callable[[str], PlantedRun], batches: Sequence[Batch], draws: Sequence[Draw], rng: np.random.Generator
+) -> list[Fault]:
+    """List what can be wrong in a program, in every place.
+
+    Args:
+        make: Starts a run of the torch side in a precision.
+        batches: All of them.
+        draws: The random numbers of the first step.
+        rng: Chooses which element of a parameter is wrong.
+
+    """
+    run = make("float64")
+    trained, optimized = run.loss is not None, run.optimizer is not None
+    found = [*_of_weights(run, rng), *_of_buffers(make, batches[0], rng), *_of_batches(batches)]
+    if trained:
+        found += [Fault("loss", f"loss times {1 + SIZE:.7g}", "loss", _longer_loss), *_of_gradients(run)]
+    if optimized:
+        found += [*of_optimizer(run), *of_schedule(make)]
+    found += _of_functions(make, batches[0], draws, gradient=trained)
+    return found
+
+
+def _of_weights(run: TorchRun, rng: np.random.Generator) -> Iterator[Fault]:
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for name, param in run.parameters.items():
+        if param.numel():
+            yield _element("weight", name, param, rng, run)
+        if param.numel() > 1:
+            alike.setdefault((name.rpartition(".")[2], *param.shape), []).append(name)
+    for names in alike.values():
+        for pair in itertools.pairwise(names):
+
+            def swap(run: PlantedRun, _: float, pair: tuple[str, str] = pair) -> None:
+                a, b = (run.parameters[name].data for name in pair)
+                kept = a.clone()
+                a.copy_(b)
+                b.copy_(kept)
+
+            equal = run.parameters[pair[0]].equal(run.parameters[pair[1]])
+            unread = "both are equal, as they often are before training: give weights that are trained" if equal else ""
+            yield Fault("swapped weights", "swapped weights", " and ".join(pair), swap, sized=False, unread=unread)
+
+
+def _element(kind: str, name: str, tensor: "torch.Tensor", rng: np.random.Generator, run: TorchRun) -> Fault:
+    """Change one element by a millionth of itself."""
+    at = tuple(int(rng.integers(size)) for size in tensor.shape)
+
+    def plant(run: PlantedRun, times: float) -> None:
+        array = {**run.parameters, **run.buffers()}[name].data
+        value = float(array[at])
+        # Rounded, so that both precisions start from the same value.
+        array[at] = float(np.float32(value + times * SIZE * (abs(value) or 1.0)))
+
+    module, index = name.rpartition(".")[0], ", ".join(map(str, at))
+    lookup = type(run.model.get_submodule(module)).__name__ == "Embedding"
+    unread = f"row {at[0]} of {name} is in no batch" if lookup else f"nothing in these batches reads {name}[{index}]"
+    return Fault(kind, f"{kind} off by {SIZE:.0e} of itself", f"{name}[{index}]", plant, unread=unread)
+
+
+def _of_buffers(make: Callable[[str], PlantedRun], batch: Batch, rng: np.random.Generator) -> Iterator[Fault]:
+    """Change a buffer at the start, or leave out what is written to it: in train mode, at least."""
+    run = make("float64")
+    before = {name: array.clone() for name, array in run.buffers().items() if array.is_floating_point()}
+    run.model.train()
+    with ControlledRun(lift=True), contextlib.suppress(InputError):  # which may be too small for train mode
+        run.forward(batch)
+    for name, array in before.items():
+        if not array.numel():
+            continue
+        yield _element("buffer", name, array, rng, run)
+        if array.equal(run.buffers()[name]):
+            continue
+
+        def stale(run: PlantedRun, _: float, name: str = name) -> None:
+            path, leaf = name.rpartition(".")[::2]
+            module, kept = run.model.get_submodule(path), run.buffers()[name].clone()
+            # Put in its place, and not written to it: the backward pass may still read what was there.
+            run.model.register_forward_hook(lambda *_: setattr(module, leaf, kept.clone()))
+
+        yield Fault("stale buffer", "buffer never updated", name, stale, sized=False)
+
+
+def _of_batches(batches: Sequence[Batch]) -> Iterator[Fault]:
+    first, second = batches[0], batches[-1] if len(batches) < 3 else batches[1]
+
+    def exchange(run: PlantedRun, _: float) -> None:
+        run.exchanged = {id(first): second, id(second): first}
+
+    unread = "there is only one batch: give two" if len(batches) == 1 else "these two batches are equal"
+    yield Fault("order of batches", "first two batches exchanged", "batches", exchange, sized=False, unread=unread)
+
+
+def _longer_loss(run: PlantedRun, times: float) -> None:
+    loss = run.loss
+    assert loss is not None
+    run.loss = lambda output, target: loss(output, target) * (1 + times * SIZE)
+
+
+def _of_gradients(run: TorchRun) -> Iterator[Fault]:
+    for path, module in run.model.named_modules():
+        if not path or any(True for _ in module.children()):
+            continue
+
+        def stop(run: PlantedRun, _: float, path: str = path) -> None:
+            def detached(module: Any, args: Any, output: Any) -> Any:
+                del module, args
+                return mapped(output, lambda leaf: leaf.detach() if hasattr(leaf, "detach") else leaf)
+
+            run.model.get_submodule(path).register_forward_hook(detached)
+
+        yield Fault("stopped gradient", "gradient stopped", f"after {path}", stop, sized=False)
+
+
+def _of_functions(
+    make: Callable[[str], PlantedRun], batch: Batch, draws: Sequence[Draw], *, gradient: bool
+) -> Iterator[Fault]:
+    run = make("float64")
+    run.optimizer = None  # its calls are none of the model's
+    calls = Rerun(run, batch, draws, Window(), FUNCTIONS).calls()
+    counts: Counter[tuple[str, str]] = Counter()
+    sites = []
+    for call in calls:
+        sites.append(Site(call.name, call.module, counts[call.name, call.module]))
+        counts[call.name, call.module] += 1
+    for of_gradient in (False, True)[: 1 + gradient]:
+        for each in counterfactuals(calls, gradient=of_gradient):
+            if _differs(each):
+                yield _of_function(each, sites[each.number], gradient=of_gradient)
+
+
+def _differs(each: Counterfactual) -> bool:
+    """Leave out what may be torch's own: a mean over all is one over the batch where there is no more to it."""
+    if each.call.name == "detach" and not each.call.input.dim():
+        return False  # of the loss, for the record
+    if each.name == "gradient at a tie":
+        return "0.5" in each.jax_does  # torch's functions have 0 or 1
+    return each.name != "reduction" or each.jax_does.startswith(_COMPUTES)
+
+
+_COMPUTES = "computes what torch would with "
+
+
+def _of_function(each: Counterfactual, site: Site, *, gradient: bool) -> Fault:
+    def rewrite(times: float) -> Rewrite:
+        if each_of is None or value is None:
+            return fixed
+        return each_of(other(setting, value, times))
+
+    def plant(run: PlantedRun, times: float) -> None:
+        run.rewrites[site] = rewrite(times)
+
+    # Nothing of the call itself is kept: it holds all that went in.
+    value, each_of, fixed = each.value, each.of, each.rewrite
+    setting = {"epsilon": "eps"}.get(each.name, each.name)
+    does = each.jax_does.removeprefix(_COMPUTES)
+    if each_of is not None and value is not None:
+        does = f"{shown(value)} → {shown(other(setting, value, 1.0))}"
+    where = f"{site.function} in {site.module}" if site.module else site.function
+    fault = Fault(each.name, f"{each.name}: {does}", where, plant, each_of is not None)
+    if each.name in _UNREAD:
+        return fault._replace(unread=_UNREAD[each.name])
+    # Of a layer that is off, or that has statistics, what it gives is not all.
+    shows = not gradient and "training" not in each.call
+    return fault._replace(
+        unread=f"{site.function} gives the same with it, on these batches",
+        computes=(site, rewrite(1.0)) if shows else None,
+    )
+
+
+_UNREAD = {
+    "bias left out": "the bias is 0, as it often is before training: give weights that are trained",
+    "scale left out": "the scale is 1, as it often is before training: give weights that are trained",
+    "gradient at a tie": "no input lies at the tie, or none that has a gradient",
+    "padding row": "no batch holds the padding index",
+    "ignored labels": "no target is to be ignored",
+    "padding value": "no window has its largest value in the padding",
+    "rounding of halves": "no input is a half",
+}
+"""What must be so where a fault of this kind changes nothing."""

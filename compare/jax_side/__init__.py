@@ -1,0 +1,1 @@
+"""The JAX side: what the user gives, its runs, and what they show."""

@@ -1,0 +1,113 @@
+"""Which of the random numbers that torch has drawn goes where the JAX side draws."""
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from compare.step.draw_layouts import DrawLayout, draw_layouts
+from compare.step.draws import NO_HINTS, Hints, Site
+
+
+class Matching(NamedTuple):
+    """Which draw goes where."""
+
+    placed: list[tuple[int, DrawLayout] | None]
+    """For each site the position of its draw, and how to lay it out; None where nothing fits."""
+    unreplayed: list[str]
+    """Each site without a draw and each draw without a site, and why."""
+    guessed: list[str]
+    """Each draw that fits its site in more than one layout, and the one taken."""
+
+
+KINDS = {"gumbel": "exponential"}
+"""What torch draws where JAX draws something else: a Gumbel variable is -log of an exponential one."""
+
+
+def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS) -> Matching:
+    """Pair draws and sites in their order, as many as fit by kind and shape.
+
+    Both sides run the same program, so that usually the n-th draw belongs to the n-th site. Where one side has a draw
+    that the other lacks, the longest common subsequence keeps the others paired; what is left over is `unreplayed`.
+    `draws` are torch's, by kind and shape.
+    """
+
+    @functools.cache
+    def fits(draw: Site, site: Site) -> list[DrawLayout]:
+        same_kind = draw.kind == KINDS.get(site.kind, site.kind)
+        return draw_layouts(draw.shape, site.shape, hints) if same_kind and not site.obstacle else []
+
+    options = [[fits(draw, site) for site in sites] for draw in draws]
+    pairs = _longest(options, len(sites))
+    ranks = [len(draw.shape) for draw in draws]
+    usual = Counter((ranks[i], options[i][j][0].name) for i, j in pairs if len(options[i][j]) == 1)
+    placed: list[tuple[int, DrawLayout] | None] = [None] * len(sites)
+    guessed = []
+    for i, j in pairs:
+        # Of several draw_layouts, the one that is certain for other draws of this rank; else the first.
+        likely = "channels last" if hints.channels_last else ""
+        counts = [usual[ranks[i], layout.name] or (layout.name == likely) / 2 for layout in options[i][j]]
+        placed[j] = (i, options[i][j][counts.index(max(counts))])
+        if len(counts) > 1 and not max(counts):
+            guessed.append(
+                f"torch's draw {i}, {draws[i]}, may lie {' or '.join(layout.name for layout in options[i][j])} on the "
+                "JAX side: took the first. With a batch whose sizes all differ it can be told"
+            )
+    return Matching(placed, _left_over(draws, sites, pairs), guessed)
+
+
+def _longest(options: list[list[list[DrawLayout]]], m: int) -> list[tuple[int, int]]:
+    """The longest common subsequence, as positions in both."""
+    n = len(options)
+    if n == m and all(options[i][i] for i in range(n)):
+        return [(i, i) for i in range(n)]
+    lengths = np.zeros((n + 1, m + 1), int)
+    for i in reversed(range(n)):
+        for j in reversed(range(m)):
+            skip = max(lengths[i + 1, j], lengths[i, j + 1])
+            lengths[i, j] = max(skip, lengths[i + 1, j + 1] + 1) if options[i][j] else skip
+    pairs, i, j = [], 0, 0
+    while i < n and j < m:
+        if options[i][j] and lengths[i, j] == lengths[i + 1, j + 1] + 1:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+        elif lengths[i + 1, j] >= lengths[i, j + 1]:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
+def _left_over(draws: Sequence[Site], sites: Sequence[Site], pairs: list[tuple[int, int]]) -> list[str]:
+    """Explain what has no partner; draws and sites between the same two pairs are likely meant for each other."""
+    messages = []
+    ends = [(-1, -1), *pairs, (len(draws), len(sites))]
+    for (i, j), (next_i, next_j) in itertools.pairwise(ends):
+        left, right = list(range(i + 1, next_i)), list(range(j + 1, next_j))
+        for draw, site in zip(left, right, strict=False):
+            messages.append(
+                f"torch draws {draws[draw]} where JAX draws {sites[site]}: {_reason(draws[draw], sites[site])}"
+            )
+        messages += [f"torch draws {draws[draw]} (draw {draw}), JAX does not" for draw in left[len(right) :]]
+        messages += [
+            f"JAX draws {sites[site]} (draw {site}), torch does not"
+            + (f"; {why}" if (why := sites[site].obstacle) else "")
+            for site in right[len(left) :]
+        ]
+    return messages
+
+
+def _reason(draw: Site, site: Site) -> str:
+    if site.obstacle:
+        return site.obstacle
+    if draw.kind != KINDS.get(site.kind, site.kind):
+        return "these are different kinds of random numbers"
+    if len(draw.shape) == len(site.shape) and all(
+        theirs in (1, ours) for ours, theirs in zip(draw.shape, site.shape, strict=True)
+    ):
+        # Flax's attention has it by default, torch's has not.
+        return "JAX draws one for all along the axes of length one; in Flax's attention, broadcast_dropout=False"
+    return "these shapes do not fit"

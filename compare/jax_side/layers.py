@@ -1,0 +1,143 @@
+"""The layers of nnx, Linen and other JAX models, by name, type, settings and shapes."""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compare.errors import InputError
+from compare.weights.layers import KINDS, Layer, Names, at_path, collect, map_settings
+
+if TYPE_CHECKING:
+    from flax import linen, nnx
+
+
+def nnx_variables(model: "nnx.Module") -> dict[str, "nnx.Variable[Any]"]:
+    """Name the variables of an nnx module as `nnx.state` does, without random states, caches and intermediates.
+
+    Returns:
+        The module's own variables by their paths, as in "layers/0/kernel", in the order of definition.
+
+    """
+    from flax import nnx
+
+    def defined(path: tuple[Any, ...]) -> list[int]:
+        at = []
+        for depth, key in enumerate(path):
+            attributes = list(getattr(at_path(model, path[:depth]), "__dict__", ()))
+            at.append(attributes.index(key) if key in attributes else key if isinstance(key, int) else 0)
+        return at
+
+    kept = nnx.state(model, nnx.Not(nnx.Any(nnx.RngState, nnx.Cache, nnx.Intermediate)))
+    paths = sorted((path for path, _ in nnx.to_flat_state(kept)), key=defined)
+    return {"/".join(map(str, path)): at_path(model, path) for path in paths}
+
+
+def nnx_layers(model: "nnx.Module") -> list[Layer]:
+    """List the layers of an nnx module in the order of definition, with all variables of `nnx_variables`."""
+    return collect(model, {_keys(name): tuple(variable.shape) for name, variable in nnx_variables(model).items()})
+
+
+def linen_names(variables: Mapping[str, Any]) -> Names:
+    """Name the arrays of Linen's variables by their paths without the collection, as in "Dense_0/kernel".
+
+    Args:
+        variables: As `module.init` gives them: {"params": ..., "batch_stats": ...}.
+
+    Returns:
+        For each name the path in `variables`, collection first. Caches and intermediates are left out.
+
+    Raises:
+        InputError: If there is no collection "params", or if two collections hold the same path.
+
+    """
+    names: Names = {}
+    if variables and "params" not in variables:
+        raise InputError(
+            f"the variables of a Linen module need a collection 'params', but have {', '.join(map(repr, variables))}: "
+            "give (module, {'params': params}) if these are the parameters"
+        )
+
+    def walk(tree: Any, path: tuple[str, ...]) -> None:
+        if isinstance(tree, Mapping):
+            for key, value in tree.items():
+                walk(value, (*path, key))
+        elif path[0] not in ("cache", "intermediates"):
+            name = "/".join(path[1:])
+            if name in names:
+                raise InputError(f"the collections {names[name][0]!r} and {path[0]!r} both hold {name!r}: rename one")
+            names[name] = path
+
+    for collection in sorted(variables, key=lambda collection: collection != "params"):
+        walk(variables[collection], (collection,))
+    return names
+
+
+def linen_value(variables: Mapping[str, Any], path: tuple[Any, ...]) -> Any:
+    """Look up an array of Linen's variables, out of the box that a partitioned one is in."""
+    leaf = at_path(variables, path)
+    return leaf.unbox() if hasattr(leaf, "unbox") else leaf
+
+
+def linen_layers(variables: Mapping[str, Any], module: "linen.Module | None" = None) -> list[Layer]:
+    """List the layers of a Linen module's variables.
+
+    The type of a layer is read from its automatic name, as in "Dense_0". With `module`, also from submodules that
+    are made in `setup` or given as attributes; those of a compact method are not to be seen without running it.
+
+    Raises:
+        InputError: As `linen_names`.
+
+    """
+    shapes = {path[1:]: tuple(linen_value(variables, path).shape) for path in linen_names(variables).values()}
+    layers = []
+    for layer in collect(None, shapes):
+        found = _submodule(module, variables, layer.path)
+        automatic = re.search(r"(?:^|/)([A-Z]\w*)_\d+$", layer.path)
+        name = type(found).__name__ if found is not None else automatic[1] if automatic else ""
+        settings = {**layer.settings, "kind": KINDS.get(name, ""), **({} if found is None else map_settings(found))}
+        layers.append(layer._replace(type=name, settings=settings))
+    return layers
+
+
+def pytree_names(params: Any) -> Names:
+    """Name the floating point arrays of a pytree by their paths, as in "layers/0/weight"."""
+    import jax
+
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    paths = [
+        tuple(getattr(key, "name", getattr(key, "idx", getattr(key, "key", None))) for key in path)
+        for path, leaf in leaves
+        if hasattr(leaf, "shape") and jax.numpy.issubdtype(leaf.dtype, np.inexact)
+    ]
+    return {"/".join(map(str, path)): path for path in paths}
+
+
+def pytree_layers(params: Any) -> list[Layer]:
+    """List the layers of any pytree: an Equinox module, Haiku's parameters, dictionaries and lists of arrays."""
+    shapes = {path: tuple(at_path(params, path).shape) for path in pytree_names(params).values()}
+    return collect(params, shapes)
+
+
+def _keys(name: str) -> tuple[Any, ...]:
+    return tuple(int(key) if key.isdigit() else key for key in name.split("/"))
+
+
+def _submodule(module: Any, variables: Mapping[str, Any], path: str) -> Any:
+    """Find the Linen module at `path` among attributes: `layers_0` is the first of the list `layers`."""
+    from flax import linen
+
+    if module is None or not path:
+        return module
+    found = module.bind(variables)
+    for key in path.split("/"):
+        listed = re.fullmatch(r"(\w+)_(\d+)", key)
+        inner = getattr(found, key, None)
+        if inner is None and listed:
+            among = getattr(found, listed[1], None)
+            inner = among[int(listed[2])] if isinstance(among, list | tuple) else None
+        if not isinstance(inner, linen.Module):
+            return None
+        found = inner
+    return found

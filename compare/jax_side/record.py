@@ -1,0 +1,79 @@
+"""What a JAX model's modules take and give, recorded while its step is traced."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from compare.step.observation import Port
+
+
+class JaxRecord:
+    """What goes into each module and comes out of it, in order of execution; filled while a step is traced.
+
+    Where a value is `given`, it is recorded as the model computed it, and the model goes on with the given one: so
+    that every module is seen with right inputs, whatever the modules before it did.
+    """
+
+    def __init__(self, given: Mapping[Port, Any] | None = None) -> None:
+        self.seen: dict[Port, Any] = {}
+        self.modules: dict[str, Any] = {}
+        """Each module that ran, by path, in order of first execution."""
+        self.hidden: dict[str, None] = {}
+        """Modules that ran inside a transformation (scan, vmap, checkpoint), whose values do not come out of it."""
+        self._given = given or {}
+        self._calls: Counter[str] = Counter()
+        self._trace = _trace()
+
+    def call(self, path: str, function: Callable[..., Any], args: Any, kwargs: Any, module: Any = None) -> Any:
+        """Call a module's function, and record what goes in and what comes out."""
+        call = self._calls[path]
+        self._calls[path] += 1
+        self.modules.setdefault(path, module)
+        if _trace() != self._trace:
+            self.hidden[path] = None
+            return function(*args, **kwargs)
+        args, kwargs = self._keep(path, call, "input", (args, kwargs))
+        return self._keep(path, call, "output", function(*args, **kwargs))
+
+    def _keep(self, path: str, call: int, kind: str, tree: Any) -> Any:
+        ports = {leaf: Port(path, call, kind, leaf) for leaf, _ in leaves(tree)}
+        self.seen.update({ports[leaf]: array for leaf, array in leaves(tree)})
+        given = {leaf: self._given[port] for leaf, port in ports.items() if port in self._given}
+        if not given:
+            return tree
+        import jax
+
+        def replaced(path: Any, leaf: Any) -> Any:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            return given[name].astype(leaf.dtype) if name in given else leaf
+
+        return jax.tree_util.tree_map_with_path(replaced, tree)
+
+
+def _trace() -> Any:
+    from jax.extend.core import get_opaque_trace_state
+
+    return get_opaque_trace_state(convention="flax")
+
+
+def leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Name the numeric arrays in a pytree: "0", "logits", "1/0"."""
+    import jax
+    import jax.numpy as jnp
+
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        if isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.number) and leaf.size
+    ]
+
+
+def names(tree: Any, *, collections: bool = False) -> list[str]:
+    """Name the leaves of a pytree by their paths, "layers/0/kernel"; `collections` drops Linen's first key."""
+    import jax
+
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    joined = [jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value") for path in paths]
+    return [name.partition("/")[2] for name in joined] if collections else joined

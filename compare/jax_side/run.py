@@ -1,0 +1,264 @@
+"""A training run of the JAX side: each step is one compiled program, that shows what it computes."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from compare.errors import InputError
+from compare.jax_side.lift import lift
+from compare.jax_side.record import JaxRecord, names
+from compare.jax_side.replay import replayable, replaying
+from compare.jax_side.side import Flax, Jax
+from compare.numerics.distance import ULPS
+from compare.step.batch import Batch, adapted, called, checked_loss, mapped
+from compare.step.draws import NO_HINTS, Draw, Hints
+from compare.step.observation import Observation, Port
+
+
+class JaxRun:
+    """A training run from the given weights, in one precision: each step is one compiled program."""
+
+    def __init__(
+        self, side: Flax | Jax, dtype: str, *, training: bool, unroll: bool = False, hints: Hints = NO_HINTS
+    ) -> None:
+        self.side = side
+        self.hints = hints
+        self.dtype = dtype
+        self.unroll = unroll
+        self.modules: dict[str, Any] = {}
+        self.hidden: dict[str, None] = {}
+        self.unreplayed: list[str] = []
+        """Random numbers that one side draws and the other does not, for a person to read."""
+        self.guessed: list[str] = []
+        """Random numbers whose layout is ambiguous."""
+        self.ports: dict[Port, int] = {}
+        """Where among the arrays that a step shows each is: what one module gives is what the next takes."""
+        self._given: tuple[Port, ...] = ()
+        with self._precision():
+            functional = side.functional(dtype, training=training)
+            self.params, self.buffers, self.rngs, self._apply = functional
+        self.state: Any = ()
+        """Of the optimizer, from the first `load` on."""
+        self.state_names: list[str] = []
+        linen = isinstance(self.buffers, dict)
+        self.param_names = names(self.params)
+        self.buffer_names = names(self.buffers, collections=linen)
+        self.dtypes: frozenset[str] = frozenset()
+        """Of everything that the forward pass computes, if it was probed."""
+        self.pinned: list[str] = []
+        """What could not be lifted to float64, for a person to read."""
+
+    @functools.cached_property
+    def _step(self) -> Any:
+        """One step, compiled. It overwrites parameters and optimizer state: there is memory for one of each."""
+        import jax
+
+        traced = lift(self._traced, self.pinned) if self.dtype == "float64" else self._traced
+        return jax.jit(traced, donate_argnums=(0, 3))
+
+    def _precision(self) -> Any:
+        # Entered anew for each step: between two steps the other precision has its turn.
+        import jax
+
+        return jax.enable_x64(self.dtype == "float64")
+
+    def probe(self, batch: Batch) -> None:
+        """Trace the forward pass, without running it, to see which modules it calls and which dtypes it has."""
+        import jax
+
+        def traced(*arguments: Any) -> Any:
+            return self._forward(*arguments)[1]
+
+        with self._precision():
+            inputs = self.arguments(batch)[0]
+            program = jax.make_jaxpr(traced)(self.params, self.buffers, self.rngs, inputs)
+        self.dtypes = frozenset(_dtypes(program.jaxpr))
+
+    def forward(self, batch: Batch, draws: Sequence[Draw] = ()) -> dict[Port, Any]:
+        """Run the model forward alone, and show what its modules take and give."""
+        import jax
+
+        def traced(params: Any, buffers: Any, rngs: Any, inputs: Any, draws: Any) -> Any:
+            def model(params: Any) -> Any:
+                return self._forward(params, buffers, rngs, inputs)[1]
+
+            return replaying(model, draws, [], [], self.hints)(params)
+
+        with self._precision():
+            inputs = self.arguments(batch)[0]
+            seen = jax.jit(traced)(self.params, self.buffers, self.rngs, inputs, replayable(draws, self.dtype))
+        return {port: seen[number] for port, number in self.ports.items()}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Give parameters and buffers by name."""
+        import jax
+
+        return {
+            name: np.asarray(leaf)
+            for tree, named in ((self.params, self.param_names), (self.buffers, self.buffer_names))
+            for name, leaf in zip(named, jax.tree.leaves(tree), strict=True)
+        }
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace parameters and buffers, by name; the optimizer's state starts afresh."""
+        import jax
+
+        with self._precision():
+            self.params = self._replaced(self.params, self.param_names, arrays)
+            self.buffers = self._replaced(self.buffers, self.buffer_names, arrays)
+            if self.side.optimizer is not None:
+                # A step overwrites it: it must share no memory with the parameters, or within itself.
+                self.state = jax.device_put(self.side.optimizer.init(self.params), may_alias=False)
+                self.state_names = names(self.state)
+
+    def perturb(self, seed: int) -> None:
+        """Change parameters by a few units in the last place, to see what follows; the optimizer starts afresh."""
+        noise, ulps = np.random.default_rng(seed), ULPS * float(np.finfo(self.dtype).eps)
+        moved = {name: array for name, array in self.arrays().items() if name in self.param_names}
+        self.load({name: array * (1 + noise.choice((-ulps, ulps), array.shape)) for name, array in moved.items()})
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """Give the optimizer's state by name."""
+        import jax
+
+        return dict(zip(self.state_names, map(np.asarray, jax.tree.leaves(self.state)), strict=True))
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace the optimizer's state, by name."""
+        with self._precision():
+            self.state = self._replaced(self.state, self.state_names, arrays)
+
+    @staticmethod
+    def _replaced(tree: Any, names: list[str], arrays: Mapping[str, np.ndarray]) -> Any:
+        """Replace those leaves of a pytree that are among `arrays`, by copies.
+
+        They are copied once as arrays of JAX's: what comes from NumPy, a step could not overwrite.
+        """
+        import jax
+
+        values, structure = jax.tree.flatten(tree)
+        replaced = [
+            jax.device_put(jax.device_put(np.asarray(arrays[name], value.dtype)), may_alias=False)
+            if name in arrays
+            else value
+            for name, value in zip(names, values, strict=True)
+        ]
+        return jax.tree.unflatten(structure, replaced)
+
+    def _forward(
+        self, params: Any, buffers: Any, rngs: Any, inputs: Any, given: Mapping[Port, Any] | None = None
+    ) -> tuple[Any, list[Any], Any, Any]:
+        from flax.errors import FlaxError
+
+        record = JaxRecord(given)
+        args, kwargs = inputs
+        try:
+            output, buffers, rngs = self._apply(params, buffers, rngs, args, kwargs, record)
+        except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, FlaxError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"the {self.side.name} model does not take the batch, {Batch(*inputs)}: {error}. "
+                "Adapt the batch with batch= where this side needs another layout or other names"
+            ) from error
+        self.modules, self.hidden = record.modules, record.hidden
+        shown = {id(array): array for array in record.seen.values()}
+        numbers = {key: number for number, key in enumerate(shown)}
+        self.ports = {port: numbers[id(array)] for port, array in record.seen.items()}
+        return output, list(shown.values()), buffers, rngs
+
+    def _traced(
+        self, params: Any, buffers: Any, rngs: Any, state: Any, inputs: Any, target: Any, draws: Any, given: Any
+    ) -> Any:
+        """One step, as JAX compiles it."""
+        import jax
+        import optax
+
+        def model(params: Any) -> Any:
+            ports = dict(zip(self._given, given[0], strict=True)) if given else None
+            output, shown, after, generators = self._forward(params, buffers, rngs, inputs, ports)
+            loss = None
+            if self.side.loss is not None:
+                loss = checked_loss(self.side.name, self.side.loss, output, target)
+            return loss, (shown, after, generators)
+
+        compute = replaying(model, draws, self.unreplayed, self.guessed, self.hints)
+        # Without jit, lax.scan runs as a loop in Python: layers in a scan come out one by one. It stays one program.
+        with jax.disable_jit(self.unroll):
+            if self.side.loss is None:
+                _, (seen, buffers, rngs) = compute(params)
+                return None, (), (), params, buffers, rngs, state, seen
+            (loss, (seen, buffers, rngs)), gradients = jax.value_and_grad(compute, has_aux=True)(params)
+            updates: Any = ()
+            if self.side.optimizer is not None:
+                updates, state = self.side.optimizer.update(given[1] if given else gradients, state, params)
+                params = optax.apply_updates(params, updates)
+        return loss, gradients, updates, params, buffers, rngs, state, seen
+
+    def arguments(self, batch: Batch) -> tuple[Any, Any]:
+        """Adapt a batch and give its inputs, as `(args, kwargs)`, and its target."""
+        import jax.numpy as jnp
+
+        def convert(array: Any) -> Any:
+            if not isinstance(array, np.ndarray | np.generic):
+                return array
+            return jnp.asarray(array, self.dtype if array.dtype.kind == "f" else None)
+
+        inputs, target = adapted(batch, self.side.batch)
+        return called(inputs, convert), mapped(target, convert)
+
+    def compile(self, batch: Batch, draws: Sequence[Draw]) -> None:
+        """Compile a step before it is taken. With random numbers of other kinds or shapes, it is once more."""
+        with self._precision():
+            self._step.lower(*self._arguments(batch, draws), ()).compile()
+
+    def _arguments(self, batch: Batch, draws: Sequence[Draw]) -> tuple[Any, ...]:
+        inputs, target = self.arguments(batch)
+        return self.params, self.buffers, self.rngs, self.state, inputs, target, replayable(draws, self.dtype)
+
+    def step(
+        self,
+        batch: Batch,
+        draws: Sequence[Draw] = (),
+        given: tuple[Mapping[Port, np.ndarray], Mapping[str, np.ndarray]] | None = None,
+    ) -> Observation:
+        """Take one step: forward, and as far as there is a loss and an optimizer, backward and update.
+
+        With values `given` for modules' inputs and outputs, and for gradients, each part of the step starts from
+        these, and shows what it makes of them.
+        """
+        import jax
+
+        with self._precision():
+            values: tuple[Any, ...] = ()
+            if given is not None:
+                self._given = tuple(given[0])
+                values = tuple(given[0].values()), self._replaced(self.params, self.param_names, given[1])
+            loss, gradients, updates, self.params, self.buffers, self.rngs, self.state, seen = self._step(
+                *self._arguments(batch, draws), values
+            )
+        trained = self.side.optimizer is not None
+
+        def named(tree: Any, names: list[str]) -> dict[str, Any]:
+            return dict(zip(names, jax.tree.leaves(tree), strict=True))
+
+        return Observation(
+            loss=loss,
+            gradients=named(gradients, self.param_names) if self.side.loss else {},
+            updates=named(updates, self.param_names) if trained else {},
+            parameters=named(self.params, self.param_names) if trained else {},
+            optimizer=named(self.state, self.state_names) if trained else {},
+            buffers=named(self.buffers, self.buffer_names),
+            forward={port: seen[number] for port, number in self.ports.items()},
+        )
+
+
+def _dtypes(jaxpr: Any) -> Iterator[str]:
+    from jax.extend.core import jaxprs_in_params
+
+    for eqn in jaxpr.eqns:
+        yield from (str(variable.aval.dtype) for variable in eqn.outvars if hasattr(variable.aval, "dtype"))
+        for nested in jaxprs_in_params(eqn.params):
+            yield from _dtypes(nested)

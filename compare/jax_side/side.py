@@ -1,0 +1,125 @@
+"""The JAX side: a Flax module, of nnx or of Linen, or any pure function over a pytree."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from compare.errors import InputError
+from compare.jax_side import functional
+from compare.jax_side.functional import Functional
+from compare.jax_side.layers import linen_layers, nnx_layers, pytree_layers
+from compare.weights.layers import Layer
+
+if TYPE_CHECKING:
+    import optax
+
+Adapt = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Flax:
+    """One side of a comparison: a Flax model and how it is trained. None of them is changed.
+
+    Args:
+        model: An `nnx.Module`, or a pair `(linen_module, variables)`. It is run in float32 and in float64, in the mode
+            of the torch model, and from its weights.
+        loss: `loss(output, target)` takes what the model gives and the batch's target, and gives an array of shape
+            `()`. It is compiled with the model.
+        optimizer: An `optax.GradientTransformation`. The two sides have both a loss, or neither; so too an optimizer.
+        batch: Adapts a batch to this side, `batch((inputs, target))` or `batch(inputs, target)`, and gives a pair:
+            for example from NCHW to NHWC, or other names of arguments.
+
+    Raises:
+        InputError: If an argument is of another kind, or there is an optimizer but no loss.
+
+    """
+
+    model: Any
+    loss: Callable[[Any, Any], Any] | None = None
+    optimizer: "optax.GradientTransformation | None" = None
+    batch: Callable[..., Any] | None = None
+
+    name = "flax"
+
+    def __post_init__(self) -> None:
+        from flax import linen, nnx
+
+        pair = isinstance(self.model, tuple) and len(self.model) == 2
+        if not isinstance(self.model, nnx.Module) and not (pair and isinstance(self.model[0], linen.Module)):
+            raise InputError(
+                f"Flax(model=...) must be an nnx.Module or a pair (linen_module, variables), not {_kind(self.model)}"
+            )
+        if pair and "params" not in self.model[1]:
+            raise InputError(
+                'Flax(model=(linen_module, variables)): variables have no "params", only '
+                f"{', '.join(self.model[1]) or 'nothing'}. Give what module.init(...) returns"
+            )
+        _check_optimizer(self)
+
+    def layers(self) -> list[Layer]:
+        """List the modules that hold weights."""
+        from flax import nnx
+
+        if isinstance(self.model, nnx.Module):
+            return nnx_layers(self.model)
+        return linen_layers(self.model[1], self.model[0])
+
+    def functional(self, dtype: str, *, training: bool) -> Functional:
+        """Make a pure function of a copy of the model, in the given mode."""
+        from flax import nnx
+
+        make = functional.of_nnx if isinstance(self.model, nnx.Module) else functional.of_linen
+        return make(self.model, dtype, training)
+
+
+@dataclass(frozen=True)
+class Jax:
+    """One side of a comparison: a pure function over any pytree of parameters (Equinox, Haiku, plain `jnp`).
+
+    Args:
+        apply: `apply(params, *inputs)`, or with the names of inputs that are a dict, gives the output. It is compiled.
+        params: Any pytree of arrays of any shape; what in it is not a floating-point array is left as it is. Their
+            values do not matter: they are replaced by the torch model's.
+        loss: `loss(output, target)` gives an array of shape `()`.
+        optimizer: An `optax.GradientTransformation`.
+        batch: Adapts a batch to this side, as for `Flax`.
+
+    Raises:
+        InputError: If an argument is of another kind, or there is an optimizer but no loss.
+
+    """
+
+    apply: Callable[..., Any]
+    params: Any
+    loss: Callable[[Any, Any], Any] | None = None
+    optimizer: "optax.GradientTransformation | None" = None
+    batch: Callable[..., Any] | None = None
+
+    name = "jax"
+
+    def __post_init__(self) -> None:
+        if not callable(self.apply):
+            raise InputError(f"Jax(apply=...) must be a function of (params, *inputs), not {_kind(self.apply)}")
+        _check_optimizer(self)
+
+    def layers(self) -> list[Layer]:
+        """List the parts of the pytree that hold weights."""
+        return pytree_layers(self.params)
+
+    def functional(self, dtype: str, *, training: bool) -> Functional:
+        """Make it a function of its floating-point arrays alone, in the given mode."""
+        return functional.of_pytree(self.apply, self.params, dtype, training)
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _check_optimizer(side: Flax | Jax) -> None:
+    what = f"{type(side).__name__}(optimizer=...)"
+    if side.optimizer is None:
+        return
+    if not (hasattr(side.optimizer, "init") and hasattr(side.optimizer, "update")):
+        raise InputError(f"{what} must be an optax.GradientTransformation, not {_kind(side.optimizer)}")
+    if side.loss is None:
+        raise InputError(f"{what} needs a loss, whose gradients it follows: {type(side).__name__}(loss=...)")

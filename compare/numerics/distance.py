@@ -1,0 +1,36 @@
+"""The distance of two arrays, and the machine epsilons that it is held against."""
+
+import math
+
+import numpy as np
+
+ULPS = 4.0
+"""Rounding of a quantity that float32 holds exactly by accident, in units of the machine epsilon."""
+
+EPSILON32 = float(np.finfo(np.float32).eps)
+
+EPSILON64 = float(np.finfo(np.float64).eps)
+
+
+def norm(array: np.ndarray) -> float:
+    """The Euclidean norm, accumulated in float64; of infinities or NaN not finite."""
+    flat = array.ravel(order="K")
+    return math.sqrt(np.dot(flat, flat))
+
+
+def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0, size: float | None = None) -> float:
+    """‖a - b‖ / ‖b‖ in float64; infinity where a value is finite on one side only.
+
+    Where only `b` is zero it is ‖a‖ / `otherwise`, and 1 without that. Arrays of two shapes are infinitely far apart.
+    `size` is ‖b‖, where it is known.
+    """
+    if a.shape != b.shape:
+        return np.inf
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = norm(np.subtract(a, b, dtype=np.float64))
+        if difference == 0:
+            return 0.0
+        size = norm(np.asarray(b, np.float64)) if size is None else size
+    if math.isfinite(difference) and math.isfinite(size):
+        return difference / (size or otherwise or difference)
+    return 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf

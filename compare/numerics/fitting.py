@@ -1,0 +1,73 @@
+"""Fit one number, so that what is computed with it becomes what is given."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+ITERATIONS = 16
+"""Secant steps at most: each about squares the distance once it is small."""
+
+EXPLAINED = 0.97
+"""What is left after one linear step, as a share of the whole, where the number has nothing to do with it."""
+
+
+def fitted(
+    value: float,
+    run: Callable[[float], np.ndarray | None],
+    target: np.ndarray,
+    apart: Callable[[np.ndarray | None], float],
+) -> tuple[float, float]:
+    """Find the number with which `run` gives `target`, by secant steps in the direction of least squares.
+
+    Args:
+        value: Where to start.
+        run: Computes something with a number; None where it cannot.
+        target: What it is to give.
+        apart: How far something is from `target`: 1 is near enough.
+
+    Returns:
+        How far the best number leaves it, and the number that gives it, rounded to as few digits as do.
+
+    """
+    tried: dict[float, float] = {}
+
+    def at(number: float) -> np.ndarray | None:
+        array = run(number)
+        tried[number] = apart(array)
+        return array
+
+    x, other = value, value * (1 + 1e-4) or 1e-6
+    y, before = at(x), at(other)
+    for iteration in range(ITERATIONS):
+        if y is None or before is None or x == other:
+            break
+        slope, left = ((y - before) / (x - other)).ravel(), (target - y).ravel()
+        size = float(slope @ slope)
+        if not np.isfinite(size) or size == 0:
+            break
+        move = float(slope @ left) / size
+        if iteration == 0 and np.linalg.norm(left - move * slope) > EXPLAINED * np.linalg.norm(left):
+            break
+        new = x + move
+        if value > 0 and new < 0:
+            new = x / 10
+        fresh = at(new)
+        for _ in range(8):  # what cannot be, such as a rate above 1
+            if fresh is not None:
+                break
+            new = (x + new) / 2
+            fresh = at(new)
+        x, other, before, y = new, x, y, fresh
+        if tried[x] <= 1:
+            break
+    if min(tried.values()) > 1:
+        at(0.0)  # beside nothing, everything else is far
+    best = min(tried, key=lambda number: tried[number])
+    if tried[best] <= 1e-6 * tried[value]:
+        for digits in range(7):  # people write short numbers, which are nearer than any fit
+            short = float(f"{best:.{digits}e}")
+            if short not in tried:
+                at(short)
+            if tried[short] <= 1:
+                return tried[short], short
+    return tried[best], best

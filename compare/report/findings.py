@@ -1,0 +1,175 @@
+"""What a comparison found, as data that every writer draws from."""
+
+import dataclasses
+import importlib.metadata
+import platform
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compare.alignment.pairings import NotCompared
+from compare.verdict.divergence import Cause, Divergence
+from compare.verdict.quantity import Quantity, Verdict
+
+if TYPE_CHECKING:
+    from compare.report.power import Power
+
+SCHEMA = 1
+"""Version of what `compare.Report.to_json` gives; it grows when a field changes its meaning or goes."""
+
+
+def settings(steps: int, device: str) -> dict[str, Any]:
+    """What makes a run repeatable: how many steps, where, and with which versions."""
+    packages = ("torch", "jax", "flax", "optax", "numpy")
+    return {
+        "steps": steps,
+        "device": device,
+        "float32_matmul_precision": "highest",
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One side's trajectory: its losses in both precisions, and the time of one float32 training run."""
+
+    side: str
+    """What it is called: "torch", "flax", "jax" or "numpy"."""
+    losses32: np.ndarray
+    """Shape `(steps,)`, each before its step's update; shape `(0,)` where no loss was given."""
+    losses64: np.ndarray
+    """Likewise, in float64."""
+    seconds: float | None = None
+    """None where none was timed."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The outcome of one comparison."""
+
+    name: str
+    """What the pair is called."""
+    torch: Run
+    """The torch side's losses."""
+    jax: Run
+    """The JAX side's losses."""
+    quantities: list[Quantity]
+    """Everything that was weighed, in order of computation within a step."""
+    divergence: Divergence | None
+    """Where the two sides first differ by more than rounding; None if they do not."""
+    notes: list[Cause]
+    """Causes of a `precision` verdict, with their size."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What makes the run repeatable: steps, seed, device, versions."""
+    not_compared: list[NotCompared] = field(default_factory=list)
+    """What one side has and the other has not, with the reason."""
+    others: list[Divergence] = field(default_factory=list)
+    """What differs besides the first divergence, and not because of it: found with every part of a step started from
+    the torch side's values."""
+    nondeterministic: list[str] = field(default_factory=list)
+    """What was drawn at random on one side only, or not repeated: nothing is proved while there is any."""
+    pinned: list[str] = field(default_factory=list)
+    """What could not be lifted to float64, on either side: differences of float32's size may come from it."""
+    stages: bool = False
+    """Whether to show what was compared, stage by stage."""
+    modules: tuple[dict[str, str], dict[str, str]] = field(default_factory=lambda: ({}, {}))
+    """The class of each module that ran, by its path, in order of execution, on the torch and on the JAX side."""
+    weights: list[tuple[str, str]] = field(default_factory=list)
+    """Which tensor, or part of one, of the torch side is which of the JAX side."""
+    power: "Power | None" = None
+    """Which planted faults the check catches, if that was measured: `compare.power`."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of all quantities and steps; equal to "match", "precision" or "mismatch"."""
+        if self.divergence or self.nondeterministic:
+            return Verdict.MISMATCH
+        if self.notes:
+            return Verdict.PRECISION
+        return max((quantity.verdict for quantity in self.quantities), key=list(Verdict).index)
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """The verdict on each step; one that starts from a mismatch is a mismatch too."""
+        steps = max((len(quantity.error64) for quantity in self.quantities), default=0)
+        if not self.divergence:
+            return [self.verdict] * steps
+        before = Verdict.PRECISION if self.notes else Verdict.MATCH
+        wrong = max(steps - self.divergence.step, 0)
+        return [before] * (steps - wrong) + [Verdict.MISMATCH] * wrong
+
+    @property
+    def headline(self) -> str:
+        """The verdict, where the sides first differ, and if that is known why, in one line."""
+        found = str(self.verdict)
+        if self.nondeterministic:
+            found = "nondeterministic, so that nothing is proved"
+        elif self.divergence:
+            found += f" at {self.divergence.headline}"
+        elif self.notes:
+            found += f": the same mathematics, but {self.notes[0].name}"
+        elif self.verdict == Verdict.PRECISION:
+            found += ": the same mathematics, but one side rounds more"
+        return found
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no mismatch."""
+        return self.verdict != Verdict.MISMATCH
+
+    @property
+    def loss(self) -> Quantity:
+        """How far apart the losses are; LookupError if the sides were given none."""
+        found = next((quantity for quantity in self.quantities if quantity.stage == "loss"), None)
+        if found is None:
+            raise LookupError("the sides were given no loss")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as what JSON holds. docs/report.md describes the fields."""
+        return {
+            "name": self.name,
+            "headline": self.headline,
+            "verdict": str(self.verdict),
+            "verdicts": [str(verdict) for verdict in self.verdicts],
+            "divergence": self.divergence and dataclasses.asdict(self.divergence),
+            "nondeterministic": self.nondeterministic,
+            "pinned": self.pinned,
+            "others": [dataclasses.asdict(other) for other in self.others],
+            "notes": [dataclasses.asdict(note) for note in self.notes],
+            "settings": self.settings,
+            "sides": {
+                key: {
+                    "name": run.side,
+                    "losses32": [float(loss) for loss in run.losses32],
+                    "losses64": [float(loss) for loss in run.losses64],
+                    "seconds": run.seconds,
+                }
+                for key, run in (("torch", self.torch), ("jax", self.jax))
+            },
+            "not_compared": [each._asdict() for each in self.not_compared],
+            "modules": dict(zip(("torch", "jax"), self.modules, strict=True)),
+            "weights": [{"torch": torch, "jax": jax} for torch, jax in self.weights],
+            "quantities": [
+                {key: value for key, value in vars(quantity).items() if key not in ("update", "sizes")}
+                | {"worst_ratio": float(quantity.ratio.max()), "verdict": str(quantity.verdict)}
+                for quantity in self.quantities
+            ],
+            "power": self.power and self.power.to_dict(),
+        }
+
+
+def float32_differences(report: Findings) -> np.ndarray:
+    """The relative difference of the two sides' float32 losses at each step, of shape `(steps,)`."""
+    length = min(len(report.torch.losses32), len(report.jax.losses32))
+    torch, jax = (run.losses32[:length].astype(np.float64) for run in (report.torch, report.jax))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        difference: np.ndarray = np.abs(jax - torch) / np.abs(torch)
+    return difference
+
+
+def float32_difference(report: Findings) -> float:
+    """The largest relative difference of the two sides' float32 losses."""
+    return float(float32_differences(report).max())

@@ -1,0 +1,55 @@
+"""The report of one comparison: its findings, and their writers."""
+
+from html import escape as escape_html
+from typing import TYPE_CHECKING, Self
+
+from compare.report.findings import Findings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Report(Findings):
+    """The outcome of one comparison: its `Findings`, with what writes them."""
+
+    def raise_on_mismatch(self) -> Self:
+        """Give the report back, or raise AssertionError with its text if the verdict is a mismatch."""
+        if not self.ok:
+            raise AssertionError(str(self))
+        return self
+
+    def to_json(self) -> str:
+        """The text of a file as `--json` writes it: docs/report.md describes it."""
+        from compare.report.json import to_json
+
+        return to_json([self])
+
+    def to_html(self) -> str:
+        """One self-contained page: docs/report.md describes it."""
+        from compare.report.html.page import to_html
+
+        return to_html(self)
+
+    def _repr_html_(self) -> str:
+        """How a Jupyter notebook shows it: the page in a frame of its own, whose style stays there."""
+        page = escape_html(self.to_html(), quote=True)
+        title = escape_html(self.name)
+        return f'<iframe srcdoc="{page}" style="width:100%;height:40rem;border:0" title="{title}"></iframe>'
+
+    def to_markdown(self) -> str:
+        """For a pull request's comment or a CI job's summary."""
+        from compare.report.markdown import to_markdown
+
+        return to_markdown(self)
+
+    def plot(self) -> "Figure":
+        """Losses of both sides over each other, and their differences per step, as a matplotlib figure."""
+        from compare.report.plot import plot_reports
+
+        return plot_reports([self])
+
+    def __str__(self) -> str:
+        """The table, and the first divergence with cause and fix."""
+        from compare.report.text import to_text
+
+        return to_text(self)

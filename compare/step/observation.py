@@ -1,0 +1,80 @@
+"""What one step of one side shows."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """Read a torch tensor, a JAX array or a number; bfloat16, which NumPy has not, as float32."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if value.dtype.itemsize == 2 and value.is_floating_point() else value
+        return value.numpy()
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
+class Port(NamedTuple):
+    """One tensor that goes into a module or comes out of it."""
+
+    path: str
+    """The module's, as the side writes it: "encoder.0.norm1" or "encoder/0/norm1"; "" for the whole model."""
+    call: int
+    """Which call of this module within the step, from 0."""
+    kind: str
+    """"input" or "output"."""
+    leaf: str
+    """Which of its inputs or outputs: a position, or the name of a field."""
+
+    @property
+    def module(self) -> str:
+        """The module, as in "encoder.0.norm1", with the call where it is not the first."""
+        return (self.path or "the model") + (f" (call {self.call})" if self.call else "")
+
+    def __str__(self) -> str:
+        """Like "encoder.0.norm1 output", with the leaf where it is not the only one."""
+        leaf = self.leaf.split(".")[-1] if self.kind == "output" else self.leaf.partition(".")[2]
+        return f"{self.module} {self.kind}{f' {leaf}' if leaf not in ('', '0') else ''}"
+
+
+class Observation(NamedTuple):
+    """What one step of one side shows, under the side's own names: whatever `np.asarray` takes.
+
+    It is read before the side's next step, which may overwrite it. JAX's arrays may still be on their way.
+    """
+
+    loss: Any = None
+    """Scalar, before the update; None where there is no loss."""
+    gradients: Mapping[str, Any] = {}
+    updates: Mapping[str, Any] = {}
+    """What the step adds to each parameter."""
+    parameters: Mapping[str, Any] = {}
+    """After the update."""
+    optimizer: Mapping[str, Any] = {}
+    """After the update."""
+    buffers: Mapping[str, Any] = {}
+    """After the step."""
+    forward: Mapping[Port, Any] = {}
+    """In order of execution."""
+
+
+Stream = Iterator[Observation]
+"""A side's steps, one by one, each in two halves: see `halves`."""
+
+
+def halves(seen: Observation) -> Iterator[Observation]:
+    """Split a step before its update: what each half shows may be let go before the other is needed."""
+    update = Observation(
+        updates=seen.updates, parameters=seen.parameters, optimizer=seen.optimizer, buffers=seen.buffers
+    )
+    first = [seen._replace(updates={}, parameters={}, optimizer={}, buffers={})]
+    del seen
+    yield first.pop()  # whoever takes it is the only one who keeps it
+    yield update
+
+
+def joined(first: Observation, update: Observation) -> Observation:
+    """Put the halves of a step together."""
+    return update._replace(loss=first.loss, gradients=first.gradients, forward=first.forward)

@@ -1,0 +1,1 @@
+"""The torch side: what the user gives, its runs, and what they show."""

@@ -1,0 +1,256 @@
+"""The torch side of a step under control: float64 that is float64, and random numbers that are recorded or replayed.
+
+Both are done beneath autograd, operation by operation, where all of torch comes by: what a module's C++ code
+casts or draws, and the backward pass. `torch.overrides.TorchFunctionMode`, which is documented, sees neither;
+`TorchDispatchMode` has no name outside `torch.utils._python_dispatch`, but is what torch's own documentation uses.
+"""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from compare.errors import NondeterministicError
+from compare.numerics.constants import BITS, restored
+from compare.numerics.distance import ULPS
+from compare.step.draws import Draw
+from compare.torch_side.random_calls import RandomCall, random
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+class ControlledRun:
+    """A context for one step of the torch side, or a part of it: forward, loss, backward and update.
+
+    With `lift`, each low precision that is asked for becomes float64: in casts, factories, autocast, the default
+    dtype, and in the backward pass as well (complex64 becomes complex128). Parameters, buffers and inputs are the
+    caller's to cast. With `replay`, no random number is drawn: each operation gives what it gave in the recorded
+    run, and the generators' states are not touched; a recording run advances them as the model does without it. To
+    leave the user's states as they were, wrap the whole comparison in `torch.random.fork_rng()`.
+
+    >>> import torch
+    >>> x, layer = torch.ones(4), torch.nn.Dropout(0.5)
+    >>> with ControlledRun() as recorded:
+    ...     y32 = layer(x)
+    >>> with ControlledRun(lift=True, replay=recorded.draws) as run:
+    ...     y64 = layer(x.double().float())
+    >>> y64.dtype, torch.equal(y32, y64.float()), recorded.draws[0].kind, run.pinned
+    (torch.float64, True, 'bernoulli', [])
+
+    Args:
+        lift: Whether this is the float64 run.
+        moved: Moves what transcendental functions give by a few units in the last place, to see what follows: two
+            libraries' tanh are as far apart, and where it is 1 in both, 1 - tanh² is nothing else.
+        replay: The draws of the recorded run. Without them, this run records.
+        where: Tells which module runs now, for messages.
+
+    Raises:
+        NondeterministicError: From within, if an operation draws another kind or shape than it did in the recorded
+            run, or draws more; on leaving, if it drew less.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        lift: bool = False,
+        moved: "np.random.Generator | None" = None,
+        replay: Sequence[Draw] | None = None,
+        where: Callable[[], str] | None = None,
+    ) -> None:
+        self.lift = lift
+        self._moved = moved
+        self.draws: list[Draw] = []
+        """What was drawn, in order of execution."""
+        self.dtypes: set[str] = set()
+        """Of everything that was computed, in a run that lifts nothing."""
+        self._replay = replay
+        self._replayed = 0
+        self._where = where
+        self._notes: dict[str, None] = {}
+        self._fused: dict[str, None] = {}
+        self.unfinished = False
+        """Whether it is entered once more, for the rest of the step."""
+        self._stack = contextlib.ExitStack()
+
+    @property
+    def pinned(self) -> list[str]:
+        """What could not be lifted, for a person to read."""
+        return list(self._notes)
+
+    @property
+    def unrecorded(self) -> list[str]:
+        """Random operations whose random numbers do not come out of them, for a person to read."""
+        return list(self._fused)
+
+    def __enter__(self) -> Self:
+        import torch
+
+        with contextlib.ExitStack() as stack:
+            if self.lift:
+                stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+                torch.set_default_dtype(torch.float64)
+            if torch.cuda.is_available() or self._moved is not None:
+                # Attention that is one kernel keeps a CUDA mask, and its softmax, to itself.
+                stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
+            if "torch._dynamo" in sys.modules:  # a compiled model runs as it is written
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(_dispatcher()(self._operation))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: object, *args: object) -> None:
+        self._stack.close()
+        if kind is None and not self.unfinished and self._replay is not None and self._replayed < len(self._replay):
+            left = self._replay[self._replayed]
+            raise NondeterministicError(
+                f"torch drew {len(self._replay)} times in the first run and {self._replayed} times in the second: "
+                f"{left} is left over"
+            )
+
+    def _operation(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operation of aten in place of torch."""
+        if self.lift:
+            args, kwargs = self._lifted(operation, args, kwargs)
+        if not random(operation):
+            output = operation(*args, **kwargs)
+            if self._moved is not None and operation.overloadpacket.__name__ in _TRANSCENDENTAL:
+                return _moved(output, self._moved)
+            if not self.lift and hasattr(output, "dtype"):
+                self.dtypes.add(_dtype(output))
+            return output
+        call = RandomCall(operation, args, kwargs)
+        if not call.draws():
+            return operation(*args, **kwargs)
+        if call.fused:
+            self._fused[f"{call}{self._place()} keeps its random numbers to itself"] = None
+            return operation(*args, **kwargs)
+        if self._replay is not None:
+            return call.give(self._next(call))
+        output = operation(*args, **kwargs)
+        self.draws.append(call.draw(output))
+        return output
+
+    def _next(self, call: RandomCall) -> Draw:
+        assert self._replay is not None
+        if self._replayed == len(self._replay):
+            raise NondeterministicError(
+                f"torch drew {len(self._replay)} times in the first run, and once more in the second: {call}"
+                f"{self._place()}"
+            )
+        draw = self._replay[self._replayed]
+        if (call.kind, call.shape()) != (draw.kind, draw.value.shape):
+            raise NondeterministicError(
+                f"torch's draw {self._replayed} was {draw} in the first run, and is {call.kind} {call.shape()} in the "
+                f"second{self._place()}"
+            )
+        self._replayed += 1
+        return draw
+
+    def _lifted(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """Replace low precision in an operation's arguments."""
+        import torch
+
+        if operation is torch.ops.aten.lift_fresh.default:  # torch.tensor(...) has just made it
+            return (self._constant(args[0]), *args[1:]), kwargs
+        wide = _wide()
+        parameters = operation._schema.arguments
+        written = [
+            kwargs.get(parameter.name, args[position] if position < len(args) else None)
+            for position, parameter in enumerate(parameters)
+            if parameter.alias_info is not None and parameter.alias_info.is_write
+        ]
+        # A low-precision tensor that is written to must stay the same tensor: what else goes in is cast to it. A view
+        # of it must stay a view.
+        kept = [tensor for tensor in written if isinstance(tensor, torch.Tensor) and tensor.dtype in wide]
+        for tensor in kept:
+            self._note(f"a tensor of shape {tuple(tensor.shape)}, {_dtype(tensor)}, that is written to{self._place()}")
+
+        def walk(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                if kept:
+                    narrow = value.dtype in wide.values() and not any(value is tensor for tensor in written)
+                    return value.to(kept[0].dtype) if narrow and kept[0].is_floating_point() else value
+                return value if operation.is_view or value.dtype not in wide else self._constant(value)
+            if isinstance(value, torch.dtype):
+                return value if kept else wide.get(value, value)
+            if isinstance(value, list | tuple):
+                return type(value)(map(walk, value))
+            return value
+
+        return tuple(map(walk, args)), {name: walk(value) for name, value in kwargs.items()}
+
+    def _constant(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        """Lift a tensor that was rounded before this run could have a say."""
+        wide = _wide()
+        if tensor.dtype not in wide:
+            return tensor
+        lifted = tensor.to(wide[tensor.dtype])
+        if _dtype(tensor) in BITS and tensor.numel():
+            meant = restored(lifted.detach().cpu().numpy(), _dtype(tensor))
+            if meant is not None:
+                return lifted.new_tensor(meant)
+        self._note(f"a constant of shape {tuple(tensor.shape)}, {_dtype(tensor)}{self._place()}")
+        return lifted
+
+    def _note(self, text: str) -> None:
+        self._notes[text] = None
+
+    def _place(self) -> str:
+        return f", in {self._where()}" if self._where is not None and self._where() else ""
+
+
+_TRANSCENDENTAL = {
+    *("exp", "expm1", "log", "log1p", "erf", "erfc", "tanh", "sigmoid", "softplus", "log_sigmoid_forward"),
+    *("elu", "celu", "gelu", "silu", "mish", "_softmax", "_safe_softmax", "_log_softmax"),
+}
+"""Functions whose last digits depend on the library."""
+
+
+def _moved(output: Any, noise: "np.random.Generator") -> Any:
+    """Move numbers by units in the last place, up or down; what is zero stays so."""
+    import torch
+
+    if isinstance(output, tuple):
+        return tuple(_moved(each, noise) for each in output)
+    if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+        return output
+    ulps = ULPS * torch.finfo(output.dtype).eps
+    return output * output.new_tensor(1 + noise.choice((-ulps, ulps), tuple(output.shape)))
+
+
+def _dtype(tensor: "torch.Tensor") -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+@functools.cache
+def _wide() -> "dict[torch.dtype, torch.dtype]":
+    """What each low precision becomes."""
+    import torch
+
+    low = (torch.float32, torch.bfloat16, torch.float16)
+    return dict.fromkeys(low, torch.float64) | {
+        torch.complex64: torch.complex128,
+        torch.complex32: torch.complex128,
+    }
+
+
+@functools.cache
+def _dispatcher() -> Any:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Dispatcher(TorchDispatchMode):
+        """Hands each operation to a function."""
+
+        def __init__(self, handle: Callable[..., Any]) -> None:
+            super().__init__()
+            self.handle = handle
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            del types
+            return self.handle(func, args, kwargs or {})
+
+    return Dispatcher

@@ -1,0 +1,95 @@
+"""The layers of a torch model, by name, type, settings and shapes."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from compare.weights.layers import KINDS, Layer, map_settings
+
+if TYPE_CHECKING:
+    import torch
+
+
+def torch_layers(model: "torch.nn.Module", flattened: Mapping[str, tuple[int, ...]] | None = None) -> list[Layer]:
+    """List the layers of a torch module, in the order of definition, under all names that `state_dict()` has.
+
+    Args:
+        model: Any module.
+        flattened: What `flattened_features` gives, if it was run.
+
+    """
+    kept = model.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    several: set[int] = set()
+    for name, tensor in kept.items():
+        if first.setdefault(id(tensor), name) != name:
+            several.add(id(tensor))
+    layers = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        own = [*module.named_parameters(path, recurse=False, remove_duplicate=False)]
+        own += module.named_buffers(path, recurse=False, remove_duplicate=False)
+        tensors = {name: kept[name] for name, _ in own if name in kept}
+        if tensors:
+            settings = {
+                **map_settings(module),
+                **({"flattened": flattened[path]} if flattened is not None and path in flattened else {}),
+                "tied": {name: first[id(tensor)] for name, tensor in tensors.items() if id(tensor) in several},
+                "integers": [name for name, tensor in tensors.items() if not tensor.is_floating_point()],
+            }
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            layers.append(Layer(path, type(module).__name__, settings, shapes))
+    named = {name for layer in layers for name in layer.tensors}
+    # What a module adds to its state by other means has a name all the same, and is accounted for.
+    extra = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in kept.items() if name not in named}
+    return [*layers, *(Layer(name, "", {"kind": ""}, {name: shape}) for name, shape in extra.items())]
+
+
+def flattened_features(model: "torch.nn.Module", inputs: Any) -> dict[str, tuple[int, ...]]:
+    """Run a torch model once, to see which of its linear layers take features flattened from an image.
+
+    Args:
+        model: Any module; it is run in eval mode and without gradients, and left as it was.
+        inputs: An array or tensor, a tuple of them (positional), or a dictionary (keyword).
+
+    Returns:
+        For each linear layer that was run its features' shape `(C, *spatial)`, or () where it takes no such thing.
+
+    """
+    import torch
+
+    found: dict[str, tuple[int, ...]] = {}
+    latest: tuple[int, ...] = ()
+
+    def before(path: str) -> Callable[[torch.nn.Module, tuple[Any, ...]], None]:
+        def see(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+            taken = tuple(args[0].shape) if args else ()
+            flat = len(latest) > 2 and taken[1:] == (math.prod(latest[1:]),) and math.prod(latest[2:]) > 1
+            found.setdefault(path, latest[1:] if flat else ())
+
+        return see
+
+    def after(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        nonlocal latest
+        # A module that only flattens or drops out passes on what it was given.
+        if isinstance(output, torch.Tensor) and (output.ndim > 2 or math.prod(output.shape) != math.prod(latest)):
+            latest = tuple(output.shape)
+
+    handles = []
+    for path, module in model.named_modules():
+        if KINDS.get(type(module).__name__) == "linear":
+            handles.append(module.register_forward_pre_hook(before(path)))
+        if not any(True for _ in module.children()):
+            handles.append(module.register_forward_hook(after))
+    modes = {module: module.training for module in model.modules()}
+    args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+    kwargs = inputs if isinstance(inputs, dict) else {}
+    try:
+        with torch.no_grad():
+            model.eval()
+            model(*map(torch.as_tensor, args), **{name: torch.as_tensor(value) for name, value in kwargs.items()})
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for handle in handles:
+            handle.remove()
+    return found

@@ -1,0 +1,135 @@
+"""Torch's random operations: what each call of one has drawn, and the same call with what was drawn before."""
+
+from typing import Any
+
+from compare.step.draws import Draw
+
+
+def random(operation: Any) -> bool:
+    """Tell whether an operation of aten draws random numbers."""
+    import torch
+
+    return torch.Tag.nondeterministic_seeded in operation.tags or _name(operation) in _UNTAGGED
+
+
+_UNTAGGED = frozenset({"random_", "binomial", "_sample_dirichlet"})
+"""Random operations that torch has not tagged as such."""
+
+_PARAMETERS = {"uniform": ("from", "to"), "normal": ("mean", "std"), "exponential": ("", "lambd")}
+"""What the parameters of a distribution are called, where 0 and 1 are the standard ones."""
+
+_KINDS = {
+    "native_dropout": "bernoulli",
+    "rand": "uniform",
+    "rand_like": "uniform",
+    "randn": "normal",
+    "randn_like": "normal",
+    "randint_like": "randint",
+}
+"""The kind of a draw, where it is not the operation's name."""
+
+
+class RandomCall:
+    """One call of a random operation of aten."""
+
+    def __init__(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        parameters = operation._schema.arguments
+        self.given: dict[str, Any] = {p.name: p.default_value for p in parameters if p.has_default_value()}
+        self.given |= {parameter.name: value for parameter, value in zip(parameters, args, strict=False)} | kwargs
+        self.written: Any = next(
+            (self.given[p.name] for p in parameters if p.alias_info and p.alias_info.is_write), None
+        )
+        self.operation = operation
+        self.base = _name(operation).removesuffix("_")
+        self.fused = "attention" in self.base or self.base.endswith("_rnn")
+        """Whether it is dropout and much else at once, and does not give the mask."""
+        self.kind = _KINDS.get(self.base, self.base)
+
+    def __str__(self) -> str:
+        return f"{_name(self.operation)} {self.shape()}"
+
+    def draws(self) -> bool:
+        """Tell whether it draws at all: not so dropout in evaluation, or of nothing."""
+        for name in ("train", "training"):
+            if self.given.get(name) is False:
+                return False
+        return not any(self.given.get(name) == 0 for name in ("dropout_p", "dropout"))
+
+    def shape(self) -> tuple[int, ...]:
+        """What shape of random numbers it draws."""
+        import torch
+
+        given = self.given
+        if "size" in given:
+            return tuple(given["size"])
+        if self.base == "randperm":
+            return (given["n"],)
+        if self.base == "multinomial":
+            return (*given["self"].shape[:-1], given["num_samples"])
+        if isinstance(self.written, torch.Tensor):
+            return tuple(self.written.shape)
+        return tuple(torch.broadcast_shapes(*(v.shape for v in given.values() if isinstance(v, torch.Tensor))))
+
+    def draw(self, output: Any) -> Draw:
+        """Read what it drew, after it ran."""
+        import torch
+        from torch.utils.module_tracker import ModuleTracker
+
+        chance = self.given.get("p")
+        probability = float(chance) if self.kind == "bernoulli" and isinstance(chance, int | float) else None
+        tensor: Any = output
+        if self.base == "native_dropout":  # dropout on a GPU, whose p is that of dropping
+            tensor, probability = output[1], 1 - self.given["p"]
+        elif self.base == "rrelu_with_noise":
+            tensor = self.given["noise"]
+        tensor = tensor.detach()
+        if self.kind == "bernoulli":
+            tensor = tensor != 0
+        if self.base in _PARAMETERS:
+            location, scale = self._parameters()
+            if not (isinstance(location, float) and isinstance(scale, float) and (location, scale) == (0.0, 1.0)):
+                tensor = torch.nan_to_num((tensor.double() - location) / scale)  # 0 / 0 where there is no variance
+        value = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy().copy()
+        return Draw(self.kind, value, probability, ModuleTracker().is_bw)
+
+    def _parameters(self) -> tuple[Any, Any]:
+        """The location and the scale of the distribution: numbers, or tensors in float64."""
+        import torch
+
+        values = [self.given.get(name, standard) for name, standard in zip(_PARAMETERS[self.base], (0, 1), strict=True)]
+        first, second = (value.double() if isinstance(value, torch.Tensor) else float(value) for value in values)
+        if self.kind == "uniform":
+            return first, second - first
+        return (first, second) if self.kind == "normal" else (0.0, 1 / second)
+
+    def give(self, draw: Draw) -> Any:
+        """Do what the operation does, with random numbers that were drawn before."""
+        import torch
+
+        like = next((value for value in self.given.values() if isinstance(value, torch.Tensor)), None)
+        device = self.given.get("device") or (like.device if like is not None else None)
+        # A recorded array may be read again: torch gets its own copy.
+        value = torch.tensor(draw.value, device=device)
+        if self.base == "native_dropout":
+            keep = 1 - self.given["p"]
+            return self.given["input"] * value * (1 / keep if keep else 0.0), value
+        if self.base == "rrelu_with_noise":
+            x = self.given["self"]
+            noise = self.given["noise"].copy_(value)
+            return x.mul_(noise) if self.written is x else x * noise
+        if self.base in _PARAMETERS:
+            location, scale = self._parameters()
+            value = location + scale * value.double()
+        if self.written is not None:
+            return self.written.copy_(value)
+        dtype = self.given.get("dtype")
+        if not isinstance(dtype, torch.dtype):  # a default is given in a schema as a number
+            dtype = value.dtype
+            if draw.kind == "bernoulli" or value.is_floating_point():
+                dtype = like.dtype if like is not None else torch.get_default_dtype()
+        return value.to(dtype)
+
+
+def _name(operation: Any) -> str:
+    """The operation without its overload: "bernoulli_" of aten.bernoulli_.float."""
+    return str(operation.name()).removeprefix("aten::").partition(".")[0]

@@ -1,0 +1,90 @@
+"""What the modules of a torch model take and give."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from compare.step.observation import Port
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Record:
+    """What goes into each module and comes out of it, in order of execution."""
+
+    def __init__(self, overwritten: frozenset[Port] = frozenset()) -> None:
+        self.seen: dict[Port, torch.Tensor] = {}
+        self.versions: dict[Port, int] = {}
+        self.modules: dict[str, str] = {}
+        """The class of each module that ran, by path, in order of first execution."""
+        self._overwritten = overwritten
+        self._calls: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def of(self, model: "torch.nn.Module") -> Iterator[None]:
+        """Record while this lasts."""
+        handles = []
+        open_calls: list[tuple[str, int]] = []
+
+        def enter(path: str) -> Callable[..., None]:
+            def hook(module: Any, args: Any, kwargs: Any) -> None:
+                call = self._calls[path]
+                self._calls[path] += 1
+                self.modules.setdefault(path, type(module).__name__)
+                open_calls.append((path, call))
+                self._keep(path, call, "input", (args, kwargs))
+
+            return hook
+
+        def leave(path: str) -> Callable[..., None]:
+            def hook(module: Any, args: Any, output: Any) -> None:
+                del module, args
+                _, call = open_calls.pop()
+                self._keep(path, call, "output", output)
+
+            return hook
+
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True, prepend=True))
+            handles.append(module.register_forward_hook(leave(path)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, path: str, call: int, kind: str, tree: Any) -> None:
+        for leaf, tensor in leaves(tree):
+            port = Port(path, call, kind, leaf)
+            self.versions[port] = tensor._version
+            self.seen[port] = tensor.detach().clone() if port in self._overwritten else tensor.detach()
+
+    def changed(self) -> frozenset[Port]:
+        """Tell which tensors were overwritten in place after they were recorded."""
+        return frozenset(port for port, tensor in self.seen.items() if tensor._version != self.versions[port])
+
+
+def leaves(tree: Any) -> list[tuple[str, "torch.Tensor"]]:
+    """Name the numeric tensors in nested tuples, lists, dicts and model outputs: "0", "logits", "1.0"."""
+    import torch
+
+    found: list[tuple[str, torch.Tensor]] = []
+
+    def walk(name: str, item: Any) -> None:
+        if isinstance(item, torch.Tensor):
+            if item.dtype != torch.bool and item.numel():
+                found.append((name, item))
+        elif isinstance(item, Mapping):
+            for key, value in item.items():
+                walk(f"{name}.{key}" if name else str(key), value)
+        elif isinstance(item, list | tuple):
+            fields = getattr(item, "_fields", range(len(item)))
+            for key, value in zip(fields, item, strict=True):
+                walk(f"{name}.{key}" if name else str(key), value)
+        elif hasattr(item, "__dataclass_fields__"):
+            walk(name, {key: getattr(item, key) for key in item.__dataclass_fields__})
+
+    walk("", tree)
+    return found

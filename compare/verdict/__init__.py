@@ -1,0 +1,1 @@
+"""How far both sides are apart, and whether rounding explains it."""

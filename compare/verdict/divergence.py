@@ -1,0 +1,47 @@
+"""Where two sides differ, and why: what a report holds."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why two sides differ, proved by removing it and watching the difference go."""
+
+    name: str
+    """In a word or two: "epsilon", "weight decay"."""
+    explanation: str
+    """What each side does, and how far apart they are once it is the same."""
+    fix: str
+    """What to write on the JAX side."""
+    source: str = ""
+    """Where the convention is documented."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first place, in order of computation, at which two sides differ by more than rounding."""
+
+    step: int
+    """Counted from 0."""
+    stage: str
+    """"forward", "loss", "gradient", "update" (optimizer state with it), "parameters" or "buffers"."""
+    torch: str
+    """The name of what differs on the torch side."""
+    jax: str
+    """The name of what differs on the JAX side."""
+    error64: float
+    """The relative difference of the two in float64, in the Euclidean norm; infinity if only one is finite."""
+    error32: float
+    """The rounding that is fair there in float32, relative too: the sides' own, the largest of neighbouring steps."""
+    cause: Cause | None = None
+    """Why; None if none was found."""
+    opinion: str = ""
+    """What else points to the culprit: a third implementation, in NumPy, or the weights that the port came with."""
+    details: tuple[str, ...] = ()
+    """What is known of the place: both layers with their settings, and how the one result is related to the other."""
+
+    @property
+    def headline(self) -> str:
+        """Where, and if that is known why, in one line."""
+        place = f"step {self.step}, {self.stage}" + (f", {self.torch}" if self.torch != self.stage else "")
+        return f"{place}: {self.cause.name}" if self.cause else place

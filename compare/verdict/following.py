@@ -1,0 +1,210 @@
+"""Both sides through the same steps, in both precisions, and what differs first."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from compare.alignment.pairings import Alignment, NotCompared, Pairing, Read
+from compare.errors import InputError
+from compare.step.observation import Observation, Stream, to_numpy
+from compare.verdict.quantity import Quantity
+
+
+class Streams(NamedTuple):
+    """Start four runs of the same steps. They are taken in this order: who is first draws the random numbers."""
+
+    torch32: Callable[[], Stream]
+    torch64: Callable[[], Stream]
+    jax64: Callable[[], Stream]
+    jax32: Callable[[], Stream]
+
+
+_TOGETHER = (Streams._fields,)
+
+_IN_PAIRS = (("torch64", "jax64"), ("torch64", "torch32"), ("jax64", "jax32"))
+
+_WEIGHED: Mapping[tuple[str, str], Callable[..., None]] = {
+    ("torch32", "torch64"): Quantity.add_torch,
+    ("jax64", "torch64"): Quantity.add_difference,
+    ("jax32", "jax64"): Quantity.add_jax,
+}
+"""What is held against what."""
+
+_AFTER_UPDATE = ("update", "parameters", "buffers")
+"""Stages that the second half of a step shows."""
+
+
+class Followed(NamedTuple):
+    """What following both sides found."""
+
+    pairings: list[Pairing]
+    """In order of computation within a step."""
+    quantities: list[Quantity]
+    """One for each pairing."""
+    losses: dict[str, np.ndarray]
+    """Of each stream, shape `(steps,)`."""
+    not_compared: list[NotCompared]
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+        return max((len(quantity.error64) for quantity in self.quantities), default=0)
+
+
+SoFar = Callable[[], Followed | None]
+
+
+class _Following:
+    """The runs on their way, weighed as they come: nothing is kept but distances."""
+
+    def __init__(self, align: Callable[[Observation, Observation], Alignment]) -> None:
+        self.align = align
+        self.pairs: dict[int, list[tuple[Pairing, Quantity]]] = {}
+        """For each half of a step, once it was seen."""
+        self.not_compared: list[NotCompared] = []
+        self.losses: dict[str, list[float | None]] = {name: [] for name in Streams._fields}
+
+    def found(self) -> Followed | None:
+        """Give what the steps that all runs have taken show; None where there are none."""
+        steps = min(map(len, self.losses.values()))
+        if not steps:
+            return None
+        losses = {name: np.array([x for x in seen[:steps] if x is not None]) for name, seen in self.losses.items()}
+        pairings, quantities = zip(*(pair for half in (0, 1) for pair in self.pairs[half]), strict=True)
+        return Followed(list(pairings), _cut(quantities, steps), losses, self.not_compared)
+
+    def step(self, number: int, running: Mapping[str, Stream]) -> None:
+        """Take some of the runs a step further, half by half."""
+        losses: dict[str, float | None] = {}
+        for half in (0, 1):
+            seen: dict[str, Observation] = {}
+            left = [names for names in _WEIGHED if {*names} <= running.keys()]
+            for name, stream in running.items():
+                seen[name] = next(stream)
+                if half == 0:
+                    loss = seen[name].loss
+                    losses[name] = None if loss is None else float(to_numpy(loss))
+                if half not in self.pairs and {"torch64", "jax64"} <= seen.keys():
+                    self._pair(half, seen["torch64"], seen["jax64"])
+                for names in [names for names in left if half in self.pairs and {*names} <= seen.keys()]:
+                    self._weigh(half, names, seen)
+                    left.remove(names)
+                    for each in {*names}.difference(*left):
+                        del seen[each]
+        for name, value in losses.items():  # at the end: what is half done is not found yet
+            self.losses[name][number:] = [value]
+
+    def _pair(self, half: int, torch64: Observation, jax64: Observation) -> None:
+        pairings, not_compared = self.align(torch64, jax64)
+        self.pairs[half] = [(each, Quantity(each.stage, each.torch, each.jax, each.decides)) for each in pairings]
+        self.not_compared += not_compared
+
+    def _weigh(self, half: int, names: tuple[str, str], seen: Mapping[str, Observation]) -> None:
+        for pairing, quantity in self.pairs[half]:
+            arrays = [reader(pairing, name)(seen[name]) for name in names]
+            if pairing.operands and "torch64" in names:
+                arrays.append(pairing.operands(seen["torch64"]))
+            _WEIGHED[names](quantity, *arrays)
+
+    def finite(self, step: int) -> bool:
+        """Tell whether all losses so far are finite; raise InputError where one is not on both sides at once."""
+        known = {name: seen[step] for name, seen in self.losses.items() if len(seen) > step}
+        finite = {name: loss is None or np.isfinite(loss) for name, loss in known.items()}
+        for dtype in ("float64", "float32"):
+            if not any(finite.get(side + dtype[-2:], True) for side in ("torch", "jax")):
+                raise InputError(
+                    f"the loss is not finite at step {step}, in {dtype} on both sides: "
+                    "the steps from there on would prove nothing. Lower the learning rate, or take fewer steps"
+                )
+        return all(finite.values())
+
+
+def reader(pairing: Pairing, run: str) -> Read:
+    """What reads a pairing's tensor from what a run shows: "torch32", "torch", "jax64" and so on."""
+    return pairing.torch_array if run.startswith("torch") else pairing.jax_array
+
+
+def follow(
+    streams: Streams,
+    align: Callable[[Observation, Observation], Alignment],
+    steps: int,
+    progress: Callable[[str, int, int, SoFar], None] = lambda _doing, _done, _steps, _so_far: None,
+    *,
+    in_pairs: bool = False,
+) -> Followed:
+    """Take all runs through `steps` steps, and weigh each step as it comes.
+
+    Args:
+        streams: The four runs.
+        align: Pairs the first step of the torch side and of the JAX side, in float64, half by half.
+        steps: How many. There are fewer where a loss stops being finite on one side.
+        progress: Called before every step, with what is done, the number of steps that were taken and that of all, and
+            with what gives all that the steps before it found.
+        in_pairs: Whether only those two runs are there at a time that are held against each other, and the float64
+            runs twice for that.
+
+    Raises:
+        InputError: Where the loss overflows on both sides.
+
+    """
+    following = _Following(align)
+    groups = _IN_PAIRS if in_pairs else _TOGETHER
+    for number, group in enumerate(groups):
+        running = {name: getattr(streams, name)() for name in group}
+        for step in range(steps):
+            of = f"step {step + 1} of {steps}" + (f", in {group[0]} and {group[1]}" if in_pairs else "")
+            progress(of, number * steps + step, len(groups) * steps, following.found)
+            following.step(step, running)
+            if not following.finite(step):
+                steps = step + 1
+                break
+    found = following.found()
+    assert found is not None
+    return found
+
+
+def _cut(quantities: Iterable[Quantity], steps: int) -> list[Quantity]:
+    """Copy what was weighed in the first steps: another step, or its noise, may be half done."""
+    per_step = ("error64", "error_torch", "error_jax", "cancellation")
+    return _linked(
+        [
+            dataclasses.replace(
+                quantity,
+                **{name: getattr(quantity, name)[:steps] for name in per_step},
+                noise=quantity.noise if len(quantity.noise) == steps else [],
+            )
+            for quantity in quantities
+        ]
+    )
+
+
+def _linked(quantities: list[Quantity]) -> list[Quantity]:
+    updates = {quantity.torch: quantity for quantity in quantities if quantity.stage == "update"}
+    for quantity in quantities:
+        if quantity.stage == "parameters":
+            quantity.update = updates.get(quantity.torch)
+    return quantities
+
+
+def weigh_noise(followed: Followed, moved: Sequence[Stream], side: str) -> None:
+    """Measure what float64 rounding does to one side, by runs that are moved by some, each in its own way.
+
+    Where a gradient is zero in exact arithmetic, as that of a bias that feeds BatchNorm, it is nothing but rounding,
+    and Adam makes whole steps of it, in float64 as in float32. Rounding does not shrink there, and these runs say how
+    large it is: as far as any two of them come apart.
+
+    Args:
+        followed: What following both sides has found, to which this is added.
+        moved: The runs.
+        side: Which one's they are, "torch" or "jax".
+
+    """
+    pairs = list(zip(followed.pairings, followed.quantities, strict=True))
+    for number, seen in enumerate(itertools.islice(zip(*moved, strict=False), 2 * followed.steps)):
+        for pairing, quantity in pairs:
+            if (pairing.stage in _AFTER_UPDATE) == number % 2:
+                for one, other in itertools.combinations(map(reader(pairing, side), seen), 2):
+                    quantity.add_noise(number // 2, one, other)

@@ -1,0 +1,187 @@
+"""The verdict: rounding shrinks in float64, a bug does not.
+
+Each quantity is observed four times, by both sides in float32 and in float64. Write d(a, b) = ‖a - b‖ / ‖b‖. Then
+d(jax64, torch64) is the algorithms' difference, and d(torch32, torch64) tells how much rounding is fair: in float64
+it is smaller by 2**-29, the ratio of the two machine epsilons. docs/verdict.md has the measurements.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from compare.numerics.distance import EPSILON32, EPSILON64, ULPS, distance, norm
+
+FACTOR = 16.0
+"""The one safety factor: this many times what rounding explains is more than rounding.
+
+The worst right port measured has 6; the smallest bug measured, an eps of 1e-7 for 1e-8, has 5e8: docs/verdict.md.
+"""
+
+WINDOW = 8
+"""Steps on either side whose rounding excuses a step: a scalar's error changes sign, and is small there by accident."""
+
+LOST = 0.5
+"""The relative error from which on not one binary digit is right."""
+
+
+class Verdict(StrEnum):
+    """What a comparison found."""
+
+    MATCH = "match"
+    """The same program."""
+    PRECISION = "precision"
+    """The same mathematics, one side at lower precision."""
+    MISMATCH = "mismatch"
+    """A different program: the port has a bug."""
+
+
+def _near(errors: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The largest error of each step and its neighbours; a step before the first that is lost has none after it."""
+    errors = np.asarray(errors)
+    largest, lost = _largest(errors), np.flatnonzero(errors >= LOST)
+    if len(lost):
+        largest[: lost[0]] = _largest(errors[: lost[0]])
+    return largest
+
+
+def _largest(errors: np.ndarray) -> np.ndarray:
+    if not len(errors):
+        return errors
+    padded = np.pad(errors, WINDOW, mode="edge")
+    largest: np.ndarray = sliding_window_view(padded, 2 * WINDOW + 1).max(axis=1)
+    return largest
+
+
+@dataclass
+class Quantity:
+    """One thing that both sides compute at every step, and how far apart they are, step by step."""
+
+    stage: str
+    """One of "forward", "loss", "gradient", "update" (optimizer state with it), "parameters" or "buffers".
+
+    All lists below have one entry a step, and d(a, b) is ‖a - b‖ / ‖b‖.
+    """
+    torch: str
+    """Its name on the torch side."""
+    jax: str
+    """Its name on the JAX side."""
+    decides: bool = True
+    """Whether a difference is a mismatch by itself; inside a model it only says where one comes from."""
+    error64: list[float] = field(default_factory=list)
+    """d(jax64, torch64)."""
+    error_torch: list[float] = field(default_factory=list)
+    """d(torch32, torch64)."""
+    error_jax: list[float] = field(default_factory=list)
+    """d(jax32, jax64)."""
+    cancellation: list[float] = field(default_factory=list)
+    """How much larger than the quantity itself were the numbers that it is a difference of; 1 where it is none."""
+
+    sizes: list[tuple[float, float]] = field(default_factory=list, repr=False)
+    """‖torch64‖, and that of what it is a difference of: a difference of zero has none of its own."""
+
+    noise: list[float] = field(default_factory=list)
+    """The largest d of two float64 runs of one side, each moved by rounding; empty where it was not measured."""
+
+    update: "Quantity | None" = field(default=None, repr=False)
+    """Of a parameter, its updates: where one of them was nothing but rounding, the parameter says no more."""
+
+    def add_torch(self, torch32: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
+        """Weigh a step of the torch side. `operands` is what the quantity is a difference of, if it is one."""
+        size, otherwise = self._sizes(len(self.error_torch), torch64, operands)
+        self.error_torch.append(distance(torch32, torch64, otherwise, size))
+        self.cancellation.append(max(1.0, otherwise / (size or otherwise or 1.0)))
+
+    def add_difference(self, jax64: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
+        """Weigh the same step of both sides in float64, alike in shape."""
+        size, otherwise = self._sizes(len(self.error64), torch64, operands)
+        self.error64.append(distance(jax64, torch64, otherwise, size))
+
+    def _sizes(self, step: int, torch64: np.ndarray, operands: np.ndarray | None) -> tuple[float, float]:
+        if step == len(self.sizes):
+            with np.errstate(over="ignore"):
+                size = norm(np.asarray(torch64, np.float64))
+                self.sizes.append((size, 0.0 if operands is None else norm(operands)))
+        return self.sizes[step]
+
+    def add_jax(self, jax32: np.ndarray, jax64: np.ndarray) -> None:
+        """Weigh the same step of the JAX side.
+
+        A value that is finite in float32 on one side only makes the two infinitely far apart, in float64 too.
+        """
+        self.error_jax.append(distance(jax32, jax64))
+        step = len(self.error_jax) - 1
+        if self.lost_by(step) is not None:
+            self.error64[step] = np.inf
+
+    def lost_by(self, step: int) -> str | None:
+        """Tell which side, "torch" or "JAX", is alone in being finite in one of its two precisions only."""
+        if not self.error_jax or np.isinf(self.error_jax[step]) == np.isinf(self.error_torch[step]):
+            return None
+        return "JAX" if np.isinf(self.error_jax[step]) else "torch"
+
+    def add_noise(self, step: int, one: np.ndarray, other: np.ndarray) -> None:
+        """Weigh the same step of two float64 runs of one side; of several such pairs, the largest counts."""
+        noise = distance(one, other)
+        self.noise[step:] = [max([noise, *self.noise[step : step + 1]]), *self.noise[step + 1 :]]
+
+    @property
+    def rounding(self) -> np.ndarray:
+        """How much float32 rounding is fair at each step, of shape `(steps,)`: the sides' own, with a floor.
+
+        The JAX side's counts too. Some of its algorithms round worse, such as the variance of Flax's norms. A bug is
+        in both of its precisions alike, and adds nothing to how far these are apart.
+        """
+        own = np.maximum(self.error_torch, self.error_jax) if self.error_jax else self.error_torch
+        return np.maximum(_near(own), ULPS * EPSILON32 * np.asarray(self.cancellation))
+
+    @property
+    def expected(self) -> np.ndarray:
+        """The float64 difference that rounding explains at each step, of shape `(steps,)`."""
+        expected: np.ndarray = self.rounding * (EPSILON64 / EPSILON32)
+        return np.maximum(expected, _near(self.noise)) if self.noise else expected
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """The float64 difference over what rounding explains, of shape `(steps,)`: of the order of 1 if no more.
+
+        It is 0 where float32 has no correct binary digit left. Rounding is then no small perturbation, and its size
+        says nothing of float64's: a ReLU may change sign in float64 too. Such a step has no power, and others decide.
+        """
+        error64, lost = np.asarray(self.error64), self.rounding >= LOST
+        if self.update is not None:
+            lost |= np.logical_or.accumulate(self.update.rounding >= LOST)
+        steps = len(error64)
+        lost = lost[:steps]
+        with np.errstate(invalid="ignore"):  # infinite on both sides in float32, and on one in float64
+            ratio = error64 / self.expected[:steps]
+        return np.where(np.isinf(error64), np.inf, np.where(lost, 0.0, ratio))
+
+    @property
+    def imbalance(self) -> float:
+        """The JAX side's float32 rounding over torch's, at step 0.
+
+        Only there do both sides round alone. Later, one ReLU that changes sign in float32 on one side, which it may,
+        moves everything after it by more than any rounding. It is 1 where neither side has a correct digit, and where
+        one side is exact and the other all rounding: what is zero in exact arithmetic may come out as zero on one
+        side, and as a residue on the other.
+        """
+        least, most = sorted((self.error_torch[0], self.error_jax[0]))
+        if least >= LOST or (most >= LOST and least == 0):
+            return 1.0
+        floor = ULPS * EPSILON32 * self.cancellation[0]
+        return max(self.error_jax[0], floor) / max(self.error_torch[0], floor)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of all steps.
+
+        Precision is judged on what is continuous in the weights, outputs and losses: a gradient jumps with a ReLU.
+        """
+        if self.decides and (self.ratio > FACTOR).any():
+            return Verdict.MISMATCH
+        if self.stage in ("forward", "loss") and not 1 / FACTOR < self.imbalance < FACTOR:
+            return Verdict.PRECISION
+        return Verdict.MATCH

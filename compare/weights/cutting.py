@@ -1,0 +1,112 @@
+"""Cuts the layers of both sides into units that match one to one."""
+
+from compare.weights.layers import Layer
+from compare.weights.recurrent import GATES, recurrent_units, with_cells
+from compare.weights.units import INPUT_FIRST, ROLES, Slot, Slots, Unit
+
+
+def units(layers: list[Layer]) -> list[Unit]:
+    """Make one unit of each layer, with a slot for each tensor by the last part of its name."""
+    made = []
+    for layer in layers:
+        tied = layer.settings.get("tied", {})
+        slots = [Slot(name, shape, tied=name in tied) for name, shape in layer.tensors.items()]
+        kind = layer.settings.get("kind", "")
+        made.append(Unit(layer.path, layer.type, kind, layer.settings, {slot.leaf: (slot,) for slot in slots}))
+    return made
+
+
+def torch_units(whole: list[Unit], *, split: bool) -> list[Unit]:
+    """Cut torch's layers into units; with `split`, fused query, key and value projections into three."""
+    made = []
+    for unit in whole:
+        if unit.kind == "attention":
+            made += _attention(unit, split)
+        elif unit.kind in GATES:
+            made += recurrent_units(unit)
+        else:
+            made += _by_role(unit, split)
+    return made
+
+
+def jax_units(whole: list[Unit], *, split: bool) -> list[Unit]:
+    """Cut JAX's layers into units, and put Flax's recurrent cells together."""
+    made = []
+    for unit in with_cells(whole):
+        if unit.kind not in GATES:
+            made += _by_role(unit, split)
+        elif "weight_ih" in unit.slots:
+            made += recurrent_units(unit)
+        else:
+            made.append(unit)
+    return made
+
+
+def single(unit: Unit) -> list[Unit]:
+    """Take a layer apart into its tensors, for a model that keeps them in lists or under names of its own.
+
+    A weight is still that of its kind. Nothing but its shape is known of any other tensor.
+    """
+    return [
+        Unit(slots[0].name, unit.type, unit.kind if role == "weight" else "", unit.settings, {"weight": slots})
+        for role, slots in unit.slots.items()
+    ]
+
+
+def is_fused(unit: Unit) -> bool:
+    """Tell whether one projection gives query, key and value: `nn.MultiheadAttention`, or a layer so called."""
+    name = unit.path.replace("/", ".").rsplit(".", 1)[-1].lower()
+    return "in_proj_weight" in unit.slots or name in ("qkv", "c_attn", "in_proj", "wqkv", "qkv_proj", "to_qkv")
+
+
+def _by_role(unit: Unit, split: bool) -> list[Unit]:
+    """Name a layer's slots by their roles; tensors without one are units of their own."""
+    roles = {ROLES.get(leaf, ""): slots for leaf, slots in unit.slots.items()}
+    known = {role: slots for role, slots in roles.items() if role}
+    rest = [slots for leaf, slots in unit.slots.items() if known.get(ROLES.get(leaf, "")) != slots]
+    made = [Unit(unit.path, unit.type, unit.kind, unit.settings, known)] if known else []
+    if made and split and is_fused(unit):
+        # The outputs of a kernel come last.
+        last = {role: len(slots[0].shape) - 1 if _input_first(unit, slots[0]) else 0 for role, slots in known.items()}
+        made = _split(unit, {role: slots[0] for role, slots in known.items()}, last)
+    names = [slots[0].name for slots in rest]
+    return made + [
+        Unit(name, unit.type, "", unit.settings, {"weight": slots}) for name, slots in zip(names, rest, strict=True)
+    ]
+
+
+def _input_first(unit: Unit, slot: Slot) -> bool:
+    return unit.type == "Conv1D" or slot.leaf in INPUT_FIRST
+
+
+def _split(unit: Unit, slots: dict[str, Slot], axes: dict[str, int]) -> list[Unit]:
+    made = []
+    for at, name in enumerate(("query", "key", "value")):
+        parts: Slots = {}
+        for role, slot in slots.items():
+            size = slot.shape[axes[role]] // 3
+            parts[role] = (slot.cut(slice(at * size, (at + 1) * size), axes[role]),)
+        made.append(Unit(".".join(filter(None, (unit.path, name))), unit.type, "linear", unit.settings, parts))
+    return made
+
+
+def _attention(unit: Unit, split: bool) -> list[Unit]:
+    """`torch.nn.MultiheadAttention`: `in_proj_weight` (3E, E), or three weights where kdim or vdim differ."""
+    slots = {leaf: slots[0] for leaf, slots in unit.slots.items()}
+    bias = slots.pop("in_proj_bias", None)
+
+    def named(name: str, weight: Slot, bias: Slot | None) -> Unit:
+        parts: Slots = {"weight": (weight,), **({"bias": (bias,)} if bias else {})}
+        return Unit(".".join(filter(None, (unit.path, name))), unit.type, "linear", unit.settings, parts)
+
+    made: list[Unit] = []
+    if "in_proj_weight" in slots:
+        fused = named("qkv", slots.pop("in_proj_weight"), bias)
+        whole = {role: slots[0] for role, slots in fused.slots.items()}
+        made = _split(unit, whole, dict.fromkeys(whole, 0)) if split else [fused]
+    for at, name in enumerate(("query", "key", "value")):
+        if f"{name[0]}_proj_weight" in slots:
+            weight = slots.pop(f"{name[0]}_proj_weight")
+            rows = slice(at * weight.shape[0], (at + 1) * weight.shape[0])
+            made.append(named(name, weight, bias.cut(rows) if bias else None))
+    return made + [Unit(slot.name, "", "", unit.settings, {"weight": (slot,)}) for slot in slots.values()]

@@ -1,0 +1,188 @@
+"""Which tensor of a torch model is which of a JAX model, and how each lies: found by itself, or refused.
+
+`find_links` gives one link for each tensor, or part of a tensor, that both sides have. It never guesses: where types,
+names, order and shapes leave a choice, it says so and takes the user's `weights=` for those tensors alone.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from compare.errors import InputError
+from compare.weights import overrides
+from compare.weights.cutting import is_fused, jax_units, single, torch_units, units
+from compare.weights.flattening import flattened
+from compare.weights.layers import Layer
+from compare.weights.layouts import usual
+from compare.weights.links import Arrays, Link, WeightMap
+from compare.weights.matching import Choice, Pair, Pairing, pair
+from compare.weights.stacks import find_stacks, unstacked
+from compare.weights.units import Slot, Unit
+from compare.weights.unmatched import explain
+
+
+def find_links(
+    torch: list[Layer],
+    jax: list[Layer],
+    weights: Mapping[str, str | None] | None = None,
+    order: tuple[list[str], list[str]] | None = None,
+    values: tuple[Arrays, Arrays] | None = None,
+) -> WeightMap:
+    r"""Find which tensor of one side is which of the other.
+
+    Layers are paired by type, shapes and names; by order where names say nothing and both sides have equally many.
+
+    Args:
+        torch: The layers of the torch model.
+        jax: The layers of the JAX model.
+        weights: What the user says of it. A key is a name of torch, of a tensor or a module, or a regular expression
+            that fits the whole of it; a value the path on the JAX side, in which \1 is the expression's first group.
+            The layouts are found all the same; a matrix "path.T" is turned. None: it has no partner and is left out.
+        order: The paths of both sides' modules in the order of their first execution, where that is known.
+        values: The arrays of both sides where they are meant to hold equal weights already. Where a shape leaves a
+            choice of layouts, the one under which the values are equal is taken.
+
+    Raises:
+        InputError: If anything is left without a partner or more than one would do, with a list of it, or if an entry
+            of `weights` fits nothing.
+
+    """
+    said = overrides.read(weights or {}, torch, jax)
+    theirs = units(said.without(jax))
+    mine, notes = flattened(units(said.without(torch)), theirs)
+    apart = dict.fromkeys(sorted(said.apart), "left out by weights=")
+    for unit in mine:
+        for leaf, (slot,) in list(unit.slots.items()):
+            if reason := _no_partner(unit, slot):
+                apart[slot.name] = reason
+                del unit.slots[leaf]
+    places = (_places(torch, order and order[0]), _places(jax, order and order[1]))
+    found = _pair(mine, theirs, places, said, notes)
+    explicit = said.pairs(torch, jax)
+    links, undecided = _links(explicit, found.pairs, values)
+    links += _ties(torch, links)
+    linked = {link.torch for link in links}
+    missing = [
+        unit for unit in found.torch if any(slot.name not in linked for slots in unit.slots.values() for slot in slots)
+    ]
+    if missing or found.jax or found.ambiguous or undecided:
+        raise InputError(explain(missing, found, undecided))
+    first = {name: at for at, name in enumerate(name for layer in torch for name in layer.tensors)}
+    links.sort(key=lambda link: first[link.torch])
+    return WeightMap(tuple(links), apart, tuple(notes))
+
+
+def _no_partner(unit: Unit, slot: Slot) -> str:
+    if slot.leaf == "num_batches_tracked":
+        return "it counts batches, and nothing in JAX corresponds"
+    if slot.name in unit.settings.get("integers", ()):
+        return "it holds integers, which are no weights"
+    return ""
+
+
+def _places(layers: list[Layer], order: list[str] | None) -> dict[str, int]:
+    if order is not None:
+        return {path: at for at, path in reversed(list(enumerate(order)))}
+    return {layer.path: at for at, layer in enumerate(layers) if layer.settings.get("ordered", True)}
+
+
+def _pair(
+    torch: list[Unit],
+    jax: list[Unit],
+    places: tuple[dict[str, int], dict[str, int]],
+    said: overrides.Overrides,
+    notes: list[str],
+) -> Pairing:
+    """Pair the units, at first as they are, then with JAX's stacked layers taken apart."""
+    fused = [any(is_fused(unit) for unit in side) for side in (torch, jax)]
+    mine = [unit for unit in torch_units(torch, split=fused[0] and not fused[1]) if unit.slots]
+
+    def attempt(layers: Iterable[Unit]) -> Pairing:
+        theirs = [unit for unit in jax_units(list(layers), split=fused[1] and not fused[0]) if unit.slots]
+        return pair(mine, theirs, (_inherited(mine, places[0]), _inherited(theirs, places[1])), said.allows)
+
+    found = attempt(jax)
+    if found.torch and found.jax and (stacks := find_stacks(found.torch, jax, found.jax)):
+        again = attempt(layer for unit in jax for layer in unstacked(unit, stacks))
+        if not again.jax:
+            notes += [
+                f"{path or 'the JAX model'} has {size} layers along its first axis" for path, size in stacks.items()
+            ]
+            return again
+    if found.torch and found.jax and not any(unit.kind for unit in found.jax):
+        loose = [[part for unit in side for part in single(unit)] for side in (found.torch, found.jax)]
+        rest = pair(loose[0], loose[1], (_inherited(loose[0], places[0]), _inherited(loose[1], places[1])), said.allows)
+        if not rest.jax:
+            return Pairing([*found.pairs, *rest.pairs], [*found.ambiguous, *rest.ambiguous], rest.torch, [])
+    return found
+
+
+def _inherited(units: list[Unit], known: Mapping[str, int]) -> dict[str, int]:
+    """Give each unit the place of the nearest module around it that has one."""
+    places = {}
+    for unit in units:
+        path = unit.path
+        while path not in known and path:
+            path = re.sub(r"(^|[./])[^./]*$", "", path)
+        if path in known:
+            places[unit.path] = known[path]
+    return places
+
+
+def _links(
+    explicit: list[Pair], pairs: list[Pair], values: tuple[Arrays, Arrays] | None
+) -> tuple[list[Link], list[tuple[Pair, Choice]]]:
+    """Choose each slot's layout, and list those for which nothing tells it."""
+    agreed: dict[tuple[str, str], set[str]] = {}
+    for torch, jax, choices in pairs:
+        for choice in choices:
+            if len(choice.options) == 1 and len(choice.torch.shape) > 1 and not jax.kind:
+                agreed.setdefault((torch.type, jax.type), set()).update(choice.options)
+    links, undecided = [], []
+    for each in [*explicit, *pairs]:
+        for choice in each.choices:
+            told = each in explicit
+            chosen = _layout(each, choice, agreed.get((each.torch.type, each.jax.type), set()), values, told=told)
+            if chosen is None or ("unknown" in each.torch.settings and choice.role == "weight" and not told):
+                undecided.append((each, choice))
+            else:
+                links.append(Link(choice.torch.name, choice.jax.name, *choice.options[chosen], adds=choice.adds))
+    return links, undecided
+
+
+def _layout(
+    pair: Pair, choice: Choice, agreed: set[str], values: tuple[Arrays, Arrays] | None, *, told: bool
+) -> str | None:
+    """Name the layout: the only one that fits, the one that layers of the same types have, or the framework's own."""
+    options = choice.options
+    if len(options) == 1:
+        return next(iter(options))
+    if values is not None:
+        mine, theirs = values[0][choice.torch.name], values[1][choice.jax.name]
+        equal = [name for name, (a, b) in options.items() if np.array_equal(a(mine), b(theirs))]
+        if len(equal) == 1:
+            return equal[0]
+    if agreed & options.keys():
+        # Other layers of unknown types have shown which way round these are; where they disagree, nothing is known.
+        return next(iter(agreed & options.keys())) if len(agreed & options.keys()) == 1 else None
+    convention = usual(pair.torch, pair.jax, choice.torch, choice.jax)
+    return convention if convention in options else next(iter(options)) if told else None
+
+
+def _ties(torch: list[Layer], links: list[Link]) -> list[Link]:
+    """Link the other names of what is linked under one name."""
+    first = {name: leader for layer in torch for name, leader in layer.settings.get("tied", {}).items()}
+    linked = {link.torch for link in links}
+    known: dict[str, list[Link]] = {}
+    for link in links:
+        among = known.setdefault(first.get(link.torch, link.torch), [])
+        # One name is enough, with all the parts that it has.
+        among += [link] if not among or among[0].torch == link.torch else []
+    return [
+        dataclasses.replace(link, torch=name)
+        for name, leader in first.items()
+        if name not in linked
+        for link in known.get(leader, [])
+    ]

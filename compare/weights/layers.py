@@ -1,0 +1,102 @@
+"""The layers of a model, as its framework shows them: names, types, settings and the shapes of their tensors.
+
+Both sides name a tensor by its path, torch as in "encoder.0.weight" and JAX as in "encoder/layers_0/kernel". The
+weights are matched on these lists alone, so that no framework is needed for it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+KINDS = {
+    name: kind
+    for kind, names in {
+        "linear": "Linear Conv1D Dense DenseGeneral LinearGeneral",
+        "conv": "Conv Conv1d Conv2d Conv3d Conv2D Conv3D",
+        "transposed": "ConvTranspose ConvTranspose1d ConvTranspose2d ConvTranspose3d",
+        "embedding": "Embedding EmbeddingBag Embed",
+        "norm": "LayerNorm GroupNorm RMSNorm BatchNorm BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm "
+        "InstanceNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d",
+        "prelu": "PReLU",
+        "attention": "MultiheadAttention",
+        "lstm": "LSTM LSTMCell OptimizedLSTMCell",
+        "gru": "GRU GRUCell",
+        "rnn": "RNN RNNCell SimpleCell",
+    }.items()
+    for name in names.split()
+}
+"""What a class is, by its name in torch, Flax, Equinox or Haiku, or by a base class's.
+
+`Conv1D` is the linear layer of GPT-2 in `transformers`, whose weight lies the other way round.
+"""
+
+SETTINGS = ("groups", "transpose_kernel", "num_layers", "bidirectional", "hidden_size")
+"""Attributes of a module that tell how its tensors lie."""
+
+Names = dict[str, tuple[Any, ...]]
+"""The path, within the model's own structure, of each tensor by its name."""
+
+
+class Layer(NamedTuple):
+    """One module that has tensors of its own, on either side; its children are layers of their own."""
+
+    path: str
+    """As in "encoder.0" of torch, or "encoder/0" of JAX; "" for the model itself."""
+    type: str
+    """The name of its class, or "" where that is unknown: a dictionary, Linen's variables alone."""
+    settings: Mapping[str, Any]
+    """What the map needs to know of it.
+
+    `kind` is one of `KINDS`' values, or "". Of torch: `tied`, for each tensor that has several names the first of
+    them; `integers`, its tensors that are no floating point numbers; `flattened`, the shape (C, *spatial) of the
+    features that a linear layer takes flattened, or () where it takes no such thing, if a run has shown it. Of JAX:
+    `ordered`, False where the order of definition is lost. Further those of `SETTINGS` that the module has.
+    """
+    tensors: dict[str, tuple[int, ...]]
+    """Full name to shape; parameters first, then buffers, in the order of their definition."""
+
+
+def collect(model: Any, shapes: Mapping[tuple[Any, ...], tuple[int, ...]]) -> list[Layer]:
+    """Gather tensors by the module that has them; types are read off `model`, if it is given.
+
+    JAX sorts the keys of every dictionary that it maps over: where they are sorted, their order may mean nothing.
+    """
+    keys: dict[tuple[Any, ...], list[str]] = {}
+    layers: dict[tuple[Any, ...], Layer] = {}
+    for path, shape in shapes.items():
+        for depth, key in enumerate(path):
+            if model is None or isinstance(at_path(model, path[:depth]), Mapping):
+                beside = keys.setdefault(path[:depth], [])
+                beside.extend([str(key)] if str(key) not in beside else [])
+        owner, name = path[:-1], "/".join(map(str, path[:-1]))
+        if owner not in layers:
+            module = None if model is None else at_path(model, owner)
+            plain = module is None or isinstance(module, Mapping | Sequence)
+            settings = {"kind": ""} if plain else map_settings(module)
+            layers[owner] = Layer(name, "" if plain else type(module).__name__, settings, {})
+        layers[owner].tensors["/".join(map(str, path))] = shape
+    lost = {prefix for prefix, beside in keys.items() if len(beside) > 1 and beside == sorted(beside)}
+    return [
+        layer._replace(
+            settings={**layer.settings, "ordered": not any(owner[:n] in lost for n in range(len(owner) + 1))}
+        )
+        for owner, layer in layers.items()
+    ]
+
+
+def map_settings(module: Any) -> dict[str, Any]:
+    """Give what the map needs to know of a module: its kind and those of `SETTINGS` that it has."""
+    kind = next((KINDS[base.__name__] for base in type(module).__mro__ if base.__name__ in KINDS), "")
+    return {"kind": kind, **{name: getattr(module, name) for name in SETTINGS if hasattr(module, name)}}
+
+
+def _child(parent: Any, key: Any) -> Any:
+    if isinstance(key, str) and not isinstance(parent, Mapping):
+        return getattr(parent, key)
+    return parent[key]
+
+
+def at_path(tree: Any, path: tuple[Any, ...]) -> Any:
+    """Look up what lies at a path of attributes, keys and indices."""
+    for key in path:
+        tree = _child(tree, key)
+    return tree

@@ -1,0 +1,125 @@
+"""Which tensor, or part of one, of the torch side is which of the JAX side, and how to lay one out as the other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import overload
+
+import numpy as np
+
+from compare.weights.units import View
+
+Rows = list[tuple[str, str]]
+
+
+def part(name: str, view: View) -> str:
+    """Name a tensor, and the part of it that is meant, as in "in_proj_weight[0:64]"."""
+    written = (
+        (f"{index.start}:{index.stop}" if index.stop is not None else ":") if isinstance(index, slice) else str(index)
+        for index in view.index
+    )
+    return f"{name}[{', '.join(written)}]" if view.index else name
+
+
+def columns(rows: Rows) -> str:
+    """Set two columns."""
+    width = max((len(left) for left, _ in rows), default=0)
+    return "\n".join(f"{left:{width}}  {right}".rstrip() for left, right in rows)
+
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One tensor, or a part of one, on both sides; under its views it has the same shape and orientation.
+
+    A JAX tensor may have several links for the same part. Either `adds` is set on all of them, and it is the sum of
+    torch's tensors, as of the two biases of an LSTM of torch against the one of Flax; each of their gradients is then
+    equal to JAX's. Or it is not, and torch's tensors are one under several names, tied. The other way round, where JAX
+    has copies of what torch has tied, each name has a link of its own, and the copies' gradients add up to torch's.
+    """
+
+    torch: str
+    """As in `state_dict()`, buffers too."""
+    jax: str
+    """The path joined by "/"; Linen's without the collection."""
+    torch_view: View = field(default_factory=View)
+    """Which part of torch's tensor, and in what layout: an index, a shape, an order of axes and axes to reverse."""
+    jax_view: View = field(default_factory=View)
+    """Likewise of JAX's. Both give arrays of one shape."""
+    adds: bool = False
+    """Whether JAX's is the sum of this and of torch's other tensors with the same view of it."""
+
+
+def named(link: Link, side: str) -> str:
+    """Name a tensor, and the part of it that is meant, as in "in_proj_weight[0:64]"."""
+    index = getattr(link, f"{side}_view").index
+    parts = (f"{i.start or 0}:{'' if i.stop is None else i.stop}" if isinstance(i, slice) else str(i) for i in index)
+    return f"{getattr(link, side)}[{', '.join(parts)}]" if index else getattr(link, side)
+
+
+@dataclass(frozen=True)
+class WeightMap(Sequence[Link]):
+    """The links of two models, and what was left out of them; it prints as a table."""
+
+    links: tuple[Link, ...]
+    """In the order of definition on the torch side."""
+    apart: Mapping[str, str] = field(default_factory=dict)
+    """Tensors of either side that nothing corresponds to by their nature, or by the user's word, and why."""
+    notes: tuple[str, ...] = ()
+    """What was concluded from a convention rather than from a name or a shape."""
+
+    @overload
+    def __getitem__(self, index: int) -> Link: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Link, ...]: ...
+    def __getitem__(self, index: int | slice) -> Link | tuple[Link, ...]:
+        return self.links[index]
+
+    def __len__(self) -> int:
+        return len(self.links)
+
+    def __str__(self) -> str:
+        rows = [(part(link.torch, link.torch_view), part(link.jax, link.jax_view)) for link in self.links]
+        left = [f"not compared: {name}: {reason}" for name, reason in self.apart.items()]
+        return "\n".join([columns([("torch", "jax"), *rows]), *left, *self.notes])
+
+
+def to_jax(links: Sequence[Link], torch_arrays: Arrays, jax_like: Arrays) -> dict[str, np.ndarray]:
+    """Lay torch's weights out as JAX's.
+
+    Args:
+        links: From `find_links`.
+        torch_arrays: By torch's names.
+        jax_like: By JAX's names: shapes and dtypes of the result, and its values where nothing is linked.
+
+    Returns:
+        New arrays by JAX's names. Where several of torch's tensors add up to one, their sum.
+
+    """
+    made = {name: np.array(array) for name, array in jax_like.items()}
+    begun: set[str] = set()
+    for link in links:
+        source, target = link.torch_view(np.asarray(torch_arrays[link.torch])), link.jax_view(made[link.jax])
+        if link.adds and f"{link.jax} {link.jax_view}" in begun:
+            target += source
+        else:
+            target[...] = source
+        begun.add(f"{link.jax} {link.jax_view}")
+    return made
+
+
+def to_torch(links: Sequence[Link], jax_arrays: Arrays, torch_like: Arrays) -> dict[str, np.ndarray]:
+    """Lay JAX's weights out as torch's: `to_jax` the other way round.
+
+    Returns:
+        New arrays by torch's names. Where several add up to one of JAX's, the first has it all and the others are zero.
+
+    """
+    made = {name: np.array(array) for name, array in torch_like.items()}
+    begun: set[str] = set()
+    for link in links:
+        source, target = link.jax_view(np.asarray(jax_arrays[link.jax])), link.torch_view(made[link.torch])
+        target[...] = 0 if link.adds and f"{link.jax} {link.jax_view}" in begun else source
+        begun.add(f"{link.jax} {link.jax_view}")
+    return made
