@@ -118,5 +118,5 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_reference_is_that_of_the_docstrings() -> None:
     written = runpy.run_path(str(ROOT / "docs" / "reference.py"))
     assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == written["page"](), "run docs/reference.py"
-    described = {name.partition(".")[2] for names in written["CONTENTS"].values() for name in names}
+    described = {name.rpartition(".")[2] for names in written["CONTENTS"].values() for name in names}
     assert {*compare.__all__} - {"notebook"} <= described

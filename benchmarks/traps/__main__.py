@@ -162,14 +162,14 @@ def steps(pair: Pair, more: dict[str, Any], count: int = 10) -> Steps:
 
 
 def compare_setup(pair: Pair, more: dict[str, Any]) -> tuple[TorchRun, JaxRun, Any]:
-    from compare.comparison.mapped_pair import Comparison
+    from compare.comparison.mapped_pair import MappedPair
 
     checked_batches = [compare_batch(batch) for batch in pair.batches]
-    comparison = Comparison(pair.torch, pair.jax, checked_batches, more.get("weights"), "cpu")
-    theirs = comparison.jax_run("float32")
+    mapped = MappedPair(pair.torch, pair.jax, checked_batches, more.get("weights"), "cpu")
+    theirs = mapped.jax_run("float32")
     if "converted" in more:
-        theirs.load(JaxRun(pair.jax, "float32", training=comparison.training).arrays())
-    return comparison.torch_run("float32"), theirs, comparison.links
+        theirs.load(JaxRun(pair.jax, "float32", training=mapped.training).arrays())
+    return mapped.torch_run("float32"), theirs, mapped.links
 
 
 def compare_batch(batch: Any) -> Any:

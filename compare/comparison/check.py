@@ -1,17 +1,28 @@
 """Compare a PyTorch model, its loss and its optimizer with a JAX port: `compare.check`."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from compare.comparison.mapped_pair import Comparison
+from compare.comparison.converted import wrongly_converted
+from compare.comparison.explanation import explained
+from compare.comparison.independent import independent
+from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.precision import precision_causes
+from compare.comparison.runs import Runs
 from compare.device import resolve, running
 from compare.errors import InputError
 from compare.jax_side.side import Flax, Jax
+from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show, ignore
 from compare.report.report import Report
 from compare.step import batch as batching
 from compare.torch_side.side import Torch
+from compare.verdict.divergence import Cause, Divergence
+from compare.verdict.first_difference import first_divergence
+from compare.verdict.following import Followed, SoFar, follow
+from compare.weights.links import named
 
 
 def check(
@@ -53,16 +64,89 @@ def check(
             not there. The message names the culprit on both sides, and what to do.
 
     """
-    with prepared(Comparison, torch, jax, batches, steps, weights, device, progress) as (comparison, steps):
-        return comparison.report(name, steps, progress)
+    with prepared(torch, jax, batches, steps, weights, device, progress) as (pair, steps):
+        return _Check(pair, name, steps, progress).report()
 
 
-C = TypeVar("C", bound="Comparison")
+class _Check:
+    """One comparison on its way: both sides are followed, and what differs is explained."""
+
+    def __init__(self, pair: MappedPair, name: str, steps: int, progress: Show) -> None:
+        self.pair, self.name, self.steps, self.progress = pair, name, steps, progress
+        self.runs = Runs(pair)
+        self.jax = pair.jax_run("float64")
+
+    def report(self) -> Report:
+        """Follow both sides, and explain what differs."""
+        followed = self._follow()
+        found = self._findings(followed)
+        if found.divergence:
+            self.progress(Progress("measuring what rounding does", found=lambda: found))
+            self.runs.weigh_noise(followed, self.jax)
+            found = self._findings(followed)
+        divergence, others, notes = self._causes(followed, found)
+        if wrong := wrongly_converted(self.pair):
+            others = [*wrong[1:], *([divergence] if divergence else []), *others]
+            divergence, notes = wrong[0], []
+        return dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
+
+    def _follow(self) -> Followed:
+        in_pairs = self.runs.in_pairs
+        if in_pairs:  # what compiling takes is not needed at the same time as what a step takes
+            self.progress(Progress("compiling", 0, self.steps))
+            self.jax.compile(self.pair.batches[0], self.pair.probed)
+        streams = self.runs.streams(self.jax, lambda: self.pair.jax_run("float32"))
+        return follow(streams, self.runs.align, self.steps, self._stepping, in_pairs=in_pairs)
+
+    def _stepping(self, doing: str, done: int, of: int, followed: SoFar) -> None:
+        """Show that a step begins, with the report of the steps before it."""
+        doing = doing if done else f"tracing and compiling {doing}"
+        self.progress(Progress(doing, done, of, lambda: self._so_far(followed())))
+
+    def _so_far(self, followed: Followed | None) -> Report | None:
+        if followed is None:
+            return None
+        name = f"{self.name}, the first {followed.steps} of {self.steps} steps"
+        return dataclasses.replace(self._findings(followed), name=name)
+
+    def _causes(self, followed: Followed, found: Report) -> tuple[Divergence | None, list[Divergence], list[Cause]]:
+        """Give the first divergence and the others with their causes, or the causes of a precision verdict."""
+        if first := first_divergence(followed):
+            self.progress(Progress("looking for what differs by itself", found=lambda: found))
+            different = [first, *independent(self.runs, followed, first)]
+            self.progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
+            divergence, *others = explained(self.runs, different, self.jax)
+            return divergence, others, []
+        if found.nondeterministic:
+            return None, [], []
+        self.progress(Progress("looking for what rounds more on one side", found=lambda: found))
+        return None, [], precision_causes(self.runs, followed)
+
+    def _findings(self, followed: Followed) -> Report:
+        """Give what following both sides has shown, before anything of it is explained."""
+        pair, losses, first = self.pair, followed.losses, first_divergence(followed)
+        return Report(
+            self.name,
+            Run("torch", losses["torch32"], losses["torch64"]),
+            Run(pair.jax.name, losses["jax32"], losses["jax64"]),
+            followed.quantities,
+            first and first.divergence,
+            [],
+            settings(self.steps, pair.device),
+            followed.not_compared,
+            nondeterministic=[*pair.nondeterministic, *dict.fromkeys(self.jax.unreplayed)],
+            pinned=[
+                *(f"torch: {what}" for what in list(self.runs.stepper.pinned)),
+                *(f"{pair.jax.name}: {what}" for what in self.jax.pinned),
+            ],
+            stages=True,
+            modules=pair.kinds,
+            weights=[(named(link, "torch"), named(link, "jax")) for link in pair.links],
+        )
 
 
 @contextlib.contextmanager
 def prepared(
-    kind: type[C],
     torch: Torch,
     jax: Flax | Jax,
     batches: Any,
@@ -70,8 +154,8 @@ def prepared(
     weights: Mapping[str, str | None] | None,
     device: str,
     progress: Show,
-) -> Iterator[tuple[C, int]]:
-    """Check what the user gives, and map the weights: a comparison, and its steps, while both frameworks are set up."""
+) -> Iterator[tuple[MappedPair, int]]:
+    """Check what the user gives and map the weights: the pair and its steps, while both frameworks are set up."""
     _check_sides(torch, jax)
     given = batching.checked(batches, loss=torch.loss is not None)
     steps = len(given) if steps is None else steps
@@ -82,7 +166,7 @@ def prepared(
     device = resolve(device)
     progress(Progress("mapping the weights"))
     with running(device, sum(parameter.numel() for parameter in torch.model.parameters())):
-        yield kind(torch, jax, given, weights, device), steps
+        yield MappedPair(torch, jax, given, weights, device), steps
 
 
 def _check_sides(torch: Any, jax: Any) -> None:

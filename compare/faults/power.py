@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.comparison.check import prepared
-from compare.comparison.mapped_pair import IN_PAIRS, Comparison
+from compare.comparison.converted import wrongly_converted
+from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.runs import Runs
 from compare.diagnosis.rewriting import Call
 from compare.errors import InputError, NondeterministicError
 from compare.faults.planted_run import Fault, PlantedRun, same
@@ -81,9 +83,9 @@ def power(
     count, outcomes = faults, list[Outcome]()
     with contextlib.ExitStack() as stack:
         stack.enter_context(framework.random.fork_rng())
-        prepare = prepared(Planting, torch, jax, batches, steps, weights, device, progress)
-        planting, steps = stack.enter_context(prepare)
-        planting.steps, planting.seed = steps, seed
+        prepare = prepared(torch, jax, batches, steps, weights, device, progress)
+        pair, steps = stack.enter_context(prepare)
+        planting = Planting(pair, steps, seed)
         progress(Progress("checking without a fault", 0, count))
         planting.check_that_it_matches(name)
         stack.enter_context(warnings.catch_warnings())
@@ -108,25 +110,19 @@ class Change(NamedTuple):
         return self.size / self.rounding if self.rounding else 0.0
 
 
-class Planting(Comparison):
-    """One pair with its weights mapped and its JAX side compiled, to be checked with one fault after another."""
+class Planting:
+    """A mapped pair whose JAX side is compiled once, to be checked with one fault after another."""
 
-    steps = 1
-    seed = 0
-    fault: Fault | None = None
-    """Which is in the torch side at the moment."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, pair: MappedPair, steps: int, seed: int) -> None:
+        self.pair, self.steps, self.seed = pair, steps, seed
+        self.fault: Fault | None = None
+        """Which is in the torch side at the moment."""
+        self.runs = Runs(pair, lambda dtype: self.planted(dtype, self.fault))
         self._compiled: list[tuple[JaxRun, Any]] = []
-
-    def torch_run(self, dtype: str) -> PlantedRun:
-        """Start a run of the torch side, with the fault."""
-        return self.planted(dtype, self.fault)
 
     def planted(self, dtype: str, fault: Fault | None = None, times: float = 1.0) -> PlantedRun:
         """Start a run of the torch side, with a fault or without."""
-        run = PlantedRun(self.torch, dtype, self.device, self.overwritten)
+        run = PlantedRun(self.pair.torch, dtype, self.pair.device, self.pair.overwritten)
         if fault is not None:
             fault.plant(run, times)
         return run
@@ -134,7 +130,7 @@ class Planting(Comparison):
     def check_that_it_matches(self, name: str) -> None:
         """Raise InputError if it does not: a fault would then be one of two."""
         followed, unreplayed = self._check(None)
-        if first_divergence(followed) or unreplayed or self.nondeterministic or self.misconverted:
+        if first_divergence(followed) or unreplayed or self.pair.nondeterministic or wrongly_converted(self.pair):
             raise InputError(
                 f"power is measured on a port that matches, and {name} does not: see what compare.check(...) says of it"
             )
@@ -143,7 +139,7 @@ class Planting(Comparison):
         """Give faults in the order in which they are to be planted: those with which the torch side still runs."""
         rng = np.random.default_rng(self.seed)
         self._record(self.planted("float64"), steps=1)
-        for places in shuffled(faults(self.planted, self.batches, self.stepper.draws[0], rng), rng):
+        for places in shuffled(faults(self.planted, self.pair.batches, self.runs.stepper.draws[0], rng), rng):
             while places:
                 fault = places.pop()
                 if self._runs(fault):
@@ -161,14 +157,14 @@ class Planting(Comparison):
     def _record(self, run: PlantedRun, steps: int) -> None:
         """Take steps, for their random numbers."""
         self._begin()
-        for _ in itertools.islice(self.stepper.whole(run), steps):
+        for _ in itertools.islice(self.runs.stepper.whole(run), steps):
             pass
 
     def _begin(self) -> None:
         import torch
 
         torch.manual_seed(self.seed)
-        self.stepper.draws.clear()
+        self.runs.stepper.draws.clear()
 
     def outcome(self, fault: Fault) -> Outcome:
         """Check the pair with a fault, and say where it is caught, or why it is not."""
@@ -192,10 +188,10 @@ class Planting(Comparison):
         self._begin()
         self.fault = fault
         jax64, jax32 = self._jax_runs()
-        streams = self._streams(jax64, lambda: jax32)
-        followed = follow(streams, self.align, self.steps, in_pairs=self.size >= IN_PAIRS)
+        streams = self.runs.streams(jax64, lambda: jax32)
+        followed = follow(streams, self.runs.align, self.steps, in_pairs=self.runs.in_pairs)
         if first_divergence(followed):
-            self._weigh_noise(followed, jax64)
+            self.runs.weigh_noise(followed, jax64)
         if unreplayed := list(jax64.unreplayed):
             self._compiled.clear()  # it belongs to what was compiled
         return followed, unreplayed
@@ -203,9 +199,9 @@ class Planting(Comparison):
     def _jax_runs(self) -> list[JaxRun]:
         """Give the JAX side's two runs, which are compiled once, at their start."""
         if not self._compiled:
-            self._compiled = [(run, run.rngs) for run in map(self.jax_run, ("float64", "float32"))]
+            self._compiled = [(run, run.rngs) for run in map(self.pair.jax_run, ("float64", "float32"))]
         for run, rngs in self._compiled:
-            self.load(run)
+            self.pair.load(run)
             run.rngs = rngs
         return [run for run, _ in self._compiled]
 
@@ -243,7 +239,7 @@ class Planting(Comparison):
                 Why.STEPS,
                 f"in {steps_taken(self.steps)}, nothing reaches the schedule's first change: take {fault.needed}",
             )
-        still = [name for name, module in self.torch.model.named_modules() if not module.training]
+        still = [name for name, module in self.pair.torch.model.named_modules() if not module.training]
         if still and (change := self._first_change(fault, self.steps, training=True)):
             step, stage = change
             return Why.OFF, f"the model is in eval(), where it is off: in train() it shows at step {step}, {stage}"
@@ -271,7 +267,7 @@ class Planting(Comparison):
 
     def _first_change(self, fault: Fault, steps: int, *, training: bool = False) -> tuple[int, str] | None:
         """Give the step and the stage at which a fault first changes anything in the torch side's float64 run."""
-        both, noise = self._both(fault, training=training), 0.0 if self.device == "cpu" else GPU_NOISE
+        both, noise = self._both(fault, training=training), 0.0 if self.pair.device == "cpu" else GPU_NOISE
         for step in range(steps):
             try:
                 ours, theirs = map(self._arrays, next(both))
@@ -306,11 +302,11 @@ class Planting(Comparison):
         if training:
             for run in runs:
                 run.model.train()
-        return zip(*map(self.stepper.whole, runs), strict=False)
+        return zip(*map(self.runs.stepper.whole, runs), strict=False)
 
     def _arrays(self, seen: Observation) -> dict[tuple[str, str], np.ndarray]:
         """Give all that a step shows, by stage and name, but for buffers that are compared with nothing."""
-        compared = {link.torch for link in self.links}
+        compared = {link.torch for link in self.pair.links}
         fields: Sequence[tuple[str, Mapping[Any, Any]]] = (
             ("forward", seen.forward),
             ("loss", {} if seen.loss is None else {"loss": seen.loss}),

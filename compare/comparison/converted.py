@@ -1,0 +1,42 @@
+"""Weights that the port came with, where the user converted them and some of them came out wrong."""
+
+import numpy as np
+
+from compare.comparison.mapped_pair import MappedPair
+from compare.diagnosis.converted_weights import misconverted
+from compare.numerics.distance import EPSILON32, ULPS, distance
+from compare.verdict.divergence import Divergence
+
+
+def wrongly_converted(pair: MappedPair) -> list[Divergence]:
+    """List the weights that the user's own conversion got wrong.
+
+    A port with weights of its own is given torch's, and nothing is said of them. Where a port has more than half of
+    torch's weights already, the user has converted them: the others are then wrong.
+    """
+    right = pair.as_jax(pair.given)
+    both = [
+        (link, link.jax_view(right[link.jax]), link.jax_view(pair.given[link.jax]))
+        for link in pair.links
+        if np.ptp(right[link.jax])  # zeros and ones are equal without any conversion
+    ]
+    near = ULPS * EPSILON32
+    wrong = [(link, ours, theirs) for link, ours, theirs in both if distance(theirs, ours) > near]
+    parameters = {link.torch for link, _, _ in both if link.torch in pair.torch_parameters}
+    converted = parameters - {link.torch for link, _, _ in wrong}
+    if 2 * len(converted) <= len(parameters):
+        return []
+    opinion = f"the port came with torch's weights, but for {len(wrong)} of {len(both)}: look at their conversion"
+    return [
+        Divergence(
+            0,
+            "parameters",
+            link.torch,
+            link.jax,
+            distance(theirs, ours),
+            near,
+            cause=misconverted(link, ours, theirs, near),
+            opinion=opinion,
+        )
+        for link, ours, theirs in wrong
+    ]

@@ -1,0 +1,45 @@
+"""What rounds more on one side, where both compute the same."""
+
+import numpy as np
+
+from compare.comparison.runs import Runs
+from compare.diagnosis.precision_causes import fast_variance, low_precision, without_fast_variance
+from compare.jax_side.run import JaxRun
+from compare.jax_side.side import Flax, Jax
+from compare.numerics.distance import distance
+from compare.step.observation import Observation
+from compare.torch_side.control import ControlledRun
+from compare.verdict.divergence import Cause
+from compare.verdict.following import Followed
+from compare.verdict.quantity import Verdict
+
+
+def precision_causes(runs: Runs, followed: Followed) -> list[Cause]:
+    """Look for the cause of the first `precision` verdict inside the model; an empty list if there is none."""
+    pairs = zip(followed.pairings, followed.quantities, strict=True)
+    found = next(((p, q) for p, q in pairs if q.verdict == Verdict.PRECISION and p.ports), None)
+    if found is None:
+        return []
+    pair, (pairing, quantity) = runs.pair, found
+    batch, draws = pair.batches[0], runs.stepper.draws[0]
+    assert pairing.ports is not None
+    ours, theirs = pairing.ports
+    if quantity.imbalance < 1:
+        with ControlledRun(replay=draws) as controlled:
+            runs.torch_run("float32").step(batch)
+        cause = low_precision(ours.module, quantity, "torch", controlled.dtypes)
+        return [cause] if cause else []
+
+    def jax(dtype: str, side: Flax | Jax) -> np.ndarray:
+        return pairing.jax_array(Observation(forward=pair.jax_run_of(side, dtype).forward(batch, draws)))
+
+    probe = JaxRun(pair.jax, "float32", training=pair.training)
+    probe.probe(batch)
+    if cause := low_precision(theirs.module, quantity, pair.jax.name, probe.dtypes):
+        return [cause]
+    for path in dict.fromkeys((theirs.path, "")):  # where the rounding shows, or anywhere before
+        if found_norms := without_fast_variance(pair.jax, path):
+            slow, norms = found_norms
+            if cause := fast_variance(norms, quantity, distance(jax("float32", slow), jax("float64", pair.jax))):
+                return [cause]
+    return []

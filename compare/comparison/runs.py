@@ -1,0 +1,84 @@
+"""The runs of one mapped pair: both sides in both precisions, and runs that rounding has moved."""
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+
+from compare.alignment.optimizer_state import Settings
+from compare.alignment.pairings import Alignment
+from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.steps import Stepper
+from compare.jax_side.run import JaxRun
+from compare.step.observation import Observation
+from compare.torch_side.run import TorchRun
+from compare.verdict.following import Followed, Streams, weigh_noise
+
+IN_PAIRS = 16_000_000
+"""Number of parameters from which on memory is scarcer than time."""
+
+_MOVED = 2
+"""Runs that rounding has moved. The effect of a single one may be twenty times too small by accident."""
+
+
+class Runs:
+    """Starts runs of a pair, which all take the same steps.
+
+    Args:
+        pair: Both sides.
+        torch_run: Starts a run of the torch side in a precision; the pair's own runs by default.
+
+    """
+
+    def __init__(self, pair: MappedPair, torch_run: Callable[[str], TorchRun] | None = None) -> None:
+        self.pair = pair
+        self.torch_run = torch_run or pair.torch_run
+        self.stepper = Stepper(pair.batches, pair.size)
+        self._settings: Mapping[str, Settings] = {}
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether only two runs at a time fit in memory."""
+        return self.pair.size >= IN_PAIRS
+
+    def streams(self, jax64: JaxRun, jax32: Callable[[], JaxRun]) -> Streams:
+        """Start the runs of both sides: each is there with its first step, and the compiled one begins afresh."""
+
+        def torch64() -> TorchRun:
+            run = self.torch_run("float64")
+            self._settings = run.settings()
+            return run
+
+        def jax64_afresh() -> JaxRun:
+            self.pair.load(jax64)
+            return jax64
+
+        return Streams(
+            lambda: self.stepper.torch(lambda: self.torch_run("float32")),
+            lambda: self.stepper.torch(torch64),
+            lambda: self.stepper.jax(jax64_afresh),
+            lambda: self.stepper.jax(jax32),
+        )
+
+    def align(self, torch: Observation, jax: Observation) -> Alignment:
+        """Pair everything that a step of both sides shows."""
+        return self.pair.align(torch, jax, self._settings)
+
+    def weigh_noise(self, followed: Followed, jax: JaxRun) -> None:
+        """Measure what rounding does to each side, beside a run that is not moved; `jax` is compiled already."""
+
+        def torch_moved(draw: int) -> TorchRun:
+            run = self.torch_run("float64")
+            if draw:
+                run.perturb(draw)
+            return run
+
+        def jax_moved(draw: int) -> JaxRun:
+            run = copy.copy(jax)
+            self.pair.load(run)
+            if draw:
+                run.perturb(draw)
+            return run
+
+        draws = range(_MOVED + 1)
+        weigh_noise(followed, [self.stepper.torch(functools.partial(torch_moved, draw)) for draw in draws], "torch")
+        weigh_noise(followed, [self.stepper.jax(functools.partial(jax_moved, draw)) for draw in draws], "jax")
