@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: compare published test test-all lint benchmark traps power docs clean
+.PHONY: compare published test test-all lint benchmark traps power docs site hooks clean
 
 compare: $(INSTALLED)
 	$(BIN)/python -m compare
@@ -39,6 +39,15 @@ power: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python docs/reference.py
 
+site:
+	$(PYTHON) -m venv $(VENV)-site
+	$(VENV)-site/bin/python -m pip install --quiet "pip>=25.1"
+	$(VENV)-site/bin/python -m pip install --quiet --group site
+	$(VENV)-site/bin/mkdocs build
+
+hooks: $(INSTALLED)
+	$(BIN)/pre-commit install
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
@@ -46,4 +55,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-site site

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from compare.verdict.divergence import Cause, Divergence
     from compare.verdict.quantity import Verdict
 
+if TYPE_CHECKING:
+    __version__: str
+
 _PLACES = {
     "comparison.check": ["check"],
     "conversion": ["copy_weights"],
@@ -69,6 +72,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name: PEP 562."""
     if name == "notebook":
         return importlib.import_module("compare.notebook")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("netparity")
     for place, names in _PLACES.items():
         if name in names:
             value = getattr(importlib.import_module(f"compare.{place}"), name)

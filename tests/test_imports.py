@@ -1,10 +1,13 @@
 """What importing each package loads, and that nothing outside the repository is read."""
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import compare
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,6 +24,23 @@ def test_importing_loads_no_other_framework(package: str, unloaded: list[str]) -
     code = f"import sys, {package}; print([name for name in {unloaded} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_importing_the_package_loads_little_of_it() -> None:
+    code = "import sys, compare; print(len([name for name in sys.modules if name.partition('.')[0] == 'compare']))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) <= 15
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(compare, name) is not None for name in compare.__all__)
+    assert {*compare.__all__} <= {*dir(compare)}
+    with pytest.raises(AttributeError, match="has no attribute 'chekc'"):
+        compare.chekc  # noqa: B018
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert compare.__version__ == importlib.metadata.version("netparity")
 
 
 def test_nothing_reads_outside_the_repository() -> None:
