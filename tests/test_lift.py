@@ -13,7 +13,8 @@ from flax import linen, nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compare.jax_side.lift import lift, lift_nnx, lifted_linen
+from compare.jax_side.lift import lift
+from compare.jax_side.lift_modules import lift_nnx, lifted_linen
 from compare.numerics.constants import restored
 from compare.torch_side.control import ControlledRun
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.jax_side.lift import lift_nnx
+from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.record import JaxRecord
 
 

@@ -1,193 +1,201 @@
-"""A traced JAX program, run with float64 in the place of every lower precision."""
+"""A traced JAX program, run one operation after another: the one interpreter, with hooks for what is done otherwise.
 
+`Interpreter` alone computes what the program computes. `lift.Lifter` computes it in float64, `replay.Replayer` with
+torch's random numbers. Programs within the program (loops, branches, checkpoints) are built anew around the hooks, by
+JAX's public functions; what runs a program and does nothing else, such as jit, is run in place.
+"""
+
+import contextlib
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from compare.numerics.constants import BITS, restored
-
-WIDE = {"float32": "float64", "float16": "float64", "bfloat16": "float64", "complex64": "complex128"}
-"""What each low precision becomes."""
-
-
-def note(pinned: list[str], text: str) -> None:
-    """Add what could not be lifted, once."""
-    if text not in pinned:
-        pinned.append(text)
-
-
-def _low(dtype: Any) -> bool:
-    return str(dtype) in WIDE
+from compare.jax_side.primitives import (
+    Cond,
+    Kind,
+    Program,
+    Scan,
+    ShardMap,
+    While,
+    bind,
+    called,
+    is_literal,
+    kind,
+)
 
 
-class Lifter:
-    """Runs a traced program in float64.
+class Interpreter:
+    """Runs a traced program.
 
-    Nested programs (jit, checkpoint, custom derivatives) are run in place: they have been differentiated. Loops and
-    branches are built anew, because the types of what they carry change.
+    A subclass overrides `operation` for single operations, `constant` for the numbers and arrays that the program
+    contains, and `carried` for what goes from one program into another.
+
+    It may also put values in, and take values out, at places of its own: `places` says how many of these an operation
+    has, and `run` takes one value (or None) for each, in order of execution. What a subclass adds to `shown` comes
+    out of scans and checkpoints as well. A scan has the places of all its iterations one after another; what its
+    iterations show comes out stacked.
     """
 
-    def __init__(self, pinned: list[str]) -> None:
-        self.pinned = pinned
-
-    def run(self, program: Any, args: Sequence[Any]) -> list[Any]:
-        """Evaluate a `ClosedJaxpr` or a `Jaxpr` without constants."""
-        from jax.extend.core import Literal
-
-        jaxpr, constants = getattr(program, "jaxpr", program), getattr(program, "consts", ())
-        values: dict[Any, Any] = dict(zip(jaxpr.invars, args, strict=True))
-        values |= {var: self.constant(value) for var, value in zip(jaxpr.constvars, constants, strict=True)}
-
-        def read(atom: Any) -> Any:
-            return self.constant(atom.val) if isinstance(atom, Literal) else values[atom]
-
-        last = {atom: position for position, eqn in enumerate(jaxpr.eqns) for atom in eqn.invars if _is_variable(atom)}
-        kept = {atom for atom in jaxpr.outvars if _is_variable(atom)}
-        for position, eqn in enumerate(jaxpr.eqns):
-            outputs = self.equation(eqn, [read(atom) for atom in eqn.invars])
-            values.update(zip(eqn.outvars, outputs, strict=True))
-            for atom in {atom for atom in eqn.invars if _is_variable(atom)} - kept:
-                if last[atom] == position:
-                    del values[atom]  # an array that nothing reads any more
-        return [read(atom) for atom in jaxpr.outvars]
+    def __init__(self) -> None:
+        self.shown: list[Any] = []
+        """Values from within the program that `operation` has put here, in order of execution."""
 
     def constant(self, value: Any) -> Any:
-        """Lift a number or an array that the program contains."""
+        """Give what stands for a number or an array that the program contains."""
+        return value
+
+    def carried(self, value: Any, variable: Any) -> Any:
+        """Give what stands for a value that a loop hands on or a branch gives; its type must not depend on the code."""
+        del variable
+        return value
+
+    def places(self, eqn: Any) -> int:
+        """Tell at how many places within one operation, itself or the programs in it, a value is put in."""
+        del eqn
+        return 0
+
+    def operation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Evaluate one operation that runs no program; `given` has a value for each of its places."""
+        del given
+        return bind(eqn, args)
+
+    def run(self, program: Any, args: Sequence[Any], given: Sequence[Any] = ()) -> list[Any]:
+        """Evaluate a `ClosedJaxpr`, or a `Jaxpr` without constants, with a value for each of its places."""
+        constants, variables, parameters, equations, outputs = Program.of(program)
+        values: dict[Any, Any] = dict(zip(parameters, args, strict=True))
+        values |= {var: self.constant(value) for var, value in zip(variables, constants, strict=True)}
+
+        def read(atom: Any) -> Any:
+            return self.constant(atom.val) if is_literal(atom) else values[atom]
+
+        last = {atom: number for number, eqn in enumerate(equations) for atom in eqn.invars if not is_literal(atom)}
+        kept = {atom for atom in outputs if not is_literal(atom)}
+        rest = iter(given)
+        for number, eqn in enumerate(equations):
+            own = list(itertools.islice(rest, self.places(eqn)))
+            found = self.equation(eqn, [read(atom) for atom in eqn.invars], own)
+            values.update(zip(eqn.outvars, found, strict=True))
+            for atom in {atom for atom in eqn.invars if not is_literal(atom)} - kept:
+                if last[atom] == number:
+                    del values[atom]  # an array that nothing reads any more
+        return [read(atom) for atom in outputs]
+
+    def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Evaluate one operation, and the programs that it runs."""
+        return getattr(self, _METHODS[kind(eqn)])(eqn, args, given)
+
+    def call(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Run the program of a call in place."""
+        return self.run(called(eqn), args, given)
+
+    def checkpoint(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Run the program of a checkpoint in place: nothing is differentiated any more."""
+        return self.run(called(eqn), args, given)
+
+    def scan(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Build a scan anew; each iteration has its own values for its places."""
         import jax
         import jax.numpy as jnp
 
-        dtype = getattr(value, "dtype", None)
-        if dtype is None or isinstance(value, jax.core.Tracer) or str(dtype) not in (*WIDE, "float64"):
-            return value
-        if str(dtype) == "complex64":
-            return jnp.asarray(value, jnp.complex128)
-        array = np.asarray(value).astype(np.float64)
-        rounding = str(dtype) if str(dtype) in BITS else "float32"
-        # JAX writes `np.float32(0.1) * x` into a float64 program as the float64 number that np.float32(0.1) is. A
-        # float64 number is one of float32 by accident once in 2**29 times.
-        with np.errstate(over="ignore"):
-            if str(dtype) == "float64" and not np.array_equal(array.astype(np.float32), array, equal_nan=True):
-                return value
-        meant = restored(array, rounding)
-        if meant is None:
-            what = f"of shape {array.shape}" if array.ndim else f"{array:.9g}"
-            note(self.pinned, f"a constant {what} in the JAX side's program, rounded to {rounding}")
-        return array if meant is None else meant
-
-    def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
-        """Evaluate one operation."""
-        import jax
-
-        name, params = eqn.primitive.name, eqn.params
-        if name == "scan":
-            return self.scan(params, args)
-        if name == "while":
-            return self.while_loop(params, args)
-        if name == "cond":
-            branches = [functools.partial(self._positional, branch) for branch in params["branches"]]
-            return list(jax.lax.switch(args[0], branches, *args[1:]))
-        if name == "reduce_precision":
-            return args
-        if name == "bitcast_convert_type":  # the bits are those of the precision that the code meant
-            return _as_written(eqn, args)
-        if name in _IN_PLACE:
-            return self.run(params["call_jaxpr" if "call_jaxpr" in params else "jaxpr"], args)
-        try:
-            outputs = _bind(eqn, args, {name: self.parameter(value) for name, value in params.items()})
-        except (TypeError, NotImplementedError):  # it knows no float64
-            outputs = None
-        if outputs is None or any(_low(output.dtype) for output in outputs):
-            note(self.pinned, f"{name}, which computes in the precision that it was written for")
-            outputs = _as_written(eqn, args)
-        return outputs
-
-    def _positional(self, program: Any, *args: Any) -> list[Any]:
-        return self.run(program, args)
-
-    def parameter(self, value: Any) -> Any:
-        """Lift an operation's parameter: a dtype, or a program that it applies to single elements of its arguments."""
-        import jax
-        from jax.extend.core import ClosedJaxpr, Jaxpr
-
-        if isinstance(value, np.dtype | type):
-            return np.dtype(WIDE[str(np.dtype(value))]) if _is_dtype(value) and _low(np.dtype(value)) else value
-        if isinstance(value, jax.lax.DotAlgorithm | jax.lax.DotAlgorithmPreset):
-            return None
-        if isinstance(value, ClosedJaxpr | Jaxpr):
-            avals: list[Any] = [var.aval for var in getattr(value, "jaxpr", value).invars]
-            shapes = [jax.ShapeDtypeStruct(aval.shape, WIDE.get(str(aval.dtype), aval.dtype)) for aval in avals]
-            lifted = jax.make_jaxpr(functools.partial(self._positional, value))(*shapes)
-            return lifted if isinstance(value, ClosedJaxpr) else lifted.jaxpr
-        if isinstance(value, tuple):
-            items = [self.parameter(item) for item in value]
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        return value
-
-    def scan(self, params: Any, args: list[Any]) -> list[Any]:
-        """Build a scan anew."""
-        import jax
-
-        constants, carry = params["num_consts"], params["num_carry"]
-        fixed, start, sequences = args[:constants], args[constants : constants + carry], args[constants + carry :]
+        loop = Scan.of(eqn)
+        split, carry = loop.constants, loop.carry
+        inside = Program.of(loop.program).arguments[split : split + carry]
+        fixed, start, sequences = args[:split], args[split : split + carry], args[split + carry :]
+        each, order = len(given) // loop.length if loop.length else 0, -1 if loop.reverse else 1
+        # Place j of the first iteration, of the second, ...: a sequence to scan over, if all of them have a value.
+        columns = [given[j::each][::order] for j in range(each)]
+        stacked = [None if any(value is None for value in column) else jnp.stack(column) for column in columns]
 
         def body(state: Any, item: Any) -> Any:
-            outputs = self.run(params["jaxpr"], [*fixed, *state, *item])
-            return outputs[:carry], outputs[carry:]
+            values, own = item
+            outputs, shown = self.enclosed(loop.program, [*fixed, *state, *values], own)
+            return self._carried(outputs[:carry], inside), (outputs[carry:], shown)
 
-        state, stacked = jax.lax.scan(
-            body, start, sequences, params["length"], reverse=params["reverse"], unroll=params["unroll"]
+        state, (collected, shown) = jax.lax.scan(
+            body,
+            self._carried(start, inside),
+            (sequences, stacked),
+            loop.length,
+            reverse=loop.reverse,
+            unroll=loop.unroll,
         )
-        return [*state, *stacked]
+        self.shown += shown
+        return [*state, *collected]
 
-    def while_loop(self, params: Any, args: list[Any]) -> list[Any]:
-        """Build a while loop anew."""
+    def while_loop(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Build a while loop anew. It has no places: how often it runs is not known before."""
         import jax
 
-        split = list(itertools.accumulate((params["cond_nconsts"], params["body_nconsts"])))
-        tested, fixed, start = args[: split[0]], args[split[0] : split[1]], args[split[1] :]
-        return list(
-            jax.lax.while_loop(
-                lambda state: self.run(params["cond_jaxpr"], [*tested, *state])[0],
-                lambda state: self.run(params["body_jaxpr"], [*fixed, *state]),
-                start,
-            )
-        )
+        del given
+        loop = While.of(eqn)
+        first, second = loop.condition_constants, loop.condition_constants + loop.body_constants
+        tested, fixed, start = args[:first], args[first:second], args[second:]
+        inside = Program.of(loop.body).arguments[loop.body_constants :]
+
+        def proceed(state: Any) -> Any:
+            return self._carried(self.enclosed(loop.body, [*fixed, *state])[0], inside)
+
+        def test(state: Any) -> Any:
+            return self.enclosed(loop.condition, [*tested, *state])[0][0]
+
+        return list(jax.lax.while_loop(test, proceed, self._carried(start, inside)))
+
+    def cond(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Build a conditional anew. It has no places: which branch runs is not known before."""
+        import jax
+
+        del given
+        choice = Cond.of(eqn)
+
+        def branch(program: Any, *args: Any) -> list[Any]:
+            return self._carried(self.enclosed(program, args)[0], eqn.outvars)
+
+        branches = [functools.partial(branch, program) for program in choice.branches]
+        if choice.platforms is None:
+            return list(jax.lax.switch(args[0], branches, *args[1:]))
+        named = list(zip(choice.platforms, branches, strict=True))
+        default = next((branch for platforms, branch in named if platforms is None), None)
+        each = {platform: branch for platforms, branch in named for platform in platforms or ()}
+        return list(jax.lax.platform_dependent(*args[1:], default=default, **each))
+
+    def shard_map(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Build a shard_map anew. It has no places: a value for all devices is not the value on one."""
+        import jax
+
+        del given
+        mapped = ShardMap.of(eqn)
+
+        def part(*args: Any) -> tuple[Any, ...]:
+            return tuple(self.enclosed(mapped.program, args)[0])
+
+        return list(jax.shard_map(part, **mapped.options)(*args))
+
+    def enclosed(self, program: Any, args: Sequence[Any], given: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
+        """Run a program within a transformation of JAX's; what it shows is for the transformation to bring out."""
+        with self._aside() as shown:
+            return self.run(program, args, given), shown
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[list[Any]]:
+        before, self.shown = self.shown, []
+        try:
+            yield self.shown
+        finally:
+            self.shown = before
+
+    def _carried(self, values: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+        return [self.carried(value, variable) for value, variable in zip(values, variables, strict=True)]
 
 
-_IN_PLACE = frozenset(
-    {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
-    | {"checkpoint", "remat", "remat2"}
-)
-"""Operations that do nothing but run a program."""
-
-
-def _is_variable(atom: Any) -> bool:
-    from jax.extend.core import Literal
-
-    return not isinstance(atom, Literal)
-
-
-def _is_dtype(value: Any) -> bool:
-    return isinstance(value, np.dtype) or issubclass(value, np.generic)
-
-
-def _bind(eqn: Any, args: list[Any], params: dict[str, Any]) -> list[Any]:
-    outputs = eqn.primitive.bind(*args, **params)
-    return list(outputs) if eqn.primitive.multiple_results else [outputs]
-
-
-def _as_written(eqn: Any, args: list[Any]) -> list[Any]:
-    """Evaluate one operation in its own precision, between casts."""
-    import jax
-
-    narrow = [
-        jax.lax.convert_element_type(arg, var.aval.dtype) if _low(var.aval.dtype) else arg
-        for arg, var in zip(args, eqn.invars, strict=True)
-    ]
-    return [
-        jax.lax.convert_element_type(output, WIDE[str(output.dtype)]) if _low(output.dtype) else output
-        for output in _bind(eqn, narrow, eqn.params)
-    ]
+_METHODS: dict[Kind | None, str] = {
+    None: "operation",
+    Kind.ELEMENTS: "operation",
+    Kind.CALL: "call",
+    Kind.CHECKPOINT: "checkpoint",
+    Kind.SCAN: "scan",
+    Kind.WHILE: "while_loop",
+    Kind.COND: "cond",
+    Kind.SHARD_MAP: "shard_map",
+}
+"""The method of `Interpreter` for each kind of operation."""

@@ -5,16 +5,18 @@ and literals that are already rounded stay behind. So a step is traced, under fl
 the program that comes out of the trace is run again with every lower precision replaced by float64.
 """
 
-import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from compare.errors import InputError
-from compare.jax_side.jaxpr import WIDE, Lifter, note
+from compare.jax_side.jaxpr import Interpreter
+from compare.jax_side.lift_modules import lifted_linen
+from compare.jax_side.primitives import Program, bind, is_program, is_tracer
+from compare.numerics.constants import LOW, restored
 
 
 def lift(step: Callable[..., Any], pinned: list[str]) -> Callable[..., Any]:
@@ -22,9 +24,10 @@ def lift(step: Callable[..., Any], pinned: list[str]) -> Callable[..., Any]:
 
     A whole training step is lifted at once, `jax.value_and_grad` inside it: what a function is differentiated to (0
     for `jax.nn.relu` at 0) was decided when it was traced. Integers, booleans, keys and random bits stay as they are,
-    but random floats that JAX draws under float64 are others than those in float32: `compare.replay_jax` is for them.
+    but random floats that JAX draws under float64 are others than those in float32: `replay.replaying` is for them.
 
-    Linen modules are traced in float64 from within; for nnx, whose modules are made before, see `lift_nnx`.
+    Linen modules are traced in float64 from within; for nnx, whose modules are made before, see
+    `lift_modules.lift_nnx`.
 
     Args:
         step: A function of pytrees of arrays, floating-point ones in float64, that gives such a pytree.
@@ -37,7 +40,7 @@ def lift(step: Callable[..., Any], pinned: list[str]) -> Callable[..., Any]:
     def lifted(*args: Any) -> Any:
         closed, shape = _traced(step, args, pinned)
         values = jax.tree.leaves(args)
-        variables = closed.jaxpr.invars
+        variables = Program.of(closed).arguments
         # A program traced without float64 takes 32-bit integers.
         values = [
             jax.lax.convert_element_type(value, variable.aval.dtype) if _integer(variable.aval) else value
@@ -49,60 +52,116 @@ def lift(step: Callable[..., Any], pinned: list[str]) -> Callable[..., Any]:
     return lifted
 
 
-def lift_nnx(model: Any) -> None:
-    """Set each low-precision dtype that a module of `model` keeps as an attribute to float64, in place.
+class Lifter(Interpreter):
+    """Runs a traced program in float64. What it cannot lift it adds to `pinned`, once."""
 
-    Its variables are left as they are. The model's graph definition takes part in this: split it afterwards.
+    def __init__(self, pinned: list[str]) -> None:
+        super().__init__()
+        self.pinned = pinned
 
-    Args:
-        model: An `nnx.Module`, the caller's own copy.
+    def constant(self, value: Any) -> Any:
+        """Lift a number or an array that the program contains."""
+        import jax.numpy as jnp
 
-    """
-    from flax import nnx
+        dtype = getattr(value, "dtype", None)
+        if dtype is None or is_tracer(value) or str(dtype) not in (*LOW, "float64"):
+            return value
+        if str(dtype) == "complex64":
+            return jnp.asarray(value, jnp.complex128)
+        array = np.asarray(value).astype(np.float64)
+        rounding = str(dtype) if str(dtype) in LOW else "float32"
+        # JAX writes `np.float32(0.1) * x` into a float64 program as the float64 number that np.float32(0.1) is. A
+        # float64 number is one of float32 by accident once in 2**29 times.
+        with np.errstate(over="ignore"):
+            if str(dtype) == "float64" and not np.array_equal(array.astype(np.float32), array, equal_nan=True):
+                return value
+        meant = restored(array, rounding)
+        if meant is None:
+            what = f"of shape {array.shape}" if array.ndim else f"{array:.9g}"
+            self._note(f"a constant {what} in the JAX side's program, rounded to {rounding}")
+        return array if meant is None else meant
 
-    for _, module in nnx.iter_modules(model):
-        for name, value in list(vars(module).items()):
-            if (wide := _wide_attribute(name, value)) is not None:
-                setattr(module, name, wide)
+    def carried(self, value: Any, variable: Any) -> Any:
+        """Cast to the type that the variable has in float64.
+
+        A float32 program has float32 in both branches of a conditional. Lifted, one of them may give a float64 array
+        and the other a Python number or a NumPy array, which JAX takes for another type.
+        """
+        return _cast(value, _wide(variable.aval.dtype))
+
+    def operation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Evaluate one operation in float64; if it knows none, in its own precision."""
+        del given
+        name = eqn.primitive.name
+        if name == "reduce_precision":
+            return args
+        if name == "bitcast_convert_type":  # the bits are those of the precision that the code meant
+            return _as_written(eqn, args)
+        try:
+            outputs = bind(eqn, args, **{name: self._parameter(value) for name, value in eqn.params.items()})
+        except (TypeError, NotImplementedError):  # it knows no float64
+            outputs = None
+        if outputs is None or any(_low(output.dtype) for output in outputs):
+            self._note(f"{name}, which computes in the precision that it was written for")
+            outputs = _as_written(eqn, args)
+        return outputs
+
+    def _parameter(self, value: Any) -> Any:
+        """Lift an operation's parameter: a dtype, or a program that it applies to single elements of its arguments."""
+        import jax
+
+        if isinstance(value, np.dtype | type):
+            return np.dtype(_wide(np.dtype(value))) if _is_dtype(value) and _low(np.dtype(value)) else value
+        if isinstance(value, jax.lax.DotAlgorithm | jax.lax.DotAlgorithmPreset):
+            return None
+        if is_program(value):
+            avals: list[Any] = [variable.aval for variable in Program.of(value).arguments]
+            shapes = [jax.ShapeDtypeStruct(aval.shape, _wide(aval.dtype)) for aval in avals]
+            lifted = jax.make_jaxpr(lambda *args: self.enclosed(value, args)[0])(*shapes)
+            return lifted if isinstance(value, type(lifted)) else lifted.jaxpr
+        if isinstance(value, tuple):
+            items = [self._parameter(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return value
+
+    def _note(self, text: str) -> None:
+        note(self.pinned, text)
 
 
-@contextlib.contextmanager
-def lifted_linen() -> Iterator[None]:
-    """Set each low-precision dtype of every Linen module that runs meanwhile to float64, and back again at the end.
-
-    It takes effect before the module's own `setup` does, which is intercepted as well, so that submodules are made
-    with the new dtype, whether in `setup` or in a compact method.
-    """
-    from flax import linen
-
-    changed: list[tuple[Any, str, Any]] = []
-
-    def widen(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        for name, value in list(vars(context.module).items()):
-            if (wide := _wide_attribute(name, value)) is not None:
-                object.__setattr__(context.module, name, wide)  # a Linen module is frozen
-                changed.append((context.module, name, value))
-        return function(*args, **kwargs)
-
-    try:
-        with linen.intercept_methods(widen):
-            yield
-    finally:
-        for module, name, value in changed:
-            object.__setattr__(module, name, value)
+def note(pinned: list[str], text: str) -> None:
+    """Add what could not be lifted, once."""
+    if text not in pinned:
+        pinned.append(text)
 
 
-def _wide_attribute(name: str, value: Any) -> Any:
-    """Give the dtype to put in the place of an attribute's value, or None if that is not a low-precision dtype."""
+def _low(dtype: Any) -> bool:
+    return str(dtype) in LOW
+
+
+def _wide(dtype: Any) -> Any:
+    return LOW[str(dtype)].wide if _low(dtype) else dtype
+
+
+def _cast(value: Any, dtype: Any) -> Any:
+    import jax
     import jax.numpy as jnp
 
-    if isinstance(value, np.dtype):
-        low = value.name
-    elif isinstance(value, type):  # jnp.float32, np.float32
-        low = value.__name__
-    else:
-        low = value if isinstance(value, str) and "dtype" in name else ""
-    return jnp.dtype(WIDE[low]) if low in WIDE else None
+    if jnp.issubdtype(dtype, jax.dtypes.extended):  # a random key
+        return value
+    return jax.lax.convert_element_type(value, dtype)
+
+
+def _is_dtype(value: Any) -> bool:
+    return isinstance(value, np.dtype) or issubclass(value, np.generic)
+
+
+def _as_written(eqn: Any, args: list[Any]) -> list[Any]:
+    """Evaluate one operation in its own precision, between casts."""
+    narrow = [
+        _cast(arg, variable.aval.dtype) if _low(variable.aval.dtype) else arg
+        for arg, variable in zip(args, eqn.invars, strict=True)
+    ]
+    return [_cast(output, _wide(output.dtype)) for output in bind(eqn, narrow)]
 
 
 def _traced(step: Callable[..., Any], args: Any, pinned: list[str]) -> tuple[Any, Any]:

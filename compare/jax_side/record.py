@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from compare.jax_side.primitives import trace_state
 from compare.step.observation import Port
 
 
@@ -24,14 +25,14 @@ class JaxRecord:
         """Modules that ran inside a transformation (scan, vmap, checkpoint), whose values do not come out of it."""
         self._given = given or {}
         self._calls: Counter[str] = Counter()
-        self._trace = _trace()
+        self._trace = trace_state()
 
     def call(self, path: str, function: Callable[..., Any], args: Any, kwargs: Any, module: Any = None) -> Any:
         """Call a module's function, and record what goes in and what comes out."""
         call = self._calls[path]
         self._calls[path] += 1
         self.modules.setdefault(path, module)
-        if _trace() != self._trace:
+        if trace_state() != self._trace:
             self.hidden[path] = None
             return function(*args, **kwargs)
         args, kwargs = self._keep(path, call, "input", (args, kwargs))
@@ -50,12 +51,6 @@ class JaxRecord:
             return given[name].astype(leaf.dtype) if name in given else leaf
 
         return jax.tree_util.tree_map_with_path(replaced, tree)
-
-
-def _trace() -> Any:
-    from jax.extend.core import get_opaque_trace_state
-
-    return get_opaque_trace_state(convention="flax")
 
 
 def leaves(tree: Any) -> list[tuple[str, Any]]:

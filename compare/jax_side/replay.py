@@ -12,6 +12,19 @@ from typing import Any
 import numpy as np
 
 from compare.jax_side.draw_matching import match
+from compare.jax_side.jaxpr import Interpreter
+from compare.jax_side.primitives import (
+    BITS,
+    JIT,
+    KINDS,
+    Kind,
+    Program,
+    Scan,
+    bind,
+    called,
+    checkpoint_options,
+    programs,
+)
 from compare.step.draws import NO_HINTS, Draw, Hints, Site
 
 Values = tuple[dict[str, np.ndarray], ...]
@@ -61,13 +74,13 @@ def replaying(
         with _recognizable():
             closed, shape = jax.make_jaxpr(fresh, return_shape=True)(*args)
         draws = [Site(kind, tuple(value.shape)) for item in values for kind, value in item.items()]
-        sites = list(_sites(closed.jaxpr))
+        sites = list(_sites(closed))
         matching = match(draws, sites, hints)
         unreplayed.extend(matching.unreplayed)
         guessed.extend(matching.guessed)
         arrays = [value for item in values for value in item.values()]
         placed = [None if found is None else found[1](arrays[found[0]]) for found in matching.placed]
-        outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), placed)
+        outputs = Replayer().run(closed, jax.tree.leaves(args), placed)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return replayed
@@ -93,7 +106,7 @@ def _names() -> dict[str, str]:
     for kind, sample in _SAMPLES.items():
         with jax.disable_jit(disable=False):
             traced = jax.make_jaxpr(functools.partial(sample, jax.random))(jax.random.key(0))
-        names[traced.jaxpr.eqns[-1].params["name"]] = kind
+        names[Program.of(traced).equations[-1].params["name"]] = kind
     return names
 
 
@@ -123,109 +136,62 @@ def _recognizable() -> Iterator[None]:
         yield
 
 
+class Replayer(Interpreter):
+    """Runs a traced program with recorded draws in the place of its own; its places are where it draws."""
+
+    def places(self, eqn: Any) -> int:
+        """Count where an operation draws, in all iterations."""
+        return sum(1 for _ in _drawn(eqn))
+
+    def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Evaluate an operation; one without recorded draws as it is, with its custom derivatives."""
+        if all(draw is None for draw in given):
+            return bind(eqn, args)
+        if kind := _kind(eqn):
+            return [_standing_in(kind, given[0], args, eqn.outvars[0].aval.dtype)]
+        return super().equation(eqn, args, given)
+
+    def checkpoint(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Build a checkpoint anew: it is yet to be differentiated."""
+        import jax
+
+        run = functools.partial(self.enclosed, called(eqn))
+        outputs, shown = jax.checkpoint(run, **checkpoint_options(eqn))(args, given)
+        self.shown += shown
+        return outputs
+
+
 def _kind(eqn: Any) -> str | None:
     """Tell what kind of random numbers an operation draws, or None if it does not draw."""
     import jax
     import jax.numpy as jnp
 
-    if eqn.primitive.name in ("random_bits", "rng_bit_generator", "rng_uniform"):
+    if eqn.primitive.name in BITS:
         return "bits"
-    if eqn.primitive.name not in _CALLS or (kind := _names().get(eqn.params["name"])) is None:
+    if eqn.primitive.name != JIT or (kind := _names().get(eqn.params["name"])) is None:
         return None
     return kind if jnp.issubdtype(eqn.invars[0].aval.dtype, jax.dtypes.prng_key) else None
 
 
-_CALLS = frozenset({"jit", "pjit"})
-
-_CHECKPOINTS = frozenset({"checkpoint", "remat", "remat2"})
-
-
-def _sites(jaxpr: Any) -> Iterator[Site]:
+def _sites(program: Any) -> Iterator[Site]:
     """List where a program draws, in order of execution."""
-    from jax.extend.core import jaxprs_in_params
-
-    for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
-        if (kind := _kind(eqn)) is not None:
-            obstacle = "of these random bits it is not known what they become" if kind == "bits" else ""
-            yield Site(kind, tuple(eqn.outvars[0].aval.shape), obstacle)
-            continue
-        inner = [site for nested in jaxprs_in_params(eqn.params) for site in _sites(nested)]
-        if name == "scan":
-            inner = inner * eqn.params["length"]
-        elif name not in _CALLS | _CHECKPOINTS:
-            inner = [site._replace(obstacle=f"it is inside {name}") for site in inner]
-        yield from inner
+    for eqn in Program.of(program).equations:
+        yield from _drawn(eqn)
 
 
-def _evaluate(jaxpr: Any, constants: Sequence[Any], args: Sequence[Any], draws: Sequence[Any]) -> list[Any]:
-    """Run a program with an array, or None, for each of its sites."""
-    import jax
-    from jax.extend.core import Literal, jaxprs_in_params
-
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
-    values |= dict(zip(jaxpr.invars, args, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    position = 0
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        length = 1 if _kind(eqn) else sum(1 for nested in jaxprs_in_params(eqn.params) for _ in _sites(nested))
-        count = length * eqn.params["length"] if eqn.primitive.name == "scan" else length
-        taken, position = list(draws[position : position + count]), position + count
-        if all(draw is None for draw in taken):
-            outputs = _bind(eqn, inputs)
-        elif kind := _kind(eqn):
-            outputs = [_standing_in(kind, taken[0], inputs, eqn.outvars[0].aval.dtype)]
-        elif eqn.primitive.name == "scan":
-            outputs = _scan(eqn.params, inputs, taken)
-        else:
-            nested = eqn.params["jaxpr"]
-            run: Callable[..., list[Any]] = functools.partial(_run, nested)
-            if eqn.primitive.name in _CHECKPOINTS:
-                run = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
-            outputs = run(inputs, taken)
-        values.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _run(program: Any, args: Sequence[Any], draws: Sequence[Any]) -> list[Any]:
-    """Evaluate a `ClosedJaxpr` or a `Jaxpr` without constants."""
-    return _evaluate(getattr(program, "jaxpr", program), getattr(program, "consts", ()), args, draws)
-
-
-def _bind(eqn: Any, inputs: list[Any]) -> list[Any]:
-    """Evaluate one operation as it is."""
-    params = eqn.primitive.get_bind_params(eqn.params)
-    functions, params = params if isinstance(params, tuple) else ((), params)  # a pair before JAX 0.9
-    outputs = eqn.primitive.bind(*functions, *inputs, **params)
-    return list(outputs) if eqn.primitive.multiple_results else [outputs]
-
-
-def _scan(params: Any, inputs: list[Any], draws: list[Any]) -> list[Any]:
-    """Run a loop that draws: each iteration gets its own draws."""
-    import jax
-    import jax.numpy as jnp
-
-    split, carry, length = params["num_consts"], params["num_carry"], params["length"]
-    fixed, start, sequences = inputs[:split], inputs[split : split + carry], inputs[split + carry :]
-    each = len(draws) // length
-    order = -1 if params["reverse"] else 1
-    # Site j of the first iteration, of the second, ...: a sequence to scan over, if there is a draw for all of them.
-    columns = [draws[j::each][::order] for j in range(each)]
-    stacked = [None if any(draw is None for draw in column) else jnp.stack(column) for column in columns]
-
-    def body(state: Any, item: Any) -> Any:
-        values, taken = item
-        outputs = _run(params["jaxpr"], [*fixed, *state, *values], taken)
-        return outputs[:carry], outputs[carry:]
-
-    state, collected = jax.lax.scan(
-        body, start, (sequences, stacked), length, reverse=params["reverse"], unroll=params["unroll"]
-    )
-    return [*state, *collected]
+def _drawn(eqn: Any) -> Iterator[Site]:
+    """List where an operation draws."""
+    if (kind := _kind(eqn)) is not None:
+        obstacle = "of these random bits it is not known what they become" if kind == "bits" else ""
+        yield Site(kind, tuple(eqn.outvars[0].aval.shape), obstacle)
+        return
+    name = eqn.primitive.name
+    inner = [site for program in programs(eqn) for site in _sites(program)]
+    if KINDS.get(name) == Kind.SCAN:
+        inner = inner * Scan.of(eqn).length
+    elif name != JIT and KINDS.get(name) != Kind.CHECKPOINT:
+        inner = [site._replace(obstacle=f"it is inside {name}") for site in inner]
+    yield from inner
 
 
 def _standing_in(kind: str, draw: Any, inputs: list[Any], dtype: Any) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 
 from compare.errors import InputError
 from compare.jax_side.lift import lift
+from compare.jax_side.primitives import Program, programs
 from compare.jax_side.record import JaxRecord, names
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.side import Flax, Jax
@@ -74,7 +75,7 @@ class JaxRun:
         with self._precision():
             inputs = self.arguments(batch)[0]
             program = jax.make_jaxpr(traced)(self.params, self.buffers, self.rngs, inputs)
-        self.dtypes = frozenset(_dtypes(program.jaxpr))
+        self.dtypes = frozenset(_dtypes(program))
 
     def forward(self, batch: Batch, draws: Sequence[Draw] = ()) -> dict[Port, Any]:
         """Run the model forward alone, and show what its modules take and give."""
@@ -255,10 +256,8 @@ class JaxRun:
         )
 
 
-def _dtypes(jaxpr: Any) -> Iterator[str]:
-    from jax.extend.core import jaxprs_in_params
-
-    for eqn in jaxpr.eqns:
+def _dtypes(program: Any) -> Iterator[str]:
+    for eqn in Program.of(program).equations:
         yield from (str(variable.aval.dtype) for variable in eqn.outvars if hasattr(variable.aval, "dtype"))
-        for nested in jaxprs_in_params(eqn.params):
+        for nested in programs(eqn):
             yield from _dtypes(nested)

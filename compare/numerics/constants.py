@@ -6,11 +6,28 @@ by 3e-9, ten million times float64's rounding, and looks like a bug. What was me
 
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
-"""The significant bits of each low precision, the leading one among them."""
+
+class LowPrecision(NamedTuple):
+    """A floating-point format of less precision than float64."""
+
+    wide: str
+    """The format that takes its place in a float64 run."""
+    bits: int
+    """Its significant bits, the leading one among them; of a complex number's parts."""
+
+
+LOW = {
+    "float32": LowPrecision(wide="float64", bits=24),
+    "float16": LowPrecision(wide="float64", bits=11),
+    "bfloat16": LowPrecision(wide="float64", bits=8),
+    "complex64": LowPrecision(wide="complex128", bits=24),
+    "complex32": LowPrecision(wide="complex128", bits=11),
+}
+"""Every low precision, by the name that both frameworks give it."""
 
 LARGEST = 4096
 """Arrays with more elements than this are tables, which no one writes out as literals: they are not searched."""
@@ -32,7 +49,7 @@ def restored(array: np.ndarray, dtype: str = "float32") -> np.ndarray | None:
 
     Args:
         array: Floating-point values of any shape that `dtype` holds exactly, in whatever dtype they are now.
-        dtype: The precision to which they were rounded, a key of `BITS`.
+        dtype: The precision to which they were rounded, a key of `LOW`.
 
     """
     values = np.asarray(array, np.float64)
@@ -42,7 +59,7 @@ def restored(array: np.ndarray, dtype: str = "float32") -> np.ndarray | None:
     if values.size > LARGEST:
         return None
     different, places = np.unique(values, return_inverse=True)
-    meant = [_meant(float(value), BITS[dtype]) for value in different]
+    meant = [_meant(float(value), LOW[dtype].bits) for value in different]
     if None in meant:
         return None
     return np.asarray(meant, np.float64)[places].reshape(values.shape)
@@ -60,7 +77,7 @@ def _meant(value: float, bits: int) -> float | None:
         decimal = float(f"{value:.{digits}e}")
         if rounded(decimal, bits) == value:
             return decimal
-    if bits == BITS["float32"]:
+    if bits == LOW["float32"].bits:
         if (named := _named().get(abs(value))) is not None:
             return math.copysign(named, value)
         return value if numerator <= 2 ** (bits // 2) else None
@@ -75,4 +92,4 @@ def _named() -> dict[float, float]:
     found = constants + [1 / constant for constant in constants]
     for n in range(2, 1025):
         found += [1 / n, n**-0.5, math.sqrt(n)]
-    return {rounded(number, BITS["float32"]): number for number in reversed(found)}
+    return {rounded(number, LOW["float32"].bits): number for number in reversed(found)}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from compare.errors import NondeterministicError
-from compare.numerics.constants import BITS, restored
+from compare.numerics.constants import LOW, restored
 from compare.numerics.distance import ULPS
 from compare.step.draws import Draw
 from compare.torch_side.random_calls import RandomCall, random
@@ -189,7 +189,7 @@ class ControlledRun:
         if tensor.dtype not in wide:
             return tensor
         lifted = tensor.to(wide[tensor.dtype])
-        if _dtype(tensor) in BITS and tensor.numel():
+        if tensor.is_floating_point() and tensor.numel():
             meant = restored(lifted.detach().cpu().numpy(), _dtype(tensor))
             if meant is not None:
                 return lifted.new_tensor(meant)
@@ -231,11 +231,7 @@ def _wide() -> "dict[torch.dtype, torch.dtype]":
     """What each low precision becomes."""
     import torch
 
-    low = (torch.float32, torch.bfloat16, torch.float16)
-    return dict.fromkeys(low, torch.float64) | {
-        torch.complex64: torch.complex128,
-        torch.complex32: torch.complex128,
-    }
+    return {getattr(torch, low): getattr(torch, precision.wide) for low, precision in LOW.items()}
 
 
 @functools.cache
