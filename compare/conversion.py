@@ -7,7 +7,7 @@ import numpy as np
 
 from compare.errors import InputError
 from compare.jax_side.layers import linen_layers, linen_names, linen_value, nnx_layers, nnx_variables
-from compare.torch_side.layers import flattened_features, torch_layers
+from compare.torch_side.layers import flattened_features, kept_tensors, torch_layers
 from compare.weights.find import find_links
 from compare.weights.links import WeightMap, to_jax
 
@@ -56,7 +56,7 @@ def copy_weights(
         return tensor.detach().cpu().to(torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype).numpy()
 
     layers = torch_layers(torch_model, None if inputs is None else flattened_features(torch_model, inputs))
-    arrays = {name: array(tensor) for name, tensor in torch_model.state_dict().items()}
+    arrays = {name: array(tensor) for name, tensor in kept_tensors(torch_model).items()}
     if isinstance(flax_model, nnx.Module):
         links = find_links(layers, nnx_layers(flax_model), weights)
         variables = nnx_variables(flax_model)

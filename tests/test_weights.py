@@ -106,11 +106,20 @@ def test_query_key_and_value_go_by_name_alone() -> None:
         pairs(mine, jax_linear_layers(*(f"attn/Dense_{n}" for n in range(4))))
 
 
-def test_what_has_no_partner_is_listed_beside_what_is_likest() -> None:
+def test_only_what_has_no_partner_is_listed() -> None:
+    """A layer that lacks one tensor keeps its partner; one that fits nothing stands beside the likeliest."""
     mine, theirs = linear_layers("a", "b.c"), jax_linear_layers("a", "b/c")
     mine[1].tensors["b.c.bias"] = (4,)
-    with pytest.raises(InputError, match=r"(?m)^  b.c.weight \(4, 4\)  +b/c/kernel \(4, 4\)\n  b.c.bias \(4,\)$"):
+    with pytest.raises(InputError, match=r"(?m)^  b.c.bias \(4,\) +b/c has none$") as error:
         find_links(mine, theirs)
+    assert "weight (4" not in str(error.value)
+    with pytest.raises(InputError, match=r"(?m)^  b has none +b/c/bias \(4,\)$"):
+        find_links(
+            linear_layers("a", "b"), [theirs[0], theirs[1]._replace(tensors={**theirs[1].tensors, "b/c/bias": (4,)})]
+        )
+    other = [theirs[0], theirs[1]._replace(tensors={"b/c/kernel": (4, 5)})]
+    with pytest.raises(InputError, match=r"(?m)^  b.c.weight \(4, 4\)  +b/c/kernel \(4, 5\)\n  b.c.bias \(4,\)$"):
+        find_links(mine, other)
     links = find_links(mine, theirs, {"b.c.bias": None})
     assert len(links) == 2
     assert links.apart == {"b.c.bias": "left out by weights="}

@@ -1,6 +1,9 @@
 """Everything of a training step but what happens inside the model: loss, gradients, optimizer, parameters, buffers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from compare.alignment.optimizer_state import Settings, align_state
 from compare.alignment.pairings import NotCompared, Pairing, align_tensors
@@ -17,8 +20,26 @@ _LOSS = Pairing(
 )
 
 
+NO_PARTNER = "(no partner)"
+
+
+class Constant(NamedTuple):
+    """A buffer that only one side has."""
+
+    side: str
+    """Which has it: "torch" or "jax"."""
+    name: str
+    value: np.ndarray
+    """What it holds before the first step, and must hold after each."""
+
+
 def align_training(
-    links: Sequence[Link], torch: Observation, jax: Observation, settings: Mapping[str, Settings]
+    links: Sequence[Link],
+    torch: Observation,
+    jax: Observation,
+    settings: Mapping[str, Settings],
+    constants: Sequence[Constant] = (),
+    left_out: Container[str] = (),
 ) -> tuple[list[Pairing], list[NotCompared]]:
     """Pair loss, gradients, optimizer state, updates, parameters and buffers, in order of computation.
 
@@ -27,20 +48,17 @@ def align_training(
         torch: The first step of the torch side, in float64.
         jax: The same step of the JAX side.
         settings: Of the torch optimizer, for each parameter.
+        constants: The buffers that no step may change, since the other side has none such.
+        left_out: The tensors of either side that need no partner, by the user's word.
 
     Raises:
-        InputError: Where a gradient or a parameter has no partner.
+        InputError: Where another gradient or parameter has no partner.
 
     """
     pairings = [] if torch.loss is None else [_LOSS]
-    not_compared: list[NotCompared] = []
-    for field, what in (("gradients", "gradient"), ("parameters", "parameter"), ("buffers", "buffer")):
-        for side, seen in (("torch", torch), ("jax", jax)):
-            linked = {getattr(link, side) for link in links}
-            alone = [name for name in getattr(seen, field) if name not in linked]
-            if alone and field != "buffers":
-                raise InputError(f"the {side} side has a {what} without a partner: {', '.join(alone)}")
-            not_compared += [NotCompared(side, name, "a buffer that the other side has not") for name in alone]
+    links = [link for link in links if link.compared]
+    gradients, not_compared = _without_partner(links, torch, jax, constants, left_out)
+    pairings += gradients
     frozen = [link for link in links if link.torch not in torch.gradients and link.jax in jax.gradients]
     not_compared += [
         NotCompared("jax", f"gradient of {link.jax}", "torch's parameter is frozen, requires_grad=False")
@@ -53,4 +71,60 @@ def align_training(
     pairings += align_tensors("update", "updates", links, torch, jax)
     pairings += align_tensors("parameters", "parameters", links, torch, jax)
     pairings += align_tensors("buffers", "buffers", links, torch, jax)
+    pairings += [
+        _one_sided("buffers", "buffers", *constant)
+        for constant in constants
+        if constant.name in (torch if constant.side == "torch" else jax).buffers
+    ]
     return pairings, not_compared + left
+
+
+def _without_partner(
+    links: Sequence[Link],
+    torch: Observation,
+    jax: Observation,
+    constants: Sequence[Constant],
+    left_out: Container[str],
+) -> tuple[list[Pairing], list[NotCompared]]:
+    """Hold the gradients of parameters without a partner against zero; list the buffers that are held against nothing.
+
+    A parameter that the user's word leaves out may be there for nothing, and then its gradient is zero. If it is not,
+    the parameter is trained, and the other side lacks it.
+    """
+    pairings: list[Pairing] = []
+    not_compared: list[NotCompared] = []
+    held = {(constant.side, constant.name) for constant in constants}
+    for side, seen in (("torch", torch), ("jax", jax)):
+        linked = {getattr(link, side) for link in links}
+        for field, what in (("gradients", "gradient"), ("parameters", "parameter")):
+            if alone := [name for name in getattr(seen, field) if name not in linked and name not in left_out]:
+                raise InputError(f"the {side} side has a {what} without a partner: {', '.join(alone)}")
+        pairings += [
+            _one_sided("gradient", "gradients", side, name, np.zeros(to_numpy(gradient).shape))
+            for name, gradient in seen.gradients.items()
+            if name not in linked
+        ]
+        not_compared += [
+            NotCompared(side, name, "left out by weights=") for name in seen.parameters if name not in linked
+        ]
+        not_compared += [
+            NotCompared(side, name, "a buffer that the other side has not")
+            for name in seen.buffers
+            if name not in linked and (side, name) not in held
+        ]
+    return pairings, not_compared
+
+
+def _one_sided(stage: str, field: str, side: str, name: str, value: np.ndarray) -> Pairing:
+    """Hold a tensor that only one side has against a value."""
+
+    def own(observation: Observation) -> np.ndarray:
+        return to_numpy(getattr(observation, field)[name])
+
+    def fixed(observation: Observation) -> np.ndarray:
+        return value
+
+    names, reads = (name, NO_PARTNER), (own, fixed)
+    if side == "jax":
+        names, reads = names[::-1], reads[::-1]
+    return Pairing(stage, *names, *reads)

@@ -141,7 +141,7 @@ class _Check:
             ],
             stages=True,
             modules=pair.kinds,
-            weights=[(named(link, "torch"), named(link, "jax")) for link in pair.links],
+            weights=[(named(link, "torch"), named(link, "jax")) for link in pair.links if link.compared],
         )
 
 

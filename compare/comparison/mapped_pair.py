@@ -12,7 +12,9 @@ import numpy as np
 from compare.alignment.forward import align_modules
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
-from compare.alignment.training import align_training
+from compare.alignment.training import Constant, align_training
+from compare.comparison.shapes import first_difference
+from compare.errors import InputError
 from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.numerics.distance import EPSILON32, ULPS, distance
@@ -21,12 +23,12 @@ from compare.step.draws import Draw, Hints
 from compare.step.layouts import unflattened
 from compare.step.observation import Observation, Port, to_numpy
 from compare.torch_side.control import ControlledRun
-from compare.torch_side.layers import torch_layers
+from compare.torch_side.layers import kept_tensors, torch_layers
 from compare.torch_side.record import Record
 from compare.torch_side.run import TorchRun
 from compare.torch_side.side import Torch
 from compare.verdict.quantity import FACTOR
-from compare.weights.find import find_links
+from compare.weights.find import UnmatchedError, find_links
 from compare.weights.links import WeightMap, to_jax
 
 
@@ -81,6 +83,10 @@ class MappedPair:
         self.unroll = bool(jax_run.hidden) and any(
             isinstance(i, int) for link in self.links for i in link.jax_view.index
         )
+        arrays = {"torch": kept_tensors(torch.model), "jax": jax_run.arrays() if self.links.constants else {}}
+        self.constants = [
+            Constant(side, name, np.array(to_numpy(arrays[side][name]))) for side, name in self.links.constants
+        ]
 
     def _probe(self) -> None:
         """Run the torch model forward twice: see its modules, what it overwrites in place, and if it repeats itself."""
@@ -89,6 +95,7 @@ class MappedPair:
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], record)
         self.probed = first.draws
         self.torch_modules, self.overwritten = record.modules, record.changed()
+        self.torch_shapes = {port: tuple(tensor.shape) for port, tensor in record.seen.items()}
         with ControlledRun(replay=first.draws):
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], again)
         for port, tensor in record.seen.items():
@@ -103,7 +110,11 @@ class MappedPair:
 
     def _find_links(self, weights: Mapping[str, str | None] | None, jax_run: JaxRun) -> WeightMap:
         layers = torch_layers(self.torch.model, self.features), self.jax.layers()
-        return find_links(*layers, weights, order=(list(self.torch_modules), list(jax_run.modules)))
+        try:
+            return find_links(*layers, weights, order=(list(self.torch_modules), list(jax_run.modules)))
+        except UnmatchedError as error:
+            hint = first_difference(error.links, self.torch_shapes, jax_run.shapes)
+            raise InputError("\n".join(filter(None, (str(error), hint)))) from None
 
     def _flattened(self, jax_run: JaxRun) -> dict[str, tuple[int, int]]:
         """See which linear layers take an image's features in another order: channels last, where torch's are first.
@@ -156,7 +167,7 @@ class MappedPair:
 
     def as_jax(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Lay the torch model's weights out as JAX's; `arrays` are JAX's, for what has no link."""
-        tensors = self.torch.model.state_dict(keep_vars=True)
+        tensors = kept_tensors(self.torch.model)
         return to_jax(self.links, {name: to_numpy(tensor) for name, tensor in tensors.items()}, arrays)
 
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
@@ -164,5 +175,5 @@ class MappedPair:
         forward, not_compared = align_modules(self.links, torch, jax, self.kinds)
         rank = {path: number for number, path in enumerate(self.torch_modules)}
         links = sorted(self.links, key=lambda link: rank.get(link.torch.rpartition(".")[0], len(rank)))
-        training, rest = align_training(links, torch, jax, settings)
+        training, rest = align_training(links, torch, jax, settings, self.constants, self.links.apart)
         return Alignment(forward + training, not_compared + rest)

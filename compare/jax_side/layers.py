@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compare.errors import InputError
-from compare.weights.layers import KINDS, Layer, Names, at_path, collect, map_settings
+from compare.weights.layers import KINDS, Layer, Names, Tensor, at_path, collect, map_settings
 
 if TYPE_CHECKING:
     from flax import linen, nnx
@@ -36,7 +36,15 @@ def nnx_variables(model: "nnx.Module") -> dict[str, "nnx.Variable[Any]"]:
 
 def nnx_layers(model: "nnx.Module") -> list[Layer]:
     """List the layers of an nnx module in the order of definition, with all variables of `nnx_variables`."""
-    return collect(model, {_keys(name): tuple(variable.shape) for name, variable in nnx_variables(model).items()})
+    from flax import nnx
+
+    return collect(
+        model,
+        {
+            _keys(name): _tensor(variable, buffer=not isinstance(variable, nnx.Param))
+            for name, variable in nnx_variables(model).items()
+        },
+    )
 
 
 def linen_names(variables: Mapping[str, Any]) -> Names:
@@ -90,9 +98,12 @@ def linen_layers(variables: Mapping[str, Any], module: "linen.Module | None" = N
         InputError: As `linen_names`.
 
     """
-    shapes = {path[1:]: tuple(linen_value(variables, path).shape) for path in linen_names(variables).values()}
+    tensors = {
+        path[1:]: _tensor(linen_value(variables, path), buffer=path[0] != "params")
+        for path in linen_names(variables).values()
+    }
     layers = []
-    for layer in collect(None, shapes):
+    for layer in collect(None, tensors):
         found = _submodule(module, variables, layer.path)
         automatic = re.search(r"(?:^|/)([A-Z]\w*)_\d+$", layer.path)
         name = type(found).__name__ if found is not None else automatic[1] if automatic else ""
@@ -116,8 +127,13 @@ def pytree_names(params: Any) -> Names:
 
 def pytree_layers(params: Any) -> list[Layer]:
     """List the layers of any pytree: an Equinox module, Haiku's parameters, dictionaries and lists of arrays."""
-    shapes = {path: tuple(at_path(params, path).shape) for path in pytree_names(params).values()}
-    return collect(params, shapes)
+    return collect(params, {path: _tensor(at_path(params, path)) for path in pytree_names(params).values()})
+
+
+def _tensor(array: Any, *, buffer: bool = False) -> Tensor:
+    import jax
+
+    return Tensor(tuple(array.shape), buffer, integer=not jax.numpy.issubdtype(array.dtype, np.inexact))
 
 
 def _keys(name: str) -> tuple[Any, ...]:

@@ -48,6 +48,8 @@ class JaxRun:
         self.buffer_names = names(self.buffers, collections=linen)
         self.dtypes: frozenset[str] = frozenset()
         """Of everything that the forward pass computes, if it was probed."""
+        self.shapes: dict[Port, tuple[int, ...]] = {}
+        """Of what each module takes and gives, if it was probed."""
         self.pinned: list[str] = []
         """What could not be lifted to float64, for a person to read."""
 
@@ -76,6 +78,7 @@ class JaxRun:
             inputs = self.arguments(batch)[0]
             program = jax.make_jaxpr(traced)(self.params, self.buffers, self.rngs, inputs)
         self.dtypes = frozenset(_dtypes(program))
+        self.shapes = {port: tuple(program.out_avals[number].shape) for port, number in self.ports.items()}
 
     def forward(self, batch: Batch, draws: Sequence[Draw] = ()) -> dict[Port, Any]:
         """Run the model forward alone, and show what its modules take and give."""

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def torch_layers(model: "torch.nn.Module", flattened: Mapping[str, tuple[int, ...]] | None = None) -> list[Layer]:
-    """List the layers of a torch module, in the order of definition, under all names that `state_dict()` has.
+    """List the layers of a torch module, in the order of definition, under all names that `kept_tensors` has.
 
     Args:
         model: Any module.
         flattened: What `flattened_features` gives, if it was run.
 
     """
-    kept = model.state_dict(keep_vars=True)
+    kept = kept_tensors(model)
     first: dict[int, str] = {}
     several: set[int] = set()
     for name, tensor in kept.items():
@@ -26,14 +26,15 @@ def torch_layers(model: "torch.nn.Module", flattened: Mapping[str, tuple[int, ..
             several.add(id(tensor))
     layers = []
     for path, module in model.named_modules(remove_duplicate=False):
-        own = [*module.named_parameters(path, recurse=False, remove_duplicate=False)]
-        own += module.named_buffers(path, recurse=False, remove_duplicate=False)
-        tensors = {name: kept[name] for name, _ in own if name in kept}
+        parameters = [*module.named_parameters(path, recurse=False, remove_duplicate=False)]
+        buffers = [*module.named_buffers(path, recurse=False, remove_duplicate=False)]
+        tensors = {name: kept[name] for name, _ in [*parameters, *buffers] if name in kept}
         if tensors:
             settings = {
                 **map_settings(module),
                 **({"flattened": flattened[path]} if flattened is not None and path in flattened else {}),
                 "tied": {name: first[id(tensor)] for name, tensor in tensors.items() if id(tensor) in several},
+                "buffers": [name for name, _ in buffers],
                 "integers": [name for name, tensor in tensors.items() if not tensor.is_floating_point()],
             }
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -42,6 +43,12 @@ def torch_layers(model: "torch.nn.Module", flattened: Mapping[str, tuple[int, ..
     # What a module adds to its state by other means has a name all the same, and is accounted for.
     extra = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in kept.items() if name not in named}
     return [*layers, *(Layer(name, "", {"kind": ""}, {name: shape}) for name, shape in extra.items())]
+
+
+def kept_tensors(model: "torch.nn.Module") -> dict[str, Any]:
+    """Name everything that a torch module keeps: what `state_dict()` has, and the buffers that it leaves out."""
+    kept = model.state_dict(keep_vars=True)
+    return {**kept, **{name: buffer for name, buffer in model.named_buffers() if name not in kept}}
 
 
 def flattened_features(model: "torch.nn.Module", inputs: Any) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from compare.errors import InputError
 from compare.numerics.distance import ULPS
 from compare.step.batch import Batch, called, checked_loss, mapped
 from compare.step.observation import Observation, Port, joined, to_numpy
+from compare.torch_side.layers import kept_tensors
 from compare.torch_side.record import Record
 from compare.torch_side.side import Torch
 
@@ -106,8 +107,7 @@ class TorchRun:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Copy parameters and buffers, by name."""
-        tensors = self.model.state_dict(keep_vars=True)
-        return {name: np.array(to_numpy(tensor)) for name, tensor in tensors.items()}
+        return {name: np.array(to_numpy(tensor)) for name, tensor in kept_tensors(self.model).items()}
 
     def buffers(self) -> dict[str, "torch.Tensor"]:
         """Give what the model keeps beside its parameters, such as running statistics, by name."""

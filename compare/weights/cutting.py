@@ -9,11 +9,23 @@ def units(layers: list[Layer]) -> list[Unit]:
     """Make one unit of each layer, with a slot for each tensor by the last part of its name."""
     made = []
     for layer in layers:
-        tied = layer.settings.get("tied", {})
-        slots = [Slot(name, shape, tied=name in tied) for name, shape in layer.tensors.items()]
+        optional = {*layer.settings.get("tied", {}), *_optional_buffers(layer)}
+        integers = layer.settings.get("integers", ())
+        slots = [
+            Slot(name, shape, optional=name in optional, integer=name in integers)
+            for name, shape in layer.tensors.items()
+        ]
         kind = layer.settings.get("kind", "")
         made.append(Unit(layer.path, layer.type, kind, layer.settings, {slot.leaf: (slot,) for slot in slots}))
     return made
+
+
+def _optional_buffers(layer: Layer) -> list[str]:
+    """List a layer's buffers that need no partner: all but the running statistics of a norm."""
+    roles = {ROLES.get(name.replace("/", ".").rsplit(".", 1)[-1]) for name in layer.tensors}
+    norm = layer.settings.get("kind") == "norm" or (not layer.type and {"mean", "var"} <= roles)
+    buffers: list[str] = layer.settings.get("buffers", [])
+    return [] if norm else buffers
 
 
 def torch_units(whole: list[Unit], *, split: bool) -> list[Unit]:

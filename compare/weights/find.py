@@ -7,6 +7,7 @@ names, order and shapes leave a choice, it says so and takes the user's `weights
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +20,8 @@ from compare.weights.layouts import usual
 from compare.weights.links import Arrays, Link, WeightMap
 from compare.weights.matching import Choice, Pair, Pairing, pair
 from compare.weights.stacks import find_stacks, unstacked
-from compare.weights.units import Slot, Unit
-from compare.weights.unmatched import explain
+from compare.weights.units import Unit
+from compare.weights.unmatched import explain, left_alone
 
 
 def find_links(
@@ -54,38 +55,69 @@ def find_links(
     mine, notes = flattened(units(said.without(torch)), theirs)
     apart = dict.fromkeys(sorted(said.apart), "left out by weights=")
     for unit in mine:
-        for leaf, (slot,) in list(unit.slots.items()):
-            if reason := _no_partner(unit, slot):
-                apart[slot.name] = reason
-                del unit.slots[leaf]
+        if counters := unit.slots.pop("num_batches_tracked", None):
+            apart[counters[0].name] = "it counts batches, and nothing in JAX corresponds"
     places = (_places(torch, order and order[0]), _places(jax, order and order[1]))
     found = _pair(mine, theirs, places, said, notes)
     explicit = said.pairs(torch, jax)
     links, undecided = _links(explicit, found.pairs, values)
     links += _ties(torch, links)
-    linked = {link.torch for link in links}
-    missing = [
-        unit for unit in found.torch if any(slot.name not in linked for slots in unit.slots.values() for slot in slots)
-    ]
-    if missing or found.jax or found.ambiguous or undecided:
-        raise InputError(explain(missing, found, undecided))
+    links += _left_out_integers(torch, jax, said.apart)
+    alone = left_alone(found, {link.torch for link in links})
+    if alone.required or found.ambiguous or undecided:
+        raise UnmatchedError(explain(alone, found.ambiguous, undecided), tuple(links))
+    apart |= {slot.name: "an integer that the other side has not" for _, slot in alone.counters}
     first = {name: at for at, name in enumerate(name for layer in torch for name in layer.tensors)}
     links.sort(key=lambda link: first[link.torch])
-    return WeightMap(tuple(links), apart, tuple(notes))
+    constants = tuple((side, slot.name) for side, slot in alone.buffers)
+    return WeightMap(tuple(links), apart, tuple(notes), constants)
 
 
-def _no_partner(unit: Unit, slot: Slot) -> str:
-    if slot.leaf == "num_batches_tracked":
-        return "it counts batches, and nothing in JAX corresponds"
-    if slot.name in unit.settings.get("integers", ()):
-        return "it holds integers, which are no weights"
-    return ""
+class UnmatchedError(InputError):
+    """Two models' weights cannot be matched."""
+
+    def __init__(self, message: str, links: tuple[Link, ...]) -> None:
+        super().__init__(message)
+        self.links = links
+        """What could be matched."""
+
+
+def _left_out_integers(torch: list[Layer], jax: list[Layer], left_out: set[str]) -> list[Link]:
+    """Link the integers of one name that the user's word leaves out on both sides, such as a queue's position.
+
+    They are not compared. But a step goes by them, so both sides must start from the same.
+    """
+    theirs = {name.replace("/", "."): name for name in left_out & _integers(jax).keys()}
+    shapes = _integers(torch), _integers(jax)
+    return [
+        Link(name, theirs[name], compared=False)
+        for name in sorted(left_out & shapes[0].keys() & theirs.keys())
+        if shapes[0][name] == shapes[1][theirs[name]]
+    ]
+
+
+def _integers(layers: list[Layer]) -> dict[str, tuple[int, ...]]:
+    return {name: layer.tensors[name] for layer in layers for name in layer.settings.get("integers", ())}
 
 
 def _places(layers: list[Layer], order: list[str] | None) -> dict[str, int]:
     if order is not None:
         return {path: at for at, path in reversed(list(enumerate(order)))}
     return {layer.path: at for at, layer in enumerate(layers) if layer.settings.get("ordered", True)}
+
+
+class _Sides(NamedTuple):
+    """The units of both sides, and what decides which can be partners."""
+
+    torch: list[Unit]
+    jax: list[Unit]
+    places: tuple[dict[str, int], dict[str, int]]
+    said: overrides.Overrides
+
+    def paired(self, torch: list[Unit], jax: list[Unit], *, partly: bool = False) -> Pairing:
+        """Pair these units of theirs."""
+        order = _inherited(torch, self.places[0]), _inherited(jax, self.places[1])
+        return pair(torch, jax, order, self.said.allows, partly=partly)
 
 
 def _pair(
@@ -95,28 +127,49 @@ def _pair(
     said: overrides.Overrides,
     notes: list[str],
 ) -> Pairing:
-    """Pair the units, at first as they are, then with JAX's stacked layers taken apart."""
-    fused = [any(is_fused(unit) for unit in side) for side in (torch, jax)]
-    mine = [unit for unit in torch_units(torch, split=fused[0] and not fused[1]) if unit.slots]
-
-    def attempt(layers: Iterable[Unit]) -> Pairing:
-        theirs = [unit for unit in jax_units(list(layers), split=fused[1] and not fused[0]) if unit.slots]
-        return pair(mine, theirs, (_inherited(mine, places[0]), _inherited(theirs, places[1])), said.allows)
-
-    found = attempt(jax)
-    if found.torch and found.jax and (stacks := find_stacks(found.torch, jax, found.jax)):
-        again = attempt(layer for unit in jax for layer in unstacked(unit, stacks))
-        if not again.jax:
+    """Pair the units as they are; else with JAX's stacked layers taken apart, or tensor by tensor."""
+    sides = _Sides(torch, jax, places, said)
+    found = _whole(sides, jax)
+    if not (_required(found.torch) and _required(found.jax)):
+        return found
+    if stacks := find_stacks(found.torch, jax, found.jax):
+        again = _whole(sides, [layer for unit in jax for layer in unstacked(unit, stacks)])
+        if not _required(again.jax):
             notes += [
                 f"{path or 'the JAX model'} has {size} layers along its first axis" for path, size in stacks.items()
             ]
             return again
-    if found.torch and found.jax and not any(unit.kind for unit in found.jax):
-        loose = [[part for unit in side for part in single(unit)] for side in (found.torch, found.jax)]
-        rest = pair(loose[0], loose[1], (_inherited(loose[0], places[0]), _inherited(loose[1], places[1])), said.allows)
-        if not rest.jax:
-            return Pairing([*found.pairs, *rest.pairs], [*found.ambiguous, *rest.ambiguous], rest.torch, [])
-    return found
+    return _tensor_by_tensor(sides, found) or _partly(sides, found)
+
+
+def _required(units: Iterable[Unit]) -> list[Unit]:
+    return [unit for unit in units if unit.required]
+
+
+def _whole(sides: _Sides, jax: list[Unit]) -> Pairing:
+    """Pair the layers of both sides; fused projections are split where only one side has them."""
+    fused = [any(is_fused(unit) for unit in side) for side in (sides.torch, jax)]
+    mine = torch_units(sides.torch, split=fused[0] and not fused[1])
+    theirs = jax_units(jax, split=fused[1] and not fused[0])
+    return sides.paired(*([unit for unit in side if unit.slots] for side in (mine, theirs)))
+
+
+def _tensor_by_tensor(sides: _Sides, found: Pairing) -> Pairing | None:
+    """Pair what is left tensor by tensor, where nothing is known of JAX's; None if that leaves any of these."""
+    if any(unit.kind for unit in found.jax):
+        return None
+    rest = sides.paired(*([part for unit in side for part in single(unit)] for side in (found.torch, found.jax)))
+    if _required(rest.jax):
+        return None
+    return Pairing([*found.pairs, *rest.pairs], [*found.ambiguous, *rest.ambiguous], rest.torch, rest.jax)
+
+
+def _partly(sides: _Sides, found: Pairing) -> Pairing:
+    """Pair layers of which one has a tensor that the other lacks, so that this alone is named as the one too many."""
+    rest = sides.paired(found.torch, found.jax, partly=True)
+    if rest.ambiguous:
+        return found
+    return Pairing([*found.pairs, *rest.pairs], found.ambiguous, rest.torch, rest.jax)
 
 
 def _inherited(units: list[Unit], known: Mapping[str, int]) -> dict[str, int]:

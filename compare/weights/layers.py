@@ -46,23 +46,34 @@ class Layer(NamedTuple):
     settings: Mapping[str, Any]
     """What the map needs to know of it.
 
-    `kind` is one of `KINDS`' values, or "". Of torch: `tied`, for each tensor that has several names the first of
-    them; `integers`, its tensors that are no floating point numbers; `flattened`, the shape (C, *spatial) of the
-    features that a linear layer takes flattened, or () where it takes no such thing, if a run has shown it. Of JAX:
-    `ordered`, False where the order of definition is lost. Further those of `SETTINGS` that the module has.
+    `kind` is one of `KINDS`' values, or "". `buffers` are the names of its tensors that are not trained, and `integers`
+    those of its tensors that are not floating-point. Of torch: `tied`, for each tensor that has several names the
+    first of them; `flattened`, the shape (C, *spatial) of the features that a linear layer takes flattened, or () where
+    it takes no such thing, if a run has shown it. Of JAX: `ordered`, False where the order of definition is lost;
+    `stateless`, True where the model has no place for buffers. Further those of `SETTINGS` that the module has.
     """
     tensors: dict[str, tuple[int, ...]]
     """Full name to shape; parameters first, then buffers, in the order of their definition."""
 
 
-def collect(model: Any, shapes: Mapping[tuple[Any, ...], tuple[int, ...]]) -> list[Layer]:
+class Tensor(NamedTuple):
+    """What the map needs to know of one tensor."""
+
+    shape: tuple[int, ...]
+    buffer: bool = False
+    """It is part of the model's state, and not trained."""
+    integer: bool = False
+    """Its numbers are not floating-point."""
+
+
+def collect(model: Any, tensors: Mapping[tuple[Any, ...], Tensor]) -> list[Layer]:
     """Gather tensors by the module that has them; types are read off `model`, if it is given.
 
     JAX sorts the keys of every dictionary that it maps over: where they are sorted, their order may mean nothing.
     """
     keys: dict[tuple[Any, ...], list[str]] = {}
     layers: dict[tuple[Any, ...], Layer] = {}
-    for path, shape in shapes.items():
+    for path, tensor in tensors.items():
         for depth, key in enumerate(path):
             if model is None or isinstance(at_path(model, path[:depth]), Mapping):
                 beside = keys.setdefault(path[:depth], [])
@@ -71,9 +82,12 @@ def collect(model: Any, shapes: Mapping[tuple[Any, ...], tuple[int, ...]]) -> li
         if owner not in layers:
             module = None if model is None else at_path(model, owner)
             plain = module is None or isinstance(module, Mapping | Sequence)
-            settings = {"kind": ""} if plain else map_settings(module)
+            settings = {**({"kind": ""} if plain else map_settings(module)), "buffers": [], "integers": []}
             layers[owner] = Layer(name, "" if plain else type(module).__name__, settings, {})
-        layers[owner].tensors["/".join(map(str, path))] = shape
+        full = "/".join(map(str, path))
+        layers[owner].tensors[full] = tensor.shape
+        layers[owner].settings["buffers"].extend([full] if tensor.buffer else [])
+        layers[owner].settings["integers"].extend([full] if tensor.integer else [])
     lost = {prefix for prefix, beside in keys.items() if len(beside) > 1 and beside == sorted(beside)}
     return [
         layer._replace(

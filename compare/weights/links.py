@@ -49,6 +49,8 @@ class Link:
     """Likewise of JAX's. Both give arrays of one shape."""
     adds: bool = False
     """Whether JAX's is the sum of this and of torch's other tensors with the same view of it."""
+    compared: bool = True
+    """Whether the two are compared; an integer that `weights=` leaves out on both sides only starts the same."""
 
 
 def named(link: Link, side: str) -> str:
@@ -68,6 +70,8 @@ class WeightMap(Sequence[Link]):
     """Tensors of either side that nothing corresponds to by their nature, or by the user's word, and why."""
     notes: tuple[str, ...] = ()
     """What was concluded from a convention rather than from a name or a shape."""
+    constants: tuple[tuple[str, str], ...] = ()
+    """Buffers without a partner, as ("torch" or "jax", name): no step may change them."""
 
     @overload
     def __getitem__(self, index: int) -> Link: ...
@@ -80,8 +84,11 @@ class WeightMap(Sequence[Link]):
         return len(self.links)
 
     def __str__(self) -> str:
-        rows = [(part(link.torch, link.torch_view), part(link.jax, link.jax_view)) for link in self.links]
+        rows = [
+            (part(link.torch, link.torch_view), part(link.jax, link.jax_view)) for link in self.links if link.compared
+        ]
         left = [f"not compared: {name}: {reason}" for name, reason in self.apart.items()]
+        left += [f"not compared: {name}: a buffer that only the {side} side has" for side, name in self.constants]
         return "\n".join([columns([("torch", "jax"), *rows]), *left, *self.notes])
 
 

@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from compare.weights import names
 from compare.weights.layouts import Views, layouts
 from compare.weights.units import Slot, Unit
@@ -16,6 +18,9 @@ RELATED = [{"linear", "conv"}]
 
 Key = tuple[tuple[str, ...], tuple[int, ...], int | None]
 """The words of a path, its numbers, and its place in the order of execution or definition, if that is known."""
+
+Score = tuple[int, int, int]
+"""How well two units suit one another: by their words, their numbers and their order, in this order of importance."""
 
 
 class Choice(NamedTuple):
@@ -48,31 +53,40 @@ class Pairing(NamedTuple):
     jax: list[Unit]
 
 
-def fit(torch: Unit, jax: Unit) -> list[Choice] | None:
+def fit(torch: Unit, jax: Unit, *, partly: bool = False) -> list[Choice] | None:
     """Pair the slots of two units, or give None if they cannot be the same layer.
 
-    All of JAX's slots must find a partner, and all of torch's but for those that have other names.
+    All slots must find a partner, but for those that need none; with `partly`, one of each is enough.
     """
     if torch.kind and jax.kind and torch.kind != jax.kind and {torch.kind, jax.kind} not in RELATED:
         return None
-    needed = {role for role, slots in torch.slots.items() if not all(slot.tied for slot in slots)}
-    if not needed <= jax.slots.keys() <= torch.slots.keys():
-        return None
-    theirs = jax.sizes
-    if any(size != theirs[role] for role, size in torch.sizes.items() if role in theirs):
+    shared = [role for role in jax.slots if role in torch.slots]
+    if not shared or not (partly or (torch.required <= jax.slots.keys() and jax.required <= torch.slots.keys())):
         return None
     choices = []
-    for role, slots in jax.slots.items():
-        mine = torch.slots[role]
-        adds = len(mine) > len(slots) == 1
-        if not adds and len(mine) != len(slots):
+    for role in shared:
+        chosen = _choices(torch, jax, role)
+        if not chosen:
             return None
-        for a, b in zip(mine, slots * len(mine) if adds else slots, strict=True):
-            options = layouts(torch, jax, role, a, b)
-            if not options:
-                return None
-            choices.append(Choice(role, a, b, options, adds))
+        choices += chosen
     return choices
+
+
+def _choices(torch: Unit, jax: Unit, role: str) -> list[Choice]:
+    """Pair the slots of one role; none if they differ in size, in number, or in the kind of numbers in them."""
+    mine, theirs = torch.slots[role], jax.slots[role]
+    if torch.sizes[role] != jax.sizes[role] or mine[0].integer != theirs[0].integer:
+        return []
+    adds = len(mine) > len(theirs) == 1
+    if not adds and len(mine) != len(theirs):
+        return []
+    made = []
+    for a, b in zip(mine, theirs * len(mine) if adds else theirs, strict=True):
+        options = layouts(torch, jax, role, a, b)
+        if not options:
+            return []
+        made.append(Choice(role, a, b, options, adds))
+    return made
 
 
 def pair(
@@ -80,6 +94,8 @@ def pair(
     jax: Sequence[Unit],
     order: tuple[Mapping[str, int], Mapping[str, int]],
     allowed: Callable[[Unit, Unit], bool],
+    *,
+    partly: bool = False,
 ) -> Pairing:
     """Pair the units of both sides.
 
@@ -89,47 +105,71 @@ def pair(
         order: For paths of torch's and of JAX's units their place in the order of execution or, where that is not
             known, of definition. A unit that is not in it has no known place.
         allowed: Whether the user's `weights=` allow two units to be partners.
+        partly: Whether two layers may be partners of which one has a tensor that the other lacks.
 
     """
-    # Layers that look the same need one look.
-    looks: dict[tuple[int, int], bool] = {}
-
-    def can_be(a: Unit, b: Unit, look: tuple[int, int]) -> bool:
-        if look not in looks:
-            looks[look] = fit(a, b) is not None
-        return looks[look] and allowed(a, b)
-
-    number: dict[Hashable, int] = {}
-    first, second = ([(unit, number.setdefault(_look(unit), len(number))) for unit in side] for side in (torch, jax))
-    fits = [(i, j) for i, (a, x) in enumerate(first) for j, (b, y) in enumerate(second) if can_be(a, b, (x, y))]
     mine = names.read((unit.path, unit.kind or _guessed(unit)) for unit in torch)
     theirs = names.read((unit.path, unit.kind or _guessed(unit)) for unit in jax)
-    likeness = {(i, j): names.likeness(mine[i], theirs[j]) for i, j in fits}
+    fits = _fits(torch, jax, (mine, theirs), allowed, partly=partly)
     in_order = _in_order(fits, _keys(torch, mine, order[0]), _keys(jax, theirs, order[1]))
+    scores = {(i, j): (*names.likeness(mine[i], theirs[j]), int((i, j) in in_order)) for i, j in fits}
+    partner = _assigned(scores, (len(torch), len(jax)))
 
-    def score(i: int, j: int) -> tuple[int, int, int]:
-        return *likeness[i, j], int((i, j) in in_order)
+    def paired(i: int, j: int) -> Pair:
+        return Pair(torch[i], jax[j], fit(torch[i], jax[j], partly=partly) or [])
 
-    partner: dict[int, int] = {}
-    taken: set[int] = set()
-    for i, j in sorted(fits, key=lambda at: score(*at), reverse=True):
-        if i not in partner and j not in taken:
-            partner[i] = j
-            taken.add(j)
-    ambiguous = _settle(partner, likeness, score, lambda i, k, j, m: _has_roles(mine[i], mine[k], theirs[j], theirs[m]))
-    pairs = {i: Pair(torch[i], jax[j], fit(torch[i], jax[j]) or []) for i, j in partner.items()}
+    unclear = _exchangeable(partner, scores, lambda i, k, j, m: _has_roles(mine[i], mine[k], theirs[j], theirs[m]))
+    unclear += [
+        (one, other)
+        for one, other in _replaceable(partner, scores)
+        # What needs a partner and has none is refused as it is.
+        if partly or _is_buffer(torch[other[0]] if one[1] == other[1] else jax[other[1]])
+    ]
     return Pairing(
-        [pairs[i] for i in sorted(pairs)],
-        [(pairs[i], pairs[k]) for i, k in ambiguous],
+        [paired(i, partner[i]) for i in sorted(partner)],
+        [(paired(*one), paired(*other)) for one, other in unclear],
         [unit for i, unit in enumerate(torch) if i not in partner],
-        [unit for j, unit in enumerate(jax) if j not in taken],
+        [unit for j, unit in enumerate(jax) if j not in partner.values()],
     )
+
+
+def _fits(
+    torch: Sequence[Unit],
+    jax: Sequence[Unit],
+    paths: tuple[list[names.Path], list[names.Path]],
+    allowed: Callable[[Unit, Unit], bool],
+    *,
+    partly: bool,
+) -> list[tuple[int, int]]:
+    """List the units that can be partners: those with equal slots that the user's word allows."""
+    # Layers that look the same need one look.
+    looks: dict[tuple[int, int], bool] = {}
+    number: dict[Hashable, int] = {}
+    first, second = ([number.setdefault(_look(unit), len(number)) for unit in side] for side in (torch, jax))
+    found = []
+    for (i, a), (j, b) in itertools.product(enumerate(torch), enumerate(jax)):
+        look = first[i], second[j]
+        if look not in looks:
+            looks[look] = fit(a, b, partly=partly) is not None
+        # Two buffers need no partner. Their shapes alone do not make them one: they must share a name.
+        needed = a.required or b.required or _share_a_word(paths[0][i], paths[1][j])
+        if looks[look] and needed and allowed(a, b):
+            found.append((i, j))
+    return found
+
+
+def _share_a_word(torch: names.Path, jax: names.Path) -> bool:
+    """Tell whether the last parts of two paths have a word in common; the model itself has no name."""
+    return not (torch or jax) or bool(torch and jax and torch[-1].tokens & jax[-1].tokens)
 
 
 def _look(unit: Unit) -> Hashable:
     """Give all of a unit that `fit` goes by."""
     settings = tuple(unit.settings.get(name) for name in ("groups", "transpose_kernel", "flattened"))
-    slots = tuple((role, *((slot.leaf, slot.shape, slot.tied) for slot in slots)) for role, slots in unit.slots.items())
+    slots = tuple(
+        (role, *((slot.leaf, slot.shape, slot.optional, slot.integer) for slot in slots))
+        for role, slots in unit.slots.items()
+    )
     return unit.type, unit.kind, settings, slots
 
 
@@ -179,29 +219,63 @@ def _sorted(group: Iterable[int], keys: Sequence[Key]) -> list[int]:
     return []
 
 
-def _settle(
-    partner: dict[int, int],
-    fits: Mapping[tuple[int, int], object],
-    score: Callable[[int, int], tuple[int, int, int]],
+def _assigned(scores: Mapping[tuple[int, int], Score], size: tuple[int, int]) -> dict[int, int]:
+    """Choose partners: as many pairs as there can be, and of all ways to do so the one with the best total score.
+
+    Scores are compared word by word, number by number, order by order: the totals in lexicographic order. A linear
+    assignment maximises one number, so each score becomes a number in a mixed base. A digit's weight is more than the
+    totals of all digits below it can differ by, and a pair is worth more than any score.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if not scores:
+        return {}
+    ranks = np.array(list(scores.values()), float)
+    span = min(size) * (np.ptp(ranks, axis=0) + 1) + 1
+    ranks -= ranks.min(axis=0)
+    worth = np.zeros(size)
+    at = np.array(list(scores))
+    worth[at[:, 0], at[:, 1]] = 1 + ((ranks[:, 0] * span[1] + ranks[:, 1]) * span[2] + ranks[:, 2]) / span.prod()
+    chosen = linear_sum_assignment(worth, maximize=True)
+    return {i: j for i, j in zip(*(side.tolist() for side in chosen), strict=True) if (i, j) in scores}
+
+
+def _exchangeable(
+    partner: Mapping[int, int],
+    scores: Mapping[tuple[int, int], Score],
     has_roles: Callable[[int, int, int, int], bool],
-) -> list[tuple[int, int]]:
-    """Exchange partners while that is better, in place; give those whose exchange would be no worse, or no clearer."""
-    for _ in range(len(partner)):
-        ambiguous, better = [], False
-        for i, k in itertools.combinations(sorted(partner), 2):
-            j, m = partner[i], partner[k]
-            if (i, m) not in fits or (k, j) not in fits:
-                continue
-            now, then = (score(i, j), score(k, m)), (score(i, m), score(k, j))
-            words, numbers, order = (now[0][n] + now[1][n] - then[0][n] - then[1][n] for n in range(3))
-            if (words, numbers, order) < (0, 0, 0):
-                partner[i], partner[k], better = m, j, True
-            elif words == 0 and (order < 0 or (numbers, order) == (0, 0) or has_roles(i, k, j, m)):
-                # Numbers that contradict the order, and layers that differ by what they are called, on one side only.
-                ambiguous.append((i, k))
-        if not better:
-            break
-    return ambiguous if partner else []
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """List the pairs whose exchange of partners would be no worse, or no clearer."""
+    found = []
+    for (i, j), (k, m) in itertools.combinations(sorted(partner.items()), 2):
+        if (i, m) not in scores or (k, j) not in scores:
+            continue
+        words, numbers, order = (
+            scores[i, j][n] + scores[k, m][n] - scores[i, m][n] - scores[k, j][n] for n in range(3)
+        )
+        # Numbers that contradict the order, and layers that differ by what they are called, on one side only.
+        if words == 0 and (order < 0 or (numbers, order) == (0, 0) or has_roles(i, k, j, m)):
+            found.append(((i, j), (k, m)))
+    return found
+
+
+def _replaceable(
+    partner: Mapping[int, int], scores: Mapping[tuple[int, int], Score]
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """List the pairs in which another unit, left without a partner, would do as well."""
+    taken = set(partner.values())
+    return [
+        ((i, partner[i]), other)
+        for i in sorted(partner)
+        for other in scores
+        if (other[0] not in partner and other[1] == partner[i]) or (other[0] == i and other[1] not in taken)
+        if scores[other] == scores[i, partner[i]]
+    ]
+
+
+def _is_buffer(unit: Unit) -> bool:
+    buffers = unit.settings.get("buffers", ())
+    return all(slot.name in buffers for slots in unit.slots.values() for slot in slots)
 
 
 def _has_roles(a: names.Path, b: names.Path, c: names.Path, d: names.Path) -> bool:

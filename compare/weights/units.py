@@ -50,8 +50,10 @@ class Slot:
     shape: tuple[int, ...]
     """Of the part."""
     index: tuple[slice | int, ...] = ()
-    tied: bool = False
-    """The tensor has other names on the torch side, so that this one may go without a partner."""
+    optional: bool = False
+    """It may go without a partner: a buffer, or a tensor that has other names on the torch side."""
+    integer: bool = False
+    """Its numbers are not floating-point."""
 
     @property
     def leaf(self) -> str:
@@ -84,6 +86,11 @@ class Unit:
     settings: Mapping[str, Any]
     slots: "Slots"
     """By role: "weight", "bias", "mean", "var"; "weight_ih.0" of a gate. Two slots of one role add up."""
+
+    @property
+    def required(self) -> set[str]:
+        """The roles that need a partner."""
+        return {role for role, slots in self.slots.items() if not all(slot.optional for slot in slots)}
 
     @property
     def sizes(self) -> dict[str, int]:

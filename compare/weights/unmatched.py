@@ -1,25 +1,85 @@
-"""Tells a person what of two models' weights could not be matched, likely partners side by side."""
+"""What of two models' weights has no partner, and the message that says so, with likely partners side by side."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from compare.weights import names
 from compare.weights.links import Rows, columns, part
 from compare.weights.matching import Choice, Pair, Pairing
-from compare.weights.units import Unit, View
+from compare.weights.units import Slot, Slots, Unit, View
 
 
-def explain(missing: list[Unit], found: Pairing, undecided: list[tuple[Pair, Choice]]) -> str:
+class Alone(NamedTuple):
+    """The tensors of both sides that have no partner."""
+
+    torch: list[Unit]
+    """Those that need one, in whole layers of torch."""
+    jax: list[Unit]
+    """Likewise of JAX."""
+    beside: list[tuple[str, Unit, Unit]]
+    """Those that need one, by side, where the layer has a partner that lacks them; and that partner."""
+    buffers: list[tuple[str, Slot]]
+    """Buffers, by side: they need none if no step changes them."""
+    counters: list[tuple[str, Slot]]
+    """Integers without an axis, by side."""
+
+    @property
+    def required(self) -> bool:
+        """Whether any of them needs a partner."""
+        return bool(self.torch or self.jax or self.beside)
+
+
+def left_alone(found: Pairing, linked: set[str]) -> Alone:
+    """Sort out what has no partner.
+
+    Args:
+        found: What could be paired.
+        linked: torch's tensors that have a partner under any of their names.
+
+    """
+    alone = Alone([], [], [], [], [])
+    for side, units, whole in (("torch", found.torch, alone.torch), ("jax", found.jax, alone.jax)):
+        whole += [left for unit in units if (left := _sorted_out(side, unit, unit.slots, linked, alone)).slots]
+    for pair in found.pairs:
+        paired = {choice.role for choice in pair.choices}
+        for side, unit, partner in (("torch", pair.torch, pair.jax), ("jax", pair.jax, pair.torch)):
+            rest = {role: slots for role, slots in unit.slots.items() if role not in paired}
+            if (left := _sorted_out(side, unit, rest, linked, alone)).slots:
+                alone.beside.append((side, left, partner))
+    return alone
+
+
+def _sorted_out(side: str, unit: Unit, rest: Slots, linked: set[str], alone: Alone) -> Unit:
+    """Give the part of a unit that needs a partner; note what of it needs none."""
+    needed: Slots = {}
+    buffers = unit.settings.get("buffers", ())
+    for role, slots in rest.items():
+        if side == "torch" and all(slot.optional and slot.name in linked for slot in slots):
+            continue
+        if all(slot.optional and slot.name in buffers for slot in slots):
+            for slot in slots:
+                (alone.counters if slot.integer and not slot.shape else alone.buffers).append((side, slot))
+        else:
+            needed[role] = slots
+    return dataclasses.replace(unit, slots=needed)
+
+
+def explain(alone: Alone, ambiguous: list[tuple[Pair, Pair]], undecided: list[tuple[Pair, Choice]]) -> str:
     """Write the message of the error.
 
     Args:
-        missing: torch's units without a partner.
-        found: JAX's, and the pairs that could exchange their partners.
+        alone: What has no partner.
+        ambiguous: Pairs that could exchange their partners.
         undecided: Slots whose layout shapes do not tell.
 
     """
     rows: Rows = []
-    if missing or found.jax:
-        rows += [("no partner, in torch", "no partner, in JAX"), *_side_by_side(missing, list(found.jax))]
-    if found.ambiguous:
-        unclear = {id(pair.torch): pair for both in found.ambiguous for pair in both}
+    if alone.required:
+        rows += [("no partner, in torch", "no partner, in JAX"), *_side_by_side(alone.torch, alone.jax)]
+        rows += [row for each in alone.beside for row in _lacking(*each)]
+    if ambiguous:
+        unclear = {id(pair.torch): pair for both in ambiguous for pair in both}
         rows += [("which is which, in torch", "in JAX")]
         rows += [row for pair in unclear.values() for row in _beside(pair.torch, pair.jax)]
     if undecided:
@@ -57,11 +117,19 @@ def _side_by_side(torch: list[Unit], jax: list[Unit]) -> Rows:
 def _beside(torch: Unit | None, jax: Unit | None) -> Rows:
     rows: Rows = []
     for role in dict.fromkeys([*(torch.slots if torch else ()), *(jax.slots if jax else ())]):
-        left, right = (
-            [f"{part(slot.name, View(slot.index))} {slot.shape}" for slot in (unit.slots.get(role, ()) if unit else ())]
-            for unit in (torch, jax)
-        )
+        left, right = (_cells(unit.slots.get(role, ()) if unit else ()) for unit in (torch, jax))
         size = max(len(left), len(right))
         left, right = ([*cells, *[""] * (size - len(cells))] for cells in (left, right))
         rows += [(f"  {mine}", theirs) for mine, theirs in zip(left, right, strict=True)]
     return rows
+
+
+def _lacking(side: str, unit: Unit, partner: Unit) -> Rows:
+    """Name tensors of a layer whose partner has none such."""
+    cells = [cell for slots in unit.slots.values() for cell in _cells(slots)]
+    note = f"{partner.path or 'the model'} has none"
+    return [(f"  {cell}", note) if side == "torch" else (f"  {note}", cell) for cell in cells]
+
+
+def _cells(slots: Iterable[Slot]) -> list[str]:
+    return [f"{part(slot.name, View(slot.index))} {slot.shape}" for slot in slots]

@@ -1,0 +1,35 @@
+"""Where the shapes of two models' activations first differ, for weights that do not fit one another."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+from compare.step.observation import Port
+from compare.weights.links import Link
+
+Shapes = Mapping[Port, tuple[int, ...]]
+"""Of what each module takes and gives, in order of execution."""
+
+
+def first_difference(links: Iterable[Link], torch: Shapes, jax: Shapes) -> str:
+    """Tell what layer first takes or gives another number of elements than its partner; "" if none does.
+
+    A kernel behind a flattened image has another shape if a layer before it pads otherwise: that is where to look.
+    Sizes are compared, and not shapes, because the sides may order their axes in different ways.
+
+    Args:
+        links: The weights that have partners, which say what layers are partners.
+        torch: The shapes of the torch side.
+        jax: The shapes of the JAX side.
+
+    """
+    partners = {link.torch.rpartition(".")[0]: link.jax.rpartition("/")[0] for link in links if link.torch}
+    for port, shape in torch.items():
+        if (path := partners.get(port.path)) is None or not path:
+            continue
+        theirs = jax.get(port._replace(path=path))
+        if theirs is not None and math.prod(shape) != math.prod(theirs):
+            return (
+                f"the shapes of activations first differ at the {port.kind} of {port.path} {shape} in torch, and of "
+                f"{path} {theirs} in JAX: look at padding, strides and sizes there"
+            )
+    return ""
