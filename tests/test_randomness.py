@@ -22,8 +22,8 @@ from compare.errors import NondeterministicError
 from compare.jax_side.draw_matching import match
 from compare.jax_side.lift import lift
 from compare.jax_side.replay import replayable, replaying
-from compare.step.draw_layouts import draw_layouts as layouts
 from compare.step.draws import Draw, Site
+from compare.step.layouts import draw_layouts
 from compare.torch_side.control import ControlledRun
 
 X = np.random.default_rng(0).normal(size=(3, 5, 8))
@@ -416,7 +416,7 @@ def test_layouts_lay_out(sizes: list[int], last: bool) -> None:
     """Each layout gives the wanted shape, no two the same array, and the true one is among them."""
     array = np.arange(np.prod(sizes)).reshape(sizes)
     true = np.moveaxis(array, 1, -1) if last else array
-    found = [layout(array) for layout in layouts(array.shape, true.shape)]
+    found = [layout.to_jax(array) for layout in draw_layouts(array.shape, true.shape)]
     assert all(laid_out.shape == true.shape for laid_out in found)
     assert sum(np.array_equal(laid_out, true) for laid_out in found) == 1
     assert len({laid_out.tobytes() for laid_out in found}) == len(found)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compare.alignment.pairings import NotCompared, Pairing, Read
-from compare.step.layouts import LAYOUTS, ActivationLayouts, Layout, Rearrange
+from compare.step.layouts import AS_IT_IS, CHANNELS_LAST, ActivationLayouts, Layout, Rearrange
 from compare.step.observation import Observation, Port, to_numpy
 from compare.weights.links import Link
 
@@ -184,12 +184,13 @@ def _tensors(
         if layout is None and not (floating and port.kind == "output" and len(ours) == len(theirs) == 1):
             return
         if layout is None:  # of two shapes: as far apart as can be, and nothing to go on with
+            likely = CHANNELS_LAST if values[0].ndim == values[1].ndim > 2 else AS_IT_IS
             yield Pairing(
                 "forward",
                 str(port),
                 str(other),
                 _reader(port, lambda array: array),
-                _reader(other, LAYOUTS[values[0].ndim == values[1].ndim > 2].to_torch),
+                _reader(other, likely.layout.to_torch),
                 decides=port.path == "",
                 ports=(port, other),
             )

@@ -20,7 +20,7 @@ from compare.jax_side.side import Flax, Jax
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.step.batch import Batch, channels_last
 from compare.step.draws import Draw, Hints
-from compare.step.layouts import unflattened
+from compare.step.layouts import flattened
 from compare.step.observation import Observation, Port, to_numpy
 from compare.torch_side.control import ControlledRun
 from compare.torch_side.layers import kept_tensors, torch_layers
@@ -141,7 +141,7 @@ class MappedPair:
                 continue
             size = ours[0].shape[-1]
             shapes = [(channels, size // channels) for channels in range(2, size) if size % channels == 0]
-            apart = {shape: distance(unflattened(shape).to_torch(other[0]), ours[0]) for shape in shapes}
+            apart = {shape: distance(flattened(shape).to_torch(other[0]), ours[0]) for shape in shapes}
             # Nothing is quite the same where a layer before is wrong; in any other order nothing is alike.
             if shapes and 2 * min(apart.values()) < distance(other[0], ours[0]):
                 found[path] = min(shapes, key=apart.__getitem__)

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compare.step.draw_layouts import DrawLayout, draw_layouts
 from compare.step.draws import NO_HINTS, Hints, Site
+from compare.step.layouts import Layout, draw_layouts
 
 
 class Matching(NamedTuple):
     """Which draw goes where."""
 
-    placed: list[tuple[int, DrawLayout] | None]
+    placed: list[tuple[int, Layout] | None]
     """For each site the position of its draw, and how to lay it out; None where nothing fits."""
     unreplayed: list[str]
     """Each site without a draw and each draw without a site, and why."""
@@ -36,7 +36,7 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
     """
 
     @functools.cache
-    def fits(draw: Site, site: Site) -> list[DrawLayout]:
+    def fits(draw: Site, site: Site) -> list[Layout]:
         same_kind = draw.kind == KINDS.get(site.kind, site.kind)
         return draw_layouts(draw.shape, site.shape, hints) if same_kind and not site.obstacle else []
 
@@ -44,10 +44,10 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
     pairs = _longest(options, len(sites))
     ranks = [len(draw.shape) for draw in draws]
     usual = Counter((ranks[i], options[i][j][0].name) for i, j in pairs if len(options[i][j]) == 1)
-    placed: list[tuple[int, DrawLayout] | None] = [None] * len(sites)
+    placed: list[tuple[int, Layout] | None] = [None] * len(sites)
     guessed = []
     for i, j in pairs:
-        # Of several draw_layouts, the one that is certain for other draws of this rank; else the first.
+        # Of several layouts, the one that is certain for other draws of this rank; else the first.
         likely = "channels last" if hints.channels_last else ""
         counts = [usual[ranks[i], layout.name] or (layout.name == likely) / 2 for layout in options[i][j]]
         placed[j] = (i, options[i][j][counts.index(max(counts))])
@@ -59,7 +59,7 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
     return Matching(placed, _left_over(draws, sites, pairs), guessed)
 
 
-def _longest(options: list[list[list[DrawLayout]]], m: int) -> list[tuple[int, int]]:
+def _longest(options: list[list[list[Layout]]], m: int) -> list[tuple[int, int]]:
     """The longest common subsequence, as positions in both."""
     n = len(options)
     if n == m and all(options[i][i] for i in range(n)):

@@ -79,7 +79,7 @@ def replaying(
         unreplayed.extend(matching.unreplayed)
         guessed.extend(matching.guessed)
         arrays = [value for item in values for value in item.values()]
-        placed = [None if found is None else found[1](arrays[found[0]]) for found in matching.placed]
+        placed = [None if found is None else found[1].to_jax(arrays[found[0]]) for found in matching.placed]
         outputs = Replayer().run(closed, jax.tree.leaves(args), placed)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 

@@ -35,7 +35,7 @@ class Site(NamedTuple):
 
 
 class Hints(NamedTuple):
-    """What is known of the JAX side's draw_layouts, where shapes alone do not tell."""
+    """What is known of the JAX side's layouts, where shapes alone do not tell."""
 
     channels_last: bool = False
     """Whether it is given images with channels last, where torch's are first."""

@@ -1,47 +1,126 @@
-"""How an array of the JAX side lies beside torch's: channels last, time first, heads apart, flattened."""
+"""How an array of torch's lies in JAX's memory: channels last, time first, heads split, flattened.
+
+One table of orders of axes serves what modules give and what is drawn at random. Of a draw nothing is known but its
+shape, so that fewer orders are tried for it.
+"""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from compare.numerics.distance import distance
+from compare.step.draws import NO_HINTS, Hints
 from compare.step.observation import Observation, to_numpy
 
-Rearrange = Callable[[np.ndarray], np.ndarray]
+Rearrange = Callable[[Any], Any]
 
 
 class Layout(NamedTuple):
-    """How an array of the JAX side lies beside torch's."""
+    """How an array of torch's lies in JAX's memory. Both functions take arrays of NumPy or JAX, of any batch size."""
 
-    dimensions: int
-    """How many it takes, at least."""
+    name: str
     to_torch: Rearrange
     to_jax: Rearrange
 
 
-LAYOUTS = (
-    Layout(0, lambda array: array, lambda array: array),
-    # Channels last to channels first, batch first to time first, and heads after time to heads before it.
-    Layout(3, lambda array: np.moveaxis(array, -1, 1), lambda array: np.moveaxis(array, 1, -1)),
-    Layout(3, lambda array: np.swapaxes(array, 0, 1), lambda array: np.swapaxes(array, 0, 1)),
-    Layout(4, lambda array: np.swapaxes(array, 1, 2), lambda array: np.swapaxes(array, 1, 2)),
+class Order(NamedTuple):
+    """An order of axes that a port may have."""
+
+    name: str
+    axes: Callable[[int], tuple[int, ...]]
+    """For so many dimensions, which of torch's axes each of JAX's is."""
+    activations: range
+    """The numbers of dimensions for which it is tried on what modules take and give."""
+    draws: range
+    """The same for random numbers."""
+
+    @property
+    def layout(self) -> Layout:
+        """The layout that has this order."""
+        return Layout(
+            self.name,
+            to_torch=lambda array: array.transpose(tuple(map(int, np.argsort(self.axes(array.ndim))))),
+            to_jax=lambda array: array.transpose(self.axes(array.ndim)),
+        )
+
+    def brings(self, torch: tuple[int, ...], jax: tuple[int, ...]) -> bool:
+        """Tell whether an array of torch's shape has JAX's in this order."""
+        return tuple(torch[axis] for axis in self.axes(len(torch))) == jax
+
+
+_MOST = 65  # NumPy's largest number of dimensions, and one
+
+AS_IT_IS = Order(
+    "as it is",
+    axes=lambda n: tuple(range(n)),
+    activations=range(_MOST),
+    draws=range(_MOST),
+)
+CHANNELS_LAST = Order(
+    "channels last",
+    axes=lambda n: (0, *range(2, n), 1),
+    activations=range(3, _MOST),
+    draws=range(3, _MOST),
+)
+ORDERS = (
+    AS_IT_IS,
+    CHANNELS_LAST,
+    # Torch's recurrent layers and attention put time before the batch.
+    Order(
+        "first two axes exchanged",
+        axes=lambda n: (1, 0, *range(2, n)),
+        activations=range(3, _MOST),
+        draws=range(3, 4),
+    ),
+    # Attention's heads before time in torch, after it in Flax.
+    Order(
+        "second and third axes exchanged",
+        axes=lambda n: (0, 2, 1, *range(3, n)),
+        activations=range(4, _MOST),
+        draws=range(0),
+    ),
 )
 
 
-def unflattened(features: tuple[int, ...]) -> Layout:
+def flattened(features: tuple[int, ...]) -> Layout:
     """The layout of flattened features, of which torch's have channels first and the port's channels last."""
     channels, *spatial = features
+    last = CHANNELS_LAST.layout
+    return Layout(
+        "flattened, channels last",
+        to_torch=lambda array: last.to_torch(array.reshape(-1, *spatial, channels)).reshape(array.shape),
+        to_jax=lambda array: last.to_jax(array.reshape(-1, channels, *spatial)).reshape(array.shape),
+    )
 
-    def to_torch(array: np.ndarray) -> np.ndarray:
-        return np.moveaxis(array.reshape(-1, *spatial, channels), -1, 1).reshape(array.shape)
 
-    def to_jax(array: np.ndarray) -> np.ndarray:
-        return np.moveaxis(array.reshape(-1, channels, *spatial), 1, -1).reshape(array.shape)
+def reshaped(name: str, torch: tuple[int, ...], jax: tuple[int, ...]) -> Layout:
+    """The layout of the same numbers in the same order, with axes split or put together."""
+    return Layout(name, lambda array: array.reshape(torch), lambda array: array.reshape(jax))
 
-    return Layout(0, to_torch, to_jax)
+
+def draw_layouts(shape: tuple[int, ...], wanted: tuple[int, ...], hints: Hints = NO_HINTS) -> list[Layout]:
+    """List the ways in which random numbers of torch's may lie in JAX's memory, those that fit `wanted`.
+
+    Each is listed once. Besides the orders of axes they are: heads split from the batch, since
+    `torch.nn.MultiheadAttention` draws `(batch * heads, query, key)`; and other axes of length one.
+    """
+    for channels, points in hints.flattened:
+        if shape == wanted and len(shape) == 2 and shape[1] == channels * points:
+            return [flattened((channels, points))]
+    found: dict[tuple[int, ...], Layout] = {}
+    for order in ORDERS:
+        if len(shape) in order.draws and order.brings(shape, wanted):
+            moved = tuple(axis for axis in order.axes(len(shape)) if shape[axis] != 1)
+            found.setdefault(moved, order.layout)
+    unmoved = tuple(axis for axis, length in enumerate(shape) if length != 1)
+    if [n for n in shape if n != 1] == [n for n in wanted if n != 1]:
+        found.setdefault(unmoved, reshaped("with other axes of length one", shape, wanted))
+    if len(wanted) > 2 and (wanted[0] * wanted[1], *wanted[2:]) == shape:
+        found.setdefault(unmoved, reshaped("heads split", shape, wanted))
+    return list(found.values())
 
 
 NEAR = 1e-2
@@ -56,45 +135,45 @@ class ActivationLayouts:
     dimensions have for certain; of features flattened in an order of the port's own, that order.
 
     Args:
-        flattened: The shapes (channels, *spatial) of what linear layers take flattened in the port's order.
+        features: The shapes (channels, *spatial) of what linear layers take flattened in the port's order.
         torch: A step of the torch side in float64.
         jax: The same step of the JAX side.
 
     """
 
-    def __init__(self, flattened: Iterable[tuple[int, ...]], torch: Observation, jax: Observation) -> None:
-        self._flattened = {math.prod(shape): unflattened(shape) for shape in flattened}
-        self._certain: Counter[tuple[int, Layout]] = Counter()
+    def __init__(self, features: Iterable[tuple[int, ...]], torch: Observation, jax: Observation) -> None:
+        self._flattened = {math.prod(shape): flattened(shape) for shape in features}
+        self._certain: Counter[tuple[int, str]] = Counter()
         shapes = {tuple(to_numpy(value).shape) for value in jax.forward.values()}
         for value in torch.forward.values():
-            array = np.empty(to_numpy(value).shape, bool)
-            fitting = [layout for shape in shapes for layout in _fitting(array.shape, shape)]
+            shape = tuple(to_numpy(value).shape)
+            fitting = [layout for other in shapes for layout in _fitting(shape, other)]
             if len(fitting) == 1:
-                self._certain[array.ndim, fitting[0]] += 1
+                self._certain[len(shape), fitting[0].name] += 1
 
     def __call__(self, torch: np.ndarray, jax: np.ndarray, *, may_be_flattened: bool) -> Layout | None:
         """Give the layout; None if it is none of those that are known."""
         if (torch.dtype.kind == "f") != (jax.dtype.kind == "f"):
             return None
         fitting = _fitting(torch.shape, jax.shape)
-        flattened = self._flattened.get(torch.shape[1]) if torch.ndim == 2 and may_be_flattened else None
-        if flattened and torch.shape == jax.shape:
-            fitting.append(flattened)
+        in_port_order = self._flattened.get(torch.shape[1]) if torch.ndim == 2 and may_be_flattened else None
+        if in_port_order and torch.shape == jax.shape:
+            fitting.append(in_port_order)
         if len(fitting) > 1:
-            apart = {layout: distance(layout.to_torch(jax), torch) for layout in fitting}
-            nearest = min(fitting, key=apart.__getitem__)
+            apart = [distance(layout.to_torch(jax), torch) for layout in fitting]
+            nearest = int(np.argmin(apart))
             if apart[nearest] < NEAR:
-                return nearest
-            return flattened or max(fitting, key=lambda layout: (self._certain[torch.ndim, layout], -apart[layout]))
+                return fitting[nearest]
+            usual = [self._certain[torch.ndim, layout.name] for layout in fitting]
+            likely = max(range(len(fitting)), key=lambda number: (usual[number], -apart[number]))
+            return in_port_order or fitting[likely]
         if fitting:
             return fitting[0]
         if torch.size == jax.size and torch.shape[:1] == jax.shape[:1] and jax.ndim > torch.ndim:
-            heads_apart, together = jax.shape, torch.shape
-            return Layout(0, lambda array: array.reshape(together), lambda array: array.reshape(heads_apart))
+            return reshaped("heads split", torch.shape, jax.shape)
         return None
 
 
 def _fitting(torch: tuple[int, ...], jax: tuple[int, ...]) -> list[Layout]:
-    """List the layouts that bring an array of one shape into another."""
-    like = np.broadcast_to(np.False_, jax)
-    return [each for each in LAYOUTS if len(jax) >= each.dimensions and each.to_torch(like).shape == torch]
+    """List the orders of axes that bring an array of one shape into another."""
+    return [order.layout for order in ORDERS if len(torch) in order.activations and order.brings(torch, jax)]
