@@ -10,6 +10,7 @@ import numpy as np
 
 from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.record import JaxRecord
+from compare.jax_side.state import StateArrays
 
 
 class Functional(NamedTuple):
@@ -23,6 +24,8 @@ class Functional(NamedTuple):
     """Its random number generators."""
     apply: Callable[..., Any]
     """`apply(params, buffers, rngs, args, kwargs, record)` gives the output, and new buffers and rngs."""
+    collections: bool = False
+    """Whether the first key of `buffers` is a collection of Linen's, which is no part of a buffer's name."""
 
 
 def _floating(leaf: Any) -> bool:
@@ -136,12 +139,18 @@ def of_linen(model: tuple[Any, Mapping[str, Any]], dtype: str, training: bool) -
         return output, {**buffers, **changed}, rngs | {"count": rngs["count"] + 1}
 
     rngs = {"key": jax.random.key(0), "count": np.int32(0)}
-    return Functional(_cast(params, dtype), _cast(buffers, dtype), rngs, apply)
+    return Functional(_cast(params, dtype), _cast(buffers, dtype), rngs, apply, collections=True)
 
 
-def of_pytree(function: Callable[..., Any], params: Any, dtype: str, training: bool) -> Functional:
-    """Make a function of a pytree one of its floating-point arrays alone, in the given mode."""
+def of_pytree(function: Callable[..., Any], params: Any, dtype: str, training: bool, state: Any = None) -> Functional:
+    """Make a function of a pytree one of its floating-point arrays alone, in the given mode.
+
+    With a state it is `function(params, state, *inputs)`, and gives the output and a new state. The state's arrays are
+    the buffers, by name, and its random keys the generators.
+    """
     import jax
+
+    kept = StateArrays(params, state)
 
     flat, structure = jax.tree.flatten(params)
     trained = [_floating(leaf) for leaf in flat]
@@ -151,8 +160,22 @@ def of_pytree(function: Callable[..., Any], params: Any, dtype: str, training: b
         values = iter(jax.tree.leaves(params))
         whole = [next(values) if is_trained else leaf for leaf, is_trained in zip(fixed, trained, strict=True)]
         kwargs = _mode(function, kwargs, training)
-        output = record.call("", functools.partial(function, jax.tree.unflatten(structure, whole)), args, kwargs)
-        return output, buffers, rngs
+        model = functools.partial(function, jax.tree.unflatten(structure, whole))
+        if state is None:
+            return record.call("", model, args, kwargs), buffers, rngs
+        after: list[Any] = []  # the state is no output of the model: it is compared as buffers
+
+        def stateful(*args: Any, **kwargs: Any) -> Any:
+            output, new = kept.checked(model(kept.filled(buffers, rngs), *args, **kwargs))
+            after.append(new)
+            return output
+
+        output = record.call("", stateful, args, kwargs)
+        return output, *kept.arrays(after[-1])
 
     chosen = [leaf if is_trained else None for leaf, is_trained in zip(flat, trained, strict=True)]
-    return Functional(_cast(jax.tree.unflatten(structure, chosen), dtype), (), (), apply)
+    params = _cast(jax.tree.unflatten(structure, chosen), dtype)
+    if state is None:
+        return Functional(params, (), (), apply)
+    buffers, keys = kept.arrays(state)
+    return Functional(params, _cast(buffers, dtype), keys, apply)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compare.errors import InputError
+from compare.jax_side.state import keys, named_state
 from compare.weights.layers import KINDS, Layer, Names, Tensor, at_path, collect, map_settings
 
 if TYPE_CHECKING:
@@ -118,16 +119,55 @@ def pytree_names(params: Any) -> Names:
 
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     paths = [
-        tuple(getattr(key, "name", getattr(key, "idx", getattr(key, "key", None))) for key in path)
-        for path, leaf in leaves
-        if hasattr(leaf, "shape") and jax.numpy.issubdtype(leaf.dtype, np.inexact)
+        keys(path) for path, leaf in leaves if hasattr(leaf, "shape") and jax.numpy.issubdtype(leaf.dtype, np.inexact)
     ]
     return {"/".join(map(str, path)): path for path in paths}
 
 
-def pytree_layers(params: Any) -> list[Layer]:
-    """List the layers of any pytree: an Equinox module, Haiku's parameters, dictionaries and lists of arrays."""
-    return collect(params, {path: _tensor(at_path(params, path)) for path in pytree_names(params).values()})
+def pytree_layers(params: Any, state: Any = None) -> list[Layer]:
+    """List the layers of any pytree: an Equinox module, Haiku's parameters, dictionaries and lists of arrays.
+
+    The arrays of a state are buffers, of the layers that have the same paths.
+
+    Raises:
+        InputError: If there is no way to look up an array, or if the state has an array of a parameter's name.
+
+    """
+    import jax
+
+    try:
+        tensors = {path: _tensor(at_path(params, path)) for path in pytree_names(params).values()}
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"Jax(params=...) holds arrays that have no names: {error}. What the model does not train but hands on "
+            "from step to step, such as an eqx.nn.State, is given as Jax(state=...)"
+        ) from None
+    layers = {layer.path: layer for layer in collect(params, tensors)}
+    if state is None:
+        return [layer._replace(settings={**layer.settings, "stateless": True}) for layer in layers.values()]
+    for path, array in named_state(params, state):
+        if not hasattr(array, "dtype") or jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key):
+            continue
+        owner, name = "/".join(map(str, path[:-1])), "/".join(map(str, path))
+        layer = layers.setdefault(owner, _empty(params, path[:-1]))
+        if name in layer.tensors:
+            raise InputError(f"Jax(params=..., state=...) both hold {name!r}: rename one")
+        tensor = _tensor(array, buffer=True)
+        layer.tensors[name] = tensor.shape
+        layer.settings["buffers"].append(name)
+        layer.settings["integers"].extend([name] if tensor.integer else [])
+    return list(layers.values())
+
+
+def _empty(params: Any, path: tuple[Any, ...]) -> Layer:
+    """Make the layer of a state's arrays, of the type of the module at that path, if there is one."""
+    try:
+        module = at_path(params, path)
+    except (TypeError, KeyError, IndexError, AttributeError):
+        module = None
+    known = module is not None and not isinstance(module, Mapping | list | tuple)
+    settings = {**(map_settings(module) if known else {"kind": ""}), "buffers": [], "integers": [], "ordered": False}
+    return Layer("/".join(map(str, path)), type(module).__name__ if known else "", settings, {})
 
 
 def _tensor(array: Any, *, buffer: bool = False) -> Tensor:

@@ -70,5 +70,8 @@ def names(tree: Any, *, collections: bool = False) -> list[str]:
     import jax
 
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-    joined = [jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value") for path in paths]
+    # The array of an nnx variable is its attribute `value`; a key of that name, in a dictionary, is a name.
+    attribute = jax.tree_util.GetAttrKey("value")
+    paths = [path[:-1] if path and path[-1] == attribute else path for path in paths]
+    joined = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
     return [name.partition("/")[2] for name in joined] if collections else joined

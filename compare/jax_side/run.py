@@ -39,13 +39,12 @@ class JaxRun:
         self._given: tuple[Port, ...] = ()
         with self._precision():
             functional = side.functional(dtype, training=training)
-            self.params, self.buffers, self.rngs, self._apply = functional
+            self.params, self.buffers, self.rngs, self._apply, collections = functional
         self.state: Any = ()
         """Of the optimizer, from the first `load` on."""
         self.state_names: list[str] = []
-        linen = isinstance(self.buffers, dict)
         self.param_names = names(self.params)
-        self.buffer_names = names(self.buffers, collections=linen)
+        self.buffer_names = names(self.buffers, collections=collections)
         self.dtypes: frozenset[str] = frozenset()
         """Of everything that the forward pass computes, if it was probed."""
         self.shapes: dict[Port, tuple[int, ...]] = {}

@@ -78,11 +78,15 @@ class Jax:
 
     Args:
         apply: `apply(params, *inputs)`, or with the names of inputs that are a dict, gives the output. It is compiled.
+            With a `state` it is `apply(params, state, *inputs)`, and gives a pair of the output and the new state.
         params: Any pytree of arrays of any shape; what in it is not a floating-point array is left as it is. Their
             values do not matter: they are replaced by the torch model's.
         loss: `loss(output, target)` gives an array of shape `()`.
         optimizer: An `optax.GradientTransformation`.
         batch: Adapts a batch to this side, as for `Flax`.
+        state: What the model keeps from step to step and does not train, such as running statistics: any pytree of
+            arrays, or an `eqx.nn.State`. Its arrays are compared with torch's buffers after each step, and start from
+            their values.
 
     Raises:
         InputError: If an argument is of another kind, or there is an optimizer but no loss.
@@ -94,6 +98,7 @@ class Jax:
     loss: Callable[[Any, Any], Any] | None = None
     optimizer: "optax.GradientTransformation | None" = None
     batch: Callable[..., Any] | None = None
+    state: Any = None
 
     name = "jax"
 
@@ -104,11 +109,11 @@ class Jax:
 
     def layers(self) -> list[Layer]:
         """List the parts of the pytree that hold weights."""
-        return pytree_layers(self.params)
+        return pytree_layers(self.params, self.state)
 
     def functional(self, dtype: str, *, training: bool) -> Functional:
         """Make it a function of its floating-point arrays alone, in the given mode."""
-        return functional.of_pytree(self.apply, self.params, dtype, training)
+        return functional.of_pytree(self.apply, self.params, dtype, training, self.state)
 
 
 def _kind(value: Any) -> str:

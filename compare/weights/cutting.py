@@ -22,10 +22,9 @@ def units(layers: list[Layer]) -> list[Unit]:
 
 def _optional_buffers(layer: Layer) -> list[str]:
     """List a layer's buffers that need no partner: all but the running statistics of a norm."""
-    roles = {ROLES.get(name.replace("/", ".").rsplit(".", 1)[-1]) for name in layer.tensors}
-    norm = layer.settings.get("kind") == "norm" or (not layer.type and {"mean", "var"} <= roles)
-    buffers: list[str] = layer.settings.get("buffers", [])
-    return [] if norm else buffers
+    roles = {name: ROLES.get(name.replace("/", ".").rsplit(".", 1)[-1]) for name in layer.tensors}
+    norm = layer.settings.get("kind") == "norm" or (not layer.type and {"mean", "var"} <= {*roles.values()})
+    return [name for name in layer.settings.get("buffers", ()) if not (norm and roles[name])]
 
 
 def torch_units(whole: list[Unit], *, split: bool) -> list[Unit]:

@@ -65,12 +65,17 @@ def find_links(
     links += _left_out_integers(torch, jax, said.apart)
     alone = left_alone(found, {link.torch for link in links})
     if alone.required or found.ambiguous or undecided:
-        raise UnmatchedError(explain(alone, found.ambiguous, undecided), tuple(links))
+        stateless = any(layer.settings.get("stateless") for layer in jax)
+        raise UnmatchedError(explain(alone, found.ambiguous, undecided, stateless=stateless), tuple(links))
     apart |= {slot.name: "an integer that the other side has not" for _, slot in alone.counters}
     first = {name: at for at, name in enumerate(name for layer in torch for name in layer.tensors)}
     links.sort(key=lambda link: first[link.torch])
-    constants = tuple((side, slot.name) for side, slot in alone.buffers)
-    return WeightMap(tuple(links), apart, tuple(notes), constants)
+    constants = [(side, slot.name) for side, slot in alone.buffers]
+    # What JAX keeps besides, the user's word may leave out: if it matters, it shows elsewhere. What torch keeps may not
+    # change without a partner.
+    buffers = {name for layer in torch for name in layer.settings.get("buffers", ())} - _integers(torch).keys()
+    constants += [("torch", name) for name in sorted(said.apart & buffers)]
+    return WeightMap(tuple(links), apart, tuple(notes), tuple(constants))
 
 
 class UnmatchedError(InputError):

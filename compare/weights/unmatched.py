@@ -65,13 +65,16 @@ def _sorted_out(side: str, unit: Unit, rest: Slots, linked: set[str], alone: Alo
     return dataclasses.replace(unit, slots=needed)
 
 
-def explain(alone: Alone, ambiguous: list[tuple[Pair, Pair]], undecided: list[tuple[Pair, Choice]]) -> str:
+def explain(
+    alone: Alone, ambiguous: list[tuple[Pair, Pair]], undecided: list[tuple[Pair, Choice]], *, stateless: bool = False
+) -> str:
     """Write the message of the error.
 
     Args:
         alone: What has no partner.
         ambiguous: Pairs that could exchange their partners.
         undecided: Slots whose layout shapes do not tell.
+        stateless: Whether the JAX side has no place for buffers.
 
     """
     rows: Rows = []
@@ -91,11 +94,26 @@ def explain(alone: Alone, ambiguous: list[tuple[Pair, Pair]], undecided: list[tu
             channels, points = unknown
             rows.append((f"    flattens {channels} channels of {points} points, of unknown height and width", ""))
             hint = "; copy_weights(inputs=...) finds the height and width by running the torch model once"
+    if stateless and _has_buffers(alone):
+        hint += (
+            "; what the JAX side keeps from step to step beside its parameters, such as running statistics, is given "
+            "as compare.Jax(apply, params, state=...)"
+        )
     return (
         "the weights cannot be matched without guessing:\n"
         f"{columns(rows)}\n"
         'pass weights={"torch name or regex": "jax/path"} for these, tensors or modules; "path.T" for a matrix to be '
         f"transposed, and None for what has no partner{hint}"
+    )
+
+
+def _has_buffers(alone: Alone) -> bool:
+    units = [*alone.torch, *(unit for side, unit, _ in alone.beside if side == "torch")]
+    return any(
+        slot.name in unit.settings.get("buffers", ())
+        for unit in units
+        for slots in unit.slots.values()
+        for slot in slots
     )
 
 

@@ -1,0 +1,116 @@
+"""What a pure JAX function hands on from step to step: its state's arrays, by name."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from compare.errors import InputError
+
+RUNNING_STATISTICS = {
+    name: {"0": "mean", "1": "var"} for name in ("batch_state_index", "ema_state_index", "state_index")
+}
+"""How `eqx.nn.BatchNorm` keeps its running mean and variance: as a pair under one of these attributes."""
+
+Path = tuple[Any, ...]
+
+
+class Named(NamedTuple):
+    """An array of a state."""
+
+    path: Path
+    """Where it is: the keys of the state; of an `eqx.nn.State`, those of the module that it belongs to."""
+    array: Any
+
+
+def named_state(params: Any, state: Any) -> list[Named]:
+    """Name the arrays of a state, in the order of its leaves.
+
+    An `eqx.nn.State` has no names of its own: an array is found under the attribute of the module that has its index.
+
+    Raises:
+        InputError: If an `eqx.nn.State` belongs to another model than `params`.
+
+    """
+    import jax
+
+    equinox = sys.modules.get("equinox")  # who gives such a state has imported it
+    if equinox is None or not isinstance(state, equinox.nn.State):
+        return [Named(keys(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]]
+
+    def is_index(leaf: Any) -> bool:
+        return isinstance(leaf, equinox.nn.StateIndex)
+
+    paths: dict[int, Path] = {}
+    for path, index in jax.tree_util.tree_flatten_with_path(params, is_leaf=is_index)[0]:
+        if is_index(index):
+            for inner, leaf in jax.tree_util.tree_flatten_with_path(state.get(index))[0]:
+                paths[id(leaf)] = _equinox_path(keys(path), tuple(map(str, keys(inner))))
+    leaves = jax.tree.leaves(state)
+    if any(id(leaf) not in paths for leaf in leaves):
+        raise InputError(
+            "Jax(state=...) is an eqx.nn.State with entries that no layer in params has: give the model and the state "
+            "that eqx.nn.make_with_state made together"
+        )
+    return [Named(paths[id(leaf)], leaf) for leaf in leaves]
+
+
+def _equinox_path(index: Path, inner: Path) -> Path:
+    statistic = RUNNING_STATISTICS.get(str(index[-1]), {}).get("/".join(inner))
+    return (*index[:-1], statistic) if statistic else (*index, *inner)
+
+
+def keys(path: Path) -> Path:
+    """Give the attributes, keys and indices of a path of `jax.tree_util`."""
+    return tuple(getattr(key, "name", getattr(key, "idx", getattr(key, "key", None))) for key in path)
+
+
+class StateArrays:
+    """Takes the arrays of a state out of it, by name, and puts others in."""
+
+    def __init__(self, params: Any, state: Any) -> None:
+        import jax
+
+        self._leaves, self._structure = jax.tree.flatten(state)
+        self._names = ["/".join(map(str, each.path)) for each in named_state(params, state)]
+
+    def arrays(self, state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Give the arrays of a state with this one's structure, and apart from them its random keys."""
+        import jax
+
+        buffers: dict[str, Any] = {}
+        random: dict[str, Any] = {}
+        for name, leaf in zip(self._names, jax.tree.leaves(state), strict=True):
+            if hasattr(leaf, "dtype"):
+                is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+                (random if is_key else buffers)[name] = leaf
+        return buffers, random
+
+    def filled(self, buffers: Mapping[str, Any], random: Mapping[str, Any]) -> Any:
+        """Make a state of these arrays."""
+        import jax
+
+        arrays = {**buffers, **random}
+        leaves = [arrays.get(name, leaf) for name, leaf in zip(self._names, self._leaves, strict=True)]
+        return jax.tree.unflatten(self._structure, leaves)
+
+    def checked(self, result: Any) -> tuple[Any, Any]:
+        """Take apart what the function gives.
+
+        Raises:
+            InputError: If it is not a pair of an output and a state like the one before.
+
+        """
+        import jax
+
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise InputError(
+                f"Jax(apply, params, state=...) must give a pair (output, new state), and gave a "
+                f"{type(result).__name__}"
+            )
+        given: Any = jax.tree.structure(result[1])
+        if given != self._structure:
+            raise InputError(
+                "Jax(apply, params, state=...) must give a new state of the same structure as state=, "
+                f"{self._structure}, and gave {given}"
+            )
+        return result
