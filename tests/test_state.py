@@ -133,7 +133,7 @@ def test_equinox_batch_norm() -> None:
     assert divergence is not None
     assert divergence.stage in ("forward", "buffers")
     with pytest.raises(compare.InputError, match=r"given as Jax\(state=\.\.\.\)"):
-        checked(lambda pair, x: equinox_apply(*pair, x)[0], eqx.nn.make_with_state(Port)("batch"), None)
+        checked(lambda pair, x: equinox_apply(pair[0], pair[1], x)[0], eqx.nn.make_with_state(Port)("batch"), None)
     with pytest.raises(compare.InputError, match=r"that eqx\.nn\.make_with_state made together"):
         checked(equinox_apply, PARAMS, eqx.nn.make_with_state(Port)("batch")[1])
 
