@@ -1,9 +1,62 @@
-"""What goes wrong with what the user gave."""
-
-
-class NondeterministicError(Exception):
-    """A run drew other random numbers than the one that it was to repeat. The message says which."""
+"""The errors of this package, and which of them a user is to see."""
 
 
 class InputError(ValueError):
     """What the user gave cannot be compared. The message says what was wrong and what to do; it is a ValueError."""
+
+
+class UserCodeError(InputError):
+    """The user's own code raised an error while it was called. `__cause__` is that error.
+
+    Args:
+        call: Whose code it is, as in "the torch model".
+        error: What was raised.
+        place: The line of the user's code that raised it, as in "net.py, line 8"; "" if it came through none.
+        module: The path of the module that was running, as in "encoder.0"; "" if there is none.
+        given: What the code was given, as in "inputs float32 (4, 3)"; "" if that says nothing.
+        advice: What to do about it; "" if that is not known.
+
+    """
+
+    def __init__(
+        self, call: str, error: BaseException, *, place: str = "", module: str = "", given: str = "", advice: str = ""
+    ) -> None:
+        super().__init__(call, error)
+        self.call, self.error, self.place = call, error, place
+        self.module, self.given, self.advice = module, given, advice
+        self.step: int | None = None
+        """The step at which it was raised, from 0; None before the first."""
+        self.batch: int | None = None
+        """The number of the batch in the list that the user gave; None if it is not known."""
+
+    def __str__(self) -> str:
+        message = " ".join(str(self.error).strip().partition("\n\n")[0].split())
+        inside = f"in module {self.module}" if self.module else ""
+        place = ", ".join(part for part in (self.place, inside) if part)
+        text = f"{self.call} raised {type(self.error).__name__}: {message}" + (f" ({place})" if place else "")
+        if self.given:
+            text += f", given {self.given}"
+        if self.step is not None:
+            text += f", at step {self.step}"
+        if self.batch is not None:
+            text += f", batches[{self.batch}]"
+        return f"{text}. {self.advice}" if self.advice else text
+
+
+class Signal(Exception):  # noqa: N818 - not an error by itself
+    """What this package raises through the user's code and catches again itself. No user sees it."""
+
+
+class NondeterministicError(Signal):
+    """A run drew other random numbers than the one that it was to repeat. The message says which."""
+
+
+class NotApplicable(Signal):
+    """A change of the torch side cannot be made here, such as a rewrite of a call that lacks the argument.
+
+    The search for a cause goes on with the next. An error of any other kind is a bug of this package, and is reported.
+    """
+
+
+class InternalError(Exception):
+    """A bug of this package, raised inside the user's code. `__cause__` is what went wrong."""

@@ -115,7 +115,7 @@ value = 3
         ("functions:kinds", "the first argument must be a compare.Torch, not a int"),
         (
             "functions:late",
-            r"NameError: name 'rate' is not defined \(.*functions.py, line 32\), at: mapping",
+            r"the function Torch\(optimizer=...\) raised NameError: name 'rate' is not .* \(.*functions.py, line 32\)",
         ),
         ("functions:value", "functions has no function 'value'"),
         ("functions:none", "functions has no function 'none'"),

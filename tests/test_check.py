@@ -252,8 +252,14 @@ class Lacking(Port):
         ({"jax": {"loss": lambda o, t: jnp.square(o - t)}}, r"the flax loss has shape \(6, 4\), but must be a scalar"),
         ({"jax": {"loss": None, "optimizer": None}}, "loss: the torch side has one and the flax side has none"),
         ({"jax": {"optimizer": None}}, "optimizer: the torch side has one and the flax side has none"),
-        ({"jax": {"batch": lambda batch: (batch[0][:, :4], batch[1])}}, r"the flax model does not take .*\(6, 4\)"),
-        ({"jax": {"batch": lambda batch: batch[0].nothing}}, "batch= does not take the batch"),
+        (
+            {"jax": {"batch": lambda batch: (batch[0][:, :4], batch[1])}},
+            r"the flax model raised .*fc1.*\(6, 4\).*batch=",
+        ),
+        (
+            {"jax": {"batch": lambda batch: batch[0].nothing}},
+            r"batch= raised AttributeError.*test_check.py, line \d+.*\(6, 8\)",
+        ),
         ({"jax": {"batch": lambda batch: batch[0]}}, r"batch= must give a pair \(inputs, target\)"),
     ],
 )
@@ -271,7 +277,10 @@ def test_what_cannot_be_compared_is_said(changed: Any, message: str, original: O
         ([(torch.zeros(6, 8), np.zeros((6, 4)))], r"batches\[0\] holds a torch tensor"),
         ([(np.full((6, 8), np.nan), np.zeros((6, 4)))], r"batches\[0\] holds nan at \[0, 0\]"),
         ([(np.zeros((6, 8)), np.array(["a"] * 6))], r"batches\[0\] holds an array of dtype <U1"),
-        ([(np.zeros((6, 7), np.float32), np.zeros((6, 4)))], r"the torch model does not take the batch, .*\(6, 7\)"),
+        (
+            [(np.zeros((6, 7), np.float32), np.zeros((6, 4)))],
+            r"the torch model raised RuntimeError: .*in module fc1\), .*\(6, 7\)",
+        ),
     ],
 )
 def test_batches_that_cannot_be_used_are_named(given: Any, message: str, original: Original) -> None:

@@ -179,5 +179,5 @@ def _check_sides(torch: Any, jax: Any) -> None:
         if (ours is None) != (theirs is None):
             has, lacks = ("torch", jax.name) if theirs is None else (jax.name, "torch")
             raise InputError(f"{what}: the {has} side has one and the {lacks} side has none. Give both, or neither")
-    if not any(True for _ in torch.model.parameters()):
-        raise InputError("the torch model has no parameters: nothing would be compared")
+    if torch.loss is not None and not any(True for _ in torch.model.parameters()):
+        raise InputError("the torch model has no parameters, so that no gradient can be compared: leave out the loss")

@@ -15,6 +15,7 @@ from compare.alignment.pairings import Alignment
 from compare.alignment.training import Constant, align_training
 from compare.comparison.shapes import first_difference
 from compare.errors import InputError
+from compare.jax_side.mode import mixed
 from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.numerics.distance import EPSILON32, ULPS, distance
@@ -52,6 +53,8 @@ class MappedPair:
     ) -> None:
         self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
         self.training = torch.model.training
+        self.keep_modes = self.training and mixed(module.training for module in torch.model.modules())
+        """Whether each module of the port keeps its own mode, since some of torch's are frozen in evaluation."""
         self.size = sum(parameter.numel() for parameter in torch.model.parameters())
         self.overwritten: frozenset[Port] = frozenset()
         """What the torch model overwrites in place, and a record must copy."""
@@ -61,7 +64,7 @@ class MappedPair:
         """The random numbers of torch's forward pass on the first batch."""
         self._probe()
         self.torch_parameters = frozenset(name for name, _ in torch.model.named_parameters())
-        jax_run = JaxRun(jax, "float32", training=self.training)
+        jax_run = JaxRun(jax, "float32", training=self.training, keep_modes=self.keep_modes)
         jax_run.probe(batches[0])
         self.given = jax_run.arrays()
         """The arrays that the port came with."""
@@ -157,7 +160,14 @@ class MappedPair:
 
     def jax_run_of(self, side: Flax | Jax, dtype: str) -> JaxRun:
         """Start a run of a variant of the JAX side from the torch model's weights."""
-        run = JaxRun(side, dtype, training=self.training, unroll=self.unroll, hints=self.hints)
+        run = JaxRun(
+            side,
+            dtype,
+            training=self.training,
+            keep_modes=self.keep_modes,
+            unroll=self.unroll,
+            hints=self.hints,
+        )
         self.load(run)
         return run
 

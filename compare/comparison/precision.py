@@ -33,7 +33,7 @@ def precision_causes(runs: Runs, followed: Followed) -> list[Cause]:
     def jax(dtype: str, side: Flax | Jax) -> np.ndarray:
         return pairing.jax_array(Observation(forward=pair.jax_run_of(side, dtype).forward(batch, draws)))
 
-    probe = JaxRun(pair.jax, "float32", training=pair.training)
+    probe = JaxRun(pair.jax, "float32", training=pair.training, keep_modes=pair.keep_modes)
     probe.probe(batch)
     if cause := low_precision(theirs.module, quantity, pair.jax.name, probe.dtypes):
         return [cause]

@@ -1,5 +1,6 @@
 """The steps that all runs of one comparison take: the same batches in turn, and the same random numbers."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -8,6 +9,7 @@ from compare.jax_side.run import JaxRun
 from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.step.observation import Observation, Stream, halves
+from compare.step.user_code import at_step
 from compare.torch_side.control import ControlledRun
 from compare.torch_side.run import TorchRun
 
@@ -30,12 +32,12 @@ class Stepper:
             give_back_memory(self.size)
             controlled = self._controlled(run, number)
             controlled.unfinished = True
-            with controlled:
+            with self._at(number), controlled:
                 shown = [run.backward(batch)]
             yield shown.pop()  # whoever takes it is the only one who keeps it
             controlled.unfinished = False
             give_back_memory(self.size)
-            with controlled:
+            with self._at(number), controlled:
                 shown = [run.update()]
             self.pinned |= dict.fromkeys(controlled.pinned)
             yield shown.pop()
@@ -46,14 +48,19 @@ class Stepper:
         run = start()
         for number, batch in enumerate(itertools.cycle(self.batches)):
             give_back_memory(self.size)
-            yield from halves(run.step(batch, self.draws[number]))
+            with self._at(number):
+                shown = [run.step(batch, self.draws[number])]
+            yield from halves(shown.pop())
 
     def whole(self, run: TorchRun) -> Iterator[Observation]:
         """Take torch's steps one by one."""
         for number, batch in enumerate(itertools.cycle(self.batches)):
-            with self._controlled(run, number):
+            with self._at(number), self._controlled(run, number):
                 shown = [run.step(batch)]
             yield shown.pop()
+
+    def _at(self, number: int) -> contextlib.AbstractContextManager[None]:
+        return at_step(number, len(self.batches))
 
     def _controlled(self, run: TorchRun, number: int) -> ControlledRun:
         known = number < len(self.draws)

@@ -12,9 +12,11 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from compare.errors import Signal
 from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.step.observation import Observation, Port
+from compare.step.user_code import passes_on
 from compare.torch_side.control import ControlledRun
 from compare.torch_side.record import Record
 from compare.torch_side.run import TorchRun
@@ -66,6 +68,7 @@ class Call:
         name = self.function.__name__
         return name in ("__iadd__", "__imul__") or (name.endswith("_") and not name.endswith("__"))
 
+    @passes_on
     def run(self, **changed: Any) -> Any:
         """Call the function, with some arguments changed."""
         positions = dict(zip(self.signature.parameters, range(len(self.args)), strict=False))
@@ -97,7 +100,7 @@ class Window(NamedTuple):
     """None for its end."""
 
 
-class _Reached(Exception):  # noqa: N818 - nothing has gone wrong
+class _Reached(Signal):
     """The end of the window."""
 
 
@@ -197,6 +200,7 @@ def _mode() -> Any:
             self.number = 0
             self.tensors: dict[str, Any] = {}
 
+        @passes_on
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             del types
             kwargs = kwargs or {}

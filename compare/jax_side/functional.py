@@ -2,15 +2,17 @@
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from compare.jax_side.lift_modules import lift_nnx
+from compare.jax_side.mode import attributes_of_mode, by_effect, mixed, with_mode
+from compare.jax_side.primitives import BITS, Program, programs
 from compare.jax_side.record import JaxRecord
 from compare.jax_side.state import StateArrays
+from compare.step.user_code import passes_on
 
 
 class Functional(NamedTuple):
@@ -24,6 +26,8 @@ class Functional(NamedTuple):
     """Its random number generators."""
     apply: Callable[..., Any]
     """`apply(params, buffers, rngs, args, kwargs, record)` gives the output, and new buffers and rngs."""
+    called: Callable[..., Any]
+    """The user's function that is called with args and kwargs, for its signature."""
     collections: bool = False
     """Whether the first key of `buffers` is a collection of Linen's, which is no part of a buffer's name."""
 
@@ -49,39 +53,48 @@ def _cast(tree: Any, dtype: str) -> Any:
     return jax.tree.map(cast, tree)
 
 
-_TRAINING = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
-"""What modules call the argument that chooses between training and evaluation, and its value for training."""
+def of_nnx(model: Any, dtype: str, training: bool, *, keep_modes: bool = False) -> Functional:
+    """Make a pure function of a copy of an `nnx.Module`, in the given mode.
 
-
-def _mode(function: Callable[..., Any], kwargs: dict[str, Any], training: bool) -> dict[str, Any]:
-    """Put a model in torch's mode, if it takes that as an argument that the batch does not give."""
-    takes = inspect.signature(function).parameters
-    chosen = {name: value == training for name, value in _TRAINING.items() if name in takes and name not in kwargs}
-    return kwargs | chosen
-
-
-def of_nnx(model: Any, dtype: str, training: bool) -> Functional:
-    """Make a pure function of a copy of an `nnx.Module`, in the given mode."""
+    Where some modules are in training and others in evaluation, the user has set them so, and in training each keeps
+    its own; `keep_modes` keeps them in any case.
+    """
     import jax
     from flax import nnx
 
     copied = nnx.clone(model)
-    copied.train() if training else copied.eval()
+    nnx.pop(copied, nnx.Intermediate)  # what was sown before is no state of the model
+    if not keep_modes and not (training and mixed(_modes(copied))):
+        copied.train() if training else copied.eval()
     if dtype == "float64":
         lift_nnx(copied)
     graph, *states = nnx.split(copied, nnx.Param, nnx.RngState, ...)
     params, rngs, buffers = states
+    kept = {path for path, _ in nnx.to_flat_state(buffers)}
+    called = functools.partial(type(model).__call__, None)
 
+    @passes_on
     def apply(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any, record: Any) -> Any:
         # Taken apart and put together, so that they belong to this trace: nnx lets no other change them.
         rngs, buffers = jax.tree.map(lambda leaf: leaf, (rngs, buffers))
         merged = nnx.merge(graph, params, rngs, buffers)
         with _recorded_nnx(merged, record):
-            output = merged(*args, **_mode(type(merged).__call__, kwargs, training))
+            output = merged(*args, **with_mode(called, args, kwargs, training))
         _, *states = nnx.split(merged, nnx.RngState, nnx.Param, ...)
-        return output, states[2], states[0]
+        # What a model sows has no place in the state that it had before.
+        after = [(path, value) for path, value in nnx.to_flat_state(states[2]) if path in kept]
+        return output, nnx.from_flat_state(after), states[0]
 
-    return Functional(_cast(params, dtype), _cast(buffers, dtype), rngs, apply)
+    return Functional(_cast(params, dtype), _cast(buffers, dtype), rngs, apply, called)
+
+
+def _modes(model: Any) -> list[bool]:
+    """List the modes of the modules of an nnx model that have one: True for training."""
+    from flax import nnx
+
+    settings = [vars(module) for _, module in nnx.iter_modules(model)]
+    names = ("deterministic", "use_running_average")
+    return [not each[name] for each in settings for name in names if isinstance(each.get(name), bool)]
 
 
 @contextlib.contextmanager
@@ -94,6 +107,7 @@ def _recorded_nnx(model: Any, record: JaxRecord) -> Iterator[None]:
     inside: list[int] = []
 
     def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
+        @passes_on
         def call(module: Any, *args: Any, **kwargs: Any) -> Any:
             if id(module) not in paths or id(module) in inside:  # a super().__call__() is part of the same call
                 return original(module, *args, **kwargs)
@@ -119,27 +133,70 @@ def of_linen(model: tuple[Any, Mapping[str, Any]], dtype: str, training: bool) -
     from flax import linen
 
     module, variables = model
-    params, buffers = variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
+    module = module.clone(**attributes_of_mode(module, training))
+    params = variables["params"]
+    buffers = {name: tree for name, tree in variables.items() if name not in ("params", "intermediates")}
+    found: list[dict[str, Any]] = []
 
+    @passes_on
+    def run(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any) -> Any:
+        keys = {"dropout": jax.random.fold_in(rngs["key"], rngs["count"])}
+        return module.apply({"params": params, **buffers}, *args, rngs=keys, mutable=list(buffers), **kwargs)
+
+    @passes_on
     def apply(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any, record: Any) -> Any:
+        @passes_on
         def recorded(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
             if context.method_name != "__call__" or context.module.scope is None:
                 return function(*args, **kwargs)
             return record.call("/".join(context.module.path), function, args, kwargs, context.module)
 
-        keys = {"dropout": jax.random.fold_in(rngs["key"], rngs["count"])}
+        @passes_on
+        def effect(kwargs: dict[str, Any]) -> int:
+            return _effect(functools.partial(run, params, args=args, kwargs=kwargs), buffers, rngs)
+
+        named = with_mode(module.__call__, args, kwargs, training)
+        if not found:
+            found.append({} if named != kwargs else by_effect(module.__call__, args, kwargs, training, effect))
         with linen.intercept_methods(recorded):
-            output, changed = module.apply(
-                {"params": params, **buffers},
-                *args,
-                rngs=keys,
-                mutable=list(buffers) if training else [],
-                **_mode(module.__call__, kwargs, training),
-            )
-        return output, {**buffers, **changed}, rngs | {"count": rngs["count"] + 1}
+            output, changed = run(params, buffers, rngs, args, {**named, **found[0]})
+        return output, {**buffers, **_alike(changed, buffers)}, rngs | {"count": rngs["count"] + 1}
 
     rngs = {"key": jax.random.key(0), "count": np.int32(0)}
-    return Functional(_cast(params, dtype), _cast(buffers, dtype), rngs, apply, collections=True)
+    return Functional(_cast(params, dtype), _cast(buffers, dtype), rngs, apply, module.__call__, collections=True)
+
+
+def _alike(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the collections that have the same structure as before: what a model sows makes a collection longer."""
+    import jax
+
+    def alike(one: Any, other: Any) -> bool:
+        return str(jax.tree.structure(one)) == str(jax.tree.structure(other))
+
+    return {name: tree for name, tree in changed.items() if alike(tree, before[name])}
+
+
+@passes_on
+def _effect(run: Callable[..., Any], buffers: Any, rngs: Any) -> int:
+    """Count what a Linen model updates and draws: running statistics that it sets, and random numbers."""
+    import jax
+
+    def drawn(program: Any) -> int:
+        equations = Program.of(program).equations
+        inner = sum(drawn(nested) for eqn in equations for nested in programs(eqn))
+        return inner + sum(eqn.primitive.name in BITS for eqn in equations)
+
+    updated: list[int] = []
+
+    @passes_on
+    def traced() -> Any:
+        output, changed = run(buffers=buffers, rngs=rngs)
+        before = {id(leaf) for leaf in jax.tree.leaves(buffers)}
+        updated.append(sum(id(leaf) not in before for leaf in jax.tree.leaves(changed)))
+        return jax.tree.leaves((output, changed))
+
+    program = jax.make_jaxpr(traced)()
+    return updated[0] + drawn(program)
 
 
 def of_pytree(function: Callable[..., Any], params: Any, dtype: str, training: bool, state: Any = None) -> Functional:
@@ -155,16 +212,19 @@ def of_pytree(function: Callable[..., Any], params: Any, dtype: str, training: b
     flat, structure = jax.tree.flatten(params)
     trained = [_floating(leaf) for leaf in flat]
     fixed = [None if is_trained else leaf for leaf, is_trained in zip(flat, trained, strict=True)]
+    called = functools.partial(function, *([params] if state is None else [params, state]))
 
+    @passes_on
     def apply(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any, record: Any) -> Any:
         values = iter(jax.tree.leaves(params))
         whole = [next(values) if is_trained else leaf for leaf, is_trained in zip(fixed, trained, strict=True)]
-        kwargs = _mode(function, kwargs, training)
+        kwargs = with_mode(called, args, kwargs, training)
         model = functools.partial(function, jax.tree.unflatten(structure, whole))
         if state is None:
             return record.call("", model, args, kwargs), buffers, rngs
         after: list[Any] = []  # the state is no output of the model: it is compared as buffers
 
+        @passes_on
         def stateful(*args: Any, **kwargs: Any) -> Any:
             output, new = kept.checked(model(kept.filled(buffers, rngs), *args, **kwargs))
             after.append(new)
@@ -176,6 +236,6 @@ def of_pytree(function: Callable[..., Any], params: Any, dtype: str, training: b
     chosen = [leaf if is_trained else None for leaf, is_trained in zip(flat, trained, strict=True)]
     params = _cast(jax.tree.unflatten(structure, chosen), dtype)
     if state is None:
-        return Functional(params, (), (), apply)
+        return Functional(params, (), (), apply, called)
     buffers, keys = kept.arrays(state)
-    return Functional(params, _cast(buffers, dtype), keys, apply)
+    return Functional(params, _cast(buffers, dtype), keys, apply, called)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from compare.numerics.constants import LOW
+from compare.step.user_code import passes_on
 
 
 def lift_nnx(model: Any) -> None:
@@ -37,6 +38,7 @@ def lifted_linen() -> Iterator[None]:
 
     changed: list[tuple[Any, str, Any]] = []
 
+    @passes_on
     def widen(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         for name, value in list(vars(context.module).items()):
             if (wide := _wide_attribute(name, value)) is not None:

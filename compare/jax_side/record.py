@@ -8,6 +8,7 @@ import numpy as np
 
 from compare.jax_side.primitives import trace_state
 from compare.step.observation import Port
+from compare.step.user_code import passes_on
 
 
 class JaxRecord:
@@ -24,9 +25,17 @@ class JaxRecord:
         self.hidden: dict[str, None] = {}
         """Modules that ran inside a transformation (scan, vmap, checkpoint), whose values do not come out of it."""
         self._given = given or {}
+        self._open: list[str] = []
+        """The modules that have begun and not ended, outermost first."""
         self._calls: Counter[str] = Counter()
         self._trace = trace_state()
 
+    @property
+    def running(self) -> str:
+        """The path of the innermost module that has not ended: where an error was raised, if one was."""
+        return self._open[-1] if self._open else ""
+
+    @passes_on
     def call(self, path: str, function: Callable[..., Any], args: Any, kwargs: Any, module: Any = None) -> Any:
         """Call a module's function, and record what goes in and what comes out."""
         call = self._calls[path]
@@ -36,7 +45,11 @@ class JaxRecord:
             self.hidden[path] = None
             return function(*args, **kwargs)
         args, kwargs = self._keep(path, call, "input", (args, kwargs))
-        return self._keep(path, call, "output", function(*args, **kwargs))
+        depth = len(self._open)
+        self._open.append(path)
+        output = function(*args, **kwargs)
+        del self._open[depth:]  # of modules inside whose errors the model caught, too
+        return self._keep(path, call, "output", output)
 
     def _keep(self, path: str, call: int, kind: str, tree: Any) -> Any:
         ports = {leaf: Port(path, call, kind, leaf) for leaf, _ in leaves(tree)}

@@ -26,6 +26,7 @@ from compare.jax_side.primitives import (
     programs,
 )
 from compare.step.draws import NO_HINTS, Draw, Hints, Site
+from compare.step.user_code import passes_on
 
 Values = tuple[dict[str, np.ndarray], ...]
 """Draws as a pytree of arrays, each under its kind: the compiled step's argument."""
@@ -124,6 +125,7 @@ def _recognizable() -> Iterator[None]:
 
     def whole(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
+        @passes_on
         def call(*args: Any, **kwargs: Any) -> Any:
             with jax.disable_jit(disable=False):
                 return original(*args, **kwargs)

@@ -1,30 +1,41 @@
 """A training run of the JAX side: each step is one compiled program, that shows what it computes."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from compare.errors import InputError
 from compare.jax_side.lift import lift
+from compare.jax_side.mode import with_mode
 from compare.jax_side.primitives import Program, programs
 from compare.jax_side.record import JaxRecord, names
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.side import Flax, Jax
 from compare.numerics.distance import ULPS
-from compare.step.batch import Batch, adapted, called, checked_loss, mapped
+from compare.step.batch import Batch, adapted, called, check_call, checked_loss, described_call, mapped
 from compare.step.draws import NO_HINTS, Draw, Hints
 from compare.step.observation import Observation, Port
+from compare.step.user_code import call_user_code
+
+_ADVICE = "Adapt the batch with batch= where this side needs another layout or other names"
 
 
 class JaxRun:
     """A training run from the given weights, in one precision: each step is one compiled program."""
 
     def __init__(
-        self, side: Flax | Jax, dtype: str, *, training: bool, unroll: bool = False, hints: Hints = NO_HINTS
+        self,
+        side: Flax | Jax,
+        dtype: str,
+        *,
+        training: bool,
+        keep_modes: bool = False,
+        unroll: bool = False,
+        hints: Hints = NO_HINTS,
     ) -> None:
-        self.side = side
+        self.side, self.training = side, training
         self.hints = hints
         self.dtype = dtype
         self.unroll = unroll
@@ -38,8 +49,8 @@ class JaxRun:
         """Where among the arrays that a step shows each is: what one module gives is what the next takes."""
         self._given: tuple[Port, ...] = ()
         with self._precision():
-            functional = side.functional(dtype, training=training)
-            self.params, self.buffers, self.rngs, self._apply, collections = functional
+            functional = side.functional(dtype, training=training, keep_modes=keep_modes)
+            self.params, self.buffers, self.rngs, self._apply, self._called, collections = functional
         self.state: Any = ()
         """Of the optimizer, from the first `load` on."""
         self.state_names: list[str] = []
@@ -112,8 +123,10 @@ class JaxRun:
             self.params = self._replaced(self.params, self.param_names, arrays)
             self.buffers = self._replaced(self.buffers, self.buffer_names, arrays)
             if self.side.optimizer is not None:
+                init = functools.partial(self.side.optimizer.init, self.params)
+                state = call_user_code(f"the {self.side.name} optimizer's init", init)
                 # A step overwrites it: it must share no memory with the parameters, or within itself.
-                self.state = jax.device_put(self.side.optimizer.init(self.params), may_alias=False)
+                self.state = jax.device_put(state, may_alias=False)
                 self.state_names = names(self.state)
 
     def perturb(self, seed: int) -> None:
@@ -153,19 +166,17 @@ class JaxRun:
     def _forward(
         self, params: Any, buffers: Any, rngs: Any, inputs: Any, given: Mapping[Port, Any] | None = None
     ) -> tuple[Any, list[Any], Any, Any]:
-        from flax.errors import FlaxError
-
         record = JaxRecord(given)
-        args, kwargs = inputs
-        try:
-            output, buffers, rngs = self._apply(params, buffers, rngs, args, kwargs, record)
-        except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, FlaxError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"the {self.side.name} model does not take the batch, {Batch(*inputs)}: {error}. "
-                "Adapt the batch with batch= where this side needs another layout or other names"
-            ) from error
+        args, kwargs = _with_values(inputs)
+        call = f"the {self.side.name} model"
+        check_call(call, self._called, args, with_mode(self._called, args, kwargs, self.training), _ADVICE)
+        output, buffers, rngs = call_user_code(
+            call,
+            functools.partial(self._apply, params, buffers, rngs, args, kwargs, record),
+            given=described_call(args, kwargs),
+            inside=lambda: record.running,
+            advice=lambda error: _ADVICE if isinstance(error, TypeError | ValueError) else "",
+        )
         self.modules, self.hidden = record.modules, record.hidden
         shown = {id(array): array for array in record.seen.values()}
         numbers = {key: number for number, key in enumerate(shown)}
@@ -184,7 +195,7 @@ class JaxRun:
             output, shown, after, generators = self._forward(params, buffers, rngs, inputs, ports)
             loss = None
             if self.side.loss is not None:
-                loss = checked_loss(self.side.name, self.side.loss, output, target)
+                loss = checked_loss(self.side.name, self.side.loss, output, _with_values(target))
             return loss, (shown, after, generators)
 
         compute = replaying(model, draws, self.unreplayed, self.guessed, self.hints)
@@ -196,15 +207,29 @@ class JaxRun:
             (loss, (seen, buffers, rngs)), gradients = jax.value_and_grad(compute, has_aux=True)(params)
             updates: Any = ()
             if self.side.optimizer is not None:
-                updates, state = self.side.optimizer.update(given[1] if given else gradients, state, params)
-                params = optax.apply_updates(params, updates)
+                updates, state = self._updates(given[1] if given else gradients, loss, state, params)
+                apply = functools.partial(optax.apply_updates, params, updates)
+                params = call_user_code(f"applying the updates of the {self.side.name} optimizer", apply)
         return loss, gradients, updates, params, buffers, rngs, state, seen
+
+    def _updates(self, gradients: Any, loss: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """Call the optimizer, with the loss too if it takes that, as `optax.contrib.reduce_on_plateau` does."""
+        import optax
+
+        optimizer: Any = self.side.optimizer
+        more = (
+            {"value": loss, "grad": gradients} if isinstance(optimizer, optax.GradientTransformationExtraArgs) else {}
+        )
+        update = functools.partial(optimizer.update, gradients, state, params, **more)
+        return call_user_code(f"the {self.side.name} optimizer's update", update)
 
     def arguments(self, batch: Batch) -> tuple[Any, Any]:
         """Adapt a batch and give its inputs, as `(args, kwargs)`, and its target."""
         import jax.numpy as jnp
 
         def convert(array: Any) -> Any:
+            if isinstance(array, bool | str):
+                return _static()(array)
             if not isinstance(array, np.ndarray | np.generic):
                 return array
             return jnp.asarray(array, self.dtype if array.dtype.kind == "f" else None)
@@ -215,7 +240,8 @@ class JaxRun:
     def compile(self, batch: Batch, draws: Sequence[Draw]) -> None:
         """Compile a step before it is taken. With random numbers of other kinds or shapes, it is once more."""
         with self._precision():
-            self._step.lower(*self._arguments(batch, draws), ()).compile()
+            compiled = functools.partial(self._step.lower, *self._arguments(batch, draws), ())
+            call_user_code(f"a step of the {self.side.name} side", compiled).compile()
 
     def _arguments(self, batch: Batch, draws: Sequence[Draw]) -> tuple[Any, ...]:
         inputs, target = self.arguments(batch)
@@ -239,9 +265,9 @@ class JaxRun:
             if given is not None:
                 self._given = tuple(given[0])
                 values = tuple(given[0].values()), self._replaced(self.params, self.param_names, given[1])
-            loss, gradients, updates, self.params, self.buffers, self.rngs, self.state, seen = self._step(
-                *self._arguments(batch, draws), values
-            )
+            step = functools.partial(self._step, *self._arguments(batch, draws), values)
+            shown = call_user_code(f"a step of the {self.side.name} side", step)
+            loss, gradients, updates, self.params, self.buffers, self.rngs, self.state, seen = shown
         trained = self.side.optimizer is not None
 
         def named(tree: Any, names: list[str]) -> dict[str, Any]:
@@ -256,6 +282,33 @@ class JaxRun:
             buffers=named(self.buffers, self.buffer_names),
             forward={port: seen[number] for port, number in self.ports.items()},
         )
+
+
+@functools.cache
+def _static() -> Any:
+    """Give the class of a value that a compiled step does not take as an array: Python's own, such as a mode's name."""
+    import jax
+
+    @jax.tree_util.register_static
+    @dataclasses.dataclass(frozen=True)
+    class Static:
+        """It is part of the tree's structure, so that each of its values is compiled by itself."""
+
+        value: bool | str
+
+    return Static
+
+
+def _with_values(tree: Any) -> Any:
+    """Put static values back into a tree of a step's arguments."""
+    import jax
+
+    static = _static()
+
+    def value(leaf: Any) -> Any:
+        return leaf.value if isinstance(leaf, static) else leaf
+
+    return jax.tree.map(value, tree, is_leaf=lambda leaf: isinstance(leaf, static))
 
 
 def _dtypes(program: Any) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The JAX side: a Flax module, of nnx or of Linen, or any pure function over a pytree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,13 @@ class Flax:
             raise InputError(
                 f"Flax(model=...) must be an nnx.Module or a pair (linen_module, variables), not {_kind(self.model)}"
             )
+        if pair and not isinstance(self.model[1], Mapping):
+            raise InputError(
+                "Flax(model=(linen_module, variables)): variables must be the dict that module.init(...) returns, not "
+                f"{_kind(self.model[1])}"
+            )
+        if isinstance(self.model, nnx.Module):
+            _check_values(self.model)
         if pair and "params" not in self.model[1]:
             raise InputError(
                 'Flax(model=(linen_module, variables)): variables have no "params", only '
@@ -64,12 +71,13 @@ class Flax:
             return nnx_layers(self.model)
         return linen_layers(self.model[1], self.model[0])
 
-    def functional(self, dtype: str, *, training: bool) -> Functional:
-        """Make a pure function of a copy of the model, in the given mode."""
+    def functional(self, dtype: str, *, training: bool, keep_modes: bool = False) -> Functional:
+        """Make a pure function of a copy of the model, in the given mode, or with each module in its own."""
         from flax import nnx
 
-        make = functional.of_nnx if isinstance(self.model, nnx.Module) else functional.of_linen
-        return make(self.model, dtype, training)
+        if isinstance(self.model, nnx.Module):
+            return functional.of_nnx(self.model, dtype, training, keep_modes=keep_modes)
+        return functional.of_linen(self.model, dtype, training)
 
 
 @dataclass(frozen=True)
@@ -111,13 +119,27 @@ class Jax:
         """List the parts of the pytree that hold weights."""
         return pytree_layers(self.params, self.state)
 
-    def functional(self, dtype: str, *, training: bool) -> Functional:
+    def functional(self, dtype: str, *, training: bool, keep_modes: bool = False) -> Functional:
         """Make it a function of its floating-point arrays alone, in the given mode."""
+        del keep_modes  # modules of nnx have modes of their own
         return functional.of_pytree(self.apply, self.params, dtype, training, self.state)
 
 
 def _kind(value: Any) -> str:
     return f"a {type(value).__name__}"
+
+
+def _check_values(model: Any) -> None:
+    """Raise InputError for an nnx module without values."""
+    import jax
+    from flax import nnx
+
+    for path, leaf in nnx.to_flat_state(nnx.state(model)):
+        if any(isinstance(value, jax.ShapeDtypeStruct) for value in jax.tree.leaves(leaf)):
+            raise InputError(
+                f"Flax(model=...) is abstract: {'/'.join(map(str, path))} has no values, as in what nnx.eval_shape "
+                "returns. Make the module without it"
+            )
 
 
 def _check_optimizer(side: Flax | Jax) -> None:

@@ -1,5 +1,6 @@
 """Batches: what goes into both models, and what their outputs are held against."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.errors import InputError
+from compare.step.user_code import call_user_code
 
 
 class Batch(NamedTuple):
@@ -18,15 +20,24 @@ class Batch(NamedTuple):
 
     def __str__(self) -> str:
         """Like "inputs float32 (64, 1000), target int64 (64,)"."""
-        return f"inputs {_described(self.inputs)}, target {_described(self.target)}"
+        return f"inputs {described(self.inputs)}, target {described(self.target)}"
 
 
-def _described(tree: Any) -> str:
+def described(tree: Any) -> str:
+    """Show what arrays a batch, or a part of one, is made of: "{x: float32 (64, 1000)}"."""
     if isinstance(tree, Mapping):
-        return "{" + ", ".join(f"{key}: {_described(value)}" for key, value in tree.items()) + "}"
+        return "{" + ", ".join(f"{key}: {described(value)}" for key, value in tree.items()) + "}"
     if isinstance(tree, tuple | list):
-        return "(" + ", ".join(map(_described, tree)) + ")"
-    return f"{tree.dtype} {tree.shape}" if hasattr(tree, "shape") else repr(tree)
+        return "(" + ", ".join(map(described, tree)) + ")"
+    if hasattr(tree, "shape") and hasattr(tree, "dtype"):
+        return f"{str(tree.dtype).removeprefix('torch.')} {tuple(tree.shape)}"
+    return f"{tree!r:.60}"
+
+
+def described_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Show the arguments of a call: "inputs float32 (64, 1000)", with the names of those that have one."""
+    named = [f"{name}={described(value)}" for name, value in kwargs.items()]
+    return "inputs " + (", ".join([*map(described, args), *named]) or "none")
 
 
 def checked(batches: Any, *, loss: bool) -> list[Batch]:
@@ -48,10 +59,20 @@ def _batch(number: int, batch: Any, loss: bool) -> Batch:
     if isinstance(batch, tuple | list) and len(batch) == 2:
         found = Batch(*batch)
     elif loss:
-        raise InputError(f"batches[{number}] must be a pair (inputs, targets), and is {_described(batch)}")
+        raise InputError(f"batches[{number}] must be a pair (inputs, targets), and is {described(batch)}")
     else:
         found = Batch(batch)
-    return Batch(*(mapped(part, lambda array: _array(f"batches[{number}]", array)) for part in found))
+    arrays: list[np.ndarray] = []
+
+    def kept(value: Any) -> Any:
+        array = _array(f"batches[{number}]", value)
+        arrays.extend([array] if isinstance(array, np.ndarray) else [])
+        return array
+
+    inputs = mapped(found.inputs, kept)
+    if arrays and not any(array.size for array in arrays):
+        raise InputError(f"batches[{number}] is empty: its inputs are {described(inputs)}, without any element")
+    return Batch(inputs, mapped(found.target, kept))
 
 
 def _array(name: str, value: Any) -> Any:
@@ -69,11 +90,15 @@ def _array(name: str, value: Any) -> Any:
 
 
 def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply `function` to each leaf of nested tuples, lists and dicts."""
+    """Apply `function` to each leaf of nested tuples, named tuples, lists and dicts.
+
+    Dicts keep their order, which `jax.tree.map` does not: modules' inputs are shown in it.
+    """
     if isinstance(tree, Mapping):
         return {key: mapped(value, function) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
-        return type(tree)(mapped(value, function) for value in tree)
+        values = [mapped(value, function) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
     return function(tree)
 
 
@@ -82,19 +107,37 @@ def called(inputs: Any, convert: Callable[[Any], Any]) -> tuple[tuple[Any, ...],
     tree = mapped(inputs, convert)
     if isinstance(tree, Mapping):
         return (), dict(tree)
-    return (tree if isinstance(tree, tuple) else (tree,)), {}
+    return (tuple(tree) if isinstance(tree, tuple) else (tree,)), {}
+
+
+def check_call(
+    call: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], advice: str = ""
+) -> None:
+    """Raise InputError if a function of the user's cannot be called so: an argument is missing, or one too many."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of what is written in C
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(
+            f"{call} does not take {described_call(args, kwargs)}: {error}{advice and f'. {advice}'}"
+        ) from error
 
 
 def checked_loss(side: str, loss: Callable[[Any, Any], Any], output: Any, target: Any) -> Any:
-    """Compute the loss; InputError if it fails, or is not a scalar."""
-    try:
-        value = loss(output, target)
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
-        raise InputError(f"the {side} loss does not take the model's output and the target: {error}") from error
+    """Compute the loss; InputError if it fails, or is not a real scalar."""
+    call = f"the {side} loss"
+    check_call(call, loss, (output, target), {}, "It is called with the model's output and the batch's target")
+    given = f"output {described(output)}, target {described(target)}"
+    value = call_user_code(call, functools.partial(loss, output, target), given=given)
     shape = getattr(value, "shape", None)
     if shape is None or tuple(shape) != ():
         what = f"has shape {tuple(shape)}" if shape is not None else f"is a {type(value).__name__}"
-        raise InputError(f"the {side} loss {what}, but must be a scalar: take its mean or its sum")
+        raise InputError(f"{call} {what}, but must be a scalar: take its mean or its sum")
+    if "complex" in str(value.dtype):
+        raise InputError(f"{call} is complex, but must be a real number: take its real part or its absolute value")
     return value
 
 
@@ -102,21 +145,30 @@ def adapted(batch: Batch, adapt: Callable[..., Any] | None) -> Batch:
     """Apply the user's `batch=` function."""
     if adapt is None:
         return batch
-    positional = [
-        parameter
-        for parameter in inspect.signature(adapt).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    try:
-        found = adapt(*batch) if len(positional) == 2 else adapt(tuple(batch))
-    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-        raise InputError(f"batch= does not take the batch ({batch}), a pair of inputs and target: {error}") from error
+    args = tuple(batch) if _takes_two(adapt) else (tuple(batch),)
+    check_call("batch=", adapt, args, {}, "It is called with the inputs and the target, or with a pair of them")
+    found = call_user_code("batch=", functools.partial(adapt, *args), given=f"{batch}")
     if isinstance(found, tuple | list) and len(found) == 2:
-        return Batch(*found)
+        return Batch(*(mapped(part, _checked_adapted) for part in found))
     if batch.target is None:
-        return Batch(found)
+        return Batch(mapped(found, _checked_adapted))
     raise InputError(f"batch= must give a pair (inputs, target), and gave a {type(found).__name__}")
+
+
+def _takes_two(adapt: Callable[..., Any]) -> bool:
+    """Tell whether `batch=` is a function of inputs and target, and not of a pair of them."""
+    try:
+        parameters = inspect.signature(adapt).parameters.values()
+    except (TypeError, ValueError):  # of what is written in C
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.default is each.empty and each.kind in positional for each in parameters) == 2
+
+
+def _checked_adapted(value: Any) -> Any:
+    if type(value).__module__.partition(".")[0] == "torch":
+        raise InputError("batch= gave a torch tensor: this side needs NumPy or JAX arrays, for example tensor.numpy()")
+    return value
 
 
 def channels_last(batch: Batch, adapt: Callable[..., Any] | None) -> bool:

@@ -9,7 +9,8 @@ import numpy as np
 def to_numpy(value: Any) -> np.ndarray:
     """Read a torch tensor, a JAX array or a number; bfloat16, which NumPy has not, as float32."""
     if hasattr(value, "detach"):
-        value = value.detach().cpu()
+        value = value.detach().to_dense() if value.is_sparse else value.detach()
+        value = value.cpu()
         value = value.float() if value.dtype.itemsize == 2 and value.is_floating_point() else value
         return value.numpy()
     array = np.asarray(value)

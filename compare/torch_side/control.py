@@ -15,6 +15,7 @@ from compare.errors import NondeterministicError
 from compare.numerics.constants import LOW, restored
 from compare.numerics.distance import ULPS
 from compare.step.draws import Draw
+from compare.step.user_code import passes_on
 from compare.torch_side.random_calls import RandomCall, random
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class ControlledRun:
                 f"{left} is left over"
             )
 
+    @passes_on
     def _operation(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation of aten in place of torch."""
         if self.lift:
@@ -245,6 +247,7 @@ def _dispatcher() -> Any:
             super().__init__()
             self.handle = handle
 
+        @passes_on
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             del types
             return self.handle(func, args, kwargs or {})

@@ -21,19 +21,25 @@ class Record:
         """The class of each module that ran, by path, in order of first execution."""
         self._overwritten = overwritten
         self._calls: Counter[str] = Counter()
+        self._open: list[tuple[str, int]] = []
+        """The calls that have begun and not ended, outermost first."""
+
+    @property
+    def running(self) -> str:
+        """The path of the innermost module that has not ended: where an error was raised, if one was."""
+        return self._open[-1][0] if self._open else ""
 
     @contextlib.contextmanager
     def of(self, model: "torch.nn.Module") -> Iterator[None]:
         """Record while this lasts."""
         handles = []
-        open_calls: list[tuple[str, int]] = []
 
         def enter(path: str) -> Callable[..., None]:
             def hook(module: Any, args: Any, kwargs: Any) -> None:
                 call = self._calls[path]
                 self._calls[path] += 1
                 self.modules.setdefault(path, type(module).__name__)
-                open_calls.append((path, call))
+                self._open.append((path, call))
                 self._keep(path, call, "input", (args, kwargs))
 
             return hook
@@ -41,7 +47,9 @@ class Record:
         def leave(path: str) -> Callable[..., None]:
             def hook(module: Any, args: Any, output: Any) -> None:
                 del module, args
-                _, call = open_calls.pop()
+                ended, call = self._open.pop()
+                while ended != path:  # the model caught an error in it, and went on
+                    ended, call = self._open.pop()
                 self._keep(path, call, "output", output)
 
             return hook

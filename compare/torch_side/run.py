@@ -1,20 +1,25 @@
 """A training run of the torch side on a copy of the model, in one precision."""
 
 import contextlib
-import copy
+import functools
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compare.errors import InputError
 from compare.numerics.distance import ULPS
-from compare.step.batch import Batch, called, checked_loss, mapped
+from compare.step.batch import Batch, called, check_call, checked_loss, described_call, mapped
 from compare.step.observation import Observation, Port, joined, to_numpy
+from compare.step.user_code import call_user_code
+from compare.torch_side.copies import Copies
 from compare.torch_side.layers import kept_tensors
 from compare.torch_side.record import Record
 from compare.torch_side.side import Torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
 
@@ -27,10 +32,10 @@ class TorchRun:
         self.dtype = getattr(torch, dtype)
         self.lifted = dtype == "float64"
         self.device = device
-        self.model = copy.deepcopy(side.model).to(device, self.dtype)
-        self.loss = side.loss
-        if isinstance(self.loss, torch.nn.Module):
-            self.loss = copy.deepcopy(self.loss).to(device, self.dtype)
+        copies = Copies(*(each for each in (side.model, side.loss) if isinstance(each, torch.nn.Module)))
+        self._unhooked = copies.unhooked
+        self.model, *losses = (module.to(device, self.dtype) for module in copies.modules)
+        self.loss = losses[0] if losses else copies.of(side.loss, "Torch(loss=...)")
         self.overwritten = overwritten
         self._clips: bool | None = None
         """Whether the optimizer's step changes gradients in place, as a hook that clips them does; None if unknown."""
@@ -39,21 +44,47 @@ class TorchRun:
         """What moves it, if anything does: see `perturb`."""
         self.optimizer: torch.optim.Optimizer | None = None
         if side.optimizer is not None:
-            self.optimizer = side.optimizer(self.model.parameters())
-            if not isinstance(self.optimizer, torch.optim.Optimizer):
-                raise InputError(
-                    "Torch(optimizer=...) must give a torch.optim.Optimizer, and gave a "
-                    f"{type(self.optimizer).__name__}"
-                )
+            self.optimizer = self._made(copies.of(side.optimizer, "Torch(optimizer=...)"))
+
+    def _made(self, optimizer: "Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]") -> Any:
+        """Make the optimizer, of this run's parameters: a list, which a function may go through several times."""
+        import torch
+
+        parameters = list(self.model.parameters())
+        call = "the function Torch(optimizer=...)"
+        check_call(call, optimizer, (parameters,), {}, "It is called with the list of the model's parameters")
+        made = call_user_code(call, functools.partial(optimizer, parameters))
+        if not isinstance(made, torch.optim.Optimizer):
+            raise InputError(
+                f"Torch(optimizer=...) must give a torch.optim.Optimizer, and gave a {type(made).__name__}"
+            )
+        known = {id(parameter) for parameter in parameters}
+        if any(id(parameter) not in known for group in made.param_groups for parameter in group["params"]):
+            raise InputError(
+                "Torch(optimizer=...) gave an optimizer of parameters that are not the model's. Each run trains a copy "
+                "of the model: take the parameters that the function is given, lambda params: "
+                f"torch.optim.{type(made).__name__}(params, ...)"
+            )
+        closure = inspect.signature(made.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise InputError(
+                f"the torch optimizer {type(made).__name__} takes a closure, to compute the loss again within a step: "
+                "only optimizers that make one update from one gradient can be compared"
+            )
+        return made
 
     def forward(self, batch: Batch, record: "Record | None" = None) -> Any:
         """Run the model on a batch, and show its modules' inputs and outputs in `record`."""
         args, kwargs = called(batch.inputs, self.tensor)
+        call = "the torch model"
+        check_call(call, self.model.forward, args, kwargs)
         with record.of(self.model) if record is not None else contextlib.nullcontext():
-            try:
-                return self.model(*args, **kwargs)
-            except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
-                raise InputError(f"the torch model does not take the batch, {batch}: {error}") from error
+            return call_user_code(
+                call,
+                functools.partial(self.model, *args, **kwargs),
+                given=described_call(args, kwargs),
+                inside=lambda: record.running if record is not None else "",
+            )
 
     def step(self, batch: Batch, record: "Record | None" = None) -> Observation:
         """Take one step: forward, and as far as there is a loss and an optimizer, backward and update."""
@@ -64,7 +95,7 @@ class TorchRun:
             return joined(seen, self.update())
         if self._clips is not False:  # gradients are shown as they were before
             seen = seen._replace(gradients={name: gradient.clone() for name, gradient in seen.gradients.items()})
-        given = {name: param.grad for name, param in self.parameters.items() if param.grad is not None}
+        given = {name: _dense(param.grad) for name, param in self.parameters.items() if param.grad is not None}
         update = self.update()
         if self._clips is None:
             self._clips = any(not torch.equal(seen.gradients[name], gradient) for name, gradient in given.items())
@@ -80,12 +111,17 @@ class TorchRun:
             if self.loss is None:
                 return Observation(forward=record.seen)
             loss = checked_loss("torch", self.loss, output, mapped(batch.target, self.tensor))
+            if not loss.requires_grad:
+                raise InputError(
+                    "the torch loss depends on no parameter that is trained: all are frozen (requires_grad=False), or "
+                    "it is detached, as by .item(), .detach() or torch.no_grad()"
+                )
             self.model.zero_grad(set_to_none=True)
-            loss.backward()
+            call_user_code("the torch model's backward pass", loss.backward)
         if self.noise is not None:
             self._perturb_gradients(self.noise)
         gradients = {
-            name: torch.zeros_like(param) if param.grad is None else param.grad
+            name: torch.zeros_like(param) if param.grad is None else _dense(self._unhooked.get(id(param), param.grad))
             for name, param in self.parameters.items()
             if param.requires_grad
         }
@@ -98,7 +134,7 @@ class TorchRun:
         if self.optimizer is None:
             return Observation(buffers=self.buffers())
         before = {name: param.detach().clone() for name, param in self.parameters.items()}
-        self.optimizer.step()
+        call_user_code("the torch optimizer's step", self.optimizer.step)
         self.model.zero_grad(set_to_none=True)  # what was shown is all that still holds them
         updates = {name: torch.sub(self.parameters[name].detach(), old, out=old) for name, old in before.items()}
         return Observation(
@@ -128,7 +164,7 @@ class TorchRun:
         groups = self.optimizer.param_groups if self.optimizer is not None else []
         names = {id(param): name for name, param in self.parameters.items()}
         return {
-            names[id(param)]: {key: value for key, value in group.items() if key != "params"}
+            names[id(param)]: {key: value for key, value in group.items() if key not in ("params", "param_names")}
             for group in groups
             for param in group["params"]
             if id(param) in names
@@ -184,3 +220,8 @@ class TorchRun:
         # Cast by NumPy: a run that lifts would take a cast by torch for one of the model's.
         dtype = str(self.dtype).removeprefix("torch.") if array.dtype.kind == "f" else array.dtype
         return torch.from_numpy(np.array(array, dtype)).to(self.device)
+
+
+def _dense(gradient: "torch.Tensor") -> "torch.Tensor":
+    """Give a gradient with all its rows: that of a sparse embedding has those that were looked up."""
+    return gradient.to_dense() if gradient.is_sparse else gradient

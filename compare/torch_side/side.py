@@ -35,7 +35,13 @@ class Torch:
         import torch
 
         if not isinstance(self.model, torch.nn.Module):
-            raise InputError(f"Torch(model=...) must be a torch.nn.Module, not a {type(self.model).__name__}")
+            advice = ". A function can be the forward of a module of your own" if callable(self.model) else ""
+            raise InputError(f"Torch(model=...) must be a torch.nn.Module, not a {type(self.model).__name__}{advice}")
+        _check_model(self.model)
+        for what in ("loss", "optimizer"):
+            given = getattr(self, what)
+            if given is not None and not callable(given) and not isinstance(given, torch.optim.Optimizer):
+                raise InputError(f"Torch({what}=...) must be a function, not {given!r:.60}")
         if isinstance(self.optimizer, torch.optim.Optimizer):
             raise InputError(
                 "Torch(optimizer=...) must be a function that takes parameters and gives an optimizer, since each run "
@@ -43,3 +49,24 @@ class Torch:
             )
         if self.optimizer is not None and self.loss is None:
             raise InputError("Torch(optimizer=...) needs a loss, whose gradients it follows: Torch(loss=...)")
+
+
+def _check_model(model: "torch.nn.Module") -> None:
+    """Raise InputError for a model of which no run can be started."""
+    import torch
+
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise InputError(
+            "Torch(model=...) is compiled by torch.jit, which hides what it computes. Give the module as it was before "
+            "torch.jit.script or torch.jit.trace"
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if torch.nn.parameter.is_lazy(tensor):
+            raise InputError(
+                f"{name} of the torch model has no shape yet, as those of lazy modules. Call the model on a batch first"
+            )
+        if tensor.is_meta:
+            raise InputError(
+                f"{name} of the torch model is on the device meta and has no values. Make the model on the CPU, or "
+                "load its weights"
+            )

@@ -63,7 +63,7 @@ class Updates:
         """The norm of the gradient, as it is computed."""
         import torch
 
-        return float(torch.nn.utils.get_total_norm([g for g in self.gradients.values() if g is not None]))
+        return float(torch.nn.utils.get_total_norm([_values(g) for g in self.gradients.values() if g is not None]))
 
     @property
     def group(self) -> dict[str, Any]:
@@ -135,7 +135,8 @@ class Updates:
         updates = {}
         for name, param in self.run.parameters.items():
             updates[name] = param.detach() - self._before[name]
-            if convention is not None and param.grad is not None:
+            # What is in no group, torch's optimizer does not train.
+            if convention is not None and param.grad is not None and id(param) in named:
                 step = Step(
                     self._before[name], param.grad, named[id(param)], before[param], self.optimizer.state.get(param, {})
                 )
@@ -163,7 +164,7 @@ class Updates:
                 for p, g in zip(self.run.parameters.values(), self.gradients.values(), strict=True)
                 if p.grad is not None and g is not None
             ]
-            gradients = [gradient for gradient, _ in pairs]
+            gradients = [_values(gradient) for gradient, _ in pairs]
             self.stepped_on = float(torch.nn.utils.get_total_norm(gradients))
             self.largest = max((float(gradient.abs().max()) for gradient in gradients), default=0.0)
             for gradient, computed in pairs:
@@ -188,3 +189,8 @@ class Updates:
         ends = np.cumsum([target.array.size for target in self.targets])
         parts = zip(np.split(given, ends[:-1]), np.split(self.target, ends[:-1]), strict=True)
         return [distance(mine, theirs) for mine, theirs in parts]
+
+
+def _values(gradient: Any) -> Any:
+    """Give the elements that a gradient holds: those of a sparse one are the rows that were looked up."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
