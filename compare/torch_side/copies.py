@@ -9,7 +9,7 @@ made again, with the copy in the place of the original.
 import copy
 import functools
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from compare.errors import InputError
@@ -44,13 +44,12 @@ class Copies:
     """
 
     def __init__(self, *modules: "torch.nn.Module") -> None:
-        import torch
-
         self._memo: dict[int, Any] = {}
         for module in (inner for outer in modules for inner in outer.modules()):
             # What a hook computes before each call, such as a pruned or normalized weight, torch refuses to copy.
-            computed = (value for value in vars(module).values() if isinstance(value, torch.Tensor))
-            self._memo |= {id(tensor): tensor.detach().clone() for tensor in computed if not tensor.is_leaf}
+            # So are activations of a call that was made before, which a module may keep.
+            computed = (tensor for tensor in _tensors(vars(module)) if not tensor.is_leaf)
+            self._memo |= {id(tensor): tensor.detach().clone() for tensor in computed}
         self.modules: list[torch.nn.Module] = [
             call_user_code("copying the torch model", functools.partial(copy.deepcopy, module, self._memo))
             for module in modules
@@ -192,3 +191,14 @@ def _globals(function: types.FunctionType) -> dict[str, Any]:
 
     known = function.__globals__
     return {name: known[name] for name in sorted(names(function.__code__)) if name in known}
+
+
+def _tensors(tree: Any) -> Iterator["torch.Tensor"]:
+    """Give the tensors among a module's attributes, and in lists, tuples and dictionaries of these."""
+    import torch
+
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, dict | list | tuple):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(value)

@@ -59,7 +59,9 @@ class TorchRun:
                 f"Torch(optimizer=...) must give a torch.optim.Optimizer, and gave a {type(made).__name__}"
             )
         known = {id(parameter) for parameter in parameters}
-        if any(id(parameter) not in known for group in made.param_groups for parameter in group["params"]):
+        foreign = [each for group in made.param_groups for each in group["params"] if id(each) not in known]
+        if foreign:
+            self._refuse_loss(foreign)
             raise InputError(
                 "Torch(optimizer=...) gave an optimizer of parameters that are not the model's. Each run trains a copy "
                 "of the model: take the parameters that the function is given, lambda params: "
@@ -72,6 +74,19 @@ class TorchRun:
                 "only optimizers that make one update from one gradient can be compared"
             )
         return made
+
+    def _refuse_loss(self, trained: "list[torch.nn.Parameter]") -> None:
+        """Refuse a loss whose parameters are trained: the JAX side's optimizer has none but the model's."""
+        import torch
+
+        named = dict(self.loss.named_parameters()) if isinstance(self.loss, torch.nn.Module) else {}
+        of_loss = [f"{name} {tuple(each.shape)}" for name, each in named.items() if any(each is one for one in trained)]
+        if of_loss:
+            raise InputError(
+                f"Torch(loss={type(self.loss).__name__}(...)) has parameters of its own that the optimizer trains, "
+                f"{', '.join(of_loss)}: the JAX side has no place for them. Make them part of both models, give them "
+                "out with what the models give, and make the loss a function of that"
+            )
 
     def forward(self, batch: Batch, record: "Record | None" = None) -> Any:
         """Run the model on a batch, and show its modules' inputs and outputs in `record`."""
