@@ -51,10 +51,10 @@ class NondeterministicError(Signal):
     """A run drew other random numbers than the one that it was to repeat. The message says which."""
 
 
-class NotApplicable(Signal):
+class NotApplicable(Signal, RuntimeError):  # noqa: N818 - not an error by itself
     """A change of the torch side cannot be made here, such as a rewrite of a call that lacks the argument.
 
-    The search for a cause goes on with the next. An error of any other kind is a bug of this package, and is reported.
+    The search for a cause goes on with the next. An error of any other kind is a bug of this package: `compare.bugs`.
     """
 
 

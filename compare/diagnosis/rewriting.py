@@ -12,7 +12,8 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compare.errors import Signal
+from compare import bugs
+from compare.errors import NotApplicable, Signal
 from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.step.observation import Observation, Port
@@ -89,6 +90,17 @@ class Call:
 
 Rewrite = Callable[[Call], Any]
 """What a call gives instead."""
+
+
+def _rewritten(rewrite: Rewrite, call: "Call") -> Any:
+    """Let a rewrite give something, and tell what torch refuses from a bug of the rewrite's own."""
+    try:
+        return rewrite(call)
+    except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+        raise NotApplicable(f"{call.name}: {error}") from error
+    except (KeyError, AttributeError, ArithmeticError, AssertionError) as error:
+        bugs.report(f"another {call.name}", error)
+        raise NotApplicable(f"{call.name}: {error}") from error
 
 
 class Window(NamedTuple):
@@ -215,7 +227,7 @@ def _mode() -> Any:
             call = Call(_name(func), func, args, kwargs, signature, place, known=self._tensors)
             rewrite = self.rewrites(self.number)
             self.number += 1
-            given = call.run() if rewrite is None else rewrite(call)
+            given = call.run() if rewrite is None else _rewritten(rewrite, call)
             which = f"{call.name} in {place}" if place else call.name
             self.tensors |= {f"what {which} takes": args[0] if args else None, f"what {which} gives": given}
             if call.in_place and given is not args[0]:

@@ -13,7 +13,7 @@ from compare.comparison.converted import wrongly_converted
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
 from compare.diagnosis.rewriting import Call
-from compare.errors import InputError, NondeterministicError
+from compare.errors import InputError, NondeterministicError, NotApplicable
 from compare.faults.planted_run import Fault, PlantedRun, same
 from compare.faults.program import faults, shuffled
 from compare.jax_side.run import JaxRun
@@ -171,7 +171,7 @@ class Planting:
         said = (fault.kind, fault.what, fault.where)
         try:
             followed, unreplayed = self._check(fault)
-        except InputError as error:  # the user would read it
+        except (InputError, NotApplicable) as error:  # the user would read it
             return Outcome(*said, caught=True, stage="error", place=str(error))
         except NondeterministicError as error:
             return Outcome(*said, caught=True, stage="random numbers", place=str(error))

@@ -1,0 +1,49 @@
+"""Bugs of this package in the search for a cause: kept, to be reported, and never told as "no cause found".
+
+A change that is tried on the torch side may be impossible there; it then raises `NotApplicable`, and the next is tried.
+Anything else that it raises is a bug. It must not end the search, nor take the report with it, and it must not pass
+unnoticed either.
+"""
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One error of this package's own."""
+
+    doing: str
+    """What was being done, as in "the cause at fc1"."""
+    error: str
+    """Like "KeyError: 'eps'"."""
+    traceback: str
+
+    def __str__(self) -> str:
+        return f"{self.doing} failed: {self.error}"
+
+
+_BUGS: ContextVar[list[Bug] | None] = ContextVar("bugs", default=None)
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[list[Bug]]:
+    """Collect the bugs that are reported while this lasts."""
+    found: list[Bug] = []
+    token = _BUGS.set(found)
+    try:
+        yield found
+    finally:
+        _BUGS.reset(token)
+
+
+def report(doing: str, error: BaseException) -> None:
+    """Keep a bug for the report; where nothing collects bugs, raise it."""
+    found = _BUGS.get()
+    if found is None:
+        raise error
+    text = "".join(traceback.format_exception(error))
+    found.append(Bug(doing, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", text))
