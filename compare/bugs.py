@@ -7,9 +7,14 @@ unnoticed either.
 
 import contextlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+ADVICE = "The verdict does not depend on it. Please report this error of netparity; the JSON has its traceback:"
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,18 @@ def collected() -> Iterator[list[Bug]]:
         yield found
     finally:
         _BUGS.reset(token)
+
+
+def attempt(doing: str, work: Callable[[], T]) -> T | None:
+    """Do some of what a report can do without; if it fails, keep the error, and give None.
+
+    The verdict is known by then, and what was found stands. Ctrl-C ends it all the same.
+    """
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong in a search must not take the report with it
+        report(doing, error)
+        return None
 
 
 def report(doing: str, error: BaseException) -> None:

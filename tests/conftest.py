@@ -34,6 +34,16 @@ def no_job_summary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def bugs_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors in the search for a cause, which a user's report lists, fail the test that meets them."""
+
+    def report(doing: str, error: BaseException) -> None:
+        raise RuntimeError(f"{doing} failed") from error
+
+    monkeypatch.setattr("compare.bugs.report", report)
+
+
 @pytest.fixture(name="stepped")
 def stepped_fixture() -> Port:
     return stepped

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from compare import bugs
 from compare.comparison.converted import wrongly_converted
 from compare.comparison.explanation import explained
 from compare.comparison.independent import independent
@@ -79,13 +80,19 @@ class _Check:
     def report(self) -> Report:
         """Follow both sides, and explain what differs."""
         followed = self._follow()
+        # From here on there is a report, and nothing that fails takes it away.
+        with bugs.collected() as failed:
+            found = self._explained(followed)
+        return dataclasses.replace(found, bugs=failed)
+
+    def _explained(self, followed: Followed) -> Report:
         found = self._findings(followed)
         if found.divergence:
             self.progress(Progress("measuring what rounding does", found=lambda: found))
-            self.runs.weigh_noise(followed, self.jax)
+            bugs.attempt("measuring what rounding does", lambda: self.runs.weigh_noise(followed, self.jax))
             found = self._findings(followed)
         divergence, others, notes = self._causes(followed, found)
-        if wrong := wrongly_converted(self.pair):
+        if wrong := bugs.attempt("looking at the port's own weights", lambda: wrongly_converted(self.pair)):
             others = [*wrong[1:], *([divergence] if divergence else []), *others]
             divergence, notes = wrong[0], []
         return dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
@@ -113,14 +120,16 @@ class _Check:
         """Give the first divergence and the others with their causes, or the causes of a precision verdict."""
         if first := first_divergence(followed):
             self.progress(Progress("looking for what differs by itself", found=lambda: found))
-            different = [first, *independent(self.runs, followed, first)]
+            doing = "looking for what differs by itself"
+            different = [first, *(bugs.attempt(doing, lambda: independent(self.runs, followed, first)) or [])]
             self.progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
             divergence, *others = explained(self.runs, different, self.jax)
             return divergence, others, []
         if found.nondeterministic:
             return None, [], []
         self.progress(Progress("looking for what rounds more on one side", found=lambda: found))
-        return None, [], precision_causes(self.runs, followed)
+        doing = "looking for what rounds more on one side"
+        return None, [], bugs.attempt(doing, lambda: precision_causes(self.runs, followed)) or []
 
     def _findings(self, followed: Followed) -> Report:
         """Give what following both sides has shown, before anything of it is explained."""
@@ -164,6 +173,8 @@ def prepared(
     if not isinstance(weights, Mapping | None):
         raise InputError(f"weights must be a dict of torch names or patterns and their partners, not {weights!r}")
     device = resolve(device)
+    if not callable(progress):
+        raise InputError(f"progress must be a function of a compare.Progress, such as print, not {progress!r}")
     progress(Progress("mapping the weights"))
     with running(device, sum(parameter.numel() for parameter in torch.model.parameters())):
         yield MappedPair(torch, jax, given, weights, device), steps

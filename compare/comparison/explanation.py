@@ -2,8 +2,10 @@
 
 import dataclasses
 import itertools
+from functools import partial
 from typing import Any
 
+from compare import bugs
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
 from compare.diagnosis.search import explain
@@ -21,7 +23,11 @@ def explained(runs: Runs, found: list[Found], jax: JaxRun) -> list[Divergence]:
         first = first._replace(target=target.target, update=target.update)
     elif first.pairing.stage == "update":
         others = [each for each in others if each.pairing.stage != "update"]
-    return [_with_cause(runs, each, jax) for each in (first, *others)]
+    divergences = []
+    for each in (first, *others):
+        doing = f"the search for the cause at {each.divergence.torch}"
+        divergences.append(bugs.attempt(doing, partial(_with_cause, runs, each, jax)) or each.divergence)
+    return divergences
 
 
 def _with_cause(runs: Runs, found: Found, jax: JaxRun) -> Divergence:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compare.alignment.pairings import NotCompared
+from compare.bugs import Bug
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.quantity import Quantity, Verdict
 
@@ -72,6 +73,8 @@ class Findings:
     """What was drawn at random on one side only, or not repeated: nothing is proved while there is any."""
     pinned: list[str] = field(default_factory=list)
     """What could not be lifted to float64, on either side: differences of float32's size may come from it."""
+    bugs: list[Bug] = field(default_factory=list)
+    """Errors of this package in the search for causes, which is incomplete then; the verdict does not rest on it."""
     stages: bool = False
     """Whether to show what was compared, stage by stage."""
     modules: tuple[dict[str, str], dict[str, str]] = field(default_factory=lambda: ({}, {}))
@@ -137,6 +140,7 @@ class Findings:
             "divergence": self.divergence and dataclasses.asdict(self.divergence),
             "nondeterministic": self.nondeterministic,
             "pinned": self.pinned,
+            "bugs": [dataclasses.asdict(bug) for bug in self.bugs],
             "others": [dataclasses.asdict(other) for other in self.others],
             "notes": [dataclasses.asdict(note) for note in self.notes],
             "settings": self.settings,

@@ -50,6 +50,7 @@ def to_markdown(report: "Findings") -> str:
         for (side, reason), names in by_reason.items()
     ]
     lines += [f"- not lifted to float64: {_code(what)}" for what in report.pinned]
+    lines += [f"- the search for causes is incomplete: {_code(str(bug))}" for bug in report.bugs]
     versions = report.settings.get("versions", {})
     lines += ["", _plain(", ".join(f"{name} {version}" for name, version in versions.items())), "", "</details>"]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"

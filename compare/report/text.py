@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from compare.bugs import ADVICE
 from compare.numerics.distance import EPSILON32, EPSILON64
 from compare.report.findings import float32_difference
 from compare.report.power import show as show_power
@@ -138,6 +139,9 @@ def _parts(report: "Findings") -> Iterator[RenderableType]:
     for other in report.others:
         yield Text(f"\n{SIGN[verdict]} and, not because of that: {other.headline}", style=_STYLE[verdict])
         yield _grid(list(_rows(other)))
+    if report.bugs:
+        yield Text(f"\nThe search for causes is incomplete. {ADVICE}", style="yellow")
+        yield _grid([("", str(bug)) for bug in report.bugs])
 
 
 def _rows(divergence: Divergence) -> Iterator[tuple[str, str]]:

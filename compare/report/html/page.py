@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
+from compare.bugs import ADVICE
 from compare.numerics.distance import EPSILON32, EPSILON64
 from compare.report.findings import float32_difference
 from compare.report.html.agreement import agreement, data, stages
@@ -186,6 +187,9 @@ def _not_compared(report: "Findings") -> Iterator[str]:
     if report.pinned:
         lines = "".join(f"<li>{code(line)}</li>" for line in report.pinned)
         yield f"<section><h2>Not lifted to float64</h2><ul>{lines}</ul></section>"
+    if report.bugs:
+        lines = "".join(f"<li>{code(str(bug))}</li>" for bug in report.bugs)
+        yield f"<section><h2>The search for causes is incomplete</h2><p>{ADVICE}</p><ul>{lines}</ul></section>"
 
 
 def _names(names: list[str]) -> str:
