@@ -1,6 +1,6 @@
 """What the JAX side may do otherwise in the functions that torch calls: each is tried on the torch side.
 
-The tables of what may be otherwise are in `compare.conventions`.
+The tables of what may be otherwise are in `compare.diagnosis.conventions`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -8,14 +8,16 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from compare.diagnosis.conventions.activations import ACTIVATIONS, activations
-from compare.diagnosis.conventions.base import DOCS, JAX, Alternative
+from compare.diagnosis.conventions.base import DOCS, JAX, Alternative, Fix, says
 from compare.diagnosis.conventions.functions import FUNCTIONS as OTHER_FUNCTIONS
 from compare.diagnosis.conventions.gradients import GRADIENTS
 from compare.diagnosis.conventions.layers import LAYERS
 from compare.diagnosis.conventions.losses import LOSS_FUNCTIONS
 from compare.diagnosis.conventions.settings import SETTINGS
 from compare.diagnosis.conventions.variants import VARIANTS
+from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
+from compare.verdict.fix import Code
 
 ALTERNATIVES: tuple[Alternative, ...] = (*LAYERS, *OTHER_FUNCTIONS, *LOSS_FUNCTIONS, *GRADIENTS)
 
@@ -34,7 +36,7 @@ class Counterfactual(NamedTuple):
     call: Call
     rewrite: Rewrite
     jax_does: str
-    fix: str
+    fix: Fix
     source: str
     value: float | None = None
     """Of a setting that is to be fitted; `rewrite` is then for `of` a value."""
@@ -72,10 +74,8 @@ def _settings(number: int, call: Call) -> Iterator[Counterfactual]:
         def of(other: float, argument: str = setting.argument) -> Rewrite:
             return lambda call: call.run(**{argument: other})
 
-        fix = setting.fix(value)
-        yield Counterfactual(
-            setting.name, number, call, of(value), setting.argument, fix, setting.source, float(value), of
-        )
+        source, own = setting.source, float(value)
+        yield Counterfactual(setting.name, number, call, of(own), setting.argument, setting.fix, source, own, of)
 
 
 def _variants(number: int, call: Call) -> Iterator[Counterfactual]:
@@ -124,8 +124,16 @@ def _other_activations(number: int, call: Call) -> Iterator[Counterfactual]:
             def rewrite(call: Call, function: Callable[[Any], Any] = function) -> Any:
                 return function(call.input)
 
+            code = known[own][1]
+
+            def fix(call: Call, place: Place, code: Code = code) -> Code:
+                del call, place
+                return code
+
             does = f"applies {name}, torch {own}"
-            yield Counterfactual("activation", number, call, rewrite, does, known[own][1], f"{JAX}jax.nn.gelu.html")
+            yield Counterfactual(
+                "activation", number, call, rewrite, does, fix, f"{JAX}{code.call or 'jax.nn.gelu'}.html"
+            )
 
 
 JOINING = {"add": "sum", "radd": "sum", "iadd": "sum", "mul": "product", "rmul": "product", "imul": "product"}
@@ -158,7 +166,7 @@ def other_operands(calls: Sequence[Call]) -> Iterator[Counterfactual]:
 
                 does = f"takes {name} for the {JOINING[call.name]}, where torch takes {meant}"
                 source = f"{DOCS}torch.{call.name.lstrip('ri')}.html"
-                yield Counterfactual("operand", number, call, rewrite, does, f"take {meant} there", source)
+                yield Counterfactual("operand", number, call, rewrite, does, says(f"take {meant} there"), source)
 
 
 LATEST = 16

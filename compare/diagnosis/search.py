@@ -1,20 +1,25 @@
-"""Why two sides differ: what the JAX side does otherwise is done on the torch side, and the difference goes."""
+"""Why two sides differ: what the JAX side does otherwise is done on the torch side, and the difference goes.
+
+What fits is a hypothesis. It is a cause only if it holds at other steps too: see `compare.diagnosis.held_out`.
+"""
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from compare.diagnosis.counterfactuals import FUNCTIONS, JOINING, Counterfactual, counterfactuals, other_operands
+from compare.diagnosis.held_out import STEPS, Evidence, Fit, HeldOut, equations
 from compare.diagnosis.optimizers.explain import explain_update
 from compare.diagnosis.optimizers.update import Updates
+from compare.diagnosis.place import Place
+from compare.diagnosis.related import related_cause
 from compare.diagnosis.rewriting import Call, Rerun, Rewrite, Window
 from compare.errors import InputError, NondeterministicError
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.numerics.fitting import fitted
-from compare.numerics.relations import nice, relation
+from compare.numerics.relations import Kind, Relation, relation
 from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.torch_side.run import TorchRun
@@ -24,9 +29,18 @@ from compare.verdict.first_difference import Found
 RUNS = 200
 """Of the torch side's step, at most, to explain one divergence."""
 
+Changed = tuple[list[Counterfactual], float | None]
+"""The same change of several calls, with the value that was fitted if it has one."""
+
 
 def explain(
-    found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw], layer: str, rates: Sequence[float]
+    found: Found,
+    run: TorchRun,
+    batch: Batch,
+    draws: Sequence[Draw],
+    place: Place,
+    rates: Sequence[float],
+    held_out: Iterable[HeldOut] = (),
 ) -> tuple[Cause | None, tuple[str, ...]]:
     """Look for the cause of a divergence.
 
@@ -35,8 +49,9 @@ def explain(
         run: The torch side in float64, before the step at which the two differ.
         batch: The step's.
         draws: Its random numbers.
-        layer: What the JAX side calls the layer that is the culprit, "nnx.LayerNorm"; "" if it is none.
+        place: What the JAX side has there.
         rates: The learning rates of torch's steps, up to this one.
+        held_out: Other steps of both sides, at which a cause must hold too; they are asked for one by one.
 
     Returns:
         The cause, and what else is known, where no cause is.
@@ -49,75 +64,102 @@ def explain(
         return explain_update(Updates(run, batch, draws, found.update, first=len(rates) == 1), rates), ()
     if stage in ("update", "parameters"):
         return None, ()
-    run.optimizer = None
-    if stage in ("forward", "buffers"):
-        run.loss = None
-    search = _Search(found, Rerun(run, batch, draws, _window(found), FUNCTIONS | JOINING.keys()), layer)
+    search = _Search(found, _rerun(found, run, batch, draws), place, held_out)
     if cause := search.cause():
         return cause, ()
     return search.related()
 
 
-_RELATIONS = {
-    "transposed": ("transposed", "exchange the axes on the JAX side, as torch has them"),
-    "flipped": ("reversed", "reverse the axis on the JAX side"),
-    "rolled": ("shifted", "shift the JAX side's by one, as torch has it"),
-    "blocks": ("order", "take the parts in torch's order"),
-    "another order": ("order", "split and merge the axis in torch's order"),
-    "reshaped": ("reshaped", "reshape as torch does"),
-    "torch *": ("factor", "take the factor out on the JAX side, or put it in: see what torch multiplies by"),
-    "torch +": ("offset", "take the offset out on the JAX side, or put it in"),
-    "elements zero": ("mask", "take out what makes these elements zero on the JAX side"),
-    "zero": ("zero", "take out what makes it zero on the JAX side"),
-}
-"""What to call a relation of two arrays, and what to do about it, by words that it contains."""
+def _rerun(found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Rerun:
+    """Make the part of a step in which a divergence arises one that can be run again."""
+    run.optimizer = None
+    if found.divergence.stage in ("forward", "buffers"):
+        run.loss = None
+    return Rerun(run, batch, draws, _window(found), FUNCTIONS | JOINING.keys())
+
+
+class _Step:
+    """A step of the torch side that is run with changes, and what the JAX side gives there."""
+
+    def __init__(self, found: Found, rerun: Rerun, target: np.ndarray) -> None:
+        self.found, self.rerun, self.target = found, rerun, target
+
+    def calls(self) -> list[Call]:
+        """List the calls that may be changed: of a buffer, those of the module that has it."""
+        calls = self.rerun.calls()
+        if self.found.divergence.stage == "buffers":
+            path = self.found.pairing.torch.rpartition(".")[0]
+            return [call if call.module == path else dataclasses.replace(call, name="") for call in calls]
+        return calls
+
+    def candidates(self) -> list[Counterfactual]:
+        """List what may be otherwise."""
+        gradient, calls = self.found.divergence.stage == "gradient", self.calls()
+        return [*counterfactuals(calls, gradient=gradient), *([] if gradient else other_operands(calls))]
+
+    def observe(self, rewrites: Mapping[int, Rewrite]) -> np.ndarray | None:
+        """Run the step; None where a rewrite does not apply."""
+        try:
+            seen = self.found.pairing.torch_array(self.rerun(rewrites))
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NondeterministicError, InputError):
+            return None
+        return np.array(seen, np.float64)
+
+
+class _Elsewhere(_Step):
+    """A held-out step. What may be otherwise there is listed anew: a mask is the inverse of that step's own."""
+
+    def measure(self, hypothesis: Sequence[Changed] | Relation | None) -> float | None:
+        """Give how far torch is from the JAX side with a hypothesis; None where it does not apply."""
+        if isinstance(hypothesis, Relation):
+            ours = self.observe({})
+            try:
+                given = None if ours is None else hypothesis.apply(ours)
+            except (ValueError, IndexError):
+                return None
+        elif hypothesis is None:
+            given = self.observe({})
+        else:
+            own = {_key(each): each for each in self.candidates()}
+            keys = [(_key(each), value) for group, value in hypothesis for each in group]
+            if any(key not in own for key, _ in keys):
+                return None
+            given = self.observe(_rewrites([([own[key]], value) for key, value in keys]))
+        return None if given is None else distance(given, self.target)
 
 
 class _Search:
     """The search for the cause of one divergence in what a model or a loss computes."""
 
-    def __init__(self, found: Found, rerun: Rerun, layer: str) -> None:
+    def __init__(self, found: Found, rerun: Rerun, place: Place, held_out: Iterable[HeldOut]) -> None:
         assert found.target is not None
-        self.found, self.target, self.rerun, self.layer = found, found.target, rerun, layer
+        self.found, self.target, self.place = found, found.target, place
+        self.step = _Step(found, rerun, found.target)
+        self.limit = found.limit
+        self.ours = self.step.observe({})
+        self.evidence = Evidence(self._elsewhere(held_out), found.limit)
         self.runs = 0
 
     def cause(self) -> Cause | None:
-        """Find what brings the torch side to what the JAX side gives, to rounding."""
-        gradient = self.found.divergence.stage == "gradient"
-        calls = self._calls()
-        as_it_is = self._observe({})
-        if as_it_is is None or distance(as_it_is, self.target) <= self.found.limit:
+        """Find what brings the torch side to what the JAX side gives, to rounding, here and elsewhere."""
+        if self.ours is None or distance(self.ours, self.target) <= self.limit:
             return None  # it does not differ by itself
-        candidates = list(counterfactuals(calls, gradient=gradient))
-        candidates += [] if gradient else other_operands(calls)
-        tried: list[tuple[float, list[Counterfactual], float | None]] = []
-        for group in (*_together(candidates), *([each] for each in candidates)):
-            apart, value = self._try({}, group)
-            if apart <= 1:
-                return self._told([(group, value)], apart)
-            if np.isfinite(apart):
-                tried.append((apart, group, value))
-        for (_, one, at), (_, other, _) in itertools.permutations(sorted(tried, key=lambda each: each[0]), 2):
-            if self.runs > RUNS:
-                break
-            if one[0].name == other[0].name or one[0].of is not None:
-                continue
-            apart, value = self._try({each.number: _rewrite(each, at) for each in one}, other)
-            if apart <= 1:
-                return self._told([(one, at), (other, value)], apart)
+        for changed, apart in self._fitting():
+            free = sum(value is not None for _, value in changed)
+            count = equations(self.ours, self.target, self.limit)
+            fit = Fit(distance(self.ours, self.target), apart * self.limit, count, free)
+            if self.evidence.confirms(changed, fit):
+                return self._cause(changed, apart)
         return None
 
     def related(self) -> tuple[Cause | None, tuple[str, ...]]:
         """Say how the JAX side's result comes from torch's, or else where they are farthest apart."""
-        ours, theirs = self._observe({}), self.target
+        ours, theirs = self.ours, self.target
         if ours is None:
             return None, ()
-        place = f"{self.found.divergence.torch}: the JAX side gives"
         if ours.shape != theirs.shape:
             shapes = f"torch gives shape {ours.shape}, the JAX side {theirs.shape}"
-            same_batch = ours.shape[:1] == theirs.shape[:1]
-            fix = "compare the layer's settings, which are above" if same_batch else "give both sides the same examples"
-            return Cause("shape", f"shape: {shapes}", fix, "docs/report.md"), ()
+            return Cause("shape", f"shape: {shapes}", "", "docs/report.md"), ()
         if lost := int((~np.isfinite(theirs) & np.isfinite(ours)).sum()):
             return (
                 Cause(
@@ -128,73 +170,116 @@ class _Search:
                 ),
                 (),
             )
-        # Data comes in float32, and what was done to it was done in float32.
-        is_data = self.found.pairing.ports is not None and self.found.pairing.ports[0][:3] == ("", 0, "input")
-        how = relation(ours, theirs, max(self.found.limit, ULPS * EPSILON32) if is_data else self.found.limit)
-        if how and (ours.size > 1 or nice(how)):
-            name, fix = next(each for words, each in _RELATIONS.items() if words in how)
-            if is_data:
-                name, fix = f"input {name}", "give both sides the same batches: see batch="
-            return Cause(name, f"{name}: {place} {how}", fix, "docs/report.md"), ()
+        if cause := self._related(ours):
+            return cause, ()
         if not ours.ndim:
             return None, (f"torch gives {ours:.6g}, the JAX side {theirs:.6g}",)
         where = np.unravel_index(int(np.argmax(np.abs(ours - theirs))), ours.shape)
         at = ", ".join(map(str, where))
         return None, (f"farthest apart at [{at}]: torch gives {ours[where]:.6g}, the JAX side {theirs[where]:.6g}",)
 
-    def _calls(self) -> list[Call]:
-        calls = self.rerun.calls()
-        if self.found.divergence.stage == "buffers":
-            path = self.found.pairing.torch.rpartition(".")[0]
-            return [call if call.module == path else dataclasses.replace(call, name="") for call in calls]
-        return calls
+    def _related(self, ours: np.ndarray) -> Cause | None:
+        # Data comes in float32, and what was done to it was done in float32.
+        ports = self.found.pairing.ports
+        is_data = ports is not None and ports[0][:3] == ("", 0, "input")
+        limit = max(self.limit, ULPS * EPSILON32) if is_data else self.limit
+        how = relation(ours, self.target, limit)
+        if how is None:
+            return None
+        fit = Fit(distance(ours, self.target), limit, _equations(how, ours), how.free)
+        if not self.evidence.confirms(how, fit):
+            return None
+        to_jax = self.found.pairing.to_jax
+        as_jax = to_jax is None or np.array_equal(to_jax(self.target), self.target)
+        cause = related_cause(how, self.found.divergence.torch, as_jax=as_jax)
+        if is_data:
+            fix = "give both sides the same batches: see batch="
+            return dataclasses.replace(cause, name=f"input {cause.name}", fix=fix, code=())
+        return cause
 
-    def _try(self, others: Mapping[int, Rewrite], group: Sequence[Counterfactual]) -> tuple[float, float | None]:
+    def _elsewhere(self, held_out: Iterable[HeldOut]) -> Iterator[Callable[[object], float | None]]:
+        """Make held-out steps, leaving out what is this step once more, as data that no weight changes."""
+        for other in itertools.islice(held_out, STEPS):
+            step = _Elsewhere(self.found, _rerun(self.found, other.run, other.batch, other.draws), other.target)
+            ours = step.observe({})
+            if ours is not None and self.ours is not None and distance(ours, self.ours) > self.limit:
+                yield step.measure  # type: ignore[misc]
+
+    def _fitting(self) -> Iterator[tuple[list[Changed], float]]:
+        """Try each change, by itself and then with another one, and give those that leave only rounding."""
+        candidates = self.step.candidates()
+        tried: list[tuple[float, list[Counterfactual], float | None]] = []
+        for group in (*_together(candidates), *([each] for each in candidates)):
+            apart, value = self._try([], group)
+            if apart <= 1:
+                yield [(group, value)], apart
+            elif np.isfinite(apart):
+                tried.append((apart, group, value))
+        for (_, one, at), (_, other, _) in itertools.permutations(sorted(tried, key=lambda each: each[0]), 2):
+            if self.runs > RUNS:
+                break
+            if one[0].name == other[0].name or one[0].of is not None:
+                continue
+            apart, value = self._try([(one, at)], other)
+            if apart <= 1:
+                yield [(one, at), (other, value)], apart
+
+    def _try(self, others: list[Changed], group: list[Counterfactual]) -> tuple[float, float | None]:
         """Give how far the torch side is from the JAX side's with something changed, and the value that was fitted."""
-        first = group[0]
 
         def run(value: float | None) -> np.ndarray | None:
             self.runs += 1
-            if self.runs > RUNS:
-                return None
-            return self._observe(_both(others, {each.number: _rewrite(each, value) for each in group}))
+            return None if self.runs > RUNS else self.step.observe(_rewrites([*others, (group, value)]))
 
         def apart(given: np.ndarray | None) -> float:
-            return np.inf if given is None else distance(given, self.target) / self.found.limit
+            return np.inf if given is None else distance(given, self.target) / self.limit
 
+        first = group[0]
         if first.of is None:
             return apart(run(None)), None
         assert first.value is not None
         return fitted(first.value, run, self.target, apart)
 
-    def _observe(self, rewrites: Mapping[int, Rewrite]) -> np.ndarray | None:
-        """Run the step; None where a rewrite does not apply."""
-        try:
-            seen = self.found.pairing.torch_array(self.rerun(rewrites))
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NondeterministicError, InputError):
-            return None
-        return np.array(seen, np.float64)
-
-    def _told(self, changed: Sequence[tuple[list[Counterfactual], float | None]], apart: float) -> Cause:
+    def _cause(self, changed: Sequence[Changed], apart: float) -> Cause:
         firsts = [(group[0], value) for group, value in changed]
         name = " and ".join(each.name for each, _ in firsts)
         says = ", and ".join(_says(each, value) for each, value in firsts)
+        fixes = [fix for each, _ in firsts if (fix := each.fix(each.call, self.place))]
         return Cause(
             name,
-            f"{name}: {says}. With that on the torch side the difference is {apart * self.found.limit:.1e}",
-            "; ".join(_fix(each, self.layer) for each, _ in firsts),
+            f"{name}: {says}. With that on the torch side the difference is {apart * self.limit:.1e}",
+            "; ".join(dict.fromkeys(map(str, fixes))),
             ", ".join(dict.fromkeys(each.source for each, _ in firsts)),
+            tuple(fix for fix in fixes if not isinstance(fix, str)),
         )
 
 
-def _both(others: Mapping[int, Rewrite], rewrites: Mapping[int, Rewrite]) -> dict[int, Rewrite]:
-    """Rewrite calls in two ways, one within the other where it is the same call."""
+def _equations(how: Relation, ours: np.ndarray) -> int:
+    """Count what a relation explains: that many slices are all those of torch, or that the other elements are equal."""
+    if how.kind is Kind.ORDER:
+        return 3 if ours.size >= 3 * len(how.order) else 1
+    if how.kind is Kind.MASKED and how.mask is not None:
+        return min(int(how.mask.size - how.mask.sum()), 3)
+    return 1
 
-    def nested(outer: Rewrite, inner: Rewrite) -> Rewrite:
-        return lambda call: outer(dataclasses.replace(call, within=inner))
 
-    nest = {number: nested(rewrite, others[number]) for number, rewrite in rewrites.items() if number in others}
-    return {**others, **rewrites, **nest}
+def _rewrites(changed: Sequence[Changed]) -> dict[int, Rewrite]:
+    """Rewrite calls, in several ways one within the other where it is the same call."""
+    rewrites: dict[int, Rewrite] = {}
+    for group, value in changed:
+        for each in group:
+            inner, outer = rewrites.get(each.number), _rewrite(each, value)
+            rewrites[each.number] = outer if inner is None else _nested(outer, inner)
+    return rewrites
+
+
+def _nested(outer: Rewrite, inner: Rewrite) -> Rewrite:
+    return lambda call: outer(dataclasses.replace(call, within=inner))
+
+
+def _key(each: Counterfactual) -> tuple[int, str, str, str]:
+    """Identify the same change at another step."""
+    return each.number, each.call.name, each.name, each.jax_does
 
 
 def _window(found: Found) -> Window:
@@ -228,14 +313,3 @@ def _says(each: Counterfactual, value: float | None) -> str:
     if each.of is None:
         return f"the JAX side {each.jax_does}"
     return f"torch has {each.jax_does}={each.value:g}, and the JAX side computes what torch would with {value:g}"
-
-
-def _fix(each: Counterfactual, layer: str) -> str:
-    arguments = {name: value for name, value in each.call.arguments.items() if isinstance(name, str)}
-    shown: dict[str, Any] = {"function": each.call.name, **arguments}
-    if "training" in shown:
-        shown["evaluating"] = not shown["training"]
-    if isinstance(padding := shown.get("padding"), int | tuple | list) and "weight" in shown:
-        sizes = [padding] * (shown["weight"].ndim - 2) if isinstance(padding, int) else padding
-        shown["pads"] = tuple((size, size) for size in sizes)
-    return each.fix.format(layer or f"the JAX side's {each.call.name}", **shown)

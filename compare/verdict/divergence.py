@@ -2,19 +2,23 @@
 
 from dataclasses import dataclass
 
+from compare.verdict.fix import Code
+
 
 @dataclass(frozen=True)
 class Cause:
-    """Why two sides differ, proved by removing it and watching the difference go."""
+    """Why two sides differ, proved by removing it and watching the difference go, at other steps too."""
 
     name: str
     """In a word or two: "epsilon", "weight decay"."""
     explanation: str
     """What each side does, and how far apart they are once it is the same."""
     fix: str
-    """What to write on the JAX side."""
+    """What to write on the JAX side; "" where no code follows from the cause."""
     source: str = ""
     """Where the convention is documented."""
+    code: tuple[Code, ...] = ()
+    """The expressions in the fix, as values."""
 
 
 @dataclass(frozen=True)

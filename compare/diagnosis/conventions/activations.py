@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from compare.verdict.fix import Code
+
 ACTIVATIONS = {
     "gelu": "exact GELU",
     "relu": "relu",
@@ -19,39 +21,45 @@ ACTIVATIONS = {
     "mish": "mish",
     "softsign": "softsign",
     "log_sigmoid": "log_sigmoid",
+    "logsigmoid": "log_sigmoid",
     "hardtanh": "hardtanh",
 }
-"""Functions of torch, and their names among those above at their defaults."""
+"""Functions of torch, and their names among those below at their defaults."""
 
 
-def activations() -> dict[str, tuple[Callable[[Any], Any], str]]:
+def _jax(name: str, **keywords: Any) -> Code:
+    return Code(name, ("x",), keywords)
+
+
+def activations() -> dict[str, tuple[Callable[[Any], Any], Code]]:
     """Give functions of one tensor, under the names of JAX: as torch computes it, and as JAX spells it."""
     import torch
     from torch.nn import functional
 
+    sigmoid, clip = Code("jax.nn.sigmoid", ("1.702 * x",), around="x * {}"), ("0.2 * x + 0.5", "0", "1")
     return {
-        "exact GELU": (functional.gelu, "jax.nn.gelu(x, approximate=False)"),
+        "exact GELU": (functional.gelu, _jax("jax.nn.gelu", approximate=False)),
         "the tanh approximation of GELU": (
             lambda x: functional.gelu(x, approximate="tanh"),
-            "jax.nn.gelu(x, approximate=True)",
+            _jax("jax.nn.gelu", approximate=True),
         ),
-        "x * sigmoid(1.702 x)": (lambda x: x * torch.sigmoid(1.702 * x), "x * jax.nn.sigmoid(1.702 * x)"),
-        "relu": (functional.relu, "jax.nn.relu(x)"),
-        "relu6": (functional.relu6, "jax.nn.relu6(x)"),
-        "leaky_relu": (functional.leaky_relu, "jax.nn.leaky_relu(x, negative_slope=0.01)"),
-        "silu": (functional.silu, "jax.nn.silu(x)"),
-        "elu": (functional.elu, "jax.nn.elu(x)"),
-        "selu": (functional.selu, "jax.nn.selu(x)"),
-        "softplus": (functional.softplus, "jax.nn.softplus(x)"),
-        "tanh": (torch.tanh, "jnp.tanh(x)"),
-        "sigmoid": (torch.sigmoid, "jax.nn.sigmoid(x)"),
-        "hard sigmoid": (functional.hardsigmoid, "jax.nn.hard_sigmoid(x)"),
-        "hard swish": (functional.hardswish, "jax.nn.hard_swish(x)"),
-        "clip(0.2 x + 0.5, 0, 1)": (lambda x: torch.clamp(0.2 * x + 0.5, 0, 1), "jnp.clip(0.2 * x + 0.5, 0, 1)"),
-        "mish": (functional.mish, "jax.nn.mish(x)"),
-        "softsign": (functional.softsign, "jax.nn.soft_sign(x)"),
-        "log_sigmoid": (functional.logsigmoid, "jax.nn.log_sigmoid(x)"),
-        "the identity": (lambda x: x, "x"),
-        "hardtanh": (functional.hardtanh, "jax.nn.hard_tanh(x)"),
-        "softplus without a threshold": (lambda x: torch.logaddexp(x, torch.zeros_like(x)), "jax.nn.softplus(x)"),
+        "x * sigmoid(1.702 x)": (lambda x: x * torch.sigmoid(1.702 * x), sigmoid),
+        "relu": (functional.relu, _jax("jax.nn.relu")),
+        "relu6": (functional.relu6, _jax("jax.nn.relu6")),
+        "leaky_relu": (functional.leaky_relu, _jax("jax.nn.leaky_relu", negative_slope=0.01)),
+        "silu": (functional.silu, _jax("jax.nn.silu")),
+        "elu": (functional.elu, _jax("jax.nn.elu")),
+        "selu": (functional.selu, _jax("jax.nn.selu")),
+        "softplus": (functional.softplus, _jax("jax.nn.softplus")),
+        "tanh": (torch.tanh, _jax("jnp.tanh")),
+        "sigmoid": (torch.sigmoid, _jax("jax.nn.sigmoid")),
+        "hard sigmoid": (functional.hardsigmoid, _jax("jax.nn.hard_sigmoid")),
+        "hard swish": (functional.hardswish, _jax("jax.nn.hard_swish")),
+        "clip(0.2 x + 0.5, 0, 1)": (lambda x: torch.clamp(0.2 * x + 0.5, 0, 1), Code("jnp.clip", clip)),
+        "mish": (functional.mish, _jax("jax.nn.mish")),
+        "softsign": (functional.softsign, _jax("jax.nn.soft_sign")),
+        "log_sigmoid": (functional.logsigmoid, _jax("jax.nn.log_sigmoid")),
+        "the identity": (lambda x: x, Code(around="x")),
+        "hardtanh": (functional.hardtanh, _jax("jax.nn.hard_tanh")),
+        "softplus without a threshold": (lambda x: torch.logaddexp(x, torch.zeros_like(x)), _jax("jax.nn.softplus")),
     }

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
+from compare.verdict.fix import Code
 
 NORMS = ("layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm")
 
@@ -23,14 +25,38 @@ FLAX = "https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/"
 JAX = "https://docs.jax.dev/en/latest/_autosummary/"
 
 
+Fix = Callable[[Call, Place], Code | str | None]
+"""Gives what to write on the JAX side for torch's call: code, words where no code says it, or None."""
+
+
+def says(words: str) -> Fix:
+    """Fix by words that need nothing of the call."""
+    return lambda call, place: words
+
+
+def writes(call: str, *arguments: str, around: str = "{}", **keywords: Any) -> Fix:
+    """Fix by code that needs nothing of torch's call."""
+    code = Code(call, arguments or ("...",), keywords, around)
+    return lambda torch, place: code
+
+
+def sets(kind: str, argument: str, *names: str) -> Fix:
+    """Fix by giving a layer of this kind torch's value of an argument, under the first of `names` that it takes."""
+
+    def fix(call: Call, place: Place) -> Code | None:
+        value = call[argument]
+        return None if value is None else place.setting(kind, value, *names)
+
+    return fix
+
+
 class Setting(NamedTuple):
     """A number among the arguments of a function. What the JAX side has in its place is found by fitting."""
 
     name: str
     functions: tuple[str, ...]
     argument: str
-    fix: Callable[[float], str]
-    """What to write on the JAX side, for torch's value; "{}" is the layer or function there."""
+    fix: Fix
     source: str
     default: Callable[[Call], float | None] = lambda call: None
     """What None stands for."""
@@ -43,7 +69,7 @@ class Variants(NamedTuple):
     functions: tuple[str, ...]
     argument: str
     values: Callable[[Call], Iterator[Any]]
-    fix: str
+    fix: Fix
     source: str
 
 
@@ -55,8 +81,7 @@ class Alternative(NamedTuple):
     compute: Rewrite
     jax_does: str
     """As a clause: "pads as XLA's SAME does"."""
-    fix: str
-    """"{}" is the layer or function on the JAX side, and {name} an argument of torch's call."""
+    fix: Fix
     source: str
     applies: Callable[[Call], bool] = lambda call: True
     gradient: bool = False

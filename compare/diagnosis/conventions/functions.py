@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from compare.diagnosis.conventions.base import DOCS, JAX, Alternative
+from compare.diagnosis.conventions.base import DOCS, JAX, Alternative, writes
+from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
+from compare.verdict.fix import Code
 
 
 def _unbiased(unbiased: bool) -> Rewrite:
@@ -12,6 +14,10 @@ def _unbiased(unbiased: bool) -> Rewrite:
         return getattr(call.input, call.name)(**keep, correction=int(unbiased))
 
     return compute
+
+
+def _ddof(ddof: int) -> Any:
+    return lambda call, place: Code(f"jnp.{call.name}", keywords={"ddof": ddof})
 
 
 def _given(call: Call) -> dict[str, Any]:
@@ -23,7 +29,7 @@ def _given(call: Call) -> dict[str, Any]:
     return named | call.arguments.get("kwargs", {})
 
 
-def _interleaved_mean_median(call: Call) -> Any:
+def _mean_of_middle(call: Call) -> Any:
     import torch
 
     given = _given(call)
@@ -40,6 +46,11 @@ def _remainder_of(call: Call) -> Any:
     return torch.fmod(call.input, other) if call.name in ("remainder", "mod") else torch.remainder(call.input, other)
 
 
+def _remainder(call: Call, place: Place) -> Code:
+    del place
+    return Code("jnp.fmod" if call.name == "fmod" else "jnp.remainder")
+
+
 def _half_away(call: Call) -> Any:
     import torch
 
@@ -52,51 +63,46 @@ def _other_reduction(call: Call) -> Any:
 
 FUNCTIONS = (
     Alternative(
-        "mean or sum",
-        ("mean", "sum"),
-        _other_reduction,
-        "takes the sum in place of the mean, or the mean in place of the sum",
-        "jnp.{function}(...), as torch",
-        f"{DOCS}torch.mean.html",
+        name="mean or sum",
+        functions=("mean", "sum"),
+        compute=_other_reduction,
+        jax_does="takes the sum in place of the mean, or the mean in place of the sum",
+        fix=lambda call, place: Code(f"jnp.{call.name}"),
+        source=f"{DOCS}torch.mean.html",
+    ),
+    *(
+        Alternative(
+            name="variance by n or n - 1",
+            functions=("var", "std"),
+            compute=_unbiased(unbiased),
+            jax_does=does,
+            fix=_ddof(1 - unbiased),
+            source=f"{JAX}jax.numpy.var.html",
+        )
+        for unbiased, does in ((False, "divides by n, as jnp.var does"), (True, "divides by n - 1"))
     ),
     Alternative(
-        "variance by n or n - 1",
-        ("var", "std"),
-        _unbiased(False),
-        "divides by n, as jnp.var does",
-        "jnp.var(..., ddof=1), jnp.std(..., ddof=1)",
-        f"{JAX}jax.numpy.var.html",
+        name="median of an even count",
+        functions=("median",),
+        compute=_mean_of_middle,
+        jax_does="takes the mean of the two middle values, torch the lower one",
+        fix=writes("jnp.quantile", "x", "0.5", "...", method="lower"),
+        source=f"{DOCS}torch.median.html",
     ),
     Alternative(
-        "variance by n or n - 1",
-        ("var", "std"),
-        _unbiased(True),
-        "divides by n - 1",
-        "jnp.var(..., ddof=0), jnp.std(..., ddof=0)",
-        f"{JAX}jax.numpy.var.html",
+        name="sign of a remainder",
+        functions=("remainder", "mod", "fmod"),
+        compute=_remainder_of,
+        jax_does="takes the remainder's sign from the other operand",
+        fix=_remainder,
+        source=f"{JAX}jax.numpy.fmod.html",
     ),
     Alternative(
-        "median of an even count",
-        ("median",),
-        _interleaved_mean_median,
-        "takes the mean of the two middle values",
-        "take the lower one: jnp.sort(x, axis)[(n - 1) // 2]",
-        f"{DOCS}torch.median.html",
-    ),
-    Alternative(
-        "sign of a remainder",
-        ("remainder", "mod", "fmod"),
-        _remainder_of,
-        "takes the remainder's sign from the other operand",
-        "jnp.fmod has the dividend's sign, jnp.remainder and % the divisor's",
-        f"{JAX}jax.numpy.fmod.html",
-    ),
-    Alternative(
-        "rounding of halves",
-        ("round",),
-        _half_away,
-        "rounds halves away from zero",
-        "jnp.round(x), which rounds halves to even as torch does",
-        f"{DOCS}torch.round.html",
+        name="rounding of halves",
+        functions=("round",),
+        compute=_half_away,
+        jax_does="rounds halves away from zero, torch to even",
+        fix=writes("jnp.round", "x"),
+        source=f"{DOCS}torch.round.html",
     ),
 )

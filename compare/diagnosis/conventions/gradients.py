@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from compare.diagnosis.conventions.base import JAX, Alternative
+from compare.diagnosis.conventions.base import JAX, Alternative, says, writes
+from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
+from compare.verdict.fix import Code, source
 
 
 def _at_tie(slope: float) -> Rewrite:
@@ -40,6 +42,34 @@ _BOUNDS = {
 _KINKED = ("relu", "leaky_relu", "abs", "clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6", "elu")
 
 
+def _at_torchs_tie(call: Call, place: Place) -> Code | None:
+    """Write the function so that its gradient at the tie is torch's."""
+    del place
+    match call.name:
+        case "relu":
+            return Code("jax.nn.relu", ("x",))
+        case "leaky_relu":
+            return Code("jnp.where", ("x > 0", "x", f"{source(call['negative_slope'])} * x"))
+        case "abs":
+            return Code("jnp.sign", ("x",), around="x * {}")
+        case "relu6":
+            return _flat_outside(0, 6)
+        case "hardtanh":
+            return _flat_outside(call["min_val"], call["max_val"])
+        case "clamp" | "clip" | "clamp_min" | "clamp_max":
+            low, high = (call.arguments.get(name) for name in _BOUNDS[call.name])
+            inner = "x" if high is None else f"jnp.where(x > {source(high)}, {source(high)}, x)"
+            return Code(around=inner if low is None else f"jnp.where(x < {source(low)}, {source(low)}, {inner})")
+    return None
+
+
+def _flat_outside(low: float, high: float) -> Code:
+    """Write a clipping whose gradient at the bounds is 0."""
+    bounds = source(low), source(high)
+    clipped = f"jax.lax.stop_gradient(jnp.clip(x, {bounds[0]}, {bounds[1]}))"
+    return Code("jnp.where", (f"(x > {bounds[0]}) & (x < {bounds[1]})", "x", clipped))
+
+
 def _attached(call: Call) -> Any:
     return call.input
 
@@ -52,33 +82,48 @@ def _stopped(call: Call) -> Any:
 GRADIENTS = (
     *(
         Alternative(
-            "gradient at a tie",
-            _KINKED,
-            _at_tie(slope),
-            f"has a gradient of {slope:g} there",
-            "write the JAX side so that its gradient at the tie is torch's: jax.nn.relu has 0 at 0, "
-            "jnp.where(x < 0, 0, x) 1, jnp.maximum and jnp.clip a half, jnp.abs 1",
-            "https://docs.jax.dev/en/latest/jax.nn.html",
+            name="gradient at a tie",
+            functions=_KINKED,
+            compute=_at_tie(slope),
+            jax_does=f"has a gradient of {slope:g} there",
+            fix=_at_torchs_tie,
+            source="https://docs.jax.dev/en/latest/jax.nn.html",
             gradient=True,
         )
         for slope in (0.5, 1.0, 0.0)
     ),
     Alternative(
-        "stopped gradient",
-        ("sigmoid", "softmax", "tanh", "relu", "gelu", "silu", "exp", "log", "matmul", "bmm", "mean", "sum", "max"),
-        _stopped,
-        "stops the gradient there",
-        "leave out jax.lax.stop_gradient around {function}, where torch has no detach()",
-        f"{JAX}jax.lax.stop_gradient.html",
+        name="stopped gradient",
+        functions=(
+            *(
+                "sigmoid",
+                "softmax",
+                "tanh",
+                "relu",
+                "gelu",
+                "silu",
+                "exp",
+                "log",
+                "matmul",
+                "bmm",
+                "mean",
+                "sum",
+                "max",
+            ),
+        ),
+        compute=_stopped,
+        jax_does="stops the gradient there",
+        fix=says("leave out jax.lax.stop_gradient there: torch has no detach()"),
+        source=f"{JAX}jax.lax.stop_gradient.html",
         gradient=True,
     ),
     Alternative(
-        "stopped gradient",
-        ("detach",),
-        _attached,
-        "lets the gradient through",
-        "jax.lax.stop_gradient where torch has detach()",
-        f"{JAX}jax.lax.stop_gradient.html",
+        name="stopped gradient",
+        functions=("detach",),
+        compute=_attached,
+        jax_does="lets the gradient through, where torch has detach()",
+        fix=writes("jax.lax.stop_gradient", "x"),
+        source=f"{JAX}jax.lax.stop_gradient.html",
         gradient=True,
     ),
 )

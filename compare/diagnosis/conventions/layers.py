@@ -6,28 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from compare.diagnosis.conventions.base import CONVOLUTIONS, DOCS, FLAX, TRANSPOSED, Alternative
+from compare.diagnosis.conventions.base import CONVOLUTIONS, DOCS, FLAX, TRANSPOSED, Alternative, says
+from compare.diagnosis.conventions.padding import PADDING
+from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
-
-
-def _same_padding(call: Call) -> Any:
-    """Pad as XLA's "SAME" does: as much as the output's size asks for, the odd one at the end."""
-    from torch.nn import functional
-
-    spatial = call["weight"].shape[2:]
-    pads: list[int] = []
-    for axis in range(len(spatial) - 1, -1, -1):
-        size, stride = call.input.shape[2 + axis], _at(call["stride"], axis)
-        reach = (spatial[axis] - 1) * _at(call["dilation"], axis) + 1
-        total = max((math.ceil(size / stride) - 1) * stride + reach - size, 0)
-        pads += [total // 2, total - total // 2]
-    return call.run(input=functional.pad(call.input, pads), padding=0)
-
-
-def _at(value: Any, axis: int) -> int:
-    if not isinstance(value, tuple | list):
-        return int(value)
-    return int(value[axis] if len(value) > 1 else value[0])
+from compare.verdict.fix import Code
 
 
 def _biased_running_variance(call: Call) -> Any:
@@ -51,16 +34,20 @@ def _keeps_statistics(call: Call) -> bool:
     return bool(call["training"]) and call["running_var"] is not None
 
 
-def _zero_padding(call: Call) -> Any:
-    from torch.nn import functional
-
-    dimensions = int(call.name[len("max_pool")])
-    pads = [p for axis in range(dimensions - 1, -1, -1) for p in [_at(call["padding"], axis)] * 2]
-    return call.run(input=functional.pad(call.input, pads), padding=0)
+def _kept(call: Call, place: Place) -> Code | None:
+    del call
+    if place.style == "nn":
+        return Code("model.apply", ("variables", "x"), {"mutable": ["batch_stats"]})
+    return place.setting("norm", False, "use_running_average")
 
 
 def _flipped(call: Call) -> Any:
     return call.run(weight=call["weight"].flip(tuple(range(2, call["weight"].dim()))))
+
+
+def _unflip(call: Call, place: Place) -> Code:
+    del place
+    return Code(around=f"kernel[{', '.join(['::-1'] * (call['weight'].dim() - 2))}]")
 
 
 def _square(call: Call) -> bool:
@@ -97,12 +84,12 @@ def _gate_orders(function: str, gates: str) -> Iterator[Alternative]:
         if list(order) != sorted(order):
             read = ", ".join(gates[order.index(block)] for block in range(len(gates)))
             yield Alternative(
-                "gate order",
-                (function,),
-                _gates(gates, order),
-                f"reads the blocks of the weights as the gates {read}, torch as {', '.join(gates)}",
-                f"take the gates in torch's order: {', '.join(gates)}",
-                f"{DOCS}torch.nn.{function.upper()}.html",
+                name="gate order",
+                functions=(function,),
+                compute=_gates(gates, order),
+                jax_does=f"reads the blocks of the weights as the gates {read}, torch as {', '.join(gates)}",
+                fix=says(f"take the gates in torch's order: {', '.join(gates)}"),
+                source=f"{DOCS}torch.nn.{function.upper()}.html",
             )
 
 
@@ -110,80 +97,67 @@ LAYERS = (
     *_gate_orders("lstm", "ifgo"),
     *_gate_orders("gru", "rzn"),
     Alternative(
-        "channels last",
-        CONVOLUTIONS,
-        lambda call: call.on(call.input.movedim(-1, 1)),
-        "takes the last axis for the channels",
-        "give the JAX side channels last: batch=lambda batch: (np.moveaxis(batch[0], 1, -1), batch[1])",
-        f"{FLAX}linear.html",
-        lambda call: call.input.shape[1] == call.input.shape[-1],
+        name="channels last",
+        functions=CONVOLUTIONS,
+        compute=lambda call: call.on(call.input.movedim(-1, 1)),
+        jax_does="takes the last axis for the channels",
+        fix=says("give the JAX side channels last: batch=lambda batch: (np.moveaxis(batch[0], 1, -1), batch[1])"),
+        source=f"{FLAX}linear.html",
+        applies=lambda call: call.input.shape[1] == call.input.shape[-1],
+    ),
+    *PADDING,
+    Alternative(
+        name="flipped kernel",
+        functions=(*CONVOLUTIONS, *TRANSPOSED),
+        compute=_flipped,
+        jax_does="has the kernel flipped in space",
+        fix=_unflip,
+        source="https://github.com/google/flax/issues/3137",
     ),
     Alternative(
-        "padding",
-        CONVOLUTIONS,
-        _same_padding,
-        'pads as "SAME" does: as much as the output\'s size asks for, the odd one at the end',
-        "{}(..., padding={pads})",
-        "https://github.com/google/flax/issues/963",
+        name="transposed weight",
+        functions=("linear", *CONVOLUTIONS),
+        compute=_swapped_axes,
+        jax_does="has the weight transposed",
+        fix=says("transpose the weight when it is copied: torch's linear weight is (out, in), Flax's kernel (in, out)"),
+        source=f"{DOCS}torch.nn.Linear.html",
+        applies=_square,
     ),
     Alternative(
-        "flipped kernel",
-        (*CONVOLUTIONS, *TRANSPOSED),
-        _flipped,
-        "has the kernel flipped in space",
-        "flip the kernel in space, kernel[::-1, ::-1]; or nnx.ConvTranspose(..., transpose_kernel=True)",
-        "https://github.com/google/flax/issues/3137",
+        name="biased running variance",
+        functions=("batch_norm",),
+        compute=_biased_running_variance,
+        jax_does="keeps the biased variance, divided by n, where torch's is divided by n - 1",
+        fix=says(
+            "multiply the batch's variance by n / (n - 1) before it is averaged; nnx.BatchNorm has no setting for it: "
+            "docs/getting-started.md has a layer that does so"
+        ),
+        source="https://github.com/pytorch/pytorch/issues/77427",
+        applies=_keeps_statistics,
     ),
     Alternative(
-        "transposed weight",
-        ("linear", *CONVOLUTIONS),
-        _swapped_axes,
-        "has the weight transposed",
-        "transpose the weight when it is copied: torch's linear weight is (out, in), Flax's kernel (in, out)",
-        f"{DOCS}torch.nn.Linear.html",
-        _square,
+        name="stale statistics",
+        functions=("batch_norm",),
+        compute=_stale,
+        jax_does="does not keep the new running statistics",
+        fix=_kept,
+        source=f"{FLAX}normalization.html",
+        applies=_keeps_statistics,
     ),
     Alternative(
-        "biased running variance",
-        ("batch_norm",),
-        _biased_running_variance,
-        "keeps the biased variance, divided by n, where torch's is divided by n - 1",
-        "multiply the batch's variance by n / (n - 1) before it is averaged; nnx.BatchNorm has no setting for it: "
-        "docs/getting-started.md has a layer that does so",
-        "https://github.com/pytorch/pytorch/issues/77427",
-        _keeps_statistics,
+        name="scaled embedding",
+        functions=("embedding",),
+        compute=_scaled_embedding,
+        jax_does="multiplies the embedding by sqrt(features)",
+        fix=says("leave out the factor sqrt(features)"),
+        source=f"{DOCS}torch.nn.Embedding.html",
     ),
     Alternative(
-        "stale statistics",
-        ("batch_norm",),
-        _stale,
-        "does not keep the new running statistics",
-        "write the new batch_stats back: mutable=['batch_stats'] in Linen, use_running_average=False in nnx",
-        f"{FLAX}normalization.html",
-        _keeps_statistics,
-    ),
-    Alternative(
-        "padding value",
-        ("max_pool1d", "max_pool2d", "max_pool3d"),
-        _zero_padding,
-        "pads with zeros",
-        "pad with -inf: nnx.max_pool(..., padding=((p, p), ...)) does",
-        f"{DOCS}torch.nn.MaxPool2d.html",
-    ),
-    Alternative(
-        "scaled embedding",
-        ("embedding",),
-        _scaled_embedding,
-        "multiplies the embedding by sqrt(features)",
-        "leave out the factor sqrt(features)",
-        f"{DOCS}torch.nn.Embedding.html",
-    ),
-    Alternative(
-        "padding row",
-        ("embedding",),
-        _padding_embedded,
-        "gives zeros for the padding index",
-        "look the padding index up like any other: torch zeroes that row only at the start",
-        f"{DOCS}torch.nn.Embedding.html",
+        name="padding row",
+        functions=("embedding",),
+        compute=_padding_embedded,
+        jax_does="gives zeros for the padding index",
+        fix=says("look the padding index up like any other: torch zeroes that row only at the start"),
+        source=f"{DOCS}torch.nn.Embedding.html",
     ),
 )

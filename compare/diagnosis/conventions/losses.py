@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from compare.diagnosis.conventions.base import DOCS, LOSSES, Alternative
+from compare.diagnosis.conventions.base import DOCS, LOSSES, Alternative, says, writes
+from compare.diagnosis.conventions.loss_code import loss_code
+from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
+from compare.verdict.fix import Code
 
 
 def _mean_over_batch(call: Call) -> Any:
@@ -25,11 +28,12 @@ def _other_loss(name: str) -> Rewrite:
     return compute
 
 
-_REGRESSION = {
-    "mse_loss": "jnp.mean((output - target) ** 2)",
-    "l1_loss": "jnp.mean(jnp.abs(output - target))",
-    "huber_loss": "jnp.mean(optax.huber_loss(output, target))",
-}
+_REGRESSION = ("mse_loss", "l1_loss", "huber_loss")
+
+
+def _code(call: Call, place: Place) -> Code | None:
+    del place
+    return loss_code(call)
 
 
 def _outer(call: Call) -> Any:
@@ -71,13 +75,13 @@ def _has_positions(call: Call) -> bool:
 LOSS_FUNCTIONS = (
     *(
         Alternative(
-            "order of the targets",
-            (*LOSSES, "sub"),
-            _targets(change),
-            f"has the targets {how}",
-            "give both sides the same targets, in the same order, by the batches or batch=",
-            "https://docs.pytorch.org/docs/stable/data.html",
-            applies,
+            name="order of the targets",
+            functions=(*LOSSES, "sub"),
+            compute=_targets(change),
+            jax_does=f"has the targets {how}",
+            fix=says("give both sides the same targets, in the same order, by the batches or batch="),
+            source="https://docs.pytorch.org/docs/stable/data.html",
+            applies=applies,
         )
         for how, change, applies in (
             ("in reverse order", lambda target: target.flip(0), _has_targets),
@@ -88,58 +92,57 @@ LOSS_FUNCTIONS = (
         )
     ),
     Alternative(
-        "reduction",
-        LOSSES,
-        _mean_over_batch,
-        "divides the sum by the batch's size alone",
-        'divide as torch\'s reduction="{reduction}" does: the mean is over all elements, over the sum of their weights '
-        "if there are weights, and over the labels that are not ignored",
-        f"{DOCS}torch.nn.MSELoss.html",
+        name="reduction",
+        functions=LOSSES,
+        compute=_mean_over_batch,
+        jax_does="divides the sum by the batch's size alone",
+        fix=_code,
+        source=f"{DOCS}torch.nn.MSELoss.html",
     ),
     Alternative(
-        "reduction",
-        LOSSES,
-        _mean_over_all,
-        "divides the sum by the number of all elements",
-        'reduce the loss as torch\'s reduction="{reduction}" does',
-        f"{DOCS}torch.nn.KLDivLoss.html",
+        name="reduction",
+        functions=LOSSES,
+        compute=_mean_over_all,
+        jax_does="divides the sum by the number of all elements",
+        fix=_code,
+        source=f"{DOCS}torch.nn.KLDivLoss.html",
     ),
     *(
         Alternative(
-            "another loss",
-            (ours,),
-            _other_loss(theirs),
-            f"computes torch's {theirs}, torch {ours}",
-            _REGRESSION[ours],
-            f"{DOCS}torch.nn.MSELoss.html",
+            name="another loss",
+            functions=(ours,),
+            compute=_other_loss(theirs),
+            jax_does=f"computes torch's {theirs}, torch {ours}",
+            fix=_code,
+            source=f"{DOCS}torch.nn.MSELoss.html",
         )
         for ours in _REGRESSION
         for theirs in _REGRESSION
         if ours != theirs
     ),
     Alternative(
-        "broadcasting",
-        ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "sub"),
-        _outer,
-        "broadcasts (N,) against (N, 1) to (N, N)",
-        "give output and target the same shape: output.squeeze(-1) or target[:, None]",
-        "https://numpy.org/doc/stable/user/basics.broadcasting.html",
-        _vectors,
+        name="broadcasting",
+        functions=("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "sub"),
+        compute=_outer,
+        jax_does="broadcasts (N,) against (N, 1) to (N, N)",
+        fix=writes("output.reshape", "target.shape"),
+        source="https://numpy.org/doc/stable/user/basics.broadcasting.html",
+        applies=_vectors,
     ),
     Alternative(
-        "softmax twice",
-        ("cross_entropy",),
-        _softmaxed,
-        "takes the softmax of probabilities",
-        "give the loss logits, and not what softmax gives",
-        f"{DOCS}torch.nn.CrossEntropyLoss.html",
+        name="softmax twice",
+        functions=("cross_entropy",),
+        compute=_softmaxed,
+        jax_does="takes the softmax of probabilities, where torch's loss takes logits",
+        fix=_code,
+        source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
     ),
     Alternative(
-        "softmax left out",
-        ("nll_loss", "kl_div"),
-        _log_softmaxed,
-        "takes the logarithm of the softmax once more",
-        "give the loss what torch's takes: log-probabilities",
-        f"{DOCS}torch.nn.NLLLoss.html",
+        name="softmax left out",
+        functions=("nll_loss", "kl_div"),
+        compute=_log_softmaxed,
+        jax_does="takes the logarithm of the softmax once more, where torch's loss takes log-probabilities",
+        fix=_code,
+        source=f"{DOCS}torch.nn.NLLLoss.html",
     ),
 )

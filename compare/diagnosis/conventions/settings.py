@@ -1,62 +1,157 @@
 """Numbers among the arguments of functions."""
 
 import math
-from collections.abc import Callable
 
-from compare.diagnosis.conventions.base import DOCS, FLAX, JAX, NORMS, Setting
+from compare.diagnosis.conventions.base import DOCS, FLAX, JAX, NORMS, Fix, Setting, sets
+from compare.diagnosis.conventions.loss_code import loss_code
+from compare.diagnosis.place import Place
+from compare.diagnosis.rewriting import Call
+from compare.verdict.fix import Code, source
+
+NORMALIZATION = f"{FLAX}normalization.html"
 
 
-def _argument(name: str) -> Callable[[float], str]:
-    return lambda value: f"{{}}(..., {name}={value:g})"
+def _of_function(function: str, argument: str, keyword: str, *arguments: str) -> Fix:
+    """Write JAX's function with torch's value of an argument."""
+    return lambda call, place: Code(function, arguments or ("x",), {keyword: call[argument]})
+
+
+def _activation(call: Call, place: Place) -> Code:
+    del place
+    return Code(f"jax.nn.{call.name}", ("x",), {"alpha": call["alpha"]})
+
+
+def _softplus(call: Call, place: Place) -> Code:
+    del place
+    beta = source(float(call["beta"]))
+    return Code("jax.nn.softplus", (f"{beta} * x",), around=f"{{}} / {beta}")
+
+
+def _momentum(call: Call, place: Place) -> Code | None:
+    return place.setting("norm", round(1 - call["momentum"], 12), "momentum")  # torch's is the share of the new
+
+
+def _scale(call: Call, place: Place) -> Code:
+    del place
+    scale = call["scale"]
+    value = 1 / math.sqrt(call.input.shape[-1]) if scale is None else scale
+    return Code("jax.nn.dot_product_attention", keywords={"scale": value})
+
+
+def _normalized(call: Call, place: Place) -> Code | None:
+    del place
+    if call["p"] != 2 or not isinstance(call["dim"], int) or call.input.ndim > 3:
+        return None
+    axis, bound = call["dim"] % call.input.ndim, source(call["eps"])
+    return Code("jnp.linalg.norm", ("x",), {"axis": axis, "keepdims": True}, f"x / jnp.maximum({{}}, {bound})")
+
+
+def _constant(call: Call, place: Place) -> Code:
+    del place
+    value = source(call["other"] if "other" in call else call["exponent"])
+    sign = {"mul": "*", "rmul": "*", "truediv": "/", "div": "/", "add": "+", "radd": "+", "sub": "-", "pow": "**"}
+    written = f"{value} * x" if call.name in ("mul", "rmul") else f"x {sign[call.name]} {value}"
+    return Code(around=written)
 
 
 SETTINGS = (
-    Setting("epsilon", NORMS, "eps", _argument("epsilon"), f"{FLAX}normalization.html"),
     Setting(
-        "momentum", ("batch_norm",), "momentum", lambda v: f"{{}}(..., momentum={1 - v:g})", f"{FLAX}normalization.html"
-    ),
-    Setting("slope", ("leaky_relu",), "negative_slope", _argument("negative_slope"), f"{JAX}jax.nn.leaky_relu.html"),
-    Setting("alpha", ("elu", "celu"), "alpha", _argument("alpha"), f"{JAX}jax.nn.elu.html"),
-    Setting(
-        "beta", ("softplus",), "beta", lambda v: f"jax.nn.softplus({v:g} * x) / {v:g}", f"{JAX}jax.nn.softplus.html"
+        name="epsilon",
+        functions=NORMS,
+        argument="eps",
+        fix=sets("norm", "eps", "epsilon", "eps"),
+        source=NORMALIZATION,
     ),
     Setting(
-        "attention scale",
-        ("scaled_dot_product_attention",),
-        "scale",
-        lambda v: f"{{}}: scale the scores by {v:g} = 1/sqrt(head_dim), once",
-        f"{DOCS}torch.nn.functional.scaled_dot_product_attention.html",
-        lambda call: 1 / math.sqrt(call.input.shape[-1]),
-    ),
-    Setting("dropout rate", ("dropout",), "p", _argument("rate"), f"{DOCS}torch.nn.Dropout.html"),
-    Setting(
-        "label smoothing",
-        ("cross_entropy",),
-        "label_smoothing",
-        lambda v: f"optax.smooth_labels(labels, alpha={v:g}) before the cross-entropy",
-        f"{DOCS}torch.nn.CrossEntropyLoss.html",
+        name="momentum",
+        functions=("batch_norm",),
+        argument="momentum",
+        fix=_momentum,
+        source=NORMALIZATION,
     ),
     Setting(
-        "beta",
-        ("smooth_l1_loss",),
-        "beta",
-        lambda v: f"optax.huber_loss(output, target, delta={v:g}) / {v:g}",
-        f"{DOCS}torch.nn.SmoothL1Loss.html",
+        name="slope",
+        functions=("leaky_relu",),
+        argument="negative_slope",
+        fix=_of_function("jax.nn.leaky_relu", "negative_slope", "negative_slope"),
+        source=f"{JAX}jax.nn.leaky_relu.html",
     ),
-    Setting("delta", ("huber_loss",), "delta", _argument("delta"), f"{DOCS}torch.nn.HuberLoss.html"),
     Setting(
-        "epsilon",
-        ("normalize",),
-        "eps",
-        lambda v: f"x / jnp.maximum(jnp.linalg.norm(x, axis=..., keepdims=True), {v:g})",
-        f"{DOCS}torch.nn.functional.normalize.html",
+        name="alpha",
+        functions=("elu", "celu"),
+        argument="alpha",
+        fix=_activation,
+        source=f"{JAX}jax.nn.elu.html",
     ),
-    Setting("epsilon", ("cosine_similarity",), "eps", _argument("epsilon"), f"{DOCS}torch.nn.CosineSimilarity.html"),
     Setting(
-        "constant",
-        ("mul", "rmul", "truediv", "div", "add", "radd", "sub", "pow"),
-        "other",
-        lambda v: f"{v:g} is torch's constant there",
-        f"{DOCS}torch.mul.html",
+        name="beta",
+        functions=("softplus",),
+        argument="beta",
+        fix=_softplus,
+        source=f"{JAX}jax.nn.softplus.html",
+    ),
+    Setting(
+        name="attention scale",
+        functions=("scaled_dot_product_attention",),
+        argument="scale",
+        fix=_scale,
+        source=f"{DOCS}torch.nn.functional.scaled_dot_product_attention.html",
+        default=lambda call: 1 / math.sqrt(call.input.shape[-1]),
+    ),
+    Setting(
+        name="dropout rate",
+        functions=("dropout",),
+        argument="p",
+        fix=sets("dropout", "p", "rate", "p"),
+        source=f"{DOCS}torch.nn.Dropout.html",
+    ),
+    Setting(
+        name="label smoothing",
+        functions=("cross_entropy",),
+        argument="label_smoothing",
+        fix=lambda call, place: loss_code(call),
+        source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
+    ),
+    Setting(
+        name="beta",
+        functions=("smooth_l1_loss",),
+        argument="beta",
+        fix=lambda call, place: loss_code(call),
+        source=f"{DOCS}torch.nn.SmoothL1Loss.html",
+    ),
+    Setting(
+        name="delta",
+        functions=("huber_loss",),
+        argument="delta",
+        fix=lambda call, place: loss_code(call),
+        source=f"{DOCS}torch.nn.HuberLoss.html",
+    ),
+    Setting(
+        name="epsilon",
+        functions=("normalize",),
+        argument="eps",
+        fix=_normalized,
+        source=f"{DOCS}torch.nn.functional.normalize.html",
+    ),
+    Setting(
+        name="epsilon",
+        functions=("cosine_similarity",),
+        argument="eps",
+        fix=_of_function("optax.cosine_similarity", "eps", "epsilon", "..."),
+        source=f"{DOCS}torch.nn.CosineSimilarity.html",
+    ),
+    Setting(
+        name="constant",
+        functions=("mul", "rmul", "truediv", "div", "add", "radd", "sub"),
+        argument="other",
+        fix=_constant,
+        source=f"{DOCS}torch.mul.html",
+    ),
+    Setting(
+        name="constant",
+        functions=("pow",),
+        argument="exponent",
+        fix=_constant,
+        source=f"{DOCS}torch.pow.html",
     ),
 )

@@ -3,8 +3,27 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from compare.diagnosis.conventions.base import CONVOLUTIONS, DOCS, FLAX, JAX, LOSSES, NORMS, TRANSPOSED, Variants
+from compare.diagnosis.conventions import resampling
+from compare.diagnosis.conventions.base import (
+    CONVOLUTIONS,
+    DOCS,
+    FLAX,
+    JAX,
+    LOSSES,
+    NORMS,
+    TRANSPOSED,
+    Fix,
+    Variants,
+    says,
+    sets,
+)
+from compare.diagnosis.conventions.loss_code import loss_code
+from compare.diagnosis.conventions.padding import AVERAGE_POOLS, MAX_POOLS, convolution_fix, pool_fix
+from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call
+from compare.verdict.fix import Code
+
+ATTENTION = f"{DOCS}torch.nn.MultiheadAttention.html"
 
 
 def _other_axes(call: Call) -> Iterator[int]:
@@ -36,161 +55,274 @@ def _inverted(name: str) -> Callable[[Call], Iterator[Any]]:
     return values
 
 
-def _paddings(call: Call) -> Iterator[Any]:
+def _kernel_paddings(call: Call) -> Iterator[Any]:
     return iter(range(max(call["weight"].shape[2:])))
+
+
+def _axis(call: Call, place: Place) -> Code | str:
+    del place
+    if call["dim"] is None:
+        return f"give jax.nn.{call.name} the axis that torch takes"
+    if call.input.ndim > 3:  # which JAX may lay out otherwise
+        return f"jax.nn.{call.name} over the axis that is torch's dim={call['dim']}"
+    return Code(f"jax.nn.{call.name}", ("x",), {"axis": call["dim"] % call.input.ndim})
+
+
+def _stride(call: Call, place: Place) -> Code | None:
+    stride = call["kernel_size"] if call["stride"] in (None, []) else call["stride"]
+    size = int(call.name[-2])
+    strides = (stride,) * size if isinstance(stride, int) else tuple(stride)
+    name = "max_pool" if call.name in MAX_POOLS else "avg_pool"
+    return Code(f"{place.style}.{name}", keywords={"strides": strides}) if place.style in ("nnx", "nn") else None
+
+
+def _mask(call: Call, place: Place) -> str:
+    del place
+    if call.name == "multi_head_attention_forward":
+        return "give the attention ~attn_mask, True where it may attend: torch.nn.MultiheadAttention's True forbids it"
+    return "give the attention the mask that torch's has, with True where it may attend"
+
+
+def _counted(call: Call, place: Place) -> Code | None:
+    if place.style not in ("nnx", "nn"):
+        return None
+    return Code(f"{place.style}.avg_pool", keywords={"count_include_pad": call["count_include_pad"]})
+
+
+def _evaluating(kind: str, name: str) -> Fix:
+    return lambda call, place: place.setting(kind, not call["training"], name)
+
+
+def _dropped(call: Call, place: Place) -> Code | None:
+    """Write a dropout that drops as torch's does, or a layer that the JAX side lacks."""
+    if layer := place.setting("dropout", not call["training"], "deterministic"):
+        return layer
+    if not call["training"] or place.layer("dropout") or place.style not in ("nnx", "nn"):
+        return None
+    random = "rngs=rngs" if place.style == "nnx" else "deterministic=False"
+    return Code(f"{place.style}.Dropout", (f"{call['p']:g}", random), around="{}(x)")
+
+
+def _loss(call: Call, place: Place) -> Code | None:
+    del place
+    return loss_code(call)
+
+
+def _left_out(name: str) -> Fix:
+    def fix(call: Call, place: Place) -> Code | None:
+        kinds = {"linear": "linear", **dict.fromkeys(CONVOLUTIONS, "conv"), **dict.fromkeys(TRANSPOSED, "transposed")}
+        return place.setting(kinds.get(call.name, "norm"), True, name)
+
+    return fix
+
+
+def _padded(call: Call, place: Place) -> Code | None:
+    del place
+    mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}.get(call["mode"])
+    return Code("jnp.pad", keywords={"mode": mode}) if mode else None
 
 
 VARIANTS = (
     Variants(
-        "padding",
-        CONVOLUTIONS,
-        "padding",
-        _paddings,
-        "{}(..., padding={pads})",
-        "https://github.com/google/flax/issues/963",
+        name="padding",
+        functions=CONVOLUTIONS,
+        argument="padding",
+        values=_kernel_paddings,
+        fix=convolution_fix,
+        source="https://github.com/google/flax/issues/963",
     ),
     Variants(
-        "number of groups",
-        ("group_norm",),
-        "num_groups",
-        _divisors,
-        "{}(..., num_groups={num_groups})",
-        f"{FLAX}normalization.html",
+        name="padding",
+        functions=(*MAX_POOLS, *AVERAGE_POOLS),
+        argument="padding",
+        values=_others(0, 1),
+        fix=pool_fix,
+        source=f"{FLAX}linear.html",
     ),
     Variants(
-        "axis",
-        ("softmax", "log_softmax"),
-        "dim",
-        _other_axes,
-        "jax.nn.{function}(x, axis=...) over torch's dim={dim}",
-        f"{JAX}jax.nn.softmax.html",
+        name="stride",
+        functions=(*MAX_POOLS, *AVERAGE_POOLS),
+        argument="stride",
+        values=_others(1, 2),
+        fix=_stride,
+        source=f"{FLAX}linear.html",
     ),
     Variants(
-        "causal mask",
-        ("scaled_dot_product_attention",),
-        "is_causal",
-        _others(True, False),
-        "{}(..., is_causal={is_causal})",
-        f"{JAX}jax.nn.dot_product_attention.html",
+        name="padding mode",
+        functions=("pad",),
+        argument="mode",
+        values=_others("constant", "reflect", "replicate", "circular"),
+        fix=_padded,
+        source=f"{JAX}jax.numpy.pad.html",
     ),
     Variants(
-        "attention mask",
-        ("scaled_dot_product_attention", "multi_head_attention_forward"),
-        "attn_mask",
-        _inverted("attn_mask"),
-        "give {} the mask with True where it may attend: torch.nn.MultiheadAttention's True means that it may not",
-        f"{DOCS}torch.nn.MultiheadAttention.html",
+        name="number of groups",
+        functions=("group_norm",),
+        argument="num_groups",
+        values=_divisors,
+        fix=sets("norm", "num_groups", "num_groups", "groups"),
+        source=f"{FLAX}normalization.html",
     ),
     Variants(
-        "padding mask",
-        ("multi_head_attention_forward",),
-        "key_padding_mask",
-        _inverted("key_padding_mask"),
-        "give {} the mask with True where there is a token: torch's key_padding_mask is True where there is none",
-        f"{DOCS}torch.nn.MultiheadAttention.html",
+        name="axis",
+        functions=("softmax", "log_softmax"),
+        argument="dim",
+        values=_other_axes,
+        fix=_axis,
+        source=f"{JAX}jax.nn.softmax.html",
     ),
     Variants(
-        "padding counted in the average",
-        ("avg_pool1d", "avg_pool2d", "avg_pool3d"),
-        "count_include_pad",
-        _others(True, False),
-        "nnx.avg_pool(..., count_include_pad={count_include_pad})",
-        f"{FLAX}linear.html",
+        name="causal mask",
+        functions=("scaled_dot_product_attention",),
+        argument="is_causal",
+        values=_others(True, False),
+        fix=lambda call, place: Code("jax.nn.dot_product_attention", keywords={"is_causal": call["is_causal"]}),
+        source=f"{JAX}jax.nn.dot_product_attention.html",
     ),
     Variants(
-        "ceil mode",
-        ("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"),
-        "ceil_mode",
-        _others(True, False),
-        "pad at the end by what ceil_mode={ceil_mode} adds",
-        f"{DOCS}torch.nn.MaxPool2d.html",
+        name="attention mask",
+        functions=("scaled_dot_product_attention", "multi_head_attention_forward"),
+        argument="attn_mask",
+        values=_inverted("attn_mask"),
+        fix=_mask,
+        source=ATTENTION,
     ),
     Variants(
-        "aligned corners",
-        ("interpolate",),
-        "align_corners",
-        _others(True, False),
-        "resize as align_corners={align_corners} does; jax.image.resize has half-pixel centres",
-        f"{JAX}jax.image.resize.html",
+        name="padding mask",
+        functions=("multi_head_attention_forward",),
+        argument="key_padding_mask",
+        values=_inverted("key_padding_mask"),
+        fix=says(
+            "give the attention ~key_padding_mask, True where there is a token: torch's is True where there is none"
+        ),
+        source=ATTENTION,
     ),
     Variants(
-        "antialiasing",
-        ("interpolate",),
-        "antialias",
-        _others(True, False),
-        "jax.image.resize(..., antialias={antialias})",
-        f"{JAX}jax.image.resize.html",
+        name="padding counted in the average",
+        functions=AVERAGE_POOLS,
+        argument="count_include_pad",
+        values=_others(True, False),
+        fix=_counted,
+        source=f"{FLAX}linear.html",
     ),
     Variants(
-        "mode of a normalization",
-        ("batch_norm",),
-        "training",
-        _others(True, False),
-        "{}(..., use_running_average={evaluating})",
-        f"{FLAX}normalization.html",
+        name="ceil mode",
+        functions=(*AVERAGE_POOLS, *MAX_POOLS),
+        argument="ceil_mode",
+        values=_others(True, False),
+        fix=lambda call, place: pool_fix(call, place) if call.name in MAX_POOLS else None,
+        source=f"{DOCS}torch.nn.MaxPool2d.html",
     ),
     Variants(
-        "dropout on one side",
-        ("dropout", "dropout1d", "dropout2d", "dropout3d"),
-        "training",
-        _others(True, False),
-        "{}(..., deterministic={evaluating})",
-        f"{DOCS}torch.nn.Dropout.html",
+        name="aligned corners",
+        functions=("interpolate",),
+        argument="align_corners",
+        values=_others(True, False),
+        fix=resampling.torchs_resize,
+        source=f"{JAX}jax.image.resize.html",
     ),
     Variants(
-        "reduction",
-        LOSSES,
-        "reduction",
-        _others("mean", "sum"),
-        'reduce the loss as torch\'s reduction="{reduction}" does',
-        f"{DOCS}torch.nn.MSELoss.html",
+        name="aligned corners",
+        functions=("grid_sample",),
+        argument="align_corners",
+        values=_others(True, False),
+        fix=resampling.read_at,
+        source=resampling.SOURCE,
     ),
     Variants(
-        "ignored labels",
-        ("cross_entropy", "nll_loss"),
-        "ignore_index",
-        _others(-1, 0, -(2**31)),
-        "leave out labels equal to {ignore_index} from the sum and from the count",
-        f"{DOCS}torch.nn.CrossEntropyLoss.html",
+        name="aligned corners",
+        functions=("affine_grid",),
+        argument="align_corners",
+        values=_others(True, False),
+        fix=resampling.grid,
+        source=f"{DOCS}torch.nn.functional.affine_grid.html",
     ),
     Variants(
-        "class weights",
-        ("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"),
-        "weight",
-        _others(None),
-        "weigh the classes as torch does, and divide by the sum of the weights",
-        f"{DOCS}torch.nn.CrossEntropyLoss.html",
+        name="padding mode",
+        functions=("grid_sample",),
+        argument="padding_mode",
+        values=_others("zeros", "border", "reflection"),
+        fix=resampling.outside,
+        source=resampling.SOURCE,
     ),
     Variants(
-        "weight of positives",
-        ("binary_cross_entropy_with_logits",),
-        "pos_weight",
-        _others(None),
-        "multiply the positive term by pos_weight",
-        f"{DOCS}torch.nn.BCEWithLogitsLoss.html",
+        name="interpolation",
+        functions=("grid_sample",),
+        argument="mode",
+        values=_others("bilinear", "nearest", "bicubic"),
+        fix=resampling.order,
+        source=resampling.SOURCE,
     ),
     Variants(
-        "bias left out",
-        (*CONVOLUTIONS, *TRANSPOSED, "linear", "layer_norm", "group_norm", "batch_norm"),
-        "bias",
-        _others(None),
-        "add the bias: {}(..., use_bias=True)",
-        f"{FLAX}linear.html",
+        name="mode of a normalization",
+        functions=("batch_norm",),
+        argument="training",
+        values=_others(True, False),
+        fix=_evaluating("norm", "use_running_average"),
+        source=f"{FLAX}normalization.html",
     ),
     Variants(
-        "scale left out",
-        NORMS,
-        "weight",
-        _others(None),
-        "multiply by the weight: {}(..., use_scale=True)",
-        f"{FLAX}normalization.html",
+        name="dropout on one side",
+        functions=("dropout", "dropout1d", "dropout2d", "dropout3d"),
+        argument="training",
+        values=_others(True, False),
+        fix=_dropped,
+        source=f"{DOCS}torch.nn.Dropout.html",
     ),
     Variants(
-        "logarithm of the target",
-        ("kl_div",),
-        "log_target",
-        _others(True, False),
-        "take the target as log_target={log_target} does",
-        f"{DOCS}torch.nn.KLDivLoss.html",
+        name="reduction",
+        functions=LOSSES,
+        argument="reduction",
+        values=_others("mean", "sum"),
+        fix=_loss,
+        source=f"{DOCS}torch.nn.MSELoss.html",
+    ),
+    Variants(
+        name="ignored labels",
+        functions=("cross_entropy", "nll_loss"),
+        argument="ignore_index",
+        values=_others(-1, 0, -(2**31)),
+        fix=_loss,
+        source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
+    ),
+    Variants(
+        name="class weights",
+        functions=("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"),
+        argument="weight",
+        values=_others(None),
+        fix=_loss,
+        source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
+    ),
+    Variants(
+        name="weight of positives",
+        functions=("binary_cross_entropy_with_logits",),
+        argument="pos_weight",
+        values=_others(None),
+        fix=_loss,
+        source=f"{DOCS}torch.nn.BCEWithLogitsLoss.html",
+    ),
+    Variants(
+        name="bias left out",
+        functions=(*CONVOLUTIONS, *TRANSPOSED, "linear", "layer_norm", "group_norm", "batch_norm"),
+        argument="bias",
+        values=_others(None),
+        fix=_left_out("use_bias"),
+        source=f"{FLAX}linear.html",
+    ),
+    Variants(
+        name="scale left out",
+        functions=NORMS,
+        argument="weight",
+        values=_others(None),
+        fix=_left_out("use_scale"),
+        source=f"{FLAX}normalization.html",
+    ),
+    Variants(
+        name="logarithm of the target",
+        functions=("kl_div",),
+        argument="log_target",
+        values=_others(True, False),
+        fix=_loss,
+        source=f"{DOCS}torch.nn.KLDivLoss.html",
     ),
 )

@@ -1,0 +1,208 @@
+"""How the JAX side may pad convolutions, transposed convolutions and pools.
+
+XLA's "SAME" pads as much as the output's size asks for, the odd one at the end; torch pads both ends alike.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from compare.diagnosis.conventions.base import CONVOLUTIONS, DOCS, TRANSPOSED, Alternative
+from compare.diagnosis.place import Place
+from compare.diagnosis.rewriting import Call, Rewrite
+from compare.verdict.fix import Code
+
+MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
+
+AVERAGE_POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+
+Pads = list[tuple[int, int]]
+"""Before and after, for each axis of space."""
+
+
+def _at(value: Any, axis: int) -> int:
+    if not isinstance(value, tuple | list):
+        return int(value)
+    return int(value[axis] if len(value) > 1 else value[0])
+
+
+def _size(call: Call) -> tuple[int, ...]:
+    """Give the kernel's size of a convolution or a pool."""
+    if "weight" in call:
+        return tuple(call["weight"].shape[2:])
+    return tuple(_at(call["kernel_size"], axis) for axis in range(int(call.name[-2])))
+
+
+def _stride(call: Call, axis: int) -> int:
+    stride = call["stride"]
+    return _at(call["kernel_size"] if stride is None or stride == [] else stride, axis)
+
+
+def _dilation(call: Call, axis: int) -> int:
+    return _at(call["dilation"], axis) if "dilation" in call else 1
+
+
+def _same(call: Call) -> Pads:
+    pads = []
+    for axis, kernel in enumerate(_size(call)):
+        size, stride = call.input.shape[2 + axis], _stride(call, axis)
+        reach = (kernel - 1) * _dilation(call, axis) + 1
+        total = max((math.ceil(size / stride) - 1) * stride + reach - size, 0)
+        pads.append((total // 2, total - total // 2))
+    return pads
+
+
+def own_pads(call: Call) -> Pads:
+    """Give torch's padding, with what ceil_mode adds at the end."""
+    pads = []
+    for axis, kernel in enumerate(_size(call)):
+        pad, stride = _at(call["padding"], axis), _stride(call, axis)
+        reach, extra = (kernel - 1) * _dilation(call, axis) + 1, 0
+        if "ceil_mode" in call and call["ceil_mode"]:
+            space = call.input.shape[2 + axis] + 2 * pad - reach
+            count = math.ceil(space / stride)
+            count -= count * stride >= call.input.shape[2 + axis] + pad  # a window must start inside
+            extra = max(count * stride - space, 0)
+        pads.append((pad, pad + extra))
+    return pads
+
+
+def _padded(pads: Callable[[Call], Pads], value: float) -> Rewrite:
+    """Pad by hand, and call the function without any padding."""
+
+    def compute(call: Call) -> Any:
+        from torch.nn import functional
+
+        flat = [amount for pair in reversed(pads(call)) for amount in pair]
+        return call.run(**{_first(call): functional.pad(call.input, flat, value=value), "padding": 0})
+
+    return compute
+
+
+def _first(call: Call) -> str:
+    return next(iter(call.signature.parameters))
+
+
+def convolution_fix(call: Call, place: Place) -> Code | None:
+    """Write torch's padding of a convolution."""
+    if isinstance(call["padding"], str):
+        return None
+    pads = tuple(own_pads(call))
+    layer = place.setting("conv", pads, "padding")
+    return layer or Code("jax.lax.conv_general_dilated", keywords={"padding": pads})
+
+
+def pool_fix(call: Call, place: Place) -> Code | None:
+    """Write torch's padding of a pool."""
+    pads = tuple(own_pads(call))
+    name = "max_pool" if call.name in MAX_POOLS else "avg_pool"
+    if place.style in ("nnx", "nn"):
+        return Code(f"{place.style}.{name}", keywords={"padding": pads})
+    return None
+
+
+def _crop(call: Call, pads: Callable[[int, int, int], tuple[int, int]]) -> Any:
+    """Compute a transposed convolution with padding as `jax.lax.conv_transpose` takes it.
+
+    JAX pads the input, with stride - 1 zeros between its elements, by (a, b), and convolves. Without padding torch gives
+    what a = b = reach - 1 does. Any other padding cuts off reach - 1 - a at the start and reach - 1 - b at the end, or
+    where this is negative adds what no element of the input reaches: zeros.
+
+    Args:
+        call: Of torch's function.
+        pads: Gives (a, b) for an axis, its reach and its stride.
+
+    """
+    from torch.nn import functional
+
+    cut: list[int] = []
+    for axis in reversed(range(len(_size(call)))):
+        reach = (_size(call)[axis] - 1) * _dilation(call, axis) + 1
+        before, after = pads(axis, reach, _stride(call, axis))
+        cut += [before - reach + 1, after - reach + 1]
+    bias = call["bias"]
+    whole = functional.pad(call.run(padding=0, output_padding=0, bias=None), cut)
+    return whole if bias is None else whole + bias.reshape(-1, *[1] * len(_size(call)))
+
+
+def _transposed_same(axis: int, reach: int, stride: int) -> tuple[int, int]:
+    del axis
+    total = reach + stride - 2
+    before = reach - 1 if stride > reach - 1 else math.ceil(total / 2)
+    return before, total - before
+
+
+def _transposed_valid(axis: int, reach: int, stride: int) -> tuple[int, int]:
+    del axis
+    return reach - 1, reach + stride - 2 + max(reach - stride, 0) - (reach - 1)
+
+
+def _as_torch_writes(call: Call) -> Any:
+    return _crop(call, lambda axis, reach, stride: (_at(call["padding"], axis),) * 2)
+
+
+def _without_output_padding(call: Call) -> Any:
+    return call.run(output_padding=0)
+
+
+def _needs_output_padding(call: Call) -> bool:
+    return any(_at(call["output_padding"], axis) for axis in range(len(_size(call))))
+
+
+def _transposed_fix(call: Call, place: Place) -> Code | None:
+    """Write torch's `padding` and `output_padding` as the padding of a transposed convolution of JAX."""
+    pads: list[tuple[int, int]] = []
+    for axis, size in enumerate(_size(call)):
+        reach = (size - 1) * _dilation(call, axis) + 1
+        start = reach - 1 - _at(call["padding"], axis)
+        pads.append((start, start + _at(call["output_padding"], axis)))
+    layer = place.setting("transposed", tuple(pads), "padding")
+    if layer is None or layer.call.startswith("eqx"):  # which has output_padding of its own
+        return None if layer else Code("jax.lax.conv_transpose", keywords={"padding": tuple(pads)})
+    return layer
+
+
+def _transposed(compute: Rewrite, does: str, applies: Callable[[Call], bool] = lambda call: True) -> Alternative:
+    return Alternative(
+        name="padding",
+        functions=TRANSPOSED,
+        compute=compute,
+        jax_does=does,
+        fix=_transposed_fix,
+        source="https://github.com/google/flax/issues/1872",
+        applies=applies,
+    )
+
+
+def _pools(names: Sequence[str], compute: Rewrite, name: str, does: str) -> Alternative:
+    return Alternative(
+        name=name,
+        functions=tuple(names),
+        compute=compute,
+        jax_does=does,
+        fix=pool_fix,
+        source=f"{DOCS}torch.nn.MaxPool2d.html",
+    )
+
+
+_SAME = 'pads as "SAME" does: as much as the output\'s size asks for, the odd one at the end'
+
+PADDING = (
+    Alternative(
+        name="padding",
+        functions=CONVOLUTIONS,
+        compute=_padded(_same, 0.0),
+        jax_does=_SAME,
+        fix=convolution_fix,
+        source="https://github.com/google/flax/issues/963",
+    ),
+    _transposed(
+        lambda call: _crop(call, _transposed_same), 'pads as "SAME" does: the output is stride times the input'
+    ),
+    _transposed(lambda call: _crop(call, _transposed_valid), 'pads as "VALID" does'),
+    _transposed(_as_torch_writes, "pads its input by torch's padding, which is what torch cuts off the output"),
+    _transposed(_without_output_padding, "has no output_padding", _needs_output_padding),
+    _pools(MAX_POOLS, _padded(_same, -math.inf), "padding", _SAME),
+    _pools(AVERAGE_POOLS, _padded(_same, 0.0), "padding", _SAME),
+    _pools(MAX_POOLS, _padded(own_pads, 0.0), "padding value", "pads with zeros, torch with minus infinity"),
+)

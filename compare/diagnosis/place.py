@@ -1,0 +1,67 @@
+"""The place on the JAX side at which a difference arises: which layers it has there, as its code names them.
+
+A fix is written in the names of the user's own framework, and a setting is only ever given to a layer whose constructor
+takes it.
+"""
+
+import inspect
+from typing import Any, NamedTuple
+
+from compare.verdict.fix import Code
+from compare.weights.layers import KINDS
+
+PACKAGES = {"flax.nnx": "nnx", "flax.linen": "nn", "equinox": "eqx.nn", "haiku": "hk"}
+"""By what name programs import the layers of a package."""
+
+
+class Place(NamedTuple):
+    """The layers that run on the JAX side where the two sides begin to differ."""
+
+    style: str = ""
+    """How the program names the layers of its framework: "nnx", "nn" for Linen, "eqx.nn"; "" if it has none."""
+    layers: tuple[type, ...] = ()
+    """Their classes, the culprit first where a layer is the culprit."""
+
+    def layer(self, kind: str) -> type | None:
+        """Give the class of the layers of a kind, such as "norm"; None if there are none, or of several classes."""
+        found = dict.fromkeys(layer for layer in self.layers if _kind(layer) == kind)
+        return next(iter(found)) if len(found) == 1 else None
+
+    def setting(self, kind: str, value: Any, *names: str) -> Code | None:
+        """Write a setting of a layer of this kind, by the first of its `names` that the layer's constructor has."""
+        layer = self.layer(kind)
+        parameters = inspect.signature(layer).parameters if layer else {}
+        name = next((name for name in names if name in parameters), None)
+        return Code(named(layer), keywords={name: value}) if layer and name else None
+
+    def function(self, name: str, value: Any, *arguments: str, **keywords: Any) -> Code | None:
+        """Write a call of a function that Flax has beside its layers, such as `avg_pool`."""
+        del value
+        return Code(f"{self.style}.{name}", arguments or ("...",), keywords) if self.style in ("nnx", "nn") else None
+
+
+def place_of(module: Any, layers: list[Any]) -> Place:
+    """Describe a place by the JAX side's model and the layers that run there."""
+    style = "" if module is None else _style(type(module))
+    return Place(style, tuple(type(layer) for layer in layers if layer is not None))
+
+
+def named(layer: type) -> str:
+    """Name a class as programs do: "nnx.LayerNorm", and one that the user has written by its own name."""
+    package = next((short for name, short in PACKAGES.items() if layer.__module__.startswith(name)), "")
+    return f"{package}.{layer.__name__}" if package else layer.__name__
+
+
+def _style(layer: type) -> str:
+    """Give the framework of a class that may be the user's: that of the nearest base class that has one."""
+    packages = [short for base in layer.__mro__ for name, short in PACKAGES.items() if base.__module__.startswith(name)]
+    return packages[0] if packages else ""
+
+
+def _kind(layer: type) -> str:
+    for base in layer.__mro__:
+        if base.__name__ in KINDS:
+            return KINDS[base.__name__]
+        if base.__name__.startswith("Dropout"):
+            return "dropout"
+    return ""

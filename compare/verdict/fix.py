@@ -1,0 +1,36 @@
+"""What to write on the JAX side, as values: the text is rendered from them, and a program can apply them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Code:
+    """An expression of Python: one call with the arguments that matter, and what stands around it.
+
+    >>> str(Code("nnx.LayerNorm", keywords={"epsilon": 1e-5}))
+    'nnx.LayerNorm(..., epsilon=1e-05)'
+    >>> str(Code("jax.nn.softplus", ("2 * x",), around="{} / 2"))
+    'jax.nn.softplus(2 * x) / 2'
+    """
+
+    call: str = ""
+    """The function or class as the program names it: "nnx.LayerNorm", "jax.nn.gelu". "" if nothing is called."""
+    arguments: tuple[str, ...] = ("...",)
+    """Positional arguments as source; "..." stands for those that the program has already."""
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments as values."""
+    around: str = "{}"
+    """An expression with "{}" in the place of the call: "{} / 0.5"."""
+
+    def __str__(self) -> str:
+        """Render it as source."""
+        keywords = (f"{name}={source(value)}" for name, value in self.keywords.items())
+        called = f"{self.call}({', '.join((*self.arguments, *keywords))})" if self.call else ""
+        return self.around.replace("{}", called)
+
+
+def source(value: Any) -> str:
+    """Render a value as source, a number in as few digits as give it back."""
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else repr(value)
