@@ -81,7 +81,7 @@ LAYERS = {
         lambda x: nn.functional.instance_norm(x.reshape(-1, 2, 4)).reshape(-1, 8),
         instance_norm(1e-6),
         "epsilon",
-        "epsilon=1e-05",
+        r"rsqrt\(var \+ 1e-05\)",
     ),
     "alpha of celu": Unseen(
         "celu", lambda x: nn.functional.celu(x, 0.5), lambda x: jax.nn.celu(x, 1.0), "alpha", "alpha=0.5"
@@ -128,7 +128,7 @@ LOSSES = {
         nn.HuberLoss(),
         lambda output, target: optax.huber_loss(output, target).sum(),
         "reduction",
-        'reduction="mean"',
+        r"jnp\.mean\(optax\.huber_loss",
     ),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 from compare import bugs
 from compare.comparison.converted import wrongly_converted
 from compare.comparison.explanation import explained
-from compare.comparison.independent import independent
+from compare.comparison.independent import FromTorch, independent
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.precision import precision_causes
 from compare.comparison.runs import Runs
@@ -121,9 +121,11 @@ class _Check:
         if first := first_divergence(followed):
             self.progress(Progress("looking for what differs by itself", found=lambda: found))
             doing = "looking for what differs by itself"
-            different = [first, *(bugs.attempt(doing, lambda: independent(self.runs, followed, first)) or [])]
+            from_torch = FromTorch(self.runs, followed)
+            apart = bugs.attempt(doing, lambda: independent(self.runs, followed, first, from_torch))
+            different = [first, *(apart or [])]
             self.progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
-            divergence, *others = explained(self.runs, different, self.jax)
+            divergence, *others = explained(self.runs, different, self.jax, from_torch)
             return divergence, others, []
         if found.nondeterministic:
             return None, [], []

@@ -6,8 +6,11 @@ from functools import partial
 from typing import Any
 
 from compare import bugs
+from compare.comparison.held_out import held_out
+from compare.comparison.independent import FromTorch
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
+from compare.diagnosis.place import Place, place_of
 from compare.diagnosis.search import explain
 from compare.jax_side.run import JaxRun
 from compare.verdict.divergence import Divergence
@@ -15,7 +18,7 @@ from compare.verdict.first_difference import Found
 from compare.weights.links import to_jax
 
 
-def explained(runs: Runs, found: list[Found], jax: JaxRun) -> list[Divergence]:
+def explained(runs: Runs, found: list[Found], jax: JaxRun, from_torch: FromTorch) -> list[Divergence]:
     """Look for the cause of each divergence; the first of `found` is the first in the followed runs."""
     first, *others = found
     if others and others[0].pairing is first.pairing:
@@ -26,20 +29,21 @@ def explained(runs: Runs, found: list[Found], jax: JaxRun) -> list[Divergence]:
     divergences = []
     for each in (first, *others):
         doing = f"the search for the cause at {each.divergence.torch}"
-        divergences.append(bugs.attempt(doing, partial(_with_cause, runs, each, jax)) or each.divergence)
+        divergences.append(bugs.attempt(doing, partial(_with_cause, runs, each, jax, from_torch)) or each.divergence)
     return divergences
 
 
-def _with_cause(runs: Runs, found: Found, jax: JaxRun) -> Divergence:
+def _with_cause(runs: Runs, found: Found, jax: JaxRun, from_torch: FromTorch) -> Divergence:
     pair, step, run = runs.pair, found.divergence.step, runs.torch_run("float64")
     rates = [run.learning_rate]
     for _ in itertools.islice(runs.stepper.whole(run), step):
         rates.append(run.learning_rate)
     batch, draws = pair.batches[step % len(pair.batches)], runs.stepper.draws[step]
+    elsewhere = held_out(runs, found, None if found.target is None else from_torch, jax)
     if found.target is None:  # what comes before is the same on both sides
         jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
         found = found._replace(target=found.pairing.jax_array(jax.step(batch, draws)))
-    cause, related = explain(found, run, batch, draws, _layer(pair, found), rates)
+    cause, related = explain(found, run, batch, draws, _place(pair, found), rates, elsewhere)
     ours, theirs = _both_layers(pair, found)
     details = (f"torch  {ours}", f"{pair.jax.name}  {theirs}") if ours and theirs else ()
     return dataclasses.replace(found.divergence, cause=cause, details=(*details, *related))
@@ -65,12 +69,15 @@ def _described(module: Any) -> str:
     return f"{type(module).__name__}({shown})"
 
 
-def _layer(pair: MappedPair, found: Found) -> str:
-    """Name the layer of the JAX side that is the culprit, as its code does: "nnx.LayerNorm"."""
-    path = found.pairing.ports[1].path if found.pairing.ports else found.pairing.jax.rpartition("/")[0]
-    module = pair.jax_modules.get(path)
-    if module is None:
-        return ""
-    package = {"flax.nnx": "nnx.", "flax.linen": "nn."}
-    prefix = next((short for name, short in package.items() if type(module).__module__.startswith(name)), "")
-    return f"{prefix}{type(module).__name__}"
+def _place(pair: MappedPair, found: Found) -> Place:
+    """Give the layers of the JAX side that run where the two sides begin to differ, the culprit first."""
+    ports, order = found.pairing.ports, list(pair.jax_modules)
+    end = ports[1].path if ports else found.pairing.jax.rpartition("/")[0]
+    before = found.before.ports[1] if found.before and found.before.ports else None
+    after = order.index(before.path) + 1 if before and before.path in order else 0
+    until = order.index(end) if end in order else 0
+    layers = [path for path in order[after:until] if not (before and path.startswith(f"{before.path}/"))]
+    if ports is None or ports[1].kind == "output":  # of a layer, it or one inside it
+        layers = [end, *layers, *(path for path in order[after:] if path.startswith(f"{end}/" if end else ""))]
+    modules = [pair.jax_modules[path] for path in dict.fromkeys(layers) if path in pair.jax_modules]
+    return place_of(next(iter(pair.jax_modules.values()), None), modules)

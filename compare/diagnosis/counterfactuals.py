@@ -13,13 +13,14 @@ from compare.diagnosis.conventions.functions import FUNCTIONS as OTHER_FUNCTIONS
 from compare.diagnosis.conventions.gradients import GRADIENTS
 from compare.diagnosis.conventions.layers import LAYERS
 from compare.diagnosis.conventions.losses import LOSS_FUNCTIONS
+from compare.diagnosis.conventions.resampling import RESAMPLING
 from compare.diagnosis.conventions.settings import SETTINGS
 from compare.diagnosis.conventions.variants import VARIANTS
 from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
 from compare.verdict.fix import Code
 
-ALTERNATIVES: tuple[Alternative, ...] = (*LAYERS, *OTHER_FUNCTIONS, *LOSS_FUNCTIONS, *GRADIENTS)
+ALTERNATIVES: tuple[Alternative, ...] = (*LAYERS, *OTHER_FUNCTIONS, *RESAMPLING, *LOSS_FUNCTIONS, *GRADIENTS)
 
 FUNCTIONS = frozenset(
     (*ACTIVATIONS, *(name for table in (SETTINGS, VARIANTS, ALTERNATIVES) for row in table for name in row.functions))

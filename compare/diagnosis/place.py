@@ -30,14 +30,10 @@ class Place(NamedTuple):
     def setting(self, kind: str, value: Any, *names: str) -> Code | None:
         """Write a setting of a layer of this kind, by the first of its `names` that the layer's constructor has."""
         layer = self.layer(kind)
-        parameters = inspect.signature(layer).parameters if layer else {}
+        # An nnx class itself takes anything: what it means is its constructor's.
+        parameters = inspect.signature(layer.__init__).parameters if layer else {}  # type: ignore[misc]
         name = next((name for name in names if name in parameters), None)
         return Code(named(layer), keywords={name: value}) if layer and name else None
-
-    def function(self, name: str, value: Any, *arguments: str, **keywords: Any) -> Code | None:
-        """Write a call of a function that Flax has beside its layers, such as `avg_pool`."""
-        del value
-        return Code(f"{self.style}.{name}", arguments or ("...",), keywords) if self.style in ("nnx", "nn") else None
 
 
 def place_of(module: Any, layers: list[Any]) -> Place:

@@ -10,44 +10,42 @@ NAMES = {Kind.FLIPPED: "reversed", Kind.ROLLED: "shifted", Kind.BLOCKS: "order"}
 """What a cause is called, where not as its kind."""
 
 
-def related_cause(how: Relation, place: str, held_out: int, *, as_jax: bool) -> Cause:
+def related_cause(how: Relation, place: str, *, as_jax: bool) -> Cause:
     """Describe a relation that holds at other steps too.
 
     Args:
         how: How the JAX side's array comes from torch's.
         place: The name of what differs.
-        held_out: At how many other steps it holds.
         as_jax: Whether the JAX side lays the array out as torch does, so that its axes are the same.
 
     """
     name = NAMES.get(how.kind, str(how.kind))
     code = undone(how) if as_jax or not (how.axes or how.order) else None
-    steps = f", here and at {held_out} other steps" if held_out else ""
     return Cause(
         name,
-        f"{name}: {place}: the JAX side gives {how}{steps}",
-        f"{code}, for x that the JAX side gives there" if code else "",
+        f"{name}: {place}: the JAX side gives {how}",
+        f"{code}, where y is what the JAX side gives there" if code else "",
         "docs/report.md",
         (code,) if code else (),
     )
 
 
 def undone(how: Relation) -> Code | None:
-    """Write what makes torch's array of the JAX side's, x; None where nothing simple does."""
+    """Write what makes torch's array of the JAX side's, y; None where nothing simple does."""
     back = tuple(int(i) for i in np.argsort(how.order))
     axis = how.axes[0] if how.axes else 0
     match how.kind:
         case Kind.TRANSPOSED:
-            return Code("jnp.transpose", ("x", str(back)))
+            return Code("jnp.transpose", ("y", str(back)))
         case Kind.FLIPPED:
-            return Code("jnp.flip", ("x",), {"axis": how.axes if len(how.axes) > 1 else axis})
+            return Code("jnp.flip", ("y",), {"axis": how.axes if len(how.axes) > 1 else axis})
         case Kind.ROLLED:
-            return Code("jnp.roll", ("x", str(-int(how.number))), {"axis": axis})
+            return Code("jnp.roll", ("y", str(-int(how.number))), {"axis": axis})
         case Kind.BLOCKS:
-            parts = f"[jnp.split(x, {len(back)}, axis={axis})[i] for i in {back}]"
+            parts = f"[jnp.split(y, {len(back)}, axis={axis})[i] for i in {back}]"
             return Code("jnp.concatenate", (parts,), {"axis": axis})
         case Kind.ORDER if len(back) <= 16:
-            return Code("jnp.take", ("x", f"jnp.array({list(back)})"), {"axis": axis})
+            return Code("jnp.take", ("y", f"jnp.array({list(back)})"), {"axis": axis})
         case Kind.FACTOR if is_simple(how.number):
             return _over(how.number)
         case _:
@@ -57,4 +55,4 @@ def undone(how: Relation) -> Code | None:
 def _over(number: float) -> Code:
     """Undo a factor."""
     inverse = round(1 / number, 9)
-    return Code(around=f"{inverse:g} * x" if inverse.is_integer() else f"x / {source(number)}")
+    return Code(around=f"{inverse:g} * y" if inverse.is_integer() else f"y / {source(number)}")

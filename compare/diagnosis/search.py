@@ -161,15 +161,8 @@ class _Search:
             shapes = f"torch gives shape {ours.shape}, the JAX side {theirs.shape}"
             return Cause("shape", f"shape: {shapes}", "", "docs/report.md"), ()
         if lost := int((~np.isfinite(theirs) & np.isfinite(ours)).sum()):
-            return (
-                Cause(
-                    "not a number",
-                    f"not a number: {lost} of {theirs.size} elements are NaN or infinite on the JAX side alone",
-                    "where a function is unsafe at some inputs, jnp.where must guard its input as well as its output",
-                    "https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where",
-                ),
-                (),
-            )
+            says = f"not a number: {lost} of {theirs.size} elements are NaN or infinite on the JAX side alone"
+            return Cause("not a number", says, *(_UNSAFE if self.found.divergence.stage == "gradient" else ("",))), ()
         if cause := self._related(ours):
             return cause, ()
         if not ours.ndim:
@@ -252,6 +245,13 @@ class _Search:
             ", ".join(dict.fromkeys(each.source for each, _ in firsts)),
             tuple(fix for fix in fixes if not isinstance(fix, str)),
         )
+
+
+_UNSAFE = (
+    "where a function is unsafe at some inputs, jnp.where must guard its input as well as its output",
+    "https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where",
+)
+"""What to do about a gradient that is not a number where the value is one, and where that is documented."""
 
 
 def _equations(how: Relation, ours: np.ndarray) -> int:

@@ -71,7 +71,7 @@ class Relation:
             case Kind.ZERO:
                 return np.zeros_like(torch)
             case Kind.MASKED:
-                return np.where(self.mask, 0, torch)
+                return torch * (1 - np.asarray(self.mask, np.float64))
 
     def __str__(self) -> str:
         """Say it in NumPy's words, as the JAX side's array."""
@@ -193,7 +193,7 @@ def _simple(value: float) -> tuple[float, str] | None:
     for root in (square.numerator, square.denominator):
         if (
             1 in (square.numerator, square.denominator)
-            and 1 < root
+            and root > 1
             and math.isclose(square, value * value, rel_tol=1e-9)
         ):
             large = root == square.numerator

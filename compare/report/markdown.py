@@ -69,7 +69,8 @@ def _divergence(divergence: "Divergence") -> Iterator[str]:
 
 def _cause(cause: "Cause") -> Iterator[str]:
     yield f"- cause: {_plain(cause.explanation)}"
-    yield f"- **fix:** {_plain(cause.fix)}"
+    if cause.fix:
+        yield f"- **fix:** {_plain(cause.fix)}"
 
 
 def _count(number: int, what: str) -> str:

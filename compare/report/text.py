@@ -161,7 +161,8 @@ def _rows(divergence: Divergence) -> Iterator[tuple[str, str]]:
 
 def _cause(cause: Cause) -> Iterator[tuple[str, str]]:
     yield "cause", cause.explanation
-    yield "fix", cause.fix
+    if cause.fix:
+        yield "fix", cause.fix
 
 
 def _grid(rows: list[tuple[str, str]]) -> RenderableType:

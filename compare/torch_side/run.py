@@ -226,6 +226,15 @@ class TorchRun:
                 noise = torch.randn(param.shape, generator=generator, dtype=param.dtype).to(param.device)
                 param.add_(noise * (float(param.std(correction=0)) or 0.1))
 
+    def spread(self, seed: int) -> None:
+        """Multiply every element of the parameters by a number of its own, about 1: zeros stay zero."""
+        import torch
+
+        generator = np.random.default_rng(seed)
+        with torch.no_grad():
+            for param in self.parameters.values():
+                param.mul_(self.tensor(generator.uniform(0.7, 1.3, tuple(param.shape))))
+
     def tensor(self, array: Any) -> Any:
         """Copy an array: a tensor that shares its memory could change it in place."""
         import torch

@@ -21,7 +21,6 @@ ACTIVATIONS = {
     "mish": "mish",
     "softsign": "softsign",
     "log_sigmoid": "log_sigmoid",
-    "logsigmoid": "log_sigmoid",
     "hardtanh": "hardtanh",
 }
 """Functions of torch, and their names among those below at their defaults."""

@@ -1,7 +1,7 @@
 """Torch's losses in the words of JAX: what to write for a call, with its reduction and its settings.
 
-`output` and `target` are what a loss of `compare.Flax` takes, `logits` and `labels` where they are classes. A form that is
-not written here has no code: None.
+`output` and `target` are what a loss of `compare.Flax` takes, `logits` and `labels` where they are classes. A form that
+is not written here has no code: None.
 """
 
 from typing import Any
@@ -80,7 +80,7 @@ def _of_classes(call: Call) -> Code | None:
             return None
         targets = Code("optax.smooth_labels", (f"jax.nn.one_hot(labels, {logits.shape[1]})",), {"alpha": smoothing})
         return _reduced(
-            Code(targets.call, targets.arguments, targets.keywords, f"optax.softmax_cross_entropy(logits, {{}})"), call
+            Code(targets.call, targets.arguments, targets.keywords, "optax.softmax_cross_entropy(logits, {})"), call
         )
     chosen = f"jnp.where(labels == {ignored}, 0, labels)" if skipped else "labels"
     if call.name == "nll_loss":

@@ -58,7 +58,7 @@ def own_pads(call: Call) -> Pads:
     for axis, kernel in enumerate(_size(call)):
         pad, stride = _at(call["padding"], axis), _stride(call, axis)
         reach, extra = (kernel - 1) * _dilation(call, axis) + 1, 0
-        if "ceil_mode" in call and call["ceil_mode"]:
+        if call.arguments.get("ceil_mode"):
             space = call.input.shape[2 + axis] + 2 * pad - reach
             count = math.ceil(space / stride)
             count -= count * stride >= call.input.shape[2 + axis] + pad  # a window must start inside
@@ -104,9 +104,9 @@ def pool_fix(call: Call, place: Place) -> Code | None:
 def _crop(call: Call, pads: Callable[[int, int, int], tuple[int, int]]) -> Any:
     """Compute a transposed convolution with padding as `jax.lax.conv_transpose` takes it.
 
-    JAX pads the input, with stride - 1 zeros between its elements, by (a, b), and convolves. Without padding torch gives
-    what a = b = reach - 1 does. Any other padding cuts off reach - 1 - a at the start and reach - 1 - b at the end, or
-    where this is negative adds what no element of the input reaches: zeros.
+    JAX pads the input, with stride - 1 zeros between its elements, by (a, b), and convolves. Without padding torch
+    gives what a = b = reach - 1 does. Any other padding cuts off reach - 1 - a at the start and reach - 1 - b at the
+    end, or where this is negative adds what no element of the input reaches: zeros.
 
     Args:
         call: Of torch's function.

@@ -27,6 +27,13 @@ def _softplus(call: Call, place: Place) -> Code:
     return Code("jax.nn.softplus", (f"{beta} * x",), around=f"{{}} / {beta}")
 
 
+def _epsilon(call: Call, place: Place) -> Code | None:
+    value = call["eps"]
+    if value is None:
+        return None
+    return place.setting("norm", value, "epsilon", "eps") or Code("jax.lax.rsqrt", (f"var + {source(value)}",))
+
+
 def _momentum(call: Call, place: Place) -> Code | None:
     return place.setting("norm", round(1 - call["momentum"], 12), "momentum")  # torch's is the share of the new
 
@@ -59,7 +66,7 @@ SETTINGS = (
         name="epsilon",
         functions=NORMS,
         argument="eps",
-        fix=sets("norm", "eps", "epsilon", "eps"),
+        fix=_epsilon,
         source=NORMALIZATION,
     ),
     Setting(

@@ -90,7 +90,8 @@ def _findings(report: "Findings") -> Iterator[str]:
     for note in report.notes:
         yield (
             f'<section class="card precision"><h2>Precision: {escape(note.name)}</h2>'
-            f"<h3>Cause</h3><p>{prose(note.explanation)}</p><h3>Fix</h3><p>{prose(note.fix)}</p>{_source(note)}</section>"
+            f"<h3>Cause</h3><p>{prose(note.explanation)}</p>"
+            f"{_fix(f'<p>{prose(note.fix)}</p>', note)}{_source(note)}</section>"
         )
 
 
@@ -118,8 +119,12 @@ def _divergence(report: "Findings", divergence: "Divergence", title: str) -> str
     )
     if cause := divergence.cause:
         found += f"<h3>Cause</h3><p>{prose(cause.explanation)}</p>"
-        found += f"<h3>Fix</h3><pre>{escape(cause.fix)}</pre>{_source(cause)}"
+        found += _fix(f"<pre>{escape(cause.fix)}</pre>", cause) + _source(cause)
     return found + "</section>"
+
+
+def _fix(shown: str, cause: "Cause") -> str:
+    return f"<h3>Fix</h3>{shown}" if cause.fix else ""
 
 
 def _source(cause: "Cause") -> str:

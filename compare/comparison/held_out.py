@@ -1,0 +1,65 @@
+"""Steps of both sides from the same values, at which a hypothesis that was found at one step is tried."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from compare.comparison.independent import FromTorch
+from compare.comparison.runs import Runs
+from compare.diagnosis.held_out import HeldOut
+from compare.jax_side.run import JaxRun
+from compare.step.batch import Batch
+from compare.step.draws import Draw
+from compare.step.observation import Observation
+from compare.torch_side.control import ControlledRun
+from compare.torch_side.run import TorchRun
+from compare.verdict.first_difference import Found
+from compare.weights.links import to_jax
+
+
+def held_out(runs: Runs, found: Found, from_torch: FromTorch | None, jax: JaxRun) -> Iterator[HeldOut]:
+    """Give the step before a divergence, at which the sides agreed, and then steps with other weights and batches.
+
+    Args:
+        runs: Of the pair.
+        found: The divergence.
+        from_torch: The run of which each part starts from torch's values, if such a run showed the divergence.
+        jax: The run that goes on from its own values, where what comes before is the same on both sides.
+
+    """
+    for run, number in _starts(runs, found.divergence.step):
+        batch, draws = runs.pair.batches[number % len(runs.pair.batches)], runs.stepper.draws[number]
+        arrays = run.arrays()
+        if from_torch is None:
+            jax.load(to_jax(runs.pair.links, arrays, jax.arrays()))
+            seen = jax.step(batch, draws)
+        else:
+            from_torch.load(arrays)
+            seen = from_torch.step(_observed(run, batch, draws), batch, draws)
+        yield HeldOut(run, batch, draws, found.pairing.jax_array(seen))
+
+
+def _starts(runs: Runs, step: int) -> Iterator[tuple[TorchRun, int]]:
+    """Start torch before other steps: one that agreed, then each batch in turn with weights that are moved."""
+    if step:
+        run = runs.torch_run("float64")
+        for _ in itertools.islice(runs.stepper.whole(run), step - 1):
+            pass
+        yield run, step - 1
+    for seed in itertools.count(1):
+        run = runs.torch_run("float64")
+        run.spread(seed)
+        yield run, (step + seed) % len(runs.stepper.draws)
+
+
+def _observed(run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Observation:
+    """See a step of torch's without its update, and leave the run as it was before."""
+    import torch
+
+    run.optimizer = None
+    before = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
+    with ControlledRun(lift=True, replay=draws):
+        seen = run.step(batch)
+    with torch.no_grad():
+        for name, tensor in run.model.state_dict().items():
+            tensor.copy_(before[name])
+    return seen
