@@ -16,7 +16,7 @@ from compare.diagnosis.optimizers.update import Updates
 from compare.diagnosis.place import Place
 from compare.diagnosis.related import related_cause
 from compare.diagnosis.rewriting import Call, Rerun, Rewrite, Window
-from compare.errors import InputError, NondeterministicError
+from compare.errors import InputError, Signal
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.numerics.fitting import fitted
 from compare.numerics.relations import Kind, Relation, relation
@@ -101,7 +101,7 @@ class _Step:
         """Run the step; None where a rewrite does not apply."""
         try:
             seen = self.found.pairing.torch_array(self.rerun(rewrites))
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NondeterministicError, InputError):
+        except (Signal, InputError, KeyError):  # KeyError: the step no longer reaches the place
             return None
         return np.array(seen, np.float64)
 

@@ -83,8 +83,8 @@ def _differs(method: str, *, antialias: bool) -> Callable[[Call], bool]:
 
 
 def _does(method: str, *, antialias: bool) -> str:
-    kernel = " with a = -0.5, where torch's bicubic has a = -0.75" if method == "cubic" else ""
-    smooth = "" if method == "nearest" else f" and antialias={antialias}"
+    kernel = ", a cubic kernel with a = -0.5, where torch's bicubic has a = -0.75" if method == "cubic" else ""
+    smooth = ", and smooths what shrinks (antialias=True)" if antialias else ""
     return f'resizes as jax.image.resize does with "{method}"{smooth}{kernel}'
 
 
