@@ -84,7 +84,7 @@ def test_numbers_that_contradict_the_order_are_refused() -> None:
         "  fc1.weight (4, 4)       Dense_0/kernel (4, 4)\n"
         "  fc2.weight (4, 4)       Dense_1/kernel (4, 4)\n"
         'pass weights={"torch name or regex": "jax/path"} for these, tensors or modules; "path.T" for a matrix to be '
-        "transposed, and None for what has no partner"
+        'transposed, "name[0:8]" for a part of a tensor, and None for what has no partner'
     )
     said = {r"fc(\d).weight": r"Dense_\1/kernel"}
     with pytest.raises(

@@ -22,11 +22,14 @@ def first_difference(links: Iterable[Link], torch: Shapes, jax: Shapes) -> str:
         jax: The shapes of the JAX side.
 
     """
-    partners = {link.torch.rpartition(".")[0]: link.jax.rpartition("/")[0] for link in links if link.torch}
+    partners = {
+        link.torch.rpartition(".")[0]: link.jax.rpartition("/")[0]
+        for link in links
+        if not (link.torch_view.index or link.jax_view.index)  # parts of a layer give other sizes than the whole
+    }
     for port, shape in torch.items():
-        if (path := partners.get(port.path)) is None or not path:
-            continue
-        theirs = jax.get(port._replace(path=path))
+        path = partners.get(port.path, "")
+        theirs = jax.get(port._replace(path=path)) if path else None
         if theirs is not None and math.prod(shape) != math.prod(theirs):
             return (
                 f"the shapes of activations first differ at the {port.kind} of {port.path} {shape} in torch, and of "

@@ -2,7 +2,7 @@
 
 from compare.weights.layers import Layer
 from compare.weights.recurrent import GATES, recurrent_units, with_cells
-from compare.weights.units import INPUT_FIRST, ROLES, Slot, Slots, Unit
+from compare.weights.units import ROLES, Slot, Slots, Unit
 
 
 def units(layers: list[Layer]) -> list[Unit]:
@@ -27,25 +27,25 @@ def _optional_buffers(layer: Layer) -> list[str]:
     return [name for name in layer.settings.get("buffers", ()) if not (norm and roles[name])]
 
 
-def torch_units(whole: list[Unit], *, split: bool) -> list[Unit]:
-    """Cut torch's layers into units; with `split`, fused query, key and value projections into three."""
+def torch_units(whole: list[Unit]) -> list[Unit]:
+    """Cut torch's layers into units."""
     made = []
     for unit in whole:
         if unit.kind == "attention":
-            made += _attention(unit, split)
+            made += _attention(unit)
         elif unit.kind in GATES:
             made += recurrent_units(unit)
         else:
-            made += _by_role(unit, split)
+            made += _by_role(unit)
     return made
 
 
-def jax_units(whole: list[Unit], *, split: bool) -> list[Unit]:
+def jax_units(whole: list[Unit]) -> list[Unit]:
     """Cut JAX's layers into units, and put Flax's recurrent cells together."""
     made = []
     for unit in with_cells(whole):
         if unit.kind not in GATES:
-            made += _by_role(unit, split)
+            made += _by_role(unit)
         elif "weight_ih" in unit.slots:
             made += recurrent_units(unit)
         else:
@@ -64,44 +64,19 @@ def single(unit: Unit) -> list[Unit]:
     ]
 
 
-def is_fused(unit: Unit) -> bool:
-    """Tell whether one projection gives query, key and value: `nn.MultiheadAttention`, or a layer so called."""
-    name = unit.path.replace("/", ".").rsplit(".", 1)[-1].lower()
-    return "in_proj_weight" in unit.slots or name in ("qkv", "c_attn", "in_proj", "wqkv", "qkv_proj", "to_qkv")
-
-
-def _by_role(unit: Unit, split: bool) -> list[Unit]:
+def _by_role(unit: Unit) -> list[Unit]:
     """Name a layer's slots by their roles; tensors without one are units of their own."""
     roles = {ROLES.get(leaf, ""): slots for leaf, slots in unit.slots.items()}
     known = {role: slots for role, slots in roles.items() if role}
     rest = [slots for leaf, slots in unit.slots.items() if known.get(ROLES.get(leaf, "")) != slots]
     made = [Unit(unit.path, unit.type, unit.kind, unit.settings, known)] if known else []
-    if made and split and is_fused(unit):
-        # The outputs of a kernel come last.
-        last = {role: len(slots[0].shape) - 1 if _input_first(unit, slots[0]) else 0 for role, slots in known.items()}
-        made = _split(unit, {role: slots[0] for role, slots in known.items()}, last)
     names = [slots[0].name for slots in rest]
     return made + [
         Unit(name, unit.type, "", unit.settings, {"weight": slots}) for name, slots in zip(names, rest, strict=True)
     ]
 
 
-def _input_first(unit: Unit, slot: Slot) -> bool:
-    return unit.type == "Conv1D" or slot.leaf in INPUT_FIRST
-
-
-def _split(unit: Unit, slots: dict[str, Slot], axes: dict[str, int]) -> list[Unit]:
-    made = []
-    for at, name in enumerate(("query", "key", "value")):
-        parts: Slots = {}
-        for role, slot in slots.items():
-            size = slot.shape[axes[role]] // 3
-            parts[role] = (slot.cut(slice(at * size, (at + 1) * size), axes[role]),)
-        made.append(Unit(".".join(filter(None, (unit.path, name))), unit.type, "linear", unit.settings, parts))
-    return made
-
-
-def _attention(unit: Unit, split: bool) -> list[Unit]:
+def _attention(unit: Unit) -> list[Unit]:
     """`torch.nn.MultiheadAttention`: `in_proj_weight` (3E, E), or three weights where kdim or vdim differ."""
     slots = {leaf: slots[0] for leaf, slots in unit.slots.items()}
     bias = slots.pop("in_proj_bias", None)
@@ -112,9 +87,7 @@ def _attention(unit: Unit, split: bool) -> list[Unit]:
 
     made: list[Unit] = []
     if "in_proj_weight" in slots:
-        fused = named("qkv", slots.pop("in_proj_weight"), bias)
-        whole = {role: slots[0] for role, slots in fused.slots.items()}
-        made = _split(unit, whole, dict.fromkeys(whole, 0)) if split else [fused]
+        made.append(named("qkv", slots.pop("in_proj_weight"), bias))
     for at, name in enumerate(("query", "key", "value")):
         if f"{name[0]}_proj_weight" in slots:
             weight = slots.pop(f"{name[0]}_proj_weight")

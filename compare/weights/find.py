@@ -13,8 +13,9 @@ import numpy as np
 
 from compare.errors import InputError
 from compare.weights import overrides
-from compare.weights.cutting import is_fused, jax_units, single, torch_units, units
+from compare.weights.cutting import jax_units, single, torch_units, units
 from compare.weights.flattening import flattened
+from compare.weights.fused import cut_fused
 from compare.weights.layers import Layer
 from compare.weights.layouts import usual
 from compare.weights.links import Arrays, Link, WeightMap
@@ -152,10 +153,9 @@ def _required(units: Iterable[Unit]) -> list[Unit]:
 
 
 def _whole(sides: _Sides, jax: list[Unit]) -> Pairing:
-    """Pair the layers of both sides; fused projections are split where only one side has them."""
-    fused = [any(is_fused(unit) for unit in side) for side in (sides.torch, jax)]
-    mine = torch_units(sides.torch, split=fused[0] and not fused[1])
-    theirs = jax_units(jax, split=fused[1] and not fused[0])
+    """Pair the layers of both sides; what is whole on one side alone, such as a fused projection, is cut."""
+    mine, theirs = torch_units(sides.torch), jax_units(jax)
+    mine, theirs = cut_fused(mine, theirs), cut_fused(theirs, mine)
     return sides.paired(*([unit for unit in side if unit.slots] for side in (mine, theirs)))
 
 

@@ -54,10 +54,8 @@ class Link:
 
 
 def named(link: Link, side: str) -> str:
-    """Name a tensor, and the part of it that is meant, as in "in_proj_weight[0:64]"."""
-    index = getattr(link, f"{side}_view").index
-    parts = (f"{i.start or 0}:{'' if i.stop is None else i.stop}" if isinstance(i, slice) else str(i) for i in index)
-    return f"{getattr(link, side)}[{', '.join(parts)}]" if index else getattr(link, side)
+    """Name a link's tensor on one side, "torch" or "jax", as `part` does."""
+    return part(getattr(link, side), getattr(link, f"{side}_view"))
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,50 @@
 """What the user says of the map with `weights=`."""
 
 import dataclasses
+import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import NamedTuple
 
 from compare.errors import InputError
 from compare.weights.cutting import units
 from compare.weights.layers import Layer
 from compare.weights.layouts import layouts
+from compare.weights.links import part
 from compare.weights.matching import Choice, Pair
 from compare.weights.stacks import prefixes
-from compare.weights.units import ROLES, Slot, Unit
+from compare.weights.units import ROLES, Slot, Unit, View
+
+Index = tuple[slice | int, ...]
+"""Of the first axes of a tensor, with both ends of each slice; () for all of it."""
+
+_INDEX = re.compile(r"(?P<name>.+?)\[(?P<index>[\d:, ]+)\](?P<turned>\.T)?")
+
+
+class Said(NamedTuple):
+    """One tensor of torch, or a part of it, and its partner."""
+
+    torch: str
+    torch_index: Index
+    jax: str
+    jax_index: Index
+    turned: bool
+    """The partner is to be transposed."""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Name both, with the part that is meant."""
+        return part(self.torch, View(self.torch_index)), part(self.jax, View(self.jax_index))
 
 
 @dataclass
 class Overrides:
     """The entries of `weights=`, each with what it fits."""
 
-    tensors: dict[str, str] = field(default_factory=dict)
-    """torch's tensor to JAX's."""
-    turned: set[str] = field(default_factory=set)
-    """Those of torch's tensors whose partner is to be transposed."""
+    tensors: list[Said] = field(default_factory=list)
     modules: dict[str, str] = field(default_factory=dict)
     """torch's module to JAX's."""
     apart: set[str] = field(default_factory=set)
@@ -30,7 +52,7 @@ class Overrides:
 
     def without(self, layers: list[Layer]) -> list[Layer]:
         """Leave out of the layers of one side the tensors that an entry names."""
-        named = {*self.tensors, *self.tensors.values(), *self.apart}
+        named = {*(said.torch for said in self.tensors), *(said.jax for said in self.tensors), *self.apart}
         return [
             layer._replace(tensors={name: shape for name, shape in layer.tensors.items() if name not in named})
             for layer in layers
@@ -52,68 +74,163 @@ class Overrides:
 
         """
         made = []
-        for name, path in self.tensors.items():
-            (mine, a), (theirs, b) = _alone(name, torch), _alone(path, jax)
+        for said in self.tensors:
+            mine, a = _alone(said.torch, said.torch_index, torch)
+            theirs, b = _alone(said.jax, said.jax_index, jax)
             (role,) = mine.slots
             options = layouts(mine, theirs, role, a, b)
-            if name in self.turned:
+            if said.turned:
                 options = {"turned": (a.view(), b.view(axes=(1, 0)))} if a.shape == b.shape[::-1] else {}
             if not options:
+                names = said.names
                 raise InputError(
-                    f"weights= has {name!r}, of shape {a.shape} in torch, as {path!r}, of shape {b.shape} in JAX: "
-                    "no layout of a layer of this kind makes them equal"
+                    f"weights= has {names[0]!r}, of shape {a.shape} in torch, as {names[1]!r}, of shape {b.shape} in "
+                    "JAX: no layout of a layer of this kind makes them equal. Rows 0 to 8 of a tensor are "
+                    f"{said.torch + '[0:8]'!r}"
                 )
             made.append(Pair(mine, theirs, [Choice(role, a, b, options, adds=False)]))
         return made
+
+
+class _Names(NamedTuple):
+    """All that an entry can fit."""
+
+    torch: dict[str, tuple[int, ...]]
+    """Tensors and their shapes."""
+    torch_modules: list[str]
+    jax: dict[str, tuple[int, ...]]
+    jax_modules: list[str]
 
 
 def read(weights: Mapping[str, str | None], torch: list[Layer], jax: list[Layer]) -> Overrides:
     """Find out what each entry of `weights=` fits.
 
     Raises:
-        InputError: If an entry fits nothing, or is no regular expression; if two entries give one tensor of JAX's.
+        InputError: If an entry fits nothing, or is no regular expression; if two entries give one tensor of JAX's, or
+            if entries name parts of a tensor and not all of it.
 
     """
+    mine, theirs = ({name: shape for layer in side for name, shape in layer.tensors.items()} for side in (torch, jax))
+    names = _Names(
+        mine,
+        list(dict.fromkeys(".".join(name.split(".")[:at]) for name in mine for at in range(1, name.count(".") + 1))),
+        theirs,
+        sorted({prefix for name in theirs for prefix in prefixes(name)[1:-1]}),
+    )
     said = Overrides()
-    mine, theirs = ([name for layer in side for name in layer.tensors] for side in (torch, jax))
-    modules = dict.fromkeys(".".join(name.split(".")[:at]) for name in mine for at in range(1, name.count(".") + 1))
-    inside = {prefix for name in theirs for prefix in prefixes(name)[1:-1]}
     for key, target in weights.items():
-        tensors = _fitting(key, mine)
-        around = {} if tensors else _fitting(key, modules)
         if target is None:
-            lone = [name for name in theirs if key in prefixes(name)]
-            found = [
-                *tensors,
-                *(name for name in mine if any(name.startswith(f"{module}.") for module in around)),
-                *lone,
-            ]
-            if not found:
-                raise InputError(
-                    _no_such(f"weights= has {key!r}, which fits no tensor of either side", key, [*mine, *theirs])
-                )
-            said.apart.update(found)
-            continue
-        if not tensors and not around:
-            problem = f"weights= has {key!r}, which fits no tensor and no module of the torch model"
-            raise InputError(_no_such(problem, key, [*mine, *modules]))
-        for name, match in {**tensors, **around}.items():
-            path = match.expand(target) if match.re.groups else target
-            if name in tensors and path not in theirs and path.endswith(".T"):
-                said.turned.add(name)
-                path = path.removesuffix(".T")
-            among = theirs if name in tensors else sorted(inside)
-            if path not in among:
-                raise InputError(
-                    _no_such(f"weights= has {name!r} as {path!r}, which is not in the JAX model", path, among)
-                )
-            (said.tensors if name in tensors else said.modules)[name] = path
+            said.apart.update(_left_out(key, names))
+        else:
+            _read_partner(key, target, names, said)
     tied = {name: first for layer in torch for name, first in layer.settings.get("tied", {}).items()}
-    for path in said.tensors.values():
-        several = [name for name, other in said.tensors.items() if other == path]
-        if len({tied.get(name, name) for name in several}) > 1:
-            raise InputError(f"weights= has {' and '.join(map(repr, several))} both as {path!r}: each needs its own")
+    _check_parts(said.tensors, names, tied)
     return said
+
+
+def _left_out(key: str, names: _Names) -> list[str]:
+    """List the tensors of either side that an entry with None names, and those in the modules that it names."""
+    tensors = _fitting(key, names.torch)
+    around = {} if tensors else _fitting(key, names.torch_modules)
+    found = [
+        *tensors,
+        *(name for name in names.torch if any(name.startswith(f"{module}.") for module in around)),
+        *(name for name in names.jax if key in prefixes(name)),
+    ]
+    if not found:
+        problem = f"weights= has {key!r}, which fits no tensor of either side"
+        raise InputError(_no_such(problem, key, [*names.torch, *names.jax]))
+    return found
+
+
+def _read_partner(key: str, target: str, names: _Names, said: Overrides) -> None:
+    """Read an entry that gives tensors, parts of them, or modules a partner."""
+    pattern, index = key, ""
+    # "fc[12]" is a regular expression; a part has a colon in its index.
+    if (cut := _INDEX.fullmatch(key)) and ":" in cut["index"] and not cut["turned"] and key not in names.torch:
+        pattern, index = cut["name"], cut["index"]
+    tensors = _fitting(pattern, names.torch)
+    around = {} if tensors else _fitting(pattern, names.torch_modules)
+    if not tensors and not around:
+        problem = f"weights= has {key!r}, which fits no tensor and no module of the torch model"
+        raise InputError(_no_such(problem, key, [*names.torch, *names.torch_modules]))
+    if around and index:
+        raise InputError(f"weights= has {key!r}: only a tensor has parts, as in {pattern + '.weight[' + index + ']'!r}")
+    for name, match in {**tensors, **around}.items():
+        path = match.expand(target) if match.re.groups else target
+        if name in tensors:
+            new = _partner(name, index, path, names)
+            # Of two entries for the same, the later one counts.
+            said.tensors = [each for each in said.tensors if each[:2] != new[:2]] + [new]
+        elif path in names.jax_modules:
+            said.modules[name] = path
+        else:
+            raise InputError(_not_there(name, path, names.jax_modules))
+
+
+def _partner(name: str, index: str, target: str, names: _Names) -> Said:
+    """Read a tensor's partner: "path", "path.T", "path[0:8]" or "path[0:8].T"."""
+    path, theirs, turned = target, "", False
+    if path not in names.jax:
+        if cut := _INDEX.fullmatch(path):
+            path, theirs, turned = cut["name"], cut["index"], bool(cut["turned"])
+        elif path.endswith(".T"):
+            path, turned = path.removesuffix(".T"), True
+    if path not in names.jax:
+        raise InputError(_not_there(name, path, list(names.jax)))
+    return Said(name, _index(name, index, names.torch[name]), path, _index(path, theirs, names.jax[path]), turned)
+
+
+def _index(name: str, written: str, shape: tuple[int, ...]) -> Index:
+    """Read "0:8" or ":, 2:4", as NumPy would, for a tensor of that shape."""
+    found: list[slice | int] = []
+    pieces = written.split(",") if written else []
+    for piece, size in zip(pieces, shape, strict=False):
+        start, colon, stop = piece.strip().partition(":")
+        if not colon:
+            found.append(int(start) if start.isdigit() else -1)
+        else:
+            found.append(slice(int(start or 0), int(stop or size)))
+    ends = [(each.start, each.stop) if isinstance(each, slice) else (each, each + 1) for each in found]
+    fits = all(0 <= start < stop <= size for (start, stop), size in zip(ends, shape, strict=False))
+    if len(pieces) > len(shape) or not fits:
+        raise InputError(f"weights= has {f'{name}[{written}]'!r}, but {name!r} has the shape {shape}")
+    return tuple(found)
+
+
+def _check_parts(tensors: list[Said], names: _Names, tied: Mapping[str, str]) -> None:
+    """Check that no part of a tensor is named twice, and that the parts of each are all of it."""
+    for side, shapes in (("torch", names.torch), ("jax", names.jax)):
+        of: dict[str, list[Said]] = {}
+        for said in tensors:
+            of.setdefault(getattr(said, side), []).append(said)
+        for name, entries in of.items():
+            boxes = [_box(getattr(said, f"{side}_index"), shapes[name]) for said in entries]
+            for (one, a), (other, b) in itertools.combinations(zip(entries, boxes, strict=True), 2):
+                overlap = all(max(x[0], y[0]) < min(x[1], y[1]) for x, y in zip(a, b, strict=True))
+                same = (tied.get(one.torch, one.torch), one.torch_index) == (
+                    tied.get(other.torch, other.torch),
+                    other.torch_index,
+                )
+                if overlap and not (side == "jax" and same):
+                    here, there = (0, 1) if side == "jax" else (1, 0)
+                    raise InputError(
+                        f"weights= has {one.names[here]!r} and {other.names[here]!r} both as {other.names[there]!r}: "
+                        "each needs its own"
+                    )
+            covered = sum(math.prod(stop - start for start, stop in box) for box in boxes)
+            if covered < math.prod(shapes[name]):
+                parts = ", ".join(said.names[side == "jax"] for said in entries)
+                raise InputError(
+                    f"weights= has {parts}, and nothing of the rest of {name!r}, of shape {shapes[name]}: name all its "
+                    "parts"
+                )
+
+
+def _box(index: Index, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Give the start and the end of a part along each axis."""
+    ends = [(each.start, each.stop) if isinstance(each, slice) else (each, each + 1) for each in index]
+    return [*ends, *((0, size) for size in shape[len(index) :])]
 
 
 def _fitting(key: str, names: Iterable[str]) -> dict[str, re.Match[str]]:
@@ -125,16 +242,21 @@ def _fitting(key: str, names: Iterable[str]) -> dict[str, re.Match[str]]:
     return {name: match for name in names if (match := expression.fullmatch(name))}
 
 
+def _not_there(name: str, path: str, among: list[str]) -> str:
+    return _no_such(f"weights= has {name!r} as {path!r}, which is not in the JAX model", path, among)
+
+
 def _no_such(problem: str, name: str, among: list[str]) -> str:
     close = get_close_matches(name, among, n=3)
     return f"{problem}; did you mean {' or '.join(map(repr, close))}?" if close else problem
 
 
-def _alone(name: str, layers: list[Layer]) -> tuple[Unit, Slot]:
-    """Make a unit of one tensor, whose rows are taken as they are."""
+def _alone(name: str, index: Index, layers: list[Layer]) -> tuple[Unit, Slot]:
+    """Make a unit of one tensor, or of a part of it, whose rows are taken as they are."""
     layer = next(layer for layer in layers if name in layer.tensors)
     settings = {**layer.settings, "flattened": ()}
     (unit,) = units([layer._replace(tensors={name: layer.tensors[name]}, settings=settings)])
     ((leaf, (slot,)),) = unit.slots.items()
+    slot = slot.part(index) if index else slot
     role = ROLES.get(leaf, "bias" if "bias" in leaf else "weight")
     return dataclasses.replace(unit, slots={role: (slot,)}), slot

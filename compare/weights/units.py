@@ -68,6 +68,11 @@ class Slot:
         shape = (*self.shape[:axis], size, *self.shape[axis + 1 :])
         return dataclasses.replace(self, shape=shape, index=(*self.index, *(slice(None),) * axis, index))
 
+    def part(self, index: tuple[slice | int, ...]) -> "Slot":
+        """Take a part, an index or a slice with both ends for each of the first axes."""
+        sizes = (size.stop - size.start for size in index if isinstance(size, slice))
+        return dataclasses.replace(self, shape=(*sizes, *self.shape[len(index) :]), index=index)
+
     def view(self, shape: tuple[int, ...] | None = None, axes: Iterable[int] | None = None, flip: int = 0) -> View:
         """View the part in another layout, `flip` axes of it reversed, the last ones."""
         kept = None if shape == self.shape else shape

@@ -103,7 +103,7 @@ def explain(
         "the weights cannot be matched without guessing:\n"
         f"{columns(rows)}\n"
         'pass weights={"torch name or regex": "jax/path"} for these, tensors or modules; "path.T" for a matrix to be '
-        f"transposed, and None for what has no partner{hint}"
+        f'transposed, "name[0:8]" for a part of a tensor, and None for what has no partner{hint}'
     )
 
 
