@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from compare.conversion import copy_weights
     from compare.errors import InputError
     from compare.faults.power import power
+    from compare.jax_side.program import JaxProgram
     from compare.jax_side.side import Flax, Jax
     from compare.notebook.problem import Problem, draw
     from compare.notebook.programs import Altered, altered
     from compare.report.power import Power
     from compare.report.progress import Progress
     from compare.report.report import Report
+    from compare.torch_side.program import TorchProgram
     from compare.torch_side.side import Torch
     from compare.verdict.divergence import Cause, Divergence
     from compare.verdict.quantity import Verdict
@@ -34,12 +36,14 @@ _PLACES = {
     "conversion": ["copy_weights"],
     "errors": ["InputError"],
     "faults.power": ["power"],
+    "jax_side.program": ["JaxProgram"],
     "jax_side.side": ["Flax", "Jax"],
     "notebook.problem": ["Problem", "draw"],
     "notebook.programs": ["Altered", "altered"],
     "report.power": ["Power"],
     "report.progress": ["Progress"],
     "report.report": ["Report"],
+    "torch_side.program": ["TorchProgram"],
     "torch_side.side": ["Torch"],
     "verdict.divergence": ["Cause", "Divergence"],
     "verdict.quantity": ["Verdict"],
@@ -53,11 +57,13 @@ __all__ = [
     "Flax",
     "InputError",
     "Jax",
+    "JaxProgram",
     "Power",
     "Problem",
     "Progress",
     "Report",
     "Torch",
+    "TorchProgram",
     "Verdict",
     "altered",
     "check",

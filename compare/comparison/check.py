@@ -11,14 +11,17 @@ from compare.comparison.explanation import explained
 from compare.comparison.independent import FromTorch, independent
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.precision import precision_causes
+from compare.comparison.program import ProgramCheck, ProgramPair, checked_batches
 from compare.comparison.runs import Runs
 from compare.device import resolve, running
 from compare.errors import InputError
+from compare.jax_side.program import JaxProgram
 from compare.jax_side.side import Flax, Jax
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show, ignore
 from compare.report.report import Report
 from compare.step import batch as batching
+from compare.torch_side.program import TorchProgram
 from compare.torch_side.side import Torch
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.first_difference import first_divergence
@@ -27,8 +30,8 @@ from compare.weights.links import named
 
 
 def check(
-    torch: Torch,
-    jax: Flax | Jax,
+    torch: Torch | TorchProgram,
+    jax: Flax | Jax | JaxProgram,
     batches: Any,
     *,
     steps: int | None = None,
@@ -65,6 +68,8 @@ def check(
             not there. The message names the culprit on both sides, and what to do.
 
     """
+    if isinstance(torch, TorchProgram) or isinstance(jax, JaxProgram):
+        return _check_programs(torch, jax, batches, steps, weights, device, name, progress)
     with prepared(torch, jax, batches, steps, weights, device, progress) as (pair, steps):
         return _Check(pair, name, steps, progress).report()
 
@@ -156,6 +161,36 @@ class _Check:
         )
 
 
+def _check_programs(
+    torch: Any,
+    jax: Any,
+    batches: Any,
+    steps: int | None,
+    weights: Mapping[str, str | None] | None,
+    device: str,
+    name: str,
+    progress: Show,
+) -> Report:
+    for side, kind, what in ((torch, TorchProgram, "TorchProgram"), (jax, JaxProgram, "JaxProgram")):
+        if not isinstance(side, kind):
+            raise InputError(
+                f"a program is compared with a program: give a compare.{what}, not a {type(side).__name__}"
+            )
+    given = checked_batches(batches)
+    steps = _checked_steps(steps, len(given))
+    device = resolve(device)
+    progress(Progress("mapping the weights"))
+    with running(device, 0):
+        return ProgramCheck(ProgramPair(torch, jax, given, weights, device), name, steps, progress).report()
+
+
+def _checked_steps(steps: int | None, batches: int) -> int:
+    steps = batches if steps is None else steps
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise InputError(f"steps must be a positive whole number, not {steps!r}")
+    return steps
+
+
 @contextlib.contextmanager
 def prepared(
     torch: Torch,
@@ -169,9 +204,7 @@ def prepared(
     """Check what the user gives and map the weights: the pair and its steps, while both frameworks are set up."""
     _check_sides(torch, jax)
     given = batching.checked(batches, loss=torch.loss is not None)
-    steps = len(given) if steps is None else steps
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise InputError(f"steps must be a positive whole number, not {steps!r}")
+    steps = _checked_steps(steps, len(given))
     if not isinstance(weights, Mapping | None):
         raise InputError(f"weights must be a dict of torch names or patterns and their partners, not {weights!r}")
     device = resolve(device)

@@ -176,6 +176,20 @@ def _tensor(array: Any, *, buffer: bool = False) -> Tensor:
     return Tensor(tuple(array.shape), buffer, integer=not jax.numpy.issubdtype(array.dtype, np.inexact))
 
 
+def state_layers(state: Any, shapes: Mapping[tuple[Any, ...], tuple[int, ...]]) -> list[Layer]:
+    """List the layers of what a program's state holds beside nnx modules, by the paths of the arrays.
+
+    Types are read off Equinox modules; those of Linen's parameters from automatic names, as in "Dense_0".
+    """
+    layers = []
+    for layer in collect(state, shapes):
+        automatic = re.search(r"(?:^|/)([A-Z]\w*)_\d+$", layer.path)
+        if not layer.type and automatic:
+            layer = layer._replace(type=automatic[1], settings={**layer.settings, "kind": KINDS.get(automatic[1], "")})
+        layers.append(layer)
+    return layers
+
+
 def _keys(name: str) -> tuple[Any, ...]:
     return tuple(int(key) if key.isdigit() else key for key in name.split("/"))
 

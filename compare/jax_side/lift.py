@@ -38,7 +38,7 @@ def lift(step: Callable[..., Any], pinned: list[str]) -> Callable[..., Any]:
 
     @functools.wraps(step)
     def lifted(*args: Any) -> Any:
-        closed, shape = _traced(step, args, pinned)
+        closed, shape = traced(step, args, pinned, lift=True)
         values = jax.tree.leaves(args)
         variables = Program.of(closed).arguments
         # A program traced without float64 takes 32-bit integers.
@@ -164,14 +164,21 @@ def _as_written(eqn: Any, args: list[Any]) -> list[Any]:
     return [_cast(output, _wide(output.dtype)) for output in bind(eqn, narrow)]
 
 
-def _traced(step: Callable[..., Any], args: Any, pinned: list[str]) -> tuple[Any, Any]:
-    """Trace in float64; if the code mixes in a lower precision in a way that JAX refuses, in float32."""
+def traced(step: Callable[..., Any], args: Any, pinned: list[str], *, lift: bool) -> tuple[Any, Any]:
+    """Trace a step; to lift it, in float64, or in float32 where the code mixes precisions in a way that JAX refuses.
+
+    Returns:
+        The program, and the shapes of what the step gives.
+
+    """
     import jax
 
     def fresh(*args: Any) -> Any:
         """JAX remembers traces by function: this one is to be found by nobody else, and not to be another's."""
         return step(*args)
 
+    if not lift:
+        return jax.make_jaxpr(fresh, return_shape=True)(*args)
     try:
         with lifted_linen():
             return jax.make_jaxpr(fresh, return_shape=True)(*args)

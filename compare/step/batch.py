@@ -65,7 +65,7 @@ def _batch(number: int, batch: Any, loss: bool) -> Batch:
     arrays: list[np.ndarray] = []
 
     def kept(value: Any) -> Any:
-        array = _array(f"batches[{number}]", value)
+        array = checked_array(f"batches[{number}]", value)
         arrays.extend([array] if isinstance(array, np.ndarray) else [])
         return array
 
@@ -75,7 +75,8 @@ def _batch(number: int, batch: Any, loss: bool) -> Batch:
     return Batch(inputs, mapped(found.target, kept))
 
 
-def _array(name: str, value: Any) -> Any:
+def checked_array(name: str, value: Any) -> Any:
+    """Check one leaf of a batch, called `name` in messages."""
     if isinstance(value, bool | int | float | str) or value is None:
         return value
     if type(value).__module__.partition(".")[0] == "torch":

@@ -60,6 +60,16 @@ class Observation(NamedTuple):
     forward: Mapping[Port, Any] = {}
     """In order of execution."""
 
+    state: Mapping[str, Any] = {}
+    """Of a program: what else its state holds, after the step, such as averages of weights and bare tensors."""
+    shown: Mapping[str, Any] = {}
+    """Of a program: what its step shows by name, but for the loss."""
+    order: Mapping["Event", int] = {}
+    """Of a program: the rank of modules' tensors, gradients and updates, in the order in which they were computed."""
+
+
+Event = tuple[str, Any]
+"""A stage, and the port or name of what was computed in it."""
 
 Stream = Iterator[Observation]
 """A side's steps, one by one, each in two halves: see `halves`."""
@@ -68,9 +78,14 @@ Stream = Iterator[Observation]
 def halves(seen: Observation) -> Iterator[Observation]:
     """Split a step before its update: what each half shows may be let go before the other is needed."""
     update = Observation(
-        updates=seen.updates, parameters=seen.parameters, optimizer=seen.optimizer, buffers=seen.buffers
+        updates=seen.updates,
+        parameters=seen.parameters,
+        optimizer=seen.optimizer,
+        buffers=seen.buffers,
+        state=seen.state,
+        order=seen.order,
     )
-    first = [seen._replace(updates={}, parameters={}, optimizer={}, buffers={})]
+    first = [seen._replace(updates={}, parameters={}, optimizer={}, buffers={}, state={})]
     del seen
     yield first.pop()  # whoever takes it is the only one who keeps it
     yield update

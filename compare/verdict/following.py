@@ -33,7 +33,7 @@ _WEIGHED: Mapping[tuple[str, str], Callable[..., None]] = {
 }
 """What is held against what."""
 
-_AFTER_UPDATE = ("update", "parameters", "buffers")
+_AFTER_UPDATE = ("update", "parameters", "buffers", "state")
 """Stages that the second half of a step shows."""
 
 

@@ -1,0 +1,160 @@
+"""Everything that one step of two programs shows, paired in the order in which torch computed it."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from compare.alignment.forward import align_modules
+from compare.alignment.optimizer_state import Settings, align_state
+from compare.alignment.pairings import Alignment, NotCompared, Pairing, align_tensors
+from compare.step.observation import Observation, to_numpy
+from compare.weights.links import Link
+
+_NO_GRADIENT = (
+    'the JAX step hands this gradient to no nnx.Optimizer and no TrainState: show it as "gradients" to compare it'
+)
+
+
+def align_program(
+    links: Sequence[Link],
+    torch: Observation,
+    jax: Observation,
+    kinds: tuple[Mapping[str, str], Mapping[str, str]],
+    settings: Mapping[str, Settings],
+) -> Alignment:
+    """Pair what half a step of both programs shows.
+
+    Args:
+        links: Which tensor of the state is which.
+        torch: Half a step of the torch side in float64.
+        jax: The same half of the JAX side.
+        kinds: The class of each module that ran, by path, on the torch and on the JAX side.
+        settings: Of torch's optimizers, for each parameter.
+
+    """
+    pairings, not_compared = align_modules(links, torch, jax, kinds)
+    pairings += _losses(torch, jax)
+    shown, left = _shown(torch, jax)
+    pairings += shown
+    gradients, alone = _gradients(links, torch, jax)
+    pairings += gradients
+    slots, rest = _slots(links, torch, jax, settings)
+    pairings += slots
+    for stage, field in (("update", "updates"), ("parameters",) * 2, ("buffers",) * 2, ("state",) * 2):
+        pairings += align_tensors(stage, field, links, torch, jax)
+    return Alignment(_in_order(pairings, torch), not_compared + left + alone + rest)
+
+
+def _losses(torch: Observation, jax: Observation) -> Iterator[Pairing]:
+    if torch.loss is not None and jax.loss is not None:
+        yield Pairing("loss", "loss", "loss", lambda seen: to_numpy(seen.loss), lambda seen: to_numpy(seen.loss))
+
+
+def _shown(torch: Observation, jax: Observation) -> tuple[list[Pairing], list[NotCompared]]:
+    """Pair what both steps show by name."""
+
+    def reader(name: str) -> Pairing:
+        def read(seen: Observation) -> np.ndarray:
+            return to_numpy(seen.shown[name])
+
+        return Pairing("shown", name, name, read, read)
+
+    both = [name for name in torch.shown if name in jax.shown]
+    left = [
+        NotCompared(side, name, "the other side's step shows nothing of that name")
+        for side, seen in (("torch", torch), ("jax", jax))
+        for name in seen.shown
+        if name not in both
+    ]
+    return [reader(name) for name in both], left
+
+
+def _gradients(links: Sequence[Link], torch: Observation, jax: Observation) -> tuple[list[Pairing], list[NotCompared]]:
+    """Pair the gradients that optimizers are given; a parameter has several where it is updated several times."""
+    numbers = sorted({name.partition("#")[2] for name in torch.gradients})
+    each = [
+        dataclasses.replace(link, torch=_numbered(link.torch, number), jax=_numbered(link.jax, number))
+        for number in numbers
+        for link in links
+    ]
+    pairings = list(align_tensors("gradient", "gradients", each, torch, jax))
+    met = {link.torch for link in each if link.torch in torch.gradients and link.jax in jax.gradients}
+    return pairings, [NotCompared("torch", f"gradient of {n}", _NO_GRADIENT) for n in torch.gradients if n not in met]
+
+
+def _numbered(name: str, number: str) -> str:
+    return f"{name}#{number}" if number else name
+
+
+def _slots(
+    links: Sequence[Link], torch: Observation, jax: Observation, settings: Mapping[str, Settings]
+) -> tuple[list[Pairing], list[NotCompared]]:
+    """Pair the optimizers' states."""
+    names = dict(_with_parameters(links, torch, jax))
+    full = jax._replace(optimizer={name: jax.optimizer[own] for name, own in names.items()})
+    pairings, not_compared = align_state(links, torch, full, settings)
+
+    def read(pairing: Pairing, seen: Observation) -> np.ndarray:
+        return pairing.jax_array(seen._replace(optimizer={pairing.jax: seen.optimizer[names[pairing.jax]]}))
+
+    return [pairing._replace(jax_array=functools.partial(read, pairing)) for pairing in pairings], not_compared
+
+
+def _with_parameters(links: Sequence[Link], torch: Observation, jax: Observation) -> Iterator[tuple[str, str]]:
+    """Name each array of the JAX optimizers' states by its parameter's full path at the end.
+
+    An optimizer names a parameter by its path within the model that it trains: "mu/fc1/kernel". Where several models
+    of the state have such a parameter, the one is meant that torch's optimizers train, and that is nearest by name.
+    """
+    trained = {link.jax for link in links if link.torch in torch.updates}
+    for name, value in jax.optimizer.items():
+        parameter = _parameter(name, value, trained, jax.updates)
+        if parameter is None or name.endswith(f"/{parameter}"):
+            yield name, name
+            continue
+        shared = next(n for n in range(len(parameter) + 1) if name.endswith(f"/{parameter[n:]}"))
+        yield f"{name.removesuffix(parameter[shared:])}{parameter}", name
+
+
+def _parameter(name: str, value: object, trained: set[str], parameters: Mapping[str, object]) -> str | None:
+    """Find the parameter of an array of an optimizer's state: the longest common end, among those of its shape."""
+    best: tuple[int, int, int, str] | None = None
+    keys = name.split("/")
+    for parameter in parameters:
+        path = parameter.split("/")
+        common = next((n for n in range(len(path)) if keys[-n - 1 :][:1] != path[-n - 1 :][:1]), len(path))
+        if not common or np.shape(value) != np.shape(parameters[parameter]):  # type: ignore[arg-type]
+            continue
+        score = (common, parameter in trained, _likeness(keys, path[: len(path) - common]), parameter)
+        best = max(best, score) if best else score
+    return best[3] if best else None
+
+
+def _likeness(keys: Iterable[str], path: Iterable[str]) -> int:
+    """Count the words that the paths of an optimizer and of a model share."""
+
+    def words(parts: Iterable[str]) -> set[str]:
+        return {word for part in parts for word in re.findall(r"[a-z]+|\d+", part.lower())}
+
+    return len(words(keys) & words(path))
+
+
+def _in_order(pairings: list[Pairing], torch: Observation) -> list[Pairing]:
+    """Sort by when torch computed each: modules, gradients and updates as they were seen, the rest at the end."""
+    end = len(torch.order)
+    first_gradient = min((rank for (stage, _), rank in torch.order.items() if stage == "gradient"), default=end)
+
+    def rank(pairing: Pairing) -> float:
+        if pairing.ports is not None:
+            return torch.order.get(("forward", pairing.ports[0]), end)
+        if pairing.stage == "loss":  # it was computed before its gradients
+            return first_gradient - 0.5
+        name = pairing.torch.split(" + ")[0].partition("[")[0]
+        if pairing.link is not None:
+            name = pairing.link.torch
+        return torch.order.get((pairing.stage, name), end)
+
+    return sorted(pairings, key=rank)

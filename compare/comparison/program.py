@@ -1,0 +1,210 @@
+"""A comparison of two programs: the state mapped, both steps followed, and what differs named."""
+
+import copy
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from compare.alignment.optimizer_state import Settings
+from compare.alignment.pairings import Alignment
+from compare.alignment.program import align_program
+from compare.comparison.steps import Stepper
+from compare.errors import InputError
+from compare.jax_side.program import JaxProgram
+from compare.jax_side.program_run import JaxProgramRun
+from compare.numerics.distance import EPSILON32, ULPS, distance
+from compare.report.findings import Run, settings
+from compare.report.progress import Progress, Show
+from compare.report.report import Report
+from compare.step.observation import Observation, Stream, halves, to_numpy
+from compare.torch_side.control import ControlledRun
+from compare.torch_side.program import TorchProgram, TorchProgramRun
+from compare.torch_side.record import Record
+from compare.verdict.first_difference import first_divergence
+from compare.verdict.following import Followed, SoFar, Streams, follow, weigh_noise
+from compare.verdict.quantity import FACTOR
+from compare.weights.find import find_links
+from compare.weights.links import named, to_jax
+
+_MOVED = 2
+"""Runs that rounding has moved. The effect of a single one may be twenty times too small by accident."""
+
+
+class ProgramPair:
+    """Two programs, their batches, and which tensor of one state is which of the other.
+
+    Args:
+        torch: The original.
+        jax: The port.
+        batches: The steps' batches, at least one.
+        weights: As for `compare.check`.
+        device: "cpu" or "cuda".
+
+    Raises:
+        InputError: Where the states cannot be mapped.
+
+    """
+
+    def __init__(
+        self,
+        torch: TorchProgram,
+        jax: JaxProgram,
+        batches: list[Any],
+        weights: Mapping[str, str | None] | None,
+        device: str,
+    ) -> None:
+        self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
+        self.nondeterministic: list[str] = []
+        self._probe()
+        run, port = TorchProgramRun(torch, "float32", device), JaxProgramRun(jax, "float32")
+        self.start = run.arrays()
+        """The torch side's values at the start, by name."""
+        self.size = sum(array.size for array in self.start.values())
+        self.links = find_links(run.layers(), port.layers(), weights)
+        if not any(link.torch in run.trained for link in self.links):
+            raise InputError(
+                "no tensor that torch's optimizers train has a partner in the JAX state: nothing is compared"
+            )
+
+    def _probe(self) -> None:
+        """Take torch's first step twice: see its modules, what it overwrites in place, and if it repeats itself."""
+        record, again = Record(), Record()
+        with ControlledRun() as first:
+            seen = TorchProgramRun(self.torch, "float32", self.device).step(self.batches[0], record)
+        self.draws = first.draws
+        self.torch_modules, self.overwritten = record.modules, record.changed()
+        with ControlledRun(replay=first.draws):
+            repeated = TorchProgramRun(self.torch, "float32", self.device).step(self.batches[0], again)
+        for name, value in {"loss": seen.loss, **seen.shown}.items():
+            other = repeated.loss if name == "loss" else repeated.shown.get(name)
+            if value is None or other is None:
+                continue
+            apart = distance(to_numpy(other), to_numpy(value))
+            if apart > FACTOR * ULPS * EPSILON32:
+                self.nondeterministic.append(
+                    f"the torch step is not deterministic: the same batch and the same random numbers of torch's gave "
+                    f"{name} twice, {apart:.0e} apart. Does it draw from numpy or random, or keep something between "
+                    "calls?"
+                )
+
+    def torch_run(self, dtype: str) -> TorchProgramRun:
+        """Start a run of the torch side."""
+        return TorchProgramRun(self.torch, dtype, self.device, self.overwritten)
+
+    def jax_run(self, dtype: str) -> JaxProgramRun:
+        """Start a run of the JAX side, its state from the torch side's values."""
+        run = JaxProgramRun(self.jax, dtype)
+        run.load(to_jax(self.links, self.start, run.arrays()))
+        return run
+
+
+class ProgramCheck:
+    """One comparison of two programs on its way."""
+
+    def __init__(self, pair: ProgramPair, name: str, steps: int, progress: Show) -> None:
+        self.pair, self.name, self.steps, self.progress = pair, name, steps, progress
+        self.stepper = Stepper(pair.batches, pair.size)
+        self.jax = pair.jax_run("float64")
+        self._settings: Mapping[str, Settings] = {}
+        self._started = list(self.jax.values)
+
+    def report(self) -> Report:
+        """Follow both programs, and name what differs."""
+        followed = follow(self._streams(), self._align, self.steps, self._stepping)
+        found = self._findings(followed)
+        if found.divergence:
+            self.progress(Progress("measuring what rounding does", found=lambda: found))
+            self._weigh_noise(followed)
+            found = self._findings(followed)
+        return found
+
+    def _align(self, torch: Observation, jax: Observation) -> Alignment:
+        kinds = self.pair.torch_modules, self.jax.kinds
+        return align_program(self.pair.links, torch, jax, kinds, self._settings)
+
+    def _torch(self, start: Callable[[], TorchProgramRun]) -> Stream:
+        return itertools.chain.from_iterable(map(halves, self.stepper.whole(start())))
+
+    def _streams(self) -> Streams:
+        def torch64() -> TorchProgramRun:
+            run = self.pair.torch_run("float64")
+            self._settings = run.settings()
+            return run
+
+        return Streams(
+            lambda: self._torch(lambda: self.pair.torch_run("float32")),
+            lambda: self._torch(torch64),
+            lambda: self.stepper.jax(self._jax_afresh),
+            lambda: self.stepper.jax(lambda: self.pair.jax_run("float32")),
+        )
+
+    def _jax_afresh(self, draw: int = 0) -> JaxProgramRun:
+        """Start the compiled run again from the beginning, moved by rounding if that is asked for."""
+        run = copy.copy(self.jax)
+        run.values = list(self._started)
+        if draw:
+            run.perturb(draw)
+        return run
+
+    def _torch_moved(self, draw: int) -> TorchProgramRun:
+        run = self.pair.torch_run("float64")
+        if draw:
+            run.perturb(draw)
+        return run
+
+    def _weigh_noise(self, followed: Followed) -> None:
+        draws = range(_MOVED + 1)
+        weigh_noise(followed, [self._torch(functools.partial(self._torch_moved, draw)) for draw in draws], "torch")
+        weigh_noise(followed, [self.stepper.jax(functools.partial(self._jax_afresh, draw)) for draw in draws], "jax")
+
+    def _stepping(self, doing: str, done: int, of: int, followed: SoFar) -> None:
+        doing = doing if done else f"tracing and compiling {doing}"
+        self.progress(Progress(doing, done, of, lambda: self._so_far(followed())))
+
+    def _so_far(self, followed: Followed | None) -> Report | None:
+        if followed is None:
+            return None
+        name = f"{self.name}, the first {followed.steps} of {self.steps} steps"
+        return dataclasses.replace(self._findings(followed), name=name)
+
+    def _findings(self, followed: Followed) -> Report:
+        """Give what following both programs has shown."""
+        pair, losses, first = self.pair, followed.losses, first_divergence(followed)
+        return Report(
+            self.name,
+            Run("torch", losses["torch32"], losses["torch64"]),
+            Run("jax", losses["jax32"], losses["jax64"]),
+            followed.quantities,
+            first and first.divergence,
+            [],
+            settings(self.steps, pair.device),
+            followed.not_compared,
+            nondeterministic=[*pair.nondeterministic, *dict.fromkeys(self.jax.unreplayed)],
+            pinned=[
+                *(f"torch: {what}" for what in list(self.stepper.pinned)),
+                *(f"jax: {what}" for what in self.jax.pinned),
+            ],
+            stages=True,
+            modules=(pair.torch_modules, self.jax.kinds),
+            weights=[(named(link, "torch"), named(link, "jax")) for link in pair.links],
+        )
+
+
+def checked_batches(batches: Any) -> list[Any]:
+    """Check the batches of a program: pytrees of NumPy arrays.
+
+    Raises:
+        InputError: If there is none, or an array is neither NumPy's nor finite.
+
+    """
+    from compare.step.batch import checked_array, mapped
+
+    if not isinstance(batches, Sequence) or isinstance(batches, str) or not len(batches):
+        raise InputError(
+            f"batches must be a list of batches, each a dict of NumPy arrays, not {type(batches).__name__}"
+        )
+    return [
+        mapped(batch, functools.partial(checked_array, f"batches[{number}]")) for number, batch in enumerate(batches)
+    ]

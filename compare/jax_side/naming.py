@@ -1,0 +1,274 @@
+"""What modules take and give, and what optimizers are given, seen from inside the user's own step.
+
+A tensor that is recorded while a step is traced cannot leave a nested jit, grad or scan. A name can: each tensor is
+passed through `jax.ad_checkpoint.checkpoint_name`, an identity, and whoever runs the traced program reads the values
+where the named operations stand. JAX may trace a function once and call it often: so nothing is counted while it is
+traced, and the number of a call is that of the name's occurrence in the program.
+"""
+
+import contextlib
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from compare.jax_side.jaxpr import Interpreter
+from compare.jax_side.lift import Lifter
+from compare.jax_side.primitives import NAME
+from compare.jax_side.record import leaves
+from compare.step.observation import Port
+
+PATH = "netparity_path"
+"""The attribute under which an nnx module keeps its path in the state; it goes with the module through `nnx.jit`."""
+
+
+class Label(NamedTuple):
+    """What a named tensor is; it is written into the program as text."""
+
+    what: str
+    """"input" or "output" of a module, "gradient" that an optimizer is given, or "parameter" that a program uses."""
+    root: str
+    """The path of the module's root in the state, or a number that stands for it: see `Watch`."""
+    path: str
+    leaf: str
+    kind: str = ""
+    """The class of the module."""
+
+    def __str__(self) -> str:
+        return "|".join(("netparity", *self))
+
+    @classmethod
+    def of(cls, text: str) -> "Label | None":
+        """Read it from a name in a program; None if the name is the user's own."""
+        first, *rest = text.split("|")
+        return cls(*rest) if first == "netparity" and len(rest) == len(cls._fields) else None
+
+
+def named(tree: Any, what: str, root: str, path: str = "", kind: str = "") -> Any:
+    """Pass each numeric array of a pytree through a name."""
+    import jax
+    from jax.ad_checkpoint import checkpoint_name
+
+    known = {id(array): leaf for leaf, array in leaves(tree)}
+
+    def name(array: Any) -> Any:
+        if id(array) not in known:
+            return array
+        return checkpoint_name(array, str(Label(what, root, path, known[id(array)], kind)))
+
+    return jax.tree.map(name, tree)
+
+
+@contextlib.contextmanager
+def naming(objects: Mapping[str, Any]) -> Iterator[None]:
+    """Name what modules and optimizers take and give, in everything that is traced while this lasts.
+
+    Args:
+        objects: The nnx objects of the state, by path.
+
+    """
+    from unittest import mock
+
+    from flax import linen, nnx
+    from flax.training.train_state import TrainState
+
+    numbers = map(str, itertools.count())
+    with contextlib.ExitStack() as stack:
+        for cls in _classes(objects):
+            stack.enter_context(mock.patch.object(cls, "__call__", _named_call(cls.__call__)))
+        stack.enter_context(mock.patch.object(nnx.Optimizer, "update", _named_update(nnx.Optimizer.update)))
+        apply_gradients = _named_gradients(TrainState.apply_gradients, numbers)
+        stack.enter_context(mock.patch.object(TrainState, "apply_gradients", apply_gradients))
+        roots: list[str] = []
+        stack.enter_context(mock.patch.object(linen.Module, "apply", _named_apply(linen.Module.apply, roots, numbers)))
+        stack.enter_context(linen.intercept_methods(functools.partial(_linen_call, roots)))
+        yield
+
+
+def _classes(objects: Mapping[str, Any]) -> set[type]:
+    """Tell each nnx module its path, and give the modules' classes."""
+    from flax import nnx
+
+    classes = set()
+    for root, value in objects.items():
+        if not isinstance(value, nnx.Module):
+            continue
+        for path, module in nnx.iter_modules(value):
+            if callable(module) and PATH not in vars(module):
+                setattr(module, PATH, "/".join(filter(None, [root, *map(str, path)])))
+                classes.add(type(module))
+            elif callable(module):
+                classes.add(type(module))
+    return classes
+
+
+def _named_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Name what a module of nnx takes and gives: Python looks `__call__` up on the class."""
+    inside: list[int] = []
+
+    @functools.wraps(original)
+    def call(module: Any, *args: Any, **kwargs: Any) -> Any:
+        path = vars(module).get(PATH)
+        if path is None or id(module) in inside:  # a super().__call__() is part of the same call
+            return original(module, *args, **kwargs)
+        kind = type(module).__name__
+        inside.append(id(module))
+        try:
+            args, kwargs = named((args, kwargs), "input", "", path, kind)
+            return named(original(module, *args, **kwargs), "output", "", path, kind)
+        finally:
+            inside.pop()
+
+    return call
+
+
+def _named_update(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Name the gradients that an `nnx.Optimizer` is given."""
+
+    @functools.wraps(original)
+    def update(optimizer: Any, model: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:
+        path = vars(model).get(PATH) if hasattr(model, "__dict__") else None
+        if path is not None:
+            grads = named(grads, "gradient", "", path)
+        return original(optimizer, model, grads, *args, **kwargs)
+
+    return update
+
+
+def _named_gradients(original: Callable[..., Any], numbers: Iterator[str]) -> Callable[..., Any]:
+    """Name the gradients that a Linen `TrainState` is given, and the parameters that tell which state it is."""
+
+    @functools.wraps(original)
+    def apply_gradients(state: Any, *, grads: Any, **kwargs: Any) -> Any:
+        number = next(numbers)
+        state = state.replace(params=named(state.params, "parameter", number))
+        return original(state, grads=named(grads, "gradient", number), **kwargs)
+
+    return apply_gradients
+
+
+def _named_apply(original: Callable[..., Any], roots: list[str], numbers: Iterator[str]) -> Callable[..., Any]:
+    """Name the parameters that a Linen module is applied to: they tell which part of the state they are."""
+
+    @functools.wraps(original)
+    def apply(module: Any, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        number = next(numbers)
+        if isinstance(variables, Mapping) and "params" in variables:
+            variables = {**variables, "params": named(variables["params"], "parameter", number)}
+        roots.append(number)
+        try:
+            return original(module, variables, *args, **kwargs)
+        finally:
+            roots.pop()
+
+    return apply
+
+
+def _linen_call(roots: list[str], function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    module = context.module
+    if context.method_name != "__call__" or module.scope is None or not roots:
+        return function(*args, **kwargs)
+    path, kind = "/".join(module.path), type(module).__name__
+    args, kwargs = named((args, kwargs), "input", roots[-1], path, kind)
+    return named(function(*args, **kwargs), "output", roots[-1], path, kind)
+
+
+class Watch:
+    """What the named operations of one program show, read while the program is run.
+
+    Args:
+        origins: The arrays of the state by their names, as the program takes them.
+
+    """
+
+    def __init__(self, origins: Sequence[tuple[str, Any]]) -> None:
+        self._names = {id(array): name for name, array in origins}
+        self._kept = [array for _, array in origins]  # so that no other array gets one of their ids
+        self._roots: dict[str, str] = {}
+        """The path in the state of what a number stands for, at this place of the program."""
+        self.kinds: dict[str, str] = {}
+        """The class of each module that ran, by path, in order of execution."""
+
+    def see(self, text: str, value: Any) -> "dict[tuple[str, str, str, int], Any] | None":
+        """Give what a named operation shows, under what it is; None if nothing is to be shown."""
+        label = Label.of(text)
+        if label is None:
+            return None
+        if label.what == "parameter":
+            name = self._names.get(id(value), "")
+            inner = label.leaf.replace(".", "/")
+            if name.endswith(inner):
+                self._roots[label.root] = name.removesuffix(inner).rstrip("/")
+            return None
+        root = self._roots.get(label.root, "") if label.root else ""
+        path = "/".join(filter(None, (root, label.path)))
+        if label.what == "gradient":
+            return {
+                ("gradient", f"{path}/{label.leaf.replace('.', '/').removesuffix('/value')}", "", value.ndim): value
+            }
+        self.kinds.setdefault(path, label.kind)
+        return {(label.what, path, label.leaf, value.ndim): value}
+
+
+class _Watching(Interpreter):
+    """Reads named operations as it runs a program."""
+
+    watch: Watch
+
+    def operation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        if eqn.primitive.name == NAME:
+            if (seen := self.watch.see(eqn.params["name"], args[0])) is not None:
+                self.shown.append(seen)
+            return list(args)
+        return super().operation(eqn, args, given)
+
+    def checkpoint(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Run a checkpoint in place; what its backward pass computes again is not shown again."""
+        if not eqn.params.get("differentiated"):
+            return super().checkpoint(eqn, args, given)
+        with self._aside():
+            return super().checkpoint(eqn, args, given)
+
+
+class Watcher(_Watching, Interpreter):
+    """Runs a program as it is, and reads what is named."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+
+class LiftingWatcher(_Watching, Lifter):
+    """Runs a program in float64, and reads what is named."""
+
+    def __init__(self, watch: Watch, pinned: list[str]) -> None:
+        Lifter.__init__(self, pinned)
+        self.watch = watch
+
+
+class Seen(NamedTuple):
+    """What a step shows from inside."""
+
+    forward: dict[Port, Any]
+    gradients: dict[str, Any]
+
+
+def sorted_out(shown: Sequence[Mapping[tuple[str, str, str, int], Any]]) -> Seen:
+    """Number the calls of each module and the gradients of each parameter, in order of execution.
+
+    What was shown within a scan or vmap has more axes than it had there: each iteration is a call.
+    """
+    calls: Counter[tuple[str, str, str]] = Counter()
+    forward: dict[Port, Any] = {}
+    gradients: dict[str, Any] = {}
+    for (what, path, leaf, axes), value in (item for each in shown for item in each.items()):
+        single = value.reshape((-1, *value.shape[value.ndim - axes :])) if value.ndim > axes else [value]
+        for array in single:
+            number = calls[what, path, leaf]
+            calls[what, path, leaf] += 1
+            if what == "gradient":
+                gradients[path if not number else f"{path}#{number + 1}"] = array
+            else:
+                forward[Port(path, number, what, leaf)] = array
+    return Seen(forward, gradients)

@@ -1,0 +1,40 @@
+"""A JAX training as its user wrote it: a state, and a step that gives the next state."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from compare.errors import InputError
+
+
+@dataclass(frozen=True)
+class JaxProgram:
+    """One side of a comparison: a JAX training step, with everything that it changes.
+
+    Args:
+        build: Makes the training and gives `(state, step)`. It is called afresh for each run. The state is any pytree,
+            with nnx modules, `nnx.Optimizer`, Linen's `TrainState`, Equinox modules or plain arrays in it.
+            `step(state, batch)` gives `(state, shown)`, compiled or not; nnx modules in the state may be changed in
+            place. `shown` is a dict of what is to be compared by name: "loss", a scalar, is the trajectory.
+            Its modules, averages of weights, bare arrays and buffers start from the torch side's values, by the map of
+            the weights; optimizers start as `build` makes them.
+        batch: Adapts a batch to this side: a function of one batch that gives one, such as NCHW to NHWC.
+
+    Raises:
+        InputError: If `build` or `batch` cannot be called.
+
+    """
+
+    build: Callable[[], tuple[Any, Callable[[Any, Any], tuple[Any, Any]]]]
+    batch: Callable[[Any], Any] | None = None
+
+    name = "jax"
+
+    def __post_init__(self) -> None:
+        if not callable(self.build):
+            raise InputError(
+                "JaxProgram(build) takes a function without arguments that gives (state, step), not a "
+                f"{type(self.build).__name__}"
+            )
+        if self.batch is not None and not callable(self.batch):
+            raise InputError(f"JaxProgram(batch=...) must be a function of a batch, not a {type(self.batch).__name__}")

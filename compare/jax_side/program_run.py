@@ -1,0 +1,232 @@
+"""A run of a JAX program, in one precision: each step is the user's own, traced once and compiled once."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from compare.errors import InputError
+from compare.jax_side.layers import nnx_layers, state_layers
+from compare.jax_side.lift import traced
+from compare.jax_side.lift_modules import lift_nnx
+from compare.jax_side.naming import LiftingWatcher, Watch, Watcher, naming, sorted_out
+from compare.jax_side.program import JaxProgram
+from compare.jax_side.program_state import Role, Structure, is_nnx, path_name
+from compare.jax_side.replay import replayable, replaying
+from compare.numerics.distance import ULPS
+from compare.step.batch import mapped
+from compare.step.draws import NO_HINTS, Draw, Hints
+from compare.step.observation import Observation
+from compare.weights.layers import Layer
+
+
+class JaxProgramRun:
+    """A run of a JAX program.
+
+    Args:
+        side: The program. It is built with 32-bit numbers, as the user runs it; floating-point ones are then cast.
+        dtype: "float32" or "float64".
+        hints: What is known of the layouts of random draws.
+
+    Raises:
+        InputError: If `build` does not give a state and a step.
+
+    """
+
+    def __init__(self, side: JaxProgram, dtype: str, hints: Hints = NO_HINTS) -> None:
+        import jax
+
+        self.side, self.dtype, self.hints = side, dtype, hints
+        with jax.enable_x64(False):
+            state, self._user_step = _built(side)
+            self._state = state
+            self.structure = Structure(state)
+            arrays = self.structure.take_apart(state)
+            if dtype == "float64":
+                for value in self.structure.objects.values():
+                    if hasattr(value, "__dict__"):
+                        lift_nnx(value)
+                self.structure = Structure(state)
+        self.leaves = self.structure.leaves
+        with self._precision():
+            self.values = [self._cast(array) for array in arrays]
+        self.kinds: dict[str, str] = {}
+        """The class of each module that ran, by path, in order of execution; filled by the first step."""
+        self.pinned: list[str] = []
+        """What could not be lifted to float64, for a person to read."""
+        self.unreplayed: list[str] = []
+        """Random numbers that one side draws and the other does not, for a person to read."""
+        self.guessed: list[str] = []
+
+    def _precision(self) -> Any:
+        import jax
+
+        return jax.enable_x64(self.dtype == "float64")
+
+    def _cast(self, array: Any) -> Any:
+        import jax
+        import jax.numpy as jnp
+
+        if isinstance(array, bool | int | float):
+            array = np.asarray(array, np.float64 if isinstance(array, float) else np.int32)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            return jnp.asarray(array)
+        return jax.device_put(np.asarray(array, np.float64).astype(self.dtype))
+
+    def layers(self) -> list[Layer]:
+        """List what holds weights: the state's modules, and its other arrays."""
+        from flax import nnx
+
+        found: list[Layer] = []
+        inside: set[str] = set()
+        for root, value in self.structure.objects.items():
+            if isinstance(value, nnx.Module):
+                found += [_under(root, layer) for layer in nnx_layers(value)]
+                inside.update(name for layer in found for name in layer.tensors)
+        rest = {
+            leaf.path: tuple(np.shape(value))
+            for leaf, value in zip(self.leaves, self.values, strict=True)
+            if leaf.role == Role.WEIGHTS and leaf.name not in inside
+        }
+        return [*found, *state_layers(self._state, rest)]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Give the weights by name."""
+        pairs = zip(self.leaves, self.values, strict=True)
+        return {leaf.name: np.asarray(value) for leaf, value in pairs if leaf.role == Role.WEIGHTS}
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace weights, by name."""
+        with self._precision():
+            self.values = [
+                self._cast(np.array(arrays[leaf.name])) if leaf.name in arrays else value
+                for leaf, value in zip(self.leaves, self.values, strict=True)
+            ]
+
+    def perturb(self, seed: int) -> None:
+        """Change weights by a few units in the last place, to see what follows."""
+        noise, ulps = np.random.default_rng(seed), ULPS * float(np.finfo(self.dtype).eps)
+        self.load({n: array * (1 + noise.choice((-ulps, ulps), array.shape)) for n, array in self.arrays().items()})
+
+    @functools.cached_property
+    def _step(self) -> Any:
+        """One step, compiled."""
+        import jax
+
+        return jax.jit(self._run)
+
+    def _run(self, values: list[Any], batch: Any, draws: Any) -> Any:
+        """Trace the user's step, and run what comes of it with an eye on what is named."""
+        import jax
+
+        def step(values: list[Any], batch: Any) -> Any:
+            state = self.structure.put_together(values)
+            with naming(dict(_objects(state))):
+                given = self._user_step(state, batch)
+            state, shown = _checked(given)
+            return self.structure.take_apart(state), shown
+
+        program = replaying(step, draws, self.unreplayed, self.guessed, self.hints)
+        closed, shape = traced(program, (values, batch), self.pinned, lift=self.dtype == "float64")
+        arguments = jax.tree.leaves((values, batch))
+        watch = Watch([(leaf.name, value) for leaf, value in zip(self.leaves, values, strict=True)])
+        watcher = LiftingWatcher(watch, self.pinned) if self.dtype == "float64" else Watcher(watch)
+        outputs = watcher.run(closed, arguments)
+        self.kinds = watch.kinds
+        after, shown = jax.tree.unflatten(jax.tree.structure(shape), outputs)
+        kept = [new.astype(old.dtype) if _number(old) else new for old, new in zip(values, after, strict=True)]
+        return kept, shown, watcher.shown
+
+    def step(self, batch: Any, draws: Sequence[Draw] = ()) -> Observation:
+        """Take one step, and show everything that it changes."""
+        before = self.arrays()
+        with self._precision():
+            adapted = batch if self.side.batch is None else self.side.batch(batch)
+            inputs = mapped(adapted, self._array)
+            self.values, shown, inside = self._step(self.values, inputs, replayable(draws, self.dtype))
+        seen, after = sorted_out(inside), self.arrays()
+        updates = {name: after[name] - old for name, old in before.items()}
+        pairs = zip(self.leaves, self.values, strict=True)
+        gradients = {**seen.gradients, **self._shown_gradients(shown.get("gradients"))}
+        return Observation(
+            loss=shown.get("loss"),
+            gradients=gradients,
+            updates=updates,
+            parameters=after,
+            optimizer={leaf.name: value for leaf, value in pairs if leaf.role == Role.OPTIMIZER},
+            buffers=after,
+            state=after,
+            shown={name: value for name, value in shown.items() if name not in ("loss", "gradients")},
+            forward=seen.forward,
+        )
+
+    def _array(self, value: Any) -> Any:
+        import jax.numpy as jnp
+
+        if not isinstance(value, np.ndarray | np.generic):
+            return value
+        if value.dtype.itemsize > 4 and value.dtype.kind in "iu":  # as narrow as the user's program has it
+            value = np.asarray(value).astype(np.int32 if value.dtype.kind == "i" else np.uint32)
+        return jnp.asarray(value, self.dtype if value.dtype.kind == "f" else None)
+
+    def _shown_gradients(self, shown: Any) -> dict[str, Any]:
+        """Name the gradients that the step shows: a pytree like the parameters', which are found by their paths."""
+        import jax
+
+        if shown is None:
+            return {}
+        names = [leaf.name for leaf in self.leaves if leaf.role == Role.WEIGHTS]
+        found = {}
+        for path, gradient in jax.tree_util.tree_flatten_with_path(shown)[0]:
+            inner = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+            fitting = [name for name in names if name == inner or name.endswith(f"/{inner}")]
+            if len(fitting) != 1:
+                which = " or ".join(fitting) or "no array of the state"
+                raise InputError(
+                    f"the JAX step shows a gradient {inner!r}, which is that of {which}. Show gradients under the paths "
+                    'of the state: {"gradients": {"model": grads}}'
+                )
+            found[fitting[0]] = gradient
+        return found
+
+
+def _objects(state: Any) -> Any:
+    import jax
+
+    found = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_nnx)[0]
+    return ((path_name(path), value) for path, value in found if is_nnx(value))
+
+
+def _under(root: str, layer: Layer) -> Layer:
+    """Put a layer under the path of its root in the state."""
+    return layer._replace(
+        path="/".join(filter(None, (root, layer.path))),
+        tensors={"/".join(filter(None, (root, name))): shape for name, shape in layer.tensors.items()},
+    )
+
+
+def _number(value: Any) -> bool:
+    import jax
+    import jax.numpy as jnp
+
+    return not jnp.issubdtype(value.dtype, jax.dtypes.extended)
+
+
+def _built(side: JaxProgram) -> tuple[Any, Any]:
+    built = side.build()
+    if not (isinstance(built, tuple) and len(built) == 2 and callable(built[1])):
+        raise InputError(
+            "JaxProgram(build): build() must give (state, step), a pytree and a function of (state, batch), and gave "
+            f"{type(built).__name__}"
+        )
+    return built
+
+
+def _checked(given: Any) -> tuple[Any, Any]:
+    if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)):
+        raise InputError(
+            "the JAX step must give (state, shown), the next state and a dict of what it shows, and gave "
+            f"{type(given).__name__}"
+        )
+    return given

@@ -1,0 +1,173 @@
+"""The state of a JAX program, taken apart into named arrays and put together again.
+
+nnx modules, optimizers and generators are taken apart all at once by `nnx.split`, so that what two of them share stays
+shared. Everything else is a pytree: its arrays and numbers change from step to step, and what is neither, such as a
+function, stays as it is.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compare.errors import InputError
+
+
+class Role(StrEnum):
+    """What an array of the state is."""
+
+    WEIGHTS = "weights"
+    """Parameters, averages of them, buffers, bare arrays: they start from the torch side's values."""
+    OPTIMIZER = "optimizer"
+    """What an optimizer remembers: it starts as `build` makes it."""
+    OTHER = "other"
+    """Random keys, integers and booleans."""
+
+
+class Leaf(NamedTuple):
+    """One array of the state."""
+
+    name: str
+    """Its path: "model/fc1/kernel"."""
+    role: Role
+    path: tuple[Any, ...] = ()
+    """The same as keys, outside of nnx objects."""
+
+
+class Structure:
+    """How a state is taken apart.
+
+    Args:
+        state: What `build` gave.
+
+    """
+
+    def __init__(self, state: Any) -> None:
+        import jax
+
+        paths, self._tree = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_nnx)
+        self._static = [None if is_nnx(leaf) or _dynamic(leaf) else leaf for _, leaf in paths]
+        self._names = [path_name(path) for path, _ in paths]
+        self._is_nnx = [is_nnx(leaf) for _, leaf in paths]
+        self._is_dynamic = [not nnx and _dynamic(leaf) for (_, leaf), nnx in zip(paths, self._is_nnx, strict=True)]
+        self.objects = {name: leaf for name, (_, leaf) in zip(self._names, paths, strict=True) if is_nnx(leaf)}
+        """The nnx objects of the state as it was built, by path."""
+        self._graph, nnx_state = _split(list(self.objects.values()))
+        self._nnx_tree = jax.tree.structure(nnx_state)
+        self.leaves = [*self._nnx_leaves(nnx_state), *self._plain_leaves(state, paths)]
+
+    def _nnx_leaves(self, nnx_state: Any) -> list[Leaf]:
+        from flax import nnx
+
+        names = list(self.objects)
+        found = []
+        for path, variable in nnx.to_flat_state(nnx_state):
+            root = self.objects[names[path[0]]]
+            name = "/".join(filter(None, [names[path[0]], *map(str, path[1:])]))
+            random = isinstance(variable, nnx.RngState)
+            role = Role.OTHER if random else Role.OPTIMIZER if isinstance(root, nnx.Optimizer) else Role.WEIGHTS
+            found.append(Leaf(name, role if _floating(variable) or role == Role.OPTIMIZER else Role.OTHER))
+        return found
+
+    def _plain_leaves(self, state: Any, paths: Sequence[Any]) -> list[Leaf]:
+        optimizers = _optimizer_paths(state)
+
+        def role(name: str, leaf: Any) -> Role:
+            if any(name == path or name.startswith(f"{path}/") for path in optimizers):
+                return Role.OPTIMIZER
+            return Role.WEIGHTS if _floating(leaf) else Role.OTHER
+
+        named = zip(self._names, paths, self._is_dynamic, strict=True)
+        return [Leaf(name, role(name, leaf), _keys(path)) for name, (path, leaf), dynamic in named if dynamic]
+
+    def take_apart(self, state: Any) -> list[Any]:
+        """Give the arrays of a state of this structure, in the order of `leaves`.
+
+        Raises:
+            InputError: If the state has another structure: a step must keep it.
+
+        """
+        import jax
+
+        flat, tree = jax.tree.flatten(state, is_leaf=is_nnx)
+        if tree != self._tree:
+            raise InputError(
+                "the JAX step gives a state of another structure than it takes, so that it cannot be taken again:\n"
+                f"  takes {_short(self._tree)}\n  gives {_short(tree)}"
+            )
+        _, nnx_state = _split([leaf for leaf, nnx in zip(flat, self._is_nnx, strict=True) if nnx])
+        if (found := jax.tree.structure(nnx_state)) != self._nnx_tree:
+            raise InputError(
+                "the JAX step adds variables to an nnx module or takes some away, so that it cannot be taken again:\n"
+                f"  takes {_short(self._nnx_tree)}\n  gives {_short(found)}"
+            )
+        return [*jax.tree.leaves(nnx_state), *(x for x, dynamic in zip(flat, self._is_dynamic, strict=True) if dynamic)]
+
+    def put_together(self, arrays: Sequence[Any]) -> Any:
+        """Make a state of its arrays."""
+        import jax
+        from flax import nnx
+
+        size = self._nnx_tree.num_leaves
+        objects = iter(nnx.merge(self._graph, jax.tree.unflatten(self._nnx_tree, list(arrays[:size]))))
+        plain = iter(arrays[size:])
+        each = zip(self._static, self._is_nnx, self._is_dynamic, strict=True)
+        flat = [next(objects) if nnx else next(plain) if dynamic else fixed for fixed, nnx, dynamic in each]
+        return jax.tree.unflatten(self._tree, flat)
+
+
+def is_nnx(value: Any) -> bool:
+    """Tell whether a value is an nnx module, optimizer, generator or variable."""
+    from flax import nnx
+
+    return isinstance(value, nnx.Module | nnx.Optimizer | nnx.Rngs | nnx.RngStream | nnx.Variable)
+
+
+def _split(objects: list[Any]) -> Any:
+    from flax import nnx
+
+    return nnx.split(objects)
+
+
+def _dynamic(leaf: Any) -> bool:
+    """Tell whether a leaf is data: an array, a key or a number."""
+    import jax
+
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float)
+
+
+def _floating(leaf: Any) -> bool:
+    import jax.numpy as jnp
+
+    value = getattr(leaf, "value", leaf) if type(leaf).__module__.startswith("flax") else leaf
+    if isinstance(value, bool | int | float):
+        return isinstance(value, float)
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _keys(path: Any) -> tuple[Any, ...]:
+    return tuple(getattr(key, "name", getattr(key, "idx", getattr(key, "key", None))) for key in path)
+
+
+def path_name(path: Any) -> str:
+    """Write a path of JAX's as text: "model/fc1"."""
+    import jax
+
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _optimizer_paths(state: Any) -> list[str]:
+    """List where the state keeps what an optax optimizer remembers: its states are named tuples of optax's."""
+    import jax
+
+    def optax_state(value: Any) -> bool:
+        return isinstance(value, tuple) and hasattr(value, "_fields") and type(value).__module__.startswith("optax")
+
+    found = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda value: is_nnx(value) or optax_state(value))[0]
+    return [path_name(path) for path, value in found if optax_state(value)]
+
+
+def _short(tree: Any) -> str:
+    text = str(tree)
+    return text if len(text) < 300 else f"{text[:300]}..."

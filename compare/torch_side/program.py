@@ -1,0 +1,353 @@
+"""A torch training as its user wrote it: a state, and a step that changes it in place."""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compare.errors import InputError
+from compare.numerics.distance import ULPS
+from compare.step.batch import mapped
+from compare.step.observation import Event, Observation, Port, to_numpy
+from compare.torch_side.record import Record
+from compare.weights.layers import Layer
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class TorchProgram:
+    """One side of a comparison: a PyTorch training step, with everything that it changes.
+
+    Args:
+        build: Makes the training and gives `(state, step)`. It is called afresh for each run, with the same seeds. The
+            state is a dict, nested as you like, of modules, optimizers, schedulers, gradient scalers and tensors.
+            `step(state, batch)` changes them in place, and gives a dict of what is to be compared by name: "loss", a
+            scalar, is the trajectory. The batch's arrays come as tensors, floating-point ones in the precision of the
+            run.
+
+    Raises:
+        InputError: If `build` cannot be called.
+
+    """
+
+    build: Callable[[], tuple[Mapping[str, Any], Callable[[Any, Any], Mapping[str, Any]]]]
+
+    name = "torch"
+
+    def __post_init__(self) -> None:
+        if not callable(self.build):
+            raise InputError(
+                "TorchProgram(build) takes a function without arguments that gives (state, step), not a "
+                f"{type(self.build).__name__}"
+            )
+
+
+class State:
+    """The parts of a program's state, by path: "model", "optimizers.actor".
+
+    Args:
+        state: What `build` gave. Entries may be replaced by the step: it is read anew each time.
+
+    """
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self._state = state
+
+    def parts(self, kind: Any) -> dict[str, Any]:
+        """Give all entries of a kind, by path."""
+        return {path: value for path, value in _entries(self._state, "") if isinstance(value, kind)}
+
+    def tensors(self) -> "dict[str, torch.Tensor]":
+        """Give the bare tensors."""
+        import torch
+
+        return self.parts(torch.Tensor)
+
+    def container(self) -> "torch.nn.Module":
+        """Make one module that has all modules of the state as children, under their paths."""
+        import torch
+
+        root = torch.nn.Module()
+        for path, module in self.parts(torch.nn.Module).items():
+            *parents, name = path.split(".")
+            inner = root
+            for parent in parents:
+                if not hasattr(inner, parent):
+                    inner.add_module(parent, torch.nn.Module())
+                inner = getattr(inner, parent)
+            inner.add_module(name, module)
+        return root
+
+
+def _entries(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """List the entries of nested dicts, lists and tuples with their paths."""
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else None
+    if items is None:
+        yield path, tree
+        return
+    for key, value in items:
+        name = str(key)
+        if "." in name:
+            raise InputError(f"the torch state has the key {name!r}: a key must not contain a dot")
+        yield from _entries(value, f"{path}.{name}" if path else name)
+
+
+class TorchProgramRun:
+    """A run of a torch program, in one precision.
+
+    Args:
+        side: The program.
+        dtype: "float32" or "float64". The program is built in its own precision; its modules and tensors are then cast.
+        device: "cpu" or "cuda".
+        overwritten: What its modules overwrite in place after it was recorded, and a record must copy.
+
+    Raises:
+        InputError: If `build` does not give a state and a step.
+
+    """
+
+    def __init__(self, side: TorchProgram, dtype: str, device: str, overwritten: frozenset[Port] = frozenset()) -> None:
+        import torch
+
+        self.dtype, self.device, self.overwritten = getattr(torch, dtype), device, overwritten
+        self.lifted = dtype == "float64"
+        self.noise: np.random.Generator | None = None
+        """What moves the run, if anything does: see `perturb`."""
+        with seeded():
+            state, self._step = _built(side)
+        self._entries: dict[str, Any] = dict(state)
+        self.state = State(self._entries)
+        self.model = self.state.container()
+        for tensor in [*self.model.parameters(), *self.model.buffers(), *self.state.tensors().values()]:
+            tensor.data = self._cast(tensor.data)
+        self.parameters = dict(self.model.named_parameters())
+        self._names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self.optimizers: dict[str, torch.optim.Optimizer] = self.state.parts(torch.optim.Optimizer)
+        self._named_bare()
+        self.trained = frozenset(
+            name
+            for optimizer in self.optimizers.values()
+            for group in optimizer.param_groups
+            for name in (self._name(parameter) for parameter in group["params"])
+        )
+        """The parameters that an optimizer has."""
+
+    def _named_bare(self) -> None:
+        """Name the bare tensors that an optimizer trains, such as a temperature."""
+        for name, tensor in self.state.tensors().items():
+            self._names.setdefault(id(tensor), name)
+
+    def _name(self, parameter: Any) -> str:
+        if id(parameter) not in self._names:
+            raise InputError(
+                f"an optimizer of the torch state trains a tensor of shape {tuple(parameter.shape)} that no module and "
+                "no entry of the state holds: add it to the state"
+            )
+        return self._names[id(parameter)]
+
+    def _cast(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+    def layers(self) -> list[Layer]:
+        """List what holds weights: the state's modules, and its bare tensors."""
+        from compare.torch_side.layers import torch_layers
+
+        bare = {name: tuple(tensor.shape) for name, tensor in self._numbers().items()}
+        return [*torch_layers(self.model), *(Layer(n, "", {"kind": ""}, {n: shape}) for n, shape in bare.items())]
+
+    def _numbers(self) -> "dict[str, torch.Tensor]":
+        """Give the bare tensors that hold floating-point numbers."""
+        return {name: tensor for name, tensor in self.state.tensors().items() if tensor.is_floating_point()}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Copy parameters, buffers and bare tensors, by name."""
+        tensors = {**self.model.state_dict(keep_vars=True), **self._numbers()}
+        return {name: np.array(to_numpy(tensor)) for name, tensor in tensors.items()}
+
+    def tensor(self, array: Any) -> Any:
+        """Copy an array of a batch as a tensor."""
+        import torch
+
+        if not isinstance(array, np.ndarray | np.generic):
+            return array
+        dtype = str(self.dtype).removeprefix("torch.") if array.dtype.kind == "f" else array.dtype
+        return torch.from_numpy(np.array(array, dtype)).to(self.device)
+
+    def perturb(self, seed: int) -> None:
+        """Change parameters by a few units in the last place, to see what follows."""
+        import torch
+
+        self.noise = np.random.default_rng(seed)
+        with torch.no_grad():
+            for parameter in [*self.parameters.values(), *self._numbers().values()]:
+                noise = self.tensor(self.noise.choice((-1.0, 1.0), tuple(parameter.shape)))
+                parameter.mul_(1 + ULPS * torch.finfo(parameter.dtype).eps * noise)
+
+    def step(self, batch: Any, record: Record | None = None) -> Observation:
+        """Take one step of the program, and show everything that it changes."""
+        import torch
+
+        record = record or Record(self.overwritten)
+        before = {name: tensor.detach().clone() for name, tensor in self._floating().items()}
+        watch = _Watch(self, record)
+        with record.of(self.model), watch.watching():
+            shown = self._step(self._entries, mapped(batch, self.tensor))
+        if not isinstance(shown, Mapping):
+            raise InputError(
+                f"the torch step must give a dict of what it shows, such as {{'loss': loss}}, and gave a "
+                f"{type(shown).__name__}"
+            )
+        after = self._floating()
+        updates = {name: after[name].detach() - old for name, old in before.items() if name in after}
+        values = {name: torch.as_tensor(value).detach() for name, value in shown.items()}
+        return Observation(
+            loss=values.get("loss"),
+            gradients=watch.gradients,
+            updates={name: update for name, update in updates.items() if name in self.trained},
+            parameters={name: tensor for name, tensor in after.items() if name in self.trained},
+            optimizer=self.optimizer_state(),
+            buffers=self._buffers(trained=True),
+            state={name: tensor for name, tensor in after.items() if name not in self.trained}
+            | self._buffers(trained=False),
+            shown={name: value for name, value in values.items() if name != "loss"},
+            forward=record.seen,
+            order=watch.order(),
+        )
+
+    def _floating(self) -> "dict[str, torch.Tensor]":
+        return {**self.parameters, **self._numbers()}
+
+    def _buffers(self, *, trained: bool) -> "dict[str, torch.Tensor]":
+        """Give the floating-point buffers of modules that an optimizer trains, or of the others."""
+        roots = {name.partition(".")[0] for name in self.trained}
+        return {
+            name: buffer
+            for name, buffer in self.model.named_buffers()
+            if buffer.is_floating_point() and (name.partition(".")[0] in roots) == trained
+        }
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Give the optimizers' states, named "slot/parameter"."""
+        return {
+            f"{slot}/{self._name(parameter)}": value
+            for optimizer in self.optimizers.values()
+            for parameter, slots in optimizer.state.items()
+            for slot, value in slots.items()
+            if isinstance(value, torch_tensor() | int | float)
+        }
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Give the optimizers' settings for each parameter, by name."""
+        return {
+            self._name(parameter): {key: value for key, value in group.items() if key != "params"}
+            for optimizer in self.optimizers.values()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+
+    def rates(self) -> dict[str, list[float]]:
+        """Give the learning rates of each optimizer's parameter groups."""
+        return {
+            name: [float(group.get("lr", 0.0)) for group in optimizer.param_groups]
+            for name, optimizer in self.optimizers.items()
+        }
+
+
+class _Watch:
+    """What optimizers are given and do within one step, in order."""
+
+    def __init__(self, run: TorchProgramRun, record: Record) -> None:
+        self.run, self.record = run, record
+        self.gradients: dict[str, Any] = {}
+        self._events: list[Event] = []
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch while this lasts."""
+        handles = []
+        for optimizer in self.run.optimizers.values():
+            handles.append(optimizer.register_step_pre_hook(self._given))
+            handles.append(optimizer.register_step_post_hook(self._updated))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _given(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Keep the gradients that an optimizer is given; those of a second time within the step under a number."""
+        import torch
+
+        del args, kwargs
+        self._seen()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                name, gradient = self.run._name(parameter), parameter.grad
+                name = numbered(name, self.gradients)
+                self.gradients[name] = torch.zeros_like(parameter) if gradient is None else gradient.detach().clone()
+                self._events.append(("gradient", name))
+
+    def _updated(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        for group in optimizer.param_groups:
+            self._events += [("update", self.run._name(parameter)) for parameter in group["params"]]
+
+    def _seen(self) -> None:
+        """Note which modules have run by now."""
+        known = {event for event in self._events if event[0] == "forward"}
+        self._events += [("forward", port) for port in self.record.seen if ("forward", port) not in known]
+
+    def order(self) -> dict[Event, int]:
+        """Rank what the step shows, in the order in which it was computed."""
+        self._seen()
+        ranks: dict[Event, int] = {}
+        for rank, event in enumerate(self._events):
+            ranks.setdefault(event, rank)
+        return ranks
+
+
+def numbered(name: str, seen: Mapping[str, Any]) -> str:
+    """Name the gradient of a parameter: "fc1.weight", and "fc1.weight#2" the second time within a step."""
+    number = 1
+    while (name if number == 1 else f"{name}#{number}") in seen:
+        number += 1
+    return name if number == 1 else f"{name}#{number}"
+
+
+@contextlib.contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Seed torch's, NumPy's and Python's global generators while this lasts, and put their states back."""
+    import torch
+
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's code may use it
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+def torch_tensor() -> Any:
+    """Give the class of tensors, without importing torch before it is used."""
+    import torch
+
+    return torch.Tensor
+
+
+def _built(side: TorchProgram) -> tuple[Mapping[str, Any], Callable[[Any, Any], Any]]:
+    built = side.build()
+    if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], Mapping) and callable(built[1])):
+        raise InputError(
+            "TorchProgram(build): build() must give (state, step), a dict of modules, optimizers and tensors and a "
+            f"function of (state, batch), and gave {type(built).__name__}"
+        )
+    return built
