@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -119,14 +120,14 @@ def _with_parameters(links: Sequence[Link], torch: Observation, jax: Observation
         yield f"{name.removesuffix(parameter[shared:])}{parameter}", name
 
 
-def _parameter(name: str, value: object, trained: set[str], parameters: Mapping[str, object]) -> str | None:
+def _parameter(name: str, value: Any, trained: set[str], parameters: Mapping[str, Any]) -> str | None:
     """Find the parameter of an array of an optimizer's state: the longest common end, among those of its shape."""
     best: tuple[int, int, int, str] | None = None
     keys = name.split("/")
     for parameter in parameters:
         path = parameter.split("/")
         common = next((n for n in range(len(path)) if keys[-n - 1 :][:1] != path[-n - 1 :][:1]), len(path))
-        if not common or np.shape(value) != np.shape(parameters[parameter]):  # type: ignore[arg-type]
+        if not common or np.shape(value) != np.shape(parameters[parameter]):
             continue
         score = (common, parameter in trained, _likeness(keys, path[: len(path) - common]), parameter)
         best = max(best, score) if best else score

@@ -173,15 +173,14 @@ def _check_programs(
 ) -> Report:
     for side, kind, what in ((torch, TorchProgram, "TorchProgram"), (jax, JaxProgram, "JaxProgram")):
         if not isinstance(side, kind):
-            raise InputError(
-                f"a program is compared with a program: give a compare.{what}, not a {type(side).__name__}"
-            )
-    given = checked_batches(batches)
-    steps = _checked_steps(steps, len(given))
+            other = type(side).__name__
+            raise InputError(f"a program is compared with a program: give a compare.{what}, not a {other}")
+    listed = checked_batches(batches)
+    steps = _checked_steps(steps, len(listed))
     device = resolve(device)
     progress(Progress("mapping the weights"))
     with running(device, 0):
-        return ProgramCheck(ProgramPair(torch, jax, given, weights, device), name, steps, progress).report()
+        return ProgramCheck(ProgramPair(torch, jax, listed, weights, device), name, steps, progress).report()
 
 
 def _checked_steps(steps: int | None, batches: int) -> int:

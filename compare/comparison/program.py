@@ -64,9 +64,7 @@ class ProgramPair:
         self.size = sum(array.size for array in self.start.values())
         self.links = find_links(run.layers(), port.layers(), weights)
         if not any(link.torch in run.trained for link in self.links):
-            raise InputError(
-                "no tensor that torch's optimizers train has a partner in the JAX state: nothing is compared"
-            )
+            raise InputError("no tensor that torch's optimizers train has a partner in the JAX state")
 
     def _probe(self) -> None:
         """Take torch's first step twice: see its modules, what it overwrites in place, and if it repeats itself."""
@@ -202,9 +200,7 @@ def checked_batches(batches: Any) -> list[Any]:
     from compare.step.batch import checked_array, mapped
 
     if not isinstance(batches, Sequence) or isinstance(batches, str) or not len(batches):
-        raise InputError(
-            f"batches must be a list of batches, each a dict of NumPy arrays, not {type(batches).__name__}"
-        )
+        raise InputError(f"batches must be a list of dicts of NumPy arrays, not a {type(batches).__name__}")
     return [
         mapped(batch, functools.partial(checked_array, f"batches[{number}]")) for number, batch in enumerate(batches)
     ]

@@ -2,11 +2,12 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
 
 from compare.device import give_back_memory
-from compare.jax_side.run import JaxRun
-from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.step.observation import Observation, Stream, halves
 from compare.step.user_code import at_step
@@ -14,10 +15,27 @@ from compare.torch_side.control import ControlledRun
 from compare.torch_side.run import TorchRun
 
 
+class TorchSteps(Protocol):
+    """A run of the torch side: of a model or of a program."""
+
+    lifted: bool
+    noise: "np.random.Generator | None"
+
+    def step(self, batch: Any) -> Observation:
+        """Take one step."""
+
+
+class JaxSteps(Protocol):
+    """A run of the JAX side: of a model or of a program."""
+
+    def step(self, batch: Any, draws: Sequence[Draw]) -> Observation:
+        """Take one step with given random numbers."""
+
+
 class Stepper:
     """Takes runs through steps. What the first of torch's draws at random, the others get as well."""
 
-    def __init__(self, batches: list[Batch], size: int) -> None:
+    def __init__(self, batches: list[Any], size: int) -> None:
         self.batches, self.size = batches, size
         self.draws: list[list[Draw]] = []
         """The random numbers of each step."""
@@ -42,7 +60,7 @@ class Stepper:
             self.pinned |= dict.fromkeys(controlled.pinned)
             yield shown.pop()
 
-    def jax(self, start: Callable[[], JaxRun]) -> Stream:
+    def jax(self, start: Callable[[], JaxSteps]) -> Stream:
         """Take the JAX side's steps in halves; the run is there with the first."""
         give_back_memory(self.size)
         run = start()
@@ -52,7 +70,7 @@ class Stepper:
                 shown = [run.step(batch, self.draws[number])]
             yield from halves(shown.pop())
 
-    def whole(self, run: TorchRun) -> Iterator[Observation]:
+    def whole(self, run: TorchSteps) -> Iterator[Observation]:
         """Take torch's steps one by one."""
         for number, batch in enumerate(itertools.cycle(self.batches)):
             with self._at(number), self._controlled(run, number):
@@ -62,7 +80,7 @@ class Stepper:
     def _at(self, number: int) -> contextlib.AbstractContextManager[None]:
         return at_step(number, len(self.batches))
 
-    def _controlled(self, run: TorchRun, number: int) -> ControlledRun:
+    def _controlled(self, run: TorchSteps, number: int) -> ControlledRun:
         known = number < len(self.draws)
         controlled = ControlledRun(lift=run.lifted, moved=run.noise, replay=self.draws[number] if known else None)
         if not known:

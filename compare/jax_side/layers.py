@@ -176,13 +176,13 @@ def _tensor(array: Any, *, buffer: bool = False) -> Tensor:
     return Tensor(tuple(array.shape), buffer, integer=not jax.numpy.issubdtype(array.dtype, np.inexact))
 
 
-def state_layers(state: Any, shapes: Mapping[tuple[Any, ...], tuple[int, ...]]) -> list[Layer]:
+def state_layers(state: Any, tensors: Mapping[tuple[Any, ...], Tensor]) -> list[Layer]:
     """List the layers of what a program's state holds beside nnx modules, by the paths of the arrays.
 
     Types are read off Equinox modules; those of Linen's parameters from automatic names, as in "Dense_0".
     """
     layers = []
-    for layer in collect(state, shapes):
+    for layer in collect(state, tensors):
         automatic = re.search(r"(?:^|/)([A-Z]\w*)_\d+$", layer.path)
         if not layer.type and automatic:
             layer = layer._replace(type=automatic[1], settings={**layer.settings, "kind": KINDS.get(automatic[1], "")})

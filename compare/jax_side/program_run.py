@@ -18,7 +18,7 @@ from compare.numerics.distance import ULPS
 from compare.step.batch import mapped
 from compare.step.draws import NO_HINTS, Draw, Hints
 from compare.step.observation import Observation
-from compare.weights.layers import Layer
+from compare.weights.layers import Layer, Tensor
 
 
 class JaxProgramRun:
@@ -85,7 +85,7 @@ class JaxProgramRun:
                 found += [_under(root, layer) for layer in nnx_layers(value)]
                 inside.update(name for layer in found for name in layer.tensors)
         rest = {
-            leaf.path: tuple(np.shape(value))
+            leaf.path: Tensor(tuple(np.shape(value)))
             for leaf, value in zip(self.leaves, self.values, strict=True)
             if leaf.role == Role.WEIGHTS and leaf.name not in inside
         }
@@ -184,8 +184,8 @@ class JaxProgramRun:
             if len(fitting) != 1:
                 which = " or ".join(fitting) or "no array of the state"
                 raise InputError(
-                    f"the JAX step shows a gradient {inner!r}, which is that of {which}. Show gradients under the paths "
-                    'of the state: {"gradients": {"model": grads}}'
+                    f"the JAX step shows a gradient {inner!r}, which is that of {which}. Show gradients under the "
+                    'paths of the state: {"gradients": {"model": grads}}'
                 )
             found[fitting[0]] = gradient
         return found

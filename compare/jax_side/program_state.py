@@ -46,7 +46,8 @@ class Structure:
     def __init__(self, state: Any) -> None:
         import jax
 
-        paths, self._tree = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_nnx)
+        found: Any = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_nnx)
+        paths, self._tree = found
         self._static = [None if is_nnx(leaf) or _dynamic(leaf) else leaf for _, leaf in paths]
         self._names = [path_name(path) for path, _ in paths]
         self._is_nnx = [is_nnx(leaf) for _, leaf in paths]
@@ -54,7 +55,7 @@ class Structure:
         self.objects = {name: leaf for name, (_, leaf) in zip(self._names, paths, strict=True) if is_nnx(leaf)}
         """The nnx objects of the state as it was built, by path."""
         self._graph, nnx_state = _split(list(self.objects.values()))
-        self._nnx_tree = jax.tree.structure(nnx_state)
+        self._nnx_tree: Any = jax.tree.structure(nnx_state)
         self.leaves = [*self._nnx_leaves(nnx_state), *self._plain_leaves(state, paths)]
 
     def _nnx_leaves(self, nnx_state: Any) -> list[Leaf]:
@@ -63,10 +64,16 @@ class Structure:
         names = list(self.objects)
         found = []
         for path, variable in nnx.to_flat_state(nnx_state):
-            root = self.objects[names[path[0]]]
-            name = "/".join(filter(None, [names[path[0]], *map(str, path[1:])]))
+            root = names[int(str(path[0]))]
+            name = "/".join(filter(None, [root, *map(str, path[1:])]))
             random = isinstance(variable, nnx.RngState)
-            role = Role.OTHER if random else Role.OPTIMIZER if isinstance(root, nnx.Optimizer) else Role.WEIGHTS
+            role = (
+                Role.OTHER
+                if random
+                else Role.OPTIMIZER
+                if isinstance(self.objects[root], nnx.Optimizer)
+                else Role.WEIGHTS
+            )
             found.append(Leaf(name, role if _floating(variable) or role == Role.OPTIMIZER else Role.OTHER))
         return found
 

@@ -1,0 +1,73 @@
+"""What the programs share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+
+class Pair(NamedTuple):
+    """A training, its port and the batches of both."""
+
+    original: Callable[[], Any]
+    port: Callable[[], Any]
+    batches: list[Any]
+
+
+class TorchNet(torch.nn.Module):
+    """A small network, with a norm that keeps running statistics if `norm` is set."""
+
+    def __init__(self, inputs: int = 5, outputs: int = 3, hidden: int = 8, *, norm: bool = False) -> None:
+        super().__init__()
+        self.fc1 = torch.nn.Linear(inputs, hidden)
+        self.norm = torch.nn.BatchNorm1d(hidden) if norm else None
+        self.fc2 = torch.nn.Linear(hidden, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.fc1(x)
+        return self.fc2(torch.tanh(h if self.norm is None else self.norm(h)))
+
+
+class BatchNorm(nnx.Module):
+    """A batch norm that keeps the unbiased variance, as torch's does and Flax's does not."""
+
+    def __init__(self, size: int) -> None:
+        self.scale, self.bias = nnx.Param(jnp.ones(size)), nnx.Param(jnp.zeros(size))
+        self.mean, self.var = nnx.BatchStat(jnp.zeros(size)), nnx.BatchStat(jnp.ones(size))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mean, var = x.mean(0), x.var(0)
+        self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean
+        self.var[...] = 0.9 * self.var[...] + 0.1 * x.var(0, ddof=1)
+        return (x - mean) / jnp.sqrt(var + 1e-5) * self.scale[...] + self.bias[...]
+
+
+class FlaxNet(nnx.Module):
+    """The same network in Flax."""
+
+    def __init__(
+        self, rngs: nnx.Rngs, inputs: int = 5, outputs: int = 3, hidden: int = 8, *, norm: bool = False
+    ) -> None:
+        self.fc1 = nnx.Linear(inputs, hidden, rngs=rngs)
+        self.norm = BatchNorm(hidden) if norm else None
+        self.fc2 = nnx.Linear(hidden, outputs, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = self.fc1(x)
+        return self.fc2(jnp.tanh(h if self.norm is None else self.norm(h)))
+
+
+def drawn(seed: int = 0, count: int = 3, size: int = 12, **shapes: tuple[int, ...]) -> list[dict[str, np.ndarray]]:
+    """Draw batches of normal numbers: `drawn(x=(5,), y=(3,))`."""
+    rng = np.random.default_rng(seed)
+    return [{name: rng.normal(size=(size, *shape)) for name, shape in shapes.items()} for _ in range(count)]
+
+
+def clip_as_torch(gradients: Any, most: float) -> Any:
+    """Clip by the global norm as `torch.nn.utils.clip_grad_norm_` does, with its 1e-6."""
+    norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradients)))
+    return jax.tree.map(lambda leaf: leaf * jnp.minimum(1.0, most / (norm + 1e-6)), gradients)
