@@ -1,5 +1,6 @@
 """What `torch.optim` and `optax` remember from step to step, matched by name."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -70,9 +71,8 @@ def align_state(
             if slot.torch == "momentum_buffer" and f"square_avg/{link.torch}" in torch.optimizer:
                 slot = _RMSPROP_MOMENTUM
             whole = to_numpy(torch.optimizer[ours]).ndim == 0 and slot.torch == "step"
-            theirs = next(
-                (name for field in slot.jax for name in fields.get((field, "" if whole else link.jax), [])), None
-            )
+            among = [name for field in slot.jax for name in fields.get((field, "" if whole else link.jax), [])]
+            theirs = _nearest(among, [name for names in fields.values() for name in names if name.endswith(link.jax)])
             if theirs is None or not _fits(link, whole, torch.optimizer[ours], jax.optimizer[theirs]):
                 continue
             met |= {ours, theirs}
@@ -105,6 +105,18 @@ def _fields(state: Iterable[str], parameters: Iterable[str]) -> dict[tuple[str, 
         field = name.removesuffix(f"/{parameter}").rpartition("/")[2]
         fields.setdefault((field, parameter), []).append(name)
     return fields
+
+
+def _nearest(names: list[str], beside: list[str]) -> str | None:
+    """Of several counters take that of the state that has the parameter's moments: the longest common beginning."""
+    if len(names) < 2:
+        return names[0] if names else None
+
+    def shared(name: str, other: str) -> int:
+        pairs = zip(name.split("/"), other.split("/"), strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda keys: keys[0] == keys[1], pairs))
+
+    return max(names, key=lambda name: max((shared(name, other) for other in beside), default=0))
 
 
 def _fits(link: Link, whole: bool, ours: Any, theirs: Any) -> bool:

@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lift import Lifter
-from compare.jax_side.primitives import NAME
+from compare.jax_side.primitives import NAME, Cond
 from compare.jax_side.record import leaves
 from compare.step.observation import Port
 
@@ -128,12 +130,34 @@ def _named_update(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def update(optimizer: Any, model: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:
-        path = vars(model).get(PATH) if hasattr(model, "__dict__") else None
-        if path is not None:
-            grads = named(grads, "gradient", "", path)
-        return original(optimizer, model, grads, *args, **kwargs)
+        return original(optimizer, model, _named_gradient(model, grads), *args, **kwargs)
 
     return update
+
+
+def _named_gradient(model: Any, grads: Any) -> Any:
+    """Name each gradient by the path in the state of the innermost module that has one, and the path within it.
+
+    The model may be a container of the state's modules that the step has made.
+    """
+    import jax
+    from jax.ad_checkpoint import checkpoint_name
+
+    def name(path: Any, gradient: Any) -> Any:
+        keys = [getattr(key, "key", getattr(key, "idx", getattr(key, "name", None))) for key in path]
+        inner, root, rest = model, vars(model).get(PATH), keys
+        for at, key in enumerate(keys):
+            inner = getattr(inner, key, None) if isinstance(key, str) else inner[key]
+            if not hasattr(inner, "__dict__"):
+                break
+            if (own := vars(inner).get(PATH)) is not None:
+                root, rest = own, keys[at + 1 :]
+        if root is None:
+            return gradient
+        leaf = ".".join(str(key) for key in rest if key != "value")
+        return checkpoint_name(gradient, str(Label("gradient", "", root, leaf)))
+
+    return jax.tree_util.tree_map_with_path(name, grads)
 
 
 def _named_gradients(original: Callable[..., Any], numbers: Iterator[str]) -> Callable[..., Any]:
@@ -174,6 +198,11 @@ def _linen_call(roots: list[str], function: Any, args: Any, kwargs: Any, context
     return named(function(*args, **kwargs), "output", roots[-1], path, kind)
 
 
+Shown = dict[tuple[str, str, str, int], tuple[Any, Any]]
+"""One value from within a program: what it is, the module's path, the leaf and the number of axes; and with the value
+whether it was computed at all, which in a branch that was not taken it was not."""
+
+
 class Watch:
     """What the named operations of one program show, read while the program is run.
 
@@ -190,8 +219,8 @@ class Watch:
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution."""
 
-    def see(self, text: str, value: Any) -> "dict[tuple[str, str, str, int], Any] | None":
-        """Give what a named operation shows, under what it is; None if nothing is to be shown."""
+    def see(self, text: str, value: Any) -> "Shown | None":
+        """Give what a named operation shows; None if nothing is to be shown."""
         label = Label.of(text)
         if label is None:
             return None
@@ -204,11 +233,10 @@ class Watch:
         root = self._roots.get(label.root, "") if label.root else ""
         path = "/".join(filter(None, (root, label.path)))
         if label.what == "gradient":
-            return {
-                ("gradient", f"{path}/{label.leaf.replace('.', '/').removesuffix('/value')}", "", value.ndim): value
-            }
+            inner = label.leaf.replace(".", "/").removesuffix("/value")
+            return {("gradient", f"{path}/{inner}", "", value.ndim): (value, True)}
         self.kinds.setdefault(path, label.kind)
-        return {(label.what, path, label.leaf, value.ndim): value}
+        return {(label.what, path, label.leaf, value.ndim): (value, True)}
 
 
 class _Watching(Interpreter):
@@ -222,6 +250,33 @@ class _Watching(Interpreter):
                 self.shown.append(seen)
             return list(args)
         return super().operation(eqn, args, given)
+
+    def cond(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Build a conditional anew; what its branches show comes out with whether the branch was taken."""
+        import jax
+        import jax.numpy as jnp
+
+        choice = Cond.of(eqn)
+        if choice.platforms is not None:
+            return super().cond(eqn, args, given)
+        index, *rest = args
+
+        def branch(number: int, *args: Any) -> tuple[list[Any], list[Shown]]:
+            outputs, shown = self.enclosed(choice.branches[number], args)
+            return self._carried(outputs, eqn.outvars), shown
+
+        numbers = range(len(choice.branches))
+        shapes = [jax.eval_shape(functools.partial(branch, number), *rest)[1] for number in numbers]
+        empty = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape) for shape in shapes]
+
+        def taken(number: int, *args: Any) -> Any:
+            outputs, shown = branch(number, *args)
+            arrays = jax.tree.map(jnp.asarray, shown)
+            return outputs, [arrays if other == number else empty[other] for other in numbers]
+
+        outputs, shown = jax.lax.switch(index, [functools.partial(taken, number) for number in numbers], *rest)
+        self.shown += [item for each in shown for item in each]
+        return list(outputs)
 
     def checkpoint(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Run a checkpoint in place; what its backward pass computes again is not shown again."""
@@ -254,7 +309,7 @@ class Seen(NamedTuple):
     gradients: dict[str, Any]
 
 
-def sorted_out(shown: Sequence[Mapping[tuple[str, str, str, int], Any]]) -> Seen:
+def sorted_out(shown: Sequence[Shown]) -> Seen:
     """Number the calls of each module and the gradients of each parameter, in order of execution.
 
     What was shown within a scan or vmap has more axes than it had there: each iteration is a call.
@@ -262,9 +317,13 @@ def sorted_out(shown: Sequence[Mapping[tuple[str, str, str, int], Any]]) -> Seen
     calls: Counter[tuple[str, str, str]] = Counter()
     forward: dict[Port, Any] = {}
     gradients: dict[str, Any] = {}
-    for (what, path, leaf, axes), value in (item for each in shown for item in each.items()):
+    for (what, path, leaf, axes), (value, computed) in (item for each in shown for item in each.items()):
         single = value.reshape((-1, *value.shape[value.ndim - axes :])) if value.ndim > axes else [value]
-        for array in single:
+        known = np.ravel(np.asarray(computed))
+        known = known if len(known) == len(single) else np.repeat(known, len(single) // len(known))
+        for array, is_known in zip(single, known, strict=True):
+            if not is_known:
+                continue
             number = calls[what, path, leaf]
             calls[what, path, leaf] += 1
             if what == "gradient":

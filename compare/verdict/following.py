@@ -33,6 +33,13 @@ _WEIGHED: Mapping[tuple[str, str], Callable[..., None]] = {
 }
 """What is held against what."""
 
+_ERRORS: Mapping[tuple[str, str], str] = {
+    ("torch32", "torch64"): "error_torch",
+    ("jax64", "torch64"): "error64",
+    ("jax32", "jax64"): "error_jax",
+}
+"""Where the distance of each pair of runs is kept."""
+
 _AFTER_UPDATE = ("update", "parameters", "buffers", "state")
 """Stages that the second half of a step shows."""
 
@@ -104,7 +111,10 @@ class _Following:
 
     def _weigh(self, half: int, names: tuple[str, str], seen: Mapping[str, Observation]) -> None:
         for pairing, quantity in self.pairs[half]:
-            arrays = [reader(pairing, name)(seen[name]) for name in names]
+            arrays = [_computed(pairing, name, seen[name]) for name in names]
+            if any(array is None for array in arrays):
+                quantity.add_absent(_ERRORS[names], on_both=all(array is None for array in arrays))
+                continue
             if pairing.operands and "torch64" in names:
                 arrays.append(pairing.operands(seen["torch64"]))
             _WEIGHED[names](quantity, *arrays)
@@ -120,6 +130,14 @@ class _Following:
                     "the steps from there on would prove nothing. Lower the learning rate, or take fewer steps"
                 )
         return all(finite.values())
+
+
+def _computed(pairing: Pairing, run: str, seen: Observation) -> np.ndarray | None:
+    """Give what a run has computed, or None where it has not at this step: a branch may run at some steps only."""
+    try:
+        return reader(pairing, run)(seen)
+    except KeyError:
+        return None
 
 
 def reader(pairing: Pairing, run: str) -> Read:
@@ -206,5 +224,8 @@ def weigh_noise(followed: Followed, moved: Sequence[Stream], side: str) -> None:
     for number, seen in enumerate(itertools.islice(zip(*moved, strict=False), 2 * followed.steps)):
         for pairing, quantity in pairs:
             if (pairing.stage in _AFTER_UPDATE) == number % 2:
-                for one, other in itertools.combinations(map(reader(pairing, side), seen), 2):
+                computed = [_computed(pairing, side, each) for each in seen]
+                for one, other in itertools.combinations([array for array in computed if array is not None], 2):
                     quantity.add_noise(number // 2, one, other)
+                if all(array is None for array in computed):
+                    quantity.add_noise(number // 2, np.zeros(1), np.zeros(1))

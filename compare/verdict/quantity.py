@@ -99,6 +99,20 @@ class Quantity:
         size, otherwise = self._sizes(len(self.error64), torch64, operands)
         self.error64.append(distance(jax64, torch64, otherwise, size))
 
+    def add_absent(self, error: str, *, on_both: bool) -> None:
+        """Note that of two runs at least one has not computed it at this step.
+
+        Args:
+            error: The field with the distance of these runs: "error64", "error_torch" or "error_jax".
+            on_both: Whether neither has: then they agree.
+
+        """
+        getattr(self, error).append(0.0 if on_both else np.inf)
+        if error == "error_torch":
+            self.cancellation.append(1.0)
+        if error != "error_jax" and len(self.sizes) < len(getattr(self, error)):
+            self.sizes.append((0.0, 0.0))
+
     def _sizes(self, step: int, torch64: np.ndarray, operands: np.ndarray | None) -> tuple[float, float]:
         if step == len(self.sizes):
             with np.errstate(over="ignore"):
