@@ -1,4 +1,4 @@
-"""An error in the search for a cause takes neither the report nor what was found with it, and is no "no cause found"."""
+"""An error in the search for a cause takes neither the report nor its findings, and is no "no cause found"."""
 
 import json
 from typing import Any
@@ -58,8 +58,7 @@ def test_the_report_stands(broken: str, doing: str, monkeypatch: pytest.MonkeyPa
 
 def test_a_search_that_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from compare.comparison import explanation
-
-    explain = explanation.explain
+    from compare.diagnosis.search import explain
 
     def first_fails(found: Any, *args: Any) -> Any:
         return fails() if found.divergence.stage == "forward" else explain(found, *args)
@@ -86,7 +85,7 @@ def test_what_torch_refuses_is_no_bug_and_a_wrong_table_is_one() -> None:
 
     call = Call("add", torch.add, (torch.zeros(2), torch.zeros(3)), {}, signature=None)  # type: ignore[arg-type]
     with bugs.collected() as found:
-        for rewrite in (lambda call: call.function(*call.args), lambda call: {}["eps"]):
+        for rewrite in (lambda call: call.function(*call.args), lambda call: dict[str, Any]()["eps"]):
             with pytest.raises(NotApplicable, match=r"^add: "):
                 _rewritten(rewrite, call)
     assert [bug.error for bug in found] == ["KeyError: 'eps'"]

@@ -35,8 +35,8 @@ def ema(fault: str = "") -> Pair:
             with torch.no_grad():
                 for old, new in zip(average.parameters(), model.parameters(), strict=True):
                     old.lerp_(new, 0.1)
-                for old, new in zip(average.buffers(), model.buffers(), strict=True):
-                    old.copy_(new)
+                for kept, buffer in zip(average.buffers(), model.buffers(), strict=True):
+                    kept.copy_(buffer)
             return {"loss": loss}
 
         return {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}, step
@@ -87,7 +87,7 @@ def accumulation(fault: str = "") -> Pair:
 
         def step(state: Any, batch: Any) -> Any:
             optimizer.zero_grad()
-            total = 0.0
+            total = torch.zeros(())
             for x, y in zip(batch["x"], batch["y"], strict=True):
                 loss = torch.nn.functional.mse_loss(model(x), y) / len(batch["x"])
                 loss.backward()
