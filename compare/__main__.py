@@ -19,4 +19,4 @@ except KeyboardInterrupt:
     status = 130
 sys.stdout.flush()
 sys.stderr.flush()
-os._exit(status if isinstance(status, int) else 0)
+os._exit(status if isinstance(status, int) else 0 if status is None else 3)

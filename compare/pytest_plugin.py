@@ -7,6 +7,7 @@ Neither framework is imported until a test uses the fixture.
 """
 
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,7 @@ def parity(request: pytest.FixtureRequest) -> "Callable[..., Report]":
         node.user_properties.extend(properties(report).items())
         if folder := _folder(config):
             number = [name for name, _ in node.user_properties].count("parity_verdict")
-            _write(report, folder, f"{node.nodeid}-{number}" if number > 1 else node.nodeid)
+            _write(report, folder, _file_name(node.nodeid, number))
         strict = option("strict") if strict is None else strict
         if not report.ok or (strict and report.verdict != "match"):
             pytest.fail(f"{report.headline}\n\n{report}", pytrace=False)  # pytest's short summary has the first line
@@ -92,9 +93,26 @@ def _folder(config: pytest.Config) -> Path | None:
     return config.rootpath / configured if configured else None
 
 
+def _file_name(test: str, number: int) -> str:
+    """Name a file after a test: its id, in characters that any file system takes.
+
+    "tests/test_a.py::test_b[c]" is "tests-test_a.py-test_b-c". Where that could be another test's name too, since
+    characters of the id are lost, it ends in a digest of the id.
+    """
+    place, bracket, parameters = test.partition("[")
+    parts = re.split(r"/|::", place) + ([parameters.removesuffix("]")] if bracket else [])
+    kept = all(re.fullmatch(r"[\w.]+", part) for part in parts)
+    name = re.sub(r"[^\w.-]+", "-", "-".join(parts)).strip("-")
+    digest = "" if kept and len(name) <= _LENGTH else f"-{zlib.crc32(test.encode()):08x}"
+    return f"{name[-_LENGTH:]}{digest}" + (f"-check{number}" if number > 1 else "")
+
+
+_LENGTH = 180
+
+
 def _write(report: "Report", folder: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / re.sub(r"[^\w.-]+", "-", name).strip("-")[-200:]
+    path = folder / name
     for suffix, text in ((".json", report.to_json()), (".html", report.to_html())):
         path.with_name(path.name + suffix).write_text(text, encoding="utf-8")
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
@@ -96,36 +97,63 @@ OF_CELLS: Mapping[str, Output] = {
 
 
 def job_summary(reports: "Sequence[Report]") -> None:
-    """Append to a CI job's summary, where there is one."""
+    """Append to a CI job's summary, where there is one; if it cannot be written, say so and no more."""
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
         try:
             with Path(path).open("a", encoding="utf-8") as file:
                 file.write(markdown(reports) + "\n")
         except OSError as error:
-            raise InputError(f"GITHUB_STEP_SUMMARY, {path}, cannot be written: {error.strerror}") from error
+            print(f"warning: GITHUB_STEP_SUMMARY, {path}, cannot be written: {error.strerror}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Path]:
     """Give a file to write to that becomes `path` only when all has gone well.
 
+    What is no regular file, such as /dev/stdout or a named pipe, stays what it is, and is written to at the end. A
+    symbolic link stays too: the file that it leads to is replaced.
+
     Raises:
-        InputError: Before any work is done, if the file cannot be written.
+        InputError: If the file cannot be written; where that can be known, before any work is done.
 
     """
-    try:
-        if path.is_dir():
+    stream, target = _is_stream(path), Path(os.path.realpath(path))
+    with written(path):
+        if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        if stream and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        folder = None if stream else target.parent
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{target.name}.", suffix=path.suffix)
     os.close(handle)
     partial = Path(name)
     try:
         yield partial
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)  # mkstemp's files are their owner's alone
-        partial.replace(path)
+        with written(path):
+            if stream:
+                sys.stdout.flush()  # which may be the same
+                with path.open("ab") as file:
+                    file.write(partial.read_bytes())
+            else:
+                umask = os.umask(0)
+                os.umask(umask)
+                partial.chmod(0o666 & ~umask)  # mkstemp's files are their owner's alone
+                partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _is_stream(path: Path) -> bool:
+    """Tell whether a path is of something that is there and that is no file to be replaced."""
+    if path.is_absolute() and path.parts[1:2] in (("dev",), ("proc",)):
+        return True  # /dev/stdout may lead to a regular file, and is the stream all the same
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Tell that a file cannot be written, if that is what happens."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error

@@ -1,6 +1,8 @@
 """Work that takes a while: shown on stderr as it goes, and stopped by Ctrl-C within a second."""
 
 import contextlib
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -8,6 +10,27 @@ from typing import TypeVar
 from compare.report.progress import Progress, Show
 
 T = TypeVar("T")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come: as after Ctrl-C, what was begun is cleaned up."""
+
+
+@contextlib.contextmanager
+def until_terminated() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM while this lasts, so that no partial file stays."""
+    if threading.current_thread() is not threading.main_thread():  # only there may a signal be handled
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def interruptible(work: Callable[[], T]) -> T:

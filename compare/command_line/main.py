@@ -3,24 +3,47 @@
 import argparse
 import contextlib
 import dataclasses
+import enum
 import gc
 import importlib
+import importlib.metadata
+import os
+import platform
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compare.command_line.files import OF_CELLS, OF_REPORTS, Output, job_summary, opened
-from compare.command_line.interruptible import interruptible, shown
-from compare.command_line.user_function import arguments_of, raised_in, told
+from compare.command_line.files import OF_CELLS, OF_REPORTS, Output, job_summary, opened, written
+from compare.command_line.interruptible import Terminated, interruptible, shown, until_terminated
+from compare.command_line.printable import printable
+from compare.command_line.user_function import arguments_of, told
 from compare.device import DEVICES
 from compare.errors import InputError
 from compare.notebook.comparison import VARIANTS, run
 from compare.report.progress import Progress, Show
+from compare.step.user_code import is_users
 
-_EPILOG = "Exit status: 0 where all is well, 1 on a mismatch, 2 on bad usage, 130 on Ctrl-C. Documentation: docs/."
+_EPILOG = (
+    "Exit status: 0 where all is well, 1 on a mismatch, 2 on bad usage and where nothing can be compared, 3 on an "
+    "error of netparity itself, 130 on Ctrl-C. Documentation: docs/."
+)
+
+
+class Status(enum.IntEnum):
+    """The exit statuses."""
+
+    FINE = 0
+    MISMATCH = 1
+    NOT_COMPARED = 2
+    """Bad usage, or a pair that cannot be compared."""
+    INTERNAL = 3
+    """An error of this package: nothing is known of the pair."""
+    INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class Work:
@@ -49,9 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     outputs: Mapping[str, Output] = options.outputs
-    work, printed = None, False
+    work: Work | None = None
+    printed = False
     try:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(until_terminated())
             asked = {kind: getattr(options, kind) for kind in outputs if getattr(options, kind)}
             partial = {kind: stack.enter_context(opened(path)) for kind, path in asked.items()}
             with shown(quiet=options.quiet) as show:
@@ -62,22 +87,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for kind, path in partial.items():
                 work.latest = Progress(f"writing {asked[kind]}")
                 content = outputs[kind].content(work.finished, path.suffix)
-                path.write_bytes(content if isinstance(content, bytes) else content.encode())
-            if outputs is OF_REPORTS:
-                job_summary(work.finished)
-            return 0 if all(each.ok for each in work.finished) else 1
+                with written(asked[kind]):
+                    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        if outputs is OF_REPORTS:
+            job_summary(work.finished)
+        return Status.FINE if all(each.ok for each in work.finished) else Status.MISMATCH
     except InputError as error:
-        parser.exit(2, f"error: {error}\n")
-    except KeyboardInterrupt:
+        parser.exit(Status.NOT_COMPARED, f"error: {error}\n")
+    except KeyboardInterrupt as stop:
         if work and not printed and (found := work.found):
             _print(options, found)
         print(f"stopped at: {work.latest if work else 'start'}; no file is written", file=sys.stderr)
-        return 130
+        return Status.TERMINATED if isinstance(stop, Terminated) else Status.INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - its traceback is shown, and its status is not that of a mismatch
+        traceback.print_exception(error)
+        print(_internal(error, work), file=sys.stderr)
+        return Status.INTERNAL
+
+
+def _internal(error: Exception, work: Work | None) -> str:
+    """Say what to send where the error is this package's own."""
+    packages = ("netparity", "torch", "jax", "flax", "optax", "numpy")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return (
+        f"internal error: {type(error).__name__}, at: {work.latest if work else 'start'}. This is a bug of netparity "
+        "and says nothing of your port. Please report it with the traceback above, the function that makes the pair, "
+        f"and these versions: {versions}, Python {platform.python_version()} on {platform.system()}"
+    )
 
 
 def _run(options: argparse.Namespace, work: Work) -> None:
     _load_frameworks()
-    options.command(options, work)
+    try:
+        options.command(options, work)
+    except SystemExit as error:  # of code that is the user's: this package does not exit here
+        raise InputError(f"{told(error)} was raised, at: {work.latest}") from error
 
 
 def _print(options: argparse.Namespace, found: list[Any]) -> None:
@@ -87,9 +131,14 @@ def _print(options: argparse.Namespace, found: list[Any]) -> None:
     from compare.report import text
 
     show: Callable[..., None] = published.show if options.outputs is OF_CELLS else text.show
-    show(found, Console())
-    if getattr(options, "power", False) and not all(each.ok for each in found):
-        print("\npower is measured once the port matches")
+    try:
+        with printable(sys.stdout):
+            show(found, Console())
+            if getattr(options, "power", False) and not all(each.ok for each in found):
+                print("\npower is measured once the port matches")
+            sys.stdout.flush()
+    except BrokenPipeError:  # as before `| head`: files are written all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,7 +251,7 @@ def _check(options: argparse.Namespace, work: Work) -> None:
     except InputError:
         raise
     except Exception as error:
-        if raised_in(error):
+        if is_users(error):
             raise InputError(f"{told(error)}, at: {work.latest}") from error
         raise  # a bug of ours: its traceback is wanted
     work.finished.append(dataclasses.replace(report, settings=report.settings | {"seed": options.seed}))

@@ -2,12 +2,10 @@
 
 import importlib
 import inspect
-import sysconfig
-import traceback
-from pathlib import Path
 from typing import Any
 
 from compare.errors import InputError
+from compare.step.user_code import raised_in
 
 _WANTED = "(torch, jax, batches), or these and a dict of the other arguments of compare.check, or a dict of all of them"
 
@@ -51,14 +49,6 @@ def told(error: BaseException) -> str:
     """Name an error and the line of the user's that raised it, in place of a traceback."""
     where = raised_in(error)
     return f"{type(error).__name__}: {error}" + (f" ({where})" if where else "")
-
-
-def raised_in(error: BaseException) -> str:
-    """Name the last line of the user's own code that an error came through; empty if it came through none."""
-    not_theirs = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), str(Path(__file__).parent), "<")
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not frame.filename.startswith(not_theirs)]
-    return f"{theirs[-1].filename}, line {theirs[-1].lineno}" if theirs else ""
 
 
 def _named(found: Any, pair: str) -> dict[str, Any]:

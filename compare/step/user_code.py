@@ -135,6 +135,11 @@ def _frames(error: BaseException) -> list[FrameType]:
     return found[::-1]
 
 
+def is_users(error: BaseException) -> bool:
+    """Tell whether an error is the user's: whether it came through their code, and not from this package inside it."""
+    return bool(raised_in(error)) and not _is_ours(error)
+
+
 def _is_ours(error: BaseException) -> bool:
     """Tell whether this package raised an error: whether it is the innermost whose code is no library's."""
     for frame in _frames(error):
