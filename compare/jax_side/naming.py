@@ -20,6 +20,7 @@ from compare.jax_side.lift import Lifter
 from compare.jax_side.primitives import NAME, Cond
 from compare.jax_side.record import leaves
 from compare.step.observation import Port
+from compare.step.user_code import passes_on
 
 PATH = "netparity_path"
 """The attribute under which an nnx module keeps its path in the state; it goes with the module through `nnx.jit`."""
@@ -110,6 +111,7 @@ def _named_call(original: Callable[..., Any]) -> Callable[..., Any]:
     inside: list[int] = []
 
     @functools.wraps(original)
+    @passes_on
     def call(module: Any, *args: Any, **kwargs: Any) -> Any:
         path = vars(module).get(PATH)
         if path is None or id(module) in inside:  # a super().__call__() is part of the same call
@@ -129,6 +131,7 @@ def _named_update(original: Callable[..., Any]) -> Callable[..., Any]:
     """Name the gradients that an `nnx.Optimizer` is given."""
 
     @functools.wraps(original)
+    @passes_on
     def update(optimizer: Any, model: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:
         return original(optimizer, model, _named_gradient(model, grads), *args, **kwargs)
 
@@ -164,6 +167,7 @@ def _named_gradients(original: Callable[..., Any], numbers: Iterator[str]) -> Ca
     """Name the gradients that a Linen `TrainState` is given, and the parameters that tell which state it is."""
 
     @functools.wraps(original)
+    @passes_on
     def apply_gradients(state: Any, *, grads: Any, **kwargs: Any) -> Any:
         number = next(numbers)
         state = state.replace(params=named(state.params, "parameter", number))
@@ -176,6 +180,7 @@ def _named_apply(original: Callable[..., Any], roots: list[str], numbers: Iterat
     """Name the parameters that a Linen module is applied to: they tell which part of the state they are."""
 
     @functools.wraps(original)
+    @passes_on
     def apply(module: Any, variables: Any, *args: Any, **kwargs: Any) -> Any:
         number = next(numbers)
         if isinstance(variables, Mapping) and "params" in variables:
@@ -189,6 +194,7 @@ def _named_apply(original: Callable[..., Any], roots: list[str], numbers: Iterat
     return apply
 
 
+@passes_on
 def _linen_call(roots: list[str], function: Any, args: Any, kwargs: Any, context: Any) -> Any:
     module = context.module
     if context.method_name != "__call__" or module.scope is None or not roots:

@@ -15,9 +15,10 @@ from compare.jax_side.program import JaxProgram
 from compare.jax_side.program_state import Role, Structure, is_nnx, path_name
 from compare.jax_side.replay import replayable, replaying
 from compare.numerics.distance import ULPS
-from compare.step.batch import mapped
+from compare.step.batch import described, mapped
 from compare.step.draws import NO_HINTS, Draw, Hints
 from compare.step.observation import Observation
+from compare.step.user_code import call_user_code
 from compare.weights.layers import Layer, Tensor
 
 
@@ -123,7 +124,8 @@ class JaxProgramRun:
         def step(values: list[Any], batch: Any) -> Any:
             state = self.structure.put_together(values)
             with naming(dict(_objects(state))):
-                given = self._user_step(state, batch)
+                function = functools.partial(self._user_step, state, batch)
+                given = call_user_code("the JAX step", function, given=described(batch))
             state, shown = _checked(given)
             return self.structure.take_apart(state), shown
 
@@ -142,9 +144,11 @@ class JaxProgramRun:
         """Take one step, and show everything that it changes."""
         before = self.arrays()
         with self._precision():
-            adapted = batch if self.side.batch is None else self.side.batch(batch)
+            adapt = self.side.batch
+            adapted = batch if adapt is None else call_user_code("batch=", functools.partial(adapt, batch))
             inputs = mapped(adapted, self._array)
-            self.values, shown, inside = self._step(self.values, inputs, replayable(draws, self.dtype))
+            step = functools.partial(self._step, self.values, inputs, replayable(draws, self.dtype))
+            self.values, shown, inside = call_user_code("the JAX step", step, given=described(inputs))
         seen, after = sorted_out(inside), self.arrays()
         updates = {name: after[name] - old for name, old in before.items()}
         pairs = zip(self.leaves, self.values, strict=True)
@@ -214,7 +218,7 @@ def _number(value: Any) -> bool:
 
 
 def _built(side: JaxProgram) -> tuple[Any, Any]:
-    built = side.build()
+    built = call_user_code("JaxProgram(build)", side.build)
     if not (isinstance(built, tuple) and len(built) == 2 and callable(built[1])):
         raise InputError(
             "JaxProgram(build): build() must give (state, step), a pytree and a function of (state, batch), and gave "

@@ -1,6 +1,7 @@
 """A torch training as its user wrote it: a state, and a step that changes it in place."""
 
 import contextlib
+import functools
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ import numpy as np
 
 from compare.errors import InputError
 from compare.numerics.distance import ULPS
-from compare.step.batch import mapped
+from compare.step.batch import described, mapped
 from compare.step.observation import Event, Observation, Port, to_numpy
+from compare.step.user_code import call_user_code
 from compare.torch_side.record import Record
 from compare.weights.layers import Layer
 
@@ -196,7 +198,13 @@ class TorchProgramRun:
         before = {name: tensor.detach().clone() for name, tensor in self._floating().items()}
         watch = _Watch(self, record)
         with record.of(self.model), watch.watching():
-            shown = self._step(self._entries, mapped(batch, self.tensor))
+            inputs = mapped(batch, self.tensor)
+            shown = call_user_code(
+                "the torch step",
+                functools.partial(self._step, self._entries, inputs),
+                given=described(inputs),
+                inside=lambda: record.running,
+            )
         if not isinstance(shown, Mapping):
             raise InputError(
                 f"the torch step must give a dict of what it shows, such as {{'loss': loss}}, and gave a "
@@ -344,7 +352,7 @@ def torch_tensor() -> Any:
 
 
 def _built(side: TorchProgram) -> tuple[Mapping[str, Any], Callable[[Any, Any], Any]]:
-    built = side.build()
+    built = call_user_code("TorchProgram(build)", side.build)
     if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], Mapping) and callable(built[1])):
         raise InputError(
             "TorchProgram(build): build() must give (state, step), a dict of modules, optimizers and tensors and a "
