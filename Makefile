@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: compare published test test-all lint benchmark traps power docs site hooks clean
+.PHONY: compare published test test-all test-oldest test-newest lint benchmark traps power docs site hooks clean
 
 compare: $(INSTALLED)
 	$(BIN)/python -m compare
@@ -17,6 +17,28 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "slow or not slow"
+
+# Both ends of the range of versions that work, in a short form: what a new JAX or PyTorch breaks first, one trap of
+# each stage, the notebook and the plugin. Each end has a virtual environment of its own.
+OLDEST_PYTHON ?= python3.11
+NEWEST_PYTHON ?= python3.13
+SHORT := tests/test_jaxpr.py tests/test_versions.py tests/test_traps.py \
+	tests/test_parity.py::test_everything_is_weighed_at_every_step \
+	tests/test_pytest_plugin.py::test_a_mismatch_fails_with_its_report
+
+test-oldest: END_PYTHON := $(OLDEST_PYTHON)
+test-newest: END_PYTHON := $(NEWEST_PYTHON)
+test-oldest test-newest: test-%:
+	@if $(END_PYTHON) -c "" 2>/dev/null; \
+	then $(MAKE) --no-print-directory $(VENV)-$*/installed END_PYTHON=$(END_PYTHON) && \
+		$(VENV)-$*/bin/python -m pytest -q -n auto --maxprocesses 4 $(SHORT); \
+	else echo "make $@ is skipped: there is no $(END_PYTHON) here. Name another with $(if $(filter oldest,$*),OLDEST,NEWEST)_PYTHON="; fi
+
+$(VENV)-%/installed: pyproject.toml constraints-%.txt
+	$(END_PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-$*/bin/python -m pip install --quiet --constraint constraints-$*.txt --editable . --group test
+	touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -55,4 +77,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-site site
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-site site

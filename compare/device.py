@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 
 from compare.errors import InputError
@@ -80,7 +81,10 @@ def on(device: str) -> Iterator[None]:
     import jax
     import torch
 
-    before = torch.get_float32_matmul_precision()
+    with warnings.catch_warnings():
+        # PyTorch 2.9 warns of this function, which later versions keep; it says so once in a process.
+        warnings.filterwarnings("ignore", "Please use the new API settings to control TF32", UserWarning)
+        before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         with jax.default_device(jax.devices(device)[0]), jax.default_matmul_precision("highest"):

@@ -27,6 +27,7 @@ from compare.step.layouts import draw_layouts
 from compare.torch_side.control import ControlledRun
 
 X = np.random.default_rng(0).normal(size=(3, 5, 8))
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 # Torch against itself: recorded in float32, replayed in float64
@@ -50,7 +51,11 @@ FUNCTIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], list[tuple[st
     "none": (lambda x: F.dropout(x, 0.5, training=False) + F.dropout(x, 0.0), []),
     "native dropout": (lambda x: torch.native_dropout(x, 0.3, True)[0], [("bernoulli", (3, 5, 8))]),
     "gumbel": (lambda x: F.gumbel_softmax(x), [("exponential", (3, 5, 8))]),
-    "attention": (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.3), [("bernoulli", (3, 5, 5))]),
+    "attention": (
+        lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.3),
+        # From PyTorch 2.14 on, three dimensions are four, of which the first has length one.
+        [("bernoulli", (3, 5, 5) if TORCH < (2, 14) else (1, 3, 5, 5))],
+    ),
     "normal": (
         lambda x: x + torch.normal(2.0, 3.0, (8,)) + torch.normal(x.detach(), 0.5) + torch.randn_like(x),
         [("normal", (8,)), ("normal", (3, 5, 8)), ("normal", (3, 5, 8))],

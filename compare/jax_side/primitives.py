@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from compare.errors import InputError
 
-TESTED = "0.8.1 to 0.12.0"
+TESTED = "0.8.1 to 0.12.0.1"
 """The versions of JAX for which this file has been tested."""
 
 
