@@ -39,6 +39,8 @@ class Pairing(NamedTuple):
     """Torch's and the JAX side's, in the forward stage."""
     link: Link | None = None
     """Of a parameter's optimizer state, the parameter's."""
+    after_update: bool = False
+    """Whether an optimizer has updated something in the same step before: both sides' rounding has gone through it."""
     to_jax: Callable[[np.ndarray], np.ndarray] | None = None
     """In the forward stage: gives an array of the torch side the JAX side's layout."""
 

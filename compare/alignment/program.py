@@ -158,4 +158,5 @@ def _in_order(pairings: list[Pairing], torch: Observation) -> list[Pairing]:
             name = pairing.link.torch
         return torch.order.get((pairing.stage, name), end)
 
-    return sorted(pairings, key=rank)
+    updated = min((rank for (stage, _), rank in torch.order.items() if stage == "update"), default=end)
+    return [each._replace(after_update=rank(each) > updated) for each in sorted(pairings, key=rank)]

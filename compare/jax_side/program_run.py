@@ -204,9 +204,15 @@ def _objects(state: Any) -> Any:
 
 def _under(root: str, layer: Layer) -> Layer:
     """Put a layer under the path of its root in the state."""
+
+    def full(name: str) -> str:
+        return "/".join(filter(None, (root, name)))
+
+    named = {key: [*map(full, layer.settings[key])] for key in ("buffers", "integers") if key in layer.settings}
     return layer._replace(
-        path="/".join(filter(None, (root, layer.path))),
-        tensors={"/".join(filter(None, (root, name))): shape for name, shape in layer.tensors.items()},
+        path=full(layer.path),
+        settings={**layer.settings, **named},
+        tensors={full(name): shape for name, shape in layer.tensors.items()},
     )
 
 

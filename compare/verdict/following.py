@@ -106,7 +106,10 @@ class _Following:
 
     def _pair(self, half: int, torch64: Observation, jax64: Observation) -> None:
         pairings, not_compared = self.align(torch64, jax64)
-        self.pairs[half] = [(each, Quantity(each.stage, each.torch, each.jax, each.decides)) for each in pairings]
+        self.pairs[half] = [
+            (each, Quantity(each.stage, each.torch, each.jax, each.decides, rounds_alone=not each.after_update))
+            for each in pairings
+        ]
         self.not_compared += not_compared
 
     def _weigh(self, half: int, names: tuple[str, str], seen: Mapping[str, Observation]) -> None:

@@ -88,6 +88,9 @@ class Quantity:
     update: "Quantity | None" = field(default=None, repr=False)
     """Of a parameter, its updates: where one of them was nothing but rounding, the parameter says no more."""
 
+    rounds_alone: bool = True
+    """Whether at step 0 each side's rounding is its own, and no optimizer has yet made more of it."""
+
     def add_torch(self, torch32: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
         """Weigh a step of the torch side. `operands` is what the quantity is a difference of, if it is one."""
         size, otherwise = self._sizes(len(self.error_torch), torch64, operands)
@@ -196,6 +199,6 @@ class Quantity:
         """
         if self.decides and (self.ratio > FACTOR).any():
             return Verdict.MISMATCH
-        if self.stage in ("forward", "loss") and not 1 / FACTOR < self.imbalance < FACTOR:
+        if self.rounds_alone and self.stage in ("forward", "loss") and not 1 / FACTOR < self.imbalance < FACTOR:
             return Verdict.PRECISION
         return Verdict.MATCH
