@@ -3,18 +3,17 @@
     python -m benchmarks.traps [--only NAME] [--fixes] [--json FILE] [--docs FILE]
 
 Caught: the wrong half is no match. Placed: the report first shows it where it is. Explained: with its cause and its
-fix. `--fixes` puts the keyword arguments of each printed fix into the wrong half, which must then match.
+fix. `--fixes` puts each printed fix that is code into the wrong half, which must then match.
 """
 
 import argparse
-import ast
 import fnmatch
 import json
 import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ from compare.torch_side.run import TorchRun
 from compare.weights.links import to_jax
 
 from . import forward, state, training
+from .fixes import fixed
 from .trap import Pair, Trap
 
 CATALOGUE = [
@@ -58,16 +58,22 @@ class Outcome(NamedTuple):
     false_alarm: bool
     fix: str
     said: str
+    cause: compare.Cause | None = None
     seconds: tuple[float, float] = (0.0, 0.0)
     """Of the check of the right half, and of the wrong half's, which looks for the cause as well."""
 
 
 def checked(trap: Trap, settings: dict[str, Any]) -> compare.Report | str:
     """Compare one half; the message where `compare.check` refuses it."""
+    return compared(trap, trap.build(**settings))
+
+
+def compared(trap: Trap, pair: Pair) -> compare.Report | str:
+    """Compare a pair of a trap's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return compare.check(*trap.build(**settings), steps=trap.steps, device="cpu", **trap.more)
+            return compare.check(*pair, steps=trap.steps, device="cpu", **trap.more)
         except compare.InputError as error:
             return str(error)
 
@@ -103,27 +109,17 @@ def judged(trap: Trap, right: compare.Report | str, wrong: compare.Report | str)
     explained = bool(trap.cause and cause and re.search(trap.cause, cause.name) and re.search(trap.fix, cause.fix))
     caught = wrong.verdict == trap.verdict
     return Outcome(
-        caught, caught and placed, caught and placed and explained, false_alarm, cause.fix if cause else "", said
+        caught, caught and placed, caught and placed and explained, false_alarm, cause.fix if cause else "", said, cause
     )
 
 
-def keywords(fix: str) -> Iterator[tuple[str, Any]]:
-    """Read the keyword arguments out of a printed fix: "nnx.LayerNorm(..., epsilon=1e-05)"."""
-    for call in re.findall(r"[\w.]+\(\.\.\., ([^()]*)\)", fix):
-        for name, value in re.findall(r"(\w+)=([^,]+)", call):
-            try:
-                yield name, ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                continue
-
-
-def fixed(trap: Trap, fix: str) -> bool | None:
-    """Put the printed settings into the wrong half: whether it then matches; None if the fix is no setting."""
-    settings = dict(keywords(fix))
-    if not settings or not set(settings) <= {*trap.wrong, *trap.right}:
+def mends(trap: Trap, cause: compare.Cause | None) -> bool | None:
+    """Put the fix of a cause into the wrong half: whether it then matches; None if the fix is no code."""
+    pair = None if cause is None else fixed(trap, cause)
+    if pair is None:
         return None
-    report = checked(trap, {**trap.wrong, **settings})
-    return not isinstance(report, str) and report.verdict == "match"
+    report = compared(trap, pair)
+    return not isinstance(report, str) and report.verdict in ("match", trap.allowed)
 
 
 class Steps(NamedTuple):
@@ -268,7 +264,7 @@ def main() -> int:
         prog="python -m benchmarks.traps", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="those with this in their name")
-    parser.add_argument("--fixes", action="store_true", help="put each printed setting into the wrong half")
+    parser.add_argument("--fixes", action="store_true", help="put each printed fix into the wrong half")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--docs", type=Path)
     arguments = parser.parse_args()
@@ -281,7 +277,7 @@ def main() -> int:
         outcomes[trap.name] = outcome(trap)
         others[trap.name] = today(trap)
         if arguments.fixes:
-            mended[trap.name] = fixed(trap, outcomes[trap.name].fix)
+            mended[trap.name] = mends(trap, outcomes[trap.name].cause)
         if number % 10 == 9:
             jax.clear_caches()
     table = Table(box=None, pad_edge=False)
@@ -316,12 +312,17 @@ def main() -> int:
     )
     if arguments.fixes:
         tried = {name: right for name, right in mended.items() if right is not None}
-        console.print(f"printed settings put in: {sum(tried.values())} of {len(tried)} then match")
+        console.print(f"printed fixes put in: {sum(tried.values())} of {len(tried)} then match")
         console.print(", ".join(name for name, right in tried.items() if not right), style="dim")
     if arguments.json:
         arguments.json.write_text(
             json.dumps(
-                {"ours": {n: o._asdict() for n, o in outcomes.items()}, "others": others, "fixed": mended}, indent=1
+                {
+                    "ours": {n: o._replace(cause=None)._asdict() for n, o in outcomes.items()},
+                    "others": others,
+                    "fixed": mended,
+                },
+                indent=1,
             )
         )
     if arguments.docs:

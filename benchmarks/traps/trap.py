@@ -52,6 +52,8 @@ class Trap:
     allowed: str = "match"
     """Of the right half."""
     steps: int = 3
+    whole: bool = True
+    """Whether the function in the fix is all that the layer between is."""
     more: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `compare.check`."""
 

@@ -4,7 +4,7 @@ The JAX side may be built from another specification than torch's: such a port h
 """
 
 from .drawn import specifications
-from .faults import effect, faults
+from .faults import effect, faults, names_the_fault, unknown_faults
 from .training import check, overflows
 
-__all__ = ["check", "effect", "faults", "overflows", "specifications"]
+__all__ = ["check", "effect", "faults", "names_the_fault", "overflows", "specifications", "unknown_faults"]

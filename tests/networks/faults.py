@@ -1,6 +1,7 @@
 """Faults: a port built from another specification, what the fault does, and where a comparison should find it."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from compare.verdict.divergence import Divergence
 from .layers import ACTIVATIONS, FUNCTIONS
 from .specification import Layer, Specification
 from .training import batches, torch_side
+from .unknown import FUNCTIONS as UNKNOWN_FUNCTIONS
+from .unknown import LOSSES as UNKNOWN_LOSSES
 
 LEARNING_RATE = 1e-5
 """How much a learning rate is off, relative to itself."""
@@ -21,6 +24,15 @@ EPSILONS = {1e-3: 1e-5, 1e-5: 1e-6, 1e-6: 1e-5, 1e-8: 1e-7}
 """What another epsilon is mistaken for."""
 POWER = 100.0
 """A fault whose effect is less than this many times that of a change of the weights in their last place is no fault."""
+
+CAUSES = {
+    "epsilon": "epsilon",
+    "learning rate": "learning rate",
+    "activation": "activation|slope|alpha|beta",
+    "statistic": "stale statistics|biased running variance|mode of a normalization",
+    "transposed": "transposed weight",
+}
+"""What names the cause of a fault of a kind. Any other cause that is printed is false."""
 
 Path = tuple[int, ...]
 
@@ -51,6 +63,26 @@ class Fault(NamedTuple):
     places: tuple[Place, ...]
     """Where a comparison may find it first: in the forward pass, or where that is blind to it in the gradients next to
     it. A function that is wrong in its slope alone is one case, a weight that meets only zeros another."""
+
+
+def names_the_fault(cause: str, kind: str) -> bool:
+    """Tell whether the name of a cause is one of a planted fault. Of an unknown one nothing is."""
+    return bool(re.fullmatch(CAUSES.get(kind, "(?!)"), cause))
+
+
+@st.composite
+def unknown_faults(draw: st.DrawFn, specification: Specification) -> Fault:
+    """Draw a fault that no table of causes knows: a function behind a layer, or another loss."""
+    regression = specification.loss not in ("cross entropy", "binary")
+    losses = [name for name in UNKNOWN_LOSSES if (name == "focal") != regression and specification.loss != "binary"]
+    at_loss: bool = draw(st.booleans())
+    if losses and at_loss:
+        changed = dataclasses.replace(specification, loss=draw(st.sampled_from(losses)))
+        return Fault("unknown loss", specification.loss, changed, (Place("loss", "*", "*"),))
+    places = [(path, layer) for path, layer in _layers(specification.layers) if not layer.inner]
+    path, layer = draw(st.sampled_from(places))
+    change = {"unknown": draw(st.sampled_from(sorted(UNKNOWN_FUNCTIONS)))}
+    return Fault("unknown function", layer.kind, _changed(specification, path, change), (Place("forward", "*", "*"),))
 
 
 @st.composite

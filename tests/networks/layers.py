@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .specification import PERTURBATION, VOCABULARY, Layer, Specification
+from .unknown import FUNCTIONS as UNKNOWN
 
 # Where Flax's own differs from torch's in more than its defaults, the right port is ours.
 
@@ -157,7 +158,7 @@ class Network(nn.Module):
 
     def __init__(self, specification: Specification, layers: Sequence[Layer], *, residual: bool = False) -> None:
         super().__init__()
-        self.residual, self.count = residual, len(layers)
+        self.residual, self.count, self.layers = residual, len(layers), layers
         for number, layer in enumerate(layers):
             if layer.inner:
                 item: Any = Network(specification, layer.inner, residual=True)
@@ -171,6 +172,8 @@ class Network(nn.Module):
         y = x
         for number in range(self.count):
             y = getattr(self, f"layer{number}")(y)
+            if unknown := self.layers[number].unknown:
+                y = UNKNOWN[unknown][0](y)
         return x + y if self.residual else y
 
 
@@ -189,6 +192,7 @@ class FlaxNetwork(nnx.Module):
 
     def __init__(self, layers: Sequence[Layer], rngs: nnx.Rngs, *, residual: bool = False) -> None:
         self.residual, self.count = residual, len(layers)
+        self.unknown = tuple(layer.unknown for layer in layers)
         for number, layer in enumerate(layers):
             inner = layer.inner and FlaxNetwork(layer.inner, rngs, residual=True)
             setattr(self, f"layer{number}", inner or LAYERS[layer.kind].flax(layer, rngs))
@@ -197,6 +201,8 @@ class FlaxNetwork(nnx.Module):
         y = x
         for number in range(self.count):
             y = getattr(self, f"layer{number}")(y)
+            if self.unknown[number]:
+                y = UNKNOWN[self.unknown[number]][1](y)
         return x + y if self.residual else y
 
 

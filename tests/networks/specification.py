@@ -31,6 +31,8 @@ class Layer:
     """Whether Flax takes a variance as E[x²] - E[x]², its default."""
     inner: tuple["Layer", ...] = ()
     """What a residual block adds to its input."""
+    unknown: str = ""
+    """Which of the unknown functions is applied to what it gives."""
     altered: str = ""
     """"perturbed" where one weight is off, "transposed" where the kernel is."""
     element: float = 0.0

@@ -16,6 +16,7 @@ import compare
 
 from .layers import FlaxNetwork, Network, alter
 from .specification import VOCABULARY, Optimizer, Specification
+from .unknown import LOSSES as UNKNOWN
 
 LOSSES: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]] = {
     "mean square": (functional.mse_loss, lambda o, t: jnp.mean((o - t) ** 2)),
@@ -31,6 +32,10 @@ LOSSES: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]] =
         lambda o, t: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(o, t)),
     ),
 }
+
+
+BOTH = LOSSES | UNKNOWN
+"""Those of programs, and those of faults."""
 
 
 def _sgd(settings: Optimizer) -> optax.GradientTransformation:
@@ -138,7 +143,7 @@ def torch_side(specification: Specification) -> compare.Torch:
     settings = specification.optimizer
     return compare.Torch(
         torch_model(specification),
-        LOSSES[specification.loss][0],
+        BOTH[specification.loss][0],
         lambda params: OPTIMIZERS[settings.kind].torch(params, settings),
     )
 
@@ -153,7 +158,7 @@ def flax_side(specification: Specification) -> compare.Flax:
     channels = any(layer.kind == "flatten" for layer in specification.layers)
     return compare.Flax(
         model,
-        LOSSES[specification.loss][1],
+        BOTH[specification.loss][1],
         optimizer,
         batch=(lambda inputs, target: (np.moveaxis(inputs, 1, -1), target)) if channels else None,
     )
