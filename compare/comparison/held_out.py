@@ -2,12 +2,15 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
 
 from compare.comparison.independent import FromTorch
 from compare.comparison.runs import Runs
 from compare.diagnosis.held_out import HeldOut
 from compare.jax_side.run import JaxRun
-from compare.step.batch import Batch
+from compare.step.batch import Batch, mapped
 from compare.step.draws import Draw
 from compare.step.observation import Observation
 from compare.torch_side.control import ControlledRun
@@ -26,8 +29,11 @@ def held_out(runs: Runs, found: Found, from_torch: FromTorch | None, jax: JaxRun
         jax: The run that goes on from its own values, where what comes before is the same on both sides.
 
     """
-    for run, number in _starts(runs, found.divergence.step):
-        batch, draws = runs.pair.batches[number % len(runs.pair.batches)], runs.stepper.draws[number]
+    for seed, (run, number) in enumerate(_starts(runs, found.divergence.step)):
+        batches, draws = runs.pair.batches, runs.stepper.draws[number]
+        batch = batches[number % len(batches)]
+        if len(batches) == 1 and number != found.divergence.step - 1:
+            batch = _moved(batch, seed)
         arrays = run.arrays()
         if from_torch is None:
             jax.load(to_jax(runs.pair.links, arrays, jax.arrays()))
@@ -49,6 +55,18 @@ def _starts(runs: Runs, step: int) -> Iterator[tuple[TorchRun, int]]:
         run = runs.torch_run("float64")
         run.spread(seed)
         yield run, (step + seed) % len(runs.stepper.draws)
+
+
+def _moved(batch: Batch, seed: int) -> Batch:
+    """Make another batch of the only one: real numbers shrink, each by its own factor; flags and integers stay."""
+    generator = np.random.default_rng(seed)
+
+    def moved(array: Any) -> Any:
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or np.isin(array, (0, 1)).all():
+            return array
+        return np.asarray(array * generator.uniform(0.8, 1.0, array.shape), array.dtype)
+
+    return Batch(mapped(batch.inputs, moved), mapped(batch.target, moved))
 
 
 def _observed(run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Observation:
