@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from compare.comparison.precision import precision_causes
 from compare.comparison.program import ProgramCheck, ProgramPair, checked_batches
 from compare.comparison.runs import Runs
 from compare.device import resolve, running
+from compare.diagnosis.structure.search import Budget
 from compare.errors import InputError
 from compare.jax_side.program import JaxProgram
 from compare.jax_side.side import Flax, Jax
@@ -74,11 +76,16 @@ def check(
         return _Check(pair, name, steps, progress).report()
 
 
+LEAST = 10.0
+"""Seconds that the search for causes of structure may take, however short the check is."""
+
+
 class _Check:
     """One comparison on its way: both sides are followed, and what differs is explained."""
 
     def __init__(self, pair: MappedPair, name: str, steps: int, progress: Show) -> None:
         self.pair, self.name, self.steps, self.progress = pair, name, steps, progress
+        self.started = time.monotonic()
         self.runs = Runs(pair)
         self.jax = pair.jax_run("float64")
 
@@ -130,7 +137,8 @@ class _Check:
             apart = bugs.attempt(doing, lambda: independent(self.runs, followed, first, from_torch))
             different = [first, *(apart or [])]
             self.progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
-            divergence, *others = explained(self.runs, different, self.jax, from_torch)
+            budget = Budget(max(LEAST, time.monotonic() - self.started))
+            divergence, *others = explained(self.runs, different, self.jax, from_torch, budget)
             return divergence, others, []
         if found.nondeterministic:
             return None, [], []

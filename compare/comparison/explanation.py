@@ -12,14 +12,18 @@ from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
 from compare.diagnosis.place import Place, place_of
 from compare.diagnosis.search import explain
+from compare.diagnosis.structure.search import Budget, Surroundings
 from compare.jax_side.run import JaxRun
 from compare.verdict.divergence import Divergence
 from compare.verdict.first_difference import Found
 from compare.weights.links import to_jax
 
 
-def explained(runs: Runs, found: list[Found], jax: JaxRun, from_torch: FromTorch) -> list[Divergence]:
-    """Look for the cause of each divergence; the first of `found` is the first in the followed runs."""
+def explained(runs: Runs, found: list[Found], jax: JaxRun, from_torch: FromTorch, budget: Budget) -> list[Divergence]:
+    """Look for the cause of each divergence; the first of `found` is the first in the followed runs.
+
+    `budget` is what the search for causes of structure may cost.
+    """
     first, *others = found
     if others and others[0].pairing is first.pairing:
         target = others.pop(0)
@@ -29,11 +33,13 @@ def explained(runs: Runs, found: list[Found], jax: JaxRun, from_torch: FromTorch
     divergences = []
     for each in (first, *others):
         doing = f"the search for the cause at {each.divergence.torch}"
-        divergences.append(bugs.attempt(doing, partial(_with_cause, runs, each, jax, from_torch)) or each.divergence)
+        divergences.append(
+            bugs.attempt(doing, partial(_with_cause, runs, each, jax, from_torch, budget)) or each.divergence
+        )
     return divergences
 
 
-def _with_cause(runs: Runs, found: Found, jax: JaxRun, from_torch: FromTorch) -> Divergence:
+def _with_cause(runs: Runs, found: Found, jax: JaxRun, from_torch: FromTorch, budget: Budget) -> Divergence:
     pair, step, run = runs.pair, found.divergence.step, runs.torch_run("float64")
     rates = [run.learning_rate]
     for _ in itertools.islice(runs.stepper.whole(run), step):
@@ -43,7 +49,8 @@ def _with_cause(runs: Runs, found: Found, jax: JaxRun, from_torch: FromTorch) ->
     if found.target is None:  # what comes before is the same on both sides
         jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
         found = found._replace(target=found.pairing.jax_array(jax.step(batch, draws)))
-    cause, related = explain(found, run, batch, draws, _place(pair, found), rates, elsewhere)
+    surroundings = Surroundings(from_torch.ports, budget)
+    cause, related = explain(found, run, batch, draws, _place(pair, found), rates, elsewhere, surroundings)
     ours, theirs = _both_layers(pair, found)
     details = (f"torch  {ours}", f"{pair.jax.name}  {theirs}") if ours and theirs else ()
     return dataclasses.replace(found.divergence, cause=cause, details=(*details, *related))

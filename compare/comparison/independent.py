@@ -9,7 +9,7 @@ from compare.alignment.optimizer_state import jax_state
 from compare.comparison.runs import Runs
 from compare.step.batch import Batch
 from compare.step.draws import Draw
-from compare.step.observation import Observation, to_numpy
+from compare.step.observation import Observation, Port, to_numpy
 from compare.verdict.first_difference import Found, independent_divergences
 from compare.verdict.following import Followed
 from compare.weights.links import to_jax
@@ -21,6 +21,11 @@ class FromTorch:
     def __init__(self, runs: Runs, followed: Followed) -> None:
         self.pair, self.run = runs.pair, runs.pair.jax_run("float64")
         self._forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
+
+    @property
+    def ports(self) -> frozenset[Port]:
+        """Torch's inputs and outputs of modules at which this run has torch's values."""
+        return frozenset(pairing.ports[0] for pairing in self._forward if pairing.ports)
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Give it torch's parameters and buffers."""

@@ -152,18 +152,36 @@ class Rerun:
         return self._observe(rewrites.get)
 
     def _observe(self, rewrites: Callable[[int], Rewrite | None]) -> Observation:
+        with rewriting(self._window, self.overwritten, rewrites, self._known) as record:
+            try:
+                return self.step(record)
+            except _Reached:
+                return Observation(buffers=self._run.buffers(), forward=record.seen)
+
+    @property
+    def overwritten(self) -> frozenset[Port]:
+        """What the model changes in place after a module took or gave it."""
+        return self._run.overwritten
+
+    @property
+    def parameters(self) -> "dict[str, torch.nn.Parameter]":
+        """The model's, by name."""
+        return self._run.parameters
+
+    @property
+    def model(self) -> "torch.nn.Module":
+        """The copy that is run."""
+        return self._run.model
+
+    def step(self, record: Record) -> Observation:
+        """Run the step from where it starts, as it is or under a mode of the caller's."""
         import torch
 
         with torch.no_grad():
             for name, tensor in self._run.model.state_dict().items():
                 tensor.copy_(self._start[name])
-        overwritten = self._run.overwritten
-        with rewriting(self._window, overwritten, rewrites, self._known) as record:
-            try:
-                with ControlledRun(lift=True, replay=self._draws):
-                    return self._run.step(self._batch, record)
-            except _Reached:
-                return Observation(buffers=self._run.buffers(), forward=record.seen)
+        with ControlledRun(lift=True, replay=self._draws):
+            return self._run.step(self._batch, record)
 
 
 @contextlib.contextmanager

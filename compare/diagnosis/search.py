@@ -16,6 +16,7 @@ from compare.diagnosis.optimizers.update import Updates
 from compare.diagnosis.place import Place
 from compare.diagnosis.related import related_cause
 from compare.diagnosis.rewriting import Call, Rerun, Rewrite, Window
+from compare.diagnosis.structure.search import StructureSearch, Surroundings
 from compare.errors import InputError, Signal
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.numerics.fitting import fitted
@@ -41,6 +42,7 @@ def explain(
     place: Place,
     rates: Sequence[float],
     held_out: Iterable[HeldOut] = (),
+    surroundings: Surroundings | None = None,
 ) -> tuple[Cause | None, tuple[str, ...]]:
     """Look for the cause of a divergence.
 
@@ -52,6 +54,7 @@ def explain(
         place: What the JAX side has there.
         rates: The learning rates of torch's steps, up to this one.
         held_out: Other steps of both sides, at which a cause must hold too; they are asked for one by one.
+        surroundings: What is known around the divergence, for a change of several operations.
 
     Returns:
         The cause, and what else is known, where no cause is.
@@ -64,9 +67,15 @@ def explain(
         return explain_update(Updates(run, batch, draws, found.update, first=len(rates) == 1), rates), ()
     if stage in ("update", "parameters"):
         return None, ()
-    search = _Search(found, _rerun(found, run, batch, draws), place, held_out)
+    rerun, (held_out, others) = _rerun(found, run, batch, draws), itertools.tee(held_out)
+    search = _Search(found, rerun, place, held_out)
     if cause := search.cause():
         return cause, ()
+    if stage in ("forward", "loss") and surroundings is not None:
+        elsewhere = ((_rerun(found, other.run, other.batch, other.draws), other.target) for other in others)
+        structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
+        if cause := structure.cause():
+            return cause, ()
     return search.related()
 
 

@@ -1,0 +1,118 @@
+"""Functions of torch that are several operations, written out, so that each of these can be edited."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Compute `scaled_dot_product_attention`."""
+    import torch
+
+    if enable_gqa:
+        return NotImplemented
+    scores = (query @ key.transpose(-2, -1)) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(allowed.logical_not(), -math.inf)
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(attn_mask.logical_not(), -math.inf)
+        else:
+            scores = scores + attn_mask
+    weights = torch.softmax(scores, -1)
+    if dropout_p:
+        weights = torch.nn.functional.dropout(weights, dropout_p)
+    return weights @ value
+
+
+def multi_head_attention(query: Any, key: Any, value: Any, **given: Any) -> Any:
+    """Compute `multi_head_attention_forward` in its common form: a batch, and one matrix for q, k and v."""
+    import torch
+
+    if query.dim() != 3 or given["dropout_p"] * given["training"] or given.get("use_separate_proj_weight"):
+        return NotImplemented
+    if any(given.get(name) is not None for name in ("bias_k", "bias_v", "static_k", "static_v")):
+        return NotImplemented
+    if given.get("add_zero_attn"):
+        return NotImplemented
+    heads, biases = given["num_heads"], given["in_proj_bias"]
+    weights = given["in_proj_weight"].chunk(3)
+    biases = (None, None, None) if biases is None else biases.chunk(3)
+    linear = torch.nn.functional.linear
+
+    def split(x: Any) -> Any:  # (time, batch, features) to (batch, heads, time, size)
+        return x.transpose(0, 1).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    q, k, v = (split(linear(x, w, b)) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+    scores = (q @ k.transpose(-2, -1)) * (1 / math.sqrt(q.shape[-1]))
+    scores = _masked(scores, given.get("attn_mask"), heads)
+    padding = given.get("key_padding_mask")
+    if padding is not None:
+        scores = _masked(scores, padding[:, None, None, :], heads)
+    attended = torch.softmax(scores, -1)
+    merged = (attended @ v).transpose(1, 2).flatten(2).transpose(0, 1)
+    output = linear(merged, given["out_proj_weight"], given["out_proj_bias"])
+    if not given.get("need_weights", True):
+        return output, None
+    return output, attended.mean(1) if given.get("average_attn_weights", True) else attended
+
+
+def _masked(scores: Any, mask: Any, heads: int) -> Any:
+    import torch
+
+    if mask is None:
+        return scores
+    if mask.dim() == 3:
+        mask = mask.unflatten(0, (-1, heads))
+    return scores.masked_fill(mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+
+
+def pixel_shuffle(input: Any, upscale_factor: int) -> Any:  # noqa: A002 - as torch has it
+    """Compute `pixel_shuffle` of (..., c * r * r, h, w)."""
+    r, (h, w) = upscale_factor, input.shape[-2:]
+    apart = input.unflatten(-3, (-1, r, r))
+    return apart.permute(0, 1, 4, 2, 5, 3).reshape(input.shape[0], -1, h * r, w * r)
+
+
+def glu(input: Any, dim: int = -1) -> Any:  # noqa: A002 - as torch has it
+    """Compute `glu`."""
+    import torch
+
+    a, b = input.chunk(2, dim)
+    return a * torch.sigmoid(b)
+
+
+def dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:  # noqa: A002
+    """Compute `dropout` as a product with what it draws."""
+    import torch
+
+    if not training or p in (0, 1) or inplace:
+        return NotImplemented
+    return input * torch.nn.functional.dropout(torch.ones_like(input), p, training)
+
+
+def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Any:  # noqa: A002 - as torch has it
+    """Compute `mse_loss`."""
+    squares = (input - target) ** 2
+    return getattr(squares, reduction)() if reduction != "none" else squares
+
+
+DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
+    "scaled_dot_product_attention": attention,
+    "multi_head_attention_forward": multi_head_attention,
+    "pixel_shuffle": pixel_shuffle,
+    "glu": glu,
+    "mse_loss": mse_loss,
+    "dropout": dropout,
+}
+"""By the names of the functions. Each gives NotImplemented for what it does not know."""

@@ -1,0 +1,153 @@
+"""One change of the graph that the JAX side may have made, and what is known where it is made."""
+
+import enum
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from compare.diagnosis.structure.graph import Compute, Graph, Node, Path, Ref
+from compare.step.observation import Port
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Kind(enum.StrEnum):
+    """What a structural cause is called."""
+
+    LEFT_OUT = "operation left out"
+    ADDED = "operation added"
+    TWICE = "operation applied twice"
+    MOVED = "operations in another order"
+    EXCHANGED = "another operation"
+    OPERAND = "another operand"
+    REDUCTION = "another reduction"
+    AXIS = "another axis"
+    MASK = "another mask"
+    PARTS = "parts in another order"
+    LAYOUT = "another layout"
+    SLICE = "another slice"
+    RESAMPLING = "another resampling"
+    SCALE = "another scale"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change."""
+
+    kind: Kind
+    at: tuple[tuple[int, Compute], ...]
+    """What is computed in the place of operations, by number."""
+    does: str
+    """What the JAX side does, as a clause: "leaves out relu (model.py:12)"."""
+    fix: str
+
+
+END = "end"
+"""The name of the operation that does nothing, after the value that differs: something may be added there."""
+
+SILENT = {"contiguous", "clone", "detach", "to", "float", "double", "type_as", "type", "cpu", "requires_grad", END}
+"""Operations that change no value."""
+
+
+@dataclass
+class Context:
+    """The part of the graph that a difference can come from."""
+
+    graph: Graph
+    nodes: list[Node]
+    """In order of execution; the last is `END`."""
+    ports: Mapping[Port, int]
+    parameters: Mapping[int, str]
+    modules: "Mapping[str, torch.nn.Module]" = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._names: dict[int, str] = dict(self.parameters)
+        for port, number in self.ports.items():  # what a module gives says more than what the next takes
+            if number not in self._names or port.kind == "output":
+                self._names[number] = f"the {port.kind} of {port.module}"
+        inside = {number for node in self.nodes for number in node.outputs}
+        self.makers = {node.outputs[0]: node for node in self.nodes if len(node.outputs) == 1 and node.name != END}
+        self.users: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            for _, number in node.inputs:
+                self.users.setdefault(number, []).append(node)
+        self._known = sorted(inside | set(self.ports.values()))
+
+    def value(self, number: int) -> "torch.Tensor":
+        """Give a value as it was computed."""
+        return self.graph.values[number]
+
+    def named(self, number: int) -> str:
+        """Say what a value is."""
+        maker = self.graph.made_by.get(number)
+        if number in self._names:
+            return self._names[number]
+        return "the input" if maker is None else f"the output of {shown(self.graph.nodes[maker])}"
+
+    def data(self, node: Node) -> list[tuple[Path, int]]:
+        """List the numbers that go into an operation and are no parameters."""
+        return [(path, n) for path, n in node.inputs if n not in self.parameters and self.value(n).is_floating_point()]
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """Give the shape of an operation's first result."""
+        return tuple(self.value(node.outputs[0]).shape)
+
+    def likes(self, node: Node, number: int) -> Iterator[int]:
+        """List other values of the same shape and dtype that exist when an operation is computed, the latest first."""
+        own = self.value(number)
+        seen = {_memory(own)}
+        count = 0
+        for other in reversed(self._known):
+            tensor = self.value(other)
+            maker = self.graph.made_by.get(other, -1)
+            if tensor.shape != own.shape or tensor.dtype != own.dtype or maker >= self.position(node):
+                continue
+            if maker < 0 and self.graph.since[other] > self.position(node):
+                continue
+            if _memory(tensor) not in seen:
+                seen.add(_memory(tensor))
+                yield other
+                count += 1
+            if count == LATEST:
+                return
+
+    def position(self, node: Node) -> int:
+        """Give the place of an operation in the order of execution."""
+        if node.name != END:
+            return node.number
+        maker = self.graph.made_by.get(node.inputs[0][1])
+        return maker + 1 if maker is not None else self.graph.since[node.inputs[0][1]]
+
+    def sizes(self) -> list[int]:
+        """List how long the axes are that occur."""
+        found = {size for node in self.nodes for size in self.shape(node)}
+        found |= {size for node in self.nodes for _, number in node.inputs for size in self.value(number).shape}
+        return sorted(size for size in found if size > 1)
+
+
+LATEST = 24
+"""Values to try, at most, in the place of one."""
+
+
+def _memory(tensor: Any) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
+def shown(node: Node) -> str:
+    """Name an operation and its place in the user's code: "relu (model.py:12)"."""
+    return f"{node.name} ({node.line})" if node.line else node.name
+
+
+def end_node(number: int, value: int, output: int) -> Node:
+    """Give an operation that does nothing, behind a value."""
+    return Node(number, END, lambda tensor: tensor, (Ref(value),), {}, (output,))
+
+
+Generator = Callable[[Context, Node], Iterator[Edit]]
+"""Lists edits of one operation."""
+
+
+def one(kind: Kind, node: Node, compute: Compute, does: str, fix: str) -> Edit:
+    """Give an edit of one operation."""
+    return Edit(kind, ((node.number, compute),), does, fix)

@@ -1,0 +1,203 @@
+"""Operations exchanged for others of the same kind."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from compare.diagnosis.counterfactuals import FUNCTIONS, counterfactuals
+from compare.diagnosis.place import Place
+from compare.diagnosis.rewriting import Call
+from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.graph import Node, Operation, Ref
+
+
+def functions_alone(context: Context, node: Node) -> Iterator[Edit]:
+    """List what the tables of single functions know, so that it is found beside another edit too."""
+    if node.name not in FUNCTIONS:
+        return
+    call = _call(Operation(node, *_filled(context, node), context.value))
+    if call is None:
+        return
+    for each in counterfactuals([call], gradient=False):
+        if each.of is not None:
+            continue
+
+        def compute(operation: Operation, rewrite: Callable[[Call], Any] = each.rewrite) -> Any:
+            call = _call(operation)
+            assert call is not None
+            return rewrite(call)
+
+        fix = str(each.fix(each.call, Place()) or f"compute {node.name} as torch does ({node.line})")
+        yield one(Kind.EXCHANGED, node, compute, f"{each.jax_does} in {shown(node)}", fix)
+
+
+def _filled(context: Context, node: Node) -> tuple[Any, Any]:
+    whole = Operation(node, node.args, node.kwargs, context.value).of(node)
+    return whole.args, whole.kwargs
+
+
+def _call(operation: Operation) -> Call | None:
+    from compare.diagnosis.rewriting import _ANY, _signature
+
+    function = operation.node.function
+    signature = _signature(function) or _ANY
+    try:
+        signature.bind(*operation.args, **operation.kwargs)
+    except TypeError:
+        signature = inspect.signature(lambda tensor, *args, **kwargs: None)
+    return Call(operation.node.name, function, operation.args, operation.kwargs, signature)
+
+
+_BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
+
+
+def other_arithmetic(context: Context, node: Node) -> Iterator[Edit]:
+    """List sums for products, and so on."""
+    import torch
+
+    if node.name not in _BINARY or len(context.data(node)) < 2:
+        return
+    for name in _BINARY:
+        if name != node.name:
+
+            def compute(operation: Operation, name: str = name) -> Any:
+                return getattr(torch, name)(*operation.args[:2])
+
+            does = f"computes {name} of the two operands of {shown(node)}"
+            yield one(Kind.EXCHANGED, node, compute, does, f"compute {node.name} of them, as torch does")
+
+
+def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
+    """List numbers that follow from sizes, in place of a factor, a divisor or an exponent of torch's."""
+    if node.name not in ("mul", "div", "pow") or len(node.args) != 2:
+        return
+    for position, own in enumerate(node.args):
+        if isinstance(own, bool) or not isinstance(own, int | float) or not own:
+            continue
+        for words, number in _numbers(context, node, float(own)):
+
+            def compute(operation: Operation, number: float = number, position: int = position) -> Any:
+                return operation.having(("args", position), number).run()
+
+            what = "power of" if node.name == "pow" else "factor" if node.name == "mul" else "divisor"
+            does = f"takes {words} for the {what} {own:.6g} of {shown(node)}"
+            yield one(Kind.SCALE, node, compute, does, f"take {own:.6g}, as torch does")
+
+
+def _numbers(context: Context, node: Node, own: float) -> Iterator[tuple[str, float]]:
+    if node.name == "pow":
+        yield from ((str(n), float(n)) for n in (1, 2, 3, 4, 0.5, -0.5, -1) if n != own)
+        return
+    yield f"its inverse, {1 / own:.6g},", 1 / own
+    yield f"its square, {own * own:.6g},", own * own
+    yield f"its negative, {-own:.6g},", -own
+    if own > 0:
+        yield f"its square root, {own**0.5:.6g},", own**0.5
+    for size in context.sizes():
+        for words, number in (
+            (f"{size}", size),
+            (f"sqrt({size})", size**0.5),
+            (f"1/{size}", 1 / size),
+            (f"1/sqrt({size})", size**-0.5),
+        ):
+            if abs(number / own - 1) > 1e-12:
+                yield words, number
+
+
+def repeated(context: Context, node: Node) -> Iterator[Edit]:
+    """List tile for repeat, which differ in the order of the copies."""
+    if node.name == "repeat_interleave" and len(node.args) > 1 and isinstance(node.args[1], int):
+        axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else None)
+        if axis is None:
+            return
+
+        def tiled(operation: Operation, axis: int = axis) -> Any:
+            x, count = operation.args[:2]
+            sizes = [1] * x.dim()
+            sizes[axis] = count
+            return x.repeat(sizes)
+
+        does = f"repeats the whole axis {axis} in {shown(node)}, as jnp.tile does, torch each element"
+        yield one(Kind.PARTS, node, tiled, does, f"jnp.repeat(x, {node.args[1]}, axis={axis})")
+    if node.name in ("repeat", "tile"):
+        sizes = node.args[1:] if isinstance(node.args[1], int) else tuple(node.args[1])
+
+        def each(operation: Operation, sizes: tuple[int, ...] = tuple(sizes)) -> Any:
+            x = operation.args[0]
+            x = x.reshape((1,) * (len(sizes) - x.dim()) + tuple(x.shape))
+            for axis, count in enumerate(sizes):
+                x = x.repeat_interleave(count, axis)
+            return x
+
+        does = f"repeats each element in {shown(node)}, as jnp.repeat does, torch the whole axis"
+        yield one(Kind.PARTS, node, each, does, f"jnp.tile(x, {tuple(sizes)})")
+
+
+def resampled(context: Context, node: Node) -> Iterator[Edit]:
+    """List other ways to resize an image."""
+    from torch.nn import functional
+
+    modes = [("nearest", None), ("nearest-exact", None), ("linear", False), ("linear", True)]
+    modes += [("bilinear", False), ("bilinear", True), ("bicubic", False), ("bicubic", True), ("area", None)]
+    if node.name not in ("interpolate", "upsample"):
+        return
+    for mode, corners in modes:
+
+        def compute(operation: Operation, mode: str = mode, corners: bool | None = corners) -> Any:
+            given = {k: v for k, v in operation.kwargs.items() if k in ("size", "scale_factor")}
+            given |= dict(zip(("size", "scale_factor"), operation.args[1:3], strict=False))
+            return functional.interpolate(operation.args[0], **given, mode=mode, align_corners=corners)
+
+        with_corners = "" if corners is None else f" with align_corners={corners}"
+        own = node.kwargs.get("mode", "nearest")
+        does = f'resizes in {shown(node)} as mode="{mode}" does{with_corners}, torch with mode="{own}"'
+        yield one(Kind.RESAMPLING, node, compute, does, f'resize as torch\'s mode="{own}" does')
+
+
+def pooled(context: Context, node: Node) -> Iterator[Edit]:
+    """List max for mean in pools."""
+    from torch.nn import functional
+
+    kind, _, rest = node.name.partition("_pool")
+    other = {"max": "avg", "avg": "max", "adaptive_avg": "adaptive_max", "adaptive_max": "adaptive_avg"}.get(kind)
+    if other is None or not rest:
+        return
+    function = getattr(functional, f"{other}_pool{rest[:2]}")
+
+    def compute(operation: Operation, function: Callable[..., Any] = function) -> Any:
+        names = ("kernel_size", "stride", "padding", "output_size")
+        given = {k: v for k, v in operation.kwargs.items() if k in names and v is not None}
+        return function(*operation.args[:4], **given)
+
+    words = {"max": "the largest", "avg": "the mean"}[other.removeprefix("adaptive_")]
+    own = {"max": "the mean", "avg": "the largest"}[other.removeprefix("adaptive_")]
+    yield one(Kind.REDUCTION, node, compute, f"takes {words} in {shown(node)}, torch {own}", f"take {own}")
+
+
+def other_curves(context: Context, node: Node) -> Iterator[Edit]:
+    """List softmax for sigmoid, sin for cos, and so on."""
+    import torch
+
+    groups: list[dict[str, Callable[[Any], Any]]] = [
+        {"sin": torch.sin, "cos": torch.cos},
+        {"exp": torch.exp, "expm1": torch.expm1, "softplus": torch.nn.functional.softplus, "exp2": torch.exp2},
+        {"log": torch.log, "log1p": torch.log1p, "log2": torch.log2, "log10": torch.log10},
+        {"sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "square": torch.square},
+        {"abs": torch.abs, "square": torch.square, "relu": torch.relu},
+        {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid, "relu": torch.relu,
+         "log_softmax": lambda x: torch.log_softmax(x, -1), "tanh": torch.tanh},
+    ]  # fmt: skip
+    for group in groups:
+        if node.name not in group or not node.args or not isinstance(node.args[0], Ref):
+            continue
+        for name, function in group.items():
+            if name != node.name:
+
+                def compute(operation: Operation, function: Callable[[Any], Any] = function) -> Any:
+                    return function(operation.args[0])
+
+                does = f"applies {name} for {shown(node)}"
+                yield one(Kind.EXCHANGED, node, compute, does, f"apply {node.name}, as torch does")
+
+
+GENERATORS = (functions_alone, repeated, resampled, pooled, other_curves, other_arithmetic, other_numbers)

@@ -1,0 +1,149 @@
+"""Operations put in: activations, norms, factors that follow from sizes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from compare.diagnosis.structure.edit import END, Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.graph import Node, Operation, Path
+
+Unary = tuple[str, Callable[[Any], Any]]
+"""A function of one tensor, and what it is called."""
+
+
+def put_in(context: Context, node: Node) -> Iterator[Edit]:
+    """List what the JAX side may apply where torch applies nothing: to a result, or to one operand."""
+    if len(node.outputs) != 1 or not context.value(node.outputs[0]).is_floating_point():
+        return
+    for path, number in context.data(node):
+        maker = context.makers.get(number)
+        if maker is not None and len(context.users.get(number, [])) == 1:
+            continue  # the same as behind what makes it
+        place = "at this place" if node.name == END else f"before {shown(node)}"
+        for words, function in _functions(context, number):
+            yield _before(context, node, path, number, words, function, place)
+    if node.name != END:
+        for words, function in _functions(context, node.outputs[0]):
+
+            def compute(operation: Operation, function: Callable[[Any], Any] = function) -> Any:
+                return function(operation.run())
+
+            does = f"applies {words} to the output of {shown(node)}, and torch does not"
+            yield one(Kind.ADDED, node, compute, does, f"leave out {words} behind {node.name}")
+
+
+def _before(
+    context: Context, node: Node, path: Path, number: int, words: str, function: Callable[[Any], Any], place: str
+) -> Edit:
+    def compute(operation: Operation) -> Any:
+        return operation.having(path, function(operation.at(path))).run()
+
+    what = context.named(number)
+    does = f"applies {words} to {what} {place}, and torch does not"
+    return one(Kind.ADDED, node, compute, does, f"leave out {words}: take {what} as it is {place}")
+
+
+def _functions(context: Context, number: int) -> Iterator[Unary]:
+    """List functions of one tensor that keep its shape, and have no free number."""
+    shape = tuple(context.value(number).shape)
+    yield from _pointwise()
+    yield from _norms(context, number)
+    if shape:
+        yield from _over_last_axis()
+    for axis, size in enumerate(shape):
+        if size > 1:
+            yield from _along(axis)
+            for other in range(axis):
+                if shape[other] == size:
+                    yield _transpose(other, axis)
+    for size in context.sizes():
+        yield from _factors(size)
+
+
+def _pointwise() -> list[Unary]:
+    import torch
+    from torch.nn import functional
+
+    return [
+        ("relu", torch.relu),
+        ("gelu", functional.gelu),
+        ("gelu with approximate=True", lambda x: functional.gelu(x, approximate="tanh")),
+        ("silu", functional.silu),
+        ("tanh", torch.tanh),
+        ("sigmoid", torch.sigmoid),
+        ("leaky_relu", functional.leaky_relu),
+        ("elu", functional.elu),
+        ("softplus", functional.softplus),
+        ("exp", torch.exp),
+        ("abs", torch.abs),
+        ("a change of sign", torch.neg),
+        ("1 - x", lambda x: 1 - x),
+        ("a square", torch.square),
+    ]
+
+
+def _over_last_axis() -> list[Unary]:
+    import torch
+    from torch.nn import functional
+
+    return [
+        ("softmax", lambda x: torch.softmax(x, -1)),
+        ("log_softmax", lambda x: torch.log_softmax(x, -1)),
+        ("L2 normalization over the last axis", lambda x: functional.normalize(x, dim=-1)),
+        ("layer_norm without parameters", lambda x: functional.layer_norm(x, x.shape[-1:])),
+    ]
+
+
+def _along(axis: int) -> list[Unary]:
+    import torch
+
+    return [
+        (f"a reversal of axis {axis}", lambda x: x.flip(axis)),
+        (f"softmax over axis {axis}", lambda x: torch.softmax(x, axis)),
+        (f"a subtraction of the mean over axis {axis}", lambda x: x - x.mean(axis, keepdim=True)),
+        (f"a shift by one along axis {axis}", lambda x: x.roll(1, axis)),
+        (f"a shift by minus one along axis {axis}", lambda x: x.roll(-1, axis)),
+        (f"a shift by one along axis {axis}, with zeros,", lambda x: _shifted(x, axis, 1)),
+        (f"a shift by minus one along axis {axis}, with zeros,", lambda x: _shifted(x, axis, -1)),
+    ]
+
+
+def _shifted(x: Any, axis: int, by: int) -> Any:
+    import torch
+
+    kept = x.narrow(axis, max(-by, 0), x.shape[axis] - abs(by))
+    zeros = torch.zeros_like(x.narrow(axis, 0, abs(by)))
+    return torch.cat([zeros, kept] if by > 0 else [kept, zeros], axis)
+
+
+def _transpose(axis: int, other: int) -> Unary:
+    return f"a transpose of axes {axis} and {other}", lambda x: x.transpose(axis, other)
+
+
+def _factors(size: int) -> list[Unary]:
+    return [
+        (f"a factor sqrt({size})", lambda x: x * size**0.5),
+        (f"a factor 1/sqrt({size})", lambda x: x * size**-0.5),
+        (f"a factor {size}", lambda x: x * size),
+        (f"a factor 1/{size}", lambda x: x / size),
+    ]
+
+
+_NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "BatchNorm1d", "BatchNorm2d", "InstanceNorm1d", "InstanceNorm2d")
+
+
+def _norms(context: Context, number: int) -> Iterator[Unary]:
+    """List the model's own norms that take a tensor of this shape."""
+    value = context.value(number)
+    for path, module in context.modules.items():
+        kind = type(module).__name__
+        if kind not in _NORMS or (kind.startswith("Batch") and module.training):  # which would count the batch
+            continue
+        size: Any = getattr(module, "normalized_shape", ())
+        channels = getattr(module, "num_features", getattr(module, "num_channels", None))
+        if (not size or tuple(value.shape[-len(size) :]) == tuple(size)) and (
+            channels is None or (value.dim() > 1 and value.shape[1] == channels)
+        ):
+            yield path, module.forward
+
+
+GENERATORS = (put_in,)

@@ -1,0 +1,146 @@
+"""Other masks: inverted, left out, transposed, off the diagonal, and put in."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.graph import Node, Operation, Path
+
+
+def other_masks(context: Context, node: Node) -> Iterator[Edit]:
+    """List other masks where an operation takes one."""
+    import torch
+
+    for path, number in node.inputs:
+        value = context.value(number)
+        boolean = value.dtype == torch.bool
+        if not boolean and not (value.is_floating_point() and torch.isinf(value).any()):
+            continue
+        if not boolean and context.graph.made_by.get(number) is not None:
+            continue  # scores that were masked before
+        for words, _ in _masks(value):
+
+            def compute(operation: Operation, path: Path = path, words: str = words) -> Any:
+                return _hiding(operation).having(path, dict(_masks(operation.at(path)))[words]).run()
+
+            fix = _FIXES.get(words, f"give {node.name} torch's mask")
+            yield one(Kind.MASK, node, compute, f"has the mask {words} in {shown(node)}", fix)
+
+
+_FIXES = {
+    "inverted": "invert the mask: jnp.logical_not(mask)",
+    "left out": "apply the mask, as torch does",
+}
+
+
+def _hiding(operation: Operation) -> Operation:
+    """Hide by a number that is finite, as JAX does: the softmax of a row that is hidden as a whole is then none."""
+    import torch
+
+    last = len(operation.args) - 1
+    if operation.node.name == "masked_fill" and operation.args[last] == -math.inf:
+        return operation.having(("args", last), torch.finfo(operation.args[0].dtype).min)
+    return operation
+
+
+def _masks(mask: Any) -> Iterator[tuple[str, Any]]:
+    import torch
+
+    if mask.dtype != torch.bool:  # minus infinity where nothing is to be seen
+        hidden = mask == -math.inf
+        for words, other in _masks(hidden):
+            yield words, torch.zeros_like(mask).masked_fill(other, torch.finfo(mask.dtype).min)
+        return
+    yield "inverted", mask.logical_not()
+    yield "left out", torch.zeros_like(mask)
+    if mask.dim() < 2:
+        return
+    rows, columns = mask.shape[-2:]
+    if rows == columns:
+        yield "transposed", mask.transpose(-1, -2)
+    every = torch.ones(rows, columns, dtype=torch.bool, device=mask.device)
+    for hides in (True, False):
+        for diagonal in range(-1, columns - rows + 2):
+            plain = every.triu(diagonal + 1) if hides else every.tril(diagonal)
+            if torch.equal(plain.expand_as(mask), mask):
+                for by in (-1, 1, columns - rows - diagonal or -2, -diagonal or 2):
+                    shifted = every.triu(diagonal + by + 1) if hides else every.tril(diagonal + by)
+                    yield f"with its diagonal moved by {by}", shifted.expand_as(mask)
+                break
+    for by in (-1, 1):
+        yield f"rolled by {by}", mask.roll(by, -1)
+
+
+def diagonals(context: Context, node: Node) -> Iterator[Edit]:
+    """List other diagonals where a triangle is cut out."""
+    if node.name not in ("tril", "triu"):
+        return
+    own = node.kwargs.get("diagonal", node.args[1] if len(node.args) > 1 else 0)
+    for other in (own - 1, own + 1):
+
+        def moved(operation: Operation, other: int = other) -> Any:
+            return getattr(operation.args[0], operation.node.name)(other)
+
+        does = f"cuts the triangle at diagonal {other} in {shown(node)}, torch at {own}"
+        yield one(Kind.MASK, node, moved, does, f"jnp.{node.name}(..., k={own})")
+
+    def turned(operation: Operation) -> Any:
+        return operation.run().transpose(-1, -2)
+
+    yield one(Kind.MASK, node, turned, f"has the triangle of {shown(node)} transposed", f"jnp.{node.name}")
+
+
+def where_exchanged(context: Context, node: Node) -> Iterator[Edit]:
+    """List the branches of `where` exchanged, and what is masked behind a softmax in place of before it."""
+    if node.name == "where" and len(node.args) == 3:
+
+        def exchanged(operation: Operation) -> Any:
+            import torch
+
+            condition, a, b = operation.args
+            return torch.where(condition, b, a)
+
+        does = f"exchanges the two branches of {shown(node)}"
+        yield one(Kind.MASK, node, exchanged, does, "jnp.where(condition, x, y) has torch's order")
+    if node.name == "masked_fill" and len(node.args) == 3:
+        for value in (0.0, -1.0, -math.inf):
+            if value != node.args[2]:
+
+                def filled(operation: Operation, value: float = value) -> Any:
+                    return operation.having(("args", 2), value).run()
+
+                does = f"fills with {value} in {shown(node)}, torch with {node.args[2]}"
+                yield one(Kind.MASK, node, filled, does, f"fill with {node.args[2]}")
+        for user in context.users.get(node.outputs[0], []):
+            if user.name == "softmax":
+
+                def after(operation: Operation, node: Any = node) -> Any:
+                    scores, mask, _ = operation.of(node).args
+                    return operation.having(("args", 0), scores).run().masked_fill(mask, 0.0)
+
+                does = f"masks behind {shown(user)}, torch before it"
+                yield one(Kind.MASK, user, after, does, "mask the scores with -jnp.inf before jax.nn.softmax")
+
+
+def put_in(context: Context, node: Node) -> Iterator[Edit]:
+    """List causal masks that torch has not."""
+    import torch
+
+    if node.name != "softmax" or not context.data(node):
+        return
+    ((path, number),) = context.data(node)[:1]
+    shape = context.value(number).shape
+    if len(shape) < 2 or shape[-1] == 1:
+        return
+
+    def causal(operation: Operation, path: Path = path) -> Any:
+        scores = operation.at(path)
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        return operation.having(path, scores.masked_fill(hidden, -math.inf)).run()
+
+    does = f"has a causal mask before {shown(node)}, torch has none"
+    yield one(Kind.MASK, node, causal, does, "attend to all positions: leave out the causal mask")
+
+
+GENERATORS = (other_masks, diagonals, where_exchanged, put_in)

@@ -1,0 +1,63 @@
+"""Other tensors that an operation may take, and what may be added to what it gives."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from compare.diagnosis.structure.edit import END, Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.graph import Node, Operation, Path
+
+
+def other_operands(context: Context, node: Node) -> Iterator[Edit]:
+    """List what else an operation may take of what there is by then."""
+    if node.frozen:
+        return
+    for path, number in context.data(node):
+        own = context.named(number)
+        for other in context.likes(node, number):
+
+            def compute(operation: Operation, path: Path = path, other: int = other) -> Any:
+                return operation.having(path, operation.value(other)).run()
+
+            name = context.named(other)
+            place = "at this place" if node.name == END else f"for {shown(node)}"
+            yield one(Kind.OPERAND, node, compute, f"takes {name} {place}, torch {own}", f"take {own}, and not {name}")
+
+
+def swapped_operands(context: Context, node: Node) -> Iterator[Edit]:
+    """List operations whose operands the JAX side may take the other way round."""
+    operands = context.data(node)
+    if len(operands) < 2 or node.name in ("add", "mul", "maximum", "minimum", "cat", "stack"):
+        return
+    for first in range(len(operands)):
+        for second in range(first + 1, len(operands)):
+            (a, number), (b, other) = operands[first], operands[second]
+
+            def compute(operation: Operation, a: Path = a, b: Path = b) -> Any:
+                return operation.having(a, operation.at(b)).having(b, operation.at(a)).run()
+
+            names = f"{context.named(number)} and {context.named(other)}"
+            does = f"exchanges {names} in {shown(node)}"
+            fix = f"take {names} in this order in {node.name}"
+            yield one(Kind.OPERAND, node, compute, does, fix)
+
+
+def joined(context: Context, node: Node) -> Iterator[Edit]:
+    """List what may be added to, or multiplied with, what an operation gives."""
+    if len(node.outputs) != 1 or not context.value(node.outputs[0]).is_floating_point() or node.frozen:
+        return
+    what = context.named(node.inputs[0][1]) if node.name == END else f"the output of {shown(node)}"
+    for other in context.likes(node, node.outputs[0]):
+        name = context.named(other)
+
+        def added(operation: Operation, other: int = other) -> Any:
+            return operation.run() + operation.value(other)
+
+        def multiplied(operation: Operation, other: int = other) -> Any:
+            return operation.run() * operation.value(other)
+
+        yield one(Kind.ADDED, node, added, f"adds {name} to {what}", f"do not add {name} to {what}")
+        does = f"multiplies {what} by {name}"
+        yield one(Kind.ADDED, node, multiplied, does, f"do not multiply {what} by {name}")
+
+
+GENERATORS = (other_operands, swapped_operands, joined)

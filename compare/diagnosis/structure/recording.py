@@ -1,0 +1,263 @@
+"""A step of the torch side recorded as a graph, or run with some of its operations edited."""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+from compare.diagnosis.rewriting import Rerun
+from compare.diagnosis.structure.decompositions import DECOMPOSITIONS
+from compare.diagnosis.structure.graph import Compute, Graph, Node, Operation, Ref, tensors
+from compare.step.batch import mapped
+from compare.step.observation import Observation, Port
+from compare.torch_side.record import Record, leaves
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Recorded:
+    """A step as a graph."""
+
+    graph: Graph
+    ports: dict[Port, int]
+    """Which value each input and output of a module is."""
+    parameters: dict[int, str]
+    """The names of those values that are parameters or buffers."""
+    seen: Observation
+
+
+def recorded(rerun: Rerun) -> Recorded:
+    """Run the step once, and record it."""
+    tape = _Tape(rerun.overwritten, {})
+    with _mode()(tape):
+        seen = rerun.step(tape)
+    tensors_by_name = dict(rerun.model.named_parameters()) | dict(rerun.model.named_buffers())
+    names = {tape.numbers[id(t)]: name for name, t in tensors_by_name.items() if id(t) in tape.numbers}
+    return Recorded(tape.graph, tape.ports, names, seen)
+
+
+def edited(rerun: Rerun, edits: Mapping[int, Compute]) -> Observation:
+    """Run the step with operations edited."""
+    tape = _Tape(rerun.overwritten, edits)
+    with _mode()(tape):
+        return rerun.step(tape)
+
+
+class _Tape(Record):
+    """What has been computed so far: operations, values, and which of these modules took and gave."""
+
+    def __init__(self, overwritten: frozenset[Port], edits: Mapping[int, Compute]) -> None:
+        super().__init__(overwritten)
+        self.edits = edits
+        self.graph = Graph()
+        self.numbers: dict[int, int] = {}
+        """The value that each tensor is, by its identity."""
+        self.live: list[torch.Tensor] = []
+        """The tensors themselves, by value: kept, so that no other one gets their identity."""
+        self.ports: dict[Port, int] = {}
+        self.open = True
+        self.inside: list[str] = []
+        self.within: set[str] = set()
+
+    def _keep(self, path: str, call: int, kind: str, tree: Any) -> None:
+        if kind == "input":
+            self.inside.append(path)
+        elif self.inside:
+            self.inside.pop()
+        was_open, self.open = self.open, False  # what the record itself calls is not the program's
+        super()._keep(path, call, kind, tree)
+        for leaf, tensor in leaves(tree):
+            self.ports[Port(path, call, kind, leaf)] = self.number(tensor)
+        self.open = was_open
+
+    def number(self, tensor: "torch.Tensor", made_by: int | None = None) -> int:
+        """Give the value that a tensor is: a new one if an operation has just made it, or nobody has met it."""
+        known = self.numbers.get(id(tensor))
+        if known is not None and made_by is None:
+            return known
+        self.live.append(tensor)
+        self.numbers[id(tensor)] = self.graph.add(tensor.detach(), made_by)
+        return self.numbers[id(tensor)]
+
+    def saved(self, tensor: "torch.Tensor") -> None:
+        """Copy the values that share a tensor's memory, which is about to be overwritten."""
+        memory = tensor.untyped_storage().data_ptr()
+        for number, value in enumerate(self.graph.values):
+            if value.untyped_storage().data_ptr() == memory:
+                self.graph.values[number] = value.clone()
+                if self.live[number] is not tensor:
+                    self.numbers.pop(id(self.live[number]), None)
+
+    def compute(self, function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
+        """Compute one operation, and record it."""
+        overwrites = _overwrites(function, args, kwargs)
+        number = len(self.graph.nodes)
+
+        def known(item: Any) -> Any:
+            return Ref(self.number(item)) if hasattr(item, "detach") else item
+
+        references = _mapped(args, known), _mapped(kwargs, known)
+        pure = _on_copy(function) if overwrites else function
+        node = Node(number, name, pure, *references, (), self.inside[-1] if self.inside else "", _users_line())
+        edit = self.edits.get(number)
+        target = args[0] if overwrites else None
+        if target is not None:
+            self.saved(target)
+        if edit is None:
+            given = function(*args, **kwargs)
+        else:
+            given = edit(Operation(node, args, kwargs, self.live.__getitem__))
+            if target is not None:
+                given = target.copy_(given)
+        made = [target] if target is not None else tensors(given)
+        if not made:
+            return given
+        self.graph.nodes.append(node)
+        # A view of nothing changed, such as contiguous(), gives its argument: it is a value of its own all the same.
+        outputs = tuple(self.number(tensor, number) for tensor in made)
+        random = name in _RANDOM or (name == "dropout" and "dropout" in self.within)
+        self.graph.nodes[-1] = replace(node, outputs=outputs, frozen=random)
+        return given
+
+
+_RANDOM = {"bernoulli", "rand", "randn", "randint", "rand_like", "randn_like", "normal", "uniform", "randperm"}
+_RANDOM |= {"dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "rrelu"}
+
+
+def _mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, tuple | list) and hasattr(tree, "_fields"):
+        return tree
+    if isinstance(tree, dict):
+        return {key: _mapped(value, function) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        kind = type(tree) if type(tree) in (tuple, list) else tuple
+        return kind(_mapped(value, function) for value in tree)
+    return mapped(tree, function)
+
+
+def _overwrites(function: Any, args: Any, kwargs: Any) -> bool:
+    """Tell whether a function changes its first argument."""
+    name = getattr(function, "__name__", "")
+    if not args or not hasattr(args[0], "detach"):
+        return False
+    if kwargs.get("inplace") or kwargs.get("out") is not None:
+        return True
+    if name.startswith("__"):
+        return (name.startswith("__i") and name not in ("__index__", "__int__", "__invert__")) or name == "__setitem__"
+    return name.endswith("_")
+
+
+def _on_copy(function: Callable[..., Any]) -> Callable[..., Any]:
+    def pure(first: Any, *args: Any, **kwargs: Any) -> Any:
+        copy = first.clone()
+        function(copy, *args, **kwargs)
+        return copy
+
+    return pure
+
+
+_NAMES = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "isub": "sub", "itruediv": "div"} | {
+    "truediv": "div",
+    "true_divide": "div",
+    "divide": "div",
+    "rtruediv": "rdiv",
+    "multiply": "mul",
+    "subtract": "sub",
+    "concat": "cat",
+    "concatenate": "cat",
+    "ipow": "pow",
+}
+"""One name for what several functions do."""
+
+
+def name_of(function: Any) -> str:
+    """Name a function of torch as its documentation does."""
+    name = getattr(function, "__name__", "")
+    if name == "__get__":  # of an attribute: x.T
+        return getattr(getattr(function, "__self__", None), "__name__", "")
+    return _NAMES.get(name.strip("_"), name.strip("_"))
+
+
+_HERE = str(FilePath(__file__).parents[2])
+
+
+@functools.cache
+def _is_users(file: str) -> bool:
+    import torch
+
+    return not file.startswith((_HERE, str(FilePath(torch.__file__).parent), contextlib.__file__, "<"))
+
+
+def _users_line() -> str:
+    """Say which line of the user's is being run: "model.py:12"."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if _is_users(file):
+            return f"{FilePath(file).name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+_NEITHER = {"backward", "requires_grad_", "__set__", "register_hook", "retain_grad", "zero_"}
+_ATTRIBUTES = {"T", "mT", "H", "mH", "real", "imag"}
+
+
+@functools.cache
+def _mode() -> Any:
+    from torch.overrides import TorchFunctionMode
+
+    class Recording(TorchFunctionMode):
+        """Hands every function of torch that the step calls to a tape."""
+
+        def __init__(self, tape: _Tape) -> None:
+            super().__init__()
+            self.tape = tape
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            del types
+            kwargs = kwargs or {}
+            name, tape = name_of(func), self.tape
+            attribute = getattr(func, "__name__", "") == "__get__" and name not in _ATTRIBUTES
+            if name == "backward":
+                tape.open = False
+            if not tape.open or attribute or getattr(func, "__name__", "") in _NEITHER:
+                return func(*args, **kwargs)
+            if name in DECOMPOSITIONS and name not in tape.within:
+                with self._decomposing(name):
+                    given = _decomposed(func, name, args, kwargs)
+                if given is not NotImplemented:
+                    return given
+            if name == "iter":  # q, k, v = x
+                return iter(tape.compute(type(args[0]).unbind, "unbind", args, kwargs))
+            return tape.compute(func, name, args, kwargs)
+
+        @contextlib.contextmanager
+        def _decomposing(self, name: str) -> Iterator[None]:
+            self.tape.within.add(name)
+            try:
+                with self:
+                    yield
+            finally:
+                self.tape.within.discard(name)
+
+    return Recording
+
+
+def _decomposed(function: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """Compute a function as several operations; NotImplemented where it cannot be."""
+    import inspect
+
+    if name == "multi_head_attention_forward":
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        args, kwargs = (), bound.arguments
+    try:
+        return DECOMPOSITIONS[name](*args, **kwargs)
+    except TypeError:  # arguments that it does not know
+        return NotImplemented

@@ -1,0 +1,149 @@
+"""Max, mean, sum, and one element: over which axis, and how deviations are divided."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.graph import Node, Operation, Ref
+
+
+class Reduction(NamedTuple):
+    """An operation that makes one number of many, in one form for all functions that do."""
+
+    name: str
+    axes: tuple[int, ...]
+    """Counted from 0."""
+    keepdim: bool
+
+
+_DEVIATIONS = ("std", "var")
+
+
+def reductions() -> dict[str, Callable[[Any, tuple[int, ...], bool], Any]]:
+    """Give functions of a tensor, axes and whether to keep these, by name."""
+    import torch
+
+    def element(position: int) -> Callable[..., Any]:
+        def take(x: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
+            for axis in sorted(axes, reverse=True):
+                at = position % x.shape[axis]
+                x = x.narrow(axis, at, 1) if keepdim else x.select(axis, at)
+            return x
+
+        return take
+
+    return {
+        "mean": lambda x, axes, keepdim: x.mean(axes, keepdim),
+        "sum": lambda x, axes, keepdim: x.sum(axes, keepdim),
+        "max": lambda x, axes, keepdim: x.amax(axes, keepdim),
+        "min": lambda x, axes, keepdim: x.amin(axes, keepdim),
+        "the first element": element(0),
+        "the last element": element(-1),
+        "the Euclidean norm": lambda x, axes, keepdim: torch.linalg.vector_norm(x, dim=axes, keepdim=keepdim),
+        "the sum of squares": lambda x, axes, keepdim: (x * x).sum(axes, keepdim),
+        "the mean of absolute values": lambda x, axes, keepdim: x.abs().mean(axes, keepdim),
+        "logsumexp": lambda x, axes, keepdim: x.logsumexp(axes, keepdim),
+        "std with ddof=1": lambda x, axes, keepdim: x.std(axes, correction=1, keepdim=keepdim),
+        "std with ddof=0": lambda x, axes, keepdim: x.std(axes, correction=0, keepdim=keepdim),
+        "var with ddof=1": lambda x, axes, keepdim: x.var(axes, correction=1, keepdim=keepdim),
+        "var with ddof=0": lambda x, axes, keepdim: x.var(axes, correction=0, keepdim=keepdim),
+    }
+
+
+_SAME = {
+    "mean": "mean",
+    "sum": "sum",
+    "max": "max",
+    "amax": "max",
+    "min": "min",
+    "amin": "min",
+    "norm": "the Euclidean norm",
+    "logsumexp": "logsumexp",
+    "std": "std with ddof=1",
+    "var": "var with ddof=1",
+}
+
+
+def reduction(context: Context, node: Node) -> Reduction | None:
+    """Tell what an operation reduces, and how; None if it does not."""
+    if not node.args or not isinstance(node.args[0], Ref):
+        return None
+    x = context.value(node.args[0].number)
+    if node.name == "getitem":
+        return _selected(node, x.dim())
+    if node.name == "select" and len(node.args) == 3:
+        return Reduction("the element", (node.args[1] % x.dim(),), False)
+    if node.name.startswith("adaptive_avg_pool") and set(_pair(node.args[1:] or node.kwargs.values())) == {1}:
+        return Reduction("mean", tuple(range(x.dim() - int(node.name[-2]), x.dim())), True)
+    if node.name not in _SAME or len(node.outputs) > 2:
+        return None
+    dims = node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else None))
+    if node.name == "norm" and dims is not None and "dim" not in node.kwargs:
+        return None  # its second argument is an exponent
+    keepdim = bool(node.kwargs.get("keepdim", len(node.args) > 2 and node.args[2] is True))
+    if isinstance(dims, (Ref, float, bool)):
+        return None
+    axes = tuple(range(x.dim())) if dims is None else (dims,) if isinstance(dims, int) else tuple(dims)
+    return Reduction(_SAME[node.name], tuple(axis % x.dim() for axis in axes), keepdim)
+
+
+def _pair(given: Any) -> tuple[int, ...]:
+    first = next(iter(given), None)
+    return tuple(first) if isinstance(first, tuple | list) else (first,) if isinstance(first, int) else ()
+
+
+def _selected(node: Node, dimensions: int) -> Reduction | None:
+    """Read x[:, 0] as the choice of one element."""
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    if Ellipsis in [each for each in index if not isinstance(each, Ref)]:
+        at = index.index(Ellipsis)
+        index = (*index[:at], *[slice(None)] * (dimensions - len(index) + 1), *index[at + 1 :])
+    numbers = [axis for axis, each in enumerate(index) if isinstance(each, int) and not isinstance(each, bool)]
+    if len(numbers) != 1 or any(each != slice(None) for axis, each in enumerate(index) if axis not in numbers):
+        return None
+    return Reduction("the element", (numbers[0],), False)
+
+
+def other_reductions(context: Context, node: Node) -> Iterator[Edit]:
+    """List other numbers that may be made of the same elements, or the same of others."""
+    known = reductions()
+    given = reduction(context, node)
+    if given is None or context.value(node.args[0].number).numel() == context.value(node.outputs[0]).numel():
+        return
+    dimensions = context.value(node.args[0].number).dim()
+    own = f"{given.name} over axis {_listed(given.axes)}"
+    for name, function in known.items():
+        if name == given.name:
+            continue
+        yield _edit(Kind.REDUCTION, node, function, given.axes, given.keepdim, name, own)
+    if given.name in known:
+        for axis in range(dimensions):
+            if (axis,) != given.axes:
+                yield _edit(Kind.AXIS, node, known[given.name], (axis,), given.keepdim, given.name, own)
+        if dimensions > 1 and len(given.axes) < dimensions:
+            every = tuple(range(dimensions))
+            yield _edit(Kind.AXIS, node, known[given.name], every, given.keepdim, given.name, own)
+
+
+def _edit(
+    kind: Kind,
+    node: Node,
+    function: Callable[[Any, tuple[int, ...], bool], Any],
+    axes: tuple[int, ...],
+    keepdim: bool,
+    name: str,
+    own: str,
+) -> Edit:
+    def compute(operation: Operation) -> Any:
+        made = function(operation.args[0], axes, keepdim)
+        return (made, made) if len(node.outputs) == 2 else made
+
+    does = f"takes {name} over axis {_listed(axes)} for {shown(node)}, torch {own}"
+    return one(kind, node, compute, does, f"take {own}, in torch's layout")
+
+
+def _listed(axes: tuple[int, ...]) -> str:
+    return " and ".join(map(str, axes))
+
+
+GENERATORS = (other_reductions,)

@@ -1,0 +1,128 @@
+"""Operations left out, applied twice, and in another order."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.graph import Node, Operation, Path
+
+JOINING = {"add": "sum", "mul": "product", "sub": "difference", "div": "quotient", "maximum": "maximum"}
+"""What two tensors become."""
+
+
+def applied(operation: Operation, node: Node, path: Path, tensor: Any) -> Any:
+    """Compute another operation than this one, on a tensor of choice."""
+    return operation.of(node).having(path, tensor).run()
+
+
+def left_out(context: Context, node: Node) -> Iterator[Edit]:
+    """List operations that the JAX side may not have: one of their operands is what comes out."""
+    if len(node.outputs) != 1:
+        return
+    for path, number in context.data(node):
+
+        def compute(operation: Operation, path: Path = path) -> Any:
+            return operation.at(path)
+
+        others = [context.named(other) for _, other in node.inputs if other != number]
+        kept = context.named(number)
+        if others and node.name in JOINING:
+            does = (
+                f"leaves out the {JOINING[node.name]} of {kept} and {others[0]} ({node.line}), and goes on with {kept}"
+            )
+            fix = f"take the {JOINING[node.name]} of {kept} and {others[0]}"
+        else:
+            does = f"leaves out {shown(node)}"
+            fix = f"apply {node.name} to {kept}, as torch does"
+        yield one(Kind.LEFT_OUT, node, compute, does, fix)
+
+
+def applied_twice(context: Context, node: Node) -> Iterator[Edit]:
+    """List operations that the JAX side may apply to their own result."""
+    data = context.data(node)
+    if len(data) != 1 or len(node.outputs) != 1 or tuple(context.value(data[0][1]).shape) != context.shape(node):
+        return
+
+    def compute(operation: Operation, path: Path = data[0][0]) -> Any:
+        return operation.having(path, operation.run()).run()
+
+    yield one(Kind.TWICE, node, compute, f"applies {shown(node)} twice", f"apply {node.name} once")
+
+
+def moved(context: Context, after: Node) -> Iterator[Edit]:
+    """List neighbours that may stand in another order."""
+    for path, number in context.data(after):
+        before = context.makers.get(number)
+        if before is None or len(after.outputs) != 1:
+            continue
+        yield from _exchanged(context, before, after, path)
+        if len(context.data(before)) == 1:
+            yield from _behind(context, before, after, path)
+        if len(context.data(after)) == 1:
+            yield from _before(context, before, after)
+
+
+def _exchanged(context: Context, before: Node, after: Node, path: Path) -> Iterator[Edit]:
+    """One operation on one tensor after another."""
+    if len(context.data(before)) != 1 or len(context.data(after)) != 1:
+        return
+    ((start, source),) = context.data(before)
+
+    def compute(operation: Operation) -> Any:
+        return applied(operation, before, start, applied(operation, after, path, operation.value(source)))
+
+    does = f"applies {shown(after)} before {shown(before)}, torch after it"
+    yield one(
+        Kind.MOVED, after, compute, does, f"apply {before.name} to {context.named(source)} first, then {after.name}"
+    )
+
+
+def _behind(context: Context, before: Node, after: Node, path: Path) -> Iterator[Edit]:
+    """What is applied to one operand is applied to the result, or to the other operand."""
+    ((start, source),) = context.data(before)
+    others = [each for each in context.data(after) if each[0] != path]
+    if not others:
+        return
+    what, joined = context.named(source), JOINING.get(after.name, "result")
+
+    def compute(operation: Operation) -> Any:
+        whole = operation.having(path, operation.value(source)).run()
+        return applied(operation, before, start, whole)
+
+    does = f"applies {shown(before)} to the {joined} that {shown(after)} gives, torch to {what} alone"
+    yield one(Kind.MOVED, after, compute, does, f"apply {before.name} to {what}, before {after.name}")
+    for other, number in others:
+
+        def crossed(operation: Operation, other: Path = other) -> Any:
+            turned = applied(operation, before, start, operation.at(other))
+            return operation.having(path, operation.value(source)).having(other, turned).run()
+
+        does = f"applies {shown(before)} to {context.named(number)}, torch to {what}"
+        yield one(
+            Kind.MOVED, after, crossed, does, f"apply {before.name} to {what}, and not to {context.named(number)}"
+        )
+
+
+def _before(context: Context, before: Node, after: Node) -> Iterator[Edit]:
+    """What is applied to a result is applied to one operand, or to each."""
+    operands = context.data(before)
+    if len(operands) < 2:
+        return
+    ((path, _),) = context.data(after)
+    joined = JOINING.get(before.name, "result")
+    choices = [*([each] for each in operands), operands]
+    for chosen in choices:
+
+        def compute(operation: Operation, chosen: list[tuple[Path, int]] = chosen) -> Any:
+            inner = operation.of(before)
+            for place, _ in chosen:
+                inner = inner.having(place, applied(operation, after, path, inner.at(place)))
+            return inner.run()
+
+        to = " and to ".join(context.named(number) for _, number in chosen)
+        does = f"applies {shown(after)} to {to} before the {joined} ({before.line}), torch to the {joined}"
+        fix = f"take the {joined} first, then apply {after.name} to it"
+        yield one(Kind.MOVED, after, compute, does, fix)
+
+
+GENERATORS = (left_out, moved, applied_twice)

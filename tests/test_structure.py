@@ -1,0 +1,43 @@
+"""Causes of structure: edits of torch's operations that make it give what the JAX side gives."""
+
+import pytest
+import structure
+
+ONE_OF_EACH_KIND = [
+    ("GLU", "gate first"),
+    ("GLU", "no residual"),
+    ("SwiGLU", "other branch"),
+    ("ViT", "merged without a transpose"),
+    ("GPT", "mask off by one"),
+    ("MLP-mixer", "reshaped"),
+    ("MLP-mixer", "largest"),
+    ("highway", "no carry"),
+    ("super-resolution", "channels last"),
+    ("U-Net", "skip behind"),
+    ("autoencoder", "relu on the last"),
+    ("masked regression loss", "mask left out"),
+]
+
+BY_NAME = {each.name: each for each in structure.ARCHITECTURES}
+
+
+@pytest.mark.parametrize(("name", "fault"), ONE_OF_EACH_KIND)
+def test_a_fault_of_structure_is_explained(name: str, fault: str) -> None:
+    report = structure.check(BY_NAME[name], frozenset({fault}))
+    assert report.divergence is not None
+    cause = report.divergence.cause
+    assert cause is not None, report
+    said = f"{cause.explanation} {cause.fix}".lower()
+    assert any(words.lower() in said for words in BY_NAME[name].faults[fault]), said
+
+
+@pytest.mark.parametrize("name", ["GLU", "ViT", "masked regression loss"])
+def test_the_right_ports_match(name: str) -> None:
+    assert structure.check(BY_NAME[name], frozenset()).ok
+
+
+def test_two_faults_in_one_window() -> None:
+    report = structure.check(BY_NAME["FiLM"], frozenset({"no one", "no shift"}))
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.explanation.count("leaves out") == 2
