@@ -33,9 +33,8 @@ def explained(runs: Runs, found: list[Found], jax: JaxRun, from_torch: FromTorch
     divergences = []
     for each in (first, *others):
         doing = f"the search for the cause at {each.divergence.torch}"
-        divergences.append(
-            bugs.attempt(doing, partial(_with_cause, runs, each, jax, from_torch, budget)) or each.divergence
-        )
+        search = partial(_with_cause, runs, each, jax, from_torch, budget)
+        divergences.append(bugs.attempt(doing, search) or each.divergence)
     return divergences
 
 

@@ -4,11 +4,10 @@ The tables of what may be otherwise are in `compare.diagnosis.conventions`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from compare.diagnosis.conventions.activations import ACTIVATIONS, activations
-from compare.diagnosis.conventions.base import DOCS, JAX, Alternative, Fix, says
+from compare.diagnosis.conventions.base import JAX, Alternative, Fix
 from compare.diagnosis.conventions.functions import FUNCTIONS as OTHER_FUNCTIONS
 from compare.diagnosis.conventions.gradients import GRADIENTS
 from compare.diagnosis.conventions.layers import LAYERS
@@ -135,45 +134,3 @@ def _other_activations(number: int, call: Call) -> Iterator[Counterfactual]:
             yield Counterfactual(
                 "activation", number, call, rewrite, does, fix, f"{JAX}{code.call or 'jax.nn.gelu'}.html"
             )
-
-
-JOINING = {"add": "sum", "radd": "sum", "iadd": "sum", "mul": "product", "rmul": "product", "imul": "product"}
-"""Functions that join two tensors, and what comes out."""
-
-
-def other_operands(calls: Sequence[Call]) -> Iterator[Counterfactual]:
-    """List what else a sum or a product may take, of what there is by then: the latest first.
-
-    A residual that starts behind its norm and not before it is one.
-    """
-    for number, call in enumerate(calls):
-        if call.name not in JOINING:
-            continue
-        known: dict[Any, str] = {}
-        for name, tensor in call.known().items():
-            known.setdefault(_memory(tensor), name)
-        for position in range(int(call.in_place), len(call.args[:2])):
-            own = call.args[position]
-            if not hasattr(own, "shape"):
-                continue
-            meant = known.get(_memory(own), "another tensor")
-            others = [name for at, name in known.items() if at[1] == own.shape and name != meant]
-            for name in others[: -LATEST - 1 : -1]:
-
-                def rewrite(call: Call, name: str = name, position: int = position) -> Any:
-                    args = list(call.args)
-                    args[position] = call.known()[name]
-                    return replace(call, args=tuple(args)).run()
-
-                does = f"takes {name} for the {JOINING[call.name]}, where torch takes {meant}"
-                source = f"{DOCS}torch.{call.name.lstrip('ri')}.html"
-                yield Counterfactual("operand", number, call, rewrite, does, says(f"take {meant} there"), source)
-
-
-LATEST = 16
-"""Tensors to try, at most, in place of one: a model may have thousands of its shape."""
-
-
-def _memory(tensor: Any) -> tuple[int, Any, Any]:
-    """Identify a tensor by what it shows."""
-    return tensor.data_ptr(), tensor.shape, tensor.stride()

@@ -40,9 +40,6 @@ class Call:
     """The path of the module that makes the call; "" for the model itself, or the loss."""
     within: "Rewrite | None" = None
     """What happens in place of the function, if something else does."""
-    known: "Callable[[], dict[str, torch.Tensor]]" = dict
-    """Gives, by what they are, the tensors that the step has computed by now: modules' inputs and outputs, and what
-    calls in the window take and give."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -140,8 +137,7 @@ class Rerun:
         found: list[Call] = []
 
         def listed(call: Call) -> Any:
-            known = call.known()
-            found.append(replace(call, known=lambda: known))
+            found.append(call)
             return call.run()
 
         self._observe(lambda number: listed)
@@ -228,7 +224,6 @@ def _mode() -> Any:
             super().__init__()
             self.record, self.rewrites, self.known = record, rewrites, known
             self.number = 0
-            self.tensors: dict[str, Any] = {}
 
         @passes_on
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -242,19 +237,13 @@ def _mode() -> Any:
             except TypeError:  # an overload that torch does not describe
                 signature = _ANY
             place = self.record.inside[-1] if self.record.inside else ""
-            call = Call(_name(func), func, args, kwargs, signature, place, known=self._tensors)
+            call = Call(_name(func), func, args, kwargs, signature, place)
             rewrite = self.rewrites(self.number)
             self.number += 1
             given = call.run() if rewrite is None else _rewritten(rewrite, call)
-            which = f"{call.name} in {place}" if place else call.name
-            self.tensors |= {f"what {which} takes": args[0] if args else None, f"what {which} gives": given}
             if call.in_place and given is not args[0]:
                 return args[0].copy_(given)
             return given
-
-        def _tensors(self) -> dict[str, Any]:
-            ports = {str(port): tensor for port, tensor in self.record.seen.items()}
-            return {name: value for name, value in (ports | self.tensors).items() if hasattr(value, "shape")}
 
     return Rewriting
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from compare.diagnosis.counterfactuals import FUNCTIONS, JOINING, Counterfactual, counterfactuals, other_operands
+from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
 from compare.diagnosis.held_out import STEPS, Evidence, Fit, HeldOut, equations
 from compare.diagnosis.optimizers.explain import explain_update
 from compare.diagnosis.optimizers.update import Updates
@@ -69,13 +69,14 @@ def explain(
         return None, ()
     rerun, (held_out, others) = _rerun(found, run, batch, draws), itertools.tee(held_out)
     search = _Search(found, rerun, place, held_out)
-    if cause := search.cause():
-        return cause, ()
+    searches = [search.exact, search.fitted, search.two]
     if stage in ("forward", "loss") and surroundings is not None:
         elsewhere = ((_rerun(found, other.run, other.batch, other.draws), other.target) for other in others)
         structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
-        if cause := structure.cause():
-            return cause, ()
+        # What has no number of its own says more than a number that was fitted.
+        searches = [search.exact, structure.one, search.fitted, search.two, structure.two]
+    if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
+        return cause, ()
     return search.related()
 
 
@@ -84,7 +85,7 @@ def _rerun(found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> 
     run.optimizer = None
     if found.divergence.stage in ("forward", "buffers"):
         run.loss = None
-    return Rerun(run, batch, draws, _window(found), FUNCTIONS | JOINING.keys())
+    return Rerun(run, batch, draws, _window(found), FUNCTIONS)
 
 
 class _Step:
@@ -103,8 +104,7 @@ class _Step:
 
     def candidates(self) -> list[Counterfactual]:
         """List what may be otherwise."""
-        gradient, calls = self.found.divergence.stage == "gradient", self.calls()
-        return [*counterfactuals(calls, gradient=gradient), *([] if gradient else other_operands(calls))]
+        return list(counterfactuals(self.calls(), gradient=self.found.divergence.stage == "gradient"))
 
     def observe(self, rewrites: Mapping[int, Rewrite]) -> np.ndarray | None:
         """Run the step; None where a rewrite does not apply."""
@@ -148,12 +148,30 @@ class _Search:
         self.ours = self.step.observe({})
         self.evidence = Evidence(self._elsewhere(held_out), found.limit)
         self.runs = 0
+        self.candidates: list[Counterfactual] = []
+        self.tried: list[tuple[float, list[Counterfactual], float | None]] = []
 
-    def cause(self) -> Cause | None:
-        """Find what brings the torch side to what the JAX side gives, to rounding, here and elsewhere."""
-        if self.ours is None or distance(self.ours, self.target) <= self.limit:
-            return None  # it does not differ by itself
-        for changed, apart in self._fitting():
+    @property
+    def differs(self) -> bool:
+        """Whether the place differs by itself."""
+        return self.ours is not None and distance(self.ours, self.target) > self.limit
+
+    def exact(self) -> Cause | None:
+        """Find a change without a free number that brings torch to what the JAX side gives, here and elsewhere."""
+        self.candidates = self.step.candidates()
+        return self._first(self._alone(fitted=False))
+
+    def fitted(self) -> Cause | None:
+        """Find a number that does."""
+        return self._first(self._alone(fitted=True))
+
+    def two(self) -> Cause | None:
+        """Find two changes that do."""
+        return self._first(self._two())
+
+    def _first(self, fitting: Iterator[tuple[list[Changed], float]]) -> Cause | None:
+        assert self.ours is not None
+        for changed, apart in fitting:
             free = sum(value is not None for _, value in changed)
             count = equations(self.ours, self.target, self.limit)
             fit = Fit(distance(self.ours, self.target), apart * self.limit, count, free)
@@ -207,17 +225,19 @@ class _Search:
             if ours is not None and self.ours is not None and distance(ours, self.ours) > self.limit:
                 yield step.measure  # type: ignore[misc]
 
-    def _fitting(self) -> Iterator[tuple[list[Changed], float]]:
-        """Try each change, by itself and then with another one, and give those that leave only rounding."""
-        candidates = self.step.candidates()
-        tried: list[tuple[float, list[Counterfactual], float | None]] = []
-        for group in (*_together(candidates), *([each] for each in candidates)):
-            apart, value = self._try([], group)
-            if apart <= 1:
-                yield [(group, value)], apart
-            elif np.isfinite(apart):
-                tried.append((apart, group, value))
-        for (_, one, at), (_, other, _) in itertools.permutations(sorted(tried, key=lambda each: each[0]), 2):
+    def _alone(self, *, fitted: bool) -> Iterator[tuple[list[Changed], float]]:
+        """Try each change by itself, and give those that leave only rounding."""
+        for group in (*_together(self.candidates), *([each] for each in self.candidates)):
+            if (group[0].of is not None) == fitted:
+                apart, value = self._try([], group)
+                if apart <= 1:
+                    yield [(group, value)], apart
+                elif np.isfinite(apart):
+                    self.tried.append((apart, group, value))
+
+    def _two(self) -> Iterator[tuple[list[Changed], float]]:
+        """Try each change with another one, and give those that leave only rounding."""
+        for (_, one, at), (_, other, _) in itertools.permutations(sorted(self.tried, key=lambda each: each[0]), 2):
             if self.runs > RUNS:
                 break
             if one[0].name == other[0].name or one[0].of is not None:

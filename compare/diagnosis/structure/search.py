@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -153,42 +153,50 @@ class StructureSearch:
         found: Found,
         rerun: Rerun,
         surroundings: Surroundings,
-        held_out: Iterator[tuple[Rerun, np.ndarray]] = iter(()),
+        held_out: Iterable[tuple[Rerun, np.ndarray]] = (),
     ) -> None:
         assert found.target is not None
         self.found, self.rerun, self.held_out = found, rerun, held_out
         self.given, self.budget = surroundings
         self.target = np.asarray(found.target, np.float64)
         self.here: _Step
+        self.tried: list[Tried] = []
 
-    def cause(self) -> Cause | None:
-        """Find it; None where nothing fits, or nothing would be proved."""
+    def one(self) -> Cause | None:
+        """Find one edit; None where nothing fits, or nothing would be proved."""
+        return self._within_budget(self._one)
+
+    def two(self) -> Cause | None:
+        """Find two edits, after `one` has found none."""
+        return self._within_budget(lambda: self._told(itertools.islice(self._pairs(), 3)))
+
+    def _within_budget(self, search: Callable[[], Cause | None]) -> Cause | None:
+        import torch
+
         self.budget.start()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                return self._cause()
+                return search()
         finally:
             self.budget.stop()
 
-    def _cause(self) -> Cause | None:
-        import torch
-
+    def _one(self) -> Cause | None:
         here = _step(self.found, self.rerun, self.given, self.target)
         if here is None or not np.isfinite(self.target).all():
             return None
         self.here = here
-        with torch.no_grad():
-            tried = [Tried(edit, here.apart([edit])) for edit in _listed(here.context) if self.budget.left(0.5)]
-            fitting = [[each.edit] for each in tried if each.apart <= 1]
-            fitting = fitting or self._later() or list(itertools.islice(self._pairs(tried), 3))
-            proved = self._proved(self._different(fitting))
-        return told(proved, here.apart(proved[0]) * here.limit) if proved else None
+        self.tried = [Tried(edit, here.apart([edit])) for edit in _listed(here.context) if self.budget.left(0.5)]
+        return self._told([[each.edit] for each in self.tried if each.apart <= 1] or self._later())
 
-    def _pairs(self, tried: Sequence[Tried]) -> Iterator[list[Edit]]:
+    def _told(self, fitting: Iterable[list[Edit]]) -> Cause | None:
+        proved = self._proved(self._different(fitting))
+        return told(proved, self.here.apart(proved[0]) * self.found.limit) if proved else None
+
+    def _pairs(self) -> Iterator[list[Edit]]:
         """Try two edits at a time: first those that bring torch nearest by themselves."""
-        near = sorted((each for each in tried if np.isfinite(each.apart)), key=lambda each: each.apart)
-        every = [each.edit for each in tried]
+        near = sorted((each for each in self.tried if np.isfinite(each.apart)), key=lambda each: each.apart)
+        every = [each.edit for each in self.tried]
         for first in near[:NEAREST]:
             places = {number for number, _ in first.edit.at}
             for second in every:
@@ -215,7 +223,7 @@ class StructureSearch:
                 return [[Edit(Kind.MOVED, ((end.number, compute),), does, fix)]]
         return []
 
-    def _different(self, fitting: Sequence[list[Edit]]) -> list[list[Edit]]:
+    def _different(self, fitting: Iterable[list[Edit]]) -> list[list[Edit]]:
         """Keep one of those that compute the same whatever goes in."""
         kept: list[tuple[list[Edit], np.ndarray | None]] = []
         for edits in fitting:
@@ -319,6 +327,7 @@ SAME = 1e-9
 
 
 def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
+    """Describe a cause; where several different edits fit, all of them."""
     first, *others = fitting
     name = " and ".join(dict.fromkeys(edit.kind for edit in first))
     does = " or ".join(", and ".join(edit.does for edit in edits) for edits in (first, *others[:2]))
