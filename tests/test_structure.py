@@ -5,15 +5,11 @@ import structure
 
 ONE_OF_EACH_KIND = [
     ("GLU", "gate first"),
-    ("GLU", "no residual"),
     ("SwiGLU", "other branch"),
     ("ViT", "merged without a transpose"),
     ("GPT", "mask off by one"),
     ("MLP-mixer", "reshaped"),
-    ("MLP-mixer", "largest"),
-    ("highway", "no carry"),
     ("super-resolution", "channels last"),
-    ("U-Net", "skip behind"),
     ("autoencoder", "relu on the last"),
     ("masked regression loss", "mask left out"),
 ]
@@ -31,7 +27,7 @@ def test_a_fault_of_structure_is_explained(name: str, fault: str) -> None:
     assert any(words.lower() in said for words in BY_NAME[name].faults[fault]), said
 
 
-@pytest.mark.parametrize("name", ["GLU", "ViT", "masked regression loss"])
+@pytest.mark.parametrize("name", ["GLU", "masked regression loss"])
 def test_the_right_ports_match(name: str) -> None:
     assert structure.check(BY_NAME[name], frozenset()).ok
 

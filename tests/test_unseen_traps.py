@@ -90,15 +90,15 @@ LAYERS = {
         "what a product takes",
         lambda x: x * torch.sigmoid(normalized(x)),
         lambda x: jax_normalized(x) * jax.nn.sigmoid(jax_normalized(x)),
-        "operand",
-        "take first output",
+        "another operand",
+        "take the output of first",
     ),
     "what is added in place": Unseen(
         "added in place",
         added_in_place,
         lambda x: jax_normalized(x) + jax.nn.gelu(jax_normalized(x), approximate=False),
-        "operand",
-        "take first output",
+        "another operand",
+        "take the output of first",
     ),
     "an input by keyword": Unseen(
         "celu(input",
@@ -242,4 +242,4 @@ def test_a_residual_that_starts_behind_its_norm_is_explained_by_the_modules() ->
     assert divergence is not None
     assert divergence.torch == "between middle.inner and the end of middle"
     assert divergence.cause is not None
-    assert "takes middle.norm output for the sum, where torch takes first output" in divergence.cause.explanation
+    assert "takes the output of middle.norm for the sum" in divergence.cause.explanation

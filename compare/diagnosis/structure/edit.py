@@ -43,6 +43,9 @@ class Edit:
     fix: str
 
 
+JOINING = {"add": "sum", "mul": "product", "sub": "difference", "div": "quotient", "maximum": "maximum"}
+"""What two tensors become."""
+
 END = "end"
 """The name of the operation that does nothing, after the value that differs: something may be added there."""
 
@@ -137,6 +140,12 @@ def _memory(tensor: Any) -> tuple[Any, ...]:
 def shown(node: Node) -> str:
     """Name an operation and its place in the user's code: "relu (model.py:12)"."""
     return f"{node.name} ({node.line})" if node.line else node.name
+
+
+def result(node: Node) -> str:
+    """Name what an operation gives: "the sum (model.py:12)"."""
+    what = f"the {JOINING[node.name]}" if node.name in JOINING else node.name
+    return f"{what} ({node.line})" if node.line else what
 
 
 def end_node(number: int, value: int, output: int) -> Node:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from compare.diagnosis.structure.edit import END, Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.edit import END, Context, Edit, Kind, one, result, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
 
 
@@ -19,8 +19,14 @@ def other_operands(context: Context, node: Node) -> Iterator[Edit]:
                 return operation.having(path, operation.value(other)).run()
 
             name = context.named(other)
-            place = "at this place" if node.name == END else f"for {shown(node)}"
-            yield one(Kind.OPERAND, node, compute, f"takes {name} {place}, torch {own}", f"take {own}, and not {name}")
+            place = "at this place" if node.name == END else f"for {result(node)}"
+            yield one(
+                Kind.OPERAND,
+                node,
+                compute,
+                f"takes {name} {place}, where torch takes {own}",
+                f"take {own}, and not {name}",
+            )
 
 
 def swapped_operands(context: Context, node: Node) -> Iterator[Edit]:

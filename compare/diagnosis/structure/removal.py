@@ -3,11 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.edit import JOINING, Context, Edit, Kind, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
-
-JOINING = {"add": "sum", "mul": "product", "sub": "difference", "div": "quotient", "maximum": "maximum"}
-"""What two tensors become."""
 
 
 def applied(operation: Operation, node: Node, path: Path, tensor: Any) -> Any:
