@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from compare import bugs
+from compare.comparison.from_torch import FromTorch
 from compare.comparison.held_out import held_out
-from compare.comparison.independent import FromTorch
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
 from compare.diagnosis.place import Place, place_of
@@ -19,15 +19,16 @@ from compare.verdict.first_difference import Found
 from compare.weights.links import to_jax
 
 
-def explained(runs: Runs, found: list[Found], jax: JaxRun, from_torch: FromTorch, budget: Budget) -> list[Divergence]:
-    """Look for the cause of each divergence; the first of `found` is the first in the followed runs.
+def explained(
+    runs: Runs, first: Found, independent: list[Found], jax: JaxRun, from_torch: FromTorch, budget: Budget
+) -> list[Divergence]:
+    """Look for the cause of each divergence: the first in the followed runs, and what else differs by itself.
 
     `budget` is what the search for causes of structure may cost.
     """
-    first, *others = found
-    if others and others[0].pairing is first.pairing:
-        target = others.pop(0)
-        first = first._replace(target=target.target, update=target.update)
+    others = [each for each in independent if each.pairing is not first.pairing]
+    if same := [each for each in independent if each.pairing is first.pairing]:
+        first = first._replace(target=same[0].target, update=same[0].update)
     elif first.pairing.stage == "update":
         others = [each for each in others if each.pairing.stage != "update"]
     divergences = []

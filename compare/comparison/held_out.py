@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.comparison.independent import FromTorch
+from compare.comparison.from_torch import FromTorch
 from compare.comparison.runs import Runs
 from compare.diagnosis.held_out import HeldOut
 from compare.jax_side.run import JaxRun

@@ -19,6 +19,7 @@ from compare.jax_side.mode import mixed
 from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.numerics.distance import EPSILON32, ULPS, distance
+from compare.step.arguments import positional
 from compare.step.batch import Batch, channels_last
 from compare.step.draws import Draw, Hints
 from compare.step.layouts import flattened
@@ -70,6 +71,8 @@ class MappedPair:
         """The arrays that the port came with."""
         self.jax_modules = jax_run.modules
         self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in jax_run.modules.items()}
+        torch_names = {path: positional(module.forward) for path, module in torch.model.named_modules()}
+        self.arguments = torch_names, jax_run.argument_names
         self.features: dict[str, tuple[int, ...]] = {
             path: () for path, kind in self.torch_modules.items() if "Linear" in kind
         }
@@ -182,7 +185,7 @@ class MappedPair:
 
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizer's, by parameter."""
-        forward, not_compared = align_modules(self.links, torch, jax, self.kinds)
+        forward, not_compared = align_modules(self.links, torch, jax, self.kinds, self.arguments)
         rank = {path: number for number, path in enumerate(self.torch_modules)}
         links = sorted(self.links, key=lambda link: rank.get(link.torch.rpartition(".")[0], len(rank)))
         training, rest = align_training(links, torch, jax, settings, self.constants, self.links.apart)

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from compare.jax_side.given import exchanged
 from compare.jax_side.primitives import trace_state
+from compare.step.arguments import positional
 from compare.step.observation import Port
 from compare.step.user_code import passes_on
 
@@ -14,16 +16,19 @@ from compare.step.user_code import passes_on
 class JaxRecord:
     """What goes into each module and comes out of it, in order of execution; filled while a step is traced.
 
-    Where a value is `given`, it is recorded as the model computed it, and the model goes on with the given one: so
-    that every module is seen with right inputs, whatever the modules before it did.
+    Where a value is `given`, as a pair of the value and whether it is to be used, it is recorded as the model computed
+    it, and the model goes on with the given one: so that every module is seen with right inputs, whatever the modules
+    before it did.
     """
 
-    def __init__(self, given: Mapping[Port, Any] | None = None) -> None:
+    def __init__(self, given: Mapping[Port, tuple[Any, Any]] | None = None) -> None:
         self.seen: dict[Port, Any] = {}
         self.modules: dict[str, Any] = {}
         """Each module that ran, by path, in order of first execution."""
         self.hidden: dict[str, None] = {}
         """Modules that ran inside a transformation (scan, vmap, checkpoint), whose values do not come out of it."""
+        self.arguments: dict[str, tuple[str, ...]] = {}
+        """The names of each module's positional arguments."""
         self._given = given or {}
         self._open: list[str] = []
         """The modules that have begun and not ended, outermost first."""
@@ -40,7 +45,8 @@ class JaxRecord:
         """Call a module's function, and record what goes in and what comes out."""
         call = self._calls[path]
         self._calls[path] += 1
-        self.modules.setdefault(path, module)
+        if path not in self.modules:
+            self.modules[path], self.arguments[path] = module, positional(function)
         if trace_state() != self._trace:
             self.hidden[path] = None
             return function(*args, **kwargs)
@@ -61,7 +67,7 @@ class JaxRecord:
 
         def replaced(path: Any, leaf: Any) -> Any:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            return given[name].astype(leaf.dtype) if name in given else leaf
+            return exchanged(leaf, *given[name]) if name in given else leaf
 
         return jax.tree_util.tree_map_with_path(replaced, tree)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from compare.jax_side.given import Given, by_port
 from compare.jax_side.lift import lift
 from compare.jax_side.mode import with_mode
 from compare.jax_side.primitives import Program, programs
@@ -41,13 +42,13 @@ class JaxRun:
         self.unroll = unroll
         self.modules: dict[str, Any] = {}
         self.hidden: dict[str, None] = {}
+        self.argument_names: dict[str, tuple[str, ...]] = {}
         self.unreplayed: list[str] = []
         """Random numbers that one side draws and the other does not, for a person to read."""
         self.guessed: list[str] = []
         """Random numbers whose layout is ambiguous."""
         self.ports: dict[Port, int] = {}
         """Where among the arrays that a step shows each is: what one module gives is what the next takes."""
-        self._given: tuple[Port, ...] = ()
         with self._precision():
             functional = side.functional(dtype, training=training, keep_modes=keep_modes)
             self.params, self.buffers, self.rngs, self._apply, self._called, collections = functional
@@ -164,7 +165,7 @@ class JaxRun:
         return jax.tree.unflatten(structure, replaced)
 
     def _forward(
-        self, params: Any, buffers: Any, rngs: Any, inputs: Any, given: Mapping[Port, Any] | None = None
+        self, params: Any, buffers: Any, rngs: Any, inputs: Any, given: Mapping[Port, tuple[Any, Any]] | None = None
     ) -> tuple[Any, list[Any], Any, Any]:
         record = JaxRecord(given)
         args, kwargs = _with_values(inputs)
@@ -177,7 +178,7 @@ class JaxRun:
             inside=lambda: record.running,
             advice=lambda error: _ADVICE if isinstance(error, TypeError | ValueError) else "",
         )
-        self.modules, self.hidden = record.modules, record.hidden
+        self.modules, self.hidden, self.argument_names = record.modules, record.hidden, record.arguments
         shown = {id(array): array for array in record.seen.values()}
         numbers = {key: number for number, key in enumerate(shown)}
         self.ports = {port: numbers[id(array)] for port, array in record.seen.items()}
@@ -191,7 +192,7 @@ class JaxRun:
         import optax
 
         def model(params: Any) -> Any:
-            ports = dict(zip(self._given, given[0], strict=True)) if given else None
+            ports = by_port(*given[:2]) if given else None
             output, shown, after, generators = self._forward(params, buffers, rngs, inputs, ports)
             loss = None
             if self.side.loss is not None:
@@ -207,7 +208,7 @@ class JaxRun:
             (loss, (seen, buffers, rngs)), gradients = jax.value_and_grad(compute, has_aux=True)(params)
             updates: Any = ()
             if self.side.optimizer is not None:
-                updates, state = self._updates(given[1] if given else gradients, loss, state, params)
+                updates, state = self._updates(given[2] if given else gradients, loss, state, params)
                 apply = functools.partial(optax.apply_updates, params, updates)
                 params = call_user_code(f"applying the updates of the {self.side.name} optimizer", apply)
         return loss, gradients, updates, params, buffers, rngs, state, seen
@@ -251,7 +252,7 @@ class JaxRun:
         self,
         batch: Batch,
         draws: Sequence[Draw] = (),
-        given: tuple[Mapping[Port, np.ndarray], Mapping[str, np.ndarray]] | None = None,
+        given: Given | None = None,
     ) -> Observation:
         """Take one step: forward, and as far as there is a loss and an optimizer, backward and update.
 
@@ -263,8 +264,8 @@ class JaxRun:
         with self._precision():
             values: tuple[Any, ...] = ()
             if given is not None:
-                self._given = tuple(given[0])
-                values = tuple(given[0].values()), self._replaced(self.params, self.param_names, given[1])
+                gradients = self._replaced(self.params, self.param_names, given.gradients)
+                values = dict(given.ports), given.chosen, gradients
             step = functools.partial(self._step, *self._arguments(batch, draws), values)
             shown = call_user_code(f"a step of the {self.side.name} side", step)
             loss, gradients, updates, self.params, self.buffers, self.rngs, self.state, seen = shown

@@ -1,13 +1,15 @@
 """The first place at which two sides differ, and what differs besides by itself."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from compare.alignment.pairings import Pairing
+from compare.numerics.distance import distance, norm
 from compare.step.observation import Observation, Port
+from compare.step.stage import Stage
 from compare.verdict.divergence import Divergence
 from compare.verdict.following import Followed
 from compare.verdict.quantity import FACTOR, Quantity
@@ -38,25 +40,24 @@ class Found(NamedTuple):
     """All that the JAX side's optimizer gives at that step, where that is what differs."""
 
 
-def first_divergence(followed: Followed) -> Found | None:
+def first_divergence(followed: Followed, independent: Collection[Found] | None = None) -> Found | None:
     """The first difference beyond rounding, in order of computation; None if nothing that decides differs.
 
-    What goes into a module counts only where what comes out differs too, or the gradient of its parameters, which is
-    all that shows where these are zero: a mask may be written in another way.
+    Args:
+        followed: What following both sides has found.
+        independent: What differs by itself, where that is known. What happens inside the model then comes first only
+            if it is among these. Without it, it does if it is the first to differ.
+
     """
     wrong = [quantity.ratio > FACTOR for quantity in followed.quantities]
     deciding = [int(np.argmax(w)) for p, w in zip(followed.pairings, wrong, strict=True) if p.decides and w.any()]
     if not deciding:
         return None
     step = min(deciding)
-    at_step = [pairing for pairing, w in zip(followed.pairings, wrong, strict=True) if w[step]]
-    outputs = {pairing.ports[0][:2] for pairing in at_step if pairing.ports and pairing.ports[0].kind == "output"}
-    names = [name for pairing in at_step if pairing.stage == "gradient" for name in pairing.torch.split(" + ")]
-    felt = {name.partition("[")[0].rpartition(".")[0] for name in names}
     before: Pairing | None = None
     for pairing, quantity, w in zip(followed.pairings, followed.quantities, wrong, strict=True):
-        port = pairing.ports and pairing.ports[0]
-        if w[step] and (port is None or port.kind == "output" or port[:2] in outputs or port.path in felt):
+        may_be = pairing.decides or independent is None or any(each.pairing is pairing for each in independent)
+        if w[step] and may_be:
             return _found(step, pairing, quantity, before)
         before = pairing
     return None
@@ -73,40 +74,64 @@ def _found(
     return Found(divergence, pairing, before, FACTOR * float(quantity.expected[step]), target)
 
 
-def independent_divergences(
-    followed: Followed, steps: Iterable[tuple[Observation, Observation]], skipped: Callable[[Pairing], bool]
-) -> list[Found]:
-    """The first step at which each quantity differs where every part of a step starts from the torch side's values.
+class StepDifferences:
+    """Weighs steps in which each part of the JAX side's starts from torch's values.
 
     Args:
         followed: What following both sides has found: torch's rounding.
-        steps: Of the torch and the JAX side, in float64, each part of the JAX side's from torch's values.
         skipped: What these steps do not show.
 
     """
-    fresh = [dataclasses.replace(quantity, error64=[]) for quantity in followed.quantities]
-    found: list[Found | None] = [None] * len(fresh)
-    for step, (torch, jax) in enumerate(steps):
+
+    def __init__(self, followed: Followed, skipped: Callable[[Pairing], bool]) -> None:
+        self._pairings, self._skipped = followed.pairings, skipped
+        self._quantities = [dataclasses.replace(quantity, error64=[]) for quantity in followed.quantities]
+        self._found: dict[int, Found] = {}
+
+    def at(self, torch: Observation, jax: Observation) -> list[int]:
+        """Give the numbers of what differs at the next step."""
+        step = len(self._quantities[0].error64)
+        return [
+            number
+            for number, (pairing, quantity) in enumerate(zip(self._pairings, self._quantities, strict=True))
+            if not self._skipped(pairing) and quantity.differs(step, _apart(pairing, torch, jax))
+        ]
+
+    def add(self, torch: Observation, jax: Observation, inner: Collection[int]) -> None:
+        """Weigh the next step, where inside the model only what has one of these numbers counts."""
         before: Pairing | None = None
-        for number, (pairing, quantity) in enumerate(zip(followed.pairings, fresh, strict=True)):
-            if skipped(pairing):
-                continue
-            theirs, ours = pairing.jax_array(jax), pairing.torch_array(torch)
-            quantity.add_difference(theirs, ours, pairing.operands and pairing.operands(torch))
-            if found[number] is None and quantity.ratio[-1] > FACTOR:
-                found[number] = _found(step, pairing, quantity, before, np.array(theirs))
-            before = pairing
-        new = [number for number, each in enumerate(found) if each and each.divergence.step == step]
-        if updated := [number for number in new if followed.pairings[number].stage == "update"]:
+        new = []
+        for number, (pairing, quantity) in enumerate(zip(self._pairings, self._quantities, strict=True)):
+            step = len(quantity.error64)
+            quantity.error64.append(0.0 if self._skipped(pairing) else _apart(pairing, torch, jax))
+            counts = pairing.decides or number in inner
+            if counts and number not in self._found and quantity.differs(step, quantity.error64[step]):
+                target = np.array(pairing.jax_array(jax))
+                self._found[number] = _found(step, pairing, quantity, before, target)
+                new.append(number)
+            before = before if self._skipped(pairing) else pairing
+        self._add_targets(jax, new)
+
+    def _add_targets(self, jax: Observation, new: Sequence[int]) -> None:
+        """Keep all that the optimizer gives at a step where an update differs for the first time."""
+        updated = [number for number in new if self._pairings[number].stage == Stage.UPDATE]
+        if updated:
             targets = [
-                Target(pairing, np.array(pairing.jax_array(jax)), FACTOR * float(quantity.expected[step]))
-                for pairing, quantity in zip(followed.pairings, fresh, strict=True)
-                if pairing.stage == "update"
+                Target(pairing, np.array(pairing.jax_array(jax)), quantity.limit(len(quantity.error64) - 1))
+                for pairing, quantity in zip(self._pairings, self._quantities, strict=True)
+                if pairing.stage == Stage.UPDATE
             ]
-            for number in updated:
-                each = found[number]
-                found[number] = each and each._replace(update=targets)
-    return [each for each in found if each is not None]
+            self._found |= {number: self._found[number]._replace(update=targets) for number in updated}
+
+    def found(self) -> list[Found]:
+        """Give all that differs by itself, in order of computation."""
+        return [self._found[number] for number in sorted(self._found)]
+
+
+def _apart(pairing: Pairing, torch: Observation, jax: Observation) -> float:
+    ours = pairing.torch_array(torch)
+    otherwise = 0.0 if pairing.operands is None else norm(pairing.operands(torch))
+    return distance(pairing.jax_array(jax), ours, otherwise)
 
 
 def _place(pairing: Pairing, before: Pairing | None) -> tuple[str, str]:

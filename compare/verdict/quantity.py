@@ -176,6 +176,16 @@ class Quantity:
             ratio = error64 / self.expected[:steps]
         return np.where(np.isinf(error64), np.inf, np.where(lost, 0.0, ratio))
 
+    def differs(self, step: int, error64: float) -> bool:
+        """Tell whether an error in float64 is more than rounding explains at a step."""
+        if np.isinf(error64):
+            return True
+        return bool(self.rounding[step] < LOST and error64 > self.limit(step))
+
+    def limit(self, step: int) -> float:
+        """The largest float64 difference that is a match at a step."""
+        return FACTOR * float(self.expected[step])
+
     @property
     def imbalance(self) -> float:
         """The JAX side's float32 rounding over torch's, at step 0.

@@ -1,0 +1,107 @@
+"""Which call of a module of one side is which call of the other."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from compare.weights.links import Link
+
+Call = tuple[str, int]
+"""A module's path, and which of its calls within the step."""
+
+Kinds = tuple[Mapping[str, str], Mapping[str, str]]
+"""The class of each module that ran, by path, on the torch and on the JAX side."""
+
+
+_Groups = dict[tuple[str, str], list[Call]]
+"""Calls by their parent and class."""
+
+
+def partners(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call], kinds: Kinds) -> dict[Call, Call]:
+    """Pair calls of modules that hold the same weights.
+
+    Those without weights are paired where their partners' parents call modules of the same class equally often.
+    """
+    found = _with_weights(links, torch, jax)
+    return found | _without_weights(found, torch, jax, kinds)
+
+
+def _with_weights(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) -> dict[Call, Call]:
+    """Pair the calls of modules that hold the same weights."""
+    ours = _by_weights([(link.torch, ".", None) for link in links], torch)
+    theirs = _by_weights([(link.jax, "/", _layer(link)) for link in links], jax)
+    found: dict[Call, Call] = {("", 0): ("", 0)}
+    for weights, modules in ours.items():
+        others = theirs.get(weights, [])
+        if len(modules) == len(others):
+            chain = list(zip(modules, others, strict=True))
+        elif modules and others:  # wrapped more often on one side: the outermost and the innermost are alike
+            chain = [(modules[-1], others[-1])]
+            if min(len(modules), len(others)) > 1:
+                chain.append((modules[0], others[0]))
+        else:
+            chain = []
+        for calls, partner_calls in chain:
+            if len(calls) == len(partner_calls):
+                found |= dict(zip(calls, partner_calls, strict=True))
+    return found
+
+
+def _layer(link: Link) -> int | None:
+    """Tell which layer of a stack a link is, as scanned layers keep theirs."""
+    first = link.jax_view.index[:1]
+    return first[0] if first and isinstance(first[0], int) else None
+
+
+def _by_weights(
+    named: Sequence[tuple[str, str, int | None]], calls: Iterable[Call]
+) -> dict[frozenset[int], list[list[Call]]]:
+    """For each set of weights, the modules that hold exactly these, outermost first; each as the list of its calls.
+
+    The calls of a module whose weights are a stack of layers are one layer each.
+    """
+    by_path: dict[str, list[Call]] = defaultdict(list)
+    for path, number in calls:
+        by_path[path].append((path, number))
+    found: dict[frozenset[int], list[list[Call]]] = defaultdict(list)
+    for path, of_module in sorted(by_path.items(), key=lambda item: item[0].count(named[0][1] if named else ".")):
+        if not path:
+            continue
+        held = {
+            number: layer for number, (name, separator, layer) in enumerate(named) if name.startswith(path + separator)
+        }
+        layers = sorted({layer for layer in held.values() if layer is not None})
+        if len(layers) == len(of_module) > 1 and None not in held.values():
+            for layer, call in zip(layers, of_module, strict=True):
+                found[frozenset(number for number, of in held.items() if of == layer)].append([call])
+        elif held:
+            found[frozenset(held)].append(of_module)
+    return found
+
+
+def _without_weights(
+    partners: Mapping[Call, Call],
+    torch: Iterable[Call],
+    jax: Iterable[Call],
+    kinds: tuple[Mapping[str, str], Mapping[str, str]],
+) -> dict[Call, Call]:
+    """Pair modules without weights by their class, within the same parent."""
+
+    def children(
+        calls: Iterable[Call], taken: set[Call], separator: str, kinds: Mapping[str, str]
+    ) -> dict[tuple[str, str], list[Call]]:
+        groups: _Groups = defaultdict(list)
+        for call in calls:
+            if call not in taken:
+                parent = call[0].rpartition(separator)[0]
+                groups[parent, kinds.get(call[0], "").lower()].append(call)
+        return groups
+
+    ours = children(torch, set(partners), ".", kinds[0])
+    theirs = children(jax, set(partners.values()), "/", kinds[1])
+    parents = {ours_call[0]: theirs_call[0] for ours_call, theirs_call in partners.items()}
+    found: dict[Call, Call] = {}
+    for (parent, kind), calls in ours.items():
+        others = theirs.get((parents.get(parent, "?"), kind), [])
+        if len(calls) == len(others):
+            found |= dict(zip(calls, others, strict=True))
+    return found

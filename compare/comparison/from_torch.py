@@ -1,0 +1,64 @@
+"""A run of the JAX side of which each part starts from what torch has there."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from compare.comparison.runs import Runs
+from compare.jax_side.given import Given
+from compare.step.batch import Batch
+from compare.step.draws import Draw
+from compare.step.observation import Observation, Port, to_numpy
+from compare.verdict.following import Followed
+from compare.weights.links import to_jax
+
+
+class FromTorch:
+    """A float64 run of the JAX side of which each part starts from what torch has there."""
+
+    def __init__(self, runs: Runs, followed: Followed) -> None:
+        self.pair, self.run = runs.pair, runs.pair.jax_run("float64")
+        self._forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
+        self.left_out: set[Port] = set()
+        """Where the JAX side differs and undoes it later: torch's values would be wrong there."""
+
+    @property
+    def ports(self) -> frozenset[Port]:
+        """Torch's inputs and outputs of modules at which this run has torch's values."""
+        ports = [pairing.ports for pairing in self._forward if pairing.ports]
+        return frozenset(torch for torch, jax in ports if jax not in self.left_out)
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Give it torch's parameters and buffers."""
+        self.run.load(to_jax(self.pair.links, arrays, self.run.arrays()))
+
+    def given(self, seen: Observation) -> Given:
+        """Give what torch has `seen` in a step, as the JAX side has it."""
+        ports = {p.ports[1]: p.to_jax(p.torch_array(seen)) for p in self._forward if p.ports and p.to_jax}
+        gradients = {name: to_numpy(gradient) for name, gradient in seen.gradients.items()}
+        shared = [dataclasses.replace(link, adds=False) for link in self.pair.links if link.torch in gradients]
+        return Given(ports, to_jax(shared, gradients, self.run.arrays()), ports.keys() - self.left_out)
+
+    def step(self, seen: Observation, batch: Batch, draws: Sequence[Draw]) -> Observation:
+        """Take one step, from the values that torch has `seen` in the same step."""
+        return self.run.step(batch, draws, self.given(seen))
+
+
+class Repeated:
+    """One step of such a run, taken as often as wanted from where the run is now, with other values given."""
+
+    def __init__(self, jax: FromTorch, batch: Batch, draws: Sequence[Draw], seen: Observation) -> None:
+        self.run, self._batch, self._draws = jax.run, batch, draws
+        self.given = jax.given(seen)
+        # Copies: a step overwrites the memory of parameters and state.
+        self._arrays = {name: np.array(array) for name, array in self.run.arrays().items()}
+        self._state = {name: np.array(array) for name, array in self.run.state_arrays().items()}
+        self._rngs = self.run.rngs
+
+    def __call__(self, given: Given) -> Observation:
+        """Take the step."""
+        self.run.load(self._arrays)
+        self.run.load_state(self._state)
+        self.run.rngs = self._rngs
+        return self.run.step(self._batch, self._draws, given)

@@ -1,0 +1,99 @@
+"""Which differences inside the model last, found with steps of the JAX side from torch's values at some places."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from compare.alignment.pairings import Pairing
+from compare.comparison.from_torch import Repeated
+from compare.numerics.distance import distance
+from compare.step.observation import Observation, Port
+from compare.step.stage import Stage
+from compare.verdict.following import Followed
+from compare.verdict.lasting import Outcome, lasting
+
+NUDGE = 1e-3
+"""How much a value is changed to see what depends on it."""
+
+
+def port(pairing: Pairing) -> Port:
+    """Give the JAX side's port of a pairing inside the model."""
+    assert pairing.ports is not None
+    return pairing.ports[1]
+
+
+class LastingPlaces:
+    """Tells, of the places that differ at one step, those whose difference lasts. All are known by number.
+
+    Args:
+        followed: What following both sides has found: torch's rounding.
+        number: Of the step.
+        torch: The step of the torch side.
+        again: Takes the step of the JAX side.
+        places: Where inside the model the two differ from torch's values.
+
+    """
+
+    def __init__(
+        self, followed: Followed, number: int, torch: Observation, again: Repeated, places: Sequence[int]
+    ) -> None:
+        self.pairings, self._quantities = followed.pairings, followed.quantities
+        self._number, self._torch, self._again = number, torch, again
+        self._places = [each for each in places if self.pairings[each].to_jax]
+        self._of_other_shape = [each for each in places if each not in self._places]
+        deciding = [each for each, pairing in enumerate(self.pairings) if pairing.decides]
+        self._deciding = {n for n in deciding if self.pairings[n].stage not in (Stage.UPDATE, Stage.PARAMETERS)}
+        shown = {n for n in deciding if self.pairings[n].stage in (Stage.FORWARD, Stage.LOSS)}
+        self._watched = shown.union(self._places)
+        # The loss is judged by itself: it starts from torch's outputs, where these can be given.
+        self._outputs = {port(self.pairings[n]) for n in shown if self.pairings[n].to_jax}
+
+    def found(self) -> list[int]:
+        """Give the places whose difference lasts."""
+        limits = {number: self._limit(number) for number in self._watched}
+        kept = lasting(self._places, self._outcome, limits) if self._places else []
+        undone = set(self._places).difference(kept)
+        return kept + [number for number in self._of_other_shape if self._is_felt(number, undone)]
+
+    def carrying(self, kept: Collection[int]) -> list[int]:
+        """Give the places that only hand on what is undone later: wrong if torch's values are at those `kept` alone."""
+        shown = self._step(kept)
+        inner = [n for n, each in enumerate(self.pairings) if each.to_jax and not each.decides]
+        return [number for number in inner if number not in kept and self._is_wrong(number, shown)]
+
+    def _step(self, given: Collection[int]) -> Observation:
+        """Take the step with torch's values at some places and, for the loss, as outputs."""
+        ports = {port(self.pairings[number]) for number in given if self.pairings[number].to_jax}
+        return self._again(self._again.given._replace(used=ports | self._outputs))
+
+    def _outcome(self, given: frozenset[int]) -> Outcome:
+        shown = self._step(given)
+        values = {number: np.array(self.pairings[number].jax_array(shown)) for number in self._watched}
+        return Outcome(values, frozenset(n for n in self._deciding.union(self._places) if self._is_wrong(n, shown)))
+
+    def _is_felt(self, place: int, undone: Collection[int]) -> bool:
+        """Tell whether anything that a place of another shape leads to is wrong.
+
+        Torch's value cannot be put there. So the JAX side's own is changed a little, with torch's values at all other
+        places but those `undone`: what changes then takes it directly.
+        """
+        nudged, given = port(self.pairings[place]), self._again.given
+        used = given.ports.keys() - {port(self.pairings[number]) for number in undone}
+        before = self._again(given._replace(used=used))
+        direct = [
+            (number, each, np.array(each.jax_array(before)))
+            for number, each in enumerate(self.pairings)
+            if number not in undone and ((each.ports and each.to_jax) or each.stage == Stage.LOSS)
+            if self._is_wrong(number, before)
+        ]
+        value = np.asarray(before.forward[nudged]) * (1 + NUDGE)
+        after = self._again(given._replace(ports={**given.ports, nudged: value}, used={*used, nudged}))
+        return any(distance(each.jax_array(after), was) > self._limit(number) for number, each, was in direct)
+
+    def _is_wrong(self, number: int, shown: Observation) -> bool:
+        pairing = self.pairings[number]
+        apart = distance(pairing.jax_array(shown), pairing.torch_array(self._torch))
+        return self._quantities[number].differs(self._number, apart)
+
+    def _limit(self, number: int) -> float:
+        return self._quantities[number].limit(self._number)

@@ -1,0 +1,60 @@
+"""Values that a step of the JAX side goes on with in place of those that it computes."""
+
+import functools
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compare.step.observation import Port
+
+
+class Given(NamedTuple):
+    """What a step is given. It still shows what it computed itself at these places."""
+
+    ports: Mapping[Port, np.ndarray]
+    """What modules take and give, each of a shape that broadcasts to what the JAX side has there."""
+    gradients: Mapping[str, np.ndarray]
+    """What the optimizer takes, for each parameter."""
+    used: Collection[Port] | None = None
+    """Those of `ports` that are given now; None is for all. Another choice of them compiles nothing."""
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """Whether each port is given, in sorted order, of shape `(ports,)`."""
+        return np.array([self.used is None or port in self.used for port in sorted(self.ports)], bool)
+
+
+def by_port(ports: Mapping[Port, Any], chosen: Any) -> dict[Port, tuple[Any, Any]]:
+    """Give each port's value, and whether it is chosen, as a traced step has them."""
+    return {port: (ports[port], chosen[number]) for number, port in enumerate(sorted(ports))}
+
+
+def exchanged(computed: Any, value: Any, chosen: Any) -> Any:
+    """Give `value` where it is `chosen`, and else what was computed.
+
+    The derivative is always that of what was computed: the gradients of parameters before this place then differ only
+    by what is different after it.
+    """
+    import jax.numpy as jnp
+
+    value = jnp.broadcast_to(jnp.asarray(value).astype(computed.dtype), computed.shape)
+    if not jnp.issubdtype(computed.dtype, jnp.inexact):
+        return jnp.where(chosen, value, computed)
+    return _exchange()(computed, value, chosen)
+
+
+@functools.cache
+def _exchange() -> Callable[..., Any]:
+    import jax
+    import jax.numpy as jnp
+
+    @jax.custom_jvp
+    def exchange(computed: Any, value: Any, chosen: Any) -> Any:
+        return jnp.where(chosen, value, computed)
+
+    @exchange.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        return exchange(*primals), tangents[0]
+
+    return exchange

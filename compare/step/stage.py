@@ -1,0 +1,18 @@
+"""The stages of a training step."""
+
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """One stage of a training step. They come in this order, and each equals its plain string."""
+
+    FORWARD = "forward"
+    """What goes into the modules and comes out of them."""
+    LOSS = "loss"
+    GRADIENT = "gradient"
+    UPDATE = "update"
+    """What the optimizer adds to each parameter, and its state."""
+    PARAMETERS = "parameters"
+    """After the update."""
+    BUFFERS = "buffers"
+    """What else the model keeps, such as running statistics, after the step."""

@@ -1,0 +1,99 @@
+"""Which differences inside a model last until something that decides, and which the rest of the step undoes.
+
+A port may add an axis that broadcasting takes away again, apply a factor later than torch does, or return from a
+container at another place. Inside the model the two sides then differ, and yet compute the same. Such differences are
+found by experiment. Call a place wrong if the JAX side computes something else there from torch's values. With torch's
+values at all wrong places, the rest of the step is right. Then the JAX side's own value is put back at one of them:
+
+- If nothing changes that decides, and nothing at another wrong place, the difference does not last. What differs there
+  is not used, or is the same once it is broadcast.
+- If another wrong place becomes right, the two cancel, and neither lasts. So does a factor that one side applies before
+  a sum and the other side behind it.
+- Otherwise it lasts.
+
+The second rule tells what is undone from what is only hidden behind a later wrong place: there, the JAX side still
+computes something wrong, and not the same as before.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from compare.numerics.distance import distance
+
+RUNS = 60
+"""Of the JAX side's step, at most, to tell what lasts at one step."""
+
+PAIRED = 8
+"""Up to so many places, any two of them are also put back together: they may cancel only jointly."""
+
+
+class Outcome(NamedTuple):
+    """What a step shows with torch's values at some places. Places and quantities are known by number."""
+
+    values: Mapping[int, np.ndarray]
+    """What the JAX side computes at the wrong places, and as outputs and loss."""
+    wrong: frozenset[int]
+    """What is farther from torch than rounding explains, of these and of all else that decides."""
+
+
+Experiment = Callable[[frozenset[int]], Outcome]
+"""Takes the step with torch's values at some of the wrong places."""
+
+
+def lasting(places: Sequence[int], step: Experiment, limits: Mapping[int, float]) -> list[int]:
+    """Give those of the wrong places whose difference lasts.
+
+    Args:
+        places: In the order of computation.
+        step: Takes the step. With torch's values at all `places`, the rest of it is right.
+        limits: For each of an outcome's values, the distance that rounding explains.
+
+    """
+    experiments = _Experiments(step, limits)
+    kept = list(places)
+    while undone := next(experiments.undone(kept), None):
+        kept = [place for place in kept if place not in undone]
+    return kept
+
+
+class _Experiments:
+    """Puts the JAX side's own values back, and remembers every outcome."""
+
+    def __init__(self, step: Experiment, limits: Mapping[int, float]) -> None:
+        self.step, self.limits = step, limits
+        self.known: dict[frozenset[int], Outcome] = {}
+
+    def undone(self, kept: Sequence[int]) -> Iterator[frozenset[int]]:
+        """Give sets of places that do not last, where torch's values are at all that are `kept`."""
+        given = frozenset(kept)
+        tried = [frozenset([place]) for place in kept]
+        if len(kept) <= PAIRED:
+            tried += map(frozenset, itertools.combinations(kept, 2))
+        for removed in tried:
+            if len(self.known) >= RUNS:
+                return
+            if found := self._undone_with(removed, given):
+                yield found
+
+    def _undone_with(self, removed: frozenset[int], given: frozenset[int]) -> frozenset[int]:
+        """Give the places that need no value of torch's once those `removed` have none; nothing if these last."""
+        before, after = self._outcome(given), self._outcome(given - removed)
+        reached = {
+            place
+            for place in before.values.keys() - removed
+            if distance(after.values[place], before.values[place]) > self.limits[place]
+        }
+        if reached & after.wrong or (after.wrong - before.wrong) - given:
+            return frozenset()
+        undone = removed | (reached & given)
+        if undone != removed and self._outcome(given - undone).wrong - before.wrong - given:
+            return frozenset()
+        return undone
+
+    def _outcome(self, given: frozenset[int]) -> Outcome:
+        if given not in self.known:
+            self.known[given] = self.step(given)
+        return self.known[given]
