@@ -1,15 +1,16 @@
 """Everything of a training step but what happens inside the model: loss, gradients, optimizer, parameters, buffers."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from compare.alignment.optimizer_state import Settings, align_state
-from compare.alignment.pairings import NotCompared, Pairing, align_tensors
+from compare.alignment.pairings import NotCompared, Pairing, Read, align_tensors
 from compare.errors import InputError
 from compare.step.observation import Observation, to_numpy
-from compare.weights.links import Link
+from compare.weights.links import Link, named
+from compare.weights.units import View
 
 _LOSS = Pairing(
     "loss",
@@ -70,6 +71,7 @@ def align_training(
     pairings += state
     pairings += align_tensors("update", "updates", links, torch, jax)
     pairings += align_tensors("parameters", "parameters", links, torch, jax)
+    pairings += _across(links, torch, jax)
     pairings += align_tensors("buffers", "buffers", links, torch, jax)
     pairings += [
         _one_sided("buffers", "buffers", *constant)
@@ -77,6 +79,19 @@ def align_training(
         if constant.name in (torch if constant.side == "torch" else jax).buffers
     ]
     return pairings, not_compared + left
+
+
+def _across(links: Sequence[Link], torch: Observation, jax: Observation) -> Iterator[Pairing]:
+    """Pair what is a parameter on one side and a buffer on the other: both must stay the same after each step."""
+
+    def reader(field: str, name: str, view: View) -> Read:
+        return lambda observation: view(to_numpy(getattr(observation, field)[name]))
+
+    for link in links:
+        for ours, theirs in (("parameters", "buffers"), ("buffers", "parameters")):
+            if link.torch in getattr(torch, ours) and link.jax in getattr(jax, theirs):
+                reads = reader(ours, link.torch, link.torch_view), reader(theirs, link.jax, link.jax_view)
+                yield Pairing("parameters", named(link, "torch"), named(link, "jax"), *reads)
 
 
 def _without_partner(

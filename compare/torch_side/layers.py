@@ -29,7 +29,8 @@ def torch_layers(model: "torch.nn.Module", flattened: Mapping[str, tuple[int, ..
         parameters = [*module.named_parameters(path, recurse=False, remove_duplicate=False)]
         buffers = [*module.named_buffers(path, recurse=False, remove_duplicate=False)]
         tensors = {name: kept[name] for name, _ in [*parameters, *buffers] if name in kept}
-        if tensors:
+        # One whose only tensors are made by a parametrization is listed for its type.
+        if tensors or hasattr(module, "parametrizations"):
             settings = {
                 **map_settings(module),
                 **({"flattened": flattened[path]} if flattened is not None and path in flattened else {}),

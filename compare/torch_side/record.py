@@ -55,6 +55,8 @@ class Record:
             return hook
 
         for path, module in model.named_modules():
+            if "parametrizations" in path.split("."):
+                continue  # those take and give weights, and no activations
             handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True, prepend=True))
             handles.append(module.register_forward_hook(leave(path)))
         try:

@@ -2,7 +2,7 @@
 
 from compare.weights.layers import Layer
 from compare.weights.recurrent import GATES, recurrent_units, with_cells
-from compare.weights.units import ROLES, Slot, Slots, Unit
+from compare.weights.units import ROLES, Slot, Slots, Unit, role_of
 
 
 def units(layers: list[Layer]) -> list[Unit]:
@@ -16,7 +16,9 @@ def units(layers: list[Layer]) -> list[Unit]:
             for name, shape in layer.tensors.items()
         ]
         kind = layer.settings.get("kind", "")
-        made.append(Unit(layer.path, layer.type, kind, layer.settings, {slot.leaf: (slot,) for slot in slots}))
+        leaves = layer.settings.get("leaves", {})
+        by_leaf: Slots = {leaves.get(slot.name, slot.leaf): (slot,) for slot in slots}
+        made.append(Unit(layer.path, layer.type, kind, layer.settings, by_leaf))
     return made
 
 
@@ -66,9 +68,9 @@ def single(unit: Unit) -> list[Unit]:
 
 def _by_role(unit: Unit) -> list[Unit]:
     """Name a layer's slots by their roles; tensors without one are units of their own."""
-    roles = {ROLES.get(leaf, ""): slots for leaf, slots in unit.slots.items()}
+    roles = {role_of(leaf): slots for leaf, slots in unit.slots.items()}
     known = {role: slots for role, slots in roles.items() if role}
-    rest = [slots for leaf, slots in unit.slots.items() if known.get(ROLES.get(leaf, "")) != slots]
+    rest = [slots for leaf, slots in unit.slots.items() if known.get(role_of(leaf)) != slots]
     made = [Unit(unit.path, unit.type, unit.kind, unit.settings, known)] if known else []
     names = [slots[0].name for slots in rest]
     return made + [

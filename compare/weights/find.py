@@ -20,8 +20,9 @@ from compare.weights.layers import Layer
 from compare.weights.layouts import usual
 from compare.weights.links import Arrays, Link, WeightMap
 from compare.weights.matching import Choice, Pair, Pairing, pair
+from compare.weights.reparametrized import gathered
 from compare.weights.stacks import find_stacks, unstacked
-from compare.weights.units import Unit
+from compare.weights.units import Slot, Unit
 from compare.weights.unmatched import explain, left_alone
 
 
@@ -51,13 +52,16 @@ def find_links(
             of `weights` fits nothing.
 
     """
+    torch, jax = gathered(torch, of_torch=True), gathered(jax, of_torch=False)
     said = overrides.read(weights or {}, torch, jax)
     theirs = units(said.without(jax))
     mine, notes = flattened(units(said.without(torch)), theirs)
     apart = dict.fromkeys(sorted(said.apart), "left out by weights=")
-    for unit in mine:
-        if counters := unit.slots.pop("num_batches_tracked", None):
-            apart[counters[0].name] = "it counts batches, and nothing in JAX corresponds"
+    for unit in (*mine, *theirs):
+        for leaf, (slot,) in list(unit.slots.items()):
+            if reason := _reason(leaf, slot, unit):
+                apart[slot.name] = reason
+                del unit.slots[leaf]
     places = (_places(torch, order and order[0]), _places(jax, order and order[1]))
     found = _pair(mine, theirs, places, said, notes)
     explicit = said.pairs(torch, jax)
@@ -77,6 +81,13 @@ def find_links(
     buffers = {name for layer in torch for name in layer.settings.get("buffers", ())} - _integers(torch).keys()
     constants += [("torch", name) for name in sorted(said.apart & buffers)]
     return WeightMap(tuple(links), apart, tuple(notes), tuple(constants))
+
+
+def _reason(leaf: str, slot: Slot, unit: Unit) -> str:
+    """Tell why a tensor has no partner by its nature, if so."""
+    if leaf == "num_batches_tracked":
+        return "it counts batches, and nothing in JAX corresponds"
+    return str(unit.settings.get("derived", {}).get(slot.name, ""))
 
 
 class UnmatchedError(InputError):

@@ -47,10 +47,11 @@ class Layer(NamedTuple):
     """What the map needs to know of it.
 
     `kind` is one of `KINDS`' values, or "". `buffers` are the names of its tensors that are not trained, and `integers`
-    those of its tensors that are not floating-point. Of torch: `tied`, for each tensor that has several names the
-    first of them; `flattened`, the shape (C, *spatial) of the features that a linear layer takes flattened, or () where
-    it takes no such thing, if a run has shown it. Of JAX: `ordered`, False where the order of definition is lost;
-    `stateless`, True where the model has no place for buffers. Further those of `SETTINGS` that the module has.
+    those of its tensors that are not floating-point. `leaves` and `derived` are those of `reparametrized`. Of torch:
+    `tied`, for each tensor that has several names the first of them; `flattened`, the shape (C, *spatial) of the
+    features that a linear layer takes flattened, or () where it takes no such thing, if a run has shown it. Of JAX:
+    `ordered`, False where the order of definition is lost; `stateless`, True where the model has no place for buffers.
+    Further those of `SETTINGS` that the module has.
     """
     tensors: dict[str, tuple[int, ...]]
     """Full name to shape; parameters first, then buffers, in the order of their definition."""

@@ -116,5 +116,11 @@ ROLES = {
     for leaf in leaves.split()
 }
 
+
+def role_of(leaf: str) -> str:
+    """Give the role of a tensor, or "" if its name tells none; "weight norm", of two words, is a role by itself."""
+    return ROLES.get(leaf, leaf if " " in leaf else "")
+
+
 INPUT_FIRST = ("kernel", "w")
 """Flax's and Haiku's names of what has the input before the output."""
