@@ -152,7 +152,7 @@ OPTIMIZERS = {
         lambda params: optim.Adamax(params, 2e-2, betas=(0.8, 0.999)),
         lambda: optax.adamax(1e-2),
         "learning rate and first moment's decay",
-        r"optax\.adamax\(\.\.\., learning_rate=0\.02, b1=0\.8\)",
+        r"optax\.adamax\(learning_rate=0\.02, b1=0\.8\)",
     ),
 }
 

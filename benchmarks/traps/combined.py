@@ -63,7 +63,7 @@ SLIPS = {
     "smoothing": Slip(0.0, 0.1, "loss", "loss", "label smoothing", r"smooth_labels\(labels, alpha=([^,)]+)\)"),
     "reduction": Slip("sum", "mean", "loss", "loss", "reduction", r'reduction="(\w+)"'),
     "clipping": Slip(None, 0.05, "update", "*", "clipping", r"clip_by_global_norm\(([^)]+)\)"),
-    "learning_rate": Slip(2e-2, 1e-2, "update", "*", "learning rate", r"\W learning_rate=([^,)]+)"),
+    "learning_rate": Slip(2e-2, 1e-2, "update", "*", "learning rate", r"\Wlearning_rate=([^,)]+)"),
     "b1": Slip(0.8, 0.9, "update", "*", "first moment", r"\Wb1=([^,)]+)"),
     "b2": Slip(0.99, 0.999, "update", "*", "second moment", r"\Wb2=([^,)]+)"),
     "eps": Slip(1e-6, 1e-8, "update", "*", "epsilon", r"\Weps=([^,)]+)"),

@@ -38,9 +38,12 @@ def fixed(trap: Trap, cause: compare.Cause) -> Pair | None:
 
 
 def _keywords(cause: compare.Cause) -> Iterator[tuple[str, Any]]:
-    """Give the keyword arguments of a fix: of its values, or of calls with `...` in its text."""
+    """Give the keyword arguments of a fix: of its values, or of calls with `...` in its text.
+
+    The call of an optimizer has a learning rate as a keyword, and then no `...`, but all of its arguments.
+    """
     for code in cause.code:
-        if "..." in code.arguments:
+        if "..." in code.arguments or code.call.startswith("optax."):
             yield from code.keywords.items()
     if cause.code:
         return

@@ -762,12 +762,12 @@ OPTIMIZERS = [
     setting(
         "half of the batches",
         lambda p: optim.SGD(p, 0.1),
-        lambda every: optax.apply_every(2) if every > 1 else optax.sgd(0.1),
+        lambda every: optax.chain(optax.sgd(0.1), optax.apply_every(every)),
         {"every": 2},
         {"every": 1},
-        ("Steps on each batch.", "On every second."),
-        "frozen",
-        "set_to_zero|update",
+        ("Steps on each batch.", "On every second, with the gradients of both."),
+        "accumulation",
+        "apply_every",
     ),
 ]
 

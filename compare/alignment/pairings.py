@@ -43,6 +43,8 @@ class Pairing(NamedTuple):
     """Whether an optimizer has updated something in the same step before: both sides' rounding has gone through it."""
     to_jax: Callable[[np.ndarray], np.ndarray] | None = None
     """In the forward stage: gives an array of the torch side the JAX side's layout."""
+    last: Read | None = None
+    """Of several tensors of torch that add up, reads the last alone: of an LSTM's two biases the second."""
 
 
 class Alignment(NamedTuple):
@@ -82,6 +84,7 @@ def align_tensors(
                 _sum(field, "torch", parts),
                 _sum(field, "jax", copies),
                 operands=_sum("parameters", "torch", parts) if stage == "update" else None,
+                last=_sum(field, "torch", parts[-1:]) if len(parts) > 1 else None,
             )
 
 

@@ -60,7 +60,8 @@ def align_training(
     links = [link for link in links if link.compared]
     gradients, not_compared = _without_partner(links, torch, jax, constants, left_out)
     pairings += gradients
-    frozen = [link for link in links if link.torch not in torch.gradients and link.jax in jax.gradients]
+    trained = {link.jax for link in links if link.torch in torch.gradients}  # tied weights, by one of their names
+    frozen = [link for link in links if link.jax in jax.gradients and link.jax not in trained]
     not_compared += [
         NotCompared("jax", f"gradient of {link.jax}", "torch's parameter is frozen, requires_grad=False")
         for link in frozen

@@ -10,7 +10,7 @@ from compare import bugs
 from compare.comparison.converted import wrongly_converted
 from compare.comparison.explanation import explained
 from compare.comparison.from_torch import FromTorch
-from compare.comparison.independent import independent
+from compare.comparison.independent import Independent, independent
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.precision import precision_causes
 from compare.comparison.program import ProgramCheck, ProgramPair, checked_batches
@@ -135,11 +135,14 @@ class _Check:
             self.progress(Progress("looking for what differs by itself", found=lambda: found))
             doing = "looking for what differs by itself"
             from_torch = FromTorch(self.runs, followed)
-            different = bugs.attempt(doing, lambda: independent(self.runs, followed, from_torch))
-            first = first_divergence(followed, different) or first
+            alone = bugs.attempt(doing, lambda: independent(self.runs, followed, from_torch))
+            first = first_divergence(followed, None if alone is None else alone.found) or first
             self.progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
             budget = Budget(max(LEAST, time.monotonic() - self.started))
-            divergence, *others = explained(self.runs, first, different or [], self.jax, from_torch, budget)
+            causes = explained(self.runs, first, alone or Independent(), self.jax, from_torch, budget)
+            divergence, *others = causes.divergences
+            if causes.rounding and divergence.cause and not others:
+                return None, [], [divergence.cause]
             return divergence, others, []
         if found.nondeterministic:
             return None, [], []

@@ -3,13 +3,15 @@
 import dataclasses
 import itertools
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from compare import bugs
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.held_out import held_out
+from compare.comparison.independent import Independent
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
+from compare.diagnosis.optimizers.explain import Explained, explain_update
 from compare.diagnosis.place import Place, place_of
 from compare.diagnosis.search import explain
 from compare.diagnosis.structure.search import Budget, Surroundings
@@ -19,38 +21,51 @@ from compare.verdict.first_difference import Found
 from compare.weights.links import to_jax
 
 
+class Causes(NamedTuple):
+    """Divergences with what is known of their causes."""
+
+    divergences: list[Divergence]
+    """The first in the followed runs, and what differs besides by itself."""
+    rounding: bool
+    """Whether the optimizers differ by no more than a learning rate that went through float32."""
+
+
 def explained(
-    runs: Runs, first: Found, independent: list[Found], jax: JaxRun, from_torch: FromTorch, budget: Budget
-) -> list[Divergence]:
+    runs: Runs, first: Found, alone: Independent, jax: JaxRun, from_torch: FromTorch, budget: Budget
+) -> Causes:
     """Look for the cause of each divergence: the first in the followed runs, and what else differs by itself.
 
     `budget` is what the search for causes of structure may cost.
     """
-    others = [each for each in independent if each.pairing is not first.pairing]
-    if same := [each for each in independent if each.pairing is first.pairing]:
-        first = first._replace(target=same[0].target, update=same[0].update)
+    others = [each for each in alone.found if each.pairing is not first.pairing]
+    if same := [each for each in alone.found if each.pairing is first.pairing]:
+        first = first._replace(target=same[0].target)
     elif first.pairing.stage == "update":
         others = [each for each in others if each.pairing.stage != "update"]
-    divergences = []
+    divergences, rounding = [], False
     for each in (first, *others):
         doing = f"the search for the cause at {each.divergence.torch}"
-        search = partial(_with_cause, runs, each, jax, from_torch, budget)
-        divergences.append(bugs.attempt(doing, search) or each.divergence)
-    return divergences
+        found = each.divergence
+        if found.stage == "update":
+            known = bugs.attempt(doing, partial(explain_update, alone.evidence, runs.torch_run)) or Explained()
+            found, rounding = dataclasses.replace(found, cause=known.cause, details=known.details), known.rounding
+        else:
+            found = bugs.attempt(doing, partial(_with_cause, runs, each, jax, from_torch, budget)) or found
+        divergences.append(found)
+    return Causes(divergences, rounding)
 
 
 def _with_cause(runs: Runs, found: Found, jax: JaxRun, from_torch: FromTorch, budget: Budget) -> Divergence:
     pair, step, run = runs.pair, found.divergence.step, runs.torch_run("float64")
-    rates = [run.learning_rate]
     for _ in itertools.islice(runs.stepper.whole(run), step):
-        rates.append(run.learning_rate)
+        pass
     batch, draws = pair.batches[step % len(pair.batches)], runs.stepper.draws[step]
     elsewhere = held_out(runs, found, None if found.target is None else from_torch, jax)
     if found.target is None:  # what comes before is the same on both sides
         jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
         found = found._replace(target=found.pairing.jax_array(jax.step(batch, draws)))
     surroundings = Surroundings(from_torch.ports, budget)
-    cause, related = explain(found, run, batch, draws, _place(pair, found), rates, elsewhere, surroundings)
+    cause, related = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
     ours, theirs = _both_layers(pair, found)
     details = (f"torch  {ours}", f"{pair.jax.name}  {theirs}") if ours and theirs else ()
     return dataclasses.replace(found.divergence, cause=cause, details=(*details, *related))

@@ -1,19 +1,30 @@
 """What differs by itself: every part of every step starts from the torch side's values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from compare.alignment.optimizer_state import jax_state
 from compare.comparison.from_torch import FromTorch, Repeated
 from compare.comparison.lasting_places import LastingPlaces, port
 from compare.comparison.runs import Runs
+from compare.diagnosis.optimizers.evidence import Evidence, Recorder
 from compare.step.observation import Observation
 from compare.step.stage import Stage
+from compare.torch_side.run import TorchRun
 from compare.verdict.first_difference import Found, StepDifferences
 from compare.verdict.following import Followed
 
 
-def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> list[Found]:
+class Independent(NamedTuple):
+    """What steps show in which every part starts from what torch has there."""
+
+    found: Sequence[Found] = ()
+    """What differs by itself."""
+    evidence: Evidence | None = None
+    """What each step gave the two optimizers and what both made of it."""
+
+
+def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> Independent:
     """List all that differs by itself, at the first step where it does, in order of computation.
 
     What differs inside the model is listed only if it lasts: see `compare.verdict.lasting`.
@@ -21,7 +32,9 @@ def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> list[F
     differences = StepDifferences(followed, lambda pairing: pairing.stage in (Stage.GRADIENT, Stage.PARAMETERS))
     kept: set[int] = set()
     undone: set[int] = set()
-    for step in _steps(runs, followed, from_torch):
+    torch = runs.torch_run("float64")
+    recorder = Recorder(torch, list(zip(followed.pairings, followed.quantities, strict=True)), followed.steps)
+    for step in _steps(runs, followed, from_torch, torch):
         shown = step.again(step.again.given)
         inner = {n for n in differences.at(step.torch, shown) if not followed.pairings[n].decides} - undone
         if not inner <= kept:
@@ -34,10 +47,12 @@ def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> list[F
                 used = step.again.given.ports.keys() - from_torch.left_out
                 shown = step.again(step.again.given._replace(used=used))
         differences.add(step.torch, shown, kept)
+        recorder.add(step.torch, shown)
     # An optimizer's difference shows in every parameter: one of them is enough.
     found = differences.found()
     updates = [each for each in found if each.pairing.stage == Stage.UPDATE]
-    return [each for each in found if each.pairing.stage != Stage.UPDATE or each is updates[0]]
+    alone = [each for each in found if each.pairing.stage != Stage.UPDATE or each is updates[0]]
+    return Independent(alone, recorder.evidence)
 
 
 class _Step(NamedTuple):
@@ -47,9 +62,9 @@ class _Step(NamedTuple):
     """The same step of the JAX side, from the start of torch's."""
 
 
-def _steps(runs: Runs, followed: Followed, jax: FromTorch) -> Iterator[_Step]:
+def _steps(runs: Runs, followed: Followed, jax: FromTorch, torch: TorchRun) -> Iterator[_Step]:
     """Take the steps of torch in float64, with what takes each of them on the JAX side from what torch has there."""
-    pair, torch = runs.pair, runs.torch_run("float64")
+    pair = runs.pair
     slots = [each for each in followed.pairings if each.stage == Stage.UPDATE and each.operands is None]
     stream = runs.stepper.whole(torch)
     for number in range(followed.steps):

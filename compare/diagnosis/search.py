@@ -11,8 +11,6 @@ import numpy as np
 
 from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
 from compare.diagnosis.held_out import STEPS, Evidence, Fit, HeldOut, equations
-from compare.diagnosis.optimizers.explain import explain_update
-from compare.diagnosis.optimizers.update import Updates
 from compare.diagnosis.place import Place
 from compare.diagnosis.related import related_cause
 from compare.diagnosis.rewriting import Call, Rerun, Rewrite, Window
@@ -40,7 +38,6 @@ def explain(
     batch: Batch,
     draws: Sequence[Draw],
     place: Place,
-    rates: Sequence[float],
     held_out: Iterable[HeldOut] = (),
     surroundings: Surroundings | None = None,
 ) -> tuple[Cause | None, tuple[str, ...]]:
@@ -52,7 +49,6 @@ def explain(
         batch: The step's.
         draws: Its random numbers.
         place: What the JAX side has there.
-        rates: The learning rates of torch's steps, up to this one.
         held_out: Other steps of both sides, at which a cause must hold too; they are asked for one by one.
         surroundings: What is known around the divergence, for a change of several operations.
 
@@ -63,8 +59,6 @@ def explain(
     if not np.isfinite(found.limit):  # in float32 only one side is finite: anything would be near enough
         return None, ()
     stage = found.divergence.stage
-    if stage == "update" and found.update:
-        return explain_update(Updates(run, batch, draws, found.update, first=len(rates) == 1), rates), ()
     if stage in ("update", "parameters"):
         return None, ()
     rerun, (held_out, others) = _rerun(found, run, batch, draws), itertools.tee(held_out)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from compare.diagnosis.optimizers.optax_names import NAMES
+from compare.diagnosis.optimizers.names import in_words
 from compare.faults.planted_run import Fault, PlantedRun, other, shown
 from compare.torch_side.run import TorchRun
 
@@ -34,8 +34,7 @@ def of_optimizer(run: TorchRun) -> Iterator[Fault]:
             _set(run, key, not value if isinstance(value, bool) else other(key, value, times))
 
         new = not value if isinstance(value, bool) else other(key, value, 1.0)
-        what = NAMES.get(key, (key.replace("_", " "),))[0]
-        said, sized = f"{what}: {shown(value)} → {shown(new)}", not isinstance(value, bool)
+        said, sized = f"{in_words(key)}: {shown(value)} → {shown(new)}", not isinstance(value, bool)
         yield Fault(f"{name} {key}", said, name, plant, sized, "on these batches, every update is the same with it")
 
 

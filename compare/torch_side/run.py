@@ -37,8 +37,6 @@ class TorchRun:
         self.model, *losses = (module.to(device, self.dtype) for module in copies.modules)
         self.loss = losses[0] if losses else copies.of(side.loss, "Torch(loss=...)")
         self.overwritten = overwritten
-        self._clips: bool | None = None
-        """Whether the optimizer's step changes gradients in place, as a hook that clips them does; None if unknown."""
         self.parameters = dict(self.model.named_parameters())
         self.noise: np.random.Generator | None = None
         """What moves it, if anything does: see `perturb`."""
@@ -103,18 +101,10 @@ class TorchRun:
 
     def step(self, batch: Batch, record: "Record | None" = None) -> Observation:
         """Take one step: forward, and as far as there is a loss and an optimizer, backward and update."""
-        import torch
-
         seen = self.backward(batch, record)
-        if self.optimizer is None:
-            return joined(seen, self.update())
-        if self._clips is not False:  # gradients are shown as they were before
+        if self.optimizer is not None:  # a hook of its step may clip gradients in place, at this step or a later one
             seen = seen._replace(gradients={name: gradient.clone() for name, gradient in seen.gradients.items()})
-        given = {name: _dense(param.grad) for name, param in self.parameters.items() if param.grad is not None}
-        update = self.update()
-        if self._clips is None:
-            self._clips = any(not torch.equal(seen.gradients[name], gradient) for name, gradient in given.items())
-        return joined(seen, update)
+        return joined(seen, self.update())
 
     def backward(self, batch: Batch, record: "Record | None" = None) -> Observation:
         """Take the first half of a step: forward, and backward if there is a loss."""

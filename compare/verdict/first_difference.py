@@ -1,7 +1,7 @@
 """The first place at which two sides differ, and what differs besides by itself."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -9,20 +9,9 @@ import numpy as np
 from compare.alignment.pairings import Pairing
 from compare.numerics.distance import distance, norm
 from compare.step.observation import Observation, Port
-from compare.step.stage import Stage
 from compare.verdict.divergence import Divergence
 from compare.verdict.following import Followed
 from compare.verdict.quantity import FACTOR, Quantity
-
-
-class Target(NamedTuple):
-    """What the JAX side gives from the torch side's values, and how near is near enough."""
-
-    pairing: Pairing
-    array: np.ndarray
-    """In torch's layout."""
-    limit: float
-    """The distance that rounding would explain, with the safety factor."""
 
 
 class Found(NamedTuple):
@@ -36,8 +25,6 @@ class Found(NamedTuple):
     """The float64 difference that rounding would explain, with the safety factor."""
     target: np.ndarray | None = None
     """What the JAX side gives from the torch side's values, in torch's layout."""
-    update: Sequence[Target] = ()
-    """All that the JAX side's optimizer gives at that step, where that is what differs."""
 
 
 def first_divergence(followed: Followed, independent: Collection[Found] | None = None) -> Found | None:
@@ -100,7 +87,6 @@ class StepDifferences:
     def add(self, torch: Observation, jax: Observation, inner: Collection[int]) -> None:
         """Weigh the next step, where inside the model only what has one of these numbers counts."""
         before: Pairing | None = None
-        new = []
         for number, (pairing, quantity) in enumerate(zip(self._pairings, self._quantities, strict=True)):
             step = len(quantity.error64)
             quantity.error64.append(0.0 if self._skipped(pairing) else _apart(pairing, torch, jax))
@@ -108,20 +94,7 @@ class StepDifferences:
             if counts and number not in self._found and quantity.differs(step, quantity.error64[step]):
                 target = np.array(pairing.jax_array(jax))
                 self._found[number] = _found(step, pairing, quantity, before, target)
-                new.append(number)
             before = before if self._skipped(pairing) else pairing
-        self._add_targets(jax, new)
-
-    def _add_targets(self, jax: Observation, new: Sequence[int]) -> None:
-        """Keep all that the optimizer gives at a step where an update differs for the first time."""
-        updated = [number for number in new if self._pairings[number].stage == Stage.UPDATE]
-        if updated:
-            targets = [
-                Target(pairing, np.array(pairing.jax_array(jax)), quantity.limit(len(quantity.error64) - 1))
-                for pairing, quantity in zip(self._pairings, self._quantities, strict=True)
-                if pairing.stage == Stage.UPDATE
-            ]
-            self._found |= {number: self._found[number]._replace(update=targets) for number in updated}
 
     def found(self) -> list[Found]:
         """Give all that differs by itself, in order of computation."""

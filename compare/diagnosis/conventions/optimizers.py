@@ -65,6 +65,18 @@ def _eps_root(step: Step) -> "torch.Tensor":
     return step.decay - step.settings["lr"] * mean / (square + step.settings["eps"]).sqrt()
 
 
+def root_added(value: float) -> Convention:
+    """Adam with a number inside the square root, besides epsilon outside of it."""
+
+    def update(step: Step) -> "torch.Tensor":
+        mean, square = step.corrected
+        if step.settings.get("amsgrad"):
+            square = step.after["max_exp_avg_sq"] / (1 - step.settings["betas"][1] ** step.steps)
+        return step.decay - step.settings["lr"] * mean / ((square + value).sqrt() + step.settings["eps"])
+
+    return Convention("epsilon inside the root", ("Adam", "AdamW"), update, "", "", DOCS)
+
+
 def _uncorrected(step: Step) -> "torch.Tensor":
     root = step.after["exp_avg_sq"].sqrt() + step.settings["eps"]
     return step.decay - step.settings["lr"] * step.after["exp_avg"] / root

@@ -1,103 +1,151 @@
-"""Why two optimizers differ: one update of the torch side, from the recorded gradients, with something changed.
+"""Why two optimizers differ, proved on every step that was taken.
 
-Every number in a `torch.optim.Optimizer`'s parameter groups is a setting that can be fitted, whatever the optimizer:
-what the JAX side steps by is then known, whether or not it calls it the same. Conventions that no setting of torch
-expresses are formulas, in `compare.conventions.optimizers`.
+At each step both optimizers start from the same parameters, gradients and state. A hypothesis is tried by making
+torch's updates again with something changed; it is a cause if it gives the JAX side's updates and state at all steps,
+and explains more numbers than it was fitted to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from compare.diagnosis.conventions.optimizers import DOCS, Convention
-from compare.diagnosis.optimizers.fit import FLAGS, Changed, one_change, several_changes, shifted, with_distinct_digits
-from compare.diagnosis.optimizers.gradient import clipped_by_value, gradient_told, other_gradient
-from compare.diagnosis.optimizers.optax_names import NAMES, OPTAX
-from compare.diagnosis.optimizers.parameters import other_parameters
-from compare.diagnosis.optimizers.update import GRADIENT, Updates
+from compare.diagnosis.optimizers.calls import Call
+from compare.diagnosis.optimizers.evidence import Evidence
+from compare.diagnosis.optimizers.fit import Fit, Fitter
+from compare.diagnosis.optimizers.names import optimizer_call
+from compare.diagnosis.optimizers.rates import fitted_rates, rates_of
+from compare.diagnosis.optimizers.schedules import told_rates
+from compare.diagnosis.optimizers.search import SEVERAL, Search, Searcher
+from compare.diagnosis.optimizers.some_parameters import Assignment, assigned
+from compare.diagnosis.optimizers.some_parameters import told as told_some
+from compare.diagnosis.optimizers.told import Told, rates_in_words
+from compare.diagnosis.optimizers.trial import Bench
+from compare.torch_side.run import TorchRun
 from compare.verdict.divergence import Cause
 
 
-def explain_update(updates: Updates, rates: Sequence[float]) -> Cause | None:
-    """Find what brings torch's update to the JAX side's.
+@dataclass(frozen=True)
+class Explained:
+    """What is known of why two optimizers differ."""
+
+    cause: Cause | None = None
+    details: tuple[str, ...] = ()
+    """What is known where no cause is."""
+    rounding: bool = False
+    """Whether it is no more than a learning rate that went through float32."""
+
+
+def explain_update(evidence: Evidence | None, start: Callable[[str], TorchRun]) -> Explained:
+    """Find what brings torch's updates to the JAX side's.
 
     Args:
-        updates: Makes torch's update.
-        rates: The learning rates of torch's steps, up to this one.
+        evidence: The steps of both sides.
+        start: Starts a run of the torch side in a precision. One is used up.
 
     """
-    updates({})
-    rates = [*rates, updates.optimizer.param_groups[0].get("lr", 0.0)]
-    if (clipped := other_gradient(updates)) and clipped.name == "clipping":
-        return clipped
-    for changed, convention, apart in one_change(updates):
-        if apart <= 1:
-            return _told(updates, changed, convention, rates)
-    if cause := other_parameters(updates) or clipped or clipped_by_value(updates):
-        return cause
-    for changed, convention, apart in several_changes(updates):
-        if apart <= 1:
-            return _told(updates, changed, convention, rates)
+    if evidence is None or not evidence.differing:
+        return Explained()
+    fitter = Fitter(evidence, Bench(start("float64")))
+    if not _repeats(fitter):
+        return Explained()
+    searcher = Searcher(fitter)
+    for size in range(1, SEVERAL + 1):
+        search = searcher.explained(size)
+        if search.found:
+            return _explained(searcher, search.found)
+        if search.undecided:
+            return Explained(details=_undecided(fitter, search))
+        if some := _of_some(searcher, size - 1):
+            return _explained(searcher, some.fit, some)
+        if fitter.spent:
+            break
+    return Explained(details=_known_rates(fitter))
+
+
+def _repeats(fitter: Fitter) -> bool:
+    """Tell whether torch's update comes out again as it was: without that, nothing that is changed means anything."""
+    for step in fitter.evidence.steps:
+        given = fitter.made(step, Fit(()))
+        if given is None:
+            return False
+        for array, result in zip(given, step.results, strict=True):
+            if abs(array - result.torch).max(initial=0.0) > result.near:
+                return False
+    return True
+
+
+def _of_some(searcher: Searcher, size: int) -> Assignment | None:
+    """Look for what is done to some parameters, beside what explains the state of all, or beside one thing."""
+    fitter = searcher.fitter
+    states = [fit for number in range(size + 1) for fit in searcher.state_fits(number)]
+    beside = [Fit(()), *(fit for fit in states if fit.hypotheses)]
+    if size:
+        beside += [Fit((each,), ((),)) for each in (*searcher.of_state, *searcher.of_update) if not each.free]
+    for fit in beside:
+        if len(fit.hypotheses) == size and (found := assigned(fitter, fit)):
+            return found
     return None
 
 
-def _told(updates: Updates, changed: Changed, convention: Convention | None, rates: Sequence[float]) -> Cause:
-    now = updates.settings | {name: updates.group.get(name) for name in FLAGS}
-    optax = OPTAX.get(updates.kind, f"the port of {updates.kind}")
-    names: list[str] = []
-    says: list[str] = []
-    arguments: list[str] = []
-    fixes: list[str] = []
-    sources: list[str] = []
-    for name, value in changed.items():
-        if name == GRADIENT:
-            for parts, part in zip((names, says, fixes, sources), gradient_told(updates, value), strict=True):
-                parts.append(part)
-            continue
-        called, argument = NAMES.get(name, (name.replace("_", " "), name))
-        if len(several := updates.values(name)) > 1:
-            names.append("parameter groups")
-            says.append(
-                f"torch's parameter groups have {name} {', '.join(f'{each:g}' for each in several)}, and the JAX side "
-                f"steps as torch would with {value:g} for all"
-            )
-            fixes.append(f"optax.multi_transform, with {argument} of its own for each group")
-            sources.append("https://optax.readthedocs.io/en/latest/api/combining_optimizers.html")
-            continue
-        if name == "lr" and len(set(rates)) > 1:
-            names.append("schedule")
-            shift = shifted(value, rates)
-            says.append(
-                f"the JAX side's learning rate is {value:g}{f', that of torch at its {shift} step' if shift else ''}, "
-                f"and torch's is {now[name]:g}"
-            )
-            count = f"at count {len(rates) - 2}, from 0, the schedule must give {now[name]:g}"
-            fixes.append(f"count the schedule's steps as torch does: {count}" if shift else count)
-            sources.append("https://optax.readthedocs.io/en/latest/api/optimizer_schedules.html")
-            continue
-        if name == "decoupled_weight_decay":
-            called = "decoupled weight decay"
-            fixes.append(
-                "optax.adamw(..., weight_decay=...)"
-                if now[name]
-                else f"optax.chain(optax.add_decayed_weights({now['weight_decay']:g}), optax.adam(...))"
-            )
-        else:
-            arguments.append(f"{argument}={now[name]:g}" if not isinstance(value, bool) else f"{argument}={now[name]}")
-        names.append(called)
-        has, shown = with_distinct_digits(now[name], value)
-        says.append(f"torch.optim.{updates.kind} has {name}={has}, and the JAX side steps as torch would with {shown}")
-        sources.append(DOCS)
-    if arguments:
-        fixes.insert(0, f"{optax}(..., {', '.join(arguments)})")
-    if convention is not None:
-        names.append(convention.name)
-        says.append(f"the JAX side {convention.jax_does}")
-        fixes.append(convention.fix.format(optax=optax, **{k: v for k, v in now.items() if k.isidentifier()}))
-        sources.append(convention.source)
-    name = " and ".join(names)
-    left = updates.difference(updates(changed, convention))
+def _explained(searcher: Searcher, fit: Fit, some: Assignment | None = None) -> Explained:
+    fitter, evidence, rates = searcher.fitter, searcher.evidence, rates_of(searcher.evidence, fit)
+    known = zip(fit.hypotheses, fit.numbers, strict=True)
+    in_order = sorted(known, key=lambda pair: searcher.order[id(pair[0])])
+    parts = [each.tell(evidence, numbers) for each, numbers in in_order]
+    if rates.differ:
+        of_gradient = sum(each.place == "gradient" for each in fit.hypotheses)
+        parts.insert(of_gradient, told_rates(evidence, rates))
+    if some:
+        parts += told_some(evidence, some, rates)
+    left = "falls to rounding" if some else f"is {fitter.worst(fit):.1e}"
+    rounding = rates.differ and rates.rounded and len(parts) == 1
+    return Explained(_cause(evidence, parts, left), rounding=rounding)
+
+
+def _cause(evidence: Evidence, parts: Sequence[Told], left: str) -> Cause:
+    name = " and ".join(dict.fromkeys(part.name for part in parts))
+    says = ". Besides, ".join(part.says for part in parts)
+    count = len(evidence.steps)
+    over = f", at all {count} steps" if count > 1 else ""
+    fixes = fixes_of(evidence.kind, parts)
     return Cause(
         name,
-        f"{name}: {', and '.join(says)}. With that on the torch side the difference is {left:.1e}",
-        "; ".join(fixes),
-        ", ".join(dict.fromkeys(sources)),
+        f"{name}: {says}. With that on the torch side the difference {left}{over}",
+        "; ".join(map(str, fixes)),
+        ", ".join(dict.fromkeys(part.source for part in parts if part.source)),
+        tuple(fix.code() for fix in fixes if isinstance(fix, Call)),
     )
+
+
+def fixes_of(kind: str, parts: Sequence[Told]) -> list[Call | str]:
+    """Write what mends all parts: one call, as far as it goes, and what no call does."""
+    arguments = {key: value for part in parts for key, value in part.arguments.items()}
+    before = [part.before for part in parts if part.before]
+    function = next((part.function for part in parts if part.function), "")
+    fixes: list[Call | str] = []
+    if arguments or before or function:
+        call = optimizer_call(kind, arguments)
+        whole = "learning_rate" in arguments  # with all that differs from optax's defaults
+        call = Call(function or call.function, () if whole else call.arguments, call.keywords)
+        fixes.append(Call("optax.chain", (*before, call)) if before else call)
+    return fixes + [part.fix for part in parts if part.fix]
+
+
+def _undecided(fitter: Fitter, search: Search) -> tuple[str, ...]:
+    """Name what would each explain these steps, where they do not tell which it is."""
+    lines = []
+    for fit in search.undecided:
+        rates = rates_of(fitter.evidence, fit)
+        parts = [each.tell(fitter.evidence, numbers) for each, numbers in zip(fit.hypotheses, fit.numbers, strict=True)]
+        parts += [told_rates(fitter.evidence, rates)] if rates.differ else []
+        lines.append(" and ".join(f"{part.name}: {part.says}" for part in parts))
+    return (f"one of {len(lines)} things, which these steps cannot tell apart: take more", *lines)
+
+
+def _known_rates(fitter: Fitter) -> tuple[str, ...]:
+    """Give both sides' learning rates, where one rate explains every step."""
+    fit = fitted_rates(fitter, Fit(()))
+    if fit is None or fit.rates is None:
+        return ()
+    rates = rates_of(fitter.evidence, fit)
+    ours, theirs = rates_in_words(list(rates.torch), list(rates.jax))
+    return (f"learning rate: torch {ours}, optax {theirs}",)

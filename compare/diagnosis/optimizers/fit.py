@@ -1,124 +1,220 @@
-"""Settings of an optimizer, fitted until its update is the one that the JAX side made."""
+"""Fit the free numbers of hypotheses at the first steps that differ, and see whether they hold at all the others."""
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from compare.diagnosis.conventions.optimizers import CONVENTIONS, Convention
-from compare.diagnosis.optimizers.update import GRADIENT, Updates
-from compare.numerics.fitting import ITERATIONS, fitted
+from compare.diagnosis.optimizers.evidence import Evidence, OptimizerStep
+from compare.diagnosis.optimizers.hypothesis import Hypothesis
+from compare.diagnosis.optimizers.trial import Bench, Trial, distances
 
-FLAGS = ("nesterov", "centered", "amsgrad", "maximize", "decoupled_weight_decay")
+ITERATIONS = 16
+"""Gauss-Newton steps at most: each about squares the distance once it is small."""
 
-Changed = dict[str, Any]
+EXPLAINED = 0.97
+"""What is left after one linear step, as a share of the whole, where the numbers have nothing to do with it."""
 
+BUDGET = 6_000
+"""Updates that a search makes at most, of a small model."""
 
-def one_change(updates: Updates) -> Iterator[tuple[Changed, Convention | None, float]]:
-    """Try what may be otherwise, one thing after the other."""
-    now = updates.settings
-    for name in FLAGS:
-        if isinstance(updates.group.get(name), bool):
-            flag = {name: not updates.group[name]}
-            yield flag, None, updates.apart(updates(flag))
-    for convention in _conventions(updates):
-        yield {}, convention, updates.apart(updates({}, convention))
-    for name, value in now.items():
-
-        def run(other: float, name: str = name) -> np.ndarray | None:
-            return updates({name: other})
-
-        apart, other = fitted(value, run, updates.target, updates.apart)
-        yield {name: other}, None, apart
+Rows = np.ndarray
+"""A mask of one step's results, of shape `(results,)`."""
 
 
-def several_changes(updates: Updates) -> Iterator[tuple[Changed, Convention | None, float]]:
-    """Try what may be otherwise, several things at once."""
-    now = updates.settings
-    flags: list[Changed] = [{n: not updates.group[n]} for n in FLAGS if isinstance(updates.group.get(n), bool)]
-    for flag, convention in itertools.product([{}, *flags], [None, *_conventions(updates)]):
-        changed, apart = _jointly(updates, convention, flag, now)
-        if len(changed) + (convention is not None) <= SEVERAL:
-            yield changed, convention, apart
-    # A first step hardly tells a scaled gradient from another decay of the moments: fit few numbers beside it.
-    unclipped = updates.size / (updates.stepped_on or 1.0)
-    for others in itertools.chain(*(itertools.combinations(now, size) for size in range(1, SEVERAL))):
-        changed, apart = _jointly(updates, None, {}, {GRADIENT: unclipped} | {name: now[name] for name in others})
-        yield changed, None, apart
+@dataclass(frozen=True)
+class Fit:
+    """Hypotheses with their numbers, that explain all that was asked for."""
+
+    hypotheses: tuple[Hypothesis, ...]
+    numbers: tuple[tuple[float, ...], ...] = ()
+    """Of each hypothesis."""
+    rates: tuple[float, ...] | None = None
+    """The JAX side's learning rate at each step of the evidence, where it was fitted as well."""
+
+    @property
+    def free(self) -> int:
+        """How many numbers were fitted, but for the rates."""
+        return sum(each.free for each in self.hypotheses)
+
+    @property
+    def flat(self) -> np.ndarray:
+        """All numbers, of shape `(free,)`."""
+        return np.array([number for numbers in self.numbers for number in numbers])
 
 
-SEVERAL = 3
-"""Causes at once, at most: with more numbers to fit, anything could be explained."""
+class Fitter:
+    """Fits hypotheses to the evidence. It stops making updates when its budget is spent."""
 
+    def __init__(self, evidence: Evidence, bench: Bench) -> None:
+        self.evidence, self.bench = evidence, bench
+        elements = sum(result.jax.size for result in evidence.steps[0].results)
+        self._budget = int(np.clip(3e8 / max(elements, 1), 300, BUDGET))
 
-def _conventions(updates: Updates) -> list[Convention]:
-    return [each for each in CONVENTIONS if updates.kind in each.optimizers]
+    @property
+    def spent(self) -> bool:
+        """Whether no more updates are made."""
+        return self.bench.made > self._budget
 
+    def made(
+        self, step: OptimizerStep, fit: Fit, rate: float | None = None, *more: Callable[[Trial], None]
+    ) -> list[np.ndarray] | None:
+        """Make torch's update at a step with the changes of a fit."""
+        trial = Trial(step, rate=rate)
+        for hypothesis, numbers in zip(fit.hypotheses, fit.numbers, strict=True):
+            hypothesis.change(trial, numbers)
+        for change in more:
+            change(trial)
+        return self.bench(trial)
 
-def _jointly(
-    updates: Updates, convention: Convention | None, flag: Changed, now: Mapping[str, float]
-) -> tuple[Changed, float]:
-    """Fit the settings that are `now` as given, all at once, by Gauss-Newton steps."""
-    values = np.array(list(now.values()))
+    def rated(
+        self, step: OptimizerStep, fit: Fit, rows: Rows | None = None, *more: Callable[[Trial], None]
+    ) -> tuple[list[np.ndarray] | None, float]:
+        """Make an update with the learning rate that brings it nearest to the JAX side's, and give that rate.
 
-    def at(numbers: np.ndarray) -> np.ndarray | None:
-        return updates({**dict(zip(now, numbers.tolist(), strict=True)), **flag}, convention)
+        Every update is proportional to the rate: one update at any rate tells the best one, by least squares.
+        """
+        reference = step.rate or 1e-3
+        given = self.made(step, fit, reference, *more)
+        if given is None:
+            return None, reference
+        rows = np.full(len(given), True) if rows is None else rows
+        numbers = [i for i, result in enumerate(step.results) if not result.is_state and rows[i]]
+        top = sum(float((given[i].ravel() @ step.results[i].jax.ravel()) / step.results[i].near ** 2) for i in numbers)
+        size = sum(float((given[i].ravel() @ given[i].ravel()) / step.results[i].near ** 2) for i in numbers)
+        factor = max(top / size, 0.0) if size and np.isfinite(top) else 1.0
+        scaled = [array if r.is_state else array * factor for array, r in zip(given, step.results, strict=True)]
+        return scaled, factor * reference
 
-    best = (np.inf, values)
-    # The state comes first: from a wrong one, an update tells little of what made it.
-    for rows in (updates.of_state, np.full(updates.target.shape, True)):
-        given = at(values) if rows.any() else None
-        for _ in range(ITERATIONS):
-            if given is None:
+    def fit(
+        self, hypotheses: Sequence[Hypothesis], *, fixed: Fit = Fit(()), rated: bool = False, state_only: bool = False
+    ) -> Fit | None:
+        """Fit hypotheses beside others that are fixed; None where they do not hold at every step."""
+        start = Fit((*fixed.hypotheses, *hypotheses), (*fixed.numbers, *(each.start for each in hypotheses)))
+        differing = [
+            s for s in self.evidence.steps if any(r.differs and (r.is_state or not state_only) for r in s.results)
+        ]
+        count = sum(each.free for each in hypotheses)
+        # With one step, a scaled gradient can hardly be told from another decay of the moments: then take three.
+        for first in (1, 3) if count and len(differing) > 1 else (1,):
+            if self.spent:
+                return None
+            fitted = self._fitted(start, count, differing[:first], rated, state_only) if count else start
+            if fitted is None:
+                continue
+            if self.holds(fitted, rated=rated, state_only=state_only):
+                return self._shortened(fitted, count, rated, state_only)
+        return None
+
+    def holds(self, fit: Fit, *, rated: bool = False, state_only: bool = False) -> bool:
+        """Tell whether a fit explains every step, those that agreed included."""
+        return all(self._distance(step, fit, rated, state_only) <= 1 for step in self.evidence.steps)
+
+    def worst(self, fit: Fit) -> float:
+        """Give the largest relative difference that a fit leaves, over all steps."""
+        left = [0.0]
+        for number, step in enumerate(self.evidence.steps):
+            given = self.made(step, fit, None if fit.rates is None else fit.rates[number])
+            for array, result in zip(given or (), step.results, strict=False):
+                if size := float(np.linalg.norm(result.jax)):
+                    left.append(float(np.linalg.norm(array - result.jax)) / size)
+        return max(left)
+
+    def _distance(self, step: OptimizerStep, fit: Fit, rated: bool, state_only: bool) -> float:
+        given = self.rated(step, fit)[0] if rated else self.made(step, fit)
+        apart = distances(step, given)
+        kept = apart[[r.is_state for r in step.results]] if state_only else apart
+        return float(kept.max(initial=0.0))
+
+    def _residual(self, steps: Sequence[OptimizerStep], fit: Fit, rated: bool, state_only: bool) -> np.ndarray | None:
+        """Give what is left at some steps, in units of what is near enough."""
+        parts: list[np.ndarray] = []
+        for step in steps:
+            given = self.rated(step, fit)[0] if rated else self.made(step, fit)
+            if given is None or self.spent:
+                return None
+            kept = [i for i, result in enumerate(step.results) if result.is_state or not state_only]
+            parts += [(step.results[i].jax - given[i]).ravel() / step.results[i].near for i in kept]
+        return np.concatenate(parts) if parts else None
+
+    def _fitted(
+        self, fit: Fit, count: int, steps: Sequence[OptimizerStep], rated: bool, state_only: bool
+    ) -> Fit | None:
+        """Fit the last `count` numbers at some steps by Gauss-Newton; None where they explain nothing."""
+
+        def left(values: np.ndarray) -> np.ndarray | None:
+            return self._residual(steps, _with(fit, count, values), rated, state_only)
+
+        values = fit.flat[-count:]
+        residual = left(values)
+        best = (np.inf, values)
+        for iteration in range(ITERATIONS):
+            if residual is None:
                 break
-            best = min(best, (updates.apart(given), values), key=lambda pair: pair[0])
-            left = (updates.target - given)[rows]
-            if best[0] <= 1 or np.linalg.norm(left) <= 1:
+            size = float(np.linalg.norm(residual))
+            best = min(best, (size, values), key=lambda pair: pair[0])
+            if not np.isfinite(size) or size <= 1e-3:
                 break
-            columns = []
-            for i, value in enumerate(values):
-                h = max(1e-5 * abs(value), 1e-9)
-                moved = at(values + h * np.eye(len(values))[i])
-                columns.append(np.zeros_like(left) if moved is None else (moved - given)[rows] / h)
-            jacobian = np.stack(columns, axis=1)
-            sizes = np.linalg.norm(jacobian, axis=0)
-            sizes[sizes == 0] = 1
-            if not np.isfinite([*sizes, np.linalg.norm(left)]).all():  # with a setting that overflows
+            jacobian = self._jacobian(left, values, residual)
+            if jacobian is None:
                 break
-            fresh = values + np.linalg.lstsq(jacobian / sizes, left, rcond=1e-10)[0] / sizes
+            scales = np.linalg.norm(jacobian, axis=0)
+            scales[scales == 0] = 1
+            move = np.linalg.lstsq(jacobian / scales, residual, rcond=1e-10)[0] / scales
+            if iteration == 0 and np.linalg.norm(residual - jacobian @ move) > EXPLAINED * size:
+                break
+            fresh = values + move
             values = np.where((values >= 0) & (fresh < 0), values / 10, fresh)
-            given = at(values)
-    apart, values = best
-    changed = dict(zip(now, values.tolist(), strict=True))
-    if apart > 1:
-        return changed, apart
-    for name in now:  # what need not be otherwise is not
-        fewer = {key: value for key, value in changed.items() if key != name}
-        if (left := updates.apart(updates({**fewer, **flag}, convention))) <= 1:
-            changed, apart = fewer, left
-    for digits in range(7):
-        short = {name: float(f"{value:.{digits}e}") for name, value in changed.items()}
-        short = {name: value for name, value in short.items() if value != updates.settings.get(name)}
-        if (left := updates.apart(updates({**short, **flag}, convention))) <= 1:
-            changed, apart = short, left
-            break
-    return {**changed, **flag}, apart
+            residual, values = self._stepped(left, best[1], values)
+            if iteration >= 3 and residual is not None and np.linalg.norm(residual) > best[0] / 2:
+                break  # the right numbers are approached faster
+        if residual is not None:
+            best = min(best, (float(np.linalg.norm(residual)), values), key=lambda pair: pair[0])
+        return _with(fit, count, best[1]) if np.isfinite(best[0]) else None
+
+    @staticmethod
+    def _stepped(
+        left: Callable[[np.ndarray], np.ndarray | None], before: np.ndarray, values: np.ndarray
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        """Go half of the way back where torch refuses the numbers, such as a rate above 1."""
+        for _ in range(8):
+            if (residual := left(values)) is not None and np.isfinite(residual).all():
+                return residual, values
+            values = (before + values) / 2
+        return None, values
+
+    @staticmethod
+    def _jacobian(
+        left: Callable[[np.ndarray], np.ndarray | None], values: np.ndarray, residual: np.ndarray
+    ) -> np.ndarray | None:
+        """Give how the update moves with each number, of shape `(entries, numbers)`."""
+        columns = []
+        for i, value in enumerate(values):
+            h = max(1e-5 * abs(value), 1e-9)
+            moved = left(values + h * np.eye(len(values))[i])
+            columns.append(np.zeros_like(residual) if moved is None else (residual - moved) / h)
+        jacobian = np.stack(columns, axis=1)
+        return jacobian if np.isfinite(jacobian).all() else None
+
+    def _shortened(self, fit: Fit, count: int, rated: bool, state_only: bool) -> Fit:
+        """Write each number with as few digits as hold: people write short numbers, which are nearer than any fit."""
+        values = fit.flat
+        for i in range(len(values) - count, len(values)):
+            for short in (0.0, *(float(f"{values[i]:.{digits}e}") for digits in range(7))):
+                tried = np.where(np.arange(len(values)) == i, short, values)
+                if self.holds(_with(fit, len(values), tried), rated=rated, state_only=state_only):
+                    values = tried
+                    break
+        return _with(fit, len(values), values)
 
 
-def with_distinct_digits(now: Any, value: Any) -> tuple[str, str]:
-    """Show two numbers with as many digits as tell them apart."""
-    if isinstance(value, bool):
-        return str(now), str(value)
-    digits = next(n for n in range(6, 18) if n == 17 or f"{now:.{n}g}" != f"{value:.{n}g}")
-    return f"{now:.{digits}g}", f"{value:.{digits}g}"
+def _with(fit: Fit, count: int, values: np.ndarray) -> Fit:
+    """Give a fit with its last `count` numbers replaced."""
+    flat = fit.flat
+    left = iter([*flat[: len(flat) - count], *values.tolist()])
+    return Fit(fit.hypotheses, tuple(tuple(next(left) for _ in each.start) for each in fit.hypotheses), fit.rates)
 
 
-def shifted(rate: float, rates: Sequence[float]) -> str:
-    """Tell whether a learning rate is that of the step before, or of the step after."""
-    *_, now, after = rates
-    before = rates[-3] if len(rates) > 2 else now
-    for other, name in ((before, "previous"), (after, "next")):
-        if other != now and abs(rate - other) <= 1e-6 * abs(other):
-            return name
-    return ""
+def is_short(number: float) -> bool:
+    """Tell whether a number has at most three digits, as those have that people write."""
+    return float(f"{number:.2e}") == number

@@ -1,0 +1,85 @@
+"""Calls of optax as values: they print as code, can be bound to the real signature, and can be made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compare.verdict import fix as code
+
+
+@dataclass(frozen=True)
+class Code:
+    """An expression that is printed as it stands: "lambda count: 0.1 / (count + 1)", "..."."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Source(str):
+    """Source text as a value: it is shown as it stands."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+ELLIPSIS = Code("...")
+"""Arguments that the user's call has already."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call such as `optax.adam(..., eps=1e-08)`."""
+
+    function: str
+    """With its module, "optax.adam"."""
+    arguments: tuple[Any, ...] = ()
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        arguments = [written(value) for value in self.arguments]
+        arguments += [f"{name}={written(value)}" for name, value in self.keywords.items()]
+        return f"{self.function}({', '.join(arguments)})"
+
+    def code(self) -> code.Code:
+        """Give the call as a report holds it."""
+        plain = {
+            name: v if isinstance(v, bool | int | float | str) else Source(written(v))
+            for name, v in self.keywords.items()
+        }
+        return code.Code(self.function, tuple(map(written, self.arguments)), plain)
+
+    def made(self) -> Any:
+        """Make the call; its arguments must be numbers, containers and calls."""
+        from importlib import import_module
+
+        module, _, name = self.function.rpartition(".")
+        function = getattr(import_module(module), name)
+        return function(*map(_made, self.arguments), **{k: _made(v) for k, v in self.keywords.items()})
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, Call):
+        return value.made()
+    if isinstance(value, list):
+        return [_made(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _made(part) for key, part in value.items()}
+    return value
+
+
+def written(value: Any) -> str:
+    """Write a value as code, numbers in as few digits as give them again."""
+    if isinstance(value, bool | Code | Call) or value is None:
+        return str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{written(key)}: {written(part)}" for key, part in value.items()) + "}"
+    return repr(value)

@@ -1,0 +1,190 @@
+"""What each step gives the two optimizers and what both make of it: all that a cause has to explain."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compare.alignment.pairings import Pairing
+from compare.numerics.distance import EPSILON64, ULPS, norm
+from compare.step.observation import Observation
+from compare.torch_side.run import TorchRun
+from compare.verdict.quantity import FACTOR, LOST, Quantity
+
+if TYPE_CHECKING:
+    import torch
+
+Tensors = Mapping[str, "torch.Tensor | None"]
+
+KEPT = 32_000_000
+"""Number of parameters, times steps, up to which every step is kept. Beyond it, only two steps that differ are."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One tensor that an optimizer gives at one step: the update of a parameter, or a part of its state."""
+
+    pairing: Pairing
+    torch: np.ndarray
+    jax: np.ndarray
+    """Computed from the same parameters, gradients and state; in torch's layout."""
+    near: float
+    """The Euclidean distance that rounding explains, with the safety factor."""
+
+    @property
+    def is_state(self) -> bool:
+        """Whether it is state, and no update."""
+        return self.pairing.operands is None
+
+    @property
+    def differs(self) -> bool:
+        """Whether the two sides are farther apart than rounding explains."""
+        return bool(norm(self.jax - self.torch) > self.near)
+
+
+@dataclass(frozen=True)
+class OptimizerStep:
+    """One step of both optimizers from the same start."""
+
+    number: int
+    parameters: Tensors
+    """Before the update."""
+    gradients: Tensors
+    """As the loss gives them."""
+    given: Tensors
+    """As torch's optimizer gets them, after the user's hooks, which may clip them."""
+    state: Mapping[str, Any]
+    """The optimizer's state dict before the update; its groups have the settings of this step."""
+    results: Sequence[Result]
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything differs at this step."""
+        return any(result.differs for result in self.results)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups, as they are when the optimizer makes its step."""
+        groups: list[dict[str, Any]] = self.state["param_groups"]
+        return groups
+
+    @property
+    def rate(self) -> float:
+        """Torch's learning rate in the first parameter group."""
+        return float(self.groups[0].get("lr", 0.0))
+
+
+@dataclass
+class Evidence:
+    """All steps of one comparison that were kept, in order, and the optimizer that made torch's."""
+
+    kind: str
+    """The class of torch's optimizer: "AdamW"."""
+    steps: list[OptimizerStep] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    """Torch's learning rate at every step that was taken."""
+    schedulers: list[Any] = field(default_factory=list)
+    """The schedulers of `torch.optim.lr_scheduler` that act on the optimizer."""
+    counts: list[int] = field(default_factory=list)
+    """How often the first of them had been stepped, at every step that was taken."""
+    parameter_names: list[str] = field(default_factory=list)
+    """Of the optimizer's parameters, in the order of its state dict."""
+
+    @property
+    def differing(self) -> list[OptimizerStep]:
+        """The steps at which anything differs."""
+        return [step for step in self.steps if step.differs]
+
+
+class Recorder:
+    """Keeps what the steps of a torch run give its optimizer, and what the JAX side's makes of the same.
+
+    Args:
+        run: In float64, before its first step.
+        pairs: What is compared, with its rounding.
+        steps: How many there will be.
+
+    """
+
+    def __init__(self, run: TorchRun, pairs: Sequence[tuple[Pairing, Quantity]], steps: int) -> None:
+        # Where two slots of torch are one of the JAX side's, its own starts each step from the last of them.
+        self._run, self._pairs = run, list({_place(p): (p, q) for p, q in pairs if p.stage == "update"}.values())
+        self._all = steps * sum(parameter.numel() for parameter in run.parameters.values()) <= KEPT
+        self._before: dict[str, Any] = {}
+        self.evidence = Evidence(type(run.optimizer).__name__)
+        if run.optimizer is not None:
+            self.evidence.schedulers = schedulers_of(run.optimizer)
+            names = {id(parameter): name for name, parameter in run.parameters.items()}
+            params = [param for group in run.optimizer.param_groups for param in group["params"]]
+            self.evidence.parameter_names = [names.get(id(param), "") for param in params]
+            run.optimizer.register_step_pre_hook(self._keep)  # after the user's hooks, which came first
+
+    def _keep(self, optimizer: Any, *_: Any) -> None:
+        evidence = self.evidence
+        evidence.rates.append(float(optimizer.param_groups[0].get("lr", 0.0)))
+        evidence.counts += [int(each.last_epoch) for each in evidence.schedulers[:1]]
+        if not self._all and len(evidence.differing) >= 2:
+            return
+        self._before = {
+            "parameters": {name: param.detach().clone() for name, param in self._run.parameters.items()},
+            "given": {n: None if p.grad is None else p.grad.clone() for n, p in self._run.parameters.items()},
+            "state": copied(optimizer.state_dict()),
+        }
+
+    def add(self, torch: Observation, jax: Observation) -> None:
+        """Keep a step that the torch run has taken, and the JAX side's from the same start."""
+        before, self._before = self._before, {}
+        if not before:
+            return
+        step = OptimizerStep(
+            len(self.evidence.rates) - 1,
+            gradients={
+                name: None if before["given"][name] is None else torch.gradients[name] for name in before["given"]
+            },
+            results=list(self._results(len(self.evidence.rates) - 1, torch, jax)),
+            **before,
+        )
+        if self._all or step.differs:
+            self.evidence.steps.append(step)
+
+    def _results(self, number: int, torch: Observation, jax: Observation) -> Iterator[Result]:
+        for pairing, quantity in self._pairs:
+            if quantity.rounding[number] >= LOST:  # nothing but rounding, which explains anything
+                continue
+            ours, theirs = (np.array(read, np.float64) for read in (pairing.torch_array(torch), pairing.jax_array(jax)))
+            near = FACTOR * float(quantity.expected[number]) * norm(ours)
+            if pairing.operands:
+                near = max(near, FACTOR * ULPS * EPSILON64 * norm(np.asarray(pairing.operands(torch), np.float64)))
+            # Where torch's is zero, such as at a warm-up's start, the JAX side's size says what rounding is.
+            near = max(near, FACTOR * ULPS * EPSILON64 * norm(theirs), np.finfo(float).tiny)
+            if np.isfinite(near) and np.isfinite(theirs).all():
+                yield Result(pairing, ours, theirs, near)
+
+
+def copied(state: Any) -> Any:
+    """Copy an optimizer's state. Unlike `copy.deepcopy`, this works within a lifted run as well."""
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [copied(value) for value in state]
+    return state.detach().clone() if hasattr(state, "detach") else state
+
+
+def _place(pairing: Pairing) -> str:
+    """Name the part of the JAX side's update or state that a pairing is about."""
+    return f"{pairing.operands is None} {pairing.jax} {pairing.link.jax_view if pairing.link else ''}"
+
+
+def schedulers_of(optimizer: Any) -> list[Any]:
+    """Find the schedulers that act on an optimizer. It does not know them: they know it."""
+    import gc
+
+    from torch.optim import lr_scheduler
+
+    kinds = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
+    found = [
+        each for each in gc.get_objects() if issubclass(type(each), kinds) and vars(each).get("optimizer") is optimizer
+    ]
+    inner = {id(part) for each in found for part in vars(each).get("_schedulers", ())}  # of a SequentialLR
+    return [each for each in found if id(each) not in inner]

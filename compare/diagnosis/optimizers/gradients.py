@@ -1,0 +1,177 @@
+"""Hypotheses about the gradient that an optimizer is given: clipped, scaled, or as the loss gives it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from compare.diagnosis.optimizers.calls import Call, Code
+from compare.diagnosis.optimizers.evidence import Evidence, OptimizerStep
+from compare.diagnosis.optimizers.hypothesis import Hypothesis, Numbers
+from compare.diagnosis.optimizers.names import TRANSFORMATIONS
+from compare.diagnosis.optimizers.told import Told, with_distinct_digits
+from compare.diagnosis.optimizers.trial import Trial
+from compare.step.observation import to_numpy
+
+if TYPE_CHECKING:
+    import torch
+
+EPSILON = 1e-6
+"""What `clip_grad_norm_` adds to the norm that it divides by; `optax.clip_by_global_norm` adds nothing."""
+
+_CLIP_GRAD_NORM = "https://docs.pytorch.org/docs/stable/generated/torch.nn.utils.clip_grad_norm_.html"
+
+
+class Clipping(NamedTuple):
+    """How torch clips the gradient: to a largest norm, or to a largest size of each element; or not at all."""
+
+    norm: float | None = None
+    value: float | None = None
+
+    @property
+    def says(self) -> str:
+        """What torch does, as a clause."""
+        if self.norm is not None:
+            return f"torch clips the gradient's norm to {self.norm:g}"
+        if self.value is not None:
+            return f"torch clips each element of the gradient to ±{self.value:g}"
+        return "torch does not clip the gradient"
+
+    def told(self, jax_does: str, source: str = TRANSFORMATIONS) -> Told:
+        """Tell what both sides do, with what does torch's in optax."""
+        before, fix = None, ""
+        if self.norm is not None:
+            before = clip_like_torch(self.norm)
+            fix = f"optax.clip_by_global_norm({self.norm:g}) divides by the norm without 1e-6"
+        elif self.value is not None:
+            before = Call("optax.clip", (self.value,))
+        else:
+            fix = "leave the clipping out in optax, or clip in torch as well"
+        return Told("clipping", f"{self.says}, and the JAX side {jax_does}", before=before, fix=fix, source=source)
+
+
+def clip_like_torch(norm: float) -> Call:
+    """Write a transformation that divides by the norm + 1e-6, as `clip_grad_norm_` does."""
+    factor = f"jnp.minimum(1.0, {norm:g} / (optax.tree.norm(updates) + 1e-6))"
+    return Call("optax.stateless", (Code(f"lambda updates, params: optax.tree.scale({factor}, updates)"),))
+
+
+def size(gradients: Any) -> float:
+    """The norm of all gradients together."""
+    return float(np.sqrt(sum(float((_dense(g) ** 2).sum()) for g in gradients.values() if g is not None)))
+
+
+def _dense(gradient: Any) -> Any:
+    """Give a gradient as a dense tensor: an embedding may have a sparse one."""
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def clipping_of(evidence: Evidence) -> Clipping:
+    """See how the user's hooks clip, from the gradients before and after them."""
+    for step in evidence.steps:
+        before, after_ = size(step.gradients), size(step.given)
+        if not before or after_ >= before * (1 - 1e-9):
+            continue
+        given = {name: None if g is None else _dense(g) for name, g in step.given.items()}
+        pairs = [(g, given[n]) for n, g in step.gradients.items() if g is not None]
+        if all(b is not None and bool(((b * (before / after_) - a).abs() <= 1e-9 * before).all()) for a, b in pairs):
+            return Clipping(norm=_short(after_ * (before + EPSILON) / before))
+        bound = max(float(b.abs().max()) for _, b in pairs if b is not None)
+        if all(b is not None and bool((a.clamp(-bound, bound) - b).abs().max() <= 1e-12 * bound) for a, b in pairs):
+            return Clipping(value=_short(bound))
+    return Clipping()
+
+
+def _short(value: float) -> float:
+    """Round to as few digits as give the same to 1e-9: people write short numbers."""
+    return next(short for d in range(17) if abs((short := float(f"{value:.{d}e}")) / value - 1) <= 1e-9)
+
+
+def _times(step: OptimizerStep, factor: "Callable[[float], float]") -> "dict[str, torch.Tensor | None]":
+    by = factor(size(step.gradients))
+    return {name: None if g is None else g * by for name, g in step.gradients.items()}
+
+
+def _limited(norm: float, epsilon: float) -> Callable[[float], float]:
+    return lambda length: min(1.0, norm / (length + epsilon)) if length + epsilon > 0 else 1.0
+
+
+def other_gradients(evidence: Evidence) -> Iterator[Hypothesis]:
+    """Give what the JAX side's optimizer may be given in the place of torch's gradient."""
+    torch = clipping_of(evidence)
+    lengths = [size(step.gradients) for step in evidence.differing]
+    if any(size(step.given) < size(step.gradients) * (1 - 1e-9) for step in evidence.steps):
+        yield _unclipped(torch)
+    if torch.norm is not None:
+        yield _without_epsilon(torch, torch.norm)
+    start = min(lengths, default=0.0) / 2 if torch.norm is None else torch.norm
+    if start:
+        yield _by_norm(torch, start, EPSILON if torch.norm is not None else 0.0)
+    elements = [
+        np.abs(to_numpy(g)).ravel() for step in evidence.differing[:1] for g in step.gradients.values() if g is not None
+    ]
+    if elements and (median := float(np.median(np.concatenate(elements)))):
+        yield _by_value(torch, median)
+    yield _scaled()
+
+
+def _unclipped(torch: Clipping) -> Hypothesis:
+    def change(trial: Trial, _: Numbers) -> None:
+        trial.gradients = dict(trial.step.gradients)
+
+    def tell(evidence: Evidence, _: Numbers) -> Told:
+        step = next(each for each in evidence.steps if size(each.given) < size(each.gradients) * (1 - 1e-9))
+        ours, theirs = with_distinct_digits(size(step.given), size(step.gradients))
+        return torch.told(
+            f"does not clip it: at step {step.number} its norm is {theirs}, and {ours} after torch's clipping"
+        )
+
+    return Hypothesis("unclipped", change, tell, place="gradient")
+
+
+def _without_epsilon(torch: Clipping, norm: float) -> Hypothesis:
+    def change(trial: Trial, _: Numbers) -> None:
+        trial.gradients = _times(trial.step, _limited(norm, 0.0))
+
+    def tell(_: Evidence, __: Numbers) -> Told:
+        says = f"torch clips by {norm:g} / (norm + 1e-6), and the JAX side by {norm:g} / norm"
+        return replace(torch.told("", _CLIP_GRAD_NORM), says=says)
+
+    return Hypothesis("clipping's epsilon", change, tell, place="gradient")
+
+
+def _by_norm(torch: Clipping, start: float, epsilon: float) -> Hypothesis:
+    def change(trial: Trial, values: Numbers) -> None:
+        trial.gradients = _times(trial.step, _limited(values[0], epsilon))
+
+    def tell(evidence: Evidence, values: Numbers) -> Told:
+        return torch.told(f"clips its norm to {values[0]:g}")
+
+    return Hypothesis("clipping by norm", change, tell, (start,), place="gradient")
+
+
+def _by_value(torch: Clipping, start: float) -> Hypothesis:
+    def change(trial: Trial, values: Numbers) -> None:
+        bound = abs(values[0])
+        trial.gradients = {n: None if g is None else g.clamp(-bound, bound) for n, g in trial.step.gradients.items()}
+
+    def tell(evidence: Evidence, values: Numbers) -> Told:
+        return torch.told(f"clips each of its elements to ±{values[0]:g}")
+
+    return Hypothesis("clipping by value", change, tell, (start,), place="gradient")
+
+
+def _scaled() -> Hypothesis:
+    def change(trial: Trial, values: Numbers) -> None:
+        trial.gradients = {n: None if g is None else g * values[0] for n, g in trial.step.given.items()}
+
+    def tell(evidence: Evidence, values: Numbers) -> Told:
+        return Told(
+            "gradient scale",
+            f"the JAX side's optimizer gets torch's gradient times {values[0]:g}, at every step",
+            before=Call("optax.scale", (_short(1 / values[0]),)),
+            source=TRANSFORMATIONS,
+        )
+
+    return Hypothesis("gradient scale", change, tell, (1.0,), place="gradient")

@@ -1,0 +1,40 @@
+"""Masks over the parameters of the JAX side, as code."""
+
+from collections.abc import Sequence
+
+_PATH = 'jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")'
+
+
+def mask_of(names: Sequence[str], every: Sequence[str]) -> str:
+    """Write a mask that is true for some parameters, by the ends of their paths where these tell them apart.
+
+    The number of axes would not do: the biases of Flax's attention have two.
+
+    Args:
+        names: The paths, "layers/0/kernel", for which it is true.
+        every: All paths.
+
+    """
+    wanted = {name.partition("[")[0] for name in names}  # without the index of a part
+    others = {name.partition("[")[0] for name in every} - wanted
+    if not others:
+        return "lambda params: jax.tree.map(lambda _: True, params)"
+    ends = {_shortest_end(name, others) for name in wanted}
+    written = ", ".join(f'"{end}"' for end in sorted(ends))
+    if any(_fits(name, end) for name in others for end in ends):
+        test = f"{_PATH} in {{{written}}}"
+    else:
+        written = ", ".join(f'"/{end}"' for end in sorted(ends)) + ("," if len(ends) == 1 else "")
+        test = f'("/" + {_PATH}).endswith(({written}))'
+    return f"lambda params: jax.tree.map_with_path(lambda path, _: {test}, params)"
+
+
+def _shortest_end(name: str, others: set[str]) -> str:
+    """Give the shortest end of a path that fits none of the others; the whole path where each does."""
+    parts = name.split("/")
+    ends = ["/".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+    return next((end for end in ends if not any(_fits(other, end) for other in others)), name)
+
+
+def _fits(name: str, end: str) -> bool:
+    return f"/{name}".endswith(f"/{end}")

@@ -1,0 +1,84 @@
+"""The learning rates of both sides at every step: constant, in proportion, or on another schedule."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from compare.diagnosis.optimizers.evidence import Evidence
+from compare.diagnosis.optimizers.fit import Fit, Fitter
+from compare.diagnosis.optimizers.trial import distances
+from compare.numerics.distance import EPSILON32, ULPS
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Both sides' learning rates at each step of the evidence."""
+
+    torch: tuple[float, ...]
+    jax: tuple[float, ...]
+
+    @property
+    def differ(self) -> bool:
+        """Whether they differ anywhere."""
+        return self.torch != self.jax
+
+    @property
+    def constant(self) -> bool:
+        """Whether both sides' rates stay as they are."""
+        return len(set(self.torch)) == len(set(self.jax)) == 1
+
+    @property
+    def rounded(self) -> bool:
+        """Whether they differ by no more than float32 rounds."""
+        pairs = zip(self.torch, self.jax, strict=True)
+        return self.differ and all(abs(a - b) <= ULPS * EPSILON32 * max(abs(a), abs(b)) for a, b in pairs)
+
+    @property
+    def factor(self) -> float | None:
+        """What torch's rates are multiplied by to be the JAX side's, if it is one number."""
+        ratios = [b / a for a, b in zip(self.torch, self.jax, strict=True) if a]
+        same = ratios and all(abs(each / (ratios[0] or 1.0) - 1) < 1e-9 for each in ratios) and ratios[0]
+        return ratios[0] if same and all(a or not b for a, b in zip(self.torch, self.jax, strict=True)) else None
+
+    @property
+    def free(self) -> int:
+        """How many numbers were fitted: one for a constant or a factor, else one for each step that differs."""
+        if self.rounded:
+            return 0
+        if len(set(self.jax)) == 1 or self.factor is not None:
+            return 1
+        return sum(a != b for a, b in zip(self.torch, self.jax, strict=True))
+
+
+def fitted_rates(fitter: Fitter, fit: Fit) -> Fit | None:
+    """Fit the JAX side's learning rate at every step, for all parameters; None where none explains some step."""
+    rates: list[float] = []
+    for step in fitter.evidence.steps:
+        if fitter.spent:
+            return None
+        if (distances(step, fitter.made(step, fit)) <= 1).all():
+            rates.append(step.rate)
+            continue
+        given, rate = fitter.rated(step, fit)
+        if given is None or not (distances(step, given) <= 1).all():
+            return None
+        known = [each for each in (*rates, *fitter.evidence.rates) if abs(each - rate) <= 1e-9 * abs(rate)]
+        for short in (*known[:1], *(float(f"{rate:.{digits}e}") for digits in range(13)), rate):
+            # The scaled update may be right where torch's own steps are not: make them.
+            if (distances(step, fitter.made(step, fit, short)) <= 1).all():
+                rates.append(short)
+                break
+        else:
+            return None
+    return Fit(fit.hypotheses, fit.numbers, tuple(rates))
+
+
+def rates_of(evidence: Evidence, fit: Fit) -> Rates:
+    """Give both sides' rates; they are equal where none was fitted."""
+    torch = tuple(step.rate for step in evidence.steps)
+    return Rates(torch, torch if fit.rates is None else fit.rates)
+
+
+def short_rates(rates: Rates) -> bool:
+    """Tell whether the JAX side's rates are such as people write."""
+    return bool(all(float(f"{each:.3e}") == each for each in np.unique(rates.jax)))

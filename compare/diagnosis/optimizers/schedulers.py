@@ -1,0 +1,160 @@
+"""The schedules of `torch.optim.lr_scheduler` as calls of optax, and what people write in their place."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from compare.diagnosis.optimizers.calls import Call
+
+
+class Mistake(NamedTuple):
+    """A call of optax that looks like the schedule, and is another one."""
+
+    says: str
+    """What the JAX side does, as a clause."""
+    call: Call
+
+
+class Scheduler(NamedTuple):
+    """One class of torch's schedulers."""
+
+    name: str
+    right: Callable[[Any, float], Call | None]
+    """Gives optax's call, for a scheduler and the learning rate that it began with; None where there is none."""
+    mistakes: Callable[[Any, float], Iterator[Mistake]] = lambda scheduler, rate: iter(())
+
+
+def _step(s: Any, lr: float) -> Call:
+    return Call("optax.exponential_decay", (lr, s.step_size, s.gamma), {"staircase": True})
+
+
+def _step_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
+    yield Mistake(
+        "the JAX side's exponential_decay falls at every step: it lacks staircase=True",
+        Call("optax.exponential_decay", (lr, s.step_size, s.gamma)),
+    )
+
+
+def _cosine(s: Any, lr: float) -> Call:
+    alpha = {"alpha": s.eta_min / lr} if s.eta_min else {}
+    return Call("optax.cosine_decay_schedule", (lr, s.T_max), alpha)
+
+
+def _cosine_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
+    if s.eta_min:
+        yield Mistake(
+            "the JAX side takes eta_min for alpha, which is a share of the first rate",
+            Call("optax.cosine_decay_schedule", (lr, s.T_max), {"alpha": s.eta_min}),
+        )
+        yield Mistake("the JAX side's cosine ends at 0", Call("optax.cosine_decay_schedule", (lr, s.T_max)))
+    yield Mistake(
+        "the JAX side's cosine stays at its end after T_max, and torch's rises again",
+        _cosine(s, lr),
+    )
+
+
+def _linear(s: Any, lr: float) -> Call:
+    return Call("optax.linear_schedule", (s.start_factor * lr, s.end_factor * lr, s.total_iters))
+
+
+def _linear_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
+    yield Mistake(
+        "the JAX side's warm-up starts at 0, and torch's at start_factor",
+        Call("optax.linear_schedule", (0.0, s.end_factor * lr, s.total_iters)),
+    )
+
+
+def _milestones(s: Any, lr: float) -> Call:
+    falls = {int(at): s.gamma**count for at, count in sorted(s.milestones.items())}
+    return Call("optax.piecewise_constant_schedule", (lr, falls))
+
+
+def _milestone_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
+    for by, says in ((1, "one step later"), (-1, "one step earlier")):
+        falls = {int(at) + by: s.gamma**count for at, count in sorted(s.milestones.items())}
+        yield Mistake(
+            f"the JAX side's rate falls {says} than torch's", Call("optax.piecewise_constant_schedule", (lr, falls))
+        )
+    if s.milestones:
+        yield Mistake(
+            "the JAX side gives rates where optax takes factors",
+            Call("optax.piecewise_constant_schedule", (lr, {int(at): s.gamma * lr for at in sorted(s.milestones)})),
+        )
+
+
+def _polynomial(s: Any, lr: float) -> Call:
+    return Call("optax.polynomial_schedule", (lr, 0.0, s.power, s.total_iters))
+
+
+def _constant(s: Any, lr: float) -> Call:
+    return Call("optax.piecewise_constant_schedule", (s.factor * lr, {s.total_iters: 1 / s.factor}))
+
+
+def _restarts(s: Any, lr: float) -> Call | None:
+    cycles = [int(s.T_0 * s.T_mult**number) for number in range(4 if s.T_mult > 1 else 8)]
+    alpha = {"alpha": s.eta_min / lr} if s.eta_min else {}
+    parts = [Call("optax.cosine_decay_schedule", (lr, cycle), alpha) for cycle in cycles]
+    return Call("optax.join_schedules", (parts, [sum(cycles[: number + 1]) for number in range(len(cycles) - 1)]))
+
+
+def _one_cycle(s: Any, lr: float) -> Call | None:
+    """Two cosines or lines. Torch's first phase ends at pct_start * total_steps - 1, which must be a whole number."""
+    group, phases = s.optimizer.param_groups[0], vars(s).get("_schedule_phases", ())
+    ends = [each["end_step"] for each in phases]
+    if len(ends) != 2 or ends[0] != int(ends[0]) or not ends[0]:
+        return None
+    cosine = vars(s).get("_anneal_func_type", "cos") == "cos"
+
+    def part(start: float, end: float, length: int) -> Call:
+        if cosine:
+            return Call("optax.cosine_decay_schedule", (start, length), {"alpha": end / start})
+        return Call("optax.linear_schedule", (start, end, length))
+
+    up, down = int(ends[0]), int(ends[1] - ends[0])
+    first, last = part(group["initial_lr"], group["max_lr"], up), part(group["max_lr"], group["min_lr"], down)
+    return Call("optax.join_schedules", ([first, last], [up]))
+
+
+def _one_cycle_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
+    group = s.optimizer.param_groups[0]
+    ends = [each["end_step"] for each in vars(s).get("_schedule_phases", ())]
+    share = (ends[0] + 1) / s.total_steps if ends else 0.3
+    factors = (group["max_lr"] / group["initial_lr"], group["initial_lr"] / group["min_lr"])
+    for name in ("optax.cosine_onecycle_schedule", "optax.linear_onecycle_schedule"):
+        pcts = (share,) if name == "optax.cosine_onecycle_schedule" else (share, 0.85)
+        yield Mistake(
+            f"{name.removeprefix('optax.')} has its peak at pct_start * steps, and torch one step earlier",
+            Call(name, (s.total_steps, group["max_lr"], *pcts, *factors)),
+        )
+
+
+def _sequential(s: Any, lr: float) -> Call | None:
+    parts = [right_call(each) for each in vars(s).get("_schedulers", ())]
+    known = [part for part in parts if part is not None]
+    if not parts or len(known) < len(parts):
+        return None
+    return Call("optax.join_schedules", (known, [int(each) for each in vars(s).get("_milestones", ())]))
+
+
+SCHEDULERS = (
+    Scheduler("StepLR", _step, _step_mistakes),
+    Scheduler("ExponentialLR", lambda s, lr: Call("optax.exponential_decay", (lr, 1, s.gamma))),
+    Scheduler("CosineAnnealingLR", _cosine, _cosine_mistakes),
+    Scheduler("CosineAnnealingWarmRestarts", _restarts),
+    Scheduler("LinearLR", _linear, _linear_mistakes),
+    Scheduler("ConstantLR", _constant),
+    Scheduler("MultiStepLR", _milestones, _milestone_mistakes),
+    Scheduler("PolynomialLR", _polynomial),
+    Scheduler("OneCycleLR", _one_cycle, _one_cycle_mistakes),
+    Scheduler("SequentialLR", _sequential),
+)
+
+
+def row_of(scheduler: Any) -> Scheduler | None:
+    """Find the row of a scheduler's class."""
+    return next((row for row in SCHEDULERS if row.name == type(scheduler).__name__), None)
+
+
+def right_call(scheduler: Any) -> Call | None:
+    """Give optax's call for a scheduler of torch; None where none is known."""
+    row = row_of(scheduler)
+    return row.right(scheduler, float(scheduler.base_lrs[0])) if row else None

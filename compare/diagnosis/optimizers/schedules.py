@@ -1,0 +1,147 @@
+"""What a difference of learning rates comes from, and the schedule that mends it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from compare.diagnosis.optimizers.calls import Call, Code
+from compare.diagnosis.optimizers.evidence import Evidence
+from compare.diagnosis.optimizers.names import ARGUMENTS, OPTIMIZERS
+from compare.diagnosis.optimizers.rates import Rates
+from compare.diagnosis.optimizers.schedulers import right_call, row_of
+from compare.diagnosis.optimizers.settings import numbers_of
+from compare.diagnosis.optimizers.told import Told, rates_in_words, with_distinct_digits
+
+DOCS = "https://optax.readthedocs.io/en/latest/api/optimizer_schedules.html"
+
+_SAME = 1e-5
+"""Relative difference of rates up to which a schedule is the same: optax computes its own in float32."""
+
+
+def told_rates(evidence: Evidence, rates: Rates) -> Told:
+    """Tell how the rates differ, with the schedule that torch has as the fix."""
+    if rates.rounded:
+        return _told_rounded(evidence, rates)
+    if rates.constant and len(set(evidence.rates)) == 1:
+        ours, theirs = with_distinct_digits(rates.torch[0], rates.jax[0])
+        says = f"torch.optim.{evidence.kind} has lr={ours}, and the JAX side steps as torch would with {theirs}"
+        return Told("learning rate", says, _arguments(evidence, rates.torch[0]), source=OPTIMIZERS)
+    ours, theirs = rates_in_words(list(rates.torch), list(rates.jax))
+    said = [f"torch {ours}, optax {theirs}"]
+    if how := how_they_differ(evidence, rates):
+        said.append(how)
+    schedule = schedule_of(evidence)
+    if schedule is not None:
+        return Told("schedule", "; ".join(said), _arguments(evidence, schedule), source=DOCS)
+    return Told("schedule", "; ".join(said), fix=f"give optax a schedule that is {ours} from count 0 on", source=DOCS)
+
+
+def _told_rounded(evidence: Evidence, rates: Rates) -> Told:
+    ours, theirs = rates_in_words(list(rates.torch), list(rates.jax))
+    exact = [np.float32(rate) == rate for rate in rates.torch]
+    side = "torch's" if all(exact) else "one side's"
+    return Told(
+        "learning rate in float32",
+        f"torch {ours}, optax {theirs}: {side} learning rate went through float32, and the other's did not",
+        fix="compute the schedule in float64 on both sides, or in float32 on both: the difference is rounding",
+        source="docs/precision.md",
+    )
+
+
+def _arguments(evidence: Evidence, rate: float | Call | Code) -> dict[str, object]:
+    """Write the learning rate with the other arguments of torch, where optax's defaults are not the same."""
+    known = ARGUMENTS.get(evidence.kind, {})
+    group = evidence.steps[0].groups[0]
+    arguments: dict[str, object] = {"learning_rate": rate}
+    defaults = {
+        "eps": {"Adagrad": 1e-7, "Adadelta": 1e-6}.get(evidence.kind, 1e-8),
+        "betas[0]": 0.9,
+        "betas[1]": 0.999,
+        "momentum": 0.0,
+        "alpha": 0.9,
+        "rho": 0.9,
+        "initial_accumulator_value": 0.1,
+    }
+    for name, value in numbers_of(group).items():
+        if name in known and name in defaults and value != defaults[name]:
+            arguments[known[name]] = value
+    for name in ("nesterov", "centered"):
+        if group.get(name) and name in known:
+            arguments[known[name]] = True
+    if evidence.kind == "RMSprop":
+        arguments["eps_in_sqrt"] = False
+    if evidence.kind == "AdamW":
+        arguments["weight_decay"] = float(group["weight_decay"])
+    return arguments
+
+
+def schedule_of(evidence: Evidence) -> Call | Code | None:
+    """Write torch's schedule in optax, if it gives torch's rates at every step that was taken."""
+    if len(evidence.schedulers) != 1:
+        return None
+    scheduler, every = evidence.schedulers[0], _epoch(evidence.counts)
+    call = right_call(scheduler)
+    if every is None:
+        return None
+    if call is None or not _gives(call, evidence.rates, [count // every for count in range(len(evidence.rates))]):
+        if type(scheduler).__name__ == "LambdaLR":
+            count = "count" if every == 1 else f"count // {every}"
+            return Code(f"lambda count: {float(scheduler.base_lrs[0]):g} * f({count})")
+        return None
+    return call if every == 1 else Code(f"lambda count: {call}(count // {every})")
+
+
+def _known_call(evidence: Evidence) -> Call | None:
+    return right_call(evidence.schedulers[0]) if len(evidence.schedulers) == 1 else None
+
+
+def _epoch(counts: Sequence[int]) -> int | None:
+    """Give how many steps torch takes between two steps of its scheduler; None where these steps do not tell."""
+    if not any(counts):
+        return None
+    every = next(number for number, count in enumerate(counts) if count)
+    return every if list(counts) == [number // every for number in range(len(counts))] else None
+
+
+def _gives(call: Call, rates: Sequence[float], counts: Sequence[int]) -> bool:
+    """Tell whether a schedule gives these rates at these counts."""
+    try:
+        schedule = call.made()
+        given = [float(schedule(count)) for count in counts]
+    except (TypeError, ValueError, ZeroDivisionError):
+        return False
+    size = max(map(abs, rates), default=0.0)
+    return bool(np.allclose(given, rates, rtol=_SAME, atol=_SAME * 1e-2 * size))
+
+
+def how_they_differ(evidence: Evidence, rates: Rates) -> str:
+    """Say how the JAX side's rates come from torch's, where all of them agree with it; "" where nothing fits."""
+    counts = [step.number for step in evidence.steps]
+    torch = evidence.rates
+
+    def equal(expected: Sequence[float | None]) -> bool:
+        pairs = [(a, b) for a, b in zip(expected, rates.jax, strict=True) if a is not None]
+        telling = {a for a, _ in pairs}
+        return len(telling) > 2 and all(abs(a - b) <= _SAME * max(abs(a), abs(b)) for a, b in pairs)
+
+    if len(evidence.schedulers) == 1 and (row := row_of(evidence.schedulers[0])):
+        for mistake in row.mistakes(evidence.schedulers[0], float(evidence.schedulers[0].base_lrs[0])):
+            if _gives(mistake.call, rates.jax, counts):
+                return mistake.says
+    if equal([torch[count + 1] if count + 1 < len(torch) else None for count in counts]):
+        return "the JAX side's schedule is one step ahead of torch's: its count must be 0 at the first step"
+    if equal([torch[max(count - 1, 0)] for count in counts]):
+        return "the JAX side's schedule is one step behind torch's: its count must be 1 at the second step"
+    every, call = _epoch(evidence.counts), _known_call(evidence)
+    if every and every > 1 and call and _gives(call, rates.jax, counts):
+        return f"torch's scheduler is stepped every {every} steps, and the JAX side's schedule moves at each"
+    for every in range(2, len(counts)):
+        if equal([torch[count // every] for count in counts]):
+            return f"the JAX side's schedule moves every {every} steps, and torch's at each"
+    if rates.factor is not None:
+        return f"the JAX side's rates are torch's times {rates.factor:.6g}"
+    if len(set(rates.jax)) == 1 and len(set(torch)) > 1:
+        return "the JAX side's rate does not change"
+    if not rates.jax[0] and rates.torch[0]:
+        return "the JAX side's schedule starts at 0, and torch's does not"
+    return ""

@@ -1,0 +1,207 @@
+"""Hypotheses about the settings of an optimizer: a number, a flag, a formula that no setting expresses."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from compare.diagnosis.conventions.optimizers import CONVENTIONS, Convention, root_added
+from compare.diagnosis.optimizers.calls import Call, Code
+from compare.diagnosis.optimizers.evidence import Evidence
+from compare.diagnosis.optimizers.hypothesis import Hypothesis, Numbers
+from compare.diagnosis.optimizers.names import (
+    ARGUMENTS,
+    COMBINING,
+    DECOUPLED,
+    OPTAX,
+    OPTIMIZERS,
+    in_words,
+    optimizer_call,
+)
+from compare.diagnosis.optimizers.told import Told, rates_in_words, with_distinct_digits
+from compare.diagnosis.optimizers.trial import Trial
+
+FLAGS = ("nesterov", "centered", "amsgrad", "maximize", "decoupled_weight_decay")
+
+_SCHEDULE = "https://optax.readthedocs.io/en/latest/api/optimizer_schedules.html"
+
+
+def numbers_of(group: dict[str, Any]) -> dict[str, float]:
+    """List the numbers of a parameter group but the learning rate: "eps", "betas[0]"."""
+    found: dict[str, float] = {}
+    for name, value in group.items():
+        if name in ("lr", "params") or name.startswith(("initial_lr", "max_", "min_", "base_")):
+            continue  # what a scheduler keeps there
+        several = isinstance(value, tuple)
+        for key, part in {f"{name}[{i}]": each for i, each in enumerate(value)}.items() if several else [(name, value)]:
+            number = part.item() if hasattr(part, "item") else part
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                found[key] = float(number)
+    return found
+
+
+def flags(evidence: Evidence) -> Iterator[Hypothesis]:
+    """Turn each flag round."""
+    group = evidence.steps[0].groups[0]
+    for name in FLAGS:
+        if isinstance(now := group.get(name), bool):
+            yield Hypothesis(name, _set_flag(name, not now), _told_flag(name, now))
+    if group.get("decoupled_weight_decay") is False and not group.get("weight_decay"):
+        yield _decay_where_torch_has_none()
+
+
+def _decay_where_torch_has_none() -> Hypothesis:
+    def change(trial: Trial, values: Numbers) -> None:
+        trial.settings |= {"decoupled_weight_decay": True, "weight_decay": values[0]}
+
+    def tell(evidence: Evidence, values: Numbers) -> Told:
+        says = f"torch.optim.{evidence.kind} has weight_decay=0, and the JAX side decays weights by {values[0]:g}"
+        return Told("weight decay", says, fix=optimizer_call(evidence.kind), source=OPTIMIZERS)
+
+    return Hypothesis("decoupled weight decay of its own", change, tell, (1e-3,))
+
+
+def _set_flag(name: str, value: bool) -> Any:
+    def change(trial: Trial, _: Numbers) -> None:
+        trial.settings[name] = value
+
+    return change
+
+
+def _told_flag(name: str, now: bool) -> Any:
+    def tell(evidence: Evidence, _: Numbers) -> Told:
+        kind, first = evidence.kind, evidence.steps[0]
+        says = f"torch.optim.{kind} has {name}={now}, and the JAX side steps as torch would with {not now}"
+        told = Told(in_words(name), says, source=OPTIMIZERS)
+        if name == "decoupled_weight_decay":
+            return mended_decay(told, kind, float(first.groups[0]["weight_decay"]), decoupled=now, rate=first.rate)
+        if name == "amsgrad":
+            return replace(told, fix=optimizer_call(kind) if not now else f"{_WRITTEN_OUT}: {_MAXIMUM}")
+        if name == "maximize" and now:
+            return replace(told, before=Call("optax.scale", (-1.0,)))
+        if name == "maximize":
+            uphill = "the JAX side steps along the gradient, and torch against it"
+            return replace(told, says=uphill, fix=f"{optimizer_call(kind)}, with the sign of the step turned round")
+        if argument := ARGUMENTS.get(kind, {}).get(name):
+            return replace(told, arguments={argument: now})
+        return replace(told, fix=f"torch has {name}={now}: {OPTAX.get(kind, 'optax')} has no such argument")
+
+    return tell
+
+
+_WRITTEN_OUT = "write amsgrad out as docs/optimizers.md does"
+
+_MAXIMUM = "optax.amsgrad takes the maximum after the bias correction, and torch before it"
+
+
+def numbers(evidence: Evidence) -> Iterator[Hypothesis]:
+    """Let each number be another one, the same at all steps and for all parameter groups."""
+    first = evidence.differing[0]
+    for name, value in numbers_of(first.groups[0]).items():
+
+        def change(trial: Trial, values: Numbers, name: str = name) -> None:
+            trial.settings[name] = values[0]
+
+        yield Hypothesis(name, change, _told_number(name), (value,))
+
+
+def _told_number(name: str) -> Any:
+    def tell(evidence: Evidence, values: Numbers) -> Told:
+        kind, value, first = evidence.kind, values[0], evidence.differing[0]
+        now, called = numbers_of(first.groups[0])[name], in_words(name)
+        argument = ARGUMENTS.get(kind, {}).get(name)
+        of_groups = list(dict.fromkeys(numbers_of(group).get(name, now) for group in first.groups))
+        if len(of_groups) > 1:
+            return Told(
+                "parameter groups",
+                f"torch's parameter groups have {name} {', '.join(f'{each:g}' for each in of_groups)}, and the JAX "
+                f"side steps as torch would with {value:g} for all",
+                fix=groups_call(kind, argument or name, of_groups),
+                source=COMBINING,
+            )
+        of_steps = [numbers_of(step.groups[0]).get(name, now) for step in evidence.steps]
+        if len(set(of_steps)) > 1:
+            ours, _ = rates_in_words(of_steps, [value] * len(of_steps))
+            schedule = Call("optax.inject_hyperparams", (Code(OPTAX.get(kind, "optax.sgd")),))
+            return Told(
+                f"{called} schedule",
+                f"torch's scheduler also moves {name}: {ours}; the JAX side has {value:g} at every step",
+                fix=f"{schedule}(..., {argument or name}=schedule), with a schedule that gives {ours}",
+                source=_SCHEDULE,
+            )
+        has, other = with_distinct_digits(now, value)
+        says = f"torch.optim.{kind} has {name}={has}, and the JAX side steps as torch would with {other}"
+        if name == "weight_decay":
+            decoupled = kind == "AdamW" or bool(first.groups[0].get("decoupled_weight_decay"))
+            told = Told(called, says, source=OPTIMIZERS)
+            return mended_decay(told, kind, now, decoupled=decoupled, rate=first.rate)
+        if argument:
+            return Told(called, says, {argument: now}, source=OPTIMIZERS)
+        lacks = f"torch has {name}={written_short(now)}: {OPTAX.get(kind, 'optax')} has no such argument"
+        return Told(called, says, fix=lacks, source=OPTIMIZERS)
+
+    return tell
+
+
+def mended_decay(told: Told, kind: str, value: float, *, decoupled: bool, rate: float) -> Told:
+    """Add what decays weights as torch does: apart from the gradient (decoupled), or as a part of it (L2)."""
+    if kind == "Muon":
+        return replace(told, arguments={"weight_decay": value})
+    if kind == "Adafactor":
+        return replace(told, arguments={"weight_decay_rate": rate * value})
+    if decoupled and kind in DECOUPLED:
+        return replace(told, arguments={"weight_decay": value}, function=DECOUPLED[kind])
+    if not value:
+        return replace(told, fix=f"{optimizer_call(kind)}, without weight decay")
+    if decoupled:  # optax.radam has no weight decay
+        decay, last = Call("optax.add_decayed_weights", (value,)), Call("optax.scale_by_learning_rate", (rate,))
+        return replace(told, fix=Call("optax.chain", (Call("optax.scale_by_radam"), decay, last)))
+    return replace(told, before=Call("optax.add_decayed_weights", (value,)))
+
+
+def written_short(value: float) -> str:
+    """Write a number as people do."""
+    return f"{value:g}"
+
+
+def groups_call(kind: str, argument: str, values: list[float]) -> Call:
+    """Write an optimizer for each parameter group."""
+    each = {number: optimizer_call(kind, {argument: value}) for number, value in enumerate(values)}
+    return Call("optax.multi_transform", (each, Code("labels")))
+
+
+def conventions(evidence: Evidence) -> Iterator[Hypothesis]:
+    """Try each other formula that is known for the optimizer."""
+    for each in CONVENTIONS:
+        if evidence.kind in each.optimizers:
+            yield Hypothesis(each.name, _use(each), _told_convention(each), place="formula")
+    if evidence.kind in ("Adam", "AdamW"):
+        yield _epsilon_in_root()
+
+
+def _use(convention: Convention) -> Any:
+    def change(trial: Trial, _: Numbers) -> None:
+        trial.convention = convention
+
+    return change
+
+
+def _told_convention(convention: Convention) -> Any:
+    def tell(evidence: Evidence, _: Numbers) -> Told:
+        group = evidence.differing[0].groups[0]
+        fix = convention.fix.format(
+            optax=OPTAX.get(evidence.kind, ""), **{key: value for key, value in group.items() if key.isidentifier()}
+        )
+        return Told(convention.name, f"the JAX side {convention.jax_does}", fix=fix, source=convention.source)
+
+    return tell
+
+
+def _epsilon_in_root() -> Hypothesis:
+    def change(trial: Trial, values: Numbers) -> None:
+        trial.convention = root_added(max(values[0], 0.0))
+
+    def tell(evidence: Evidence, values: Numbers) -> Told:
+        says = f"the JAX side adds {values[0]:g} inside the square root besides, as eps_root; torch adds nothing there"
+        return Told("epsilon inside the root", says, {"eps_root": 0.0}, source=OPTIMIZERS)
+
+    return Hypothesis("eps_root", change, tell, (1e-8,), place="formula")

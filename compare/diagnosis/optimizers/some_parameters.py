@@ -1,0 +1,279 @@
+"""What the JAX side does otherwise to some parameters only: masks, frozen parameters, parameter groups."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compare.diagnosis.optimizers.calls import ELLIPSIS, Call, Code
+from compare.diagnosis.optimizers.evidence import Evidence, Result
+from compare.diagnosis.optimizers.fit import Fit, Fitter
+from compare.diagnosis.optimizers.masks import mask_of
+from compare.diagnosis.optimizers.names import COMBINING, DECOUPLED, OPTAX, TRANSFORMATIONS, in_words
+from compare.diagnosis.optimizers.rates import Rates
+from compare.diagnosis.optimizers.settings import numbers_of
+from compare.diagnosis.optimizers.told import Told
+from compare.diagnosis.optimizers.trial import Trial
+from compare.numerics.distance import norm
+from compare.weights.links import named
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What may be done to a parameter. No number in it is fitted."""
+
+    kind: str
+    """"as torch", "decay", "frozen", "raw gradient", "without a gradient" or "setting"."""
+    change: Callable[[Trial], None]
+    setting: str = ""
+    value: float = 0.0
+
+
+AS_TORCH = Treatment("as torch", lambda trial: None)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which treatment explains each parameter, at every step."""
+
+    fit: Fit
+    """What holds for all parameters besides, with the rates."""
+    treatments: dict[str, Treatment]
+    """By the JAX side's path, for each that differs from torch."""
+    torch_names: dict[str, str]
+
+
+def treatments(evidence: Evidence) -> Iterator[Treatment]:
+    """List what may be done to some parameters."""
+    yield AS_TORCH
+
+    def freeze(trial: Trial) -> None:
+        trial.updates.append(lambda _, update: update * 0)
+
+    def raw(trial: Trial) -> None:
+        given = trial.gradients or trial.step.given
+
+        def pass_on(name: str, update: "torch.Tensor") -> "torch.Tensor":
+            gradient = given[name]
+            return update * 0 if gradient is None else gradient.to(update)
+
+        trial.updates.append(pass_on)
+
+    def zero(trial: Trial) -> None:
+        for name, start in trial.step.parameters.items():
+            gradient = trial.gradients.get(name, trial.step.given[name])
+            trial.gradients[name] = start * 0 if gradient is None and start is not None else gradient
+
+    yield Treatment("frozen", freeze)
+    yield Treatment("raw gradient", raw)
+    if any(gradient is None for gradient in evidence.steps[0].given.values()):
+        yield Treatment("without a gradient", zero)
+    groups = evidence.steps[0].groups
+    values = {name: {numbers_of(group).get(name, value) for group in groups} for name, value in _numbers(evidence)}
+    values.setdefault("weight_decay", set()).add(0.0)
+    for name, several in values.items():
+        for value in sorted(several) if len(several) > 1 or name == "weight_decay" else ():
+            if name in numbers_of(groups[0]):
+                yield Treatment("decay" if name == "weight_decay" else "setting", _setter(name, value), name, value)
+    for rate in sorted({float(group["lr"]) for group in groups if "lr" in group}) if len(groups) > 1 else ():
+        yield Treatment("setting", _setter("lr", rate), "lr", rate)
+
+
+def _numbers(evidence: Evidence) -> list[tuple[str, float]]:
+    return list(numbers_of(evidence.steps[0].groups[0]).items())
+
+
+def _setter(name: str, value: float) -> Callable[[Trial], None]:
+    def change(trial: Trial) -> None:
+        trial.settings[name] = value
+
+    return change
+
+
+def assigned(fitter: Fitter, fit: Fit) -> Assignment | None:
+    """Find what is done to each parameter, beside what a fit does to all; None where some are not explained.
+
+    Each parameter must be explained by one treatment at every step. With a learning rate that is the JAX side's own,
+    all must be explained by the same one.
+    """
+    every = list(treatments(fitter.evidence))
+    rates: list[list[float | None]] = [[None] * len(fitter.evidence.steps)]
+    largest = max(
+        (r for r in fitter.evidence.differing[0].results if r.differs and not r.is_state),
+        key=lambda r: r.jax.size,
+        default=None,
+    )
+    if largest is not None:
+        for treatment in every:
+            if treatment.setting != "lr" and (own := _rates_by(fitter, fit, treatment, largest)):
+                rates.append(own)
+    for rate in rates:
+        if found := _assigned(fitter, fit, every, rate):
+            return found
+    return None
+
+
+def _rates_by(fitter: Fitter, fit: Fit, treatment: Treatment, like: Result) -> list[float | None] | None:
+    """Fit the rate of each step by one parameter alone."""
+    found: list[float | None] = []
+    for step in fitter.evidence.steps:
+        rows = np.array([result.pairing is like.pairing for result in step.results])
+        if not rows.any() or fitter.spent:
+            return None
+        given, rate = fitter.rated(step, fit, rows, treatment.change)
+        index = int(np.argmax(rows))
+        if given is None or norm(given[index] - step.results[index].jax) > step.results[index].near:
+            return None
+        found.append(None if abs(rate - step.rate) <= 1e-9 * abs(step.rate) else _short(rate))
+    return None if all(each is None for each in found) else found
+
+
+def _short(rate: float) -> float:
+    return next(s for d in range(17) if abs((s := float(f"{rate:.{d}e}")) - rate) <= 1e-11 * abs(rate))
+
+
+def _assigned(fitter: Fitter, fit: Fit, every: Sequence[Treatment], rates: Sequence[float | None]) -> Assignment | None:
+    explains: dict[str, list[Treatment]] = {}
+    names: dict[str, str] = {}
+    holds: dict[str, bool] = {}
+    for treatment in every:
+        if fitter.spent:
+            return None
+        holds = {}
+        for step, rate in zip(fitter.evidence.steps, rates, strict=True):
+            given = fitter.made(step, fit, rate, treatment.change)
+            for number, result in enumerate(step.results):
+                path = _path(result)
+                if not result.is_state:
+                    names[path] = result.pairing.torch
+                near = given is not None and norm(given[number] - result.jax) <= result.near
+                holds[path] = holds.get(path, True) and near
+        for path, held in holds.items():
+            if held:
+                explains.setdefault(path, []).append(treatment)
+    if not set(holds) <= set(explains):
+        return None
+    chosen = _fewest(explains)
+    own = None if all(rate is None for rate in rates) else rates
+    steps = fitter.evidence.steps
+    whole = fit.rates if own is None else tuple(s.rate if r is None else r for s, r in zip(steps, own, strict=True))
+    left = {path: treatment for path, treatment in chosen.items() if treatment is not AS_TORCH}
+    leaves = {path.partition("[")[0]: treatment for path, treatment in chosen.items()}
+    if any(leaves[path.partition("[")[0]] is not treatment for path, treatment in chosen.items()):
+        return None  # optax treats no two parts of one array in two ways
+    return Assignment(Fit(fit.hypotheses, fit.numbers, whole), left, names) if left else None
+
+
+def _fewest(explains: dict[str, list[Treatment]]) -> dict[str, Treatment]:
+    """Choose for each parameter torch's own treatment where it holds, else what explains most of the others."""
+    chosen = {path: AS_TORCH for path, each in explains.items() if AS_TORCH in each}
+    left = {path: each for path, each in explains.items() if path not in chosen}
+    while left:
+        options = [treatment for each in left.values() for treatment in each]
+        best = max(options, key=options.count)
+        for path in [path for path, each in left.items() if best in each]:
+            chosen[path] = best
+            del left[path]
+    return chosen
+
+
+def _path(result: Result) -> str:
+    """Give the JAX side's path of the parameter that a result belongs to."""
+    return named(result.pairing.link, "jax") if result.pairing.link else result.pairing.jax
+
+
+def told(evidence: Evidence, found: Assignment, rates: Rates) -> Iterator[Told]:
+    """Tell what is done to which parameters, one part for each treatment."""
+    by_kind: dict[str, list[str]] = {}
+    of: dict[str, Treatment] = {}
+    for path, treatment in found.treatments.items():
+        key = "decay" if treatment.kind == "decay" else f"{treatment.kind} {treatment.setting} {treatment.value}"
+        by_kind.setdefault(key, []).append(path)
+        of[key] = treatment
+    for key, paths in by_kind.items():
+        yield _told(evidence, found, of[key], paths)
+
+
+def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: list[str]) -> Told:
+    some = _listed(paths)
+    optimizer = OPTAX.get(evidence.kind, "optax.sgd")
+    every = list(found.torch_names)
+    if treatment.kind == "decay":
+        return _told_decay(evidence, found, paths, every)
+    if treatment.kind == "frozen":
+        return Told(
+            "frozen parameters",
+            f"the JAX side does not update {some}, and torch does, at every step",
+            fix=f"take {some} out of optax.set_to_zero() or of the mask, or freeze them in torch: requires_grad=False",
+            source=TRANSFORMATIONS,
+        )
+    if treatment.kind == "raw gradient":
+        labels = f"{{True: {optimizer}(...), False: {optimizer}(...)}}"
+        return Told(
+            "parameters outside of the mask",
+            f"the JAX side adds the raw gradient to {some}: optax.masked passes on what its mask leaves out, and no "
+            "other transformation of the chain makes a step of it",
+            fix=f"optax.multi_transform({labels}, {mask_of(paths, every)})",
+            source=COMBINING,
+        )
+    if treatment.kind == "without a gradient":
+        return Told(
+            "parameters without a gradient",
+            f"torch does not update {some}, which get no gradient, and the JAX side does: weight decay shrinks them",
+            fix=Call(
+                "optax.multi_transform",
+                ({True: Call("optax.set_to_zero"), False: Code(f"{optimizer}(...)")}, Code(mask_of(paths, every))),
+            ),
+            source=COMBINING,
+        )
+    argument = in_words(treatment.setting)
+    return Told(
+        "parameter groups",
+        f"the JAX side has {argument} {treatment.value:g} for {some}, which torch has for another parameter group",
+        fix=Call(
+            "optax.multi_transform",
+            ({True: Code(f"{optimizer}(...)"), False: Code(f"{optimizer}(...)")}, Code(mask_of(paths, every))),
+        ),
+        source=COMBINING,
+    )
+
+
+def _told_decay(evidence: Evidence, found: Assignment, paths: list[str], every: list[str]) -> Told:
+    """Say which parameters each side decays."""
+    decay = _torch_decay(evidence, found)
+    by_torch = [path for path in every if decay.get(path)]
+    by_jax = [p for p in every if (found.treatments[p].value if p in found.treatments else decay.get(p))]
+    value = max((decay.get(path, 0.0) for path in every), default=0.0)
+    says = f"torch decays {_listed(by_torch) or 'nothing'}, and the JAX side {_listed(by_jax) or 'nothing'}"
+    keyword = {} if set(by_torch) == set(every) else {"mask": Code(mask_of(by_torch, every))}
+    fix: Call | str
+    if evidence.kind in ("Adam", "AdamW") and (
+        evidence.kind == "AdamW" or evidence.steps[0].groups[0].get("decoupled_weight_decay")
+    ):
+        fix = Call(DECOUPLED["AdamW"], (ELLIPSIS,), {"weight_decay": value, **keyword})
+    else:
+        decayed = Call("optax.add_decayed_weights", (value,), keyword)
+        fix = Call("optax.chain", (decayed, Code(f"{OPTAX.get(evidence.kind, 'optimizer')}(...)")))
+    return Told("weight decay mask", says, fix=fix, source=COMBINING)
+
+
+def _torch_decay(evidence: Evidence, found: Assignment) -> dict[str, float]:
+    """Give torch's weight decay of each parameter, by the JAX side's path."""
+    step = evidence.steps[0]
+    order = [index for group in step.groups for index in group["params"]]
+    decays = [float(group.get("weight_decay", 0.0)) for group in step.groups for _ in group["params"]]
+    by_index = dict(zip(order, decays, strict=True))
+    names = evidence.parameter_names
+    by_name = {names[index]: decay for index, decay in by_index.items() if index < len(names)}
+    return {
+        path: by_name.get(name.partition("[")[0].partition(" + ")[0], 0.0) for path, name in found.torch_names.items()
+    }
+
+
+def _listed(paths: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(paths[:most]) + more

@@ -1,0 +1,41 @@
+"""One parameter of the JAX side for two of torch's, such as the two biases of a recurrent cell."""
+
+from collections.abc import Iterator
+
+from compare.diagnosis.optimizers.calls import Call, Code
+from compare.diagnosis.optimizers.evidence import Evidence
+from compare.diagnosis.optimizers.hypothesis import Hypothesis, Numbers
+from compare.diagnosis.optimizers.masks import mask_of
+from compare.diagnosis.optimizers.names import COMBINING, OPTAX
+from compare.diagnosis.optimizers.told import Told
+from compare.diagnosis.optimizers.trial import Trial
+
+
+def halved_sums(evidence: Evidence) -> Iterator[Hypothesis]:
+    """Let what stands for two parameters of torch make the step of one.
+
+    Torch's two biases of an LSTM or a GRU get the same gradient and each makes a step: their sum moves twice as far.
+    """
+    results = [r for step in evidence.steps for r in step.results if r.pairing.last and not r.is_state]
+    if not any(result.differs for result in results):
+        return
+
+    def change(trial: Trial, _: Numbers) -> None:
+        trial.one_of_two = True
+
+    def tell(evidence: Evidence, _: Numbers) -> Told:
+        names = list(dict.fromkeys(result.pairing.jax for result in results))
+        every = dict.fromkeys(r.pairing.jax for r in evidence.steps[0].results if not r.is_state)
+        double = Call("optax.masked", (Call("optax.scale", (2.0,)), Code(mask_of(names, list(every)))))
+        optimizer = Code(f"{OPTAX.get(evidence.kind, 'optimizer')}(...)")
+        chain = Call("optax.chain", (optimizer, double))
+        decays = any(group.get("weight_decay") for group in evidence.steps[0].groups)
+        return Told(
+            "two biases",
+            f"torch has two biases for each one of the JAX side ({', '.join(names[:3])}"
+            f"{', ...' if len(names) > 3 else ''}); both make a step, so that their sum moves twice as far as the one",
+            fix="give the port both biases: with weight decay, no step of one is that of two" if decays else chain,
+            source=COMBINING,
+        )
+
+    yield Hypothesis("two biases", change, tell)
