@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from compare.jax_side.given import Given, by_port
+from compare.jax_side.levels import of_parameters, without_level
 from compare.jax_side.lift import lift
 from compare.jax_side.mode import with_mode
 from compare.jax_side.primitives import Program, programs
@@ -51,12 +52,14 @@ class JaxRun:
         """Where among the arrays that a step shows each is: what one module gives is what the next takes."""
         with self._precision():
             functional = side.functional(dtype, training=training, keep_modes=keep_modes)
-            self.params, self.buffers, self.rngs, self._apply, self._called, collections = functional
+            self.params, self.buffers, self.rngs, self._apply, self._called, self._linen = functional
+        self.optimizer: Any = side.optimizer
+        """The side's, or the same for the parameters alone where it is made for all variables."""
         self.state: Any = ()
         """Of the optimizer, from the first `load` on."""
         self.state_names: list[str] = []
         self.param_names = names(self.params)
-        self.buffer_names = names(self.buffers, collections=collections)
+        self.buffer_names = names(self.buffers, collections=self._linen)
         self.dtypes: frozenset[str] = frozenset()
         """Of everything that the forward pass computes, if it was probed."""
         self.shapes: dict[Port, tuple[int, ...]] = {}
@@ -124,11 +127,15 @@ class JaxRun:
             self.params = self._replaced(self.params, self.param_names, arrays)
             self.buffers = self._replaced(self.buffers, self.buffer_names, arrays)
             if self.side.optimizer is not None:
-                init = functools.partial(self.side.optimizer.init, self.params)
+                if self._linen and self.optimizer is self.side.optimizer:
+                    self.optimizer = of_parameters(self.optimizer, self.params)
+                init = functools.partial(self.optimizer.init, self.params)
                 state = call_user_code(f"the {self.side.name} optimizer's init", init)
                 # A step overwrites it: it must share no memory with the parameters, or within itself.
                 self.state = jax.device_put(state, may_alias=False)
                 self.state_names = names(self.state)
+                if self.optimizer is not self.side.optimizer:
+                    self.state_names = [*map(without_level, self.state_names)]
 
     def perturb(self, seed: int) -> None:
         """Change parameters by a few units in the last place, to see what follows; the optimizer starts afresh."""
@@ -217,7 +224,7 @@ class JaxRun:
         """Call the optimizer, with the loss too if it takes that, as `optax.contrib.reduce_on_plateau` does."""
         import optax
 
-        optimizer: Any = self.side.optimizer
+        optimizer: Any = self.optimizer
         more = (
             {"value": loss, "grad": gradients} if isinstance(optimizer, optax.GradientTransformationExtraArgs) else {}
         )
