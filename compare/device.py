@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -95,9 +96,19 @@ def on(device: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(device: str, parameters: int) -> Iterator[None]:
-    """Run both frameworks on `device`, in turns, while this lasts. `parameters` is how many a model has."""
-    with on(device), taking_turns(parameters < _LARGE):
+    """Run both frameworks on `device`, in turns, while this lasts. `parameters` is how many a model has.
+
+    torch's global random numbers go on afterwards as if nothing had been drawn. Of comparisons in several threads one
+    runs at a time, since a float64 run sets torch's default dtype, which all threads share.
+    """
+    import torch
+
+    devices = [torch.cuda.current_device()] if device == "cuda" else []
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices), on(device), taking_turns(parameters < _LARGE):
         yield
+
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 _LARGE = 1_000_000

@@ -156,6 +156,22 @@ class Copies:
         return functools.update_wrapper(made, function)
 
 
+def in_plain_containers(model: "torch.nn.Module") -> list["torch.nn.Module"]:
+    """List the modules that a model keeps in lists, tuples and dicts, where torch does not see them: `.to()` does not.
+
+    A teacher is hidden so, or heads that were meant for a ModuleList. They compute in the precision of the others.
+    """
+    import torch
+
+    known = set(model.modules())
+    found: list[torch.nn.Module] = []
+    for module in known:
+        for value in vars(module).values():
+            inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            found += [each for each in inside if isinstance(each, torch.nn.Module) and each not in known]
+    return found
+
+
 def _content(cell: types.CellType) -> list[Any]:
     try:
         return [cell.cell_contents]

@@ -12,7 +12,7 @@ from compare.numerics.distance import ULPS
 from compare.step.batch import Batch, called, check_call, checked_loss, described_call, mapped
 from compare.step.observation import Observation, Port, joined, to_numpy
 from compare.step.user_code import call_user_code
-from compare.torch_side.copies import Copies
+from compare.torch_side.copies import Copies, in_plain_containers
 from compare.torch_side.layers import kept_tensors
 from compare.torch_side.record import Record
 from compare.torch_side.side import Torch
@@ -35,6 +35,8 @@ class TorchRun:
         copies = Copies(*(each for each in (side.model, side.loss) if isinstance(each, torch.nn.Module)))
         self._unhooked = copies.unhooked
         self.model, *losses = (module.to(device, self.dtype) for module in copies.modules)
+        for module in in_plain_containers(self.model):
+            module.to(device, self.dtype)
         self.loss = losses[0] if losses else copies.of(side.loss, "Torch(loss=...)")
         self.overwritten = overwritten
         self.parameters = dict(self.model.named_parameters())

@@ -110,6 +110,11 @@ def read(weights: Mapping[str, str | None], torch: list[Layer], jax: list[Layer]
             if entries name parts of a tensor and not all of it.
 
     """
+    for name, partner in weights.items():
+        if not isinstance(name, str) or not isinstance(partner, str | None):
+            raise InputError(
+                f"weights= has {name!r}: {partner!r}: both must be names, or the second None for no partner"
+            )
     mine, theirs = ({name: shape for layer in side for name, shape in layer.tensors.items()} for side in (torch, jax))
     names = _Names(
         mine,
