@@ -135,7 +135,7 @@ def of_linen(model: tuple[Any, Mapping[str, Any]], dtype: str, training: bool) -
     module, variables = model
     module = module.clone(**attributes_of_mode(module, training))
     params = variables["params"]
-    buffers = {name: tree for name, tree in variables.items() if name not in ("params", "intermediates")}
+    buffers = {name: tree for name, tree in variables.items() if name != "params" and not _sown(tree)}
     found: list[dict[str, Any]] = []
 
     @passes_on
@@ -164,6 +164,14 @@ def of_linen(model: tuple[Any, Mapping[str, Any]], dtype: str, training: bool) -
 
     rngs = {"key": jax.random.key(0), "count": np.int32(0)}
     return Functional(_cast(params, dtype), _cast(buffers, dtype), rngs, apply, module.__call__, collections=True)
+
+
+def _sown(collection: Any) -> bool:
+    """Tell whether a collection of Linen's is what a model sowed when it was initialized: tuples of values."""
+    import jax
+
+    leaves = jax.tree.leaves(collection, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return any(isinstance(leaf, tuple) for leaf in leaves)
 
 
 def _alike(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

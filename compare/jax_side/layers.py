@@ -72,7 +72,7 @@ def linen_names(variables: Mapping[str, Any]) -> Names:
         if isinstance(tree, Mapping):
             for key, value in tree.items():
                 walk(value, (*path, key))
-        elif path[0] not in ("cache", "intermediates"):
+        elif path[0] not in ("cache", "intermediates") and not isinstance(tree, tuple):  # a tuple is what was sown
             name = "/".join(path[1:])
             if name in names:
                 raise InputError(f"the collections {names[name][0]!r} and {path[0]!r} both hold {name!r}: rename one")
