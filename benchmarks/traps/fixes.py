@@ -38,13 +38,9 @@ def fixed(trap: Trap, cause: compare.Cause) -> Pair | None:
 
 
 def _keywords(cause: compare.Cause) -> Iterator[tuple[str, Any]]:
-    """Give the keyword arguments of a fix: of its values, or of calls with `...` in its text.
-
-    The call of an optimizer has a learning rate as a keyword, and then no `...`, but all of its arguments.
-    """
+    """Give the keyword arguments of a fix: of its values, or of calls with `...` in its text."""
     for code in cause.code:
-        if "..." in code.arguments or code.call.startswith("optax."):
-            yield from code.keywords.items()
+        yield from code.keywords.items()
     if cause.code:
         return
     for part in cause.fix.split("; "):
@@ -61,6 +57,9 @@ def _keywords(cause: compare.Cause) -> Iterator[tuple[str, Any]]:
 
 def _written(trap: Trap, pair: Pair, code: Code) -> Pair | None:
     """Put an expression in the place of the layer or of the loss."""
+    if code.call == "compare.copy_weights":
+        compare.copy_weights(pair.torch.model, pair.jax.model)
+        return pair
     names, expression = names_of(str(code)), compile(str(code), "fix", "eval")
 
     def value(**given: Any) -> Any:

@@ -55,7 +55,7 @@ def conv(**ours: Any) -> Any:
     return build
 
 
-def activation(name: str, ours: Any, theirs: Any, wrong: Any, does: str, fix: str) -> Trap:
+def activation(name: str, ours: Any, theirs: Any, wrong: Any, does: str, fix: str, *, whole: bool = True) -> Trap:
     return Trap(
         name,
         "forward",
@@ -68,6 +68,7 @@ def activation(name: str, ours: Any, theirs: Any, wrong: Any, does: str, fix: st
         BETWEEN,
         "activation|slope|alpha|beta|constant",
         fix,
+        whole=whole,
     )
 
 
@@ -295,6 +296,7 @@ TRAPS = [
         lambda x: x * jax.nn.sigmoid(1.7 * x),
         "another constant in the sigmoid.",
         "1.702",
+        whole=False,
     ),
     activation("silu or relu", functional.silu, jax.nn.silu, jax.nn.relu, "another function.", r"jax\.nn\.silu"),
     activation(
@@ -328,6 +330,7 @@ TRAPS = [
         lambda x: jax.nn.relu(8 * x),
         "no bound.",
         "relu6",
+        whole=False,
     ),
     activation("hard_tanh or tanh", functional.hardtanh, jax.nn.hard_tanh, jnp.tanh, "the smooth one.", "hard_tanh"),
     activation("tanh left out", torch.tanh, jnp.tanh, lambda x: x, "no activation at all.", "tanh"),
@@ -345,7 +348,7 @@ TRAPS = [
         {"axis": 1},
         BETWEEN,
         "axis",
-        "dim=1",
+        "axis=1",
     ),
     Trap(
         "attention scaled twice",

@@ -4,7 +4,10 @@ import numpy as np
 
 from compare.numerics.relations import relation
 from compare.verdict.divergence import Cause
+from compare.verdict.fix import Code
 from compare.weights.links import Link
+
+_COPY = Code("compare.copy_weights", ("torch_model", "flax_model"))
 
 
 def misconverted(link: Link, ours: np.ndarray, theirs: np.ndarray, limit: float) -> Cause | None:
@@ -24,6 +27,7 @@ def misconverted(link: Link, ours: np.ndarray, theirs: np.ndarray, limit: float)
     return Cause(
         "converted weight",
         f"converted weight: what the port came with is {how}",
-        f"{link.jax} is to hold {link.torch}{moved}: compare.copy_weights(torch_model, flax_model) copies it so",
+        f"{link.jax} is to hold {link.torch}{moved}: {_COPY} copies it so",
         "https://flax.readthedocs.io/en/latest/guides/converting_and_upgrading/convert_pytorch_to_flax.html",
+        (_COPY,),
     )
