@@ -15,6 +15,7 @@ from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.precision import precision_causes
 from compare.comparison.program import ProgramCheck, ProgramPair, checked_batches
 from compare.comparison.runs import Runs
+from compare.comparison.tables import other_program, rounded_tables
 from compare.device import resolve, running
 from compare.diagnosis.structure.search import Budget
 from compare.errors import InputError
@@ -27,7 +28,7 @@ from compare.step import batch as batching
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.side import Torch
 from compare.verdict.divergence import Cause, Divergence
-from compare.verdict.first_difference import first_divergence
+from compare.verdict.first_difference import Found, first_divergence
 from compare.verdict.following import Followed, SoFar, follow
 from compare.weights.links import named
 
@@ -99,16 +100,33 @@ class _Check:
         return dataclasses.replace(found, bugs=failed)
 
     def _explained(self, followed: Followed) -> Report:
-        found = self._findings(followed)
+        found, excuses = self._findings(followed), list[Cause]()
         if found.divergence:
             self.progress(Progress("measuring what rounding does", found=lambda: found))
             bugs.attempt("measuring what rounding does", lambda: self.runs.weigh_noise(followed, self.jax))
+            excuses = bugs.attempt("measuring what tables in float32 do", lambda: self._excuses(followed)) or []
             found = self._findings(followed)
         divergence, others, notes = self._causes(followed, found)
+        notes = notes if divergence else [*excuses, *notes]
         if wrong := bugs.attempt("looking at the port's own weights", lambda: wrongly_converted(self.pair)):
             others = [*wrong[1:], *([divergence] if divergence else []), *others]
             divergence, notes = wrong[0], []
         return dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
+
+    def _excuses(self, followed: Followed) -> list[Cause]:
+        """Weigh what the runs that were moved by float64 rounding do not explain, and give what explains it."""
+        excuses = []
+        if first := first_divergence(followed):
+            tables = self.runs.weigh_tables(followed, self.jax)
+            if _went(followed, first):
+                excuses.append(rounded_tables(tables, first, followed.quantity(first.pairing), self.pair.jax.name))
+        if first := first_divergence(followed):
+            quantity = followed.quantity(first.pairing)
+            if quantity.alone[first.divergence.step]:
+                self.runs.weigh_float32(followed)
+                if _went(followed, first):
+                    excuses.append(other_program(first, quantity, self.pair.jax.name))
+        return excuses
 
     def _follow(self) -> Followed:
         in_pairs = self.runs.in_pairs
@@ -200,6 +218,12 @@ def _checked_steps(steps: int | None, batches: int) -> int:
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise InputError(f"steps must be a positive whole number, not {steps!r}")
     return steps
+
+
+def _went(followed: Followed, first: Found) -> bool:
+    """Tell whether what was the first divergence is none any more."""
+    now = first_divergence(followed)
+    return now is None or now.pairing is not first.pairing or now.divergence.step != first.divergence.step
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def explained(
     """
     others = [each for each in alone.found if each.pairing is not first.pairing]
     if same := [each for each in alone.found if each.pairing is first.pairing]:
-        first = first._replace(target=same[0].target)
+        first = first._replace(target=same[0].target, limit=same[0].limit)
     elif first.pairing.stage == "update":
         others = [each for each in others if each.pairing.stage != "update"]
     divergences, rounding = [], False

@@ -8,16 +8,17 @@ from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.steps import Stepper
+from compare.comparison.tables import Tables, rounded_arrays
 from compare.jax_side.run import JaxRun
 from compare.step.observation import Observation
 from compare.torch_side.run import TorchRun
-from compare.verdict.following import Followed, Streams, weigh_noise
+from compare.verdict.following import Followed, Streams, weigh_float32, weigh_noise, weigh_tables
 
 IN_PAIRS = 16_000_000
 """Number of parameters from which on memory is scarcer than time."""
 
 _MOVED = 2
-"""Runs that rounding has moved. The effect of a single one may be twenty times too small by accident."""
+"""How often each side is moved. The effect of a single time may be twenty times too small by accident."""
 
 
 class Runs:
@@ -82,3 +83,35 @@ class Runs:
         draws = range(_MOVED + 1)
         weigh_noise(followed, [self.stepper.torch(functools.partial(torch_moved, draw)) for draw in draws], "torch")
         weigh_noise(followed, [self.stepper.jax(functools.partial(jax_moved, draw)) for draw in draws], "jax")
+
+    def weigh_tables(self, followed: Followed, jax: JaxRun) -> Tables:
+        """Measure what the float32 rounding of each side's tables does; `jax` is compiled already."""
+        pair, linked = self.pair, ({link.torch for link in self.pair.links}, {link.jax for link in self.pair.links})
+        ours = rounded_arrays(pair.torch_run("float64").buffers(), linked[0])
+        theirs = rounded_arrays({name: jax.arrays()[name] for name in jax.buffer_names}, linked[1])
+
+        def torch_moved(draw: int) -> TorchRun:
+            run = self.torch_run("float64")
+            run.move_tables(draw, ours)
+            return run
+
+        def jax_moved(draw: int) -> JaxRun:
+            run = copy.copy(jax)
+            self.pair.load(run)
+            run.move_tables(draw, theirs)
+            return run
+
+        draws = range(_MOVED + 1)
+        tables = Tables(
+            [*ours.values(), *self.stepper.constants], [*theirs.values(), *jax.named_constants(pair.batches[0])]
+        )
+        if tables.torch:
+            weigh_tables(followed, [self.stepper.torch(functools.partial(torch_moved, d)) for d in draws], "torch")
+        if tables.jax:
+            weigh_tables(followed, [self.stepper.jax(functools.partial(jax_moved, d)) for d in draws], "jax")
+        return tables
+
+    def weigh_float32(self, followed: Followed) -> None:
+        """Hold both sides against each other in float32."""
+        torch32 = self.stepper.torch(lambda: self.torch_run("float32"))
+        weigh_float32(followed, torch32, self.stepper.jax(lambda: self.pair.jax_run("float32")))

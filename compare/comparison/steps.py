@@ -20,6 +20,7 @@ class TorchSteps(Protocol):
 
     lifted: bool
     noise: "np.random.Generator | None"
+    tables: int
 
     def step(self, batch: Any) -> Observation:
         """Take one step."""
@@ -41,6 +42,8 @@ class Stepper:
         """The random numbers of each step."""
         self.pinned: dict[str, None] = {}
         """What could not be lifted to float64 on the torch side, for a person to read."""
+        self.constants: dict[str, None] = {}
+        """The float32 tensors, beside buffers, that the torch side uses, for a person to read."""
 
     def torch(self, start: Callable[[], TorchRun]) -> Stream:
         """Take torch's steps in halves; the run is there with the first."""
@@ -58,6 +61,7 @@ class Stepper:
             with self._at(number), controlled:
                 shown = [run.update()]
             self.pinned |= dict.fromkeys(controlled.pinned)
+            self.constants |= dict.fromkeys(controlled.constants)
             yield shown.pop()
 
     def jax(self, start: Callable[[], JaxSteps]) -> Stream:
@@ -82,7 +86,8 @@ class Stepper:
 
     def _controlled(self, run: TorchSteps, number: int) -> ControlledRun:
         known = number < len(self.draws)
-        controlled = ControlledRun(lift=run.lifted, moved=run.noise, replay=self.draws[number] if known else None)
+        replay = self.draws[number] if known else None
+        controlled = ControlledRun(lift=run.lifted, moved=run.noise, tables=run.tables, replay=replay)
         if not known:
             self.draws.append(controlled.draws)
         return controlled

@@ -22,6 +22,7 @@ from compare.jax_side.primitives import (
     called,
     is_literal,
     kind,
+    typed,
 )
 
 
@@ -64,10 +65,10 @@ class Interpreter:
         """Evaluate a `ClosedJaxpr`, or a `Jaxpr` without constants, with a value for each of its places."""
         constants, variables, parameters, equations, outputs = Program.of(program)
         values: dict[Any, Any] = dict(zip(parameters, args, strict=True))
-        values |= {var: self.constant(value) for var, value in zip(variables, constants, strict=True)}
+        values |= {var: self.constant(typed(value)) for var, value in zip(variables, constants, strict=True)}
 
         def read(atom: Any) -> Any:
-            return self.constant(atom.val) if is_literal(atom) else values[atom]
+            return self.constant(typed(atom.val)) if is_literal(atom) else values[atom]
 
         last = {atom: number for number, eqn in enumerate(equations) for atom in eqn.invars if not is_literal(atom)}
         kept = {atom for atom in outputs if not is_literal(atom)}

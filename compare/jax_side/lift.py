@@ -7,24 +7,40 @@ the program that comes out of the trace is run again with every lower precision 
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from compare.errors import InputError
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lift_modules import lifted_linen
-from compare.jax_side.primitives import Program, bind, is_program, is_tracer
-from compare.numerics.constants import LOW, restored
+from compare.jax_side.lines import identity
+from compare.jax_side.primitives import BITS, Kind, Program, bind, is_program, is_tracer, kind
+from compare.numerics.constants import LOW, doubtful, restored
+from compare.numerics.tables import movement
+
+NARROW = {"int64": "int32", "uint64": "uint32"}
+"""Integers that a program has under `jax.enable_x64` alone, and those that it has without."""
 
 
-def lift(step: Callable[..., Any], pinned: list[str]) -> Callable[..., Any]:
+class Tables(NamedTuple):
+    """What a program holds in float32, and how it is to be moved."""
+
+    draw: Any
+    """Which of the movements of `numerics.tables` is made, 0 for none; it may be traced."""
+    found: dict[bytes, str]
+    """Each such number or array is added here by its `lines.identity`, as a person is to read it."""
+
+
+def lift(step: Callable[..., Any], pinned: list[str], tables: Tables | None = None) -> Callable[..., Any]:
     """Make `step` compute in float64 throughout. Compile it: `jax.jit(lift(step, pinned))`, under `jax.enable_x64()`.
 
     A whole training step is lifted at once, `jax.value_and_grad` inside it: what a function is differentiated to (0
-    for `jax.nn.relu` at 0) was decided when it was traced. Integers, booleans, keys and random bits stay as they are,
-    but random floats that JAX draws under float64 are others than those in float32: `replay.replaying` is for them.
+    for `jax.nn.relu` at 0) was decided when it was traced. Integers have the 32 bits that they have without
+    `jax.enable_x64`, in which the port runs, so that they overflow as they do there. Booleans, keys and random bits
+    stay as they are; but random floats that JAX draws under float64 are others than those in float32:
+    `replay.replaying` is for them.
 
     Linen modules are traced in float64 from within; for nnx, whose modules are made before, see
     `lift_modules.lift_nnx`.
@@ -32,6 +48,7 @@ def lift(step: Callable[..., Any], pinned: list[str]) -> Callable[..., Any]:
     Args:
         step: A function of pytrees of arrays, floating-point ones in float64, that gives such a pytree.
         pinned: What could not be lifted is added here when the step is traced, for a person to read.
+        tables: What is to be done with numbers that were rounded to float32, and whose exact values are lost.
 
     """
     import jax
@@ -40,14 +57,13 @@ def lift(step: Callable[..., Any], pinned: list[str]) -> Callable[..., Any]:
     def lifted(*args: Any) -> Any:
         closed, shape = traced(step, args, pinned, lift=True)
         values = jax.tree.leaves(args)
-        variables = Program.of(closed).arguments
-        # A program traced without float64 takes 32-bit integers.
-        values = [
-            jax.lax.convert_element_type(value, variable.aval.dtype) if _integer(variable.aval) else value
-            for value, variable in zip(values, variables, strict=True)
+        outputs = Lifter(pinned, tables).run(closed, [_narrow(value) for value in values])
+        # The state that a step hands on has the types that it was given.
+        kept = [
+            _cast(each, variable.aval.dtype) if str(variable.aval.dtype) in NARROW else each
+            for each, variable in zip(outputs, Program.of(closed).outputs, strict=True)
         ]
-        outputs = Lifter(pinned).run(closed, values)
-        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+        return jax.tree.unflatten(jax.tree.structure(shape), kept)
 
     return lifted
 
@@ -55,31 +71,42 @@ def lift(step: Callable[..., Any], pinned: list[str]) -> Callable[..., Any]:
 class Lifter(Interpreter):
     """Runs a traced program in float64. What it cannot lift it adds to `pinned`, once."""
 
-    def __init__(self, pinned: list[str]) -> None:
+    def __init__(self, pinned: list[str], tables: Tables | None = None) -> None:
         super().__init__()
         self.pinned = pinned
+        self._tables = tables
 
     def constant(self, value: Any) -> Any:
         """Lift a number or an array that the program contains."""
-        import jax.numpy as jnp
-
-        dtype = getattr(value, "dtype", None)
-        if dtype is None or is_tracer(value) or str(dtype) not in (*LOW, "float64"):
-            return value
-        if str(dtype) == "complex64":
-            return jnp.asarray(value, jnp.complex128)
-        array = np.asarray(value).astype(np.float64)
-        rounding = str(dtype) if str(dtype) in LOW else "float32"
+        dtype = str(getattr(value, "dtype", None))
+        if is_tracer(value) or dtype not in (*LOW, "float64"):
+            return super().constant(value)
+        array = np.asarray(value).astype(LOW[dtype].wide if dtype in LOW else dtype)
         # JAX writes `np.float32(0.1) * x` into a float64 program as the float64 number that np.float32(0.1) is. A
         # float64 number is one of float32 by accident once in 2**29 times.
         with np.errstate(over="ignore"):
-            if str(dtype) == "float64" and not np.array_equal(array.astype(np.float32), array, equal_nan=True):
+            if dtype == "float64" and not np.array_equal(array.astype(np.float32), array, equal_nan=True):
                 return value
-        meant = restored(array, rounding)
+        rounding = dtype if dtype in LOW else "float32"
+        meant = None if np.iscomplexobj(array) else restored(array, rounding)
         if meant is None:
             what = f"of shape {array.shape}" if array.ndim else f"{array:.9g}"
             self._note(f"a constant {what} in the JAX side's program, rounded to {rounding}")
-        return array if meant is None else meant
+        if LOW[rounding].bits != LOW["float32"].bits or not (meant is None or doubtful(meant)):
+            return array if meant is None else meant
+        return self._moved(value, array, array if meant is None else meant)
+
+    def _moved(self, value: Any, array: np.ndarray, meant: np.ndarray) -> Any:
+        """Move numbers by the rounding that is in them, as far as that is asked for."""
+        import jax.numpy as jnp
+
+        if self._tables is None or not (movements := [movement(array, draw) for draw in (1, 2)])[0].any():
+            return meant
+        what = f"a constant of shape {array.shape}" if array.ndim else f"the constant {array:.9g}"
+        self._tables.found.setdefault(identity(value), what)
+        return jnp.stack([jnp.asarray(each) for each in (meant, *(meant + each for each in movements))])[
+            self._tables.draw
+        ]
 
     def carried(self, value: Any, variable: Any) -> Any:
         """Cast to the type that the variable has in float64.
@@ -87,7 +114,8 @@ class Lifter(Interpreter):
         A float32 program has float32 in both branches of a conditional. Lifted, one of them may give a float64 array
         and the other a Python number or a NumPy array, which JAX takes for another type.
         """
-        return _cast(value, _wide(variable.aval.dtype))
+        dtype = str(variable.aval.dtype)
+        return _cast(value, NARROW[dtype] if dtype in NARROW else _wide(variable.aval.dtype))
 
     def operation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Evaluate one operation in float64; if it knows none, in its own precision."""
@@ -97,6 +125,11 @@ class Lifter(Interpreter):
             return args
         if name == "bitcast_convert_type":  # the bits are those of the precision that the code meant
             return _as_written(eqn, args)
+        # Integers of 64 bits are random bits, or those of a float64 number: all others were narrowed.
+        if name in BITS or any(is_tracer(arg) and _bits(arg) for arg in args):
+            args = [_cast(arg, v.aval.dtype) if _bits(v.aval) else arg for arg, v in zip(args, eqn.invars, strict=True)]
+            return bind(eqn, args, **{name: self._parameter(value, {}) for name, value in eqn.params.items()})
+        args = [_narrow(arg) for arg in args]
         try:
             outputs = bind(eqn, args, **{name: self._parameter(value) for name, value in eqn.params.items()})
         except (TypeError, NotImplementedError):  # it knows no float64
@@ -106,21 +139,30 @@ class Lifter(Interpreter):
             outputs = _as_written(eqn, args)
         return outputs
 
-    def _parameter(self, value: Any) -> Any:
+    def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Evaluate one operation, and the programs that it runs; what goes into a loop or a branch is narrowed."""
+        if kind(eqn) not in (None, Kind.CALL):
+            args = [_narrow(arg) for arg in args]
+        return super().equation(eqn, args, given)
+
+    def _parameter(self, value: Any, narrow: Mapping[str, str] = NARROW) -> Any:
         """Lift an operation's parameter: a dtype, or a program that it applies to single elements of its arguments."""
         import jax
 
         if isinstance(value, np.dtype | type):
-            return np.dtype(_wide(np.dtype(value))) if _is_dtype(value) and _low(np.dtype(value)) else value
+            if not _is_dtype(value):
+                return value
+            name = str(np.dtype(value))
+            return np.dtype(narrow[name] if name in narrow else _wide(name)) if _low(name) or name in narrow else value
         if isinstance(value, jax.lax.DotAlgorithm | jax.lax.DotAlgorithmPreset):
             return None
         if is_program(value):
             avals: list[Any] = [variable.aval for variable in Program.of(value).arguments]
-            shapes = [jax.ShapeDtypeStruct(aval.shape, _wide(aval.dtype)) for aval in avals]
+            shapes = [jax.ShapeDtypeStruct(aval.shape, self._parameter(np.dtype(aval.dtype))) for aval in avals]
             lifted = jax.make_jaxpr(lambda *args: self.enclosed(value, args)[0])(*shapes)
             return lifted if isinstance(value, type(lifted)) else lifted.jaxpr
         if isinstance(value, tuple):
-            items = [self._parameter(item) for item in value]
+            items = [self._parameter(item, narrow) for item in value]
             return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
         return value
 
@@ -140,6 +182,24 @@ def _low(dtype: Any) -> bool:
 
 def _wide(dtype: Any) -> Any:
     return LOW[str(dtype)].wide if _low(dtype) else dtype
+
+
+def _bits(value: Any) -> bool:
+    """Tell whether it is an integer of 64 bits."""
+    return str(getattr(value, "dtype", None)) in NARROW
+
+
+def _narrow(value: Any) -> Any:
+    """Give an integer the width that it has without `jax.enable_x64`.
+
+    A constant of the program that is larger is a bound of the type, such as `jnp.iinfo(x.dtype).max`.
+    """
+    if not _bits(value):
+        return value
+    dtype = NARROW[str(value.dtype)]
+    if not is_tracer(value):
+        value = np.clip(np.asarray(value), np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return _cast(value, dtype)
 
 
 def _cast(value: Any, dtype: Any) -> Any:
@@ -196,7 +256,3 @@ def traced(step: Callable[..., Any], args: Any, pinned: list[str], *, lift: bool
     reason = str(refused.__cause__ or refused).strip().partition("\n")[0]
     note(pinned, f"the JAX side was traced in float32, which rounds its constants, for in float64 JAX says: {reason}")
     return found
-
-
-def _integer(aval: Any) -> bool:
-    return getattr(aval.dtype, "kind", "") in "iu"

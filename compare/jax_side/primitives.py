@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from compare.errors import InputError
 
 TESTED = "0.8.1 to 0.12.0.1"
@@ -123,6 +125,20 @@ def is_tracer(value: Any) -> bool:
     import jax
 
     return isinstance(value, jax.core.Tracer)
+
+
+def typed(value: Any) -> Any:
+    """Give a constant of a program the type that it has there.
+
+    Where a NumPy array of float64 was traced under `jax.enable_x64` before, JAX may keep it in float64 in a program
+    without, whose operations take it for float32.
+    """
+    from jax import dtypes
+
+    dtype = getattr(value, "dtype", None)
+    if not isinstance(dtype, np.dtype) or is_tracer(value) or dtypes.canonicalize_dtype(dtype) == dtype:
+        return value
+    return np.asarray(value).astype(dtypes.canonicalize_dtype(dtype))
 
 
 def trace_state() -> Any:

@@ -2,20 +2,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from compare.jax_side.given import Given, by_port
 from compare.jax_side.levels import of_parameters, without_level
-from compare.jax_side.lift import lift
+from compare.jax_side.lift import NARROW, Tables, lift
+from compare.jax_side.lines import constant_lines
 from compare.jax_side.mode import with_mode
 from compare.jax_side.primitives import Program, programs
 from compare.jax_side.record import JaxRecord, names
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.side import Flax, Jax
 from compare.numerics.distance import ULPS
+from compare.numerics.tables import movement
 from compare.step.batch import Batch, adapted, called, check_call, checked_loss, described_call, mapped
 from compare.step.draws import NO_HINTS, Draw, Hints
 from compare.step.observation import Observation, Port
@@ -66,14 +68,21 @@ class JaxRun:
         """Of what each module takes and gives, if it was probed."""
         self.pinned: list[str] = []
         """What could not be lifted to float64, for a person to read."""
+        self.constants: dict[bytes, str] = {}
+        """What its program holds in float32, beside buffers, once the float64 run is compiled: see `lift.Tables`."""
+        self.tables = 0
+        """Which movement of its float32 tables it is for, 0 for none: see `move_tables`."""
 
     @functools.cached_property
     def _step(self) -> Any:
         """One step, compiled. It overwrites parameters and optimizer state: there is memory for one of each."""
         import jax
 
-        traced = lift(self._traced, self.pinned) if self.dtype == "float64" else self._traced
-        return jax.jit(traced, donate_argnums=(0, 3))
+        def lifted(*arguments: Any) -> Any:
+            *others, tables = arguments
+            return lift(self._traced, self.pinned, Tables(tables, self.constants))(*others)
+
+        return jax.jit(lifted if self.dtype == "float64" else self._traced, donate_argnums=(0, 3))
 
     def _precision(self) -> Any:
         # Entered anew for each step: between two steps the other precision has its turn.
@@ -142,6 +151,24 @@ class JaxRun:
         noise, ulps = np.random.default_rng(seed), ULPS * float(np.finfo(self.dtype).eps)
         moved = {name: array for name, array in self.arrays().items() if name in self.param_names}
         self.load({name: array * (1 + noise.choice((-ulps, ulps), array.shape)) for name, array in moved.items()})
+
+    def named_constants(self, batch: Batch) -> list[str]:
+        """Describe what its program holds in float32, with the line of the user's that uses it."""
+        import jax
+
+        def traced(params: Any, inputs: Any, target: Any) -> Any:
+            output = self._forward(params, self.buffers, self.rngs, inputs)[0]
+            return output if self.side.loss is None else self.side.loss(output, target)
+
+        with self._precision():
+            lines = constant_lines(jax.make_jaxpr(traced)(self.params, *self.arguments(batch)))
+        return [f"{what}, {lines[key]}" if lines.get(key) else what for key, what in self.constants.items()]
+
+    def move_tables(self, draw: int, names: Container[str]) -> None:
+        """Move some of the buffers, and what the program holds, by the float32 rounding that is in them."""
+        self.tables = draw
+        moved = {name: array for name, array in self.arrays().items() if name in names}
+        self.load({name: array + movement(array, draw) for name, array in moved.items()})
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Give the optimizer's state by name."""
@@ -233,11 +260,15 @@ class JaxRun:
 
     def arguments(self, batch: Batch) -> tuple[Any, Any]:
         """Adapt a batch and give its inputs, as `(args, kwargs)`, and its target."""
+        import jax
         import jax.numpy as jnp
 
         def convert(array: Any) -> Any:
             if isinstance(array, bool | str):
                 return _static()(array)
+            if isinstance(array, np.ndarray | np.generic | jax.Array) and str(array.dtype) in NARROW:
+                # As without x64, in which the port runs: integers beyond 32 bits are truncated.
+                return jnp.asarray(np.asarray(array).astype(NARROW[str(array.dtype)]))
             if not isinstance(array, np.ndarray | np.generic):
                 return array
             return jnp.asarray(array, self.dtype if array.dtype.kind == "f" else None)
@@ -248,12 +279,13 @@ class JaxRun:
     def compile(self, batch: Batch, draws: Sequence[Draw]) -> None:
         """Compile a step before it is taken. With random numbers of other kinds or shapes, it is once more."""
         with self._precision():
-            compiled = functools.partial(self._step.lower, *self._arguments(batch, draws), ())
+            compiled = functools.partial(self._step.lower, *self._arguments(batch, draws))
             call_user_code(f"a step of the {self.side.name} side", compiled).compile()
 
-    def _arguments(self, batch: Batch, draws: Sequence[Draw]) -> tuple[Any, ...]:
-        inputs, target = self.arguments(batch)
-        return self.params, self.buffers, self.rngs, self.state, inputs, target, replayable(draws, self.dtype)
+    def _arguments(self, batch: Batch, draws: Sequence[Draw], given: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+        state = self.params, self.buffers, self.rngs, self.state
+        moved = (np.int32(self.tables),) if self.dtype == "float64" else ()
+        return *state, *self.arguments(batch), replayable(draws, self.dtype), given, *moved
 
     def step(
         self,
@@ -273,7 +305,7 @@ class JaxRun:
             if given is not None:
                 gradients = self._replaced(self.params, self.param_names, given.gradients)
                 values = dict(given.ports), given.chosen, gradients
-            step = functools.partial(self._step, *self._arguments(batch, draws), values)
+            step = functools.partial(self._step, *self._arguments(batch, draws, values))
             shown = call_user_code(f"a step of the {self.side.name} side", step)
             loss, gradients, updates, self.params, self.buffers, self.rngs, self.state, seen = shown
         trained = self.side.optimizer is not None

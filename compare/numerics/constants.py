@@ -6,6 +6,7 @@ by 3e-9, ten million times float64's rounding, and looks like a bug. What was me
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -73,15 +74,33 @@ def _meant(value: float, bits: int) -> float | None:
         return value
     # As many decimal digits as survive the way there and back: C's FLT_DIG, 6 for float32. With 7, every third number
     # would pass for a decimal: sqrt(2/pi) reads 0.7978846.
-    for digits in range(int((bits - 1) * math.log10(2))):
-        decimal = float(f"{value:.{digits}e}")
+    *few, most = range(int((bits - 1) * math.log10(2)))
+    if (decimal := _decimal(value, few, bits)) is not None:
+        return decimal
+    # Before a decimal of the most digits, which log(10000) is as well: it reads 9.21034.
+    if bits == LOW["float32"].bits and (named := _named().get(abs(value))) is not None:
+        return math.copysign(named, value)
+    if (decimal := _decimal(value, [most], bits)) is not None:
+        return decimal
+    return value if bits == LOW["float32"].bits and numerator <= 2 ** (bits // 2) else None
+
+
+def _decimal(value: float, digits: Iterable[int], bits: int) -> float | None:
+    """Give the shortest decimal that rounds to a number, with one of these numbers of digits after its point."""
+    for count in digits:
+        decimal = float(f"{value:.{count}e}")
         if rounded(decimal, bits) == value:
             return decimal
-    if bits == LOW["float32"].bits:
-        if (named := _named().get(abs(value))) is not None:
-            return math.copysign(named, value)
-        return value if numerator <= 2 ** (bits // 2) else None
     return None
+
+
+def doubtful(meant: np.ndarray) -> bool:
+    """Tell whether numbers that were restored from float32 may have been others: where one has six digits.
+
+    Of all float32 numbers, one in thirty is such a decimal by accident.
+    """
+    different = (float(value) for value in np.unique(meant) if np.isfinite(value))
+    return any(float(f"{value:.5e}") == value != float(f"{value:.4e}") and value != int(value) for value in different)
 
 
 @functools.cache
@@ -90,6 +109,6 @@ def _named() -> dict[float, float]:
     constants = [math.pi, math.e, math.log(2), math.log(10), math.log(2 * math.pi), 0.5 * math.log(2 * math.pi)]
     constants += [math.sqrt(math.pi), math.sqrt(math.pi / 2), math.sqrt(2 * math.pi), 2 * math.pi, math.pi / 2]
     found = constants + [1 / constant for constant in constants]
-    for n in range(2, 1025):
-        found += [1 / n, n**-0.5, math.sqrt(n)]
+    for n in range(1, 1025):
+        found += [1 / n, n**-0.5, math.sqrt(n), math.log(10000) / n]  # the last in tables of positions
     return {rounded(number, LOW["float32"].bits): number for number in reversed(found)}

@@ -18,6 +18,13 @@ def norm(array: np.ndarray) -> float:
     return math.sqrt(np.dot(flat, flat))
 
 
+def real(array: np.ndarray) -> np.ndarray:
+    """Give an array in float64, a complex one as real and imaginary parts."""
+    if not np.iscomplexobj(array):
+        return np.asarray(array, np.float64)
+    return np.stack([array.real, array.imag]).astype(np.float64)
+
+
 def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0, size: float | None = None) -> float:
     """‖a - b‖ / ‖b‖ in float64; infinity where a value is finite on one side only.
 
@@ -26,6 +33,8 @@ def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0, size: float |
     """
     if a.shape != b.shape:
         return np.inf
+    if np.iscomplexobj(a) or np.iscomplexobj(b):
+        a, b = real(np.asarray(a, np.complex128)), real(np.asarray(b, np.complex128))
     with np.errstate(invalid="ignore", over="ignore"):
         difference = norm(np.subtract(a, b, dtype=np.float64))
         if difference == 0:

@@ -9,12 +9,15 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 from compare.errors import NondeterministicError
-from compare.numerics.constants import LOW, restored
+from compare.numerics.constants import LOW, doubtful, restored
 from compare.numerics.distance import ULPS
+from compare.numerics.tables import movement
 from compare.step.draws import Draw
+from compare.step.places import users_line
 from compare.step.user_code import passes_on
 from compare.torch_side.random_calls import RandomCall, random
 
@@ -45,6 +48,8 @@ class ControlledRun:
         lift: Whether this is the float64 run.
         moved: Moves what transcendental functions give by a few units in the last place, to see what follows: two
             libraries' tanh are as far apart, and where it is 1 in both, 1 - tanh² is nothing else.
+        tables: Which of the movements of `numerics.tables` is made of the float32 tensors that meet the float64 run,
+            0 for none.
         replay: The draws of the recorded run. Without them, this run records.
         where: Tells which module runs now, for messages.
 
@@ -59,11 +64,13 @@ class ControlledRun:
         *,
         lift: bool = False,
         moved: "np.random.Generator | None" = None,
+        tables: int = 0,
         replay: Sequence[Draw] | None = None,
         where: Callable[[], str] | None = None,
     ) -> None:
         self.lift = lift
         self._moved = moved
+        self._tables = tables
         self.draws: list[Draw] = []
         """What was drawn, in order of execution."""
         self.dtypes: set[str] = set()
@@ -72,6 +79,7 @@ class ControlledRun:
         self._replayed = 0
         self._where = where
         self._notes: dict[str, None] = {}
+        self._constants: dict[str, None] = {}
         self._fused: dict[str, None] = {}
         self.unfinished = False
         """Whether it is entered once more, for the rest of the step."""
@@ -81,6 +89,11 @@ class ControlledRun:
     def pinned(self) -> list[str]:
         """What could not be lifted, for a person to read."""
         return list(self._notes)
+
+    @property
+    def constants(self) -> list[str]:
+        """The float32 tensors that met the float64 run and whose exact numbers are lost, for a person to read."""
+        return list(self._constants)
 
     @property
     def unrecorded(self) -> list[str]:
@@ -191,10 +204,17 @@ class ControlledRun:
         if tensor.dtype not in wide:
             return tensor
         lifted = tensor.to(wide[tensor.dtype])
-        if tensor.is_floating_point() and tensor.numel():
-            meant = restored(lifted.detach().cpu().numpy(), _dtype(tensor))
-            if meant is not None:
-                return lifted.new_tensor(meant)
+        if not tensor.numel():
+            return lifted
+        values = lifted.detach().cpu().numpy()
+        meant = restored(values, _dtype(tensor)) if tensor.is_floating_point() else None
+        lifted = lifted if meant is None else lifted.new_tensor(meant)
+        certain = meant is not None and not doubtful(meant)
+        if not certain and _dtype(tensor) in ("float32", "complex64"):
+            self._constants[f"a tensor of shape {tuple(tensor.shape)}{_line()}"] = None
+            lifted = lifted + lifted.new_tensor(movement(values, self._tables)) if self._tables else lifted
+        if meant is not None:
+            return lifted
         self._note(f"a constant of shape {tuple(tensor.shape)}, {_dtype(tensor)}{self._place()}")
         return lifted
 
@@ -222,6 +242,17 @@ def _moved(output: Any, noise: "np.random.Generator") -> Any:
         return output
     ulps = ULPS * torch.finfo(output.dtype).eps
     return output * output.new_tensor(1 + noise.choice((-ulps, ulps), tuple(output.shape)))
+
+
+def _line() -> str:
+    """Name the line of the user's that runs now; nothing in the backward pass, which has none."""
+    frames = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame := frame.f_back if frame else None:
+        if frame.f_code.co_filename != __file__:
+            frames.append((frame.f_code.co_filename, frame.f_lineno))
+    line = users_line(frames, "torch")
+    return f", {line}" if line else ""
 
 
 def _dtype(tensor: "torch.Tensor") -> str:

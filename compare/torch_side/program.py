@@ -118,6 +118,7 @@ class TorchProgramRun:
 
         self.dtype, self.device, self.overwritten = getattr(torch, dtype), device, overwritten
         self.lifted = dtype == "float64"
+        self.tables = 0
         self.noise: np.random.Generator | None = None
         """What moves the run, if anything does: see `perturb`."""
         with seeded():

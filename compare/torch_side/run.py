@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import inspect
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compare.errors import InputError
 from compare.numerics.distance import ULPS
+from compare.numerics.tables import movement
 from compare.step.batch import Batch, called, check_call, checked_loss, described_call, mapped
 from compare.step.observation import Observation, Port, joined, to_numpy
 from compare.step.user_code import call_user_code
@@ -34,14 +36,16 @@ class TorchRun:
         self.device = device
         copies = Copies(*(each for each in (side.model, side.loss) if isinstance(each, torch.nn.Module)))
         self._unhooked = copies.unhooked
-        self.model, *losses = (module.to(device, self.dtype) for module in copies.modules)
+        self.model, *losses = (_cast(module, device, self.dtype) for module in copies.modules)
         for module in in_plain_containers(self.model):
-            module.to(device, self.dtype)
+            _cast(module, device, self.dtype)
         self.loss = losses[0] if losses else copies.of(side.loss, "Torch(loss=...)")
         self.overwritten = overwritten
         self.parameters = dict(self.model.named_parameters())
         self.noise: np.random.Generator | None = None
         """What moves it, if anything does: see `perturb`."""
+        self.tables = 0
+        """Which movement of its float32 tables it is for, 0 for none: see `move_tables`."""
         self.optimizer: torch.optim.Optimizer | None = None
         if side.optimizer is not None:
             self.optimizer = self._made(copies.of(side.optimizer, "Torch(optimizer=...)"))
@@ -197,6 +201,20 @@ class TorchRun:
                 noise = self.tensor(self.noise.choice((-1.0, 1.0), tuple(param.shape)))  # none is small by accident
                 param.mul_(1 + ULPS * torch.finfo(param.dtype).eps * noise)
 
+    def move_tables(self, draw: int, names: Collection[str]) -> None:
+        """Move some of the model's buffers, and all of the loss's, by the float32 rounding that is in them.
+
+        Other tensors that the program holds in float32 are moved where they are used, by the `ControlledRun`.
+        """
+        import torch
+
+        self.tables = draw
+        own = self.loss.buffers() if isinstance(self.loss, torch.nn.Module) else ()
+        named = [buffer for name, buffer in self.model.named_buffers() if name in names]
+        for buffer in (*named, *own):
+            if buffer.is_floating_point() or buffer.is_complex():
+                buffer.add_(self.tensor(movement(to_numpy(buffer), draw)))
+
     def _perturb_gradients(self, generator: np.random.Generator) -> None:
         """Move each gradient by as much of its norm as is fair rounding for it."""
         import torch
@@ -241,3 +259,21 @@ class TorchRun:
 def _dense(gradient: "torch.Tensor") -> "torch.Tensor":
     """Give a gradient with all its rows: that of a sparse embedding has those that were looked up."""
     return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _cast(module: "torch.nn.Module", device: str, dtype: "torch.dtype") -> "torch.nn.Module":
+    """Cast all that a module holds, in place; `Module.to` would make complex buffers real."""
+    import torch
+
+    kept = [
+        (part, name, buffer)
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if buffer.is_complex()
+    ]
+    for part, name, _ in kept:
+        setattr(part, name, None)
+    module.to(device, dtype)
+    for part, name, buffer in kept:
+        setattr(part, name, buffer.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64))
+    return module

@@ -55,6 +55,10 @@ class Followed(NamedTuple):
     """Of each stream, shape `(steps,)`."""
     not_compared: list[NotCompared]
 
+    def quantity(self, pairing: Pairing) -> Quantity:
+        """Give what was weighed of a pairing."""
+        return next(q for each, q in zip(self.pairings, self.quantities, strict=True) if each is pairing)
+
     @property
     def steps(self) -> int:
         """How many steps were taken."""
@@ -190,12 +194,13 @@ def follow(
 def _cut(quantities: Iterable[Quantity], steps: int) -> list[Quantity]:
     """Copy what was weighed in the first steps: another step, or its noise, may be half done."""
     per_step = ("error64", "error_torch", "error_jax", "cancellation")
+    measured = ("noise", "tables", "between32")
     return _linked(
         [
             dataclasses.replace(
                 quantity,
                 **{name: getattr(quantity, name)[:steps] for name in per_step},
-                noise=quantity.noise if len(quantity.noise) == steps else [],
+                **{name: getattr(quantity, name) if len(getattr(quantity, name)) == steps else [] for name in measured},
             )
             for quantity in quantities
         ]
@@ -223,12 +228,34 @@ def weigh_noise(followed: Followed, moved: Sequence[Stream], side: str) -> None:
         side: Which one's they are, "torch" or "jax".
 
     """
+    _weigh_pairs(followed, {f"{side} {number}": run for number, run in enumerate(moved)}, Quantity.add_noise)
+
+
+def weigh_tables(followed: Followed, moved: Sequence[Stream], side: str) -> None:
+    """Measure what the float32 rounding of one side's tables does: the arguments are those of `weigh_noise`."""
+    _weigh_pairs(followed, {f"{side} {number}": run for number, run in enumerate(moved)}, Quantity.add_tables)
+
+
+def weigh_float32(followed: Followed, torch32: Stream, jax32: Stream) -> None:
+    """Hold both sides against each other in float32, for where one float64 run is another program."""
+
+    def add(quantity: Quantity, step: int, torch: np.ndarray, jax: np.ndarray) -> None:
+        del step
+        quantity.add_between32(jax, torch)
+
+    _weigh_pairs(followed, {"torch": torch32, "jax": jax32}, add)
+
+
+def _weigh_pairs(
+    followed: Followed, runs: Mapping[str, Stream], add: Callable[[Quantity, int, np.ndarray, np.ndarray], None]
+) -> None:
+    """Take runs through all steps that were followed, and weigh any two of them against each other."""
     pairs = list(zip(followed.pairings, followed.quantities, strict=True))
-    for number, seen in enumerate(itertools.islice(zip(*moved, strict=False), 2 * followed.steps)):
+    for number, seen in enumerate(itertools.islice(zip(*runs.values(), strict=False), 2 * followed.steps)):
         for pairing, quantity in pairs:
             if (pairing.stage in _AFTER_UPDATE) == number % 2:
-                computed = [_computed(pairing, side, each) for each in seen]
+                computed = [_computed(pairing, run, shown) for run, shown in zip(runs, seen, strict=True)]
                 for one, other in itertools.combinations([array for array in computed if array is not None], 2):
-                    quantity.add_noise(number // 2, one, other)
+                    add(quantity, number // 2, one, other)
                 if all(array is None for array in computed):
-                    quantity.add_noise(number // 2, np.zeros(1), np.zeros(1))
+                    add(quantity, number // 2, np.zeros(1), np.zeros(1))

@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from compare.numerics.distance import EPSILON32, EPSILON64, ULPS, distance, norm
+from compare.numerics.distance import EPSILON32, EPSILON64, ULPS, distance, norm, real
 
 FACTOR = 16.0
 """The one safety factor: this many times what rounding explains is more than rounding.
@@ -55,6 +55,10 @@ def _largest(errors: np.ndarray) -> np.ndarray:
     return largest
 
 
+def _add_largest(errors: list[float], step: int, error: float) -> None:
+    errors[step:] = [max([error, *errors[step : step + 1]]), *errors[step + 1 :]]
+
+
 @dataclass
 class Quantity:
     """One thing that both sides compute at every step, and how far apart they are, step by step."""
@@ -84,6 +88,13 @@ class Quantity:
 
     noise: list[float] = field(default_factory=list)
     """The largest d of two float64 runs of one side, each moved by rounding; empty where it was not measured."""
+
+    tables: list[float] = field(default_factory=list)
+    """The largest d of two float64 runs of one side, with its float32 tables as they are or moved by half a unit; empty
+    where it was not measured."""
+
+    between32: list[float] = field(default_factory=list)
+    """d(jax32, torch32); empty where it was not measured."""
 
     update: "Quantity | None" = field(default=None, repr=False)
     """Of a parameter, its updates: where one of them was nothing but rounding, the parameter says no more."""
@@ -119,7 +130,7 @@ class Quantity:
     def _sizes(self, step: int, torch64: np.ndarray, operands: np.ndarray | None) -> tuple[float, float]:
         if step == len(self.sizes):
             with np.errstate(over="ignore"):
-                size = norm(np.asarray(torch64, np.float64))
+                size = norm(real(torch64))
                 self.sizes.append((size, 0.0 if operands is None else norm(operands)))
         return self.sizes[step]
 
@@ -141,8 +152,15 @@ class Quantity:
 
     def add_noise(self, step: int, one: np.ndarray, other: np.ndarray) -> None:
         """Weigh the same step of two float64 runs of one side; of several such pairs, the largest counts."""
-        noise = distance(one, other)
-        self.noise[step:] = [max([noise, *self.noise[step : step + 1]]), *self.noise[step + 1 :]]
+        _add_largest(self.noise, step, distance(one, other))
+
+    def add_tables(self, step: int, one: np.ndarray, other: np.ndarray) -> None:
+        """Weigh the same step of two float64 runs of one side whose float32 tables differ; the largest counts."""
+        _add_largest(self.tables, step, distance(one, other))
+
+    def add_between32(self, jax32: np.ndarray, torch32: np.ndarray) -> None:
+        """Weigh the same step of both sides in float32: for where float64 is another program, see `alone`."""
+        self.between32.append(distance(jax32, torch32))
 
     @property
     def rounding(self) -> np.ndarray:
@@ -152,13 +170,55 @@ class Quantity:
         in both of its precisions alike, and adds nothing to how far these are apart.
         """
         own = np.maximum(self.error_torch, self.error_jax) if self.error_jax else self.error_torch
-        return np.maximum(_near(own), ULPS * EPSILON32 * np.asarray(self.cancellation))
+        return self._floored(_near(own))
 
     @property
     def expected(self) -> np.ndarray:
         """The float64 difference that rounding explains at each step, of shape `(steps,)`."""
+        return np.maximum(self.expected_alone, _near(self.tables)) if self.tables else self.expected_alone
+
+    @property
+    def expected_alone(self) -> np.ndarray:
+        """The same without the rounding of tables: from equal values, only the part that has a table has it."""
         expected: np.ndarray = self.rounding * (EPSILON64 / EPSILON32)
         return np.maximum(expected, _near(self.noise)) if self.noise else expected
+
+    @property
+    def alone(self) -> np.ndarray:
+        """Whether one float64 run may be alone, another program than the one that runs in float32, at each step.
+
+        A mask of -1e10 that is added makes all that it hides equal in float32, and not in float64. One side's two
+        precisions then agree, and the other side's are as far apart as the two sides are in float64.
+        """
+        error64 = np.asarray(self.error64)
+        least = np.minimum(self.error_torch, self.error_jax)[: len(error64)]
+        return self._from_float64 & (error64 > FACTOR * self._floored(least))
+
+    @property
+    def _from_float64(self) -> np.ndarray:
+        """Whether a side's own two precisions are about as far apart as the two sides are in float64, at each step."""
+        error64 = np.asarray(self.error64)
+        from_float64: np.ndarray = 2 * np.maximum(self.error_torch, self.error_jax)[: len(error64)] >= error64
+        return from_float64
+
+    @property
+    def _ratio32(self) -> np.ndarray:
+        """The float32 difference of both sides over the rounding of the side that has less, of shape `(steps,)`."""
+        least = np.minimum(_near(self.error_torch), _near(self.error_jax))
+        ratio: np.ndarray = np.asarray(self.between32) / self._floored(least)
+        return np.where(self._from_float64, ratio[: len(self.error64)], np.inf)
+
+    @property
+    def _lost_in_one_run(self) -> bool:
+        """Whether at step 0 one float64 run is alone, and it is no residue of what is zero in exact arithmetic.
+
+        Such a residue is larger by eight orders of magnitude in float32 than in float64.
+        """
+        return bool(self.error_jax) and bool(self.alone[0]) and max(self.error_torch[0], self.error_jax[0]) < 2 / LOST
+
+    def _floored(self, errors: np.ndarray) -> np.ndarray:
+        floored: np.ndarray = np.maximum(errors, ULPS * EPSILON32 * np.asarray(self.cancellation)[: len(errors)])
+        return floored
 
     @property
     def ratio(self) -> np.ndarray:
@@ -172,8 +232,12 @@ class Quantity:
             lost |= np.logical_or.accumulate(self.update.rounding >= LOST)
         steps = len(error64)
         lost = lost[:steps]
+        if self.stage in ("forward", "loss") and self._lost_in_one_run:
+            lost[0] = False
         with np.errstate(invalid="ignore"):  # infinite on both sides in float32, and on one in float64
             ratio = error64 / self.expected[:steps]
+            if self.between32:
+                ratio = np.minimum(ratio, self._ratio32)
         return np.where(np.isinf(error64), np.inf, np.where(lost, 0.0, ratio))
 
     def differs(self, step: int, error64: float) -> bool:

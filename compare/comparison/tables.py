@@ -1,0 +1,95 @@
+"""Differences that come from numbers that one side, or both, had rounded to float32 before the comparison began."""
+
+from collections.abc import Container, Mapping
+from typing import Any, NamedTuple
+
+from compare.numerics.tables import movement
+from compare.step.observation import to_numpy
+from compare.verdict.divergence import Cause
+from compare.verdict.first_difference import Found
+from compare.verdict.quantity import Quantity
+
+DOCS = "docs/precision.md#tables-in-float32"
+
+_NAMED = 3
+"""So many tables of a side are named."""
+
+
+class Tables(NamedTuple):
+    """What each side holds in float32, for a person to read."""
+
+    torch: list[str]
+    jax: list[str]
+
+
+def rounded_arrays(buffers: Mapping[str, Any], linked: Container[str]) -> dict[str, str]:
+    """Describe those buffers, by name, that were rounded to float32 and have no partner: their numbers are not shared.
+
+    Args:
+        buffers: What a side keeps beside its parameters.
+        linked: What the map gives a partner: both sides start from the same numbers there.
+
+    """
+    arrays = {name: to_numpy(buffer) for name, buffer in buffers.items() if name not in linked}
+    return {
+        name: f"the buffer {name} of shape {array.shape}"
+        for name, array in arrays.items()
+        if array.dtype.kind in "fc" and movement(array, 1).any()
+    }
+
+
+def rounded_tables(tables: Tables, found: Found, quantity: Quantity, side: str) -> Cause:
+    """Explain a difference that is no larger than what the rounding of tables does.
+
+    Args:
+        tables: What each side holds in float32.
+        found: The first difference beyond float64's rounding.
+        quantity: What is different there.
+        side: What the JAX side is called.
+
+    """
+    step, place = found.divergence.step, found.divergence.torch
+    held = [
+        f"on the {name} side {_listed(each)}" if each else f"on the {name} side nothing"
+        for name, each in (("torch", tables.torch), (side, tables.jax))
+    ]
+    return Cause(
+        "numbers rounded to float32",
+        f"{place}: the sides are {quantity.error64[step]:.1e} apart in float64. Numbers that were rounded to float32 "
+        f"when the programs were made explain as much: moved by half a unit of float32, they move it by "
+        f"{quantity.tables[step]:.1e}. These are {' and '.join(held)}",
+        "none is needed. To see the two agree to float64's rounding, give both sides the same array: compute it once, "
+        "in NumPy, and use it in both programs",
+        DOCS,
+    )
+
+
+def other_program(found: Found, quantity: Quantity, side: str) -> Cause:
+    """Explain a difference that one side's float64 run has alone: its float32 run agrees with the other side.
+
+    Args:
+        found: The first difference beyond float64's rounding.
+        quantity: What is different there.
+        side: What the JAX side is called.
+
+    """
+    step, place = found.divergence.step, found.divergence.torch
+    jax_is_alone = quantity.error_jax[step] > quantity.error_torch[step]
+    alone, other = (side, "torch") if jax_is_alone else ("torch", side)
+    least, most = sorted((quantity.error_torch[step], quantity.error_jax[step]))
+    return Cause(
+        "float64 is another program",
+        f"{place}: the sides are {quantity.error64[step]:.1e} apart in float64 and {quantity.between32[step]:.1e} in "
+        f"float32, where the {other} side's rounding is {least:.1e}. The {alone} side's float64 run is alone: it is "
+        f"{most:.1e} from its own float32 run. Something is lost in float32 there that float64 keeps, as what is added "
+        "to a mask of -1e10. From here on the sides are compared "
+        "in float32, which sees no difference below its rounding",
+        "none is needed for float32. To compare in float64 as well, write the mask on both sides so that no precision "
+        "keeps what it hides: torch.where or masked_fill with -inf, and jnp.where with -jnp.inf",
+        "docs/precision.md#float64-is-another-program",
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

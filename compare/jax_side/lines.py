@@ -1,0 +1,54 @@
+"""The lines of the user's own code that parts of a traced JAX program come from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from compare.jax_side.primitives import Program, is_literal, is_tracer, programs
+from compare.step.places import users_line
+
+
+def line(eqn: Any) -> str:
+    """Name the user's line that an operation comes from, "model.py:12"; nothing where JAX does not know it."""
+    traceback = eqn.source_info.traceback
+    frames = [(frame.file_name, frame.line_num) for frame in traceback.frames] if traceback else []
+    return users_line(frames, "jax", "jaxlib", "flax", "optax", "equinox", "haiku", "chex")
+
+
+def constant_lines(program: Any) -> dict[bytes, str]:
+    """Name the line that first uses each number and array that a program contains, by its `identity`."""
+    lines: dict[bytes, str] = {}
+    _collect(program, {}, lines)
+    return lines
+
+
+def identity(value: Any) -> bytes:
+    """Give what is the same for a constant wherever a program has it: traced anew, it is another object."""
+    array = np.asarray(value)
+    return repr(array.shape).encode() + array.astype(np.complex128).tobytes()
+
+
+def _collect(program: Any, known: Mapping[Any, bytes], lines: dict[bytes, str]) -> None:
+    constants, variables, _, equations, _ = Program.of(program)
+    values = {variable: identity(value) for variable, value in zip(variables, constants, strict=True) if _held(value)}
+    own = {**known, **values}
+    for eqn in equations:
+        held = [_value(atom, own) for atom in eqn.invars]
+        for nested in programs(eqn):
+            inside = zip(Program.of(nested).arguments, held, strict=False)
+            _collect(nested, {variable: value for variable, value in inside if value is not None}, lines)
+        for value in held:
+            if value is not None and not lines.get(value):
+                lines[value] = line(eqn)
+
+
+def _value(atom: Any, known: Mapping[Any, bytes]) -> bytes | None:
+    if is_literal(atom):
+        return identity(atom.val) if _held(atom.val) else None
+    return known.get(atom)
+
+
+def _held(value: Any) -> bool:
+    """Tell whether it is a number or an array of floating-point or complex numbers."""
+    return not is_tracer(value) and getattr(getattr(value, "dtype", None), "kind", "") in ("f", "c")
