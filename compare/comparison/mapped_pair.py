@@ -13,6 +13,7 @@ from compare.alignment.forward import align_modules
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.alignment.training import Constant, align_training
+from compare.comparison.flattened import Features, FlattenedFeatures
 from compare.comparison.shapes import first_difference
 from compare.errors import InputError
 from compare.jax_side.mode import mixed
@@ -22,7 +23,6 @@ from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.step.arguments import positional
 from compare.step.batch import Batch, channels_last
 from compare.step.draws import Draw, Hints
-from compare.step.layouts import flattened
 from compare.step.observation import Observation, Port, to_numpy
 from compare.torch_side.control import ControlledRun
 from compare.torch_side.layers import kept_tensors, torch_layers
@@ -73,16 +73,11 @@ class MappedPair:
         self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in jax_run.modules.items()}
         torch_names = {path: positional(module.forward) for path, module in torch.model.named_modules()}
         self.arguments = torch_names, jax_run.argument_names
-        self.features: dict[str, tuple[int, ...]] = {
-            path: () for path, kind in self.torch_modules.items() if "Linear" in kind
-        }
-        self.links = self._find_links(weights, jax_run)
+        self.features: Features = {path: () for path, kind in self.torch_modules.items() if "Linear" in kind}
+        self.links = self._find_links(weights, jax_run, self.features)
         self.hints = Hints(channels_last(batches[0], jax.batch))
         if self.hints.channels_last or any("Conv" in kind for kind in self.torch_modules.values()):
-            still = JaxRun(jax, "float32", training=False)
-            while flattened := self._flattened(still):
-                self.features |= flattened
-                self.links = self._find_links(weights, jax_run)
+            self._in_port_order(weights, jax_run)
             orders = {(shape[0], shape[1]) for shape in self.features.values() if shape}
             self.hints = self.hints._replace(flattened=tuple(orders))
         # Layers in a scan have partners of their own on the torch side: they are run one by one to be seen.
@@ -114,44 +109,26 @@ class MappedPair:
                 )
                 break
 
-    def _find_links(self, weights: Mapping[str, str | None] | None, jax_run: JaxRun) -> WeightMap:
-        layers = torch_layers(self.torch.model, self.features), self.jax.layers()
+    def _find_links(self, weights: Mapping[str, str | None] | None, jax_run: JaxRun, features: Features) -> WeightMap:
+        layers = torch_layers(self.torch.model, features), self.jax.layers()
         try:
             return find_links(*layers, weights, order=(list(self.torch_modules), list(jax_run.modules)))
         except UnmatchedError as error:
             hint = first_difference(error.links, self.torch_shapes, jax_run.shapes)
             raise InputError("\n".join(filter(None, (str(error), hint)))) from None
 
-    def _flattened(self, jax_run: JaxRun) -> dict[str, tuple[int, int]]:
-        """See which linear layers take an image's features in another order: channels last, where torch's are first.
+    def _in_port_order(self, weights: Mapping[str, str | None] | None, jax_run: JaxRun) -> None:
+        """Find the layers that take an image's features in an order of the port's own, and map their weights so."""
 
-        A port may flatten either way, and a run tells, in evaluation, where nothing is dropped, and from scattered
-        weights: zeros are the same in any order. It gives the channels and the points of each such layer.
-        """
-        record = Record()
-        torch_run = TorchRun(self.torch, "float32", self.device)
-        torch_run.model.eval()
-        torch_run.scatter(seed=0)
-        with ControlledRun():
-            torch_run.forward(self.batches[0], record)
-        seen = record.seen
-        jax_run.load(to_jax(self.links, torch_run.arrays(), jax_run.arrays()))
-        theirs = jax_run.forward(self.batches[0])
-        kernels = {link.torch: link.jax for link in self.links}
-        found: dict[str, tuple[int, int]] = {}
-        for path in (path for path, shape in self.features.items() if not shape and f"{path}.weight" in kernels):
-            module = kernels[f"{path}.weight"].rpartition("/")[0]
-            ours = [to_numpy(value) for port, value in seen.items() if port[:3] == (path, 0, "input")]
-            other = [to_numpy(value) for port, value in theirs.items() if port[:3] == (module, 0, "input")]
-            if not ours or not other or ours[0].shape != other[0].shape:
-                continue
-            size = ours[0].shape[-1]
-            shapes = [(channels, size // channels) for channels in range(2, size) if size % channels == 0]
-            apart = {shape: distance(flattened(shape).to_torch(other[0]), ours[0]) for shape in shapes}
-            # Nothing is quite the same where a layer before is wrong; in any other order nothing is alike.
-            if shapes and 2 * min(apart.values()) < distance(other[0], ours[0]):
-                found[path] = min(shapes, key=apart.__getitem__)
-        return found
+        def map_with(features: Features) -> WeightMap:
+            return self._find_links(weights, jax_run, self.features | features)
+
+        search = FlattenedFeatures(self.torch, self.jax, self.batches[0], self.device, self.kinds, self.arguments)
+        while found := (
+            search.by_inputs(self.links, self.features) or search.by_outputs(self.links, self.features, map_with)
+        ):
+            self.features |= found
+            self.links = map_with({})
 
     def torch_run(self, dtype: str) -> TorchRun:
         """Start a run of the torch side."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from compare.jax_side.inside import recorded_inside
 from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.mode import attributes_of_mode, by_effect, mixed, with_mode
 from compare.jax_side.primitives import BITS, Program, programs
@@ -227,9 +228,11 @@ def of_pytree(function: Callable[..., Any], params: Any, dtype: str, training: b
         values = iter(jax.tree.leaves(params))
         whole = [next(values) if is_trained else leaf for leaf, is_trained in zip(fixed, trained, strict=True)]
         kwargs = with_mode(called, args, kwargs, training)
-        model = functools.partial(function, jax.tree.unflatten(structure, whole))
+        whole = jax.tree.unflatten(structure, whole)
+        model = functools.partial(function, whole)
         if state is None:
-            return record.call("", model, args, kwargs), buffers, rngs
+            with recorded_inside(whole, record):
+                return record.call("", model, args, kwargs), buffers, rngs
         after: list[Any] = []  # the state is no output of the model: it is compared as buffers
 
         @passes_on
@@ -238,7 +241,8 @@ def of_pytree(function: Callable[..., Any], params: Any, dtype: str, training: b
             after.append(new)
             return output
 
-        output = record.call("", stateful, args, kwargs)
+        with recorded_inside(whole, record):
+            output = record.call("", stateful, args, kwargs)
         return output, *kept.arrays(after[-1])
 
     chosen = [leaf if is_trained else None for leaf, is_trained in zip(flat, trained, strict=True)]

@@ -103,13 +103,17 @@ class JaxRun:
         self.dtypes = frozenset(_dtypes(program))
         self.shapes = {port: tuple(program.out_avals[number].shape) for port, number in self.ports.items()}
 
-    def forward(self, batch: Batch, draws: Sequence[Draw] = ()) -> dict[Port, Any]:
-        """Run the model forward alone, and show what its modules take and give."""
+    def forward(
+        self, batch: Batch, draws: Sequence[Draw] = (), given: Mapping[Port, np.ndarray] | None = None
+    ) -> dict[Port, Any]:
+        """Run the model forward alone, and show what its modules take and give; it goes on with what is `given`."""
         import jax
+
+        ports = {port: (value, True) for port, value in (given or {}).items()}
 
         def traced(params: Any, buffers: Any, rngs: Any, inputs: Any, draws: Any) -> Any:
             def model(params: Any) -> Any:
-                return self._forward(params, buffers, rngs, inputs)[1]
+                return self._forward(params, buffers, rngs, inputs, ports)[1]
 
             return replaying(model, draws, [], [], self.hints)(params)
 

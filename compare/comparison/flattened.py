@@ -1,0 +1,155 @@
+"""Linear layers that take an image's features flattened in an order of the port's own.
+
+Torch flattens (channels, height, width), and a port with channels last often (height, width, channels). Both are
+right, with weights that follow, and a run tells which it is: in evaluation, where nothing is dropped, and from
+scattered weights, because zeros are the same in any order.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from compare.alignment.forward import align_modules
+from compare.alignment.partners import Kinds
+from compare.jax_side.run import JaxRun
+from compare.jax_side.side import Flax, Jax
+from compare.numerics.distance import distance
+from compare.step.arguments import Names
+from compare.step.batch import Batch
+from compare.step.layouts import NEAR, flattened
+from compare.step.observation import Observation, Port, to_numpy
+from compare.torch_side.control import ControlledRun
+from compare.torch_side.record import Record
+from compare.torch_side.run import TorchRun
+from compare.torch_side.side import Torch
+from compare.weights.links import WeightMap, to_jax
+
+Features = dict[str, tuple[int, ...]]
+"""For each linear layer, by path, the channels and points that it takes in the port's order; () in torch's order."""
+
+
+LESS = 0.8
+"""In the right order of a known image two sides are nearer by this, though an activation between differs."""
+
+
+class FlattenedFeatures:
+    """One run of torch's model, and runs of the port's from the same weights under different maps.
+
+    Args:
+        torch: The original.
+        jax: The port.
+        batch: What both take.
+        device: Of the torch side.
+        kinds: The class of each module that runs on either side.
+        names: Of the arguments of each module.
+
+    """
+
+    def __init__(
+        self, torch: Torch, jax: Flax | Jax, batch: Batch, device: str, kinds: Kinds, names: tuple[Names, Names]
+    ) -> None:
+        self._jax, self._batch, self._kinds, self._names = JaxRun(jax, "float32", training=False), batch, kinds, names
+        run, record = TorchRun(torch, "float32", device), Record()
+        run.model.eval()
+        run.scatter(seed=0)
+        with ControlledRun():
+            run.forward(batch, record)
+        self._arrays = run.arrays()
+        self._torch = Observation(forward={port: to_numpy(value) for port, value in record.seen.items()})
+
+    def by_inputs(self, links: WeightMap, features: Features) -> Features:
+        """See it in what the layers take, where the port's run shows that.
+
+        Where they take something else in any order, a layer before is wrong: then from torch's values in all images.
+        """
+        seen = self._run(links)
+        found, unclear = self._orders(links, features, seen)
+        return self._orders(links, features, self._from_torch(links, seen))[0] if unclear else found
+
+    def _orders(self, links: WeightMap, features: Features, seen: Mapping[Port, np.ndarray]) -> tuple[Features, bool]:
+        """Give the layers that take the port's order, and whether some take neither that nor torch's.
+
+        Nothing is quite the same where something before is wrong; in any other order nothing is alike.
+        """
+        found: Features = {}
+        unclear = False
+        for path, module in _layers(links, features):
+            ours, theirs = _input(self._torch.forward, path), _input(seen, module)
+            if ours is None or theirs is None or ours.shape != theirs.shape:
+                continue
+            size, in_torch = ours.shape[-1], distance(theirs, ours)
+            image = _image(self._torch.forward, path)
+            shapes = [(channels, size // channels) for channels in range(2, size) if size % channels == 0]
+            apart = {shape: distance(flattened(shape).to_torch(theirs), ours) for shape in shapes}
+            if shapes and 2 * min(apart.values()) < in_torch:
+                found[path] = min(apart.items(), key=lambda item: item[1])[0]
+            elif image and apart[image] < LESS * in_torch:
+                found[path] = image
+            else:
+                unclear |= in_torch > NEAR and bool(image)
+        return found, unclear
+
+    def by_outputs(self, links: WeightMap, features: Features, map_with: Callable[[Features], WeightMap]) -> Features:
+        """See it in what the whole model gives, for layers of pure functions, whose inputs nothing shows.
+
+        `map_with` maps the weights with some layers in the port's order. A layer is taken to be so if the outputs are
+        far nearer then.
+        """
+        seen = self._run(links)
+        unseen: Features = {
+            path: shape
+            for path, module in _layers(links, features)
+            if _input(seen, module) is None and (shape := _image(self._torch.forward, path))
+        }
+        as_in_torch = self._apart(seen)
+        for tried in (unseen, *({path: shape} for path, shape in unseen.items())):
+            if tried and 2 * self._apart(self._run(map_with(tried))) < as_in_torch:
+                return tried
+        return {}
+
+    def _from_torch(self, links: WeightMap, theirs: Mapping[Port, np.ndarray]) -> Mapping[Port, np.ndarray]:
+        """Run the port with torch's values in all images, which have one order of axes by their shapes."""
+        pairings, _ = align_modules(links, self._torch, Observation(forward=theirs), self._kinds, self._names)
+        images = {
+            pairing.ports[1]: pairing.to_jax(pairing.torch_array(self._torch))
+            for pairing in pairings
+            if pairing.ports and pairing.to_jax and self._torch.forward[pairing.ports[0]].ndim > 2
+        }
+        return self._run(links, images)
+
+    def _run(self, links: WeightMap, given: Mapping[Port, np.ndarray] | None = None) -> Mapping[Port, np.ndarray]:
+        self._jax.load(to_jax(links, self._arrays, self._jax.arrays()))
+        seen = self._jax.forward(self._batch, given=given or {})
+        return {port: to_numpy(value) for port, value in seen.items()}
+
+    def _apart(self, seen: Mapping[Port, np.ndarray]) -> float:
+        """Give how far the model's outputs are from torch's, in the first that can be compared."""
+        ours, theirs = (
+            [value for port, value in side.items() if port[:3] == ("", 0, "output") and value.dtype.kind == "f"]
+            for side in (self._torch.forward, seen)
+        )
+        return min((distance(a, b) for a, b in zip(theirs, ours, strict=False) if a.shape == b.shape), default=np.inf)
+
+
+def _layers(links: WeightMap, features: Features) -> Iterator[tuple[str, str]]:
+    """List the linear layers of which no order is known yet, by their paths on both sides."""
+    kernels = {link.torch: link.jax for link in links}
+    for path, shape in features.items():
+        if not shape and f"{path}.weight" in kernels:
+            yield path, kernels[f"{path}.weight"].rpartition("/")[0]
+
+
+def _input(seen: Mapping[Port, np.ndarray], path: str) -> np.ndarray | None:
+    return next((value for port, value in seen.items() if port[:3] == (path, 0, "input")), None)
+
+
+def _image(seen: Mapping[Port, np.ndarray], path: str) -> tuple[int, ...]:
+    """Give the channels and points of the image that a layer takes flattened; () if it takes none."""
+    channels = 0
+    for port, value in seen.items():
+        if port[:3] == (path, 0, "input"):
+            points, rest = divmod(value.shape[-1], channels) if channels else (0, 0)
+            return (channels, points) if value.ndim == 2 and points > 1 and not rest else ()
+        if port.kind == "output" and value.ndim > 2:
+            channels = value.shape[1]
+    return ()
