@@ -79,7 +79,9 @@ class FlattenedFeatures:
                 continue
             size, in_torch = ours.shape[-1], distance(theirs, ours)
             image = _image(self._torch.forward, path)
-            shapes = [(channels, size // channels) for channels in range(2, size) if size % channels == 0]
+            shapes: list[tuple[int, ...]] = [
+                (channels, size // channels) for channels in range(2, size) if size % channels == 0
+            ]
             apart = {shape: distance(flattened(shape).to_torch(theirs), ours) for shape in shapes}
             if shapes and 2 * min(apart.values()) < in_torch:
                 found[path] = min(apart.items(), key=lambda item: item[1])[0]
