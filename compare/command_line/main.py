@@ -137,7 +137,7 @@ def _print(options: argparse.Namespace, found: list[Any]) -> None:
             if getattr(options, "power", False) and not all(each.ok for each in found):
                 print("\npower is measured once the port matches")
             sys.stdout.flush()
-    except BrokenPipeError:  # as before `| head`: files are written all the same
+    except (BrokenPipeError, SystemExit):  # as before `| head`, where rich exits: files are written all the same
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
