@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ def test_sigterm_leaves_no_file_behind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def terminated(*args: Any, **settings: Any) -> None:
-        signal.raise_signal(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # which the main thread sees, while the work goes on
+        time.sleep(2)
 
     monkeypatch.setattr("compare.command_line.main.run", terminated)
     before = signal.getsignal(signal.SIGTERM)
