@@ -47,6 +47,14 @@ class Pairing(NamedTuple):
     """Of several tensors of torch that add up, reads the last alone: of an LSTM's two biases the second."""
 
 
+def shown(read: Read, observation: Observation) -> np.ndarray | None:
+    """Read what a step shows; None where it shows no such thing, as a branch may run at some steps only."""
+    try:
+        return read(observation)
+    except KeyError:
+        return None
+
+
 class Alignment(NamedTuple):
     """All quantities in order of computation, and everything that is left."""
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from compare.alignment.pairings import shown
 from compare.comparison.runs import Runs
 from compare.jax_side.given import Given
 from compare.step.batch import Batch
@@ -35,7 +36,11 @@ class FromTorch:
 
     def given(self, seen: Observation) -> Given:
         """Give what torch has `seen` in a step, as the JAX side has it."""
-        ports = {p.ports[1]: p.to_jax(p.torch_array(seen)) for p in self._forward if p.ports and p.to_jax}
+        ports = {
+            pairing.ports[1]: pairing.to_jax(value)
+            for pairing in self._forward
+            if pairing.ports and pairing.to_jax and (value := shown(pairing.torch_array, seen)) is not None
+        }
         gradients = {name: to_numpy(gradient) for name, gradient in seen.gradients.items()}
         shared = [dataclasses.replace(link, adds=False) for link in self.pair.links if link.torch in gradients]
         return Given(ports, to_jax(shared, gradients, self.run.arrays()), ports.keys() - self.left_out)

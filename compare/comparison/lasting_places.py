@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from compare.alignment.pairings import Pairing
+from compare.alignment.pairings import Pairing, shown
 from compare.comparison.from_torch import Repeated
 from compare.numerics.distance import distance
 from compare.step.observation import Observation, Port
@@ -39,14 +39,15 @@ class LastingPlaces:
     ) -> None:
         self.pairings, self._quantities = followed.pairings, followed.quantities
         self._number, self._torch, self._again = number, torch, again
+        self._shown = [n for n, each in enumerate(self.pairings) if shown(each.torch_array, torch) is not None]
         self._places = [each for each in places if self.pairings[each].to_jax]
         self._of_other_shape = [each for each in places if each not in self._places]
-        deciding = [each for each, pairing in enumerate(self.pairings) if pairing.decides]
+        deciding = [number for number in self._shown if self.pairings[number].decides]
         self._deciding = {n for n in deciding if self.pairings[n].stage not in (Stage.UPDATE, Stage.PARAMETERS)}
-        shown = {n for n in deciding if self.pairings[n].stage in (Stage.FORWARD, Stage.LOSS)}
-        self._watched = shown.union(self._places)
+        outputs = {n for n in deciding if self.pairings[n].stage in (Stage.FORWARD, Stage.LOSS)}
+        self._watched = outputs.union(self._places)
         # The loss is judged by itself: it starts from torch's outputs, where these can be given.
-        self._outputs = {port(self.pairings[n]) for n in shown if self.pairings[n].to_jax}
+        self._outputs = {port(self.pairings[n]) for n in outputs if self.pairings[n].to_jax}
 
     def found(self) -> list[int]:
         """Give the places whose difference lasts."""
@@ -57,9 +58,9 @@ class LastingPlaces:
 
     def carrying(self, kept: Collection[int]) -> list[int]:
         """Give the places that only hand on what is undone later: wrong if torch's values are at those `kept` alone."""
-        shown = self._step(kept)
-        inner = [n for n, each in enumerate(self.pairings) if each.to_jax and not each.decides]
-        return [number for number in inner if number not in kept and self._is_wrong(number, shown)]
+        seen = self._step(kept)
+        inner = [n for n in self._shown if self.pairings[n].to_jax and not self.pairings[n].decides]
+        return [number for number in inner if number not in kept and self._is_wrong(number, seen)]
 
     def _step(self, given: Collection[int]) -> Observation:
         """Take the step with torch's values at some places and, for the loss, as outputs."""
@@ -67,9 +68,9 @@ class LastingPlaces:
         return self._again(self._again.given._replace(used=ports | self._outputs))
 
     def _outcome(self, given: frozenset[int]) -> Outcome:
-        shown = self._step(given)
-        values = {number: np.array(self.pairings[number].jax_array(shown)) for number in self._watched}
-        return Outcome(values, frozenset(n for n in self._deciding.union(self._places) if self._is_wrong(n, shown)))
+        seen = self._step(given)
+        values = {number: np.array(self.pairings[number].jax_array(seen)) for number in self._watched}
+        return Outcome(values, frozenset(n for n in self._deciding.union(self._places) if self._is_wrong(n, seen)))
 
     def _is_felt(self, place: int, undone: Collection[int]) -> bool:
         """Tell whether anything that a place of another shape leads to is wrong.
@@ -82,7 +83,7 @@ class LastingPlaces:
         before = self._again(given._replace(used=used))
         direct = [
             (number, each, np.array(each.jax_array(before)))
-            for number, each in enumerate(self.pairings)
+            for number, each in ((number, self.pairings[number]) for number in self._shown)
             if number not in undone and ((each.ports and each.to_jax) or each.stage == Stage.LOSS)
             if self._is_wrong(number, before)
         ]
@@ -90,10 +91,12 @@ class LastingPlaces:
         after = self._again(given._replace(ports={**given.ports, nudged: value}, used={*used, nudged}))
         return any(distance(each.jax_array(after), was) > self._limit(number) for number, each, was in direct)
 
-    def _is_wrong(self, number: int, shown: Observation) -> bool:
+    def _is_wrong(self, number: int, seen: Observation) -> bool:
         pairing = self.pairings[number]
-        apart = distance(pairing.jax_array(shown), pairing.torch_array(self._torch))
-        return self._quantities[number].differs(self._number, apart)
+        theirs = shown(pairing.jax_array, seen)
+        if theirs is None:
+            return False
+        return self._quantities[number].differs(self._number, distance(theirs, pairing.torch_array(self._torch)))
 
     def _limit(self, number: int) -> float:
         return self._quantities[number].limit(self._number)

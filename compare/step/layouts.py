@@ -97,8 +97,12 @@ def flattened(features: tuple[int, ...]) -> Layout:
 
 
 def reshaped(name: str, torch: tuple[int, ...], jax: tuple[int, ...]) -> Layout:
-    """The layout of the same numbers in the same order, with axes split or put together."""
-    return Layout(name, lambda array: array.reshape(torch), lambda array: array.reshape(jax))
+    """The layout of the same numbers in the same order, with axes split or put together; the first is the batch."""
+
+    def any_batch(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (-1, *shape[1:]) if shape else ()
+
+    return Layout(name, lambda array: array.reshape(any_batch(torch)), lambda array: array.reshape(any_batch(jax)))
 
 
 def draw_layouts(shape: tuple[int, ...], wanted: tuple[int, ...], hints: Hints = NO_HINTS) -> list[Layout]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compare.alignment.pairings import Pairing
+from compare.alignment.pairings import Pairing, shown
 from compare.numerics.distance import distance, norm
 from compare.step.observation import Observation, Port
 from compare.verdict.divergence import Divergence
@@ -103,9 +103,11 @@ class StepDifferences:
 
 
 def _apart(pairing: Pairing, torch: Observation, jax: Observation) -> float:
-    ours = pairing.torch_array(torch)
-    otherwise = 0.0 if pairing.operands is None else norm(pairing.operands(torch))
-    return distance(pairing.jax_array(jax), ours, otherwise)
+    """Give how far a quantity is apart; 0 where one side does not compute it at this step."""
+    ours, theirs = shown(pairing.torch_array, torch), shown(pairing.jax_array, jax)
+    if ours is None or theirs is None:
+        return 0.0
+    return distance(theirs, ours, 0.0 if pairing.operands is None else norm(pairing.operands(torch)))
 
 
 def _place(pairing: Pairing, before: Pairing | None) -> tuple[str, str]:

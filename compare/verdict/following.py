@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compare.alignment.pairings import Alignment, NotCompared, Pairing, Read
+from compare.alignment.pairings import Alignment, NotCompared, Pairing, Read, shown
 from compare.errors import InputError
 from compare.step.observation import Observation, Stream, to_numpy
 from compare.verdict.quantity import Quantity
@@ -118,7 +118,7 @@ class _Following:
 
     def _weigh(self, half: int, names: tuple[str, str], seen: Mapping[str, Observation]) -> None:
         for pairing, quantity in self.pairs[half]:
-            arrays = [_computed(pairing, name, seen[name]) for name in names]
+            arrays = [shown(reader(pairing, name), seen[name]) for name in names]
             if any(array is None for array in arrays):
                 quantity.add_absent(_ERRORS[names], on_both=all(array is None for array in arrays))
                 continue
@@ -137,14 +137,6 @@ class _Following:
                     "the steps from there on would prove nothing. Lower the learning rate, or take fewer steps"
                 )
         return all(finite.values())
-
-
-def _computed(pairing: Pairing, run: str, seen: Observation) -> np.ndarray | None:
-    """Give what a run has computed, or None where it has not at this step: a branch may run at some steps only."""
-    try:
-        return reader(pairing, run)(seen)
-    except KeyError:
-        return None
 
 
 def reader(pairing: Pairing, run: str) -> Read:
@@ -254,7 +246,7 @@ def _weigh_pairs(
     for number, seen in enumerate(itertools.islice(zip(*runs.values(), strict=False), 2 * followed.steps)):
         for pairing, quantity in pairs:
             if (pairing.stage in _AFTER_UPDATE) == number % 2:
-                computed = [_computed(pairing, run, shown) for run, shown in zip(runs, seen, strict=True)]
+                computed = [shown(reader(pairing, run), one) for run, one in zip(runs, seen, strict=True)]
                 for one, other in itertools.combinations([array for array in computed if array is not None], 2):
                     add(quantity, number // 2, one, other)
                 if all(array is None for array in computed):
