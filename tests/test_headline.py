@@ -258,6 +258,14 @@ def test_outputs_without_a_loss_are_held_against_each_other(give: Callable[[Any]
     assert verdict == "match" or "output" in str(report)
 
 
+def test_outputs_in_another_order_are_named_as_such() -> None:
+    port = compare.Flax(TwoPort(lambda y: (jnp.tanh(y), y)))
+    report = compare.check(compare.Torch(Two()), port, [(_normal(4, WIDTH), None)], device="cpu")
+    assert report.divergence
+    assert report.divergence.cause
+    assert report.divergence.cause.name == "order of outputs", str(report)
+
+
 def test_inputs_are_paired_by_the_names_of_arguments() -> None:
     """Labels on one side and positions on the other have the same shape, and nothing to do with each other."""
 

@@ -56,7 +56,8 @@ def synthetic(tensors: int = 12, steps: int = 20, wrong_from: int | None = 7, na
             "epsilon", "torch has eps=1e-05", "nnx.LayerNorm(..., epsilon=1e-05)", "https://flax.readthedocs.io"
         )
         details = ("torch  LayerNorm(eps=1e-05)", "flax  LayerNorm(epsilon=1e-06)")
-        divergence = Divergence(wrong_from, "forward", "layers.3", "layers/3", 1e-4, 1e-7, cause, details=details)
+        place = (wrong_from, "forward", "layers.3", "layers/3")
+        divergence = Divergence(*place, 1e-4, 1e-7, 2e-16, cause, details=details)
     losses = np.exp(-np.arange(steps) / 100) + 0.01 * rng.random(steps)
     runs = [Run(side, losses.astype(np.float32), losses) for side in ("torch", "flax")]
     paths = [f"layers.{number}" for number in range(tensors)]

@@ -127,6 +127,7 @@ class TensorPairs:
         if not (of_model and self._forward_only) and (views := same_numbers(ours, theirs)):
             return _paired(ends, views, decides=of_model)
         floating = ours.dtype.kind == theirs.dtype.kind == "f"
+        alone = alone and not (of_model and ours.ndim != theirs.ndim)  # a loss and the logits that it is of
         if not floating or ends.torch.kind == "input" or not (alone or (of_model and self._forward_only)):
             return None
         # Of two shapes: as far apart as can be, and nothing to go on with.

@@ -35,6 +35,7 @@ def wrongly_converted(pair: MappedPair) -> list[Divergence]:
             link.jax,
             distance(theirs, ours),
             near,
+            near,  # the weights are float32's on both sides
             cause=misconverted(link, ours, theirs, near),
             opinion=opinion,
         )

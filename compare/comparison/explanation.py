@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from compare import bugs
+from compare.comparison.exchanged import exchanged_output
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.held_out import held_out
 from compare.comparison.independent import Independent
@@ -59,6 +60,8 @@ def _with_cause(runs: Runs, found: Found, jax: JaxRun, from_torch: FromTorch, bu
     pair, step, run = runs.pair, found.divergence.step, runs.torch_run("float64")
     for _ in itertools.islice(runs.stepper.whole(run), step):
         pass
+    if cause := exchanged_output(runs, found):
+        return dataclasses.replace(found.divergence, cause=cause)
     batch, draws = pair.batches[step % len(pair.batches)], runs.stepper.draws[step]
     elsewhere = held_out(runs, found, None if found.target is None else from_torch, jax)
     if found.target is None:  # what comes before is the same on both sides

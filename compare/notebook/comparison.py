@@ -196,7 +196,8 @@ def _trained_otherwise(runs: list[Run], stepped: list[np.ndarray], loss: Quantit
             step = int(np.argmax(wrong))
             error, what = float(difference[step]), "differs from its own steps one by one: it is not deterministic"
         opinion = f"the {run.side} side's training run {what}"
-        return Divergence(step, "loss", "loss", "loss", error, errors[min(step, len(errors) - 1)], opinion=opinion)
+        fair = errors[min(step, len(errors) - 1)]
+        return Divergence(step, "loss", "loss", "loss", error, fair, fair, opinion=opinion)
     return None
 
 

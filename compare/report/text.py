@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from compare.bugs import ADVICE
-from compare.numerics.distance import EPSILON32, EPSILON64
 from compare.report.findings import float32_difference
 from compare.report.power import show as show_power
 from compare.verdict.divergence import Cause, Divergence
@@ -147,7 +146,7 @@ def _parts(report: "Findings") -> Iterator[RenderableType]:
 def _rows(divergence: Divergence) -> Iterator[tuple[str, str]]:
     if divergence.torch != divergence.jax:
         yield "where", f"{divergence.torch} in torch, {divergence.jax} on the JAX side"
-    rounding = divergence.error32 * EPSILON64 / EPSILON32
+    rounding = divergence.expected64
     apart = f"{divergence.error64:.1e}" if np.isfinite(divergence.error64) else "infinitely far"
     yield "float64", f"{apart} apart, where rounding would be about {rounding:.0e}"
     for line in divergence.details:

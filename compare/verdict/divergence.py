@@ -28,7 +28,7 @@ class Divergence:
     step: int
     """Counted from 0."""
     stage: str
-    """"forward", "loss", "gradient", "update" (optimizer state with it), "parameters" or "buffers"."""
+    """A `Stage`: "forward", "loss", "gradient", "update" (optimizer state with it), "parameters" or "buffers"."""
     torch: str
     """The name of what differs on the torch side."""
     jax: str
@@ -37,6 +37,8 @@ class Divergence:
     """The relative difference of the two in float64, in the Euclidean norm; infinity if only one is finite."""
     error32: float
     """The rounding that is fair there in float32, relative too: the sides' own, the largest of neighbouring steps."""
+    expected64: float
+    """The difference in float64 that rounding explains there; more than 16 times that is a divergence."""
     cause: Cause | None = None
     """Why; None if none was found."""
     opinion: str = ""

@@ -57,7 +57,8 @@ def _found(
     opinion = ""
     if (lost := quantity.lost_by(step)) is not None:
         opinion = f"in float32 the {lost} side alone is not finite there: are its numbers too large for float32?"
-    divergence = Divergence(step, pairing.stage, *place, quantity.error64[step], error32, opinion=opinion)
+    expected64 = float(quantity.expected[step])
+    divergence = Divergence(step, pairing.stage, *place, quantity.error64[step], error32, expected64, opinion=opinion)
     # A cause must explain all but float64's rounding: what tables in float32 would excuse proves nothing.
     return Found(divergence, pairing, before, FACTOR * float(quantity.expected_alone[step]), target)
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 
 from compare.bugs import ADVICE
-from compare.numerics.distance import EPSILON32, EPSILON64
 from compare.report.findings import float32_difference
 from compare.report.html.agreement import agreement, data, stages
 from compare.report.html.parts import code, prose, short, table
@@ -108,7 +107,7 @@ def _divergence(report: "Findings", divergence: "Divergence", title: str) -> str
             row[1] += f"<br>{code(layer, 'dim')}"
         else:
             rest.append(f"<p>{prose(line)}</p>")
-    rounding = divergence.error32 * EPSILON64 / EPSILON32
+    rounding = divergence.expected64
     places = "".join((f"<dt>{escape(side)}</dt>" if side else "") + f"<dd>{name}</dd>" for side, name in rows)
     when = f"step {divergence.step}, {escape(divergence.stage)}"
     found = (
