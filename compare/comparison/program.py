@@ -4,13 +4,18 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from compare import bugs
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.alignment.program import align_program
+from compare.comparison.program_causes import explained
 from compare.comparison.steps import Stepper
+from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError
 from compare.jax_side.program import JaxProgram
 from compare.jax_side.program_run import JaxProgramRun
@@ -116,7 +121,27 @@ class ProgramCheck:
             self.progress(Progress("measuring what rounding does", found=lambda: found))
             self._weigh_noise(followed)
             found = self._findings(followed)
+        if found.divergence:
+            self.progress(Progress("looking for the cause", found=lambda: found))
+            search = functools.partial(explained, followed, found.divergence, self)
+            divergence, *others = bugs.attempt("the search for the cause", search) or [found.divergence]
+            found = dataclasses.replace(found, divergence=divergence, others=others)
         return found
+
+    def start(self) -> Mapping[str, np.ndarray]:
+        """Give the torch side's floating-point tensors from before the first step, by name."""
+        run = self.pair.torch_run("float64")
+        return {name: to_numpy(tensor).copy() for name, tensor in run.floating().items()}
+
+    def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
+        """Take the steps of both sides in float64, torch's with edits; the run is given as it is after the step."""
+        run = self.pair.torch_run("float64")
+        run.during += [edit.during for edit in edits]
+        run.after += [edit.after for edit in edits]
+        jax = self._jax_afresh()
+        for number, torch in enumerate(self.stepper.whole(run)):
+            batch = self.pair.batches[number % len(self.pair.batches)]
+            yield run, torch, jax.step(batch, self.stepper.draws[number])
 
     def _align(self, torch: Observation, jax: Observation) -> Alignment:
         kinds = self.pair.torch_modules, self.jax.kinds

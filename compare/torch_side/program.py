@@ -121,6 +121,10 @@ class TorchProgramRun:
         self.tables = 0
         self.noise: np.random.Generator | None = None
         """What moves the run, if anything does: see `perturb`."""
+        self.during: list[Callable[[TorchProgramRun], contextlib.AbstractContextManager[Any]]] = []
+        """Changes of the user's step, in force while it runs."""
+        self.after: list[Callable[[TorchProgramRun, Mapping[str, Any]], None]] = []
+        """Changes of the state that a step leaves; given are its floating-point tensors from before."""
         with seeded():
             state, self._step = _built(side)
         self._entries: dict[str, Any] = dict(state)
@@ -136,7 +140,7 @@ class TorchProgramRun:
             name
             for optimizer in self.optimizers.values()
             for group in optimizer.param_groups
-            for name in (self._name(parameter) for parameter in group["params"])
+            for name in (self.name_of(parameter) for parameter in group["params"])
         )
         """The parameters that an optimizer has."""
 
@@ -145,7 +149,13 @@ class TorchProgramRun:
         for name, tensor in self.state.tensors().items():
             self._names.setdefault(id(tensor), name)
 
-    def _name(self, parameter: Any) -> str:
+    def name_of(self, parameter: Any) -> str:
+        """Give the path of a tensor that an optimizer trains.
+
+        Raises:
+            InputError: If the state does not hold it.
+
+        """
         if id(parameter) not in self._names:
             raise InputError(
                 f"an optimizer of the torch state trains a tensor of shape {tuple(parameter.shape)} that no module and "
@@ -196,9 +206,13 @@ class TorchProgramRun:
         import torch
 
         record = record or Record(self.overwritten)
-        before = {name: tensor.detach().clone() for name, tensor in self._floating().items()}
+        before = {name: tensor.detach().clone() for name, tensor in self.floating().items()}
         watch = _Watch(self, record)
-        with record.of(self.model), watch.watching():
+        with contextlib.ExitStack() as stack:
+            for change in self.during:  # before the watch, whose hooks see what a change makes of the gradients
+                stack.enter_context(change(self))
+            stack.enter_context(record.of(self.model))
+            stack.enter_context(watch.watching())
             inputs = mapped(batch, self.tensor)
             shown = call_user_code(
                 "the torch step",
@@ -211,7 +225,9 @@ class TorchProgramRun:
                 f"the torch step must give a dict of what it shows, such as {{'loss': loss}}, and gave a "
                 f"{type(shown).__name__}"
             )
-        after = self._floating()
+        for change_after in self.after:
+            change_after(self, before)
+        after = self.floating()
         updates = {name: after[name].detach() - old for name, old in before.items() if name in after}
         values = {name: torch.as_tensor(value).detach() for name, value in shown.items()}
         return Observation(
@@ -221,15 +237,21 @@ class TorchProgramRun:
             parameters={name: tensor for name, tensor in after.items() if name in self.trained},
             optimizer=self.optimizer_state(),
             buffers=self._buffers(trained=True),
-            state={name: tensor for name, tensor in after.items() if name not in self.trained}
-            | self._buffers(trained=False),
+            state=self._other_state(after),
             shown={name: value for name, value in values.items() if name != "loss"},
             forward=record.seen,
             order=watch.order(),
         )
 
-    def _floating(self) -> "dict[str, torch.Tensor]":
-        return {**self.parameters, **self._numbers()}
+    def floating(self) -> "dict[str, torch.Tensor]":
+        """Give the floating-point tensors of the state: parameters, buffers and bare tensors."""
+        buffers = {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
+        return {**self.parameters, **buffers, **self._numbers()}
+
+    def _other_state(self, tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+        """Of the state's tensors, give those that no optimizer trains, but for buffers of modules that one trains."""
+        beside = self._buffers(trained=True)
+        return {name: tensor for name, tensor in tensors.items() if name not in self.trained and name not in beside}
 
     def _buffers(self, *, trained: bool) -> "dict[str, torch.Tensor]":
         """Give the floating-point buffers of modules that an optimizer trains, or of the others."""
@@ -243,7 +265,7 @@ class TorchProgramRun:
     def optimizer_state(self) -> dict[str, Any]:
         """Give the optimizers' states, named "slot/parameter"."""
         return {
-            f"{slot}/{self._name(parameter)}": value
+            f"{slot}/{self.name_of(parameter)}": value
             for optimizer in self.optimizers.values()
             for parameter, slots in optimizer.state.items()
             for slot, value in slots.items()
@@ -253,7 +275,7 @@ class TorchProgramRun:
     def settings(self) -> dict[str, dict[str, Any]]:
         """Give the optimizers' settings for each parameter, by name."""
         return {
-            self._name(parameter): {key: value for key, value in group.items() if key != "params"}
+            self.name_of(parameter): {key: value for key, value in group.items() if key != "params"}
             for optimizer in self.optimizers.values()
             for group in optimizer.param_groups
             for parameter in group["params"]
@@ -296,7 +318,7 @@ class _Watch:
         self._seen()
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                name, gradient = self.run._name(parameter), parameter.grad
+                name, gradient = self.run.name_of(parameter), parameter.grad
                 name = numbered(name, self.gradients)
                 self.gradients[name] = torch.zeros_like(parameter) if gradient is None else gradient.detach().clone()
                 self._events.append(("gradient", name))
@@ -304,7 +326,7 @@ class _Watch:
     def _updated(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         del args, kwargs
         for group in optimizer.param_groups:
-            self._events += [("update", self.run._name(parameter)) for parameter in group["params"]]
+            self._events += [("update", self.run.name_of(parameter)) for parameter in group["params"]]
 
     def _seen(self) -> None:
         """Note which modules have run by now."""

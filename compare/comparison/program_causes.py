@@ -1,0 +1,189 @@
+"""Why two training steps differ: edits of the torch step are tried until it makes the step of the port.
+
+An edit is in force from the first step of a run on. It is a cause if every tensor that decides then agrees up to and
+beyond the place at which the two sides first differed: so it explains that place, and agrees with all that agreed.
+Of several edits, the one after which the two sides agree longest is meant. With it in force, the search goes on at the
+next place that differs.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from compare.alignment.pairings import Pairing, Read
+from compare.diagnosis.steps import averages, scales
+from compare.diagnosis.steps.edit import Difference, Edit, StateTensor
+from compare.diagnosis.steps.library_calls import EDITS
+from compare.errors import InputError, NondeterministicError
+from compare.numerics.distance import distance
+from compare.step.observation import Observation, to_numpy
+from compare.torch_side.program import TorchProgramRun
+from compare.verdict.divergence import Cause, Divergence
+from compare.verdict.following import Followed
+from compare.verdict.quantity import FACTOR, Quantity
+
+SEVERAL = 4
+"""Causes that are looked for in one comparison, at most."""
+
+
+class Steps(Protocol):
+    """Takes both sides through the steps of a comparison, in float64."""
+
+    def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
+        """Take the steps of both sides, torch's with edits; the run is given as it is after the step."""
+
+    def start(self) -> Mapping[str, np.ndarray]:
+        """Give the torch side's floating-point tensors from before the first step, by name."""
+
+
+class Reach(NamedTuple):
+    """How far two sides agree: the first step and quantity at which they do not."""
+
+    step: int
+    place: int
+
+
+def explained(followed: Followed, first: Divergence, steps: Steps) -> list[Divergence]:
+    """Give the first divergence and those that are left when it is mended, each with its cause if one is found."""
+    found: list[Divergence] = []
+    edits: list[Edit] = []
+    while len(found) < SEVERAL:
+        reach = _reach(followed, steps, edits)
+        if reach is None:
+            break
+        divergence = _divergence(followed, reach) if found else first
+        fitting = _fitting(followed, steps, edits, reach)
+        found.append(dataclasses.replace(divergence, cause=_cause(fitting)) if fitting else divergence)
+        if not fitting:
+            break
+        edits.append(fitting[0])
+    return found or [first]
+
+
+def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> list[Edit]:
+    """Give the edits with which both sides agree longest, if any agrees beyond where they differ now."""
+    best: list[Edit] = []
+    farthest = reach
+    for edit in (*EDITS, *_of_state(followed, steps, edits, reach)):
+        try:
+            now = _reach(followed, steps, [*edits, edit])
+        except (RuntimeError, InputError, NondeterministicError):  # torch refuses the step with this edit
+            continue
+        now = now or Reach(followed.steps, 0)
+        if now > farthest:
+            best, farthest = [edit], now
+        elif now == farthest and best:
+            best.append(edit)
+    fewest = min((edit.free for edit in best), default=0)
+    return [edit for edit in best if edit.free == fewest]
+
+
+def _reach(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Reach | None:
+    """Tell where two sides first differ with edits in force; None where they do not."""
+    fresh = [dataclasses.replace(quantity, error64=[], sizes=[]) for quantity in followed.quantities]
+    pairs = list(zip(followed.pairings, fresh, strict=True))
+    both = steps.both(edits)
+    for step, (_, torch, jax) in zip(range(followed.steps), both, strict=False):
+        for place, (pairing, quantity) in enumerate(pairs):
+            if pairing.decides and _differs(pairing, quantity, torch, jax):
+                return Reach(step, place)
+    return None
+
+
+def _differs(pairing: Pairing, quantity: Quantity, torch: Observation, jax: Observation) -> bool:
+    ours, theirs = _computed(pairing.torch_array, torch), _computed(pairing.jax_array, jax)
+    if ours is None or theirs is None:
+        quantity.add_absent("error64", on_both=ours is None and theirs is None)
+    else:
+        quantity.add_difference(theirs, ours, pairing.operands and pairing.operands(torch))
+    return bool(quantity.ratio[-1] > FACTOR)
+
+
+def _computed(read: Read, seen: Observation) -> np.ndarray | None:
+    try:
+        array: np.ndarray = read(seen)
+    except KeyError:
+        return None
+    return array
+
+
+def _of_state(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> list[Edit]:
+    """Give the edits that what both sides have at this place suggests."""
+    pairing = followed.pairings[reach.place]
+    if pairing.stage not in ("gradient", "state", "buffers"):
+        return []
+    both = steps.both(edits)
+    before = dict(steps.start())
+    for _ in range(reach.step):
+        run, *_ = next(both)
+        before = {name: to_numpy(tensor).copy() for name, tensor in run.floating().items()}
+    _, torch, jax = next(both)
+    found = _difference(followed, reach.place, reach.step, torch, jax)
+    if found is None:
+        return []
+    if pairing.stage == "gradient":
+        each = [_difference(followed, place, reach.step, torch, jax) for place in _places(followed, "gradient")]
+        wrong = [one for one in each if one is not None and distance(one.jax, one.torch) > one.near]
+        return list(scales.edits(found, wrong))
+    tensors = dict(_tensors(followed, reach.step, torch, jax, before))
+    return list(averages.edits(dataclasses.replace(found, tensors=tensors)))
+
+
+def _places(followed: Followed, *stages: str) -> list[int]:
+    return [place for place, pairing in enumerate(followed.pairings) if pairing.stage in stages]
+
+
+def _difference(followed: Followed, place: int, step: int, torch: Observation, jax: Observation) -> Difference | None:
+    pairing, quantity = followed.pairings[place], followed.quantities[place]
+    ours, theirs = _computed(pairing.torch_array, torch), _computed(pairing.jax_array, jax)
+    if ours is None or theirs is None or ours.shape != theirs.shape:
+        return None
+    near = FACTOR * float(quantity.expected[step])
+    return Difference(step, pairing.stage, pairing.torch, ours, theirs, near)
+
+
+def _tensors(
+    followed: Followed, step: int, torch: Observation, jax: Observation, before: dict[str, np.ndarray]
+) -> Iterator[tuple[str, StateTensor]]:
+    """List the tensors of the state that are whole tensors of torch's, in torch's layout."""
+    for place in _places(followed, "parameters", "buffers", "state"):
+        found = _difference(followed, place, step, torch, jax)
+        if found is not None and found.name in before and before[found.name].size == found.torch.size:
+            shaped = _in_layout(followed.pairings[place], before[found.name], found.torch)
+            if shaped is not None:
+                yield found.name, StateTensor(shaped, found.torch, found.jax, found.near)
+
+
+def _in_layout(pairing: Pairing, before: np.ndarray, like: np.ndarray) -> np.ndarray | None:
+    """Lay what torch had before the step out as what is compared."""
+    only = {pairing.torch: before}
+    seen = Observation(parameters=only, buffers=only, state=only)
+    array = _computed(pairing.torch_array, seen)
+    return array if array is not None and array.shape == like.shape else None
+
+
+def _divergence(followed: Followed, reach: Reach) -> Divergence:
+    """Describe a place that differs once what came before it is mended."""
+    pairing, quantity = followed.pairings[reach.place], followed.quantities[reach.place]
+    return Divergence(
+        reach.step,
+        pairing.stage,
+        pairing.torch,
+        pairing.jax,
+        float(quantity.error64[reach.step]),
+        float(quantity.rounding[reach.step]),
+    )
+
+
+def _cause(edits: Sequence[Edit]) -> Cause:
+    """Say what was proved; of edits that fit equally well, all."""
+    names = " or ".join(dict.fromkeys(edit.name for edit in edits))
+    says = ", or ".join(dict.fromkeys(edit.explanation for edit in edits))
+    return Cause(
+        names,
+        f"{names}: {says}. With that in the torch step, both sides agree there and at all steps before",
+        "; or ".join(dict.fromkeys(edit.fix for edit in edits)),
+        ", ".join(dict.fromkeys(edit.source for edit in edits if edit.source)),
+    )

@@ -1,0 +1,158 @@
+"""Averages of weights: what torch's rule is, and which rule gives what the JAX side has.
+
+A tensor S of the state that no optimizer trains follows a tensor P of the same shape by S' = d S + (1 - d) P'. Torch's
+own step shows both d and P: the rule must give S' for the whole tensor, to float64's rounding. The JAX side's tensor
+is then held against the same rule with another d, with the P from before the update, with S left alone, or copied.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors
+from compare.numerics.distance import EPSILON64, ULPS, distance
+from compare.torch_side.program import TorchProgramRun
+
+
+class Rule(NamedTuple):
+    """How a tensor of the state follows another."""
+
+    decay: float
+    """How much of the old value is kept: 0 where it is copied."""
+    source: str
+    """The name of what it follows."""
+
+
+def edits(found: Difference) -> Iterator[Edit]:
+    """Give the changes of an average's rule that explain what the JAX side has.
+
+    The number of elements of the whole module confirms a decay that was fitted to one of its tensors.
+    """
+    root = found.name.partition(".")[0]
+    rules = {
+        name: rule
+        for name in found.tensors
+        if name.partition(".")[0] == root and (rule := _rule(name, found)) is not None
+    }
+    if found.name not in rules:
+        return
+    rule = rules[found.name]
+    for made in _other_rules(found, rule):
+        if all(made.gives(found.tensors, name, other) for name, other in rules.items() if _same_kind(other, rule)):
+            same = {name: other for name, other in rules.items() if _same_kind(other, rule)}
+            yield _edit(root, rule, made, same)
+
+
+def _same_kind(rule: Rule, other: Rule) -> bool:
+    return abs(rule.decay - other.decay) < 1e-9
+
+
+class _Other(NamedTuple):
+    """Another rule for the same tensors."""
+
+    name: str
+    explanation: str
+    fix: str
+    value: Callable[[Any, Any, Any], Any]
+    """Of arrays or tensors: the average before, what it follows before, and what it follows after."""
+    free: int = 0
+
+    def gives(self, tensors: Mapping[str, StateTensor], name: str, rule: Rule) -> bool:
+        tensor, source = tensors[name], tensors[rule.source]
+        made = self.value(tensor.before, source.before, source.torch)
+        return distance(made, tensor.jax) <= tensor.near
+
+
+def _rule(name: str, found: Difference) -> Rule | None:
+    """Find the rule by which torch's tensor follows another; None where none gives it."""
+    tensor = found.tensors[name]
+    leaf = name.partition(".")[2]
+    near = ULPS * 4 * EPSILON64
+    for source, other in found.tensors.items():
+        if source == name or other.torch.shape != tensor.torch.shape or source.partition(".")[2] != leaf:
+            continue
+        decay = _decay(tensor.torch, tensor.before, other.torch)
+        if decay is None:
+            continue
+        if distance(decay * tensor.before + (1 - decay) * other.torch, tensor.torch) <= near:
+            return Rule(decay, source)
+    return None
+
+
+def _decay(after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> float | None:
+    """Solve after = d before + (1 - d) follows for d by least squares; None where before equals what it follows."""
+    way = (before - follows).ravel()
+    size = float(way @ way)
+    if size <= (EPSILON64 * 1e4) ** 2 * float(np.vdot(follows, follows)) or way.size < 2:
+        return None
+    decay = float((after - follows).ravel() @ way) / size
+    return 0.0 if abs(decay) < 1e-12 else decay
+
+
+def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
+    tensor, source = found.tensors[found.name], found.tensors[rule.source]
+    decay = rule.decay
+    yield _Other(
+        "average not updated",
+        "the JAX step leaves it as it is",
+        f"update it in each step: optax.incremental_update(new, old, step_size={1 - decay:.6g})",
+        lambda old, before, after: old,
+    )
+    if decay:
+        yield _Other(
+            "average before the update",
+            "the JAX step averages the weights from before the optimizer's update",
+            "update the average after the optimizer's update",
+            lambda old, before, after: decay * old + (1 - decay) * before,
+        )
+        yield _Other(
+            "average copied",
+            "the JAX step copies the weights",
+            f"optax.incremental_update(new, old, step_size={1 - decay:.6g})",
+            lambda old, before, after: after,
+        )
+        yield _Other(
+            "decay exchanged",
+            f"the JAX step keeps {1 - decay:.6g} of the average and takes {decay:.6g} of the weights",
+            f"optax.incremental_update(new, old, step_size={1 - decay:.6g})",
+            lambda old, before, after: (1 - decay) * old + decay * after,
+        )
+    fitted = _decay(tensor.jax, tensor.before, source.torch)
+    if fitted is not None and (short := _shortest(fitted)) is not None:
+        yield _Other(
+            "average's decay",
+            f"the JAX step keeps {short:.12g}",
+            f"optax.incremental_update(new, old, step_size={1 - decay:.6g})",
+            lambda old, before, after: short * old + (1 - short) * after,
+            free=1,
+        )
+
+
+def _shortest(value: float) -> float | None:
+    """Give the number of the fewest digits that is as near as least squares can tell."""
+    for digits in range(1, 13):
+        short = round(value, digits)
+        if abs(short - value) <= 1e-9 * max(1.0, abs(value)):
+            return short
+    return value
+
+
+def _edit(root: str, rule: Rule, made: _Other, rules: dict[str, Rule]) -> Edit:
+    def after(run: TorchProgramRun, before: Tensors) -> None:
+        import torch
+
+        now = run.floating()
+        with torch.no_grad():
+            for name, each in rules.items():
+                now[name].copy_(made.value(before[name], before[each.source], now[each.source]))
+
+    keeps = f"keeps {rule.decay:.12g} of {root} and takes the rest from" if rule.decay else f"makes {root} a copy of"
+    return Edit(
+        name=made.name,
+        explanation=f"torch {keeps} {rule.source.partition('.')[0]} after each update, and {made.explanation}",
+        fix=made.fix,
+        after=after,
+        free=made.free,
+        source="https://optax.readthedocs.io/en/latest/api/apply_updates.html#optax.incremental_update",
+    )

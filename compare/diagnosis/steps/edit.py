@@ -1,0 +1,70 @@
+"""One change of a torch training step, that makes it the step of the port."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from compare.torch_side.program import TorchProgramRun
+
+Tensors = Mapping[str, Any]
+
+
+def unchanged(_: TorchProgramRun) -> AbstractContextManager[Any]:
+    """Change nothing while a step runs."""
+    return contextlib.nullcontext()
+
+
+def untouched(_run: TorchProgramRun, _before: Tensors) -> None:
+    """Change nothing after a step."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change of the torch step, and what it says about the JAX step."""
+
+    name: str
+    """In a word or two: "clipping"."""
+    explanation: str
+    """What each side does."""
+    fix: str
+    """What to write on the JAX side."""
+    during: Callable[[TorchProgramRun], AbstractContextManager[Any]] = unchanged
+    """Makes the change in a run, while one of its steps runs."""
+    after: Callable[[TorchProgramRun, Tensors], None] = untouched
+    """Makes the change when a step is done; given are the state's floating-point tensors before the step."""
+    free: int = 0
+    """How many numbers were fitted to what the JAX side gives."""
+    source: str = ""
+    """Where the convention is documented."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs first, with what both sides have at this step."""
+
+    step: int
+    stage: str
+    name: str
+    """Of the tensor on the torch side."""
+    torch: np.ndarray
+    """What the torch side gives at this step."""
+    jax: np.ndarray
+    """What the JAX side gives at this step, from the same start; in torch's layout."""
+    near: float
+    """The distance ‖a - b‖ / ‖b‖ that rounding explains, with the safety factor."""
+    tensors: Mapping[str, "StateTensor"] = field(default_factory=dict)
+    """The floating-point tensors of the state, by torch's names."""
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """A tensor of the state before and after a step, on both sides; all in torch's layout."""
+
+    before: np.ndarray
+    torch: np.ndarray
+    jax: np.ndarray
+    near: float

@@ -1,0 +1,189 @@
+"""Edits of what a training step does with torch's own objects: clipping, zeroing, schedules, detaching.
+
+None of them has a number that is fitted. Each is made for a whole run, from the first step on, and is a cause only if
+every tensor then agrees up to the step at which the two sides first differed.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+from compare.diagnosis.steps.edit import Edit
+from compare.torch_side.program import TorchProgramRun
+
+_SCHEDULES = "https://optax.readthedocs.io/en/latest/api/optimizer_schedules.html"
+_TRANSFORMATIONS = "https://optax.readthedocs.io/en/latest/api/transformations.html"
+
+
+@contextlib.contextmanager
+def _as_accumulated(run: TorchProgramRun) -> Iterator[None]:
+    """Give optimizers the gradients as the backward pass left them, whatever was done to them since."""
+    latest: dict[Any, Any] = {}
+
+    def keep(parameter: Any) -> None:
+        latest[parameter] = parameter.grad.detach().clone()
+
+    def restore(optimizer: Any, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter in latest and parameter.grad is not None:
+                    parameter.grad.copy_(latest.pop(parameter))
+
+    with contextlib.ExitStack() as stack:
+        for optimizer in run.optimizers.values():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    stack.callback(parameter.register_post_accumulate_grad_hook(keep).remove)
+            stack.callback(optimizer.register_step_pre_hook(restore).remove)
+        yield
+
+
+@contextlib.contextmanager
+def _not_zeroed(run: TorchProgramRun) -> Iterator[None]:
+    """Leave gradients where they are: those of the next step are added to them."""
+    import torch
+
+    with contextlib.ExitStack() as stack:
+        for cls in {torch.optim.Optimizer, torch.nn.Module, *map(type, run.optimizers.values())}:
+            stack.enter_context(mock.patch.object(cls, "zero_grad", autospec=True))
+        yield
+
+
+@contextlib.contextmanager
+def _not_detached(_: TorchProgramRun) -> Iterator[None]:
+    import torch
+
+    original = torch.Tensor.detach
+
+    def detach(tensor: Any) -> Any:
+        follows = torch.is_grad_enabled() and tensor.requires_grad and not tensor.is_leaf
+        return tensor if follows else original(tensor)
+
+    with mock.patch.object(torch.Tensor, "detach", detach):
+        yield
+
+
+@contextlib.contextmanager
+def _updated_twice(run: TorchProgramRun) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for optimizer in run.optimizers.values():
+            original = optimizer.step
+
+            def twice(*args: Any, original: Any = original, **kwargs: Any) -> Any:
+                original(*args, **kwargs)
+                return original(*args, **kwargs)
+
+            stack.enter_context(mock.patch.object(optimizer, "step", twice))
+        yield
+
+
+def _schedulers(run: TorchProgramRun) -> list[Any]:
+    from torch.optim.lr_scheduler import LRScheduler
+
+    return list(run.state.parts(LRScheduler).values())
+
+
+@contextlib.contextmanager
+def _never_scheduled(run: TorchProgramRun) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for scheduler in _schedulers(run):
+            stack.enter_context(mock.patch.object(scheduler, "step"))
+        yield
+
+
+@contextlib.contextmanager
+def _scheduled_ahead(run: TorchProgramRun) -> Iterator[None]:
+    """Step each scheduler once before the first step of the run."""
+    for scheduler in _schedulers(run):
+        if not vars(scheduler).get("netparity_ahead"):
+            vars(scheduler)["netparity_ahead"] = True
+            scheduler.step()
+    yield
+
+
+@contextlib.contextmanager
+def _scheduled_behind(run: TorchProgramRun) -> Iterator[None]:
+    """Leave out the first step of each scheduler."""
+    with contextlib.ExitStack() as stack:
+        for scheduler in _schedulers(run):
+
+            def later(*args: Any, scheduler: Any = scheduler, original: Any = scheduler.step, **kwargs: Any) -> None:
+                if vars(scheduler).setdefault("netparity_behind", 0):
+                    original(*args, **kwargs)
+                vars(scheduler)["netparity_behind"] += 1
+
+            stack.enter_context(mock.patch.object(scheduler, "step", later))
+        yield
+
+
+@contextlib.contextmanager
+def _scheduled_at_each_update(run: TorchProgramRun) -> Iterator[None]:
+    """Step each scheduler after each step of the program, and not where the user does."""
+    schedulers = _schedulers(run)
+    steps = [scheduler.step for scheduler in schedulers]
+    with _never_scheduled(run):
+        yield
+    for step in steps:
+        step()
+
+
+EDITS = (
+    Edit(
+        name="clipping",
+        explanation="torch changes the gradients between the backward pass and the optimizer, as clipping does, "
+        "and the JAX step gives its optimizer the gradients as they are computed",
+        fix="clip the gradients on the JAX side, as torch does, before the optimizer is given them",
+        during=_as_accumulated,
+        source=_TRANSFORMATIONS,
+    ),
+    Edit(
+        name="gradients not zeroed",
+        explanation="torch zeroes the gradients in each step, and the JAX step adds them to those of the steps before",
+        fix="start each step from gradients of this step alone",
+        during=_not_zeroed,
+    ),
+    Edit(
+        name="stop_gradient",
+        explanation="torch detaches a tensor, and the JAX step differentiates through it",
+        fix="pass the tensor that torch detaches through jax.lax.stop_gradient",
+        during=_not_detached,
+        source="https://docs.jax.dev/en/latest/_autosummary/jax.lax.stop_gradient.html",
+    ),
+    Edit(
+        name="second update",
+        explanation="the JAX step updates twice where torch updates once",
+        fix="call the optimizer's update once for each of torch's optimizer.step()",
+        during=_updated_twice,
+    ),
+    Edit(
+        name="schedule",
+        explanation="torch's schedule changes the learning rate, and the JAX step keeps it as it is at the start",
+        fix="give the optax optimizer the schedule in the place of a number",
+        during=_never_scheduled,
+        source=_SCHEDULES,
+    ),
+    Edit(
+        name="schedule one step ahead",
+        explanation="the JAX step's learning rate is that which torch has one step later",
+        fix="let the schedule give at count 0 the rate of torch's first step",
+        during=_scheduled_ahead,
+        source=_SCHEDULES,
+    ),
+    Edit(
+        name="schedule one step behind",
+        explanation="the JAX step's learning rate is that which torch had one step earlier",
+        fix="let the schedule give at count n the rate of torch's step n, counted from 0",
+        during=_scheduled_behind,
+        source=_SCHEDULES,
+    ),
+    Edit(
+        name="schedule per step",
+        explanation="torch steps its schedule less often than once a step, such as once an epoch, and the JAX side's "
+        "schedule goes on at each update",
+        fix="count updates per epoch in the schedule: schedule(count // steps_per_epoch)",
+        during=_scheduled_at_each_update,
+        source=_SCHEDULES,
+    ),
+)
+"""The edits that are tried for every program."""

@@ -1,0 +1,72 @@
+"""Gradients that are a multiple of torch's: summed where torch averages, or with another sign."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from compare.diagnosis.steps.edit import Difference, Edit
+from compare.numerics.distance import distance
+from compare.torch_side.program import TorchProgramRun
+
+
+def edits(found: Difference, gradients: Sequence[Difference]) -> Iterator[Edit]:
+    """Give the factor that the JAX side's gradients have over torch's, if all that differ at this step have the same.
+
+    Args:
+        found: What differs first, a gradient.
+        gradients: All gradients of this step that differ.
+
+    """
+    if not found.torch.any() or found.torch.size < 2:
+        return
+    factor = float(np.vdot(found.torch, found.jax) / np.vdot(found.torch, found.torch))
+    whole = round(factor) if abs(factor) >= 1 else 0
+    share = round(1 / factor) if factor and abs(factor) < 1 else 0
+    exact = float(whole) if whole else 1 / share if share else 0.0
+    if exact in (0.0, 1.0) or abs(exact - factor) > 1e-9 * abs(exact):
+        return  # only a count of batches or devices, or a sign, is known for what it is
+    if any(distance(exact * each.torch, each.jax) > each.near for each in gradients):
+        return
+    names = frozenset(each.name for each in gradients)
+    yield Edit(
+        name="gradient sign" if exact == -1 else "gradient scale",
+        explanation=_explanation(exact, whole, share),
+        fix=_fix(exact),
+        during=lambda run: _scaled(run, exact, names),
+        free=1,
+    )
+
+
+def _explanation(exact: float, whole: int, share: int) -> str:
+    if exact == -1:
+        return "the JAX side's optimizer is given torch's gradients with the opposite sign"
+    times = f"{whole} times torch's gradients" if whole else f"torch's gradients divided by {share}"
+    return f"the JAX side's optimizer is given {times}, as a sum over {abs(whole or share)} parts is of their mean"
+
+
+def _fix(exact: float) -> str:
+    if exact == -1:
+        return "gradients = jax.tree.map(jnp.negative, gradients)"
+    return (
+        f"gradients = jax.tree.map(lambda leaf: leaf / {exact:.12g}, gradients)"
+        if abs(exact) > 1
+        else (f"gradients = jax.tree.map(lambda leaf: leaf * {1 / exact:.12g}, gradients)")
+    )
+
+
+@contextlib.contextmanager
+def _scaled(run: TorchProgramRun, factor: float, names: frozenset[str]) -> Iterator[None]:
+    """Multiply what optimizers are given of some parameters."""
+
+    def scale(optimizer: Any, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and run.name_of(parameter) in names:
+                    parameter.grad.mul_(factor)
+
+    with contextlib.ExitStack() as stack:
+        for optimizer in run.optimizers.values():
+            stack.callback(optimizer.register_step_pre_hook(scale).remove)
+        yield
