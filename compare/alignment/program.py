@@ -94,7 +94,7 @@ def _slots(
     links: Sequence[Link], torch: Observation, jax: Observation, settings: Mapping[str, Settings]
 ) -> tuple[list[Pairing], list[NotCompared]]:
     """Pair the optimizers' states."""
-    names = dict(_with_parameters(links, torch, jax))
+    names = slot_names(links, torch, jax)
     full = jax._replace(optimizer={name: jax.optimizer[own] for name, own in names.items()})
     pairings, not_compared = align_state(links, torch, full, settings)
 
@@ -102,6 +102,11 @@ def _slots(
         return pairing.jax_array(seen._replace(optimizer={pairing.jax: seen.optimizer[names[pairing.jax]]}))
 
     return [pairing._replace(jax_array=functools.partial(read, pairing)) for pairing in pairings], not_compared
+
+
+def slot_names(links: Sequence[Link], torch: Observation, jax: Observation) -> dict[str, str]:
+    """Give, for each array of the JAX optimizers' states, its own name by its name with its parameter's full path."""
+    return dict(_with_parameters(links, torch, jax))
 
 
 def _with_parameters(links: Sequence[Link], torch: Observation, jax: Observation) -> Iterator[tuple[str, str]]:

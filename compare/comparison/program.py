@@ -11,10 +11,12 @@ import numpy as np
 
 from compare import bugs
 from compare.alignment.optimizer_state import Settings
-from compare.alignment.pairings import Alignment
+from compare.alignment.pairings import Alignment, Pairing
 from compare.alignment.program import align_program
 from compare.comparison.program_causes import explained
+from compare.comparison.program_optimizers import Programs, explained_update
 from compare.comparison.steps import Stepper
+from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError
 from compare.jax_side.program import JaxProgram
@@ -127,6 +129,11 @@ class ProgramCheck:
             divergence, *others = bugs.attempt("the search for the cause", search) or [found.divergence]
             found = dataclasses.replace(found, divergence=divergence, others=others)
         return found
+
+    def update_explained(self, followed: Followed, pairing: Pairing) -> Explained:
+        """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
+        programs = Programs(self.pair.links, self.stepper, self.pair.torch_run, self._jax_afresh)
+        return explained_update(programs, followed, pairing)
 
     def start(self) -> Mapping[str, np.ndarray]:
         """Give the torch side's floating-point tensors from before the first step, by name."""

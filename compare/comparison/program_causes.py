@@ -13,12 +13,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from compare.alignment.pairings import Pairing, Read
+from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps import averages, scales
 from compare.diagnosis.steps.edit import Difference, Edit, StateTensor
 from compare.diagnosis.steps.library_calls import EDITS
 from compare.errors import InputError, NondeterministicError
 from compare.numerics.distance import distance
 from compare.step.observation import Observation, to_numpy
+from compare.step.stage import Stage
 from compare.torch_side.program import TorchProgramRun
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
@@ -30,6 +32,9 @@ SEVERAL = 4
 
 class Steps(Protocol):
     """Takes both sides through the steps of a comparison, in float64."""
+
+    def update_explained(self, followed: Followed, pairing: Pairing) -> Explained:
+        """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
 
     def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
         """Take the steps of both sides, torch's with edits; the run is given as it is after the step."""
@@ -55,11 +60,25 @@ def explained(followed: Followed, first: Divergence, steps: Steps) -> list[Diver
             break
         divergence = _divergence(followed, reach) if found else first
         fitting = _fitting(followed, steps, edits, reach)
-        found.append(dataclasses.replace(divergence, cause=_cause(fitting)) if fitting else divergence)
+        found.append(_with_cause(divergence, followed, steps, reach, fitting))
         if not fitting:
             break
         edits.append(fitting[0])
     return found or [first]
+
+
+def _with_cause(
+    divergence: Divergence, followed: Followed, steps: Steps, reach: Reach, fitting: Sequence[Edit]
+) -> Divergence:
+    """Add the cause: of an update, what all steps of its optimizer prove, else the edits that fit."""
+    pairing = followed.pairings[reach.place]
+    if pairing.stage == Stage.UPDATE and divergence.stage == Stage.UPDATE:
+        known = steps.update_explained(followed, pairing)
+        if known.cause is not None:
+            return dataclasses.replace(divergence, cause=known.cause)
+        if not fitting:
+            return dataclasses.replace(divergence, details=known.details)
+    return dataclasses.replace(divergence, cause=_cause(fitting)) if fitting else divergence
 
 
 def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> list[Edit]:
@@ -71,6 +90,8 @@ def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Rea
             now = _reach(followed, steps, [*edits, edit])
         except (RuntimeError, InputError, NondeterministicError):  # torch refuses the step with this edit
             continue
+        if now is not None and _goes_on(followed, reach, now):
+            continue
         now = now or Reach(followed.steps, 0)
         if now > farthest:
             best, farthest = [edit], now
@@ -78,6 +99,13 @@ def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Rea
             best.append(edit)
     fewest = min((edit.free for edit in best), default=0)
     return [edit for edit in best if edit.free == fewest]
+
+
+def _goes_on(followed: Followed, reach: Reach, now: Reach) -> bool:
+    """Tell whether what differs with an edit is the same as before, at a later step: the edit is then not the cause."""
+    before, after = followed.pairings[reach.place], followed.pairings[now.place]
+    roots = [pairing.torch.partition(".")[0] for pairing in (before, after)]
+    return now.step > reach.step and before.stage == after.stage and roots[0] == roots[1]
 
 
 def _reach(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Reach | None:

@@ -214,16 +214,25 @@ class Watch:
 
     Args:
         origins: The arrays of the state by their names, as the program takes them.
+        given: Gradients that optimizers are given in the place of those that the program computes, by name.
 
     """
 
-    def __init__(self, origins: Sequence[tuple[str, Any]]) -> None:
+    def __init__(self, origins: Sequence[tuple[str, Any]], given: Mapping[str, Any] | None = None) -> None:
         self._names = {id(array): name for name, array in origins}
         self._kept = [array for _, array in origins]  # so that no other array gets one of their ids
         self._roots: dict[str, str] = {}
         """The path in the state of what a number stands for, at this place of the program."""
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution."""
+        self._given = dict(given or {})
+
+    def instead(self, seen: "Shown | None", value: Any) -> Any:
+        """Give what the program goes on with: what is given in the place of a value, or the value."""
+        for (what, path, _, _), _ in (seen or {}).items():
+            if what == "gradient" and path in self._given:
+                return self._given.pop(path).astype(value.dtype)
+        return value
 
     def see(self, text: str, value: Any) -> "Shown | None":
         """Give what a named operation shows; None if nothing is to be shown."""
@@ -254,7 +263,7 @@ class _Watching(Interpreter):
         if eqn.primitive.name == NAME:
             if (seen := self.watch.see(eqn.params["name"], args[0])) is not None:
                 self.shown.append(seen)
-            return list(args)
+            return [self.watch.instead(seen, args[0])]
         return super().operation(eqn, args, given)
 
     def cond(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:

@@ -105,6 +105,11 @@ class JaxProgramRun:
                 for leaf, value in zip(self.leaves, self.values, strict=True)
             ]
 
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """Give what the optimizers remember, by name."""
+        pairs = zip(self.leaves, self.values, strict=True)
+        return {leaf.name: np.asarray(value) for leaf, value in pairs if leaf.role == Role.OPTIMIZER}
+
     def perturb(self, seed: int) -> None:
         """Change weights by a few units in the last place, to see what follows."""
         noise, ulps = np.random.default_rng(seed), ULPS * float(np.finfo(self.dtype).eps)
@@ -117,7 +122,7 @@ class JaxProgramRun:
 
         return jax.jit(self._run)
 
-    def _run(self, values: list[Any], batch: Any, draws: Any) -> Any:
+    def _run(self, values: list[Any], batch: Any, draws: Any, gradients: Any) -> Any:
         """Trace the user's step, and run what comes of it with an eye on what is named."""
         import jax
 
@@ -132,7 +137,7 @@ class JaxProgramRun:
         program = replaying(step, draws, self.unreplayed, self.guessed, self.hints)
         closed, shape = traced(program, (values, batch), self.pinned, lift=self.dtype == "float64")
         arguments = jax.tree.leaves((values, batch))
-        watch = Watch([(leaf.name, value) for leaf, value in zip(self.leaves, values, strict=True)])
+        watch = Watch([(leaf.name, value) for leaf, value in zip(self.leaves, values, strict=True)], gradients)
         watcher = LiftingWatcher(watch, self.pinned) if self.dtype == "float64" else Watcher(watch)
         outputs = watcher.run(closed, arguments)
         self.kinds = watch.kinds
@@ -140,14 +145,21 @@ class JaxProgramRun:
         kept = [new.astype(old.dtype) if _number(old) else new for old, new in zip(values, after, strict=True)]
         return kept, shown, watcher.shown
 
-    def step(self, batch: Any, draws: Sequence[Draw] = ()) -> Observation:
-        """Take one step, and show everything that it changes."""
+    def step(
+        self, batch: Any, draws: Sequence[Draw] = (), gradients: Mapping[str, np.ndarray] | None = None
+    ) -> Observation:
+        """Take one step, and show everything that it changes.
+
+        With `gradients`, optimizers are given these in the place of what the step computes, as far as they can be.
+        """
         before = self.arrays()
         with self._precision():
             adapt = self.side.batch
             adapted = batch if adapt is None else call_user_code("batch=", functools.partial(adapt, batch))
             inputs = mapped(adapted, self._array)
-            step = functools.partial(self._step, self.values, inputs, replayable(draws, self.dtype))
+            step = functools.partial(
+                self._step, self.values, inputs, replayable(draws, self.dtype), dict(gradients or {})
+            )
             self.values, shown, inside = call_user_code("the JAX step", step, given=described(inputs))
         seen, after = sorted_out(inside), self.arrays()
         updates = {name: after[name] - old for name, old in before.items()}

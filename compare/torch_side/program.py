@@ -289,6 +289,26 @@ class TorchProgramRun:
         }
 
 
+class OneOptimizer:
+    """A run as one of its optimizers sees it.
+
+    Args:
+        run: The run.
+        name: The optimizer's path in the state.
+
+    """
+
+    def __init__(self, run: TorchProgramRun, name: str) -> None:
+        self._run, self.optimizer = run, run.optimizers[name]
+        groups = self.optimizer.param_groups
+        self.parameters = {run.name_of(each): each for group in groups for each in group["params"]}
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Give what the optimizer remembers, named "slot/parameter"."""
+        whole = self._run.optimizer_state()
+        return {name: value for name, value in whole.items() if name.partition("/")[2] in self.parameters}
+
+
 class _Watch:
     """What optimizers are given and do within one step, in order."""
 

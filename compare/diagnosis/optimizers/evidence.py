@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from compare.alignment.pairings import Pairing
 from compare.numerics.distance import EPSILON64, ULPS, norm
 from compare.step.observation import Observation
-from compare.torch_side.run import TorchRun
 from compare.verdict.quantity import FACTOR, LOST, Quantity
 
 if TYPE_CHECKING:
@@ -19,6 +18,21 @@ Tensors = Mapping[str, "torch.Tensor | None"]
 
 KEPT = 32_000_000
 """Number of parameters, times steps, up to which every step is kept. Beyond it, only two steps that differ are."""
+
+
+class OptimizerRun(Protocol):
+    """A run of the torch side, as one of its optimizers sees it."""
+
+    @property
+    def optimizer(self) -> "torch.optim.Optimizer | None":
+        """The optimizer; None where there is none."""
+
+    @property
+    def parameters(self) -> "Mapping[str, torch.nn.Parameter]":
+        """By name."""
+
+    def optimizer_state(self) -> Mapping[str, Any]:
+        """What the optimizer remembers, named "slot/parameter"."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ class Recorder:
 
     """
 
-    def __init__(self, run: TorchRun, pairs: Sequence[tuple[Pairing, Quantity]], steps: int) -> None:
+    def __init__(self, run: OptimizerRun, pairs: Sequence[tuple[Pairing, Quantity]], steps: int) -> None:
         # Where two slots of torch are one of the JAX side's, its own starts each step from the last of them.
         self._run, self._pairs = run, list({_place(p): (p, q) for p, q in pairs if p.stage == "update"}.values())
         self._all = steps * sum(parameter.numel() for parameter in run.parameters.values()) <= KEPT

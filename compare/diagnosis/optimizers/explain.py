@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compare.diagnosis.optimizers.calls import Call
-from compare.diagnosis.optimizers.evidence import Evidence
+from compare.diagnosis.optimizers.evidence import Evidence, OptimizerRun
 from compare.diagnosis.optimizers.fit import Fit, Fitter
 from compare.diagnosis.optimizers.names import optimizer_call
 from compare.diagnosis.optimizers.rates import fitted_rates, rates_of
@@ -19,7 +19,6 @@ from compare.diagnosis.optimizers.some_parameters import Assignment, assigned
 from compare.diagnosis.optimizers.some_parameters import told as told_some
 from compare.diagnosis.optimizers.told import Told, rates_in_words
 from compare.diagnosis.optimizers.trial import Bench
-from compare.torch_side.run import TorchRun
 from compare.verdict.divergence import Cause
 
 
@@ -34,7 +33,7 @@ class Explained:
     """Whether it is no more than a learning rate that went through float32."""
 
 
-def explain_update(evidence: Evidence | None, start: Callable[[str], TorchRun]) -> Explained:
+def explain_update(evidence: Evidence | None, start: Callable[[str], OptimizerRun]) -> Explained:
     """Find what brings torch's updates to the JAX side's.
 
     Args:

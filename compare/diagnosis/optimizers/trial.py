@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compare.diagnosis.conventions.optimizers import Convention, Step
-from compare.diagnosis.optimizers.evidence import OptimizerStep, Result, copied
+from compare.diagnosis.optimizers.evidence import OptimizerRun, OptimizerStep, Result, copied
 from compare.numerics.distance import norm
 from compare.step.observation import Observation
 from compare.torch_side.control import ControlledRun
-from compare.torch_side.run import TorchRun
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +42,7 @@ class Bench:
     User's hooks do not run: what they do to the gradients was kept, and a scheduler must not be stepped.
     """
 
-    def __init__(self, run: TorchRun) -> None:
+    def __init__(self, run: OptimizerRun) -> None:
         assert run.optimizer is not None
         self._run, self._optimizer = run, run.optimizer
         step = type(run.optimizer).step

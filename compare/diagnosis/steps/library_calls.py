@@ -46,7 +46,8 @@ def _not_zeroed(run: TorchProgramRun) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for cls in {torch.optim.Optimizer, torch.nn.Module, *map(type, run.optimizers.values())}:
-            stack.enter_context(mock.patch.object(cls, "zero_grad", autospec=True))
+            if "zero_grad" in vars(cls):
+                stack.enter_context(mock.patch.object(cls, "zero_grad"))
         yield
 
 

@@ -1,0 +1,72 @@
+"""Why an optimizer of one program updates otherwise than its partner: evidence from all steps, started from torch's."""
+
+import dataclasses
+from collections.abc import Callable
+
+from compare.alignment.optimizer_state import jax_state
+from compare.alignment.pairings import Pairing
+from compare.alignment.program import slot_names
+from compare.comparison.steps import Stepper
+from compare.diagnosis.optimizers.evidence import Evidence, Recorder
+from compare.diagnosis.optimizers.explain import Explained, explain_update
+from compare.jax_side.program_run import JaxProgramRun
+from compare.step.observation import Observation, to_numpy
+from compare.step.stage import Stage
+from compare.torch_side.program import OneOptimizer, TorchProgramRun
+from compare.verdict.following import Followed
+from compare.weights.links import WeightMap, to_jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What starts the runs of two programs."""
+
+    links: WeightMap
+    stepper: Stepper
+    torch: Callable[[str], TorchProgramRun]
+    jax: Callable[[], JaxProgramRun]
+    """Starts the run in float64 that is compiled already."""
+
+
+def explained_update(programs: Programs, followed: Followed, pairing: Pairing) -> Explained:
+    """Find what brings the updates of the optimizer that a pairing belongs to to the JAX side's."""
+    parameter = pairing.link.torch if pairing.link else pairing.torch
+    run = programs.torch("float64")
+    name = next((name for name in run.optimizers if parameter in OneOptimizer(run, name).parameters), None)
+    if name is None:
+        return Explained()
+    evidence = _evidence(programs, followed, run, name)
+    return explain_update(evidence, lambda dtype: OneOptimizer(programs.torch(dtype), name))
+
+
+def _evidence(programs: Programs, followed: Followed, run: TorchProgramRun, name: str) -> Evidence | None:
+    """Take all steps, each of the JAX side's from torch's weights, optimizer state and gradients."""
+    view, links = OneOptimizer(run, name), programs.links
+    pairs = [
+        (pairing, quantity)
+        for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True)
+        if pairing.stage == Stage.UPDATE and (pairing.link.torch if pairing.link else pairing.torch) in view.parameters
+    ]
+    recorder, jax = Recorder(view, pairs, followed.steps), programs.jax()
+    slots = [each for each in followed.pairings if each.stage == Stage.UPDATE and each.operands is None]
+    stream = programs.stepper.whole(run)
+    names: dict[str, str] = {}
+    for number in range(followed.steps):
+        before = Observation(optimizer=run.optimizer_state())
+        jax.load(to_jax(links, run.arrays(), jax.arrays()))
+        if number:
+            own = jax.state_arrays()
+            made = jax_state(slots, before, {full: own[name] for full, name in names.items()})
+            jax.load({names[full]: array for full, array in made.items()})
+        seen = next(stream)
+        if any("#" in gradient for gradient in seen.gradients):  # updated twice within a step: not taken apart
+            return None
+        gradients = {key: to_numpy(value) for key, value in seen.gradients.items()}
+        shared = [dataclasses.replace(link, adds=False) for link in links if link.torch in gradients]
+        batch = programs.stepper.batches[number % len(programs.stepper.batches)]
+        given = {link.jax for link in shared}
+        arrays = {key: array for key, array in to_jax(shared, gradients, jax.arrays()).items() if key in given}
+        shown = jax.step(batch, programs.stepper.draws[number], arrays)
+        names = names or slot_names(links, seen, shown)
+        recorder.add(seen, shown)
+    return recorder.evidence
