@@ -1,0 +1,73 @@
+"""The faults of the programs, where each must be named and what must be said of it."""
+
+from typing import Any, NamedTuple
+
+from programs import adversarial, averages, ensembles
+
+
+class Fault(NamedTuple):
+    """One fault of a port."""
+
+    program: Any
+    name: str
+    stage: str
+    """Where the first difference must be named: the stage."""
+    place: str
+    """And the beginning of the path on the torch side; "" where the stage says all."""
+    cause: str = ""
+    """A word of the cause's name; "" where the place alone is known."""
+
+
+PROGRAMS = (
+    averages.ema,
+    averages.accumulation,
+    averages.warm_up,
+    averages.temperature,
+    adversarial.gan,
+    adversarial.penalty,
+    adversarial.actor_critic,
+    ensembles.equinox_step,
+    ensembles.haiku_state,
+    ensembles.queue,
+    ensembles.devices,
+)
+
+FAULTS = (
+    Fault(averages.ema, "schedule every three steps", "update", "model"),
+    Fault(averages.ema, "schedule one step ahead", "update", "model", "schedule"),
+    Fault(averages.ema, "decay", "state", "average", "decay"),
+    Fault(averages.ema, "average before the update", "state", "average", "before the update"),
+    Fault(averages.ema, "no clipping", "gradient", "model", "clipping"),
+    Fault(averages.ema, "buffers not averaged", "state", "average.norm", "not updated"),
+    Fault(averages.accumulation, "each clipped", "gradient", "model"),
+    Fault(averages.accumulation, "last only", "gradient", "model"),
+    Fault(averages.accumulation, "summed", "gradient", "model"),
+    Fault(averages.warm_up, "per step", "update", "model", "schedule"),
+    Fault(averages.warm_up, "no mask", "update", "model", "groups"),
+    Fault(averages.warm_up, "two updates", "update", "model", "second update"),
+    Fault(averages.temperature, "target entropy", "gradient", "log_alpha"),
+    Fault(averages.temperature, "not exponentiated", "gradient", "log_alpha"),
+    Fault(averages.temperature, "never updated", "shown", "alpha"),
+    Fault(adversarial.gan, "momentum", "update", "discriminator", "moment"),
+    Fault(adversarial.gan, "smoothed", "loss", ""),
+    Fault(adversarial.gan, "minimax", "gradient", "generator"),
+    Fault(adversarial.gan, "generator first", "forward", "discriminator"),
+    Fault(adversarial.penalty, "eps inside the root", "update", "critic", "eps"),
+    Fault(adversarial.penalty, "penalty detached", "gradient", "critic"),
+    Fault(adversarial.penalty, "one-sided", "loss", ""),
+    Fault(adversarial.penalty, "weight", "loss", ""),
+    Fault(adversarial.actor_critic, "tau", "state", "target_actor", "decay"),
+    Fault(adversarial.actor_critic, "maximum", "loss", ""),
+    Fault(adversarial.actor_critic, "critics' targets left", "state", "target_first", "not updated"),
+    Fault(adversarial.actor_critic, "actor every step", "forward", "actor"),
+    Fault(ensembles.equinox_step, "copied too often", "state", "target"),
+    Fault(ensembles.equinox_step, "huber delta", "loss", ""),
+    Fault(ensembles.equinox_step, "target follows", "state", "target"),
+    Fault(ensembles.haiku_state, "momentum of the mean", "buffers", "model.mean"),
+    Fault(ensembles.haiku_state, "state not set", "buffers", "model.mean"),
+    Fault(ensembles.haiku_state, "no nesterov", "update", "model", "Nesterov"),
+    Fault(ensembles.queue, "followed afterwards", "state", "slow"),
+    Fault(ensembles.queue, "queue's other end", "state", "queue"),
+    Fault(ensembles.queue, "queue kept", "state", "queue"),
+    Fault(ensembles.devices, "summed over devices", "gradient", "model", "scale"),
+)

@@ -1,0 +1,115 @@
+"""A training step as its user wrote it: right ports match, and faults of the step are caught, placed and explained."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from programs.averages import ema, warm_up
+from programs.common import Pair, TorchNet, drawn
+from programs.ensembles import devices
+from programs.faults import FAULTS, PROGRAMS, Fault
+
+import compare
+
+FAST = (
+    "ema: decay",
+    "warm_up: per step",
+    "penalty: eps inside the root",
+    "queue: queue kept",
+    "haiku_state: no nesterov",
+)
+"""The faults that are run in CI; `make test-all` runs all of them."""
+
+
+def checked(pair: Pair, **settings: Any) -> compare.Report:
+    original, port = compare.TorchProgram(pair.original), compare.JaxProgram(pair.port)
+    return compare.check(original, port, pair.batches, steps=6, device="cpu", **settings)
+
+
+def needs_devices(program: Any) -> None:
+    if program is devices and len(jax.devices()) < 2:
+        pytest.skip("needs two devices: XLA_FLAGS=--xla_force_host_platform_device_count=2")
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_right_programs_match(program: Any) -> None:
+    needs_devices(program)
+    report = checked(program())
+    assert report.verdict == "match", str(report)
+    assert {"loss", "parameters", "update", "gradient"} <= {quantity.stage for quantity in report.quantities}
+
+
+def named(fault: Fault) -> str:
+    return f"{fault.program.__name__}: {fault.name}"
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, id=named(f), marks=() if named(f) in FAST else pytest.mark.slow) for f in FAULTS]
+)
+def test_faults_are_placed_and_explained(fault: Fault) -> None:
+    needs_devices(fault.program)
+    report = checked(fault.program(fault.name))
+    assert report.verdict == "mismatch"
+    first = report.divergence
+    assert first is not None
+    assert (first.stage, first.torch.startswith(fault.place)) == (fault.stage, True), first.headline
+    cause = first.cause
+    if fault.cause:
+        assert cause is not None, str(report)
+        assert fault.cause.lower() in cause.name.lower(), cause
+    else:
+        assert cause is None, cause
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_averages_over_devices_are_told_from_sums(*, check_vma: bool) -> None:
+    needs_devices(devices)
+    assert checked(devices(check_vma=check_vma)).verdict == "match"
+    report = checked(devices("summed over devices", check_vma=check_vma))
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.fix == "gradients = jax.tree.map(lambda leaf: leaf / 2, gradients)"
+
+
+def test_the_users_generators_are_left_as_they_were() -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index] # noqa: NPY002
+    checked(warm_up())
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index] # noqa: NPY002
+    assert torch.equal(before[0], after[0])
+    assert before[1] == after[1]
+
+
+def refused(original: Any, port: Any, batches: Any, message: str) -> None:
+    with pytest.raises(compare.InputError, match=message):
+        compare.check(original, port, batches, steps=2, device="cpu")
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    pair = ema()
+    original, port = compare.TorchProgram(pair.original), compare.JaxProgram(pair.port)
+    refused(original, compare.Jax(lambda params, x: x, {}), pair.batches, "give a compare.JaxProgram, not a Jax")
+    refused(original, port, [], "batches must be a list")
+    refused(compare.TorchProgram(lambda: None), port, pair.batches, r"must give \(state, step\)")  # type: ignore[arg-type,return-value]
+    refused(original, compare.JaxProgram(lambda: None), pair.batches, r"must give \(state, step\)")  # type: ignore[arg-type,return-value]
+    with pytest.raises(compare.InputError, match="a function without arguments"):
+        compare.TorchProgram(TorchNet())  # type: ignore[arg-type]
+
+
+def test_a_state_that_the_step_changes_in_structure_is_refused() -> None:
+    pair = warm_up()
+
+    def port() -> Any:
+        state, step = pair.port()
+
+        def grown(state: Any, batch: Any) -> Any:
+            after, shown = step({key: value for key, value in state.items() if key != "new"}, batch)
+            return {**after, "new": jax.numpy.zeros(2)}, shown
+
+        return state, grown
+
+    original = compare.TorchProgram(pair.original)
+    refused(original, compare.JaxProgram(port), drawn(x=(5,), y=(3,)), "a state of another structure than it takes")
