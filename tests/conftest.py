@@ -1,4 +1,8 @@
-"""Ports with something changed, for tests of whether the comparison notices."""
+"""Ports with something changed, for tests of whether the comparison notices; two devices for all tests."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")  # before JAX starts its devices
 
 from collections.abc import Callable
 from typing import Any

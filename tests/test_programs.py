@@ -96,7 +96,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     refused(compare.TorchProgram(lambda: None), port, pair.batches, r"must give \(state, step\)")  # type: ignore[arg-type,return-value]
     refused(original, compare.JaxProgram(lambda: None), pair.batches, r"must give \(state, step\)")  # type: ignore[arg-type,return-value]
     with pytest.raises(compare.InputError, match="a function without arguments"):
-        compare.TorchProgram(TorchNet())  # type: ignore[arg-type]
+        compare.TorchProgram(TorchNet())
 
 
 def test_a_state_that_the_step_changes_in_structure_is_refused() -> None:

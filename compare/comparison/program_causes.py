@@ -202,6 +202,7 @@ def _divergence(followed: Followed, reach: Reach) -> Divergence:
         pairing.jax,
         float(quantity.error64[reach.step]),
         float(quantity.rounding[reach.step]),
+        float(quantity.expected[reach.step]),
     )
 
 
