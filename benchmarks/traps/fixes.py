@@ -7,7 +7,7 @@ with `...` sets keyword arguments: a trap that has these settings takes them.
 
 import ast
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -28,8 +28,14 @@ LOSS = ({"output", "target"}, {"logits", "labels"})
 
 def fixed(trap: Trap, cause: compare.Cause) -> Pair | None:
     """Build the wrong half with all that a cause's fix says; None if the fix is no code that can be put in."""
-    settings = dict(_keywords(cause))
-    if settings and set(settings) <= {*trap.wrong, *trap.right}:
+    known = {*trap.wrong, *trap.right}
+    settings = {name: value for name, value in _keywords(cause) if name in known}
+    # A setting that is a function takes the function that a fix calls.
+    functions = [name for name, value in trap.wrong.items() if callable(value)]
+    for code in cause.code:
+        if code.arguments == ("...",) and not code.keywords and len(functions) == 1:
+            settings[functions[0]] = eval(code.call, dict(MODULES))
+    if settings:
         return trap.build(**{**trap.wrong, **settings})
     pair: Pair | None = trap.build(**trap.wrong)
     for code in cause.code:
@@ -73,13 +79,23 @@ def _written(trap: Trap, pair: Pair, code: Code) -> Pair | None:
     if names == {"y"} and at_loss:
         return pair._replace(jax=dataclasses.replace(pair.jax, loss=lambda o, t: value(y=loss(o, t))))
     if names == {"y"} and trap.whole:
-        layer = port.layer
-        port.layer = lambda x: value(y=layer(x))
+        where = "front" if trap.place[1] == "*front*" else "layer"
+        setattr(port, where, Behind(getattr(port, where), lambda y: value(y=y)))
         return pair
     if names == {"x"} and trap.whole:
         port.layer = lambda x: value(x=x)
         return pair
     return None
+
+
+class Behind(nnx.Module):
+    """A layer, and what a fix makes of its output."""
+
+    def __init__(self, layer: Any, change: Callable[[Any], Any]) -> None:
+        self.layer, self.change = layer, change
+
+    def __call__(self, x: Any) -> Any:
+        return self.change(self.layer(x))
 
 
 def names_of(code: str) -> set[str]:

@@ -453,7 +453,7 @@ TRAPS = [
         {"zeros": False},
         BETWEEN,
         "padding value",
-        "inf",
+        "padding",
     ),
     Trap(
         "average pool counts padding",
@@ -508,7 +508,8 @@ TRAPS = [
         {"lower": True},
         BETWEEN,
         "median",
-        "sort",
+        "lower",
+        whole=False,
     ),
     Trap(
         "resizing with antialiasing",
@@ -534,7 +535,7 @@ TRAPS = [
         {"aligned": False},
         BETWEEN,
         "aligned corners",
-        "align_corners=False",
+        "antialias=False",
     ),
     Trap(
         "epsilon of normalize",
@@ -606,7 +607,8 @@ TRAPS = [
         {"even": True},
         BETWEEN,
         "rounding",
-        "even",
+        r"jnp\.round",
+        whole=False,
     ),
     Trap(
         "dropout on in evaluation",
@@ -640,7 +642,7 @@ TRAPS = [
         {"scaled": True},
         ("forward", "*"),
         "dropout",
-        "rate=0.5|divide",
+        r"y / 0\.5",
     ),
     Trap(
         "dropout rate is what is dropped",
@@ -714,7 +716,7 @@ TRAPS = [
         {"split": (2, 4)},
         BETWEEN,
         "order|transposed",
-        "order|axes",
+        r"jnp\.take",
     ),
 ]
 

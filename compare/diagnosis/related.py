@@ -4,7 +4,7 @@ import numpy as np
 
 from compare.numerics.relations import Kind, Relation, is_simple
 from compare.verdict.divergence import Cause
-from compare.verdict.fix import Code, source
+from compare.verdict.fix import Code, source, written
 
 NAMES = {Kind.FLIPPED: "reversed", Kind.ROLLED: "shifted", Kind.BLOCKS: "order"}
 """What a cause is called, where not as its kind."""
@@ -24,7 +24,7 @@ def related_cause(how: Relation, place: str, *, as_jax: bool) -> Cause:
     return Cause(
         name,
         f"{name}: {place}: the JAX side gives {how}",
-        f"{code}, where y is what the JAX side gives there" if code else "",
+        written(code) if code else "",
         "docs/report.md",
         (code,) if code else (),
     )

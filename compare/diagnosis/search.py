@@ -24,6 +24,7 @@ from compare.step.draws import Draw
 from compare.torch_side.run import TorchRun
 from compare.verdict.divergence import Cause
 from compare.verdict.first_difference import Found
+from compare.verdict.fix import written
 
 RUNS = 200
 """Of the torch side's step, at most, to explain one divergence."""
@@ -264,7 +265,7 @@ class _Search:
         return Cause(
             name,
             f"{name}: {says}. With that on the torch side the difference is {apart * self.limit:.1e}",
-            "; ".join(dict.fromkeys(map(str, fixes))),
+            "; ".join(dict.fromkeys(fix if isinstance(fix, str) else written(fix) for fix in fixes)),
             ", ".join(dict.fromkeys(each.source for each, _ in firsts)),
             tuple(fix for fix in fixes if not isinstance(fix, str)),
         )

@@ -1,5 +1,6 @@
 """What to write on the JAX side, as values: the text is rendered from them, and a program can apply them."""
 
+import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,12 @@ class Code:
         keywords = (f"{name}={source(value)}" for name, value in self.keywords.items())
         called = f"{self.call}({', '.join((*self.arguments, *keywords))})" if self.call else ""
         return self.around.replace("{}", called)
+
+
+def written(code: Code) -> str:
+    """Render code for a person, who has to know what `y` is."""
+    result = any(isinstance(node, ast.Name) and node.id == "y" for node in ast.walk(ast.parse(str(code))))
+    return f"{code}, where y is what the JAX side gives there" if result else str(code)
 
 
 def source(value: Any) -> str:

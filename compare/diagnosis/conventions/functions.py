@@ -39,6 +39,13 @@ def _mean_of_middle(call: Call) -> Any:
     return torch.return_types.median((values, call.run().indices))
 
 
+def _lower(call: Call, place: Place) -> Code:
+    del place
+    axis = _given(call).get("dim")
+    where = {} if axis is None else {"axis": axis}
+    return Code("jnp.quantile", ("x", "0.5"), {**where, "method": "lower"})
+
+
 def _remainder_of(call: Call) -> Any:
     import torch
 
@@ -86,7 +93,7 @@ FUNCTIONS = (
         functions=("median",),
         compute=_mean_of_middle,
         jax_does="takes the mean of the two middle values, torch the lower one",
-        fix=writes("jnp.quantile", "x", "0.5", "...", method="lower"),
+        fix=_lower,
         source=f"{DOCS}torch.median.html",
     ),
     Alternative(

@@ -10,7 +10,7 @@ from compare.diagnosis.conventions.base import CONVOLUTIONS, DOCS, FLAX, TRANSPO
 from compare.diagnosis.conventions.padding import PADDING
 from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
-from compare.verdict.fix import Code
+from compare.verdict.fix import Code, source
 
 
 def _biased_running_variance(call: Call) -> Any:
@@ -151,6 +151,15 @@ LAYERS = (
         jax_does="multiplies the embedding by sqrt(features)",
         fix=says("leave out the factor sqrt(features)"),
         source=f"{DOCS}torch.nn.Embedding.html",
+    ),
+    Alternative(
+        name="dropout not scaled",
+        functions=("dropout", "dropout1d", "dropout2d", "dropout3d"),
+        compute=lambda call: call.run() * (1 - call["p"]),
+        jax_does="keeps what is not dropped as it is, where torch divides it by 1 - p",
+        fix=lambda call, place: Code(around=f"y / {source(round(1 - call['p'], 12))}"),
+        source=f"{DOCS}torch.nn.Dropout.html",
+        applies=lambda call: bool(call["training"]) and 0 < call["p"] < 1,
     ),
     Alternative(
         name="padding row",
