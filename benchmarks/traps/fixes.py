@@ -73,16 +73,18 @@ def _written(trap: Trap, pair: Pair, code: Code) -> Pair | None:
 
     port: Any = pair.jax.model
     loss, at_loss = pair.jax.loss, trap.place[0] == "loss"
+    if not trap.whole:
+        return None
     if names and any(names <= each for each in LOSS):
         changed = lambda o, t: value(output=o, target=t, logits=o, labels=t)  # noqa: E731
         return pair._replace(jax=dataclasses.replace(pair.jax, loss=changed))
     if names == {"y"} and at_loss:
         return pair._replace(jax=dataclasses.replace(pair.jax, loss=lambda o, t: value(y=loss(o, t))))
-    if names == {"y"} and trap.whole:
+    if names == {"y"}:
         where = "front" if trap.place[1] == "*front*" else "layer"
         setattr(port, where, Behind(getattr(port, where), lambda y: value(y=y)))
         return pair
-    if names == {"x"} and trap.whole:
+    if names == {"x"}:
         port.layer = lambda x: value(x=x)
         return pair
     return None

@@ -574,7 +574,7 @@ TRAPS = [
         {"zeroed": False},
         ("forward", "*front*"),
         "padding row|mask",
-        "padding index|zero",
+        "",
     ),
     Trap(
         "sign of a remainder",

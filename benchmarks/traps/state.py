@@ -289,7 +289,7 @@ BUFFERS = [
         {"stale": False},
         ("buffers", "layer.running_*"),
         "stale|momentum",
-        "mutable|momentum",
+        "write the new",
     ),
     Trap(
         "running average in training",

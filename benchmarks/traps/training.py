@@ -178,7 +178,7 @@ LOSSES = [
         {"ignore": True},
         LOSS,
         "ignored|reduction|factor",
-        "mean|leave out",
+        "labels == -100",
     ),
     Trap(
         "class weights not normalized",
@@ -191,7 +191,7 @@ LOSSES = [
         {"normalized": True},
         LOSS,
         "weight|reduction",
-        "mean|weight",
+        r"jnp\.array\(\[1\.0, 2\.0",
     ),
     Trap(
         "KLDivLoss mean or batchmean",
@@ -204,7 +204,8 @@ LOSSES = [
         {"by": "batch"},
         LOSS,
         "reduction",
-        "batchmean",
+        r"output\.shape\[0\]",
+        whole=False,
     ),
     Trap(
         "SmoothL1 or Huber",
@@ -217,7 +218,7 @@ LOSSES = [
         {"divided": True},
         LOSS,
         "scale|beta|reduction|Huber",
-        r"0\.5",
+        r"2 \* y",
     ),
     Trap(
         "half of the square",
@@ -230,7 +231,7 @@ LOSSES = [
         {"factor": 1.0},
         LOSS,
         "factor",
-        "factor",
+        r"2 \* y",
     ),
     Trap(
         "(N,) against (N, 1)",
@@ -250,6 +251,7 @@ LOSSES = [
         LOSS,
         "broadcasting",
         "shape",
+        whole=False,
     ),
     Trap(
         "pos_weight",
@@ -266,7 +268,7 @@ LOSSES = [
         {"weight": 3.0},
         LOSS,
         "positives",
-        "pos_weight",
+        r"3 \* labels",
     ),
     Trap(
         "absolute error or square",
@@ -352,7 +354,7 @@ GRADIENTS = [
         {"f": lambda x: jnp.sign(x) * x},
         FIRST,
         "tie",
-        "jnp.abs",
+        r"jnp\.sign",
     ),
     Trap(
         "leaky_relu at zero",
@@ -365,7 +367,7 @@ GRADIENTS = [
         {"f": lambda x: jnp.where(x > 0, x, 0.01 * x)},
         FIRST,
         "tie",
-        "tie",
+        r"x > 0, x, 0\.01 \* x",
     ),
     Trap(
         "hardtanh at its bounds",
@@ -378,7 +380,7 @@ GRADIENTS = [
         {"f": lambda x: jnp.where((x <= 0) | (x >= 1), jnp.clip(jax.lax.stop_gradient(x), 0, 1), x)},
         FIRST,
         "tie",
-        "tie",
+        "stop_gradient",
     ),
     Trap(
         "detach forgotten",
@@ -392,6 +394,7 @@ GRADIENTS = [
         FIRST,
         "stopped gradient",
         "stop_gradient",
+        whole=False,
     ),
     Trap(
         "stop_gradient too many",

@@ -11,6 +11,7 @@ import numpy as np
 
 from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
 from compare.diagnosis.held_out import STEPS, Evidence, Fit, HeldOut, equations
+from compare.diagnosis.optimizers.told import with_distinct_digits
 from compare.diagnosis.place import Place
 from compare.diagnosis.related import related_cause
 from compare.diagnosis.rewriting import Call, Rerun, Rewrite, Window
@@ -118,7 +119,7 @@ class _Elsewhere(_Step):
         if isinstance(hypothesis, Relation):
             ours = self.observe({})
             try:
-                given = None if ours is None else hypothesis.apply(ours)
+                given = None if ours is None else hypothesis.again(ours, self.target).apply(ours)
             except (ValueError, IndexError):
                 return None
         elif hypothesis is None:
@@ -181,7 +182,8 @@ class _Search:
             return None, ()
         if ours.shape != theirs.shape:
             shapes = f"torch gives shape {ours.shape}, the JAX side {theirs.shape}"
-            return Cause("shape", f"shape: {shapes}", "", "docs/report.md"), ()
+            fewer = self._is_data and ours.shape[1:] == theirs.shape[1:]
+            return Cause("shape", f"shape: {shapes}", _BATCHES if fewer else "", "docs/report.md"), ()
         if lost := int((~np.isfinite(theirs) & np.isfinite(ours)).sum()):
             says = f"not a number: {lost} of {theirs.size} elements are NaN or infinite on the JAX side alone"
             return Cause("not a number", says, *(_UNSAFE if self.found.divergence.stage == "gradient" else ("",))), ()
@@ -195,9 +197,7 @@ class _Search:
 
     def _related(self, ours: np.ndarray) -> Cause | None:
         # Data comes in float32, and what was done to it was done in float32.
-        ports = self.found.pairing.ports
-        is_data = ports is not None and ports[0][:3] == ("", 0, "input")
-        limit = max(self.limit, ULPS * EPSILON32) if is_data else self.limit
+        limit = max(self.limit, ULPS * EPSILON32) if self._is_data else self.limit
         how = relation(ours, self.target, limit)
         if how is None:
             return None
@@ -207,10 +207,15 @@ class _Search:
         to_jax = self.found.pairing.to_jax
         as_jax = to_jax is None or np.array_equal(to_jax(self.target), self.target)
         cause = related_cause(how, self.found.divergence.torch, as_jax=as_jax)
-        if is_data:
-            fix = "give both sides the same batches: see batch="
-            return dataclasses.replace(cause, name=f"input {cause.name}", fix=fix, code=())
+        if self._is_data:
+            return dataclasses.replace(cause, name=f"input {cause.name}", fix=_BATCHES, code=())
         return cause
+
+    @property
+    def _is_data(self) -> bool:
+        """Whether what differs is what the model is given."""
+        ports = self.found.pairing.ports
+        return ports is not None and ports[0][:3] == ("", 0, "input")
 
     def _elsewhere(self, held_out: Iterable[HeldOut]) -> Iterator[Callable[[object], float | None]]:
         """Make held-out steps, leaving out what is this step once more, as data that no weight changes."""
@@ -270,6 +275,8 @@ class _Search:
             tuple(fix for fix in fixes if not isinstance(fix, str)),
         )
 
+
+_BATCHES = "give both sides the same batches: see batch="
 
 _UNSAFE = (
     "where a function is unsafe at some inputs, jnp.where must guard its input as well as its output",
@@ -336,4 +343,7 @@ def _rewrite(each: Counterfactual, value: float | None) -> Rewrite:
 def _says(each: Counterfactual, value: float | None) -> str:
     if each.of is None:
         return f"the JAX side {each.jax_does}"
-    return f"torch has {each.jax_does}={each.value:g}, and the JAX side computes what torch would with {value:g}"
+    own, other = with_distinct_digits(each.value, value)
+    constant = each.name == "constant"
+    has = f"torch's {each.call.name} has the constant {own}" if constant else f"torch has {each.jax_does}={own}"
+    return f"{has}, and the JAX side computes what torch would with {other}"

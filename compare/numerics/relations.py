@@ -73,6 +73,10 @@ class Relation:
             case Kind.MASKED:
                 return torch * (1 - np.asarray(self.mask, np.float64))
 
+    def again(self, torch: np.ndarray, jax: np.ndarray) -> "Relation":
+        """Give the same relation of other arrays: which elements are zero may depend on the data."""
+        return _masked(torch, jax) or self if self.kind is Kind.MASKED else self
+
     def __str__(self) -> str:
         """Say it in NumPy's words, as the JAX side's array."""
         axes = f"axis {self.axes[0]}" if len(self.axes) == 1 else f"axes {', '.join(map(str, self.axes))}"
@@ -154,9 +158,15 @@ def _scaled(torch: np.ndarray, jax: np.ndarray) -> Iterator[Relation]:
         yield Relation(Kind.OFFSET, number=simplest(float((jax - torch).mean())))
     if jax.size and not jax.any():
         yield Relation(Kind.ZERO)
+    if masked := _masked(torch, jax):
+        yield masked
+
+
+def _masked(torch: np.ndarray, jax: np.ndarray) -> Relation | None:
+    if torch.shape != jax.shape:
+        return None
     zeros = (jax == 0) & (torch != 0)
-    if zeros.any() and not zeros.all():
-        yield Relation(Kind.MASKED, mask=zeros)
+    return Relation(Kind.MASKED, mask=zeros) if zeros.any() and not zeros.all() else None
 
 
 def simplest(value: float) -> float:

@@ -34,11 +34,11 @@ def _keeps_statistics(call: Call) -> bool:
     return bool(call["training"]) and call["running_var"] is not None
 
 
-def _kept(call: Call, place: Place) -> Code | None:
+def _kept(call: Call, place: Place) -> Code | str:
     del call
     if place.style == "nn":
         return Code("model.apply", ("variables", "x"), {"mutable": ["batch_stats"]})
-    return place.setting("norm", False, "use_running_average")
+    return "write the new running statistics back"
 
 
 def _flipped(call: Call) -> Any:
