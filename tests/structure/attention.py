@@ -185,19 +185,15 @@ class CrossJ(nnx.Module):
 
 
 class RotaryT(nn.Module):
-    cos: torch.Tensor
-    sin: torch.Tensor
-
     def __init__(self) -> None:
         super().__init__()
         self.q, self.k, self.o = nn.Linear(D, 8), nn.Linear(D, 8), nn.Linear(T, 3)
-        angles = torch.arange(T)[:, None] * 0.5 ** torch.arange(4)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
 
     def turn(self, x: torch.Tensor) -> torch.Tensor:
+        angles = torch.arange(T)[:, None] * 0.5 ** torch.arange(4)
+        sin, cos = angles.sin(), angles.cos()
         a, b = x[..., :4], x[..., 4:]
-        return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], -1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.o(self.turn(self.q(x)) @ self.turn(self.k(x)).transpose(1, 2))
@@ -325,7 +321,7 @@ ARCHITECTURES = [
             "keys of itself": ("output of norm",),
             "query of memory": ("memory_norm",),
             "values of itself": ("output of norm",),
-            "query for key": ("exchanges", "output of k", "takes"),
+            "query for key": ("exchanges", "transpose", "output of k", "takes"),
             "scale by the width": ("sqrt(12)",),
             "causal": ("causal",),
             "residual of memory": ("memory_norm",),
@@ -346,7 +342,7 @@ ARCHITECTURES = [
         "encoder layer", EncoderT, EncoderJ, _padded,
         {
             "padding inverted": ("inverted",),
-            "padding ignored": ("left out", "leaves out"),
+            "padding ignored": ("left out", "leaves out", "key_padding_mask=none", "ignores"),
             "relu left out": ("the identity", "leaves out relu"),
             "norm before": ("norm1", "pre-norm"),
             "no residual": ("leaves out the sum",),

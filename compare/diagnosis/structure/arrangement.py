@@ -16,6 +16,10 @@ MOST = 4
 """Axes, at most, of which every order is tried."""
 
 
+LONG = 200
+"""Characters, at most, that the names of parts may take."""
+
+
 def reshaped(context: Context, node: Node) -> Iterator[Edit]:
     """List other orders in which an axis may be split, or axes be merged."""
     if node.name not in _RESHAPES or not isinstance(node.args[0], Ref):
@@ -134,8 +138,9 @@ def _joined(context: Context, node: Node) -> Iterator[Edit]:
         def compute(operation: Operation, order: Sequence[int] = order) -> Any:
             return operation.having(("args", 0), [operation.args[0][n] for n in order]).run()
 
-        ours = ", ".join(names)
-        theirs = ", ".join(names[n] for n in order) if len(names) == len(order) else str(order)
+        ours, theirs = ", ".join(names), ", ".join(names[n] for n in order) if len(names) == len(order) else ""
+        if len(set(names)) < len(order) or len(ours) > LONG:  # too much to be read, or names that say nothing
+            ours, theirs = _listed(range(len(order))), _listed(order)
         does = f"joins the parts of {shown(node)} in the order {theirs}; torch's is {ours}"
         yield one(Kind.PARTS, node, compute, does, f"join the parts in torch's order: {ours}")
     dimensions = context.value(node.outputs[0]).dim()
@@ -253,4 +258,4 @@ def shifted(context: Context, node: Node) -> Iterator[Edit]:
                 yield one(Kind.AXIS, node, along, does, f"go along axis {own}")
 
 
-GENERATORS = (parts, slices, reshaped, transposed, shifted)
+GENERATORS = (slices, parts, reshaped, transposed, shifted)

@@ -84,6 +84,20 @@ def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
             yield one(Kind.SCALE, node, compute, does, f"take {own:.6g}, as torch does")
 
 
+def other_divisors(context: Context, node: Node) -> Iterator[Edit]:
+    """List sizes in place of a count that torch divides by: padding is counted."""
+    if node.name != "div" or len(node.args) != 2 or not isinstance(node.args[1], Ref):
+        return
+    for size in context.sizes():
+
+        def compute(operation: Operation, size: int = size) -> Any:
+            return operation.having(("args", 1), size).run()
+
+        own = context.named(node.args[1].number)
+        does = f"divides by {size} in {shown(node)}, where torch divides by {own}: it takes the mean over all"
+        yield one(Kind.REDUCTION, node, compute, does, f"divide by {own}, as torch does")
+
+
 def _numbers(context: Context, node: Node, own: float) -> Iterator[tuple[str, float]]:
     if node.name == "pow":
         yield from ((str(n), float(n)) for n in (1, 2, 3, 4, 0.5, -0.5, -1) if n != own)
@@ -200,4 +214,13 @@ def other_curves(context: Context, node: Node) -> Iterator[Edit]:
                 yield one(Kind.EXCHANGED, node, compute, does, f"apply {node.name}, as torch does")
 
 
-GENERATORS = (functions_alone, repeated, resampled, pooled, other_curves, other_arithmetic, other_numbers)
+GENERATORS = (
+    other_divisors,
+    functions_alone,
+    repeated,
+    resampled,
+    pooled,
+    other_curves,
+    other_arithmetic,
+    other_numbers,
+)

@@ -4,8 +4,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from compare.errors import InputError, Signal
+
 if TYPE_CHECKING:
     import torch
+
+
+FAILURES = (
+    *(RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError),
+    *(Signal, InputError),
+)
+"""What an edit raises that is impossible where it is tried: the search goes on with the next."""
 
 
 class Ref(NamedTuple):
@@ -36,6 +45,8 @@ class Node:
     """The path of the module that makes the call; "" for the model itself, or the loss."""
     line: str = ""
     """The user's: "model.py:12"."""
+    site: tuple[int, ...] = ()
+    """Identifies the call in the user's code: what is called in a loop, or in a function called twice, has one."""
     frozen: bool = False
     """Whether it gives the same whatever goes in: it draws random numbers."""
 

@@ -78,6 +78,7 @@ def _pointwise() -> list[Unary]:
         ("a change of sign", torch.neg),
         ("1 - x", lambda x: 1 - x),
         ("a square", torch.square),
+        ("a square root", torch.sqrt),
     ]
 
 
@@ -102,12 +103,13 @@ def _along(axis: int) -> list[Unary]:
         (f"a subtraction of the mean over axis {axis}", lambda x: x - x.mean(axis, keepdim=True)),
         (f"a shift by one along axis {axis}", lambda x: x.roll(1, axis)),
         (f"a shift by minus one along axis {axis}", lambda x: x.roll(-1, axis)),
-        (f"a shift by one along axis {axis}, with zeros,", lambda x: _shifted(x, axis, 1)),
-        (f"a shift by minus one along axis {axis}, with zeros,", lambda x: _shifted(x, axis, -1)),
+        (f"a shift by one along axis {axis}, with zeros,", lambda x: shifted(x, axis, 1)),
+        (f"a shift by minus one along axis {axis}, with zeros,", lambda x: shifted(x, axis, -1)),
     ]
 
 
-def _shifted(x: Any, axis: int, by: int) -> Any:
+def shifted(x: Any, axis: int, by: int) -> Any:
+    """Move along an axis, with zeros behind."""
     import torch
 
     kept = x.narrow(axis, max(-by, 0), x.shape[axis] - abs(by))
@@ -146,4 +148,41 @@ def _norms(context: Context, number: int) -> Iterator[Unary]:
             yield path, module.forward
 
 
-GENERATORS = (put_in,)
+def at_every_use(context: Context, node: Node) -> Iterator[Edit]:
+    """List what may be applied to a value that is used more than once, such as a table, wherever it is used."""
+    if node.name != END:
+        return
+    for number, users in context.users.items():
+        if len(users) < 2 or number in context.makers or not context.value(number).is_floating_point():
+            continue
+        what = context.named(number)
+        for words, function in _functions(context, number):
+
+            def compute(operation: Operation, number: int = number, function: Callable[[Any], Any] = function) -> Any:
+                for path, other in operation.node.inputs:
+                    if other == number:
+                        operation = operation.having(path, function(operation.at(path)))
+                return operation.run()
+
+            at = tuple((user.number, compute) for user in users)
+            does = f"applies {words} to {what} wherever it is used, and torch does not"
+            yield Edit(Kind.ADDED, at, does, f"leave out {words}: take {what} as it is")
+
+
+def counted(context: Context, node: Node) -> Iterator[Edit]:
+    """List positions and labels that may begin one later or earlier."""
+    if len(node.outputs) != 1 or (node.name not in ("arange", "cumsum", "argmax") and node.name != END):
+        return
+    value = context.value(node.outputs[0])
+    if value.is_floating_point() or value.dtype.is_complex or str(value.dtype) == "torch.bool":
+        return
+    what = context.named(node.inputs[0][1]) if node.name == END else f"the output of {shown(node)}"
+    for by in (1, -1):
+
+        def compute(operation: Operation, by: int = by) -> Any:
+            return operation.run() + by
+
+        yield one(Kind.ADDED, node, compute, f"adds {by} to {what}, and torch does not", f"do not add {by} to {what}")
+
+
+GENERATORS = (put_in, counted, at_every_use)

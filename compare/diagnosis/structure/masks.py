@@ -20,12 +20,14 @@ def other_masks(context: Context, node: Node) -> Iterator[Edit]:
         if not boolean and context.graph.made_by.get(number) is not None:
             continue  # scores that were masked before
         for words, _ in _masks(value):
+            for finite in (False, True):
 
-            def compute(operation: Operation, path: Path = path, words: str = words) -> Any:
-                return _hiding(operation).having(path, dict(_masks(operation.at(path)))[words]).run()
+                def compute(operation: Operation, path: Path = path, words: str = words, finite: bool = finite) -> Any:
+                    mask = dict(_masks(operation.at(path)))[words]
+                    return (_finite(operation) if finite else operation).having(path, mask).run()
 
-            fix = _FIXES.get(words, f"give {node.name} torch's mask")
-            yield one(Kind.MASK, node, compute, f"has the mask {words} in {shown(node)}", fix)
+                fix = _FIXES.get(words, f"give {node.name} torch's mask")
+                yield one(Kind.MASK, node, compute, f"has the mask {words} in {shown(node)}", fix)
 
 
 _FIXES = {
@@ -34,8 +36,8 @@ _FIXES = {
 }
 
 
-def _hiding(operation: Operation) -> Operation:
-    """Hide by a number that is finite, as JAX does: the softmax of a row that is hidden as a whole is then none."""
+def _finite(operation: Operation) -> Operation:
+    """Hide by a number that is finite, as JAX does: of a row that is hidden as a whole the softmax is a number then."""
     import torch
 
     last = len(operation.args) - 1

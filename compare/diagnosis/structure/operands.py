@@ -1,10 +1,12 @@
 """Other tensors that an operation may take, and what may be added to what it gives."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 from compare.diagnosis.structure.edit import END, Context, Edit, Kind, one, result, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
+from compare.diagnosis.structure.insertion import shifted
 
 
 def other_operands(context: Context, node: Node) -> Iterator[Edit]:
@@ -66,4 +68,23 @@ def joined(context: Context, node: Node) -> Iterator[Edit]:
         yield one(Kind.ADDED, node, multiplied, does, f"do not multiply {what} by {name}")
 
 
-GENERATORS = (other_operands, swapped_operands, joined)
+def delayed(context: Context, node: Node) -> Iterator[Edit]:
+    """List what else an operand may be, one step later or earlier: a causal sum or convolution that looks ahead."""
+    for path, number in context.data(node):
+        own = context.named(number)
+        for other in itertools.islice(context.likes(node, number), 4):
+            for axis, by in itertools.product(range(context.value(other).dim()), (1, -1)):
+                if context.value(other).shape[axis] < 2:
+                    continue
+
+                def compute(
+                    operation: Operation, path: Path = path, other: int = other, axis: int = axis, by: int = by
+                ) -> Any:
+                    return operation.having(path, shifted(operation.value(other), axis, by)).run()
+
+                what = f"{context.named(other)}, shifted by {by} along axis {axis} with zeros,"
+                does = f"takes {what} for {result(node)}, where torch takes {own}"
+                yield one(Kind.OPERAND, node, compute, does, f"take {own}, and not {what[:-1]}")
+
+
+GENERATORS = (other_operands, swapped_operands, joined, delayed)

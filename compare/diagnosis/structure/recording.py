@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.decompositions import DECOMPOSITIONS
-from compare.diagnosis.structure.graph import Compute, Graph, Node, Operation, Ref, tensors
+from compare.diagnosis.structure.graph import FAILURES, Compute, Graph, Node, Operation, Ref, tensors
+from compare.errors import NotApplicable
 from compare.step.batch import mapped
 from compare.step.observation import Observation, Port
 from compare.torch_side.record import Record, leaves
@@ -41,9 +43,10 @@ def recorded(rerun: Rerun) -> Recorded:
     return Recorded(tape.graph, tape.ports, names, seen)
 
 
-def edited(rerun: Rerun, edits: Mapping[int, Compute]) -> Observation:
-    """Run the step with operations edited."""
-    tape = _Tape(rerun.overwritten, edits)
+def edited(rerun: Rerun, edits: Mapping[int, Compute], graph: Graph) -> Observation:
+    """Run the step with operations edited, by their numbers in its graph; NotApplicable where one cannot be."""
+    # A call that gives no tensor, such as x.dim(), is no operation, which is known only once it is made.
+    tape = _Tape(rerun.overwritten, {(number, graph.nodes[number].name): edit for number, edit in edits.items()})
     with _mode()(tape):
         return rerun.step(tape)
 
@@ -51,7 +54,7 @@ def edited(rerun: Rerun, edits: Mapping[int, Compute]) -> Observation:
 class _Tape(Record):
     """What has been computed so far: operations, values, and which of these modules took and gave."""
 
-    def __init__(self, overwritten: frozenset[Port], edits: Mapping[int, Compute]) -> None:
+    def __init__(self, overwritten: frozenset[Port], edits: Mapping[tuple[int, str], Compute]) -> None:
         super().__init__(overwritten)
         self.edits = edits
         self.graph = Graph()
@@ -103,15 +106,16 @@ class _Tape(Record):
 
         references = _mapped(args, known), _mapped(kwargs, known)
         pure = _on_copy(function) if overwrites else function
-        node = Node(number, name, pure, *references, (), self.inside[-1] if self.inside else "", _users_line())
-        edit = self.edits.get(number)
+        module = self.inside[-1] if self.inside else ""
+        node = Node(number, name, pure, *references, (), module, *_call_site())
+        edit = self.edits.get((number, name))
         target = args[0] if overwrites else None
         if target is not None:
             self.saved(target)
         if edit is None:
             given = function(*args, **kwargs)
         else:
-            given = edit(Operation(node, args, kwargs, self.live.__getitem__))
+            given = _applied(edit, Operation(node, args, kwargs, self.live.__getitem__))
             if target is not None:
                 given = target.copy_(given)
         made = [target] if target is not None else tensors(given)
@@ -123,6 +127,13 @@ class _Tape(Record):
         random = name in _RANDOM or (name == "dropout" and "dropout" in self.within)
         self.graph.nodes[-1] = replace(node, outputs=outputs, frozen=random)
         return given
+
+
+def _applied(edit: Compute, operation: Operation) -> Any:
+    try:
+        return edit(operation)
+    except FAILURES as error:
+        raise NotApplicable(str(error)) from error
 
 
 _RANDOM = {"bernoulli", "rand", "randn", "randint", "rand_like", "randn_like", "normal", "uniform", "randperm"}
@@ -193,15 +204,17 @@ def _is_users(file: str) -> bool:
     return not file.startswith((_HERE, str(FilePath(torch.__file__).parent), contextlib.__file__, "<"))
 
 
-def _users_line() -> str:
-    """Say which line of the user's is being run: "model.py:12"."""
-    frame = sys._getframe(2)
+def _call_site() -> tuple[str, tuple[int, ...]]:
+    """Say which line of the user's is being run, "model.py:12", and identify the call within it."""
+    frame: FrameType | None = sys._getframe(2)
+    site: list[int] = []
     while frame is not None:
         file = frame.f_code.co_filename
+        site += [id(frame.f_code), frame.f_lasti]
         if _is_users(file):
-            return f"{FilePath(file).name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
+            return f"{FilePath(file).name}:{frame.f_lineno}", tuple(site)
+        frame = frame.f_back
+    return "", ()
 
 
 _NEITHER = {"backward", "requires_grad_", "__set__", "register_hook", "retain_grad", "zero_"}

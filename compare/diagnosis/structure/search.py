@@ -1,6 +1,7 @@
 """The search for an edit of torch's operations, or for two, with which they give what the JAX side gives."""
 
 import contextlib
+import dataclasses
 import itertools
 import time
 import warnings
@@ -14,9 +15,8 @@ from compare.diagnosis.held_out import EXPLAINED, MARGIN
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure import arrangement, exchanges, insertion, masks, operands, reductions, removal
 from compare.diagnosis.structure.edit import END, SILENT, Context, Edit, Generator, Kind, end_node
-from compare.diagnosis.structure.graph import Compute
+from compare.diagnosis.structure.graph import FAILURES, Compute
 from compare.diagnosis.structure.recording import Recorded, edited, recorded
-from compare.errors import InputError, NondeterministicError
 from compare.numerics.distance import distance
 from compare.step.observation import Port
 from compare.verdict.divergence import Cause
@@ -24,11 +24,6 @@ from compare.verdict.first_difference import Found
 
 if TYPE_CHECKING:
     import torch
-
-FAILURES = (
-    *(RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError),
-    *(NotImplementedError, NondeterministicError, InputError),
-)
 
 DIFFERENT = 4
 """Numbers that a tensor must have, all different, for an edit of it to be proved."""
@@ -96,13 +91,13 @@ class _Step:
     target: np.ndarray
     limit: float
 
-    def apart(self, edits: Sequence[Edit]) -> float:
+    def leaves(self, edits: Sequence[Edit]) -> float:
         """Give how far torch is from the JAX side with edits: 1 is near enough."""
         try:
             given = self.context.graph.evaluate(self.context.nodes, changes(edits), self.end)
         except FAILURES:
             return np.inf
-        return distance(_array(given), self.target) / self.limit
+        return apart(_array(given), self.target) / self.limit
 
 
 def _step(found: Found, rerun: Rerun, given: Collection[Port], target: np.ndarray) -> _Step | None:
@@ -183,35 +178,37 @@ class StructureSearch:
 
     def _one(self) -> Cause | None:
         here = _step(self.found, self.rerun, self.given, self.target)
-        if here is None or not np.isfinite(self.target).all():
+        if here is None:
             return None
         self.here = here
-        self.tried = [Tried(edit, here.apart([edit])) for edit in _listed(here.context) if self.budget.left(0.5)]
+        self.tried = [Tried(edit, here.leaves([edit])) for edit in _listed(here.context) if self.budget.left(0.5)]
         return self._told([[each.edit] for each in self.tried if each.apart <= 1] or self._later())
 
     def _told(self, fitting: Iterable[list[Edit]]) -> Cause | None:
         proved = self._proved(self._different(fitting))
-        return told(proved, self.here.apart(proved[0]) * self.found.limit) if proved else None
+        return told(proved, self.here.leaves(proved[0]) * self.found.limit) if proved else None
 
     def _pairs(self) -> Iterator[list[Edit]]:
         """Try two edits at a time: first those that bring torch nearest by themselves."""
+        usual = [each.edit for each in self.tried if each.edit.kind in _USUAL][:USUAL]
+        for first, second in itertools.combinations(usual, 2):
+            if not self.budget.left(0.75):
+                break
+            if _apart_in_place(first, second) and self.here.leaves([first, second]) <= 1:
+                yield [first, second]
         near = sorted((each for each in self.tried if np.isfinite(each.apart)), key=lambda each: each.apart)
         every = [each.edit for each in self.tried]
-        for first in near[:NEAREST]:
-            places = {number for number, _ in first.edit.at}
-            for second in every:
-                if not self.budget.left():
-                    return
-                if places.isdisjoint(number for number, _ in second.at):
-                    pair = [first.edit, second]
-                    if self.here.apart(pair) <= 1:
-                        yield pair
+        for nearest, second in itertools.product(near[:NEAREST], every):
+            if not self.budget.left():
+                return
+            if _apart_in_place(nearest.edit, second) and self.here.leaves([nearest.edit, second]) <= 1:
+                yield [nearest.edit, second]
 
     def _later(self) -> list[list[Edit]]:
         """Find what the JAX side gives among what torch computes only later."""
         graph, end = self.here.context.graph, self.here.context.nodes[-1]
         for number, value in enumerate(graph.values[: self.here.end]):
-            if tuple(value.shape) == self.target.shape and distance(_array(value), self.target) <= self.found.limit:
+            if tuple(value.shape) == self.target.shape and apart(_array(value), self.target) <= self.found.limit:
                 names = Context(graph, [end], self.here.ports, self.here.context.parameters)
                 own, name = names.named(end.inputs[0][1]), names.named(number)
 
@@ -252,7 +249,7 @@ class StructureSearch:
         scalar, or a tensor that is constant, needs two other steps at which the sides differ.
         """
         left = [edits for edits in fitting if self._confirmed(edits)]
-        needed = 2 if len(np.unique(self.target.ravel()[:100_000])) < DIFFERENT else 0
+        needed = 2 if len(np.unique(self.target[np.isfinite(self.target)].ravel()[:100_000])) < DIFFERENT else 0
         asked = agreed = 0
         for rerun, target in self.held_out:
             if not left or (agreed >= max(needed, 1)):
@@ -261,9 +258,9 @@ class StructureSearch:
             asked += 1
             if step is None or len(step.context.graph.nodes) != len(self.here.context.graph.nodes):
                 continue  # another way through the program
-            before = step.apart([])
+            before = step.leaves([])
             near = max(MARGIN, EXPLAINED * before)
-            left = [edits for edits in left if step.apart(edits) <= near]
+            left = [edits for edits in left if step.leaves(edits) <= near]
             agreed += before > MARGIN * near
         return left if agreed >= needed else []
 
@@ -272,11 +269,19 @@ class StructureSearch:
         if any(self.here.context.graph.nodes[number].name == END for number in changes(edits)):
             return True  # nothing that torch calls is edited
         try:
-            seen = edited(self.rerun, changes(edits))
+            seen = edited(self.rerun, changes(edits), self.here.context.graph)
             array = np.asarray(self.found.pairing.torch_array(seen), np.float64)
         except FAILURES:
             return False
-        return distance(array, self.target) <= self.found.limit
+        return apart(array, self.target) <= self.found.limit
+
+
+def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Give the distance of what is finite; infinity where something is so on one side only."""
+    finite = np.isfinite(theirs)
+    if ours.shape != theirs.shape or not np.array_equal(np.isfinite(ours), finite):
+        return np.inf
+    return distance(ours, theirs) if finite.all() else distance(ours[finite], theirs[finite])
 
 
 def changes(edits: Sequence[Edit]) -> dict[int, Compute]:
@@ -287,17 +292,42 @@ def changes(edits: Sequence[Edit]) -> dict[int, Compute]:
 NEAREST = 200
 """First edits of two: those that bring torch nearest."""
 
+USUAL = 300
+"""Of the usual edits, so many are tried in all pairs."""
+
+_USUAL = set(Kind) - {Kind.OPERAND, Kind.ADDED, Kind.SCALE, Kind.TWICE}
+
+
+def _apart_in_place(one: Edit, other: Edit) -> bool:
+    return {number for number, _ in one.at}.isdisjoint(number for number, _ in other.at)
+
 
 def _listed(context: Context) -> Iterator[Edit]:
-    """List edits, the likeliest first. An operation of a form that nobody has foreseen has none."""
+    """List edits, the likeliest first. An operation of a form that nobody has foreseen has none.
+
+    What is called in a loop, or in a function that is called twice, is edited at one of its calls, and at all.
+    """
     for generator in GENERATORS:
+        by_site: dict[tuple[int, ...], list[list[Edit]]] = {}
         for node in context.nodes:
             if not node.frozen and (node.name not in SILENT or generator in _AT_THE_END):
+                found: list[Edit] = []
                 with contextlib.suppress(*FAILURES):
-                    yield from generator(context, node)
+                    found.extend(generator(context, node))
+                by_site.setdefault(node.site, []).append(found)
+                yield from found
+        for site, calls in by_site.items():
+            if site and len(calls) > 1 and len({len(found) for found in calls}) == 1:
+                yield from map(_everywhere, zip(*calls, strict=True))
 
 
 _AT_THE_END = (*operands.GENERATORS, *insertion.GENERATORS)
+
+
+def _everywhere(edits: Sequence[Edit]) -> Edit:
+    """Make the same edit at all calls of one site."""
+    at = tuple(pair for edit in edits for pair in edit.at)
+    return dataclasses.replace(edits[0], at=at, does=f"{edits[0].does}, and so each of {len(edits)} times")
 
 
 def _array(tensor: "torch.Tensor") -> np.ndarray:
