@@ -21,6 +21,8 @@ class Convention(NamedTuple):
     source: str
     state: Callable[["Step"], dict[str, "torch.Tensor"]] = lambda step: {}
     """What is remembered otherwise than in torch."""
+    slot: str = ""
+    """A part of the state that the JAX side must keep for it, as torch calls it."""
 
 
 class Step(NamedTuple):
@@ -178,6 +180,7 @@ CONVENTIONS = (
         "write the maximum over the uncorrected second moments: optax.amsgrad has no setting for it",
         "https://github.com/google-deepmind/optax/issues/1423",
         _largest,
+        slot="max_exp_avg_sq",
     ),
     Convention(
         "momentum decay",

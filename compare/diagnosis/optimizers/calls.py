@@ -61,8 +61,28 @@ class Call:
         return function(*map(_made, self.arguments), **{k: _made(v) for k, v in self.keywords.items()})
 
 
+@dataclass(frozen=True)
+class Recounted:
+    """A schedule at another count: once in some steps, or beginning anew after some."""
+
+    schedule: Call
+    every: int = 1
+    period: int = 0
+
+    def __str__(self) -> str:
+        count = "count" if self.every == 1 else f"count // {self.every}"
+        if self.period:
+            count = f"{count} % {self.period}" if self.every == 1 else f"({count}) % {self.period}"
+        return f"lambda count: {self.schedule}({count})"
+
+    def made(self) -> Any:
+        """Make the schedule."""
+        schedule = self.schedule.made()
+        return lambda count: schedule(count // self.every % self.period if self.period else count // self.every)
+
+
 def _made(value: Any) -> Any:
-    if isinstance(value, Call):
+    if isinstance(value, Call | Recounted):
         return value.made()
     if isinstance(value, list):
         return [_made(part) for part in value]
@@ -71,13 +91,20 @@ def _made(value: Any) -> Any:
     return value
 
 
+_LAST = 1e-14
+"""Relative size of rounding in the last digits of what was computed, such as 0.1 * 0.1."""
+
+
 def written(value: Any) -> str:
     """Write a value as code, numbers in as few digits as give them again."""
-    if isinstance(value, bool | Code | Call) or value is None:
+    if isinstance(value, bool | Code | Call | Recounted) or value is None:
         return str(value)
     if isinstance(value, float):
-        short = f"{value:g}"
-        return short if float(short) == value else repr(value)
+        return next(
+            f"{value:.{n}g}"
+            for n in range(6, 18)
+            if n == 17 or abs(float(f"{value:.{n}g}") - value) <= _LAST * abs(value)
+        )
     if isinstance(value, list):
         return f"[{', '.join(map(written, value))}]"
     if isinstance(value, dict):

@@ -132,7 +132,8 @@ def fixes_of(kind: str, parts: Sequence[Told]) -> list[Call | str]:
 def _undecided(fitter: Fitter, search: Search) -> tuple[str, ...]:
     """Name what would each explain these steps, where they do not tell which it is."""
     lines = []
-    for fit in search.undecided:
+    # One of each kind: with and without an epsilon, a fitted clipping looks the same.
+    for fit in {tuple(each.name for each in fit.hypotheses): fit for fit in search.undecided}.values():
         rates = rates_of(fitter.evidence, fit)
         parts = [each.tell(fitter.evidence, numbers) for each, numbers in zip(fit.hypotheses, fit.numbers, strict=True)]
         parts += [told_rates(fitter.evidence, rates)] if rates.differ else []

@@ -15,7 +15,7 @@ ITERATIONS = 16
 EXPLAINED = 0.97
 """What is left after one linear step, as a share of the whole, where the numbers have nothing to do with it."""
 
-BUDGET = 6_000
+BUDGET = 3_000
 """Updates that a search makes at most, of a small model."""
 
 Rows = np.ndarray
@@ -164,7 +164,8 @@ class Fitter:
             if iteration == 0 and np.linalg.norm(residual - jacobian @ move) > EXPLAINED * size:
                 break
             fresh = values + move
-            values = np.where((values >= 0) & (fresh < 0), values / 10, fresh)
+            nothing = np.abs(fresh) <= 1e-6 * np.abs(values)
+            values = np.where(nothing, 0.0, np.where((values >= 0) & (fresh < 0), values / 10, fresh))
             residual, values = self._stepped(left, best[1], values)
             if iteration >= 3 and residual is not None and np.linalg.norm(residual) > best[0] / 2:
                 break  # the right numbers are approached faster

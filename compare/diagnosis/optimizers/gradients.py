@@ -105,9 +105,10 @@ def other_gradients(evidence: Evidence) -> Iterator[Hypothesis]:
         yield _unclipped(torch)
     if torch.norm is not None:
         yield _without_epsilon(torch, torch.norm)
-    start = min(lengths, default=0.0) / 2 if torch.norm is None else torch.norm
+    start = min(lengths, default=0.0) / 2
     if start:
-        yield _by_norm(torch, start, EPSILON if torch.norm is not None else 0.0)
+        yield _by_norm(torch, start, 0.0)
+        yield _by_norm(torch, start, EPSILON)
     elements = [
         np.abs(to_numpy(g)).ravel() for step in evidence.differing[:1] for g in step.gradients.values() if g is not None
     ]

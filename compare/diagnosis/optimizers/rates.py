@@ -43,7 +43,7 @@ class Rates:
     @property
     def free(self) -> int:
         """How many numbers were fitted: one for a constant or a factor, else one for each step that differs."""
-        if self.rounded:
+        if not self.differ or self.rounded:
             return 0
         if len(set(self.jax)) == 1 or self.factor is not None:
             return 1

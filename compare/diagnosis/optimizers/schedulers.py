@@ -1,9 +1,12 @@
 """The schedules of `torch.optim.lr_scheduler` as calls of optax, and what people write in their place."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from compare.diagnosis.optimizers.calls import Call
+import numpy as np
+
+from compare.diagnosis.optimizers.calls import Call, Recounted
+from compare.diagnosis.optimizers.lambda_schedules import schedule_of_function
 
 
 class Mistake(NamedTuple):
@@ -18,7 +21,7 @@ class Scheduler(NamedTuple):
     """One class of torch's schedulers."""
 
     name: str
-    right: Callable[[Any, float], Call | None]
+    right: Callable[[Any, float], Call | Recounted | None]
     """Gives optax's call, for a scheduler and the learning rate that it began with; None where there is none."""
     mistakes: Callable[[Any, float], Iterator[Mistake]] = lambda scheduler, rate: iter(())
 
@@ -89,18 +92,24 @@ def _constant(s: Any, lr: float) -> Call:
     return Call("optax.piecewise_constant_schedule", (s.factor * lr, {s.total_iters: 1 / s.factor}))
 
 
-def _restarts(s: Any, lr: float) -> Call | None:
-    cycles = [int(s.T_0 * s.T_mult**number) for number in range(4 if s.T_mult > 1 else 8)]
+def _restarts(s: Any, lr: float) -> Call | Recounted:
     alpha = {"alpha": s.eta_min / lr} if s.eta_min else {}
+    if s.T_mult == 1:
+        return Recounted(Call("optax.cosine_decay_schedule", (lr, s.T_0), alpha), period=s.T_0)
+    cycles = [int(s.T_0 * s.T_mult**number) for number in range(4)]  # the last of them does not end
     parts = [Call("optax.cosine_decay_schedule", (lr, cycle), alpha) for cycle in cycles]
     return Call("optax.join_schedules", (parts, [sum(cycles[: number + 1]) for number in range(len(cycles) - 1)]))
 
 
 def _one_cycle(s: Any, lr: float) -> Call | None:
-    """Two cosines or lines. Torch's first phase ends at pct_start * total_steps - 1, which must be a whole number."""
-    group, phases = s.optimizer.param_groups[0], vars(s).get("_schedule_phases", ())
-    ends = [each["end_step"] for each in phases]
-    if len(ends) != 2 or ends[0] != int(ends[0]) or not ends[0]:
+    group = s.optimizer.param_groups[0]
+    return _two_phases(s, group["initial_lr"], group["max_lr"], group["min_lr"])
+
+
+def _two_phases(s: Any, first: float, middle: float, last: float) -> Call | None:
+    """Give OneCycleLR's two phases. The first ends at pct_start * total_steps - 1, which must be a whole number."""
+    ends = [each["end_step"] for each in vars(s).get("_schedule_phases", ())]
+    if len(ends) != 2 or ends[0] != int(ends[0]) or not ends[0] or not first or not middle:
         return None
     cosine = vars(s).get("_anneal_func_type", "cos") == "cos"
 
@@ -110,8 +119,7 @@ def _one_cycle(s: Any, lr: float) -> Call | None:
         return Call("optax.linear_schedule", (start, end, length))
 
     up, down = int(ends[0]), int(ends[1] - ends[0])
-    first, last = part(group["initial_lr"], group["max_lr"], up), part(group["max_lr"], group["min_lr"], down)
-    return Call("optax.join_schedules", ([first, last], [up]))
+    return Call("optax.join_schedules", ([part(first, middle, up), part(middle, last, down)], [up]))
 
 
 def _one_cycle_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
@@ -130,9 +138,26 @@ def _one_cycle_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
 def _sequential(s: Any, lr: float) -> Call | None:
     parts = [right_call(each) for each in vars(s).get("_schedulers", ())]
     known = [part for part in parts if part is not None]
-    if not parts or len(known) < len(parts):
+    if not parts or len(known) < len(parts) or not all(isinstance(part, Call) for part in known):
         return None
     return Call("optax.join_schedules", (known, [int(each) for each in vars(s).get("_milestones", ())]))
+
+
+def _function(s: Any, lr: float) -> Call | None:
+    return schedule_of_function(s.lr_lambdas[0], lr)
+
+
+def _function_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
+    """Let a warm-up start at 0, where torch's begins with its first share."""
+    call = _function(s, lr)
+    start = call.arguments[0][0] if call and call.function == "optax.join_schedules" else call
+    if isinstance(start, Call) and start.function == "optax.linear_schedule" and start.arguments[0]:
+        _, end, steps = start.arguments
+        for longer in (0, 1):
+            warm_up = Call("optax.linear_schedule", (0.0, end, steps + longer))
+            rest = [] if call is start or call is None else [call.arguments[0][1]]
+            mistake = Call("optax.join_schedules", ([warm_up, *rest], [steps + longer])) if rest else warm_up
+            yield Mistake("the JAX side's warm-up starts at 0, and torch's does not", mistake)
 
 
 SCHEDULERS = (
@@ -146,6 +171,7 @@ SCHEDULERS = (
     Scheduler("PolynomialLR", _polynomial),
     Scheduler("OneCycleLR", _one_cycle, _one_cycle_mistakes),
     Scheduler("SequentialLR", _sequential),
+    Scheduler("LambdaLR", _function, _function_mistakes),
 )
 
 
@@ -154,7 +180,40 @@ def row_of(scheduler: Any) -> Scheduler | None:
     return next((row for row in SCHEDULERS if row.name == type(scheduler).__name__), None)
 
 
-def right_call(scheduler: Any) -> Call | None:
+def base_rate(scheduler: Any) -> float:
+    """Give the learning rate that a scheduler began with, in the first parameter group."""
+    group = scheduler.optimizer.param_groups[0]
+    return float(vars(scheduler).get("base_lrs", [group.get("initial_lr", group["lr"])])[0])
+
+
+def right_call(scheduler: Any) -> Call | Recounted | None:
     """Give optax's call for a scheduler of torch; None where none is known."""
     row = row_of(scheduler)
-    return row.right(scheduler, float(scheduler.base_lrs[0])) if row else None
+    return row.right(scheduler, base_rate(scheduler)) if row else None
+
+
+def moved_setting(schedulers: Sequence[Any], values: Sequence[float]) -> Call | None:
+    """Give the schedule of a momentum that OneCycleLR moves, if it gives the values of all steps."""
+    if len(schedulers) != 1 or type(schedulers[0]).__name__ != "OneCycleLR":
+        return None
+    group = schedulers[0].optimizer.param_groups[0]
+    highest, lowest = group.get("max_momentum"), group.get("base_momentum")
+    if not highest or not lowest:
+        return None
+    call = _two_phases(schedulers[0], highest, lowest, highest)
+    return call if call and gives(call, values, range(len(values))) else None
+
+
+SAME = 1e-5
+"""Relative difference of rates up to which a schedule is the same: optax computes its own in float32."""
+
+
+def gives(call: Call | Recounted, rates: Sequence[float], counts: Sequence[int]) -> bool:
+    """Tell whether a schedule gives these rates at these counts."""
+    try:
+        schedule = call.made()
+        given = [float(schedule(count)) for count in counts]
+    except (TypeError, ValueError, ZeroDivisionError):
+        return False
+    size = max(map(abs, rates), default=0.0)
+    return bool(np.allclose(given, rates, rtol=SAME, atol=SAME * 1e-2 * size))

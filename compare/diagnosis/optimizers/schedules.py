@@ -4,18 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compare.diagnosis.optimizers.calls import Call, Code
+from compare.diagnosis.optimizers.calls import Call, Code, Recounted
 from compare.diagnosis.optimizers.evidence import Evidence
 from compare.diagnosis.optimizers.names import ARGUMENTS, OPTIMIZERS
 from compare.diagnosis.optimizers.rates import Rates
-from compare.diagnosis.optimizers.schedulers import right_call, row_of
+from compare.diagnosis.optimizers.schedulers import SAME, base_rate, gives, right_call, row_of
 from compare.diagnosis.optimizers.settings import numbers_of
 from compare.diagnosis.optimizers.told import Told, rates_in_words, with_distinct_digits
 
 DOCS = "https://optax.readthedocs.io/en/latest/api/optimizer_schedules.html"
-
-_SAME = 1e-5
-"""Relative difference of rates up to which a schedule is the same: optax computes its own in float32."""
 
 
 def told_rates(evidence: Evidence, rates: Rates) -> Told:
@@ -32,7 +29,8 @@ def told_rates(evidence: Evidence, rates: Rates) -> Told:
         said.append(how)
     schedule = schedule_of(evidence)
     if schedule is not None:
-        return Told("schedule", "; ".join(said), _arguments(evidence, schedule), source=DOCS)
+        words = "f is the function of LambdaLR, written with jnp" if isinstance(schedule, Code) else ""
+        return Told("schedule", "; ".join(said), _arguments(evidence, schedule), fix=words, source=DOCS)
     return Told("schedule", "; ".join(said), fix=f"give optax a schedule that is {ours} from count 0 on", source=DOCS)
 
 
@@ -48,7 +46,7 @@ def _told_rounded(evidence: Evidence, rates: Rates) -> Told:
     )
 
 
-def _arguments(evidence: Evidence, rate: float | Call | Code) -> dict[str, object]:
+def _arguments(evidence: Evidence, rate: float | Call | Code | Recounted) -> dict[str, object]:
     """Write the learning rate with the other arguments of torch, where optax's defaults are not the same."""
     known = ARGUMENTS.get(evidence.kind, {})
     group = evidence.steps[0].groups[0]
@@ -63,7 +61,8 @@ def _arguments(evidence: Evidence, rate: float | Call | Code) -> dict[str, objec
         "initial_accumulator_value": 0.1,
     }
     for name, value in numbers_of(group).items():
-        if name in known and name in defaults and value != defaults[name]:
+        moved = any(numbers_of(step.groups[0]).get(name) != value for step in evidence.steps)
+        if name in known and name in defaults and value != defaults[name] and not moved:
             arguments[known[name]] = value
     for name in ("nesterov", "centered"):
         if group.get(name) and name in known:
@@ -75,7 +74,7 @@ def _arguments(evidence: Evidence, rate: float | Call | Code) -> dict[str, objec
     return arguments
 
 
-def schedule_of(evidence: Evidence) -> Call | Code | None:
+def schedule_of(evidence: Evidence) -> Call | Code | Recounted | None:
     """Write torch's schedule in optax, if it gives torch's rates at every step that was taken."""
     if len(evidence.schedulers) != 1:
         return None
@@ -83,15 +82,17 @@ def schedule_of(evidence: Evidence) -> Call | Code | None:
     call = right_call(scheduler)
     if every is None:
         return None
-    if call is None or not _gives(call, evidence.rates, [count // every for count in range(len(evidence.rates))]):
+    if call is None or not gives(call, evidence.rates, [count // every for count in range(len(evidence.rates))]):
         if type(scheduler).__name__ == "LambdaLR":
             count = "count" if every == 1 else f"count // {every}"
-            return Code(f"lambda count: {float(scheduler.base_lrs[0]):g} * f({count})")
+            return Code(f"lambda count: {base_rate(scheduler):g} * f({count})")
         return None
-    return call if every == 1 else Code(f"lambda count: {call}(count // {every})")
+    if every == 1:
+        return call
+    return Recounted(call, every) if isinstance(call, Call) else None
 
 
-def _known_call(evidence: Evidence) -> Call | None:
+def _known_call(evidence: Evidence) -> Call | Recounted | None:
     return right_call(evidence.schedulers[0]) if len(evidence.schedulers) == 1 else None
 
 
@@ -103,17 +104,6 @@ def _epoch(counts: Sequence[int]) -> int | None:
     return every if list(counts) == [number // every for number in range(len(counts))] else None
 
 
-def _gives(call: Call, rates: Sequence[float], counts: Sequence[int]) -> bool:
-    """Tell whether a schedule gives these rates at these counts."""
-    try:
-        schedule = call.made()
-        given = [float(schedule(count)) for count in counts]
-    except (TypeError, ValueError, ZeroDivisionError):
-        return False
-    size = max(map(abs, rates), default=0.0)
-    return bool(np.allclose(given, rates, rtol=_SAME, atol=_SAME * 1e-2 * size))
-
-
 def how_they_differ(evidence: Evidence, rates: Rates) -> str:
     """Say how the JAX side's rates come from torch's, where all of them agree with it; "" where nothing fits."""
     counts = [step.number for step in evidence.steps]
@@ -122,18 +112,18 @@ def how_they_differ(evidence: Evidence, rates: Rates) -> str:
     def equal(expected: Sequence[float | None]) -> bool:
         pairs = [(a, b) for a, b in zip(expected, rates.jax, strict=True) if a is not None]
         telling = {a for a, _ in pairs}
-        return len(telling) > 2 and all(abs(a - b) <= _SAME * max(abs(a), abs(b)) for a, b in pairs)
+        return len(telling) > 2 and all(abs(a - b) <= SAME * max(abs(a), abs(b)) for a, b in pairs)
 
     if len(evidence.schedulers) == 1 and (row := row_of(evidence.schedulers[0])):
-        for mistake in row.mistakes(evidence.schedulers[0], float(evidence.schedulers[0].base_lrs[0])):
-            if _gives(mistake.call, rates.jax, counts):
+        for mistake in row.mistakes(evidence.schedulers[0], base_rate(evidence.schedulers[0])):
+            if gives(mistake.call, rates.jax, counts):
                 return mistake.says
     if equal([torch[count + 1] if count + 1 < len(torch) else None for count in counts]):
         return "the JAX side's schedule is one step ahead of torch's: its count must be 0 at the first step"
     if equal([torch[max(count - 1, 0)] for count in counts]):
         return "the JAX side's schedule is one step behind torch's: its count must be 1 at the second step"
     every, call = _epoch(evidence.counts), _known_call(evidence)
-    if every and every > 1 and call and _gives(call, rates.jax, counts):
+    if every and every > 1 and call and gives(call, rates.jax, counts):
         return f"torch's scheduler is stepped every {every} steps, and the JAX side's schedule moves at each"
     for every in range(2, len(counts)):
         if equal([torch[count // every] for count in counts]):

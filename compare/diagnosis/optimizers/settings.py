@@ -17,6 +17,7 @@ from compare.diagnosis.optimizers.names import (
     in_words,
     optimizer_call,
 )
+from compare.diagnosis.optimizers.schedulers import moved_setting
 from compare.diagnosis.optimizers.told import Told, rates_in_words, with_distinct_digits
 from compare.diagnosis.optimizers.trial import Trial
 
@@ -80,7 +81,7 @@ def _told_flag(name: str, now: bool) -> Any:
             return replace(told, before=Call("optax.scale", (-1.0,)))
         if name == "maximize":
             uphill = "the JAX side steps along the gradient, and torch against it"
-            return replace(told, says=uphill, fix=f"{optimizer_call(kind)}, with the sign of the step turned round")
+            return replace(told, says=uphill, fix="change the sign of the JAX side's step")
         if argument := ARGUMENTS.get(kind, {}).get(name):
             return replace(told, arguments={argument: now})
         return replace(told, fix=f"torch has {name}={now}: {OPTAX.get(kind, 'optax')} has no such argument")
@@ -96,12 +97,20 @@ _MAXIMUM = "optax.amsgrad takes the maximum after the bias correction, and torch
 def numbers(evidence: Evidence) -> Iterator[Hypothesis]:
     """Let each number be another one, the same at all steps and for all parameter groups."""
     first = evidence.differing[0]
+    if any(group.get("weight_decay") for group in first.groups):  # left out: nothing has to be fitted
+
+        def without(trial: Trial, _: Numbers) -> None:
+            trial.settings["weight_decay"] = 0.0
+
+        told = _told_number("weight_decay")
+        yield Hypothesis("no weight decay", without, lambda evidence, _: told(evidence, (0.0,)), place="weight decay")
     for name, value in numbers_of(first.groups[0]).items():
 
         def change(trial: Trial, values: Numbers, name: str = name) -> None:
             trial.settings[name] = values[0]
 
-        yield Hypothesis(name, change, _told_number(name), (value,))
+        place = "weight decay" if name == "weight_decay" else ""
+        yield Hypothesis(name, change, _told_number(name), (value,), place=place)
 
 
 def _told_number(name: str) -> Any:
@@ -121,13 +130,13 @@ def _told_number(name: str) -> Any:
         of_steps = [numbers_of(step.groups[0]).get(name, now) for step in evidence.steps]
         if len(set(of_steps)) > 1:
             ours, _ = rates_in_words(of_steps, [value] * len(of_steps))
-            schedule = Call("optax.inject_hyperparams", (Code(OPTAX.get(kind, "optax.sgd")),))
-            return Told(
-                f"{called} schedule",
-                f"torch's scheduler also moves {name}: {ours}; the JAX side has {value:g} at every step",
-                fix=f"{schedule}(..., {argument or name}=schedule), with a schedule that gives {ours}",
-                source=_SCHEDULE,
-            )
+            function = str(Call("optax.inject_hyperparams", (Code(OPTAX.get(kind, "optax.sgd")),)))
+            says = f"torch's scheduler also moves {name}: {ours}; the JAX side has {value:g} at every step"
+            told = Told(f"{called} schedule", says, source=_SCHEDULE)
+            schedule = moved_setting(evidence.schedulers, of_steps)
+            if schedule is None or argument is None:
+                return replace(told, fix=f"{function}(..., {argument or name}=f), where f(count) is {ours}")
+            return replace(told, arguments={argument: schedule}, function=function)
         has, other = with_distinct_digits(now, value)
         says = f"torch.optim.{kind} has {name}={has}, and the JAX side steps as torch would with {other}"
         if name == "weight_decay":
@@ -171,8 +180,9 @@ def groups_call(kind: str, argument: str, values: list[float]) -> Call:
 
 def conventions(evidence: Evidence) -> Iterator[Hypothesis]:
     """Try each other formula that is known for the optimizer."""
+    kept = {r.pairing.torch.rpartition(".")[2] for r in evidence.steps[0].results if r.is_state}
     for each in CONVENTIONS:
-        if evidence.kind in each.optimizers:
+        if evidence.kind in each.optimizers and (not each.slot or each.slot in kept):
             yield Hypothesis(each.name, _use(each), _told_convention(each), place="formula")
     if evidence.kind in ("Adam", "AdamW"):
         yield _epsilon_in_root()
@@ -201,7 +211,7 @@ def _epsilon_in_root() -> Hypothesis:
         trial.convention = root_added(max(values[0], 0.0))
 
     def tell(evidence: Evidence, values: Numbers) -> Told:
-        says = f"the JAX side adds {values[0]:g} inside the square root besides, as eps_root; torch adds nothing there"
+        says = f"the JAX side adds {values[0]:g} inside the square root (eps_root), and torch adds nothing there"
         return Told("epsilon inside the root", says, {"eps_root": 0.0}, source=OPTIMIZERS)
 
     return Hypothesis("eps_root", change, tell, (1e-8,), place="formula")

@@ -1,12 +1,12 @@
 """What the JAX side does otherwise to some parameters only: masks, frozen parameters, parameter groups."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compare.diagnosis.optimizers.calls import ELLIPSIS, Call, Code
+from compare.diagnosis.optimizers.calls import Call, Code
 from compare.diagnosis.optimizers.evidence import Evidence, Result
 from compare.diagnosis.optimizers.fit import Fit, Fitter
 from compare.diagnosis.optimizers.masks import mask_of
@@ -114,7 +114,25 @@ def assigned(fitter: Fitter, fit: Fit) -> Assignment | None:
     for rate in rates:
         if found := _assigned(fitter, fit, every, rate):
             return found
-    return None
+    other = _other_rate(fitter, fit)
+    return _assigned(fitter, fit, [*every, other], rates[0]) if other else None
+
+
+def _other_rate(fitter: Fitter, fit: Fit) -> Treatment | None:
+    """Fit another learning rate by the first parameter that differs; it must explain all of its steps, and others."""
+    first = next((r for r in fitter.evidence.differing[0].results if r.differs and not r.is_state), None)
+    own = None if first is None else _rates_by(fitter, fit, AS_TORCH, first)
+    if own is None or len(own) < 2 or any(rate is None for rate in own):
+        return None
+    factors = [(rate or 0.0) / step.rate for rate, step in zip(own, fitter.evidence.steps, strict=True) if step.rate]
+    if not factors or max(factors) - min(factors) > 1e-9 * max(factors):
+        return None
+    factor = _short(factors[0]) if factors[0] else 0.0
+
+    def scale(trial: Trial) -> None:
+        trial.updates.append(lambda _, update: factor * update)
+
+    return Treatment("rate", scale, value=factor)
 
 
 def _rates_by(fitter: Fitter, fit: Fit, treatment: Treatment, like: Result) -> list[float | None] | None:
@@ -230,6 +248,15 @@ def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: li
             ),
             source=COMBINING,
         )
+    if treatment.kind == "rate":
+        rate = f"{treatment.value * evidence.steps[0].rate:g}"
+        return Told(
+            "learning rate of some parameters",
+            f"the JAX side has a learning rate of {rate} for {some}, and torch {evidence.steps[0].rate:g}: it is "
+            f"{treatment.value:g} times torch's at every step",
+            fix=f"give {some} the learning rate {evidence.steps[0].rate:g}",
+            source=COMBINING,
+        )
     argument = in_words(treatment.setting)
     return Told(
         "parameter groups",
@@ -250,15 +277,14 @@ def _told_decay(evidence: Evidence, found: Assignment, paths: list[str], every: 
     value = max((decay.get(path, 0.0) for path in every), default=0.0)
     says = f"torch decays {_listed(by_torch) or 'nothing'}, and the JAX side {_listed(by_jax) or 'nothing'}"
     keyword = {} if set(by_torch) == set(every) else {"mask": Code(mask_of(by_torch, every))}
-    fix: Call | str
-    if evidence.kind in ("Adam", "AdamW") and (
-        evidence.kind == "AdamW" or evidence.steps[0].groups[0].get("decoupled_weight_decay")
-    ):
-        fix = Call(DECOUPLED["AdamW"], (ELLIPSIS,), {"weight_decay": value, **keyword})
-    else:
-        decayed = Call("optax.add_decayed_weights", (value,), keyword)
-        fix = Call("optax.chain", (decayed, Code(f"{OPTAX.get(evidence.kind, 'optimizer')}(...)")))
-    return Told("weight decay mask", says, fix=fix, source=COMBINING)
+    told = Told("weight decay mask", says, source=COMBINING)
+    if not by_jax:
+        told = replace(
+            told, name="weight decay", says=f"torch decays weights by {value:g}, and the JAX side decays none"
+        )
+    if evidence.kind == "AdamW" or evidence.steps[0].groups[0].get("decoupled_weight_decay"):
+        return replace(told, arguments={"weight_decay": value, **keyword}, function=DECOUPLED["AdamW"])
+    return replace(told, before=Call("optax.add_decayed_weights", (value,), keyword))
 
 
 def _torch_decay(evidence: Evidence, found: Assignment) -> dict[str, float]:
