@@ -46,11 +46,8 @@ class Call:
 
     def code(self) -> code.Code:
         """Give the call as a report holds it."""
-        plain = {
-            name: v if isinstance(v, bool | int | float | str) else Source(written(v))
-            for name, v in self.keywords.items()
-        }
-        return code.Code(self.function, tuple(map(written, self.arguments)), plain)
+        keywords = {name: _plain(value) for name, value in self.keywords.items()}
+        return code.Code(self.function, tuple(map(written, self.arguments)), keywords)
 
     def made(self) -> Any:
         """Make the call; its arguments must be numbers, containers and calls."""
@@ -79,6 +76,13 @@ class Recounted:
         """Make the schedule."""
         schedule = self.schedule.made()
         return lambda count: schedule(count // self.every % self.period if self.period else count // self.every)
+
+
+def _plain(value: Any) -> Any:
+    """Give a number, text or flag as it is, and what has to be made as its source."""
+    if isinstance(value, float):
+        return float(written(value))
+    return value if isinstance(value, bool | int | str) else Source(written(value))
 
 
 def _made(value: Any) -> Any:

@@ -46,6 +46,6 @@ def _decay(values: np.ndarray) -> Call | None:
         return Call("optax.cosine_decay_schedule", (first, lowest), {"alpha": end / first} if end else {})
     if equal(first + (end - first) * share):
         return Call("optax.linear_schedule", (first, end, lowest))
-    if first and equal(first * (values[1] / first) ** counts):
+    if first > values[1] > 0 and equal(first * (values[1] / first) ** counts):
         return Call("optax.exponential_decay", (first, 1, float(values[1] / first)))
     return None
