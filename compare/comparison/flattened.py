@@ -5,12 +5,14 @@ right, with weights that follow, and a run tells which it is: in evaluation, whe
 scattered weights, because zeros are the same in any order.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from compare.alignment.forward import align_modules
 from compare.alignment.partners import Kinds
+from compare.comparison.channels import channels_and_points
 from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.numerics.distance import distance
@@ -26,10 +28,6 @@ from compare.weights.links import WeightMap, to_jax
 
 Features = dict[str, tuple[int, ...]]
 """For each linear layer, by path, the channels and points that it takes in the port's order; () in torch's order."""
-
-
-LESS = 0.8
-"""In the right order of a known image two sides are nearer by this, though an activation between differs."""
 
 
 class FlattenedFeatures:
@@ -49,30 +47,72 @@ class FlattenedFeatures:
         self, torch: Torch, jax: Flax | Jax, batch: Batch, device: str, kinds: Kinds, names: tuple[Names, Names]
     ) -> None:
         self._jax, self._batch, self._kinds, self._names = JaxRun(jax, "float32", training=False), batch, kinds, names
-        run, record = TorchRun(torch, "float32", device), Record()
-        run.model.eval()
-        run.scatter(seed=0)
-        with ControlledRun():
-            run.forward(batch, record)
-        self._arrays = run.arrays()
-        self._torch = Observation(forward={port: to_numpy(value) for port, value in record.seen.items()})
+        self._torch_run = TorchRun(torch, "float32", device)
+        self._torch_run.model.eval()
+        self._torch_run.scatter(seed=0)
+        self._arrays = self._torch_run.arrays()
+        self._torch = Observation(forward=self._run_torch())
 
     def by_inputs(self, links: WeightMap, features: Features) -> Features:
         """See it in what the layers take, where the port's run shows that.
 
-        Where they take something else in any order, a layer before is wrong: then from torch's values in all images.
+        Where they take something else in any order, a layer before is wrong. Then one channel is changed on both sides
+        to see where it goes; and if that does not tell, the port is run from torch's values in all images.
         """
         seen = self._run(links)
         found, unclear = self._orders(links, features, seen)
-        return self._orders(links, features, self._from_torch(links, seen))[0] if unclear else found
+        if not unclear:
+            return found
+        by_channel = {layer[0]: self._by_channel(links, layer, seen) for layer in unclear}
+        found |= {path: shape for path, shape in by_channel.items() if shape}
+        if found or None not in by_channel.values():
+            return found
+        return self._orders(links, features, self._from_torch(links, seen))[0]
 
-    def _orders(self, links: WeightMap, features: Features, seen: Mapping[Port, np.ndarray]) -> tuple[Features, bool]:
-        """Give the layers that take the port's order, and whether some take neither that nor torch's.
+    def _by_channel(
+        self, links: WeightMap, layer: tuple[str, str], seen: Mapping[Port, np.ndarray]
+    ) -> tuple[int, ...] | None:
+        """See to which features the first channel of a convolution before a layer goes, on either side."""
+
+        def inputs(torch: Mapping[Port, np.ndarray], jax: Mapping[Port, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+            ours, theirs = _input(torch, layer[0]), _input(jax, layer[1])
+            assert ours is not None
+            assert theirs is not None  # as in the runs before
+            return ours, theirs
+
+        kept = dict(self._arrays)
+        try:
+            return channels_and_points(
+                self._changing(layer[0]),
+                inputs(self._torch.forward, seen),
+                lambda: inputs(self._run_torch(), self._run(links)),
+            )
+        finally:
+            self._arrays = kept
+
+    def _changing(self, path: str) -> Iterator[tuple[int, Callable[[], None]]]:
+        """Give the convolutions before a layer, back to where there are no channels, and what changes a channel."""
+        modules = list(self._kinds[0])
+        kept = dict(self._arrays)
+        for before in reversed(modules[: modules.index(path)]):
+            if "Linear" in self._kinds[0][before]:
+                return
+            name = f"{before}.weight"
+            if name not in kept or kept[name].ndim < 3 or "Transpose" in self._kinds[0][before]:
+                continue
+            changed = kept[name].copy()
+            changed[0] += 3 * kept[name].std()
+            yield len(changed), functools.partial(self._arrays.update, {**kept, name: changed})
+
+    def _orders(
+        self, links: WeightMap, features: Features, seen: Mapping[Port, np.ndarray]
+    ) -> tuple[Features, list[tuple[str, str]]]:
+        """Give the layers that take the port's order, and those that take neither that nor torch's.
 
         Nothing is quite the same where something before is wrong; in any other order nothing is alike.
         """
         found: Features = {}
-        unclear = False
+        unclear: list[tuple[str, str]] = []
         for path, module in _layers(links, features):
             ours, theirs = _input(self._torch.forward, path), _input(seen, module)
             if ours is None or theirs is None or ours.shape != theirs.shape:
@@ -85,10 +125,8 @@ class FlattenedFeatures:
             apart = {shape: distance(flattened(shape).to_torch(theirs), ours) for shape in shapes}
             if shapes and 2 * min(apart.values()) < in_torch:
                 found[path] = min(apart.items(), key=lambda item: item[1])[0]
-            elif image and apart[image] < LESS * in_torch:
-                found[path] = image
-            else:
-                unclear |= in_torch > NEAR and bool(image)
+            elif in_torch > NEAR and image:
+                unclear.append((path, module))
         return found, unclear
 
     def by_outputs(self, links: WeightMap, features: Features, map_with: Callable[[Features], WeightMap]) -> Features:
@@ -118,6 +156,18 @@ class FlattenedFeatures:
             if pairing.ports and pairing.to_jax and self._torch.forward[pairing.ports[0]].ndim > 2
         }
         return self._run(links, images)
+
+    def _run_torch(self) -> Mapping[Port, np.ndarray]:
+        """Run torch's model with the arrays as they are now."""
+        import torch
+
+        record = Record()
+        with torch.no_grad():
+            for name, parameter in self._torch_run.parameters.items():
+                parameter.copy_(torch.from_numpy(self._arrays[name]))
+        with ControlledRun():
+            self._torch_run.forward(self._batch, record)
+        return {port: np.array(to_numpy(value)) for port, value in record.seen.items()}
 
     def _run(self, links: WeightMap, given: Mapping[Port, np.ndarray] | None = None) -> Mapping[Port, np.ndarray]:
         self._jax.load(to_jax(links, self._arrays, self._jax.arrays()))
