@@ -14,12 +14,15 @@ from compare.comparison.independent import Independent, independent
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.precision import precision_causes
 from compare.comparison.program import ProgramCheck, ProgramPair, checked_batches
+from compare.comparison.random_keys import reused_key
 from compare.comparison.runs import Runs
 from compare.comparison.tables import other_program, rounded_tables
 from compare.device import resolve, running
 from compare.diagnosis.structure.search import Budget
 from compare.errors import InputError
+from compare.jax_side.keys import StepKeys
 from compare.jax_side.program import JaxProgram
+from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show, ignore
@@ -90,6 +93,7 @@ class _Check:
         self.started = time.monotonic()
         self.runs = Runs(pair)
         self.jax = pair.jax_run("float64")
+        self._keys: list[StepKeys] = []
 
     def report(self) -> Report:
         """Follow both sides, and explain what differs."""
@@ -111,6 +115,9 @@ class _Check:
         if wrong := bugs.attempt("looking at the port's own weights", lambda: wrongly_converted(self.pair)):
             others = [*wrong[1:], *([divergence] if divergence else []), *others]
             divergence, notes = wrong[0], []
+        if reused := bugs.attempt("looking at random keys", self._reused_key):
+            divergence, *others = [*([divergence] if divergence else []), *others, reused]
+            notes = []
         return dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
 
     def _excuses(self, followed: Followed) -> list[Cause]:
@@ -128,13 +135,21 @@ class _Check:
                     excuses.append(other_program(first, quantity, self.pair.jax.name))
         return excuses
 
+    def _reused_key(self) -> Divergence | None:
+        return reused_key(self._keys, self.runs.stepper.draws, len(self.pair.batches), self.pair.hints)
+
     def _follow(self) -> Followed:
         in_pairs = self.runs.in_pairs
         if in_pairs:  # what compiling takes is not needed at the same time as what a step takes
             self.progress(Progress("compiling", 0, self.steps))
             self.jax.compile(self.pair.batches[0], self.pair.probed)
-        streams = self.runs.streams(self.jax, lambda: self.pair.jax_run("float32"))
+        streams = self.runs.streams(self.jax, self._jax32)
         return follow(streams, self.runs.align, self.steps, self._stepping, in_pairs=in_pairs)
+
+    def _jax32(self) -> JaxRun:
+        run = self.pair.jax_run("float32")
+        run.keys = self._keys = []
+        return run
 
     def _stepping(self, doing: str, done: int, of: int, followed: SoFar) -> None:
         """Show that a step begins, with the report of the steps before it."""

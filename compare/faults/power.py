@@ -192,6 +192,8 @@ class Planting:
         followed = follow(streams, self.runs.align, self.steps, in_pairs=self.runs.in_pairs)
         if first_divergence(followed):
             self.runs.weigh_noise(followed, jax64)
+        if first_divergence(followed):
+            self.runs.weigh_tables(followed, jax64)
         if unreplayed := list(jax64.unreplayed):
             self._compiled.clear()  # it belongs to what was compiled
         return followed, unreplayed

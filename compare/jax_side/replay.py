@@ -13,6 +13,7 @@ import numpy as np
 
 from compare.jax_side.draw_matching import match
 from compare.jax_side.jaxpr import Interpreter
+from compare.jax_side.lines import line
 from compare.jax_side.primitives import (
     BITS,
     JIT,
@@ -72,10 +73,10 @@ def replaying(
             """JAX remembers traces by function: this one is to be found by nobody else."""
             return function(*args)
 
-        with _recognizable():
+        with recognizable():
             closed, shape = jax.make_jaxpr(fresh, return_shape=True)(*args)
         draws = [Site(kind, tuple(value.shape)) for item in values for kind, value in item.items()]
-        sites = list(_sites(closed))
+        sites = list(sites_of(closed))
         matching = match(draws, sites, hints)
         unreplayed.extend(matching.unreplayed)
         guessed.extend(matching.guessed)
@@ -112,7 +113,7 @@ def _names() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _recognizable() -> Iterator[None]:
+def recognizable() -> Iterator[None]:
     """Under `jax.disable_jit`, which would take `jax.random` to pieces as well, keep its functions whole."""
     from unittest import mock
 
@@ -143,13 +144,13 @@ class Replayer(Interpreter):
 
     def places(self, eqn: Any) -> int:
         """Count where an operation draws, in all iterations."""
-        return sum(1 for _ in _drawn(eqn))
+        return sum(1 for _ in drawn(eqn))
 
     def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Evaluate an operation; one without recorded draws as it is, with its custom derivatives."""
         if all(draw is None for draw in given):
             return bind(eqn, args)
-        if kind := _kind(eqn):
+        if kind := drawn_kind(eqn):
             return [_standing_in(kind, given[0], args, eqn.outvars[0].aval.dtype)]
         return super().equation(eqn, args, given)
 
@@ -163,7 +164,7 @@ class Replayer(Interpreter):
         return outputs
 
 
-def _kind(eqn: Any) -> str | None:
+def drawn_kind(eqn: Any) -> str | None:
     """Tell what kind of random numbers an operation draws, or None if it does not draw."""
     import jax
     import jax.numpy as jnp
@@ -175,20 +176,20 @@ def _kind(eqn: Any) -> str | None:
     return kind if jnp.issubdtype(eqn.invars[0].aval.dtype, jax.dtypes.prng_key) else None
 
 
-def _sites(program: Any) -> Iterator[Site]:
+def sites_of(program: Any) -> Iterator[Site]:
     """List where a program draws, in order of execution."""
     for eqn in Program.of(program).equations:
-        yield from _drawn(eqn)
+        yield from drawn(eqn)
 
 
-def _drawn(eqn: Any) -> Iterator[Site]:
+def drawn(eqn: Any) -> Iterator[Site]:
     """List where an operation draws."""
-    if (kind := _kind(eqn)) is not None:
+    if (kind := drawn_kind(eqn)) is not None:
         obstacle = "of these random bits it is not known what they become" if kind == "bits" else ""
-        yield Site(kind, tuple(eqn.outvars[0].aval.shape), obstacle)
+        yield Site(kind, tuple(eqn.outvars[0].aval.shape), obstacle, line(eqn))
         return
     name = eqn.primitive.name
-    inner = [site for program in programs(eqn) for site in _sites(program)]
+    inner = [site for program in programs(eqn) for site in sites_of(program)]
     if KINDS.get(name) == Kind.SCAN:
         inner = inner * Scan.of(eqn).length
     elif name != JIT and KINDS.get(name) != Kind.CHECKPOINT:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from compare.jax_side.given import Given, by_port
+from compare.jax_side.keys import StepKeys, reading_keys
 from compare.jax_side.levels import of_parameters, without_level
 from compare.jax_side.lift import NARROW, Tables, lift
 from compare.jax_side.lines import constant_lines
@@ -19,7 +20,7 @@ from compare.jax_side.side import Flax, Jax
 from compare.numerics.distance import ULPS
 from compare.numerics.tables import movement
 from compare.step.batch import Batch, adapted, called, check_call, checked_loss, described_call, mapped
-from compare.step.draws import NO_HINTS, Draw, Hints
+from compare.step.draws import NO_HINTS, Draw, Hints, Site
 from compare.step.observation import Observation, Port
 from compare.step.user_code import call_user_code
 
@@ -70,6 +71,8 @@ class JaxRun:
         """What could not be lifted to float64, for a person to read."""
         self.constants: dict[bytes, str] = {}
         """What its program holds in float32, beside buffers, once the float64 run is compiled: see `lift.Tables`."""
+        self.keys: list[StepKeys] | None = None
+        """The random keys of each step, where they are to be read."""
         self.tables = 0
         """Which movement of its float32 tables it is for, 0 for none: see `move_tables`."""
 
@@ -222,6 +225,33 @@ class JaxRun:
         self.ports = {port: numbers[id(array)] for port, array in record.seen.items()}
         return output, list(shown.values()), buffers, rngs
 
+    def read_keys(self, batch: Batch) -> StepKeys:
+        """Read the random keys of the next step, without taking it."""
+        import jax
+
+        sites: list[Site] = []
+
+        def model(params: Any, buffers: Any, rngs: Any, inputs: Any, target: Any) -> Any:
+            return self._with_loss(params, buffers, rngs, inputs, target)[0]
+
+        with self._precision(), jax.disable_jit(self.unroll):
+            read = jax.jit(reading_keys(model, sites))
+            inputs = self.arguments(batch)
+            keys = read(self.params, self.buffers, self.rngs, *inputs)
+            moved = read(self.params, self.buffers, self.rngs, *jax.tree.map(_next, inputs))
+        pairs = zip(jax.tree.leaves(keys), jax.tree.leaves(moved), strict=True)
+        from_batch = any(not np.array_equal(one, other) for one, other in pairs)
+        return StepKeys(sites, [None if each is None else np.asarray(each) for each in keys], from_batch)
+
+    def _with_loss(
+        self, params: Any, buffers: Any, rngs: Any, inputs: Any, target: Any, ports: Any = None
+    ) -> tuple[Any, tuple[Any, Any, Any]]:
+        output, shown, after, generators = self._forward(params, buffers, rngs, inputs, ports)
+        loss = None
+        if self.side.loss is not None:
+            loss = checked_loss(self.side.name, self.side.loss, output, _with_values(target))
+        return loss, (shown, after, generators)
+
     def _traced(
         self, params: Any, buffers: Any, rngs: Any, state: Any, inputs: Any, target: Any, draws: Any, given: Any
     ) -> Any:
@@ -231,11 +261,7 @@ class JaxRun:
 
         def model(params: Any) -> Any:
             ports = by_port(*given[:2]) if given else None
-            output, shown, after, generators = self._forward(params, buffers, rngs, inputs, ports)
-            loss = None
-            if self.side.loss is not None:
-                loss = checked_loss(self.side.name, self.side.loss, output, _with_values(target))
-            return loss, (shown, after, generators)
+            return self._with_loss(params, buffers, rngs, inputs, target, ports)
 
         compute = replaying(model, draws, self.unreplayed, self.guessed, self.hints)
         # Without jit, lax.scan runs as a loop in Python: layers in a scan come out one by one. It stays one program.
@@ -304,6 +330,8 @@ class JaxRun:
         """
         import jax
 
+        if self.keys is not None and draws:
+            self.keys.append(self.read_keys(batch))
         with self._precision():
             values: tuple[Any, ...] = ()
             if given is not None:
@@ -353,6 +381,11 @@ def _with_values(tree: Any) -> Any:
         return leaf.value if isinstance(leaf, static) else leaf
 
     return jax.tree.map(value, tree, is_leaf=lambda leaf: isinstance(leaf, static))
+
+
+def _next(leaf: Any) -> Any:
+    """Give other integers, as those that a batch may have for a key."""
+    return leaf + 1 if getattr(getattr(leaf, "dtype", None), "kind", "") in ("i", "u") else leaf
 
 
 def _dtypes(program: Any) -> Iterator[str]:

@@ -29,6 +29,8 @@ class Site(NamedTuple):
     shape: tuple[int, ...]
     obstacle: str = ""
     """Why nothing can be replayed there, if so."""
+    place: str = ""
+    """The user's line, "model.py:12", where it is known."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.shape}"
