@@ -56,11 +56,12 @@ class Port(nnx.Module):
     def __init__(self, scale: float) -> None:
         self.layers = stacked(nnx.Rngs(0))
         self.dropout = nnx.Dropout(0.3, rngs=nnx.Rngs(1))
+        self.rngs = nnx.Rngs(2)
         self.scale = scale
 
     def __call__(self, x: Any) -> Any:
         graph, weights = nnx.split(self.layers)
-        keys = jax.random.split(jax.random.key(0), 3)
+        keys = jax.random.split(self.rngs.keys(), 3)
 
         def layer(x: Any, item: Any) -> Any:
             weights, key = item

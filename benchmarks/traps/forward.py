@@ -21,6 +21,17 @@ LAYER = ("forward", "layer")
 BETWEEN = ("forward", "between front and *")
 
 
+class Dropping(nnx.Module):
+    """Dropout by hand, whose kept values are scaled or not."""
+
+    def __init__(self, rngs: nnx.Rngs, scaled: bool) -> None:
+        self.rngs, self.scaled = rngs, scaled
+
+    def __call__(self, x: Any) -> Any:
+        kept = jax.random.bernoulli(self.rngs.dropout(), 0.5, x.shape)
+        return jnp.where(kept, x / 0.5 if self.scaled else x, 0)
+
+
 def norm(torch_layer: Any, flax_layer: Any, **fixed: Any) -> Any:
     def build(**settings: Any) -> Pair:
         return on_vectors(torch_layer, built(lambda rngs: flax_layer(WIDTH, **fixed, **settings, rngs=rngs)))
@@ -634,10 +645,7 @@ TRAPS = [
         "Kept values are divided by 1 - p.",
         "Kept as they are.",
         f"{TORCH}torch.nn.Dropout.html",
-        lambda scaled: on_vectors(
-            nn.Dropout(0.5),
-            lambda x: jnp.where(jax.random.bernoulli(jax.random.key(0), 0.5, x.shape), x / 0.5 if scaled else x, 0),
-        ),
+        lambda scaled: on_vectors(nn.Dropout(0.5), built(lambda rngs: Dropping(rngs, scaled))),
         {"scaled": False},
         {"scaled": True},
         ("forward", "*"),

@@ -1,5 +1,6 @@
 """Traps in weights, buffers, data, precision and randomness."""
 
+import functools
 from typing import Any
 
 import jax
@@ -524,10 +525,17 @@ def dropout(twice: bool = False, broadcast: tuple[int, ...] = ()) -> Pair:
     return on_vectors(nn.Dropout(0.5), built(Twice))
 
 
-def noise(kind: Any) -> Pair:
-    return on_vectors(
-        lambda x: x + 0.1 * torch.randn_like(x), lambda x: x + 0.1 * kind(jax.random.key(0), x.shape, x.dtype)
-    )
+def noise(kind: Any, key: Any = None) -> Pair:
+    """Add noise, with a key of its own for each step, or with one for all."""
+
+    class Noisy(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.rngs = rngs
+
+        def __call__(self, x: Any) -> Any:
+            return x + 0.1 * kind(self.rngs.noise() if key is None else key, x.shape, x.dtype)
+
+    return on_vectors(lambda x: x + 0.1 * torch.randn_like(x), built(Noisy))
 
 
 RANDOM = [
@@ -572,6 +580,19 @@ RANDOM = [
         "",
         "",
         "nondeterministic",
+    ),
+    Trap(
+        "one random key for all steps",
+        "randomness",
+        "Every step draws anew.",
+        "A key that is made once: every step draws the same.",
+        "https://docs.jax.dev/en/latest/random-numbers.html",
+        functools.partial(noise, jax.random.normal),
+        {"key": jax.random.key(0)},
+        {"key": None},
+        ("forward", "draw 0, *"),
+        "random key used twice",
+        "jax.random.fold_in",
     ),
 ]
 

@@ -51,7 +51,7 @@ def reading_keys(function: Callable[..., Any], sites: list[Site]) -> Callable[..
 
 
 class KeyReader(Interpreter):
-    """Runs a traced program and shows the key of each draw, in order of execution; None for one that is out of reach."""
+    """Runs a traced program and shows the key of each draw, in order; None for a key that is out of reach."""
 
     def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Evaluate an operation, and show the keys that it draws with."""
