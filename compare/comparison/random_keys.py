@@ -80,4 +80,4 @@ def _finding(before: _Use, use: _Use) -> Divergence:
         says = f"{place} has the key of another draw" + (f", at {earlier}" if earlier != place else "")
         fix = "make another key for each draw: key, subkey = jax.random.split(key)"
     cause = Cause("random key used twice", f"{says}, so that the JAX side draws the same numbers. {ours}", fix, DOCS)
-    return Divergence(use.step, "forward", f"draw {use.draw}, {use.site}", place, apart, 0.0, cause=cause)
+    return Divergence(use.step, "forward", f"draw {use.draw}, {use.site}", place, apart, 0.0, 0.0, cause)
