@@ -58,12 +58,14 @@ def network(unbiased: bool = True, hands_on: bool = True) -> Callable[..., Any]:
     return apply
 
 
-def checked(apply: Callable[..., Any], params: Any = PARAMS, state: Any = STATE, model: Any = None) -> Report:
+def checked(
+    apply: Callable[..., Any], params: Any = PARAMS, state: Any = STATE, model: Any = None, **options: Any
+) -> Report:
     rng = np.random.default_rng(0)
     batches = [(rng.standard_normal((6, 3)), rng.standard_normal((6, 2))) for _ in range(2)]
     original = compare.Torch(model or Original(), nn.MSELoss(), lambda params: torch.optim.SGD(params, 0.1))
     port = compare.Jax(apply, params, lambda y, target: jnp.mean((y - target) ** 2), optax.sgd(0.1), state=state)
-    return compare.check(original, port, batches)
+    return compare.check(original, port, batches, **options)
 
 
 def test_a_state_is_matched_started_and_compared() -> None:
@@ -86,6 +88,14 @@ def test_a_wrong_state_is_a_mismatch(apply: Callable[..., Any], name: str) -> No
 def test_running_statistics_without_a_place_are_refused_with_what_to_do() -> None:
     with pytest.raises(compare.InputError, match=r"bn.running_mean \(4,\).*(?s:.*)compare.Jax\(apply, params, state="):
         checked(lambda params, x: network()(params, STATE, x)[0], state=None)
+
+
+def test_running_statistics_that_are_left_out_may_not_change() -> None:
+    """The outputs are the same in training, and would not be in evaluation."""
+    left_out = {"bn.running_mean": None, "bn.running_var": None}
+    divergence = checked(lambda params, x: network()(params, STATE, x)[0], state=None, weights=left_out).divergence
+    assert divergence is not None
+    assert (divergence.stage, divergence.torch) == ("buffers", "bn.running_mean")
 
 
 @pytest.mark.parametrize(

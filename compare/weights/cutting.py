@@ -26,7 +26,7 @@ def _optional_buffers(layer: Layer) -> list[str]:
     """List a layer's buffers that need no partner: all but the running statistics of a norm."""
     roles = {name: ROLES.get(name.replace("/", ".").rsplit(".", 1)[-1]) for name in layer.tensors}
     norm = layer.settings.get("kind") == "norm" or (not layer.type and {"mean", "var"} <= {*roles.values()})
-    return [name for name in layer.settings.get("buffers", ()) if not (norm and roles[name])]
+    return [name for name in layer.settings.get("buffers", ()) if name in roles and not (norm and roles[name])]
 
 
 def torch_units(whole: list[Unit]) -> list[Unit]:
