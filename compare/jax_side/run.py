@@ -51,8 +51,6 @@ class JaxRun:
         """Random numbers that one side draws and the other does not, for a person to read."""
         self.guessed: list[str] = []
         """Random numbers whose layout is ambiguous."""
-        self.ports: dict[Port, int] = {}
-        """Where among the arrays that a step shows each is: what one module gives is what the next takes."""
         with self._precision():
             functional = side.functional(dtype, training=training, keep_modes=keep_modes)
             self.params, self.buffers, self.rngs, self._apply, self._called, self._linen = functional
@@ -97,14 +95,18 @@ class JaxRun:
         """Trace the forward pass, without running it, to see which modules it calls and which dtypes it has."""
         import jax
 
+        ports: dict[Port, int] = {}
+
         def traced(*arguments: Any) -> Any:
-            return self._forward(*arguments)[1]
+            arrays, named = self._forward(*arguments)[1]
+            ports.update(named.value)
+            return arrays
 
         with self._precision():
             inputs = self.arguments(batch)[0]
             program = jax.make_jaxpr(traced)(self.params, self.buffers, self.rngs, inputs)
         self.dtypes = frozenset(_dtypes(program))
-        self.shapes = {port: tuple(program.out_avals[number].shape) for port, number in self.ports.items()}
+        self.shapes = {port: tuple(program.out_avals[number].shape) for port, number in ports.items()}
 
     def forward(
         self, batch: Batch, draws: Sequence[Draw] = (), given: Mapping[Port, np.ndarray] | None = None
@@ -123,7 +125,7 @@ class JaxRun:
         with self._precision():
             inputs = self.arguments(batch)[0]
             seen = jax.jit(traced)(self.params, self.buffers, self.rngs, inputs, replayable(draws, self.dtype))
-        return {port: seen[number] for port, number in self.ports.items()}
+        return _by_port(seen)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give parameters and buffers by name."""
@@ -165,7 +167,9 @@ class JaxRun:
 
         def traced(params: Any, inputs: Any, target: Any) -> Any:
             output = self._forward(params, self.buffers, self.rngs, inputs)[0]
-            return output if self.side.loss is None else self.side.loss(output, target)
+            if self.side.loss is None:
+                return output
+            return checked_loss(self.side.name, self.side.loss, output, _with_values(target))
 
         with self._precision():
             lines = constant_lines(jax.make_jaxpr(traced)(self.params, *self.arguments(batch)))
@@ -207,7 +211,8 @@ class JaxRun:
 
     def _forward(
         self, params: Any, buffers: Any, rngs: Any, inputs: Any, given: Mapping[Port, tuple[Any, Any]] | None = None
-    ) -> tuple[Any, list[Any], Any, Any]:
+    ) -> tuple[Any, tuple[list[Any], Any], Any, Any]:
+        """Run the model; the second of what it gives is what its modules take and give, see `_by_port`."""
         record = JaxRecord(given)
         args, kwargs = _with_values(inputs)
         call = f"the {self.side.name} model"
@@ -222,8 +227,9 @@ class JaxRun:
         self.modules, self.hidden, self.argument_names = record.modules, record.hidden, record.arguments
         shown = {id(array): array for array in record.seen.values()}
         numbers = {key: number for number, key in enumerate(shown)}
-        self.ports = {port: numbers[id(array)] for port, array in record.seen.items()}
-        return output, list(shown.values()), buffers, rngs
+        # Which array is which is part of what is compiled: for inputs of other shapes, other modules may run.
+        ports = _static()(tuple((port, numbers[id(array)]) for port, array in record.seen.items()))
+        return output, (list(shown.values()), ports), buffers, rngs
 
     def read_keys(self, batch: Batch) -> StepKeys:
         """Read the random keys of the next step, without taking it."""
@@ -352,7 +358,7 @@ class JaxRun:
             parameters=named(self.params, self.param_names) if trained else {},
             optimizer=named(self.state, self.state_names) if trained else {},
             buffers=named(self.buffers, self.buffer_names),
-            forward={port: seen[number] for port, number in self.ports.items()},
+            forward=_by_port(seen),
         )
 
 
@@ -366,9 +372,15 @@ def _static() -> Any:
     class Static:
         """It is part of the tree's structure, so that each of its values is compiled by itself."""
 
-        value: bool | str
+        value: Any
 
     return Static
+
+
+def _by_port(seen: tuple[list[Any], Any]) -> dict[Port, Any]:
+    """Name the arrays that a step shows. What one module gives is what the next takes, and is shown once."""
+    arrays, ports = seen
+    return {port: arrays[number] for port, number in ports.value}
 
 
 def _with_values(tree: Any) -> Any:
