@@ -61,7 +61,7 @@ def check(
             cast to each precision; integers and booleans stay as they are. Without a loss, a target is not needed.
         steps: How many, at least 1; as many as there are batches if not given.
         weights: `{"torch name or regex": "flax/path"}`, for what the map does not find by itself; a path with ".T" at
-            its end is a matrix to be transposed, and None is for what has no partner.
+            its end is a matrix to be transposed, "name[0:8]" a part of a tensor, and None is for what has no partner.
         device: "auto" (a GPU where both frameworks see one), "cpu" or "cuda".
         name: What to call the pair in the report.
         progress: Called with a `compare.Progress` before whatever is done next; `print` shows it.
