@@ -18,7 +18,8 @@ __all__ = ["loss_fn", "scan", "start", "step", "train"]
 def loss_fn(weights: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
     """Sum of squared errors of the network, a scalar."""
     # Forward pass: compute predicted y using operations on arrays.
-    # The gradient of torch's clamp(min=0) passes at exactly 0; jax.nn.relu's does not, jnp.maximum's half does.
+    # The gradient of clamp(min=0) passes at exactly 0 in PyTorch up to 2.13; jax.nn.relu's does not, jnp.maximum's half
+    # does.
     h = x @ weights["w1"].T
     y_pred = jnp.where(h < 0, 0, h) @ weights["w2"].T
 

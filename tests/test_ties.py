@@ -7,10 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import compare
 import jaxnet
 from compare.notebook.comparison import VARIANTS
+
+CLAMP = "jnp.where" if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14) else "jax.nn.relu"
+"""What has the gradient of clamp(min=0) at 0. The notebook's port follows PyTorch up to 2.13."""
 
 
 def with_ties(variant: str) -> compare.Problem:
@@ -24,7 +28,12 @@ def with_ties(variant: str) -> compare.Problem:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ties_match_gradients_included(variant: str) -> None:
-    report = compare.notebook.run(variant, problem=with_ties(variant), steps=20, device="cpu").raise_on_mismatch()
+    report = compare.notebook.run(variant, problem=with_ties(variant), steps=20, device="cpu")
+    if variant == "autograd" and CLAMP == "jax.nn.relu":
+        assert report.divergence is not None
+        assert report.divergence.stage == "gradient"
+        return
+    report.raise_on_mismatch()
     gradient = next(quantity for quantity in report.quantities if quantity.stage == "gradient")
     assert gradient.error64[0] < 1e-13
     assert max(report.loss.error64) <= 1e-12
@@ -38,7 +47,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("variant", "right"), [("autograd", "jnp.where"), ("module", "jax.nn.relu"), ("adam", "jax.nn.relu")]
+    ("variant", "right"), [("autograd", CLAMP), ("module", "jax.nn.relu"), ("adam", "jax.nn.relu")]
 )
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_another_activation_is_caught_at_a_tie(

@@ -933,3 +933,6 @@ class _Dampened(NamedTuple):
 
 
 TRAPS = [*LOSSES, *GRADIENTS, *OPTIMIZERS, *SCHEDULES]
+
+if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14):  # clamp(min=0) has relu's gradient at 0 since then
+    TRAPS = [trap for trap in TRAPS if not trap.name.startswith("clamp at zero")]
