@@ -1,6 +1,5 @@
 """A training run of the JAX side: each step is one compiled program, that shows what it computes."""
 
-import dataclasses
 import functools
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,8 @@ from compare.jax_side.primitives import Program, programs
 from compare.jax_side.record import JaxRecord, names
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.side import Flax, Jax
+from compare.jax_side.static import by_port as seen_by_port
+from compare.jax_side.static import static, with_values
 from compare.numerics.distance import ULPS
 from compare.numerics.tables import movement
 from compare.step.batch import Batch, adapted, called, check_call, checked_loss, described_call, mapped
@@ -125,7 +126,7 @@ class JaxRun:
         with self._precision():
             inputs = self.arguments(batch)[0]
             seen = jax.jit(traced)(self.params, self.buffers, self.rngs, inputs, replayable(draws, self.dtype))
-        return _by_port(seen)
+        return seen_by_port(seen)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give parameters and buffers by name."""
@@ -169,7 +170,7 @@ class JaxRun:
             output = self._forward(params, self.buffers, self.rngs, inputs)[0]
             if self.side.loss is None:
                 return output
-            return checked_loss(self.side.name, self.side.loss, output, _with_values(target))
+            return checked_loss(self.side.name, self.side.loss, output, with_values(target))
 
         with self._precision():
             lines = constant_lines(jax.make_jaxpr(traced)(self.params, *self.arguments(batch)))
@@ -212,9 +213,9 @@ class JaxRun:
     def _forward(
         self, params: Any, buffers: Any, rngs: Any, inputs: Any, given: Mapping[Port, tuple[Any, Any]] | None = None
     ) -> tuple[Any, tuple[list[Any], Any], Any, Any]:
-        """Run the model; the second of what it gives is what its modules take and give, see `_by_port`."""
+        """Run the model; the second of what it gives is what its modules take and give, see `static.by_port`."""
         record = JaxRecord(given)
-        args, kwargs = _with_values(inputs)
+        args, kwargs = with_values(inputs)
         call = f"the {self.side.name} model"
         check_call(call, self._called, args, with_mode(self._called, args, kwargs, self.training), _ADVICE)
         output, buffers, rngs = call_user_code(
@@ -228,7 +229,7 @@ class JaxRun:
         shown = {id(array): array for array in record.seen.values()}
         numbers = {key: number for number, key in enumerate(shown)}
         # Which array is which is part of what is compiled: for inputs of other shapes, other modules may run.
-        ports = _static()(tuple((port, numbers[id(array)]) for port, array in record.seen.items()))
+        ports = static(tuple((port, numbers[id(array)]) for port, array in record.seen.items()))
         return output, (list(shown.values()), ports), buffers, rngs
 
     def read_keys(self, batch: Batch) -> StepKeys:
@@ -255,7 +256,7 @@ class JaxRun:
         output, shown, after, generators = self._forward(params, buffers, rngs, inputs, ports)
         loss = None
         if self.side.loss is not None:
-            loss = checked_loss(self.side.name, self.side.loss, output, _with_values(target))
+            loss = checked_loss(self.side.name, self.side.loss, output, with_values(target))
         return loss, (shown, after, generators)
 
     def _traced(
@@ -301,7 +302,7 @@ class JaxRun:
 
         def convert(array: Any) -> Any:
             if isinstance(array, bool | str):
-                return _static()(array)
+                return static(array)
             if isinstance(array, np.ndarray | np.generic | jax.Array) and str(array.dtype) in NARROW:
                 # As without x64, in which the port runs: integers beyond 32 bits are truncated.
                 return jnp.asarray(np.asarray(array).astype(NARROW[str(array.dtype)]))
@@ -358,41 +359,8 @@ class JaxRun:
             parameters=named(self.params, self.param_names) if trained else {},
             optimizer=named(self.state, self.state_names) if trained else {},
             buffers=named(self.buffers, self.buffer_names),
-            forward=_by_port(seen),
+            forward=seen_by_port(seen),
         )
-
-
-@functools.cache
-def _static() -> Any:
-    """Give the class of a value that a compiled step does not take as an array: Python's own, such as a mode's name."""
-    import jax
-
-    @jax.tree_util.register_static
-    @dataclasses.dataclass(frozen=True)
-    class Static:
-        """It is part of the tree's structure, so that each of its values is compiled by itself."""
-
-        value: Any
-
-    return Static
-
-
-def _by_port(seen: tuple[list[Any], Any]) -> dict[Port, Any]:
-    """Name the arrays that a step shows. What one module gives is what the next takes, and is shown once."""
-    arrays, ports = seen
-    return {port: arrays[number] for port, number in ports.value}
-
-
-def _with_values(tree: Any) -> Any:
-    """Put static values back into a tree of a step's arguments."""
-    import jax
-
-    static = _static()
-
-    def value(leaf: Any) -> Any:
-        return leaf.value if isinstance(leaf, static) else leaf
-
-    return jax.tree.map(value, tree, is_leaf=lambda leaf: isinstance(leaf, static))
 
 
 def _next(leaf: Any) -> Any:

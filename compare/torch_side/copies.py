@@ -8,6 +8,7 @@ made again, with the copy in the place of the original.
 
 import copy
 import functools
+import itertools
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ _DEPTH = 5
 
 _ITEMS = 1000
 """How many items of a container to look at. What refers to a model is small, and data may be large."""
+
+_LOOKED_AT = 20_000
+"""How many objects to look at behind one function."""
 
 _WITHOUT_A_MODEL = ("builtins", "numpy", "jax", "jaxlib", "flax", "optax", "threading", "logging")
 """Packages whose objects do not refer to a torch model."""
@@ -111,7 +115,7 @@ class Copies:
         """Tell whether a value leads to one of the originals."""
         if id(value) in self._copies:
             return True
-        if not depth or id(value) in seen:
+        if not depth or id(value) in seen or len(seen) > _LOOKED_AT:
             return False
         seen.add(id(value))
         return any(self._refers(part, depth - 1, seen) for part in _parts(value))
@@ -190,9 +194,9 @@ def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, dict):
-        return [*list(value.keys())[:_ITEMS], *list(value.values())[:_ITEMS]]
+        return [*itertools.islice(value.keys(), _ITEMS), *itertools.islice(value.values(), _ITEMS)]
     if isinstance(value, list | tuple | set | frozenset):
-        return list(value)[:_ITEMS]
+        return list(itertools.islice(value, _ITEMS))
     if isinstance(value, type | types.ModuleType) or type(value).__module__.partition(".")[0] in _WITHOUT_A_MODEL:
         return []
     return list(getattr(value, "__dict__", {}).values())[:_ITEMS]
