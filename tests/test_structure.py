@@ -27,6 +27,21 @@ def test_a_fault_of_structure_is_explained(name: str, fault: str) -> None:
     assert any(words.lower() in said for words in BY_NAME[name].faults[fault]), said
 
 
+@pytest.mark.parametrize(
+    ("name", "fault", "kind"),
+    [
+        ("encoder layer", "norm before", "pre-norm for post-norm"),
+        ("ViT", "norm behind the sum", "post-norm for pre-norm"),
+    ],
+)
+def test_norms_before_layers_or_behind_sums_are_one_finding(name: str, fault: str, kind: str) -> None:
+    report = structure.check(BY_NAME[name], frozenset({fault}))
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == kind
+    assert not report.others
+
+
 @pytest.mark.parametrize("name", ["GLU", "masked regression loss"])
 def test_the_right_ports_match(name: str) -> None:
     assert structure.check(BY_NAME[name], frozenset()).ok

@@ -2,8 +2,11 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from compare import bugs
 from compare.comparison.exchanged import exchanged_output
@@ -15,8 +18,10 @@ from compare.comparison.runs import Runs
 from compare.diagnosis.optimizers.explain import Explained, explain_update
 from compare.diagnosis.place import Place, place_of
 from compare.diagnosis.search import explain
+from compare.diagnosis.structure.edit import OF_THE_MODEL
 from compare.diagnosis.structure.search import Budget, Surroundings
 from compare.jax_side.run import JaxRun
+from compare.step.observation import Observation, Port
 from compare.verdict.divergence import Divergence
 from compare.verdict.first_difference import Found
 from compare.weights.links import to_jax
@@ -44,7 +49,7 @@ def explained(
     elif first.pairing.stage == "update":
         others = [each for each in others if each.pairing.stage != "update"]
     divergences, rounding = [], False
-    for each in (first, *others):
+    for each in itertools.chain([first], others):
         doing = f"the search for the cause at {each.divergence.torch}"
         found = each.divergence
         if found.stage == "update":
@@ -53,6 +58,8 @@ def explained(
         else:
             found = bugs.attempt(doing, partial(_with_cause, runs, each, jax, from_torch, budget)) or found
         divergences.append(found)
+        if found.cause and found.cause.name in OF_THE_MODEL:  # the rest of the forward pass is explained with it
+            others[:] = [other for other in others if other.divergence.stage != "forward"]
     return Causes(divergences, rounding)
 
 
@@ -67,11 +74,25 @@ def _with_cause(runs: Runs, found: Found, jax: JaxRun, from_torch: FromTorch, bu
     if found.target is None:  # what comes before is the same on both sides
         jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
         found = found._replace(target=found.pairing.jax_array(jax.step(batch, draws)))
-    surroundings = Surroundings(from_torch.ports, budget)
+    outputs = partial(_outputs, pair, from_torch, jax, run.arrays(), partial(jax.step, batch, draws))
+    surroundings = Surroundings(from_torch.ports, budget, outputs)
     cause, related = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
     ours, theirs = _both_layers(pair, found)
     details = (f"torch  {ours}", f"{pair.jax.name}  {theirs}") if ours and theirs else ()
     return dataclasses.replace(found.divergence, cause=cause, details=(*details, *related))
+
+
+def _outputs(
+    pair: MappedPair,
+    from_torch: FromTorch,
+    jax: JaxRun,
+    arrays: Mapping[str, np.ndarray],
+    step: Callable[[], Observation],
+) -> list[tuple[Port, np.ndarray]]:
+    """Give what the JAX side's model gives by itself from torch's weights, in torch's layout, by torch's ports."""
+    jax.load(to_jax(pair.links, arrays, jax.arrays()))
+    seen = step()
+    return [(each.ports[0], each.jax_array(seen)) for each in from_torch.forward if each.ports and each.decides]
 
 
 def _both_layers(pair: MappedPair, found: Found) -> tuple[str, str]:

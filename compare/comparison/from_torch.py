@@ -20,14 +20,14 @@ class FromTorch:
 
     def __init__(self, runs: Runs, followed: Followed) -> None:
         self.pair, self.run = runs.pair, runs.pair.jax_run("float64")
-        self._forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
+        self.forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
         self.left_out: set[Port] = set()
         """Where the JAX side differs and undoes it later: torch's values would be wrong there."""
 
     @property
     def ports(self) -> frozenset[Port]:
         """Torch's inputs and outputs of modules at which this run has torch's values."""
-        ports = [pairing.ports for pairing in self._forward if pairing.ports]
+        ports = [pairing.ports for pairing in self.forward if pairing.ports]
         return frozenset(torch for torch, jax in ports if jax not in self.left_out)
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -38,7 +38,7 @@ class FromTorch:
         """Give what torch has `seen` in a step, as the JAX side has it."""
         ports = {
             pairing.ports[1]: pairing.to_jax(value)
-            for pairing in self._forward
+            for pairing in self.forward
             if pairing.ports and pairing.to_jax and (value := shown(pairing.torch_array, seen)) is not None
         }
         gradients = {name: to_numpy(gradient) for name, gradient in seen.gradients.items()}

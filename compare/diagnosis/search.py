@@ -70,7 +70,7 @@ def explain(
         elsewhere = ((_rerun(found, other.run, other.batch, other.draws), other.target) for other in others)
         structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
         # What has no number of its own says more than a number that was fitted.
-        searches = [search.exact, structure.one, search.fitted, search.two, structure.two]
+        searches = [search.exact, structure.norms, structure.one, search.fitted, search.two, structure.two]
     if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
         return cause, ()
     return search.related()

@@ -76,6 +76,10 @@ class VitJ(nnx.Module):
         token, x = jnp.broadcast_to(self.token[...], (len(x), 1, D)), self.embed(x)
         x = jnp.concatenate([x, token] if "token at the end" in f else [token, x], 1)
         x = x if "no positions" in f else x + self.place[...]
+        if "norm behind the sum" in f:
+            x = self.norm1(x + self.attend(x))
+            x = self.norm2(x + self.fc2(gelu(self.fc1(x))))
+            return self.head(self.norm(x)[:, 0])
         if "residual behind the norm" in f:
             x = self.norm1(x)
             x = x + self.attend(x)
@@ -284,6 +288,7 @@ ARCHITECTURES = [
             "no positions": ("leaves out the sum",),
             "residual behind the norm": ("norm1",),
             "no residual": ("leaves out the sum",),
+            "norm behind the sum": ("post-norm",),
             "norm2 left out": ("leaves out layer_norm", "norm2"),
             "mean for token": ("mean",),
             "last for first": ("last", "5 for 0", "-1"),

@@ -29,6 +29,12 @@ class Kind(enum.StrEnum):
     SLICE = "another slice"
     RESAMPLING = "another resampling"
     SCALE = "another scale"
+    PRE_NORM = "pre-norm for post-norm"
+    POST_NORM = "post-norm for pre-norm"
+
+
+OF_THE_MODEL = frozenset({Kind.PRE_NORM, Kind.POST_NORM})
+"""Causes that are proved by what the whole model gives: nothing else that differs in its forward pass is a fault."""
 
 
 @dataclass(frozen=True)

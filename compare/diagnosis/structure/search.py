@@ -16,6 +16,7 @@ from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure import arrangement, exchanges, insertion, masks, operands, reductions, removal
 from compare.diagnosis.structure.edit import END, SILENT, Context, Edit, Generator, Kind, end_node
 from compare.diagnosis.structure.graph import FAILURES, Compute
+from compare.diagnosis.structure.norm_order import norms_moved
 from compare.diagnosis.structure.recording import Recorded, edited, recorded
 from compare.numerics.distance import distance
 from compare.step.observation import Port
@@ -79,6 +80,8 @@ class Surroundings(NamedTuple):
     """Torch's inputs and outputs of modules at which the JAX side has torch's values."""
     budget: Budget
     """What the search may cost."""
+    outputs: Callable[[], list[tuple[Port, np.ndarray]]] = list
+    """Gives what the JAX side's whole model gives by itself, in torch's layout, by torch's ports."""
 
 
 @dataclass
@@ -152,7 +155,7 @@ class StructureSearch:
     ) -> None:
         assert found.target is not None
         self.found, self.rerun, self.held_out = found, rerun, held_out
-        self.given, self.budget = surroundings
+        self.given, self.budget, self.outputs = surroundings
         self.target = np.asarray(found.target, np.float64)
         self.here: _Step
         self.tried: list[Tried] = []
@@ -160,6 +163,10 @@ class StructureSearch:
     def one(self) -> Cause | None:
         """Find one edit; None where nothing fits, or nothing would be proved."""
         return self._within_budget(self._one)
+
+    def norms(self) -> Cause | None:
+        """Find norms before the layers for norms behind the sums, or the reverse."""
+        return self._within_budget(self._norms)
 
     def two(self) -> Cause | None:
         """Find two edits, after `one` has found none."""
@@ -176,11 +183,29 @@ class StructureSearch:
         finally:
             self.budget.stop()
 
-    def _one(self) -> Cause | None:
+    def _norms(self) -> Cause | None:
         here = _step(self.found, self.rerun, self.given, self.target)
         if here is None:
             return None
-        self.here = here
+        self.here, graph = here, here.context.graph
+        for edit in norms_moved(graph):
+            ends = [(here.ports.get(port), array) for port, array in self.outputs()]
+            left = [self._of_model(edit, end, array) for end, array in ends if end is not None]
+            if left and max(left) <= MARGIN * self.found.limit:
+                return told([[edit]], max(left))
+        return None
+
+    def _of_model(self, edit: Edit, end: int, target: np.ndarray) -> float:
+        graph = self.here.context.graph
+        try:
+            return apart(_array(graph.evaluate(graph.nodes, changes([edit]), end)), target)
+        except FAILURES:
+            return np.inf
+
+    def _one(self) -> Cause | None:
+        if not hasattr(self, "here"):
+            return None
+        here = self.here
         self.tried = [Tried(edit, here.leaves([edit])) for edit in _listed(here.context) if self.budget.left(0.5)]
         return self._told([[each.edit] for each in self.tried if each.apart <= 1] or self._later())
 
