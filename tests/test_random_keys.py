@@ -180,3 +180,33 @@ def test_one_key_for_the_layers_of_a_scan() -> None:
         report = compare.check(compare.Torch(Stack(), torch.nn.MSELoss()), port, BATCHES, device="cpu")
         assert report.verdict == ("mismatch" if same else "match"), str(report)
         assert (report.headline.endswith("random key used twice")) == same
+
+
+class Always(linen.Module):
+    """Dropout that draws whatever its rate is, as a schedule of rates needs it."""
+
+    rate: float
+
+    @linen.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = jnp.tanh(linen.Dense(WIDTH, name="first")(x))
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape) if train else True
+        return linen.Dense(2, name="out")(jnp.where(kept, x / (1 - self.rate), 0.0))
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.0, "match"), (0.3, "mismatch")])
+def test_a_draw_without_effect_is_no_mismatch(rate: float, verdict: str) -> None:
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.out = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.nn.functional.dropout(torch.tanh(self.first(x)), 0.0))
+
+    port = Always(rate)
+    report = check((port, port.init(jax.random.key(0), BATCHES[0][0])), Plain(), steps=2)
+    assert report.verdict == verdict, str(report)
+    assert bool(report.nondeterministic) == (rate > 0)
+    idle = [each.name for each in report.not_compared if each.reason.startswith("a draw that changes nothing")]
+    assert [name.startswith("bernoulli (5, 6), test_random_keys.py:") for name in idle] == [True] * (rate == 0)

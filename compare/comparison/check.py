@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compare import bugs
+from compare.alignment.pairings import NotCompared
 from compare.comparison.converted import wrongly_converted
 from compare.comparison.explanation import explained
 from compare.comparison.from_torch import FromTorch
@@ -94,12 +95,16 @@ class _Check:
         self.runs = Runs(pair)
         self.jax = pair.jax_run("float64")
         self._keys: list[StepKeys] = []
+        self._idle: list[NotCompared] = []
+        """What the JAX side draws without any effect."""
 
     def report(self) -> Report:
         """Follow both sides, and explain what differs."""
         followed = self._follow()
         # From here on there is a report, and nothing that fails takes it away.
         with bugs.collected() as failed:
+            if self.jax.unreplayed:
+                self._idle = bugs.attempt("drawing random numbers anew", self._idle_draws) or []
             found = self._explained(followed)
         return dataclasses.replace(found, bugs=failed)
 
@@ -134,6 +139,11 @@ class _Check:
                 if _went(followed, first):
                     excuses.append(other_program(first, quantity, self.pair.jax.name))
         return excuses
+
+    def _idle_draws(self) -> list[NotCompared]:
+        sites = self.pair.jax_run("float32").idle_draws(self.pair.batches[0], self.runs.stepper.draws[0])
+        reason = "a draw that changes nothing, which torch does not make"
+        return [NotCompared("jax", ", ".join(filter(None, (str(site), site.place))), reason) for site in sites]
 
     def _reused_key(self) -> Divergence | None:
         return reused_key(self._keys, self.runs.stepper.draws, len(self.pair.batches), self.pair.hints)
@@ -194,8 +204,8 @@ class _Check:
             first and first.divergence,
             [],
             settings(self.steps, pair.device),
-            followed.not_compared,
-            nondeterministic=[*pair.nondeterministic, *dict.fromkeys(self.jax.unreplayed)],
+            [*followed.not_compared, *self._idle],
+            nondeterministic=[*pair.nondeterministic, *([] if self._idle else dict.fromkeys(self.jax.unreplayed))],
             pinned=[
                 *(f"torch: {what}" for what in list(self.runs.stepper.pinned)),
                 *(f"{pair.jax.name}: {what}" for what in self.jax.pinned),

@@ -76,7 +76,7 @@ def replaying(
         with recognizable():
             closed, shape = jax.make_jaxpr(fresh, return_shape=True)(*args)
         draws = [Site(kind, tuple(value.shape)) for item in values for kind, value in item.items()]
-        sites = list(sites_of(closed))
+        sites = sites_of(closed)
         matching = match(draws, sites, hints)
         unreplayed.extend(matching.unreplayed)
         guessed.extend(matching.guessed)
@@ -176,10 +176,9 @@ def drawn_kind(eqn: Any) -> str | None:
     return kind if jnp.issubdtype(eqn.invars[0].aval.dtype, jax.dtypes.prng_key) else None
 
 
-def sites_of(program: Any) -> Iterator[Site]:
+def sites_of(program: Any) -> list[Site]:
     """List where a program draws, in order of execution."""
-    for eqn in Program.of(program).equations:
-        yield from drawn(eqn)
+    return [site for eqn in Program.of(program).equations for site in drawn(eqn)]
 
 
 def drawn(eqn: Any) -> Iterator[Site]:

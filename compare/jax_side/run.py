@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from compare.jax_side.given import Given, by_port
+from compare.jax_side.idle_draws import reseeding
 from compare.jax_side.keys import StepKeys, reading_keys
 from compare.jax_side.levels import of_parameters, without_level
 from compare.jax_side.lift import NARROW, Tables, lift
@@ -249,6 +250,30 @@ class JaxRun:
         pairs = zip(jax.tree.leaves(keys), jax.tree.leaves(moved), strict=True)
         from_batch = any(not np.array_equal(one, other) for one, other in pairs)
         return StepKeys(sites, [None if each is None else np.asarray(each) for each in keys], from_batch)
+
+    def idle_draws(self, batch: Batch, draws: Sequence[Draw]) -> list[Site]:
+        """Give the draws that torch does not make, if they change nothing; empty if one of them does."""
+        import jax
+
+        alone: list[Site] = []
+
+        def shown(seed: Any, params: Any, inputs: Any, target: Any, draws: Any) -> Any:
+            def model(params: Any) -> Any:
+                loss, seen = self._with_loss(params, self.buffers, self.rngs, inputs, target)
+                return (0.0 if loss is None else loss), seen[:2]
+
+            compute = reseeding(model, draws, self.hints, seed, alone)
+            return jax.value_and_grad(compute, has_aux=True)(params)
+
+        with self._precision(), jax.disable_jit(self.unroll):
+            arguments = self.params, *self.arguments(batch), replayable(draws, self.dtype)
+            first, *others = [jax.tree.leaves(jax.jit(shown)(seed, *arguments)) for seed in range(3)]
+        equal = [
+            np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f")
+            for each in others
+            for one, other in zip(first, each, strict=True)
+        ]
+        return alone if all(equal) else []
 
     def _with_loss(
         self, params: Any, buffers: Any, rngs: Any, inputs: Any, target: Any, ports: Any = None

@@ -1,0 +1,70 @@
+"""Draws of the JAX side that change nothing, such as those of a dropout whose rate is 0."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from compare.jax_side.draw_matching import match
+from compare.jax_side.jaxpr import Interpreter
+from compare.jax_side.primitives import KINDS, Kind, bind
+from compare.jax_side.replay import Replayer, Values, drawn_kind, recognizable, sites_of
+from compare.step.draws import Hints, Site
+
+
+def reseeding(
+    function: Callable[..., Any], values: Values, hints: Hints, seed: Any, alone: list[Site] | None = None
+) -> Callable[..., Any]:
+    """Make `function` use `values` for its random numbers, and draw those that have no partner anew.
+
+    Args:
+        function: A function of pytrees of arrays that gives such a pytree.
+        values: What torch drew.
+        hints: What is known of the layouts of draws.
+        seed: Chooses what is drawn anew.
+        alone: When `function` is traced, the draws without a partner are added here. It stays empty if torch has a
+            draw without a partner too, or if one of them cannot be drawn anew.
+
+    """
+    import jax
+
+    @functools.wraps(function)
+    def reseeded(*args: Any) -> Any:
+        with recognizable():
+            closed, shape = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
+        sites = sites_of(closed)
+        found = match([Site(kind, tuple(each.shape)) for item in values for kind, each in item.items()], sites, hints)
+        arrays = [value for item in values for value in item.values()]
+        placed = [None if each is None else each[1].to_jax(arrays[each[0]]) for each in found.placed]
+        left = [site for site, each in zip(sites, found.placed, strict=True) if each is None]
+        complete = len(arrays) + len(left) == len(sites) and not any(site.obstacle for site in left)
+        if alone is not None and complete:
+            alone[:] = left
+        outputs = Reseeder(seed).run(closed, jax.tree.leaves(args), placed)
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+    return reseeded
+
+
+class Reseeder(Replayer):
+    """Runs a traced program with recorded draws, and draws what has none with other keys than its own."""
+
+    def __init__(self, seed: Any) -> None:
+        super().__init__()
+        self._seed = seed
+
+    def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Evaluate an operation, with another key where it draws by itself."""
+        kind = drawn_kind(eqn)
+        if kind not in (None, "bits") and given[0] is None:
+            return bind(eqn, [_folded(args[0], self._seed), *args[1:]])
+        inside = KINDS.get(eqn.primitive.name) in (Kind.CALL, Kind.CHECKPOINT, Kind.SCAN)
+        if kind is None and inside and any(draw is None for draw in given):
+            return Interpreter.equation(self, eqn, args, given)
+        return super().equation(eqn, args, given)
+
+
+def _folded(keys: Any, seed: Any) -> Any:
+    import jax
+
+    fold = jax.vmap(lambda key: jax.random.fold_in(key, seed))
+    return fold(keys.reshape(-1)).reshape(keys.shape)
