@@ -133,10 +133,11 @@ def draw(seed: int) -> Drawn:
     rng = np.random.default_rng(seed)
     table, ours = rng.choice(list(TABLES)), rng.choice(["buffer", "attribute", "step"])
     theirs = rng.choice(["float64", "float32", "step"])
-    return Drawn(str(table), str(ours), str(theirs), *(bool(each) for each in rng.integers(0, 2, 3)), seed)
+    frozen, idle, masked = (bool(each) for each in rng.integers(0, 2, 3))
+    return Drawn(str(table), str(ours), str(theirs), frozen, idle, masked, seed)
 
 
-def check(drawn: Drawn, **fault: float) -> compare.Report:
+def check(drawn: Drawn, in_table: float = 0.0, elsewhere: float = 0.0) -> compare.Report:
     """Compare a right port, or one whose table or scores are off by a share."""
     rng = np.random.default_rng(drawn.seed)
     batches = []
@@ -144,7 +145,7 @@ def check(drawn: Drawn, **fault: float) -> compare.Report:
         mask = (rng.random((3, LENGTH)) > 0.3).astype(np.float32)
         mask[:, 0] = 1  # no row is hidden altogether: its gradient would differ
         batches.append(((rng.normal(size=(3, LENGTH, WIDTH)), mask), rng.normal(size=(3, LENGTH, 3))))
-    port = Port(drawn, **fault)
+    port = Port(drawn, in_table, elsewhere)
     variables = port.init(jax.random.key(0), *(jnp.asarray(each, jnp.float32) for each in batches[0][0]))
     labels = {name: "frozen" if drawn.frozen and name == "first" else "trained" for name in variables["params"]}
     optimizer = optax.multi_transform(
@@ -165,11 +166,18 @@ def check(drawn: Drawn, **fault: float) -> compare.Report:
 
 def main(count: int, start: int = 0) -> None:
     """Draw so many right ports, and print the verdicts of each: right, a fault in the table, a fault elsewhere."""
+    from compare.comparison.check import _Check
+
+    def verdict_alone(self: Any, followed: Any, found: compare.Report) -> Any:
+        """Look for no causes: only the verdict counts here."""
+        return found.divergence, [], []
+
+    setattr(_Check, "_causes", verdict_alone)  # noqa: B010 - to a method, mypy lets nothing be assigned
     verdicts: dict[str, list[str]] = {"right": [], "in_table": [], "elsewhere": []}
     for seed in range(start, start + count):
         drawn = draw(seed)
         for what in verdicts:
-            report = check(drawn, **({} if what == "right" else {what: FAULT}))
+            report = check(drawn, FAULT * (what == "in_table"), FAULT * (what == "elsewhere"))
             verdicts[what].append(str(report.verdict))
             if (what == "right") != report.ok:
                 print(what, drawn, report.headline, flush=True)
