@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 CONTENTS = {
     "Comparing": [
         *("comparison.check.check", "torch_side.side.Torch", "jax_side.side.Flax", "jax_side.side.Jax"),
+        *("torch_side.program.TorchProgram", "jax_side.program.JaxProgram"),
         "errors.InputError",
     ],
     "What was found": [

@@ -7,6 +7,7 @@ next place that differs.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -87,7 +88,9 @@ def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Rea
     farthest = reach
     for edit in (*EDITS, *_of_state(followed, steps, edits, reach)):
         try:
-            now = _reach(followed, steps, [*edits, edit])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what an edit does, such as a schedule that is stepped too early
+                now = _reach(followed, steps, [*edits, edit])
         except (RuntimeError, InputError, NondeterministicError):  # torch refuses the step with this edit
             continue
         if now is not None and _goes_on(followed, reach, now):

@@ -147,7 +147,9 @@ def _dynamic(leaf: Any) -> bool:
 def _floating(leaf: Any) -> bool:
     import jax.numpy as jnp
 
-    value = getattr(leaf, "value", leaf) if type(leaf).__module__.startswith("flax") else leaf
+    from flax import nnx
+
+    value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
     if isinstance(value, bool | int | float):
         return isinstance(value, float)
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
