@@ -146,7 +146,6 @@ def _dynamic(leaf: Any) -> bool:
 
 def _floating(leaf: Any) -> bool:
     import jax.numpy as jnp
-
     from flax import nnx
 
     value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
