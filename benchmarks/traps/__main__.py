@@ -32,7 +32,7 @@ from compare.torch_side.control import ControlledRun
 from compare.torch_side.run import TorchRun
 from compare.weights.links import to_jax
 
-from . import forward, state, training
+from . import forward, optimizers, state, training
 from .fixes import fixed
 from .trap import Pair, Trap
 
@@ -40,6 +40,7 @@ CATALOGUE = [
     *state.WEIGHTS,
     *forward.TRAPS,
     *training.TRAPS,
+    *optimizers.TRAPS,
     *state.BUFFERS,
     *state.DATA,
     *state.PRECISION,
