@@ -1,0 +1,258 @@
+"""Causes in optimizers hold at every step: schedules, masks, several at once, and none where nothing holds."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import linen, nnx
+from torch import nn, optim
+from torch.optim import lr_scheduler
+
+import compare
+from benchmarks.traps.optimizers import by_axes, every, named, recurrent
+from benchmarks.traps.training import clip_like_torch, clipped, scheduled
+
+
+class Original(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(torch.tanh(self.norm(self.first(x))))
+        return result
+
+
+class Port(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.first, self.last = nnx.Linear(5, 7, rngs=rngs), nnx.Linear(7, 3, rngs=rngs)
+        self.norm = nnx.LayerNorm(7, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(jnp.tanh(self.norm(self.first(x))))
+
+
+def mean_square(output: Any, target: Any) -> Any:
+    return jnp.mean((output - target) ** 2)
+
+
+def compared(ours: Callable[[Any], Any], theirs: Any, steps: int, factor: float = 1.0) -> compare.Report:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    batches = [(rng.standard_normal((6, 5), np.float32), rng.standard_normal((6, 3), np.float32)) for _ in range(2)]
+    return compare.check(
+        compare.Torch(Original(), nn.functional.mse_loss, ours),
+        compare.Flax(Port(), lambda output, target: factor * mean_square(output, target), theirs),
+        batches,
+        steps=steps,
+        device="cpu",
+    )
+
+
+class Different(NamedTuple):
+    torch: Callable[[Any], Any]
+    optax: Any
+    cause: str
+    says: str
+    fix: str
+    steps: int = 5
+
+
+def warmed_up(params: Any) -> optim.Optimizer:
+    """Clip, decay matrices alone, and warm up."""
+    optimizer = clipped(optim.AdamW(by_axes(params), 2e-2), 0.2)
+    return scheduled(optimizer, lambda o: lr_scheduler.LinearLR(o, 0.25, total_iters=4))
+
+
+DIFFERENT = {
+    "a rate that differs at most steps": Different(
+        lambda p: scheduled(optim.SGD(p, 0.2), lambda o: lr_scheduler.StepLR(o, 3, 0.6)),
+        optax.sgd(optax.exponential_decay(0.2, 3, 0.6)),
+        "schedule",
+        "torch 0.2 0.2 0.2 0.12 0.12, optax 0.2 0.1687 0.1423 0.12 0.1012",
+        "optax.sgd(learning_rate=optax.exponential_decay(0.2, 3, 0.6, staircase=True))",
+    ),
+    "a schedule by epochs": Different(
+        lambda p: every(optim.Adam(p, 0.02), 2, lambda o: lr_scheduler.MultiStepLR(o, [1, 2], 0.5)),
+        optax.adam(optax.piecewise_constant_schedule(0.02, {1: 0.5, 2: 0.5})),
+        "schedule",
+        "stepped every 2 steps",
+        "lambda count: optax.piecewise_constant_schedule(0.02, {1: 0.5, 2: 0.5})(count // 2)",
+        6,
+    ),
+    "a warm-up from 0 with clipping and a mask": Different(
+        warmed_up,
+        optax.chain(optax.clip_by_global_norm(0.2), optax.adamw(optax.linear_schedule(0.0, 2e-2, 4), weight_decay=0.1)),
+        "clipping and schedule and weight decay mask",
+        "torch decays first/kernel, last/kernel",
+        "optax.adamw(learning_rate=optax.linear_schedule(0.005, 0.02, 4), weight_decay=0.1, mask=",
+    ),
+    "OneCycleLR, whose steps are numbered": Different(
+        lambda p: scheduled(optim.Adam(p, 1e-2), lambda o: lr_scheduler.OneCycleLR(o, 1e-2, total_steps=10)),
+        optax.adam(optax.cosine_onecycle_schedule(10, 1e-2)),
+        "schedule and first moment's decay schedule",
+        "the JAX side has 0.9 at every step",
+        "optax.inject_hyperparams(optax.adam)(learning_rate=optax.join_schedules(",
+    ),
+    "ascent with a clipping and a schedule": Different(
+        lambda p: scheduled(clipped(optim.Adam(p, 1e-2), 0.2), lambda o: lr_scheduler.ExponentialLR(o, 0.5)),
+        optax.chain(clip_like_torch(0.2), optax.scale(-1.0), optax.adam(lambda count: 1e-2 * 0.5 ** (count + 1.0))),
+        "schedule and ascent",
+        "one step ahead",
+        "change the sign",
+    ),
+    "L2 and a schedule": Different(
+        lambda p: scheduled(
+            optim.SGD(p, 0.1, 0.9, weight_decay=1e-3), lambda o: lr_scheduler.CosineAnnealingLR(o, 8, 0.02)
+        ),
+        optax.sgd(optax.cosine_decay_schedule(0.1, 8, alpha=0.02), 0.9),
+        "schedule and weight decay",
+        "takes eta_min for alpha",
+        "optax.chain(optax.add_decayed_weights(0.001), optax.sgd(learning_rate=optax.cosine_decay_schedule(0.1, 8, "
+        "alpha=0.2), momentum=0.9))",
+    ),
+    "another rate for one layer": Different(
+        lambda p: optim.SGD(p, 0.1),
+        optax.multi_transform({True: optax.sgd(0.1), False: optax.sgd(0.02)}, named("kernel", "norm/bias", "scale")),
+        "learning rate of some parameters",
+        "0.02 for first/bias, last/bias",
+        "give first/bias, last/bias the learning rate 0.1",
+    ),
+    "nothing that is known": Different(lambda p: optim.Adam(p, 1e-2), optax.lion(1e-2), "", "", "", 3),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_a_cause_holds_at_every_step(name: str) -> None:
+    different = DIFFERENT[name]
+    report = compared(different.torch, different.optax, different.steps)
+    assert report.divergence is not None
+    assert report.divergence.stage == "update"
+    assert not report.bugs
+    cause = report.divergence.cause
+    if not different.cause:
+        assert cause is None
+        return
+    assert cause is not None, str(report)
+    assert cause.name == different.cause
+    assert different.says in cause.explanation
+    assert f"at all {different.steps} steps" in cause.explanation
+    assert different.fix in cause.fix
+
+
+def test_one_step_of_plain_sgd_does_not_tell_a_rate_from_a_clipping() -> None:
+    divergence = compared(lambda p: optim.SGD(p, 0.1), optax.sgd(0.0312345), steps=1).divergence
+    assert divergence is not None
+    assert divergence.cause is None
+    assert "take more" in divergence.details[0]
+    assert any(line.startswith("clipping") for line in divergence.details)
+    assert any(line.startswith("learning rate") for line in divergence.details)
+    more = compared(lambda p: optim.SGD(p, 0.1), optax.sgd(0.0312345), steps=3).divergence  # which decides it
+    assert more is not None
+    assert more.cause is not None
+    assert more.cause.name == "learning rate"
+
+
+def test_a_rate_that_went_through_float32_is_precision() -> None:
+    schedule = optax.linear_schedule(0.01, 0.0, 3)
+
+    def ours(factor: float) -> Callable[[Any], optim.Optimizer]:
+        def shared(count: int) -> float:
+            return factor * float(np.float32(0.01 * (1 - count / 3))) / 0.01
+
+        return lambda p: scheduled(optim.SGD(p, 0.01), lambda o: lr_scheduler.LambdaLR(o, shared))
+
+    report = compared(ours(1.0), optax.sgd(schedule), steps=3)
+    assert report.verdict == "precision", str(report)
+    assert report.notes[0].name == "learning rate in float32"
+    torch_rates, _, jax_rates = report.notes[0].explanation.partition(", optax ")
+    assert torch_rates.split()[-3:] != jax_rates.split()[:3]
+    assert compared(ours(1 + 1e-6), optax.sgd(schedule), steps=3).verdict == "mismatch"
+
+
+def test_one_bias_for_two_makes_one_step() -> None:
+    wrong = compare.check(*recurrent(twice=False), device="cpu").divergence
+    assert wrong is not None
+    assert wrong.cause is not None
+    assert wrong.cause.name == "two biases"
+    assert "optax.masked(optax.scale(2), " in wrong.cause.fix
+    assert compare.check(*recurrent(twice=True), device="cpu").verdict == "match"
+
+
+def test_a_right_clipping_is_no_second_finding() -> None:
+    """The first step's gradient is too small to be clipped, and the next one's is not."""
+
+    def later(optimizer: optim.Optimizer) -> optim.Optimizer:
+        taken = [0]
+
+        def clip(opt: Any, *_: Any) -> None:
+            taken[0] += 1
+            if taken[0] > 1:
+                nn.utils.clip_grad_norm_([p for group in opt.param_groups for p in group["params"]], 0.1)
+
+        optimizer.register_step_pre_hook(clip)
+        return optimizer
+
+    def update(grads: Any, count: Any, params: Any = None) -> Any:
+        factor = jnp.minimum(1.0, 0.1 / (optax.tree.norm(grads) + 1e-6))
+        return jax.tree.map(lambda g: jnp.where(count > 0, factor, 1.0) * g, grads), count + 1
+
+    clip = optax.GradientTransformation(lambda params: jnp.zeros([], jnp.int32), update)
+    report = compared(lambda p: later(optim.SGD(p, 0.1)), optax.chain(clip, optax.sgd(0.1)), steps=3, factor=0.5)
+    assert report.divergence is not None
+    assert report.divergence.stage == "loss"
+    assert not [other for other in report.others if other.stage == "update"], str(report)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(9, 6), nn.Linear(6, 9, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(torch.tanh(self.tokens(ids)))
+        return result
+
+
+class TiedPort(linen.Module):
+    @linen.compact
+    def __call__(self, ids: Any) -> Any:
+        tokens = linen.Embed(9, 6, name="tokens")
+        return tokens.attend(jnp.tanh(tokens(ids)))
+
+
+def test_tied_weights_are_not_frozen() -> None:
+    rng = np.random.default_rng(0)
+    batches = [(rng.integers(0, 9, (4, 5)), rng.integers(0, 9, (4, 5)))]
+    port = TiedPort()
+
+    report = compare.check(
+        compare.Torch(Tied(), lambda o, y: nn.functional.cross_entropy(o.flatten(0, 1), y.flatten())),
+        compare.Flax(
+            (port, port.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))),
+            lambda o, y: optax.softmax_cross_entropy_with_integer_labels(o, y).mean(),
+        ),
+        batches,
+        device="cpu",
+    )
+    assert report.verdict == "match", str(report)
+    assert not [each for each in report.not_compared if "frozen" in each.reason]
+
+
+def test_a_frozen_parameter_is_said_to_be_frozen() -> None:
+    model = Original()
+    model.norm.weight.requires_grad_(False)
+    report = compare.check(
+        compare.Torch(model, nn.functional.mse_loss),
+        compare.Flax(Port(), mean_square),
+        [(np.ones((2, 5), np.float32), np.ones((2, 3), np.float32))],
+        device="cpu",
+    )
+    assert [each.name for each in report.not_compared if "frozen" in each.reason] == ["gradient of norm/scale"]
