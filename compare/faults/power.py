@@ -13,7 +13,7 @@ from compare.comparison.converted import wrongly_converted
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
 from compare.diagnosis.rewriting import Call
-from compare.errors import InputError, NondeterministicError, NotApplicable
+from compare.errors import InputError, InternalError, NondeterministicError, NotApplicable
 from compare.faults.planted_run import Fault, PlantedRun, same
 from compare.faults.program import faults, shuffled
 from compare.jax_side.run import JaxRun
@@ -150,7 +150,7 @@ class Planting:
         """Tell whether torch takes a step with a fault: with another padding, the shapes may not fit any more."""
         try:
             self._record(self.planted("float32", fault), steps=1)
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NotImplementedError):
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NotImplementedError, InternalError):
             return False
         return True
 
