@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import compare
 from compare.conversion import copy_weights
 from compare.errors import InputError
 from compare.jax_side.layers import linen_layers, pytree_layers
@@ -283,3 +284,19 @@ def test_transformers_ports_map_as_their_own_converter_does(name: str, monkeypat
     back = to_torch(links, params, {key: np.full_like(array, np.nan) for key, array in mine.items()})
     for key, array in mine.items():
         np.testing.assert_array_equal(back[key], array, err_msg=key)
+
+
+def test_a_square_matrix_that_the_user_pairs_is_taken_as_it_is() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    batches = [(np.random.default_rng(0).normal(size=(3, 4)), None)]
+    params = {"w1": jnp.zeros((4, 4)), "b1": jnp.zeros(4)}
+
+    def verdict(transposed: bool, path: str) -> str:
+        def apply(params: Any, x: Any) -> Any:
+            return x @ (params["w1"].T if transposed else params["w1"]) + params["b1"]
+
+        weights: dict[str, str | None] = {"0.weight": path}
+        return compare.check(compare.Torch(model), compare.Jax(apply, params), batches, weights=weights).verdict
+
+    assert [verdict(True, "w1"), verdict(False, "w1.T")] == ["match", "match"]
+    assert verdict(False, "w1") == "mismatch"

@@ -237,7 +237,11 @@ def _layout(
         # Other layers of unknown types have shown which way round these are; where they disagree, nothing is known.
         return next(iter(agreed & options.keys())) if len(agreed & options.keys()) == 1 else None
     convention = usual(pair.torch, pair.jax, choice.torch, choice.jax)
-    return convention if convention in options else next(iter(options)) if told else None
+    if convention in options:
+        return convention
+    # The user pairs them, and says with ".T" where a matrix is to be turned: without it, it is as torch has it.
+    as_it_is = next((name for name in ("same", "output first") if name in options), next(iter(options)))
+    return as_it_is if told else None
 
 
 def _ties(torch: list[Layer], links: list[Link]) -> list[Link]:
