@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from compare.diagnosis.changes import Changed, combined, identity, in_words, together
+from compare.diagnosis.conventions.settings import CONSTANT
 from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
 from compare.diagnosis.held_out import STEPS, Evidence, Fit, HeldOut, equations
-from compare.diagnosis.optimizers.told import with_distinct_digits
 from compare.diagnosis.place import Place
 from compare.diagnosis.related import related_cause
 from compare.diagnosis.rewriting import Call, Rerun, Rewrite, Window
@@ -29,9 +30,6 @@ from compare.verdict.fix import written
 
 RUNS = 200
 """Of the torch side's step, at most, to explain one divergence."""
-
-Changed = tuple[list[Counterfactual], float | None]
-"""The same change of several calls, with the value that was fitted if it has one."""
 
 
 def explain(
@@ -65,12 +63,13 @@ def explain(
         return None, ()
     rerun, (held_out, others) = _rerun(found, run, batch, draws), itertools.tee(held_out)
     search = _Search(found, rerun, place, held_out)
-    searches = [search.exact, search.fitted, search.two]
+    searches = [search.exact, search.settings, search.constants, search.two]
     if stage in ("forward", "loss") and surroundings is not None:
         elsewhere = ((_rerun(found, other.run, other.batch, other.draws), other.target) for other in others)
         structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
-        # What has no number of its own says more than a number that was fitted.
-        searches = [search.exact, structure.norms, structure.one, search.fitted, search.two, structure.two]
+        # What has no number of its own says more than a number that was fitted; and a function's own setting, such as
+        # the scale of attention, says more than a change of the operations that the function is made of.
+        searches = [search.exact, structure.norms, search.settings, structure.one, search.constants, search.two, structure.two]
     if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
         return cause, ()
     return search.related()
@@ -125,11 +124,11 @@ class _Elsewhere(_Step):
         elif hypothesis is None:
             given = self.observe({})
         else:
-            own = {_key(each): each for each in self.candidates()}
-            keys = [(_key(each), value) for group, value in hypothesis for each in group]
+            own = {identity(each): each for each in self.candidates()}
+            keys = [(identity(each), value) for group, value in hypothesis for each in group]
             if any(key not in own for key, _ in keys):
                 return None
-            given = self.observe(_rewrites([([own[key]], value) for key, value in keys]))
+            given = self.observe(combined([([own[key]], value) for key, value in keys]))
         return None if given is None else distance(given, self.target)
 
 
@@ -155,11 +154,15 @@ class _Search:
     def exact(self) -> Cause | None:
         """Find a change without a free number that brings torch to what the JAX side gives, here and elsewhere."""
         self.candidates = self.step.candidates()
-        return self._first(self._alone(fitted=False))
+        return self._first(self._alone(lambda each: each.of is None))
 
-    def fitted(self) -> Cause | None:
-        """Find a number that does."""
-        return self._first(self._alone(fitted=True))
+    def settings(self) -> Cause | None:
+        """Find another value of a function's setting that does."""
+        return self._first(self._alone(lambda each: each.of is not None and each.name != CONSTANT))
+
+    def constants(self) -> Cause | None:
+        """Find another constant that a sum, a product or a power has."""
+        return self._first(self._alone(lambda each: each.name == CONSTANT))
 
     def two(self) -> Cause | None:
         """Find two changes that do."""
@@ -225,10 +228,10 @@ class _Search:
             if ours is not None and self.ours is not None and distance(ours, self.ours) > self.limit:
                 yield step.measure  # type: ignore[misc]
 
-    def _alone(self, *, fitted: bool) -> Iterator[tuple[list[Changed], float]]:
-        """Try each change by itself, and give those that leave only rounding."""
-        for group in (*_together(self.candidates), *([each] for each in self.candidates)):
-            if (group[0].of is not None) == fitted:
+    def _alone(self, meant: Callable[[Counterfactual], bool]) -> Iterator[tuple[list[Changed], float]]:
+        """Try each change that is meant by itself, and give those that leave only rounding."""
+        for group in (*together(self.candidates), *([each] for each in self.candidates)):
+            if meant(group[0]):
                 apart, value = self._try([], group)
                 if apart <= 1:
                     yield [(group, value)], apart
@@ -251,7 +254,7 @@ class _Search:
 
         def run(value: float | None) -> np.ndarray | None:
             self.runs += 1
-            return None if self.runs > RUNS else self.step.observe(_rewrites([*others, (group, value)]))
+            return None if self.runs > RUNS else self.step.observe(combined([*others, (group, value)]))
 
         def apart(given: np.ndarray | None) -> float:
             return np.inf if given is None else distance(given, self.target) / self.limit
@@ -265,7 +268,7 @@ class _Search:
     def _cause(self, changed: Sequence[Changed], apart: float) -> Cause:
         firsts = [(group[0], value) for group, value in changed]
         name = " and ".join(each.name for each, _ in firsts)
-        says = ", and ".join(_says(each, value) for each, value in firsts)
+        says = ", and ".join(in_words(each, value) for each, value in firsts)
         fixes = [fix for each, _ in firsts if (fix := each.fix(each.call, self.place))]
         return Cause(
             name,
@@ -294,25 +297,6 @@ def _equations(how: Relation, ours: np.ndarray) -> int:
     return 1
 
 
-def _rewrites(changed: Sequence[Changed]) -> dict[int, Rewrite]:
-    """Rewrite calls, in several ways one within the other where it is the same call."""
-    rewrites: dict[int, Rewrite] = {}
-    for group, value in changed:
-        for each in group:
-            inner, outer = rewrites.get(each.number), _rewrite(each, value)
-            rewrites[each.number] = outer if inner is None else _nested(outer, inner)
-    return rewrites
-
-
-def _nested(outer: Rewrite, inner: Rewrite) -> Rewrite:
-    return lambda call: outer(dataclasses.replace(call, within=inner))
-
-
-def _key(each: Counterfactual) -> tuple[int, str, str, str]:
-    """Identify the same change at another step."""
-    return each.number, each.call.name, each.name, each.jax_does
-
-
 def _window(found: Found) -> Window:
     """Give the part of the step in which a divergence arises."""
     stage = found.divergence.stage
@@ -322,28 +306,3 @@ def _window(found: Found) -> Window:
     if stage == "loss" and found.before and found.before.ports:
         return Window(found.before.ports[0])
     return Window()
-
-
-def _together(candidates: Sequence[Counterfactual]) -> Iterator[list[Counterfactual]]:
-    """Group what is the same change of several calls."""
-
-    def kind(each: Counterfactual) -> tuple[str, str, float | None]:
-        return each.name, each.jax_does, each.value
-
-    for _, group in itertools.groupby(sorted(candidates, key=lambda each: str(kind(each))), kind):
-        members = list(group)
-        if len(members) > 1:
-            yield members
-
-
-def _rewrite(each: Counterfactual, value: float | None) -> Rewrite:
-    return each.rewrite if each.of is None or value is None else each.of(value)
-
-
-def _says(each: Counterfactual, value: float | None) -> str:
-    if each.of is None:
-        return f"the JAX side {each.jax_does}"
-    own, other = with_distinct_digits(each.value, value)
-    constant = each.name == "constant"
-    has = f"torch's {each.call.name} has the constant {own}" if constant else f"torch has {each.jax_does}={own}"
-    return f"{has}, and the JAX side computes what torch would with {other}"

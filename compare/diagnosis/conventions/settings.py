@@ -8,6 +8,9 @@ from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call
 from compare.verdict.fix import Code, source
 
+CONSTANT = "constant"
+"""The name of the settings that are an operand of the program's own arithmetic."""
+
 NORMALIZATION = f"{FLAX}normalization.html"
 
 
@@ -148,14 +151,14 @@ SETTINGS = (
         source=f"{DOCS}torch.nn.CosineSimilarity.html",
     ),
     Setting(
-        name="constant",
+        name=CONSTANT,
         functions=("mul", "rmul", "truediv", "div", "add", "radd", "sub"),
         argument="other",
         fix=_constant,
         source=f"{DOCS}torch.mul.html",
     ),
     Setting(
-        name="constant",
+        name=CONSTANT,
         functions=("pow",),
         argument="exponent",
         fix=_constant,

@@ -1,0 +1,58 @@
+"""Changes of torch's calls, several at once, and how they are told."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+from compare.diagnosis.conventions.settings import CONSTANT
+from compare.diagnosis.counterfactuals import Counterfactual
+from compare.diagnosis.optimizers.told import with_distinct_digits
+from compare.diagnosis.rewriting import Rewrite
+
+Changed = tuple[list[Counterfactual], float | None]
+"""The same change of several calls, with the value that was fitted if it has one."""
+
+
+def combined(changed: Sequence[Changed]) -> dict[int, Rewrite]:
+    """Rewrite calls, in several ways one within the other where it is the same call."""
+    rewrites: dict[int, Rewrite] = {}
+    for group, value in changed:
+        for each in group:
+            inner, outer = rewrites.get(each.number), _rewrite(each, value)
+            rewrites[each.number] = outer if inner is None else _nested(outer, inner)
+    return rewrites
+
+
+def _nested(outer: Rewrite, inner: Rewrite) -> Rewrite:
+    return lambda call: outer(dataclasses.replace(call, within=inner))
+
+
+def identity(each: Counterfactual) -> tuple[int, str, str, str]:
+    """Identify the same change at another step."""
+    return each.number, each.call.name, each.name, each.jax_does
+
+
+def together(candidates: Sequence[Counterfactual]) -> Iterator[list[Counterfactual]]:
+    """Group what is the same change of several calls."""
+
+    def kind(each: Counterfactual) -> tuple[str, str, float | None]:
+        return each.name, each.jax_does, each.value
+
+    for _, group in itertools.groupby(sorted(candidates, key=lambda each: str(kind(each))), kind):
+        members = list(group)
+        if len(members) > 1:
+            yield members
+
+
+def _rewrite(each: Counterfactual, value: float | None) -> Rewrite:
+    return each.rewrite if each.of is None or value is None else each.of(value)
+
+
+def in_words(each: Counterfactual, value: float | None) -> str:
+    """Say what the JAX side does."""
+    if each.of is None:
+        return f"the JAX side {each.jax_does}"
+    own, other = with_distinct_digits(each.value, value)
+    constant = each.name == CONSTANT
+    has = f"torch's {each.call.name} has the constant {own}" if constant else f"torch has {each.jax_does}={own}"
+    return f"{has}, and the JAX side computes what torch would with {other}"
