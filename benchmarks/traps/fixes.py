@@ -33,7 +33,7 @@ def fixed(trap: Trap, cause: compare.Cause) -> Pair | None:
     # A setting that is a function takes the function that a fix calls.
     functions = [name for name, value in trap.wrong.items() if callable(value)]
     for code in cause.code:
-        if code.arguments == ("...",) and not code.keywords and len(functions) == 1:
+        if code.call and code.arguments == ("...",) and not code.keywords and len(functions) == 1:
             settings[functions[0]] = eval(code.call, dict(MODULES))
     if settings:
         return trap.build(**{**trap.wrong, **settings})

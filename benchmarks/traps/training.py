@@ -217,8 +217,8 @@ LOSSES = [
         {"divided": False},
         {"divided": True},
         LOSS,
-        "scale|beta|reduction|Huber",
-        r"2 \* y",
+        "scale|beta|reduction|Huber|factor|operation added",
+        r"2 \* y|factor",
     ),
     Trap(
         "half of the square",
@@ -230,8 +230,8 @@ LOSSES = [
         {"factor": 0.5},
         {"factor": 1.0},
         LOSS,
-        "factor",
-        r"2 \* y",
+        "factor|operation added",
+        r"2 \* y|factor",
     ),
     Trap(
         "(N,) against (N, 1)",
