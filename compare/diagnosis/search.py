@@ -69,7 +69,8 @@ def explain(
         structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
         # What has no number of its own says more than a number that was fitted; and a function's own setting, such as
         # the scale of attention, says more than a change of the operations that the function is made of.
-        searches = [search.exact, structure.norms, search.settings, structure.one, search.constants, search.two, structure.two]
+        exact = [search.exact, structure.norms, search.settings, search.factor]
+        searches = [*exact, structure.one, search.constants, search.two, structure.two]
     if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
         return cause, ()
     return search.related()
@@ -159,6 +160,11 @@ class _Search:
     def settings(self) -> Cause | None:
         """Find another value of a function's setting that does."""
         return self._first(self._alone(lambda each: each.of is not None and each.name != CONSTANT))
+
+    def factor(self) -> Cause | None:
+        """Find a factor that people write, such as 1/2, of the whole: it needs no place among the operations."""
+        cause = None if self.ours is None or self.ours.shape != self.target.shape else self._related(self.ours)
+        return cause if cause and cause.name == Kind.FACTOR and cause.code else None
 
     def constants(self) -> Cause | None:
         """Find another constant that a sum, a product or a power has."""
