@@ -359,3 +359,60 @@ def test_a_pure_function_may_flatten_with_channels_last(kind: str) -> None:
     assert wrong.divergence
     assert wrong.divergence.torch == {"plain": "the model", "linen": "between conv and fc"}[kind], str(wrong)
     assert not wrong.others
+
+
+class PostNorm(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(PostNormBlock() for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class PostNormBlock(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.norm, self.out = (
+            torch.nn.Linear(WIDTH, WIDTH),
+            torch.nn.LayerNorm(WIDTH),
+            torch.nn.Linear(WIDTH, WIDTH),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.out(torch.tanh(self.norm(x + self.mix(x))))
+        return result
+
+
+class NormBlock(nnx.Module):
+    def __init__(self, first: bool, rngs: nnx.Rngs) -> None:
+        self.mix, self.out = nnx.Linear(WIDTH, WIDTH, rngs=rngs), nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+        self.norm, self.first = nnx.LayerNorm(WIDTH, epsilon=1e-5, rngs=rngs), first
+
+    def __call__(self, x: Any) -> Any:
+        return self.out(jnp.tanh(x + self.mix(self.norm(x)) if self.first else self.norm(x + self.mix(x))))
+
+
+class NormPort(nnx.Module):
+    def __init__(self, first: bool) -> None:
+        self.blocks = nnx.List([NormBlock(first, nnx.Rngs(0)) for _ in range(2)])
+
+    def __call__(self, x: Any) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["norm behind", "norm before"])
+def test_modules_in_another_order_are_one_finding_for_each_block(first: bool) -> None:
+    torch.manual_seed(0)
+    report = compare.check(
+        compare.Torch(PostNorm()), compare.Flax(NormPort(first)), [(_normal(4, WIDTH), None)], device="cpu"
+    )
+    assert report.verdict == ("mismatch" if first else "match"), str(report)
+    if first:
+        found = [report.divergence, *report.others]
+        assert [each and each.torch for each in found] == ["blocks.0", "blocks.1"], str(report)
+        assert all(each and each.cause and each.cause.name == "order of modules" for each in found)

@@ -45,7 +45,7 @@ def explained(
     """
     others = [each for each in alone.found if each.pairing is not first.pairing]
     if same := [each for each in alone.found if each.pairing is first.pairing]:
-        first = first._replace(target=same[0].target, limit=same[0].limit)
+        first = same[0] if same[0].known else first._replace(target=same[0].target, limit=same[0].limit)
     elif first.pairing.stage == "update":
         others = [each for each in others if each.pairing.stage != "update"]
     divergences, rounding = [], False
@@ -55,7 +55,7 @@ def explained(
         if found.stage == "update":
             known = bugs.attempt(doing, partial(explain_update, alone.evidence, runs.torch_run)) or Explained()
             found, rounding = dataclasses.replace(found, cause=known.cause, details=known.details), known.rounding
-        else:
+        elif not each.known:
             found = bugs.attempt(doing, partial(_with_cause, runs, each, jax, from_torch, budget)) or found
         divergences.append(found)
         if found.cause and found.cause.name in OF_THE_MODEL:  # the rest of the forward pass is explained with it

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from compare.alignment.optimizer_state import jax_state
 from compare.comparison.from_torch import FromTorch, Repeated
 from compare.comparison.lasting_places import LastingPlaces, port
+from compare.comparison.module_order import Moved, merged, moved
 from compare.comparison.runs import Runs
 from compare.diagnosis.optimizers.evidence import Evidence, Recorder
 from compare.step.observation import Observation
@@ -32,6 +33,7 @@ def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> Indepe
     differences = StepDifferences(followed, lambda pairing: pairing.stage in (Stage.GRADIENT, Stage.PARAMETERS))
     kept: set[int] = set()
     undone: set[int] = set()
+    moves: list[Moved] = []
     torch = runs.torch_run("float64")
     recorder = Recorder(torch, list(zip(followed.pairings, followed.quantities, strict=True)), followed.steps)
     for step in _steps(runs, followed, from_torch, torch):
@@ -45,14 +47,18 @@ def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> Indepe
                 undone |= (inner - kept).union(places.carrying(lasting))
                 from_torch.left_out = {port(followed.pairings[n]) for n in undone}
                 used = step.again.given.ports.keys() - from_torch.left_out
-                shown = step.again(step.again.given._replace(used=used))
+                step.again.given = step.again.given._replace(used=used)
+                shown = step.again(step.again.given)
+            wrong = {n: followed.quantities[n].limit(step.number) for n in sorted(inner & kept)}
+            moves += moved(followed.pairings, wrong, step.torch, shown, step.again)
+            shown = step.again(step.again.given)
         differences.add(step.torch, shown, kept)
         recorder.add(step.torch, shown)
     # An optimizer's difference shows in every parameter: one of them is enough.
     found = differences.found()
     updates = [each for each in found if each.pairing.stage == Stage.UPDATE]
     alone = [each for each in found if each.pairing.stage != Stage.UPDATE or each is updates[0]]
-    return Independent(alone, recorder.evidence)
+    return Independent(merged(alone, moves), recorder.evidence)
 
 
 class _Step(NamedTuple):

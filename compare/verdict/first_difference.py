@@ -25,6 +25,8 @@ class Found(NamedTuple):
     """The float64 difference that rounding would explain, with the safety factor, but for that of tables in float32."""
     target: np.ndarray | None = None
     """What the JAX side gives from the torch side's values, in torch's layout."""
+    known: bool = False
+    """Whether the divergence has its cause already."""
 
 
 def first_divergence(followed: Followed, independent: Collection[Found] | None = None) -> Found | None:
