@@ -8,6 +8,7 @@ import numpy as np
 
 from compare.alignment.pairings import NotCompared, Pairing
 from compare.step.observation import Observation, to_numpy
+from compare.step.stage import Stage
 from compare.weights.links import Link
 
 Settings = Mapping[str, Any]
@@ -137,7 +138,7 @@ def _pairing(name: str, ours: str, theirs: str, link: Link | None, slot: Slot, s
         value = to_numpy(observation.optimizer[theirs])
         return value if link is None else link.jax_view(value)
 
-    return Pairing("update", name, theirs, torch, jax, link=link)
+    return Pairing(Stage.UPDATE, name, theirs, torch, jax, link=link)
 
 
 def jax_state(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from compare.step.observation import Observation, Port, to_numpy
+from compare.step.stage import Stage
 from compare.weights.links import Link, named
 
 Read = Callable[[Observation], np.ndarray]
@@ -76,7 +77,7 @@ def align_tensors(
     by_jax, by_torch = _grouped(links, "jax"), _grouped(links, "torch")
     seen = set()
     for link in links:
-        if stage == "gradient":
+        if stage == Stage.GRADIENT:
             parts, copies = [link], by_torch[_key(link, "torch")]
         else:
             parts, copies = by_jax[_key(link, "jax")] if link.adds else [link], [link]
@@ -91,7 +92,7 @@ def align_tensors(
                 partner,
                 _sum(field, "torch", parts),
                 _sum(field, "jax", copies),
-                operands=_sum("parameters", "torch", parts) if stage == "update" else None,
+                operands=_sum("parameters", "torch", parts) if stage == Stage.UPDATE else None,
                 last=_sum(field, "torch", parts[-1:]) if len(parts) > 1 else None,
             )
 

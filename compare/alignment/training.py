@@ -9,11 +9,12 @@ from compare.alignment.optimizer_state import Settings, align_state
 from compare.alignment.pairings import NotCompared, Pairing, Read, align_tensors
 from compare.errors import InputError
 from compare.step.observation import Observation, to_numpy
+from compare.step.stage import Stage
 from compare.weights.links import Link, named
 from compare.weights.units import View
 
 _LOSS = Pairing(
-    "loss",
+    Stage.LOSS,
     "loss",
     "loss",
     lambda observation: to_numpy(observation.loss),
@@ -67,15 +68,15 @@ def align_training(
         for link in frozen
     ]
     # Gradients are computed from the last module to the first.
-    pairings += align_tensors("gradient", "gradients", links[::-1], torch, jax)
+    pairings += align_tensors(Stage.GRADIENT, "gradients", links[::-1], torch, jax)
     state, left = align_state(links, torch, jax, settings)
     pairings += state
-    pairings += align_tensors("update", "updates", links, torch, jax)
-    pairings += align_tensors("parameters", "parameters", links, torch, jax)
+    pairings += align_tensors(Stage.UPDATE, "updates", links, torch, jax)
+    pairings += align_tensors(Stage.PARAMETERS, "parameters", links, torch, jax)
     pairings += _across(links, torch, jax)
-    pairings += align_tensors("buffers", "buffers", links, torch, jax)
+    pairings += align_tensors(Stage.BUFFERS, "buffers", links, torch, jax)
     pairings += [
-        _one_sided("buffers", "buffers", *constant)
+        _one_sided(Stage.BUFFERS, "buffers", *constant)
         for constant in constants
         if constant.name in (torch if constant.side == "torch" else jax).buffers
     ]
@@ -92,7 +93,7 @@ def _across(links: Sequence[Link], torch: Observation, jax: Observation) -> Iter
         for ours, theirs in (("parameters", "buffers"), ("buffers", "parameters")):
             if link.torch in getattr(torch, ours) and link.jax in getattr(jax, theirs):
                 reads = reader(ours, link.torch, link.torch_view), reader(theirs, link.jax, link.jax_view)
-                yield Pairing("parameters", named(link, "torch"), named(link, "jax"), *reads)
+                yield Pairing(Stage.PARAMETERS, named(link, "torch"), named(link, "jax"), *reads)
 
 
 def _without_partner(
@@ -116,7 +117,7 @@ def _without_partner(
             if alone := [name for name in getattr(seen, field) if name not in linked and name not in left_out]:
                 raise InputError(f"the {side} side has a {what} without a partner: {', '.join(alone)}")
         pairings += [
-            _one_sided("gradient", "gradients", side, name, np.zeros(to_numpy(gradient).shape))
+            _one_sided(Stage.GRADIENT, "gradients", side, name, np.zeros(to_numpy(gradient).shape))
             for name, gradient in seen.gradients.items()
             if name not in linked
         ]

@@ -22,6 +22,7 @@ from compare.diagnosis.structure.edit import OF_THE_MODEL
 from compare.diagnosis.structure.search import Budget, Surroundings
 from compare.jax_side.run import JaxRun
 from compare.step.observation import Observation, Port
+from compare.step.stage import Stage
 from compare.verdict.divergence import Divergence
 from compare.verdict.first_difference import Found
 from compare.weights.links import to_jax
@@ -46,13 +47,13 @@ def explained(
     others = [each for each in alone.found if each.pairing is not first.pairing]
     if same := [each for each in alone.found if each.pairing is first.pairing]:
         first = same[0] if same[0].known else first._replace(target=same[0].target, limit=same[0].limit)
-    elif first.pairing.stage == "update":
-        others = [each for each in others if each.pairing.stage != "update"]
+    elif first.pairing.stage == Stage.UPDATE:
+        others = [each for each in others if each.pairing.stage != Stage.UPDATE]
     divergences, rounding = [], False
     for each in itertools.chain([first], others):
         doing = f"the search for the cause at {each.divergence.torch}"
         found = each.divergence
-        if found.stage == "update":
+        if found.stage == Stage.UPDATE:
             known = bugs.attempt(doing, partial(explain_update, alone.evidence, runs.torch_run)) or Explained()
             found, rounding = dataclasses.replace(found, cause=known.cause, details=known.details), known.rounding
         elif not each.known:

@@ -29,7 +29,7 @@ class Moved(NamedTuple):
     """The path of the module that contains both."""
     jax: str
     between: frozenset[Port]
-    """Torch's, from where the one begins to where the other ends: what the order changes."""
+    """Torch's, from where the one begins to what takes what the other gives: what the order changes."""
     cause: Cause
 
 
@@ -65,7 +65,7 @@ def moved(
         for other in earlier[: -LATEST - 1 : -1]:
             if _depends(pairings[number], other, limit, jax, again):
                 begins, ends = rank[ours], rank[by_jax[other]]
-                yield _moved((ours, theirs), (by_jax[other], other), list(torch.forward)[begins : ends + 1])
+                yield _moved((ours, theirs), (by_jax[other], other), list(torch.forward)[begins : ends + 2])
                 break
 
 

@@ -16,3 +16,5 @@ class Stage(StrEnum):
     """After the update."""
     BUFFERS = "buffers"
     """What else the model keeps, such as running statistics, after the step."""
+    STATE = "state"
+    """What else a program keeps, after the step."""

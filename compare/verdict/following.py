@@ -10,6 +10,7 @@ import numpy as np
 from compare.alignment.pairings import Alignment, NotCompared, Pairing, Read, shown
 from compare.errors import InputError
 from compare.step.observation import Observation, Stream, to_numpy
+from compare.step.stage import Stage
 from compare.verdict.quantity import Quantity
 
 
@@ -40,7 +41,7 @@ _ERRORS: Mapping[tuple[str, str], str] = {
 }
 """Where the distance of each pair of runs is kept."""
 
-_AFTER_UPDATE = ("update", "parameters", "buffers", "state")
+_AFTER_UPDATE = (Stage.UPDATE, Stage.PARAMETERS, Stage.BUFFERS, Stage.STATE)
 """Stages that the second half of a step shows."""
 
 
@@ -200,9 +201,9 @@ def _cut(quantities: Iterable[Quantity], steps: int) -> list[Quantity]:
 
 
 def _linked(quantities: list[Quantity]) -> list[Quantity]:
-    updates = {quantity.torch: quantity for quantity in quantities if quantity.stage == "update"}
+    updates = {quantity.torch: quantity for quantity in quantities if quantity.stage == Stage.UPDATE}
     for quantity in quantities:
-        if quantity.stage == "parameters":
+        if quantity.stage == Stage.PARAMETERS:
             quantity.update = updates.get(quantity.torch)
     return quantities
 

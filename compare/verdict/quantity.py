@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from compare.numerics.distance import EPSILON32, EPSILON64, ULPS, distance, norm, real
+from compare.step.stage import Stage
 
 FACTOR = 16.0
 """The one safety factor: this many times what rounding explains is more than rounding.
@@ -232,7 +233,7 @@ class Quantity:
             lost |= np.logical_or.accumulate(self.update.rounding >= LOST)
         steps = len(error64)
         lost = lost[:steps]
-        if self.stage in ("forward", "loss") and self._lost_in_one_run:
+        if self.stage in (Stage.FORWARD, Stage.LOSS) and self._lost_in_one_run:
             lost[0] = False
         with np.errstate(invalid="ignore"):  # infinite on both sides in float32, and on one in float64
             ratio = error64 / self.expected[:steps]
@@ -273,6 +274,6 @@ class Quantity:
         """
         if self.decides and (self.ratio > FACTOR).any():
             return Verdict.MISMATCH
-        if self.rounds_alone and self.stage in ("forward", "loss") and not 1 / FACTOR < self.imbalance < FACTOR:
+        if self.rounds_alone and self.stage in (Stage.FORWARD, Stage.LOSS) and not 1 / FACTOR < self.imbalance < FACTOR:
             return Verdict.PRECISION
         return Verdict.MATCH
