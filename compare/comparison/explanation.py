@@ -56,8 +56,11 @@ def explained(
         if found.stage == Stage.UPDATE:
             known = bugs.attempt(doing, partial(explain_update, alone.evidence, runs.torch_run)) or Explained()
             found, rounding = dataclasses.replace(found, cause=known.cause, details=known.details), known.rounding
-        elif not each.known:
-            found = bugs.attempt(doing, partial(_with_cause, runs, each, jax, from_torch, budget)) or found
+        else:
+            searched = bugs.attempt(doing, partial(_with_cause, runs, each, jax, from_torch, budget)) or found
+            # A cause that explains the whole model says more than the order of two of its modules.
+            if not each.known or (searched.cause and searched.cause.name in OF_THE_MODEL):
+                found = searched
         divergences.append(found)
         if found.cause and found.cause.name in OF_THE_MODEL:  # the rest of the forward pass is explained with it
             others[:] = [other for other in others if other.divergence.stage != "forward"]
