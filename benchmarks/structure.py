@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from structure import ARCHITECTURES, Architecture, check
 
 import compare
-from compare.diagnosis.structure.search import Budget
+from compare.diagnosis.structure.budget import Budget
 
 SPENT: list[float] = []
 """Seconds that the searches of one check took, added up after each of them."""

@@ -19,7 +19,7 @@ from compare.comparison.random_keys import reused_key
 from compare.comparison.runs import Runs
 from compare.comparison.tables import other_program, rounded_tables
 from compare.device import resolve, running
-from compare.diagnosis.structure.search import Budget
+from compare.diagnosis.structure.budget import Budget
 from compare.errors import InputError
 from compare.jax_side.keys import StepKeys
 from compare.jax_side.program import JaxProgram

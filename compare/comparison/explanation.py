@@ -18,8 +18,9 @@ from compare.comparison.runs import Runs
 from compare.diagnosis.optimizers.explain import Explained, explain_update
 from compare.diagnosis.place import Place, place_of
 from compare.diagnosis.search import explain
+from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import OF_THE_MODEL
-from compare.diagnosis.structure.search import Budget, Surroundings
+from compare.diagnosis.structure.search import Surroundings
 from compare.jax_side.run import JaxRun
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage

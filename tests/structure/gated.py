@@ -194,7 +194,7 @@ class ExpertsJ(nnx.Module):
         outputs = outputs[:, ::-1] if "reversed" in f else outputs
         y = weights[..., None] * outputs
         y = y.max(1) if "best" in f else y.mean(1) if "mean" in f else y.sum(1)
-        return self.out(outputs.mean(1) if "unweighted" in f else nnx.relu(y) if "relu at the end" in f else y)
+        return self.out(outputs.mean(1) if "unweighted" in f else nnx.tanh(y) if "tanh at the end" in f else y)
 
 
 ROWS = normal((5, D))
@@ -257,7 +257,7 @@ ARCHITECTURES = [
         "WaveNet", WaveT, WaveJ, normal((3, 6, D)),
         {
             "looks ahead": ("shift", "pad", "[1:"),
-            "no delay": ("the input", "leaves out"),
+            "no delay": ("the input", "leaves out", "[1:7] for [:-1]"),
             "now first": ("order",),
             "gate on the other": ("tanh", "sigmoid"),
             "added": ("add",),
@@ -280,7 +280,7 @@ ARCHITECTURES = [
             "best": ("max",),
             "mean": ("mean",),
             "unweighted": ("leaves out",),
-            "relu at the end": ("relu",),
+            "tanh at the end": ("tanh",),
         },
         (("no softmax", "mean"), ("reversed", "sigmoid"), ("over the batch", "no relu")),
     ),

@@ -1,0 +1,88 @@
+"""A step of the torch side as a graph that is open where a difference comes from."""
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compare.diagnosis.rewriting import Rerun
+from compare.diagnosis.structure.edit import Context, Edit, end_node
+from compare.diagnosis.structure.graph import FAILURES, Compute
+from compare.diagnosis.structure.recording import Recorded, recorded
+from compare.numerics.distance import distance
+from compare.step.observation import Port
+from compare.verdict.first_difference import Found
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Step:
+    """A step of the torch side as a graph, open where the value that differs comes from, and what JAX gives there."""
+
+    context: Context
+    ports: Mapping[Port, int]
+    end: int
+    target: np.ndarray
+    limit: float
+
+    def leaves(self, edits: Sequence[Edit]) -> float:
+        """Give how far torch is from the JAX side with edits: 1 is near enough."""
+        try:
+            given = self.context.graph.evaluate(self.context.nodes, changes(edits), self.end)
+        except FAILURES:
+            return np.inf
+        return apart(array_of(given), self.target) / self.limit
+
+
+def opened(found: Found, rerun: Rerun, given: Collection[Port], target: np.ndarray) -> Step | None:
+    """Record a step; None where the value that differs is not in its graph."""
+    try:
+        step = recorded(rerun)
+    except FAILURES:
+        return None
+    graph, ports = step.graph, step.ports
+    value = _value(found, step)
+    if value is None or distance(array_of(graph.values[value]), found.pairing.torch_array(step.seen)) != 0:
+        return None  # tensors were overwritten behind the graph's back
+    end = found.pairing.ports
+    before = list(itertools.takewhile(lambda port: end is None or port != end[0], ports))
+    nodes = graph.cone(value, {ports[port] for port in before if port in given})
+    last = graph.add(graph.values[value], len(graph.nodes))
+    graph.nodes.append(end_node(len(graph.nodes), value, last))
+    modules = dict(rerun.model.named_modules())
+    earlier = {port: ports[port] for port in before}
+    context = Context(graph, [*nodes, graph.nodes[-1]], earlier, step.parameters, modules)
+    return Step(context, ports, last, np.asarray(target, np.float64), found.limit)
+
+
+def _value(found: Found, step: Recorded) -> int | None:
+    """Say which value of the graph differs."""
+    if found.pairing.ports is not None:
+        return step.ports.get(found.pairing.ports[0])
+    loss = step.seen.loss
+    if found.divergence.stage != "loss" or loss is None:
+        return None
+    same = [n for n, value in enumerate(step.graph.values) if value.data_ptr() == loss.data_ptr()]
+    return same[-1] if same else None
+
+
+def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Give the distance of what is finite; infinity where something is so on one side only."""
+    finite = np.isfinite(theirs)
+    if ours.shape != theirs.shape or not np.array_equal(np.isfinite(ours), finite):
+        return np.inf
+    return distance(ours, theirs) if finite.all() else distance(ours[finite], theirs[finite])
+
+
+def changes(edits: Sequence[Edit]) -> dict[int, Compute]:
+    """Give what is computed in the place of operations, by number."""
+    return dict(pair for edit in edits for pair in edit.at)
+
+
+def array_of(tensor: "torch.Tensor") -> np.ndarray:
+    """Give a tensor as float64."""
+    return tensor.detach().cpu().double().numpy()
