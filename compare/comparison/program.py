@@ -27,7 +27,8 @@ from compare.report.progress import Progress, Show
 from compare.report.report import Report
 from compare.step.observation import Observation, Stream, halves, to_numpy
 from compare.torch_side.control import ControlledRun
-from compare.torch_side.program import TorchProgram, TorchProgramRun
+from compare.torch_side.program import TorchProgram
+from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, SoFar, Streams, follow, weigh_noise

@@ -22,7 +22,7 @@ from compare.errors import InputError, NondeterministicError
 from compare.numerics.distance import distance
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
-from compare.torch_side.program import TorchProgramRun
+from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
 from compare.verdict.quantity import FACTOR, Quantity
@@ -84,6 +84,8 @@ def _with_cause(
 
 def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> list[Edit]:
     """Give the edits with which both sides agree longest, if any agrees beyond where they differ now."""
+    # The farther two sides agree with an edit, the more it explains; with equal reach, all that fit are said, but for
+    # those with fitted numbers where one needs none.
     best: list[Edit] = []
     farthest = reach
     for edit in (*EDITS, *_of_state(followed, steps, edits, reach)):

@@ -12,7 +12,7 @@ from compare.diagnosis.optimizers.explain import Explained, explain_update
 from compare.jax_side.program_run import JaxProgramRun
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
-from compare.torch_side.program import OneOptimizer, TorchProgramRun
+from compare.torch_side.program_run import OneOptimizer, TorchProgramRun
 from compare.verdict.following import Followed
 from compare.weights.links import WeightMap, to_jax
 

@@ -76,6 +76,8 @@ def naming(objects: Mapping[str, Any]) -> Iterator[None]:
     from flax import linen, nnx
     from flax.training.train_state import TrainState
 
+    # A Linen module does not know its place in the state: each `apply` gets a number, and the parameters that it is
+    # applied to, which are named too, tell the place when the program is run.
     numbers = map(str, itertools.count())
     with contextlib.ExitStack() as stack:
         for cls in _classes(objects):
@@ -242,6 +244,7 @@ class Watch:
         if label.what == "parameter":
             name = self._names.get(id(value), "")
             inner = label.leaf.replace(".", "/")
+            # The parameter is still the array of the state that the run put in: jit and grad hand it on as it is.
             if name.endswith(inner):
                 self._roots[label.root] = name.removesuffix(inner).rstrip("/")
             return None
@@ -281,6 +284,7 @@ class _Watching(Interpreter):
             return self._carried(outputs, eqn.outvars), shown
 
         numbers = range(len(choice.branches))
+        # All branches must give the same: each gives zeros for what the others show, marked as not computed.
         shapes = [jax.eval_shape(functools.partial(branch, number), *rest)[1] for number in numbers]
         empty = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape) for shape in shapes]
 
@@ -333,6 +337,7 @@ def sorted_out(shown: Sequence[Shown]) -> Seen:
     forward: dict[Port, Any] = {}
     gradients: dict[str, Any] = {}
     for (what, path, leaf, axes), (value, computed) in (item for each in shown for item in each.items()):
+        # A scan puts an axis before those of each iteration, vmap likewise.
         single = value.reshape((-1, *value.shape[value.ndim - axes :])) if value.ndim > axes else [value]
         known = np.ravel(np.asarray(computed))
         known = known if len(known) == len(single) else np.repeat(known, len(single) // len(known))

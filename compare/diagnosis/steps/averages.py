@@ -12,7 +12,7 @@ import numpy as np
 
 from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors
 from compare.numerics.distance import EPSILON64, ULPS, distance
-from compare.torch_side.program import TorchProgramRun
+from compare.torch_side.program_run import TorchProgramRun
 
 
 class Rule(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.torch_side.program import TorchProgramRun
+from compare.torch_side.program_run import TorchProgramRun
 
 Tensors = Mapping[str, Any]
 

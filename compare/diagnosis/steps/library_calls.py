@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 from compare.diagnosis.steps.edit import Edit
-from compare.torch_side.program import TorchProgramRun
+from compare.torch_side.program_run import TorchProgramRun
 
 _SCHEDULES = "https://optax.readthedocs.io/en/latest/api/optimizer_schedules.html"
 _TRANSFORMATIONS = "https://optax.readthedocs.io/en/latest/api/transformations.html"

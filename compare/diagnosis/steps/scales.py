@@ -8,7 +8,7 @@ import numpy as np
 
 from compare.diagnosis.steps.edit import Difference, Edit
 from compare.numerics.distance import distance
-from compare.torch_side.program import TorchProgramRun
+from compare.torch_side.program_run import TorchProgramRun
 
 
 def edits(found: Difference, gradients: Sequence[Difference]) -> Iterator[Edit]:

@@ -1,0 +1,245 @@
+"""A run of a torch program, in one precision: each step is the user's own."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compare.errors import InputError
+from compare.numerics.distance import ULPS
+from compare.step.batch import described, mapped
+from compare.step.observation import Observation, Port, to_numpy
+from compare.step.user_code import call_user_code
+from compare.torch_side.program import TorchProgram
+from compare.torch_side.program_state import State, seeded
+from compare.torch_side.program_watch import Watch
+from compare.torch_side.record import Record
+from compare.weights.layers import Layer
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TorchProgramRun:
+    """A run of a torch program, in one precision.
+
+    Args:
+        side: The program.
+        dtype: "float32" or "float64". The program is built in its own precision; its modules and tensors are then cast.
+        device: "cpu" or "cuda".
+        overwritten: What its modules overwrite in place after it was recorded, and a record must copy.
+
+    Raises:
+        InputError: If `build` does not give a state and a step.
+
+    """
+
+    def __init__(self, side: TorchProgram, dtype: str, device: str, overwritten: frozenset[Port] = frozenset()) -> None:
+        import torch
+
+        self.dtype, self.device, self.overwritten = getattr(torch, dtype), device, overwritten
+        self.lifted = dtype == "float64"
+        self.tables = 0
+        self.noise: np.random.Generator | None = None
+        """What moves the run, if anything does: see `perturb`."""
+        self.during: list[Callable[[TorchProgramRun], contextlib.AbstractContextManager[Any]]] = []
+        """Changes of the user's step, in force while it runs."""
+        self.after: list[Callable[[TorchProgramRun, Mapping[str, Any]], None]] = []
+        """Changes of the state that a step leaves; given are its floating-point tensors from before."""
+        with seeded():
+            state, self._step = _built(side)
+        self._entries: dict[str, Any] = dict(state)
+        self.state = State(self._entries)
+        self.model = self.state.container()
+        for tensor in [*self.model.parameters(), *self.model.buffers(), *self.state.tensors().values()]:
+            # In place: optimizers, schedulers and the user's closures refer to these very tensors.
+            tensor.data = self._cast(tensor.data)
+        self.parameters = dict(self.model.named_parameters())
+        self._names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self.optimizers: dict[str, torch.optim.Optimizer] = self.state.parts(torch.optim.Optimizer)
+        self._named_bare()
+        self.trained = frozenset(
+            name
+            for optimizer in self.optimizers.values()
+            for group in optimizer.param_groups
+            for name in (self.name_of(parameter) for parameter in group["params"])
+        )
+        """The parameters that an optimizer has."""
+
+    def _named_bare(self) -> None:
+        """Name the bare tensors that an optimizer trains, such as a temperature."""
+        for name, tensor in self.state.tensors().items():
+            self._names.setdefault(id(tensor), name)
+
+    def name_of(self, parameter: Any) -> str:
+        """Give the path of a tensor that an optimizer trains.
+
+        Raises:
+            InputError: If the state does not hold it.
+
+        """
+        if id(parameter) not in self._names:
+            raise InputError(
+                f"an optimizer of the torch state trains a tensor of shape {tuple(parameter.shape)} that no module and "
+                "no entry of the state holds: add it to the state"
+            )
+        return self._names[id(parameter)]
+
+    def _cast(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+    def layers(self) -> list[Layer]:
+        """List what holds weights: the state's modules, and its bare tensors."""
+        from compare.torch_side.layers import torch_layers
+
+        bare = {name: tuple(tensor.shape) for name, tensor in self._numbers().items()}
+        return [*torch_layers(self.model), *(Layer(n, "", {"kind": ""}, {n: shape}) for n, shape in bare.items())]
+
+    def _numbers(self) -> "dict[str, torch.Tensor]":
+        """Give the bare tensors that hold floating-point numbers."""
+        return {name: tensor for name, tensor in self.state.tensors().items() if tensor.is_floating_point()}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Copy parameters, buffers and bare tensors, by name."""
+        tensors = {**self.model.state_dict(keep_vars=True), **self._numbers()}
+        return {name: np.array(to_numpy(tensor)) for name, tensor in tensors.items()}
+
+    def tensor(self, array: Any) -> Any:
+        """Copy an array of a batch as a tensor."""
+        import torch
+
+        if not isinstance(array, np.ndarray | np.generic):
+            return array
+        dtype = str(self.dtype).removeprefix("torch.") if array.dtype.kind == "f" else array.dtype
+        return torch.from_numpy(np.array(array, dtype)).to(self.device)
+
+    def perturb(self, seed: int) -> None:
+        """Change parameters by a few units in the last place, to see what follows."""
+        import torch
+
+        self.noise = np.random.default_rng(seed)
+        with torch.no_grad():
+            for parameter in [*self.parameters.values(), *self._numbers().values()]:
+                noise = self.tensor(self.noise.choice((-1.0, 1.0), tuple(parameter.shape)))
+                parameter.mul_(1 + ULPS * torch.finfo(parameter.dtype).eps * noise)
+
+    def step(self, batch: Any, record: Record | None = None) -> Observation:
+        """Take one step of the program, and show everything that it changes."""
+        import torch
+
+        record = record or Record(self.overwritten)
+        before = {name: tensor.detach().clone() for name, tensor in self.floating().items()}
+        watch = Watch(self, record)
+        with contextlib.ExitStack() as stack:
+            for change in self.during:  # before the watch, whose hooks see what a change makes of the gradients
+                stack.enter_context(change(self))
+            stack.enter_context(record.of(self.model))
+            stack.enter_context(watch.watching())
+            inputs = mapped(batch, self.tensor)
+            shown = call_user_code(
+                "the torch step",
+                functools.partial(self._step, self._entries, inputs),
+                given=described(inputs),
+                inside=lambda: record.running,
+            )
+        if not isinstance(shown, Mapping):
+            raise InputError(
+                f"the torch step must give a dict of what it shows, such as {{'loss': loss}}, and gave a "
+                f"{type(shown).__name__}"
+            )
+        for change_after in self.after:
+            change_after(self, before)
+        after = self.floating()
+        updates = {name: after[name].detach() - old for name, old in before.items() if name in after}
+        values = {name: torch.as_tensor(value).detach() for name, value in shown.items()}
+        return Observation(
+            loss=values.get("loss"),
+            gradients=watch.gradients,
+            updates={name: update for name, update in updates.items() if name in self.trained},
+            parameters={name: tensor for name, tensor in after.items() if name in self.trained},
+            optimizer=self.optimizer_state(),
+            buffers=self._buffers(trained=True),
+            state=self._other_state(after),
+            shown={name: value for name, value in values.items() if name != "loss"},
+            forward=record.seen,
+            order=watch.order(),
+        )
+
+    def floating(self) -> "dict[str, torch.Tensor]":
+        """Give the floating-point tensors of the state: parameters, buffers and bare tensors."""
+        buffers = {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
+        return {**self.parameters, **buffers, **self._numbers()}
+
+    def _other_state(self, tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+        """Of the state's tensors, give those that no optimizer trains, but for buffers of modules that one trains."""
+        beside = self._buffers(trained=True)
+        return {name: tensor for name, tensor in tensors.items() if name not in self.trained and name not in beside}
+
+    def _buffers(self, *, trained: bool) -> "dict[str, torch.Tensor]":
+        """Give the floating-point buffers of modules that an optimizer trains, or of the others."""
+        roots = {name.partition(".")[0] for name in self.trained}
+        return {
+            name: buffer
+            for name, buffer in self.model.named_buffers()
+            if buffer.is_floating_point() and (name.partition(".")[0] in roots) == trained
+        }
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Give the optimizers' states, named "slot/parameter"."""
+        import torch
+
+        return {
+            f"{slot}/{self.name_of(parameter)}": value
+            for optimizer in self.optimizers.values()
+            for parameter, slots in optimizer.state.items()
+            for slot, value in slots.items()
+            if isinstance(value, torch.Tensor | int | float)
+        }
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Give the optimizers' settings for each parameter, by name."""
+        return {
+            self.name_of(parameter): {key: value for key, value in group.items() if key != "params"}
+            for optimizer in self.optimizers.values()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+
+    def rates(self) -> dict[str, list[float]]:
+        """Give the learning rates of each optimizer's parameter groups."""
+        return {
+            name: [float(group.get("lr", 0.0)) for group in optimizer.param_groups]
+            for name, optimizer in self.optimizers.items()
+        }
+
+
+class OneOptimizer:
+    """A run as one of its optimizers sees it.
+
+    Args:
+        run: The run.
+        name: The optimizer's path in the state.
+
+    """
+
+    def __init__(self, run: TorchProgramRun, name: str) -> None:
+        self._run, self.optimizer = run, run.optimizers[name]
+        groups = self.optimizer.param_groups
+        self.parameters = {run.name_of(each): each for group in groups for each in group["params"]}
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Give what the optimizer remembers, named "slot/parameter"."""
+        whole = self._run.optimizer_state()
+        return {name: value for name, value in whole.items() if name.partition("/")[2] in self.parameters}
+
+
+def _built(side: TorchProgram) -> tuple[Mapping[str, Any], Callable[[Any, Any], Any]]:
+    built = call_user_code("TorchProgram(build)", side.build)
+    if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], Mapping) and callable(built[1])):
+        raise InputError(
+            "TorchProgram(build): build() must give (state, step), a dict of modules, optimizers and tensors and a "
+            f"function of (state, batch), and gave {type(built).__name__}"
+        )
+    return built

@@ -1,0 +1,80 @@
+"""The state of a torch program by path, and the random generators that it is built with."""
+
+import contextlib
+import random
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compare.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class State:
+    """The parts of a program's state, by path: "model", "optimizers.actor".
+
+    Args:
+        state: What `build` gave. Entries may be replaced by the step: it is read anew each time.
+
+    """
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self._state = state
+
+    def parts(self, kind: Any) -> dict[str, Any]:
+        """Give all entries of a kind, by path."""
+        return {path: value for path, value in _entries(self._state, "") if isinstance(value, kind)}
+
+    def tensors(self) -> "dict[str, torch.Tensor]":
+        """Give the bare tensors."""
+        import torch
+
+        return self.parts(torch.Tensor)
+
+    def container(self) -> "torch.nn.Module":
+        """Make one module that has all modules of the state as children, under their paths."""
+        import torch
+
+        root = torch.nn.Module()
+        for path, module in self.parts(torch.nn.Module).items():
+            *parents, name = path.split(".")
+            inner = root
+            for parent in parents:
+                if not hasattr(inner, parent):
+                    inner.add_module(parent, torch.nn.Module())
+                inner = getattr(inner, parent)
+            inner.add_module(name, module)
+        return root
+
+
+def _entries(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """List the entries of nested dicts, lists and tuples with their paths."""
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else None
+    if items is None:
+        yield path, tree
+        return
+    for key, value in items:
+        name = str(key)
+        if "." in name:
+            raise InputError(f"the torch state has the key {name!r}: a key must not contain a dot")
+        yield from _entries(value, f"{path}.{name}" if path else name)
+
+
+@contextlib.contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Seed torch's, NumPy's and Python's global generators while this lasts, and put their states back."""
+    import torch
+
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's code may use it
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

@@ -1,0 +1,85 @@
+"""What the optimizers of a torch program are given and do, seen by hooks while a step runs."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from compare.step.observation import Event
+from compare.torch_side.record import Record
+
+
+class Watched(Protocol):
+    """A run whose optimizers are watched."""
+
+    @property
+    def optimizers(self) -> Mapping[str, Any]:
+        """The optimizers of the state, by path."""
+
+    def name_of(self, parameter: Any) -> str:
+        """Give the path of a tensor that an optimizer trains."""
+
+
+class Watch:
+    """What optimizers are given and do within one step, in order.
+
+    A step may run its models and optimizers in any order: a critic is updated before the actor's forward pass, which
+    goes through it. So modules, gradients and updates are ranked as they happen, and the first difference is the first
+    that was computed.
+    """
+
+    def __init__(self, run: Watched, record: Record) -> None:
+        self.run, self.record = run, record
+        self.gradients: dict[str, Any] = {}
+        self._events: list[Event] = []
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch while this lasts."""
+        handles = []
+        for optimizer in self.run.optimizers.values():
+            handles.append(optimizer.register_step_pre_hook(self._given))
+            handles.append(optimizer.register_step_post_hook(self._updated))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _given(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Keep the gradients that an optimizer is given; those of a second time within the step under a number."""
+        import torch
+
+        del args, kwargs
+        self._seen()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                name, gradient = self.run.name_of(parameter), parameter.grad
+                name = numbered(name, self.gradients)
+                self.gradients[name] = torch.zeros_like(parameter) if gradient is None else gradient.detach().clone()
+                self._events.append(("gradient", name))
+
+    def _updated(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        for group in optimizer.param_groups:
+            self._events += [("update", self.run.name_of(parameter)) for parameter in group["params"]]
+
+    def _seen(self) -> None:
+        """Note which modules have run by now."""
+        known = {event for event in self._events if event[0] == "forward"}
+        self._events += [("forward", port) for port in self.record.seen if ("forward", port) not in known]
+
+    def order(self) -> dict[Event, int]:
+        """Rank what the step shows, in the order in which it was computed."""
+        self._seen()
+        ranks: dict[Event, int] = {}
+        for rank, event in enumerate(self._events):
+            ranks.setdefault(event, rank)
+        return ranks
+
+
+def numbered(name: str, seen: Mapping[str, Any]) -> str:
+    """Name the gradient of a parameter: "fc1.weight", and "fc1.weight#2" the second time within a step."""
+    number = 1
+    while (name if number == 1 else f"{name}#{number}") in seen:
+        number += 1
+    return name if number == 1 else f"{name}#{number}"
