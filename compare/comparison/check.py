@@ -21,9 +21,9 @@ from compare.comparison.tables import other_program, rounded_tables
 from compare.device import resolve, running
 from compare.diagnosis.structure.budget import Budget
 from compare.errors import InputError
+from compare.jax_side.inquiries import KeyedRun, idle_draws
 from compare.jax_side.keys import StepKeys
 from compare.jax_side.program import JaxProgram
-from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show, ignore
@@ -141,7 +141,7 @@ class _Check:
         return excuses
 
     def _idle_draws(self) -> list[NotCompared]:
-        sites = self.pair.jax_run("float32").idle_draws(self.pair.batches[0], self.runs.stepper.draws[0])
+        sites = idle_draws(self.pair.jax_run("float32"), self.pair.batches[0], self.runs.stepper.draws[0])
         reason = "a draw that changes nothing, which torch does not make"
         return [NotCompared("jax", ", ".join(filter(None, (str(site), site.place))), reason) for site in sites]
 
@@ -156,10 +156,9 @@ class _Check:
         streams = self.runs.streams(self.jax, self._jax32)
         return follow(streams, self.runs.align, self.steps, self._stepping, in_pairs=in_pairs)
 
-    def _jax32(self) -> JaxRun:
-        run = self.pair.jax_run("float32")
-        run.keys = self._keys = []
-        return run
+    def _jax32(self) -> KeyedRun:
+        self._keys = []
+        return KeyedRun(self.pair.jax_run("float32"), self._keys)
 
     def _stepping(self, doing: str, done: int, of: int, followed: SoFar) -> None:
         """Show that a step begins, with the report of the steps before it."""

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.comparison.mapped_pair import MappedPair
-from compare.comparison.steps import Stepper
+from compare.comparison.steps import JaxSteps, Stepper
 from compare.comparison.tables import Tables, rounded_arrays
+from compare.jax_side.inquiries import named_constants
 from compare.jax_side.run import JaxRun
 from compare.step.observation import Observation
 from compare.torch_side.run import TorchRun
@@ -41,7 +42,7 @@ class Runs:
         """Whether only two runs at a time fit in memory."""
         return self.pair.size >= IN_PAIRS
 
-    def streams(self, jax64: JaxRun, jax32: Callable[[], JaxRun]) -> Streams:
+    def streams(self, jax64: JaxRun, jax32: Callable[[], JaxSteps]) -> Streams:
         """Start the runs of both sides: each is there with its first step, and the compiled one begins afresh."""
 
         def torch64() -> TorchRun:
@@ -103,7 +104,7 @@ class Runs:
 
         draws = range(_MOVED + 1)
         tables = Tables(
-            [*ours.values(), *self.stepper.constants], [*theirs.values(), *jax.named_constants(pair.batches[0])]
+            [*ours.values(), *self.stepper.constants], [*theirs.values(), *named_constants(jax, pair.batches[0])]
         )
         if tables.torch:
             weigh_tables(followed, [self.stepper.torch(functools.partial(torch_moved, d)) for d in draws], "torch")

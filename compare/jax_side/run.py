@@ -7,11 +7,8 @@ from typing import Any
 import numpy as np
 
 from compare.jax_side.given import Given, by_port
-from compare.jax_side.idle_draws import reseeding
-from compare.jax_side.keys import StepKeys, reading_keys
 from compare.jax_side.levels import of_parameters, without_level
 from compare.jax_side.lift import NARROW, Tables, lift
-from compare.jax_side.lines import constant_lines
 from compare.jax_side.mode import with_mode
 from compare.jax_side.primitives import Program, programs
 from compare.jax_side.record import JaxRecord, names
@@ -22,7 +19,7 @@ from compare.jax_side.static import static, with_values
 from compare.numerics.distance import ULPS
 from compare.numerics.tables import movement
 from compare.step.batch import Batch, adapted, called, check_call, checked_loss, described_call, mapped
-from compare.step.draws import NO_HINTS, Draw, Hints, Site
+from compare.step.draws import NO_HINTS, Draw, Hints
 from compare.step.observation import Observation, Port
 from compare.step.user_code import call_user_code
 
@@ -53,7 +50,7 @@ class JaxRun:
         """Random numbers that one side draws and the other does not, for a person to read."""
         self.guessed: list[str] = []
         """Random numbers whose layout is ambiguous."""
-        with self._precision():
+        with self.precision():
             functional = side.functional(dtype, training=training, keep_modes=keep_modes)
             self.params, self.buffers, self.rngs, self._apply, self._called, self._linen = functional
         self.optimizer: Any = side.optimizer
@@ -71,8 +68,6 @@ class JaxRun:
         """What could not be lifted to float64, for a person to read."""
         self.constants: dict[bytes, str] = {}
         """What its program holds in float32, beside buffers, once the float64 run is compiled: see `lift.Tables`."""
-        self.keys: list[StepKeys] | None = None
-        """The random keys of each step, where they are to be read."""
         self.tables = 0
         """Which movement of its float32 tables it is for, 0 for none: see `move_tables`."""
 
@@ -87,7 +82,8 @@ class JaxRun:
 
         return jax.jit(lifted if self.dtype == "float64" else self._traced, donate_argnums=(0, 3))
 
-    def _precision(self) -> Any:
+    def precision(self) -> Any:
+        """Give the context for all that is done in this run's precision."""
         # Entered anew for each step: between two steps the other precision has its turn.
         import jax
 
@@ -104,7 +100,7 @@ class JaxRun:
             ports.update(named.value)
             return arrays
 
-        with self._precision():
+        with self.precision():
             inputs = self.arguments(batch)[0]
             program = jax.make_jaxpr(traced)(self.params, self.buffers, self.rngs, inputs)
         self.dtypes = frozenset(_dtypes(program))
@@ -124,7 +120,7 @@ class JaxRun:
 
             return replaying(model, draws, [], [], self.hints)(params)
 
-        with self._precision():
+        with self.precision():
             inputs = self.arguments(batch)[0]
             seen = jax.jit(traced)(self.params, self.buffers, self.rngs, inputs, replayable(draws, self.dtype))
         return seen_by_port(seen)
@@ -143,7 +139,7 @@ class JaxRun:
         """Replace parameters and buffers, by name; the optimizer's state starts afresh."""
         import jax
 
-        with self._precision():
+        with self.precision():
             self.params = self._replaced(self.params, self.param_names, arrays)
             self.buffers = self._replaced(self.buffers, self.buffer_names, arrays)
             if self.side.optimizer is not None:
@@ -163,20 +159,6 @@ class JaxRun:
         moved = {name: array for name, array in self.arrays().items() if name in self.param_names}
         self.load({name: array * (1 + noise.choice((-ulps, ulps), array.shape)) for name, array in moved.items()})
 
-    def named_constants(self, batch: Batch) -> list[str]:
-        """Describe what its program holds in float32, with the line of the user's that uses it."""
-        import jax
-
-        def traced(params: Any, inputs: Any, target: Any) -> Any:
-            output = self._forward(params, self.buffers, self.rngs, inputs)[0]
-            if self.side.loss is None:
-                return output
-            return checked_loss(self.side.name, self.side.loss, output, with_values(target))
-
-        with self._precision():
-            lines = constant_lines(jax.make_jaxpr(traced)(self.params, *self.arguments(batch)))
-        return [f"{what}, {lines[key]}" if lines.get(key) else what for key, what in self.constants.items()]
-
     def move_tables(self, draw: int, names: Container[str]) -> None:
         """Move some of the buffers, and what the program holds, by the float32 rounding that is in them."""
         self.tables = draw
@@ -191,7 +173,7 @@ class JaxRun:
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace the optimizer's state, by name."""
-        with self._precision():
+        with self.precision():
             self.state = self._replaced(self.state, self.state_names, arrays)
 
     @staticmethod
@@ -233,51 +215,10 @@ class JaxRun:
         ports = static(tuple((port, numbers[id(array)]) for port, array in record.seen.items()))
         return output, (list(shown.values()), ports), buffers, rngs
 
-    def read_keys(self, batch: Batch) -> StepKeys:
-        """Read the random keys of the next step, without taking it."""
-        import jax
-
-        sites: list[Site] = []
-
-        def model(params: Any, buffers: Any, rngs: Any, inputs: Any, target: Any) -> Any:
-            return self._with_loss(params, buffers, rngs, inputs, target)[0]
-
-        with self._precision(), jax.disable_jit(self.unroll):
-            read = jax.jit(reading_keys(model, sites))
-            inputs = self.arguments(batch)
-            keys = read(self.params, self.buffers, self.rngs, *inputs)
-            moved = read(self.params, self.buffers, self.rngs, *jax.tree.map(_next, inputs))
-        pairs = zip(jax.tree.leaves(keys), jax.tree.leaves(moved), strict=True)
-        from_batch = any(not np.array_equal(one, other) for one, other in pairs)
-        return StepKeys(sites, [None if each is None else np.asarray(each) for each in keys], from_batch)
-
-    def idle_draws(self, batch: Batch, draws: Sequence[Draw]) -> list[Site]:
-        """Give the draws that torch does not make, if they change nothing; empty if one of them does."""
-        import jax
-
-        alone: list[Site] = []
-
-        def shown(seed: Any, params: Any, inputs: Any, target: Any, draws: Any) -> Any:
-            def model(params: Any) -> Any:
-                loss, seen = self._with_loss(params, self.buffers, self.rngs, inputs, target)
-                return (0.0 if loss is None else loss), seen[:2]
-
-            compute = reseeding(model, draws, self.hints, seed, alone)
-            return jax.value_and_grad(compute, has_aux=True)(params)
-
-        with self._precision(), jax.disable_jit(self.unroll):
-            arguments = self.params, *self.arguments(batch), replayable(draws, self.dtype)
-            first, *others = [jax.tree.leaves(jax.jit(shown)(seed, *arguments)) for seed in range(3)]
-        equal = [
-            np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f")
-            for each in others
-            for one, other in zip(first, each, strict=True)
-        ]
-        return alone if all(equal) else []
-
-    def _with_loss(
+    def with_loss(
         self, params: Any, buffers: Any, rngs: Any, inputs: Any, target: Any, ports: Any = None
     ) -> tuple[Any, tuple[Any, Any, Any]]:
+        """Run the model and the loss, as JAX traces them; give the loss and all that they show."""
         output, shown, after, generators = self._forward(params, buffers, rngs, inputs, ports)
         loss = None
         if self.side.loss is not None:
@@ -293,7 +234,7 @@ class JaxRun:
 
         def model(params: Any) -> Any:
             ports = by_port(*given[:2]) if given else None
-            return self._with_loss(params, buffers, rngs, inputs, target, ports)
+            return self.with_loss(params, buffers, rngs, inputs, target, ports)
 
         compute = replaying(model, draws, self.unreplayed, self.guessed, self.hints)
         # Without jit, lax.scan runs as a loop in Python: layers in a scan come out one by one. It stays one program.
@@ -340,7 +281,7 @@ class JaxRun:
 
     def compile(self, batch: Batch, draws: Sequence[Draw]) -> None:
         """Compile a step before it is taken. With random numbers of other kinds or shapes, it is once more."""
-        with self._precision():
+        with self.precision():
             compiled = functools.partial(self._step.lower, *self._arguments(batch, draws))
             call_user_code(f"a step of the {self.side.name} side", compiled).compile()
 
@@ -362,9 +303,7 @@ class JaxRun:
         """
         import jax
 
-        if self.keys is not None and draws:
-            self.keys.append(self.read_keys(batch))
-        with self._precision():
+        with self.precision():
             values: tuple[Any, ...] = ()
             if given is not None:
                 gradients = self._replaced(self.params, self.param_names, given.gradients)
@@ -386,11 +325,6 @@ class JaxRun:
             buffers=named(self.buffers, self.buffer_names),
             forward=seen_by_port(seen),
         )
-
-
-def _next(leaf: Any) -> Any:
-    """Give other integers, as those that a batch may have for a key."""
-    return leaf + 1 if getattr(getattr(leaf, "dtype", None), "kind", "") in ("i", "u") else leaf
 
 
 def _dtypes(program: Any) -> Iterator[str]:

@@ -1,0 +1,89 @@
+"""What can be asked of a run of the JAX side without taking a step."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compare.jax_side.idle_draws import reseeding
+from compare.jax_side.keys import StepKeys, reading_keys
+from compare.jax_side.lines import constant_lines
+from compare.jax_side.replay import replayable
+from compare.jax_side.run import JaxRun
+from compare.step.batch import Batch
+from compare.step.draws import Draw, Site
+from compare.step.observation import Observation
+
+
+class KeyedRun(NamedTuple):
+    """A run whose random keys are read before each step at which torch draws."""
+
+    run: JaxRun
+    keys: list[StepKeys]
+
+    def step(self, batch: Batch, draws: Sequence[Draw]) -> Observation:
+        """Take one step."""
+        if draws:
+            self.keys.append(read_keys(self.run, batch))
+        return self.run.step(batch, draws)
+
+
+def named_constants(run: JaxRun, batch: Batch) -> list[str]:
+    """Describe what a run's program holds in float32, with the line of the user's that uses it."""
+    import jax
+
+    def traced(params: Any, inputs: Any, target: Any) -> Any:
+        return run.with_loss(params, run.buffers, run.rngs, inputs, target)
+
+    with run.precision():
+        lines = constant_lines(jax.make_jaxpr(traced)(run.params, *run.arguments(batch)))
+    return [f"{what}, {lines[key]}" if lines.get(key) else what for key, what in run.constants.items()]
+
+
+def read_keys(run: JaxRun, batch: Batch) -> StepKeys:
+    """Read the random keys of the next step, without taking it."""
+    import jax
+
+    sites: list[Site] = []
+
+    def model(params: Any, buffers: Any, rngs: Any, inputs: Any, target: Any) -> Any:
+        return run.with_loss(params, buffers, rngs, inputs, target)[0]
+
+    with run.precision(), jax.disable_jit(run.unroll):
+        read = jax.jit(reading_keys(model, sites))
+        inputs = run.arguments(batch)
+        keys = read(run.params, run.buffers, run.rngs, *inputs)
+        moved = read(run.params, run.buffers, run.rngs, *jax.tree.map(_next, inputs))
+    pairs = zip(jax.tree.leaves(keys), jax.tree.leaves(moved), strict=True)
+    from_batch = any(not np.array_equal(one, other) for one, other in pairs)
+    return StepKeys(sites, [None if each is None else np.asarray(each) for each in keys], from_batch)
+
+
+def idle_draws(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> list[Site]:
+    """Give the draws that torch does not make, if they change nothing; empty if one of them does."""
+    import jax
+
+    alone: list[Site] = []
+
+    def shown(seed: Any, params: Any, inputs: Any, target: Any, draws: Any) -> Any:
+        def model(params: Any) -> Any:
+            loss, seen = run.with_loss(params, run.buffers, run.rngs, inputs, target)
+            return (0.0 if loss is None else loss), seen[:2]
+
+        compute = reseeding(model, draws, run.hints, seed, alone)
+        return jax.value_and_grad(compute, has_aux=True)(params)
+
+    with run.precision(), jax.disable_jit(run.unroll):
+        arguments = run.params, *run.arguments(batch), replayable(draws, run.dtype)
+        first, *others = [jax.tree.leaves(jax.jit(shown)(seed, *arguments)) for seed in range(3)]
+    equal = [
+        np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f")
+        for each in others
+        for one, other in zip(first, each, strict=True)
+    ]
+    return alone if all(equal) else []
+
+
+def _next(leaf: Any) -> Any:
+    """Give other integers, as those that a batch may have for a key."""
+    return leaf + 1 if getattr(getattr(leaf, "dtype", None), "kind", "") in ("i", "u") else leaf
