@@ -264,7 +264,7 @@ ARCHITECTURES = [
         "pre-activation ResNet", PreT, PreJ, IMAGE,
         {
             "first relu left out": ("the identity", "leaves out relu"),
-            "residual behind relu": ("relu",),
+            "residual behind relu": ("relu", "input of conv1"),
             "relu before the sum": ("relu",),
             "no residual": ("leaves out the sum",),
             "difference": ("sub", "sign"),
