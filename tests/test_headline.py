@@ -382,7 +382,7 @@ class PostNormBlock(torch.nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.out(torch.tanh(self.norm(x + self.mix(x))))
+        result: torch.Tensor = self.out(torch.tanh(self.norm(self.mix(x))))
         return result
 
 
@@ -392,7 +392,7 @@ class NormBlock(nnx.Module):
         self.norm, self.first = nnx.LayerNorm(WIDTH, epsilon=1e-5, rngs=rngs), first
 
     def __call__(self, x: Any) -> Any:
-        return self.out(jnp.tanh(x + self.mix(self.norm(x)) if self.first else self.norm(x + self.mix(x))))
+        return self.out(jnp.tanh(self.mix(self.norm(x)) if self.first else self.norm(self.mix(x))))
 
 
 class NormPort(nnx.Module):
