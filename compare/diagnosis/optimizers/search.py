@@ -76,9 +76,9 @@ class Searcher:
             return Search()
         least = min(map(self._free, found))
         best = [each for each in found if self._free(each) == least]
+        best = [each for each in best if not self._said_by_another(each, best)] or best
         if len(best) > 1:  # people write short numbers; a false explanation has no reason to give one
             best = [each for each in best if self._is_short(each)] or best
-        best = [each for each in best if not self._said_by_another(each, best)] or best
         return Search(best[0]) if len(best) == 1 else Search(None, tuple(best))
 
     def state_fits(self, size: int) -> list[Fit]:
