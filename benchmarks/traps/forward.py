@@ -572,7 +572,7 @@ TRAPS = [
         {"scale": 1.0},
         ("forward", "*front*"),
         "embedding|factor",
-        "factor|sqrt",
+        r"y / 2\.8",
     ),
     Trap(
         "padding row zeroed",
@@ -708,7 +708,7 @@ TRAPS = [
         {"normalized": False},
         BETWEEN,
         "operand",
-        "front output",
+        "output of front",
     ),
     Trap(
         "heads split in another order",
@@ -723,8 +723,8 @@ TRAPS = [
         {"split": (4, 2)},
         {"split": (2, 4)},
         BETWEEN,
-        "order|transposed",
-        r"jnp\.take",
+        "order|transposed|another layout",
+        r"jnp\.take|torch's order",
     ),
 ]
 

@@ -64,7 +64,7 @@ def explain(
     rerun, (held_out, others) = _rerun(found, run, batch, draws), itertools.tee(held_out)
     search = _Search(found, rerun, place, held_out)
     searches = [search.exact, search.settings, search.constants, search.two]
-    if stage in ("forward", "loss") and surroundings is not None:
+    if stage in ("forward", "loss") and surroundings is not None and not search.is_data:
         elsewhere = ((_rerun(found, other.run, other.batch, other.draws), other.target) for other in others)
         structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
         # What has no number of its own says more than a number that was fitted; and a function's own setting, such as
@@ -191,7 +191,7 @@ class _Search:
             return None, ()
         if ours.shape != theirs.shape:
             shapes = f"torch gives shape {ours.shape}, the JAX side {theirs.shape}"
-            fewer = self._is_data and ours.shape[1:] == theirs.shape[1:]
+            fewer = self.is_data and ours.shape[1:] == theirs.shape[1:]
             return Cause("shape", f"shape: {shapes}", _BATCHES if fewer else "", "docs/report.md"), ()
         if lost := int((~np.isfinite(theirs) & np.isfinite(ours)).sum()):
             says = f"not a number: {lost} of {theirs.size} elements are NaN or infinite on the JAX side alone"
@@ -206,7 +206,7 @@ class _Search:
 
     def _related(self, ours: np.ndarray) -> Cause | None:
         # Data comes in float32, and what was done to it was done in float32.
-        limit = max(self.limit, ULPS * EPSILON32) if self._is_data else self.limit
+        limit = max(self.limit, ULPS * EPSILON32) if self.is_data else self.limit
         how = relation(ours, self.target, limit)
         if how is None:
             return None
@@ -216,12 +216,12 @@ class _Search:
         to_jax = self.found.pairing.to_jax
         as_jax = to_jax is None or np.array_equal(to_jax(self.target), self.target)
         cause = related_cause(how, self.found.divergence.torch, as_jax=as_jax)
-        if self._is_data:
+        if self.is_data:
             return dataclasses.replace(cause, name=f"input {cause.name}", fix=_BATCHES, code=())
         return cause
 
     @property
-    def _is_data(self) -> bool:
+    def is_data(self) -> bool:
         """Whether what differs is what the model is given."""
         ports = self.found.pairing.ports
         return ports is not None and ports[0][:3] == ("", 0, "input")
