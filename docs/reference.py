@@ -17,9 +17,10 @@ CONTENTS = {
     "What was found": [
         *("report.report.Report", "report.findings.Findings", "verdict.quantity.Verdict"),
         *("verdict.divergence.Divergence", "verdict.divergence.Cause", "verdict.quantity.Quantity"),
-        *("report.findings.Run", "alignment.pairings.NotCompared"),
+        *("report.findings.Run", "alignment.pairings.NotCompared", "report.groups.Group"),
+        *("report.summary.StageSummary", "report.summary.LeftOut"),
     ],
-    "In pytest": ["pytest_plugin.parity"],
+    "In pytest": ["netparity.pytest_plugin.parity"],
     "Weights": ["conversion.copy_weights", "conversion.Copied", "weights.links.WeightMap", "weights.links.Link"],
     "Power": ["faults.power.power", "report.power.Power", "report.power.Outcome", "report.power.Why"],
     "Progress": ["report.progress.Progress"],
@@ -52,12 +53,13 @@ def page() -> str:
 
 
 def _described(module: str, name: str) -> Iterator[str]:
-    tree = ast.parse((ROOT / "compare" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    package = ROOT if module.startswith("netparity.") else ROOT / "compare"
+    tree = ast.parse((package / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
     node = next(each for each in tree.body if isinstance(each, Function | ast.ClassDef) and each.name == name)
     public = f"notebook.{name}" if module == "notebook.comparison" else name
     yield f"### {public}"
     if isinstance(node, Function):
-        before = "" if module == "pytest_plugin" else f"compare.{public.removesuffix(name)}"
+        before = "" if module == "netparity.pytest_plugin" else f"compare.{public.removesuffix(name)}"
         yield f"\n```\n{_signature(node, before)}\n```"
     for paragraph in _paragraphs(ast.get_docstring(node) or ""):
         yield f"\n{paragraph}"

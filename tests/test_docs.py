@@ -32,6 +32,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 def commands(block: str) -> list[tuple[list[str], str]]:
     """Give the arguments of Python in each command, and what is shown below it."""
+    block = re.sub(r"^\$ netparity\b", "$ python -m compare", block, flags=re.MULTILINE)  # which do the same
     found = re.findall(r"^\$ python -m (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
     return [(command.split("  #")[0].split(), shown) for command, shown in found]
 

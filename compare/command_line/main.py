@@ -1,4 +1,4 @@
-"""What `python -m compare` does."""
+"""What the `netparity` command and `python -m compare` do."""
 
 import argparse
 import contextlib
@@ -150,11 +150,13 @@ def _parser() -> argparse.ArgumentParser:
     seeded.add_argument("--seed", type=_whole, default=0, help="of the data and the weights (0)")
 
     parser = argparse.ArgumentParser(
-        prog="python -m compare",
+        prog="netparity",
         description="Compare the notebook's five PyTorch programs with their JAX ports.",
         epilog=_EPILOG,
         parents=[shared, seeded],
     )
+    version = f"netparity {importlib.metadata.version('netparity')}"
+    parser.add_argument("--version", action="version", version=version, help="show the version and exit")
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="repeatable; all five if not given")
     parser.add_argument("--steps", type=_whole, default=100, help="training steps (100)")
     parser.add_argument("--learning-rate", type=float, help="of both sides, in place of the notebook's")
@@ -171,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument(
         "pair",
         metavar="package.module:function",
-        help="a function without arguments that returns those of compare.check, as a tuple or as a dict",
+        help="or file.py:function: it returns the arguments of compare.check, as a tuple or as a dict",
     )
     own.add_argument("--steps", type=_whole, help="training steps (as the function says, else one for each batch)")
     own.add_argument("--power", action="store_true", help="plant faults, and say which of them the check notices")

@@ -1,7 +1,12 @@
-"""The user's function that `python -m compare check` calls for the two sides and the batches."""
+"""The user's function that `netparity check` calls for the two sides and the batches."""
 
 import importlib
+import importlib.util
 import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from compare.errors import InputError
@@ -11,18 +16,23 @@ _WANTED = "(torch, jax, batches), or these and a dict of the other arguments of 
 
 
 def arguments_of(pair: str) -> dict[str, Any]:
-    """Call the user's function, given as "package.module:function", and name the arguments that it returns.
+    """Call the user's function and name the arguments that it returns.
+
+    Args:
+        pair: The function, as "package.module:function" or "folder/file.py:function".
 
     Raises:
         InputError: If there is no such function, if it or its module raises, or if it returns something else.
 
     """
-    module, _, name = pair.partition(":")
+    module, _, name = pair.rpartition(":")
     if not module or not name:
-        raise InputError(f"give a function as package.module:function, not {pair!r}")
-    function = getattr(_imported(module, pair), name, None)
+        raise InputError(f"give a function as package.module:function or file.py:function, not {pair!r}")
+    is_file = module.endswith(".py")
+    imported = _loading(module, lambda: _of_file(Path(module)) if is_file else _of_name(module, pair))
+    function = getattr(imported, name, None)
     if not callable(function):
-        raise InputError(f"{module} has no function {name!r}: is {pair!r} right?")
+        raise InputError(f"{module} has no function {name!r}: is {pair!r} right?{_other(module, imported, name)}")
     try:
         inspect.signature(function).bind()
     except TypeError as error:
@@ -34,15 +44,62 @@ def arguments_of(pair: str) -> dict[str, Any]:
     return _named(found, pair)
 
 
-def _imported(module: str, pair: str) -> Any:
+def _loading(module: str, load: Callable[[], ModuleType]) -> ModuleType:
+    """Import the user's code; what it raises becomes an error that names the line."""
+    try:
+        return load()
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # a script that parses its command line exits
+        raise InputError(f"importing {module} raised {told(error)}") from error
+
+
+def _of_name(module: str, pair: str) -> ModuleType:
+    """Import a module, also from the working directory, which a console script does not search."""
+    _search(Path.cwd())
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise InputError(f"no module {error.name!r} is found from here: is {pair!r} right?") from error
-        raise InputError(f"importing {module} raised {told(error)}") from error
-    except (Exception, SystemExit) as error:  # a script that parses its command line exits
-        raise InputError(f"importing {module} raised {told(error)}") from error
+        raise
+
+
+def _of_file(file: Path) -> ModuleType:
+    """Import a file as the module that it is, from its folder; it may have the name of an installed package."""
+    file = file.resolve()
+    if not file.is_file():
+        raise InputError(f"there is no file {file}")
+    _search(file.parent)
+    name, known = file.stem, sys.modules.get(file.stem)
+    if known is not None:
+        if getattr(known, "__file__", None) == str(file):
+            return known
+        name = f"{name}_py"  # such as compare.py: the package of that name stays
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _search(folder: Path) -> None:
+    """Have modules of a folder found, before those that are installed."""
+    if not {str(folder), ""} & set(sys.path):
+        sys.path.insert(0, str(folder))
+
+
+def _other(module: str, imported: ModuleType, name: str) -> str:
+    """Say so where a file of this folder has the name of an installed module."""
+    file = Path(f"{module}.py")
+    if not file.is_file() or getattr(imported, "__file__", None) == str(file.resolve()):
+        return ""
+    return f" {module} is an installed module: for the file of this folder, write {file}:{name}"
 
 
 def told(error: BaseException) -> str:

@@ -24,9 +24,9 @@ from compare.numerics.relations import Kind, Relation, relation
 from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.torch_side.run import TorchRun
-from compare.verdict.divergence import Cause
+from compare.verdict.divergence import Cause, Part
 from compare.verdict.first_difference import Found
-from compare.verdict.fix import written
+from compare.verdict.fix import Code, written
 
 RUNS = 200
 """Of the torch side's step, at most, to explain one divergence."""
@@ -274,14 +274,21 @@ class _Search:
     def _cause(self, changed: Sequence[Changed], apart: float) -> Cause:
         firsts = [(group[0], value) for group, value in changed]
         name = " and ".join(each.name for each, _ in firsts)
-        says = ", and ".join(in_words(each, value) for each, value in firsts)
-        fixes = [fix for each, _ in firsts if (fix := each.fix(each.call, self.place))]
+        parts = []
+        fixes: list[str | Code] = []
+        for each, value in firsts:
+            fix = each.fix(each.call, self.place)
+            fixes += [fix] if fix else []
+            shown = fix if isinstance(fix, str) else written(fix)
+            parts.append(Part(each.name, in_words(each, value), shown))
+        says = ", and ".join(part.description for part in parts)
         return Cause(
             name,
             f"{name}: {says}. With that on the torch side the difference is {apart * self.limit:.1e}",
-            "; ".join(dict.fromkeys(fix if isinstance(fix, str) else written(fix) for fix in fixes)),
+            "; ".join(dict.fromkeys(part.fix for part in parts if part.fix)),
             ", ".join(dict.fromkeys(each.source for each, _ in firsts)),
             tuple(fix for fix in fixes if not isinstance(fix, str)),
+            tuple(parts),
         )
 
 

@@ -10,6 +10,9 @@ import numpy as np
 
 from compare.alignment.pairings import NotCompared
 from compare.bugs import Bug
+from compare.report.groups import Group, grouped
+from compare.report.summary import LeftOut, StageSummary, by_reason, summaries
+from compare.report.wording import counted
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.quantity import Quantity, Verdict
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Version of what `compare.Report.to_json` gives; it grows when a field changes its meaning or goes."""
+
+SHOWN_GROUPS = 12
+"""So many groups of differences are shown; the JSON has all."""
 
 
 def settings(steps: int, device: str) -> dict[str, Any]:
@@ -67,8 +73,8 @@ class Findings:
     not_compared: list[NotCompared] = field(default_factory=list)
     """What one side has and the other has not, with the reason."""
     others: list[Divergence] = field(default_factory=list)
-    """What differs besides the first divergence, and not because of it: found with every part of a step started from
-    the torch side's values."""
+    """Independent differences: what differs even if everything before it is right, besides the first divergence. They
+    are found with every part of a step started from the torch side's values."""
     nondeterministic: list[str] = field(default_factory=list)
     """What was drawn at random on one side only, or not repeated: nothing is proved while there is any."""
     pinned: list[str] = field(default_factory=list)
@@ -96,12 +102,52 @@ class Findings:
     @property
     def verdicts(self) -> list[Verdict]:
         """The verdict on each step; one that starts from a mismatch is a mismatch too."""
-        steps = max((len(quantity.error64) for quantity in self.quantities), default=0)
         if not self.divergence:
-            return [self.verdict] * steps
+            return [self.verdict] * self.steps
         before = Verdict.PRECISION if self.notes else Verdict.MATCH
-        wrong = max(steps - self.divergence.step, 0)
-        return [before] * (steps - wrong) + [Verdict.MISMATCH] * wrong
+        wrong = max(self.steps - self.divergence.step, 0)
+        return [before] * (self.steps - wrong) + [Verdict.MISMATCH] * wrong
+
+    @property
+    def steps(self) -> int:
+        """How many steps were compared."""
+        return max((len(quantity.error64) for quantity in self.quantities), default=0)
+
+    @property
+    def compared(self) -> str:
+        """How much was compared: "12 tensors over 3 steps"."""
+        return f"{counted(len(self.quantities), 'tensor')} over {counted(self.steps, 'step')}"
+
+    def by_stage(self) -> list[StageSummary]:
+        """Sum up what was compared, one entry a stage, in order of computation."""
+        return summaries(self.quantities)
+
+    def left_out(self) -> list[LeftOut]:
+        """Give what was not compared, one entry for each side and reason."""
+        return by_reason(self.not_compared)
+
+    @property
+    def uneven(self) -> Quantity | None:
+        """The first quantity that one side rounds more, where that is all that is wrong with it."""
+        return next((quantity for quantity in self.quantities if quantity.verdict == Verdict.PRECISION), None)
+
+    @property
+    def groups(self) -> list[Group]:
+        """The first divergence and the others, those with the same cause and the same fix as one.
+
+        That of the first divergence comes first, then those with the most places.
+        """
+        return grouped([*([self.divergence] if self.divergence else []), *self.others], self.modules)
+
+    @property
+    def to_mend(self) -> str:
+        """All groups in one line: "3 things to mend: Conv2d padding (2 layers), ..."; "" if there is at most one."""
+        groups = self.groups
+        if len(groups) < 2:
+            return ""
+        listed = ", ".join(group.summary for group in groups[:SHOWN_GROUPS])
+        more = f", and {len(groups) - SHOWN_GROUPS} more" if len(groups) > SHOWN_GROUPS else ""
+        return f"{len(groups)} things to mend: {listed}{more}"
 
     @property
     def headline(self) -> str:
@@ -142,6 +188,7 @@ class Findings:
             "pinned": self.pinned,
             "bugs": [dataclasses.asdict(bug) for bug in self.bugs],
             "others": [dataclasses.asdict(other) for other in self.others],
+            "groups": [group.to_dict() for group in self.groups],
             "notes": [dataclasses.asdict(note) for note in self.notes],
             "settings": self.settings,
             "sides": {

@@ -30,14 +30,12 @@ def to_junit(reports: "Sequence[Findings]") -> str:
 
 def properties(report: "Findings") -> dict[str, str | int | float]:
     """Give the verdict, how many tensors were compared, and the largest float64 difference of each stage."""
-    largest: dict[str, float] = {}
-    for quantity in report.quantities:
-        largest[quantity.stage] = max(largest.get(quantity.stage, 0.0), *quantity.error64)
     return {
         "parity_verdict": str(report.verdict),
         "parity_headline": report.headline,
         "parity_tensors": len(report.quantities),
-        **{f"parity_float64_{stage}": float(f"{error:.3g}") for stage, error in largest.items()},
+        **({"parity_to_mend": to_mend} if (to_mend := report.to_mend) else {}),
+        **{f"parity_float64_{stage.stage}": float(f"{stage.largest:.3g}") for stage in report.by_stage()},
     }
 
 

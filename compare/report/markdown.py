@@ -4,13 +4,12 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from compare.report.findings import SHOWN_GROUPS
 from compare.verdict.quantity import Verdict
 
 if TYPE_CHECKING:
     from compare.report.findings import Findings
-    from compare.verdict.divergence import Cause, Divergence
+    from compare.report.groups import Group
 
 _SIGN = {Verdict.MATCH: "✅", Verdict.PRECISION: "≈", Verdict.MISMATCH: "❌"}
 
@@ -19,35 +18,29 @@ def to_markdown(report: "Findings") -> str:
     """Give the verdict, the first divergence with its cause and fix, and what was compared folded away."""
     lines = [f"### {_SIGN[report.verdict]} {_plain(report.name)}: {_plain(report.headline)}", ""]
     lines += [f"- {_plain(line)}" for line in report.nondeterministic]
-    if report.divergence:
-        lines += _divergence(report.divergence)
+    groups = report.groups
+    if len(groups) == 1:
+        lines += _group(groups[0])
     for note in report.notes:
-        lines += _cause(note)
-    for other in report.others:
-        lines += ["", f"**And, not because of that: {_plain(other.headline)}**", "", *_divergence(other)]
-    steps = max((len(quantity.error64) for quantity in report.quantities), default=0)
-    compared = f"{_count(len(report.quantities), 'tensor')} over {_count(steps, 'step')}"
+        lines += _cause(note.explanation, note.fix)
+    if len(groups) > 1:
+        lines += [_plain(report.to_mend)]
+        for number, group in enumerate(groups[:SHOWN_GROUPS], 1):
+            lines += ["", f"**{number}. {_plain(group.headline)}**", "", *_group(group)]
     lines += [
         "",
-        f"<details><summary>Compared: {compared}; not compared: {len(report.not_compared)}</summary>",
+        f"<details><summary>Compared: {report.compared}; not compared: {len(report.not_compared)}</summary>",
         "",
         "| stage | tensors | float64 difference | rounding explains | farthest from rounding at |",
         "|---|---|---|---|---|",
     ]
-    for stage in dict.fromkeys(quantity.stage for quantity in report.quantities):
-        of = [quantity for quantity in report.quantities if quantity.stage == stage]
-        worst = max(of, key=lambda quantity: float(quantity.ratio.max()))
-        step = int(np.argmax(worst.ratio))
-        where = f"step {step}" if stage == "loss" else f"{_code(worst.torch)}, step {step}"
-        apart, explained = worst.error64[step], worst.expected[step]
-        lines.append(f"| {stage} | {len(of)} | {apart:.1e} | {explained:.1e} | {where} |")
+    for stage in report.by_stage():
+        where = f"step {stage.step}" if stage.stage == "loss" else f"{_code(stage.worst.torch)}, step {stage.step}"
+        lines.append(f"| {stage.stage} | {stage.tensors} | {stage.error64:.1e} | {stage.expected64:.1e} | {where} |")
     lines.append("")
-    by_reason: dict[tuple[str, str], list[str]] = {}
-    for side, name, reason in report.not_compared:
-        by_reason.setdefault((side, reason), []).append(_code(name))
     lines += [
-        f"- not compared on the {_plain(side)} side, {_plain(reason)}: {', '.join(names)}"
-        for (side, reason), names in by_reason.items()
+        f"- not compared on the {_plain(side)} side, {_plain(reason)}: {', '.join(map(_code, names))}"
+        for side, reason, names in report.left_out()
     ]
     lines += [f"- not lifted to float64: {_code(what)}" for what in report.pinned]
     lines += [f"- the search for causes is incomplete: {_code(str(bug))}" for bug in report.bugs]
@@ -56,25 +49,25 @@ def to_markdown(report: "Findings") -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 
-def _divergence(divergence: "Divergence") -> Iterator[str]:
-    yield f"- torch {_code(divergence.torch)}, JAX {_code(divergence.jax)}: {divergence.error64:.1e} apart in float64"
-    for line in divergence.details:
+def _group(group: "Group") -> Iterator[str]:
+    first, largest = group.first, group.largest
+    if len(group.findings) == 1:
+        yield f"- torch {_code(first.torch)}, JAX {_code(first.jax)}: {first.error64:.1e} apart in float64"
+    else:
+        yield f"- {_code(group.where)}: up to {largest.error64:.1e} apart in float64"
+    for line in group.details:
         side, _, layer = line.partition("  ")
         yield f"- {side} {_code(layer)}" if layer else f"- {_plain(line)}"
-    if divergence.opinion:
-        yield f"- {_plain(divergence.opinion)}"
-    if divergence.cause:
-        yield from _cause(divergence.cause)
+    if first.opinion:
+        yield f"- {_plain(first.opinion)}"
+    if group.cause:
+        yield from _cause(group.explanation, group.fix)
 
 
-def _cause(cause: "Cause") -> Iterator[str]:
-    yield f"- cause: {_plain(cause.explanation)}"
-    if cause.fix:
-        yield f"- **fix:** {_plain(cause.fix)}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("s" if number != 1 else "")
+def _cause(explanation: str, fix: str) -> Iterator[str]:
+    yield f"- cause: {_plain(explanation)}"
+    if fix:
+        yield f"- **fix:** {_plain(fix)}"
 
 
 def _plain(text: str) -> str:

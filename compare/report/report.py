@@ -48,6 +48,10 @@ class Report(Findings):
 
         return plot_reports([self])
 
+    def __repr__(self) -> str:
+        """One line: `<Report port: mismatch at step 0, forward, norm: epsilon>`."""
+        return f"<Report {' '.join(f'{self.name}: {self.headline}'.split())}>"
+
     def __str__(self) -> str:
         """The table, and the first divergence with cause and fix."""
         from compare.report.text import to_text

@@ -10,20 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from compare.bugs import ADVICE
-from compare.report.findings import float32_difference
+from compare.report.findings import SHOWN_GROUPS, float32_difference
 from compare.report.power import show as show_power
-from compare.verdict.divergence import Cause, Divergence
+from compare.report.wording import SIGN
 from compare.verdict.quantity import Verdict
 
 if TYPE_CHECKING:
     from compare.report.findings import Findings
-
-SIGN = {Verdict.MATCH: "✓", Verdict.PRECISION: "≈", Verdict.MISMATCH: "✗"}
+    from compare.report.groups import Group
 
 _STYLE = {Verdict.MATCH: "green", Verdict.PRECISION: "yellow", Verdict.MISMATCH: "bold red"}
 
 _SHOWN = 3
-"""So many of what was not compared, or not lifted, are named; the JSON has all."""
+"""So many of what was not compared, or not lifted, are all named; of more, the first. The JSON has all."""
 
 
 def to_text(report: "Findings") -> str:
@@ -96,72 +95,78 @@ def stages(report: "Findings") -> Table:
     for heading in ("tensors", "float64", "rounding"):
         out.add_column(heading, justify="right", no_wrap=True)
     out.add_column("farthest from rounding at", overflow="fold")
-    for stage in dict.fromkeys(quantity.stage for quantity in report.quantities):
-        of_stage = [quantity for quantity in report.quantities if quantity.stage == stage]
-        worst = max(of_stage, key=lambda quantity: float(quantity.ratio.max()))
-        step = int(np.argmax(worst.ratio))
-        where = f"step {step}" if stage == "loss" else f"{worst.torch}, step {step}"
-        row = (str(len(of_stage)), f"{worst.error64[step]:.1e}", f"{worst.expected[step]:.1e}", Text(where))
-        out.add_row(stage, *row)
+    for stage in report.by_stage():
+        where = f"step {stage.step}" if stage.stage == "loss" else f"{stage.worst.torch}, step {stage.step}"
+        out.add_row(stage.stage, str(stage.tensors), f"{stage.error64:.1e}", f"{stage.expected64:.1e}", Text(where))
     return out
 
 
 def _left_out(report: "Findings") -> Iterator[str]:
     """Say how much was not compared, and why."""
-    by_reason: dict[str, list[str]] = {}
-    for side, name, reason in report.not_compared:
-        by_reason.setdefault(f"not compared on the {side} side, {reason}", []).append(name)
+    reasons = [(f"not compared on the {side} side, {reason}", names) for side, reason, names in report.left_out()]
     if report.pinned:
-        by_reason["not lifted to float64"] = report.pinned
-    for reason, names in by_reason.items():
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        yield f"{reason}: {', '.join(names[:_SHOWN])}{more}"
+        reasons.append(("not lifted to float64", report.pinned))
+    for reason, names in reasons:
+        shown = names if len(names) <= _SHOWN else names[:1]
+        more = f" and {len(names) - 1} more" if len(names) > _SHOWN else ""
+        yield f"{reason}: {', '.join(shown)}{more}"
 
 
 def _parts(report: "Findings") -> Iterator[RenderableType]:
     """Give the headline, and below it what is known, each line with its label."""
-    verdict = report.verdict
+    verdict, groups = report.verdict, report.groups
     yield Text(f"\n{SIGN[verdict]} {report.name}: {report.headline}", style=_STYLE[verdict])
-    uneven = next((quantity for quantity in report.quantities if quantity.verdict == Verdict.PRECISION), None)
     rows = [("", line) for line in report.nondeterministic]
-    if report.divergence:
-        rows += _rows(report.divergence)
+    if len(groups) == 1:
+        rows += _rows(groups[0])
+    uneven = report.uneven
     if uneven and report.ok:
         rows.append(("where", f"first at {uneven.torch}"))
     for note in report.notes:
-        rows += _cause(note)
+        rows += _cause(note.explanation, note.fix)
     if uneven and report.ok and not report.notes:
         sides = zip((report.jax.side, report.torch.side), (uneven.error_jax[0], uneven.error_torch[0]), strict=True)
         rows.append(("rounding", " and ".join(f"{error:.1e} on the {side} side" for side, error in sides)))
     if rows:
         yield _grid(rows)
-    for other in report.others:
-        yield Text(f"\n{SIGN[verdict]} and, not because of that: {other.headline}", style=_STYLE[verdict])
-        yield _grid(list(_rows(other)))
+    if len(groups) > 1:
+        yield from _several(report, groups)
     if report.bugs:
         yield Text(f"\nThe search for causes is incomplete. {ADVICE}", style="yellow")
         yield _grid([("", str(bug)) for bug in report.bugs])
 
 
-def _rows(divergence: Divergence) -> Iterator[tuple[str, str]]:
-    if divergence.torch != divergence.jax:
-        yield "where", f"{divergence.torch} in torch, {divergence.jax} on the JAX side"
-    rounding = divergence.expected64
-    apart = f"{divergence.error64:.1e}" if np.isfinite(divergence.error64) else "infinitely far"
-    yield "float64", f"{apart} apart, where rounding would be about {rounding:.0e}"
-    for line in divergence.details:
+def _several(report: "Findings", groups: "list[Group]") -> Iterator[RenderableType]:
+    """Give the list of what is to be mended, then each of it."""
+    yield Text(report.to_mend)
+    for number, group in enumerate(groups[:SHOWN_GROUPS], 1):
+        yield Text(f"\n{number}. {group.headline}", style=_STYLE[report.verdict])
+        yield _grid(list(_rows(group)))
+    if len(groups) > SHOWN_GROUPS:
+        yield Text(f"\nand {len(groups) - SHOWN_GROUPS} more: report.others has all")
+
+
+def _rows(group: "Group") -> Iterator[tuple[str, str]]:
+    first, largest = group.first, group.largest
+    if not group.in_headline:
+        yield "where", group.where
+    if len(group.findings) == 1 or not group.cause:  # the JSON has the difference at each place
+        apart = f"{largest.error64:.1e}" if np.isfinite(largest.error64) else "infinitely far"
+        most = "up to " if len(group.findings) > 1 else ""
+        yield "float64", f"{most}{apart} apart, where rounding would be about {largest.expected64:.0e}"
+    for line in group.details:
         label, _, text = line.partition("  ")
         yield (label, text) if text else ("", line)
-    if divergence.opinion:
-        yield "hint", divergence.opinion
-    if divergence.cause:
-        yield from _cause(divergence.cause)
+    if first.opinion:
+        yield "hint", first.opinion
+    if group.cause:
+        yield from _cause(group.explanation, group.fix)
 
 
-def _cause(cause: Cause) -> Iterator[tuple[str, str]]:
-    yield "cause", cause.explanation
-    if cause.fix:
-        yield "fix", cause.fix
+def _cause(explanation: str, fix: str) -> Iterator[tuple[str, str]]:
+    yield "cause", explanation
+    if fix:
+        yield "fix", fix
 
 
 def _grid(rows: list[tuple[str, str]]) -> RenderableType:

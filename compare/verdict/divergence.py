@@ -6,6 +6,18 @@ from compare.verdict.fix import Code
 
 
 @dataclass(frozen=True)
+class Part:
+    """One thing that two sides do differently. Nothing in it was measured: it is equal at two places of one cause."""
+
+    name: str
+    """In a word or two, as of a `Cause`."""
+    description: str
+    """What each side does."""
+    fix: str = ""
+    """What to write on the JAX side; "" where no code follows."""
+
+
+@dataclass(frozen=True)
 class Cause:
     """Why two sides differ, proved by removing it and watching the difference go, at other steps too."""
 
@@ -19,6 +31,9 @@ class Cause:
     """Where the convention is documented."""
     code: tuple[Code, ...] = ()
     """The expressions in the fix, as values."""
+    parts: tuple["Part", ...] = ()
+    """What differs, each with its own fix: of several things that only together explain the difference, all. Empty if
+    the explanation is all there is."""
 
 
 @dataclass(frozen=True)

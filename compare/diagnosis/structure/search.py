@@ -18,7 +18,7 @@ from compare.diagnosis.structure.recording import edited
 from compare.diagnosis.structure.step import Step, apart, array_of, changes, opened
 from compare.numerics.distance import distance
 from compare.step.observation import Port
-from compare.verdict.divergence import Cause
+from compare.verdict.divergence import Cause, Part
 from compare.verdict.first_difference import Found
 
 if TYPE_CHECKING:
@@ -254,5 +254,6 @@ def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
     does = " or ".join(", and ".join(edit.does for edit in edits) for edits in (first, *others[:2]))
     both = "; on this batch these are the same" if others else ""
     fix = "; or ".join("; ".join(edit.fix for edit in edits) for edits in (first, *others[:2]))
-    explanation = f"{name}: the JAX side {does}{both}. With that on the torch side the difference is {apart:.1e}"
-    return Cause(name, explanation, fix)
+    says = f"the JAX side {does}{both}"
+    explanation = f"{name}: {says}. With that on the torch side the difference is {apart:.1e}"
+    return Cause(name, explanation, fix, parts=(Part(name, says, fix),))

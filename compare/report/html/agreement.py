@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Iterator, Sequence
 from html import escape
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,20 +57,19 @@ def agreement(report: "Findings") -> Iterator[str]:
 def stages(report: "Findings") -> Iterator[str]:
     """Say in words and numbers what the map shows in colours: one row a stage."""
     rows = []
-    for stage, of in groupby(report.quantities, lambda quantity: quantity.stage):
-        quantities = list(of)
-        worst = max(quantities, key=lambda quantity: float(quantity.ratio.max()))
-        step = int(np.argmax(worst.ratio))
-        where = f"step {step}" if stage == "loss" else f"<code>{escape(worst.torch)}</code>, step {step}"
-        wrong = sum(bool((quantity.ratio > FACTOR).any()) for quantity in quantities)
+    for stage in report.by_stage():
+        where = f"step {stage.step}"
+        if stage.stage != "loss":
+            where = f"<code>{escape(stage.worst.torch)}</code>, {where}"
+        wrong = stage.differing
         found = f'<span class="mismatch">✗ {wrong} differ{"s" if wrong == 1 else ""}</span>'
         rows.append(
             (
-                escape(stage),
-                str(len(quantities)),
+                escape(stage.stage),
+                str(stage.tensors),
                 found if wrong else '<span class="match">✓ all agree</span>',
-                short(worst.error64[step]),
-                short(worst.expected[step]),
+                short(stage.error64),
+                short(stage.expected64),
                 where,
             )
         )
@@ -89,7 +87,7 @@ def stages(report: "Findings") -> Iterator[str]:
 
 def data(report: "Findings") -> dict[str, Any]:
     """What the script needs, as short as it can be: numbers are 16 bits of their logarithm."""
-    steps = max((len(quantity.error64) for quantity in report.quantities), default=0)
+    steps = report.steps
     error64, expected, torch32, jax32 = (
         np.full((len(report.quantities), steps), np.nan) for _ in ("error64", "expected", "torch32", "jax32")
     )

@@ -1,7 +1,6 @@
 """The page: what matters first, then pictures, then everything."""
 
 import base64
-import dataclasses
 import hashlib
 import io
 import json
@@ -14,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 
 from compare.bugs import ADVICE
-from compare.report.findings import float32_difference
+from compare.report.findings import SHOWN_GROUPS, float32_difference
+from compare.report.groups import SHOWN_PLACES
 from compare.report.html.agreement import agreement, data, stages
 from compare.report.html.parts import code, prose, short, table
 from compare.report.html.trees import trees
 from compare.report.plot import DIVERGENCE, FLOAT32, FLOAT64, GRID, JAX, NOTE, TEXT, TORCH, plot_losses
+from compare.report.wording import SIGN
 from compare.verdict.quantity import Verdict
 
 if TYPE_CHECKING:
     from compare.report.findings import Findings
-    from compare.verdict.divergence import Cause, Divergence
-
-_SIGN = {Verdict.MATCH: "✓", Verdict.PRECISION: "≈", Verdict.MISMATCH: "✗"}
+    from compare.report.groups import Group
+    from compare.verdict.divergence import Cause
 
 _MEANING = {
     Verdict.MATCH: "The same program: nothing differs by more than rounding.",
@@ -42,7 +42,7 @@ def to_html(report: "Findings") -> str:
     # Nothing but this script may run and nothing may be fetched, whatever the names in a report hold.
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; img-src data:"
-    title = f"{_SIGN[report.verdict]} {escape(report.name)}: {report.verdict}"
+    title = f"{SIGN[report.verdict]} {escape(report.name)}: {report.verdict}"
     sections = (*_findings(report), *_losses(report), *agreement(report), *stages(report), *trees(report))
     tables = (*_not_compared(report), *_settings(report))
     values = json.dumps(data(report), separators=(",", ":")).replace("<", "\\u003c")
@@ -59,27 +59,26 @@ def to_html(report: "Findings") -> str:
 def _header(report: "Findings") -> str:
     verdict = report.verdict
     meaning = "Nothing is proved: the run does not repeat itself." if report.nondeterministic else _MEANING[verdict]
-    steps = max((len(quantity.error64) for quantity in report.quantities), default=0)
-    what = f"{_many(len(report.quantities), 'tensor')} over {_many(steps, 'step')}, each in float32 and in float64"
+    what = f"{report.compared}, each in float32 and in float64"
     return (
         f'<header><p class="dim">{escape(report.torch.side)} against {escape(report.jax.side)}: {what}</p>'
         f"<h1>{escape(report.name)}</h1>"
-        f'<p class="verdict {verdict}"><strong>{_SIGN[verdict]} {verdict}</strong> <span>{meaning}</span></p></header>'
+        f'<p class="verdict {verdict}"><strong>{SIGN[verdict]} {verdict}</strong> <span>{meaning}</span></p></header>'
     )
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}" + ("s" if number != 1 else "")
 
 
 def _findings(report: "Findings") -> Iterator[str]:
     for line in report.nondeterministic:
         yield f'<section class="card mismatch"><h2>Nondeterministic</h2><p>{prose(line)}</p></section>'
-    if report.divergence:
-        yield _divergence(report, report.divergence, "First divergence")
-    for other in report.others:
-        yield _divergence(report, dataclasses.replace(other, details=()), "Differs besides, by itself")
-    uneven = next((quantity for quantity in report.quantities if quantity.verdict == Verdict.PRECISION), None)
+    groups = report.groups
+    if to_mend := report.to_mend:
+        yield f'<p class="to-mend">{prose(to_mend)}</p>'
+    for number, group in enumerate(groups[:SHOWN_GROUPS], 1):
+        title = "First divergence" if report.divergence in group.findings else "Independent difference"
+        yield _group(report, group, f"{number}. {title}" if len(groups) > 1 else title)
+    if len(groups) > SHOWN_GROUPS:
+        yield f"<p>And {len(groups) - SHOWN_GROUPS} more: the JSON has all.</p>"
+    uneven = report.uneven
     if uneven and report.ok and not report.notes:
         yield (
             f'<section class="card precision"><h2>Rounds more on one side</h2><p>First at {code(uneven.torch)}: its '
@@ -90,40 +89,41 @@ def _findings(report: "Findings") -> Iterator[str]:
         yield (
             f'<section class="card precision"><h2>Precision: {escape(note.name)}</h2>'
             f"<h3>Cause</h3><p>{prose(note.explanation)}</p>"
-            f"{_fix(f'<p>{prose(note.fix)}</p>', note)}{_source(note)}</section>"
+            f"{_fix(f'<p>{prose(note.fix)}</p>', note.fix)}{_source(note)}</section>"
         )
 
 
-def _divergence(report: "Findings", divergence: "Divergence", title: str) -> str:
-    sides = {report.torch.side: divergence.torch, report.jax.side: divergence.jax}
-    if divergence.torch == divergence.jax:
-        sides = {"": divergence.torch}
-    rows = [[side, code(name)] for side, name in sides.items()]
+def _group(report: "Findings", group: "Group", title: str) -> str:
+    first, largest, several = group.first, group.largest, len(group.findings) > 1
+    sides = (report.torch.side, report.jax.side)
+    rows = [[name, code(group.named(side, SHOWN_PLACES))] for side, name in enumerate(sides)]
+    if group.same_names:
+        rows = [["", rows[0][1]]]
     rest = []
-    for line in filter(None, (*divergence.details, divergence.opinion)):
+    for line in filter(None, (*group.details, first.opinion)):
         side, _, layer = line.partition("  ")
         row = next((row for row in rows if row[0] == side and layer), None)
         if row:
             row[1] += f"<br>{code(layer, 'dim')}"
         else:
             rest.append(f"<p>{prose(line)}</p>")
-    rounding = divergence.expected64
     places = "".join((f"<dt>{escape(side)}</dt>" if side else "") + f"<dd>{name}</dd>" for side, name in rows)
-    when = f"step {divergence.step}, {escape(divergence.stage)}"
+    when = f"step {group.step}, {escape(first.stage)}" + (f", {group.summary}" if several else "")
+    most = "The largest float64 difference" if several else "The float64 difference"
     found = (
         f'<section class="card mismatch"><h2>{title} <small>{when}</small></h2>'
         f'<dl class="sides">{places}</dl>'
-        f"<p>The float64 difference is <b>{short(divergence.error64)}</b>. Rounding would be about {rounding:.0e}.</p>"
+        f"<p>{most} is <b>{short(largest.error64)}</b>. Rounding would be about {largest.expected64:.0e}.</p>"
         f"{''.join(rest)}"
     )
-    if cause := divergence.cause:
-        found += f"<h3>Cause</h3><p>{prose(cause.explanation)}</p>"
-        found += _fix(f"<pre>{escape(cause.fix)}</pre>", cause) + _source(cause)
+    if cause := group.cause:
+        found += f"<h3>Cause</h3><p>{prose(group.explanation)}</p>"
+        found += _fix(f"<pre>{escape(group.fix)}</pre>", group.fix) + _source(cause)
     return found + "</section>"
 
 
-def _fix(shown: str, cause: "Cause") -> str:
-    return f"<h3>Fix</h3>{shown}" if cause.fix else ""
+def _fix(shown: str, fix: str) -> str:
+    return f"<h3>Fix</h3>{shown}" if fix else ""
 
 
 def _source(cause: "Cause") -> str:
@@ -182,10 +182,7 @@ def _svg(report: "Findings", size: tuple[float, float]) -> str:
 
 
 def _not_compared(report: "Findings") -> Iterator[str]:
-    by_reason: dict[tuple[str, str], list[str]] = {}
-    for side, name, reason in report.not_compared:
-        by_reason.setdefault((side, reason), []).append(name)
-    rows = [(escape(side), _names(names), escape(reason)) for (side, reason), names in by_reason.items()]
+    rows = [(escape(side), _names(names), escape(reason)) for side, reason, names in report.left_out()]
     if rows:
         yield table("Not compared", ("side", "what", "why"), rows)
     if report.pinned:

@@ -1,0 +1,235 @@
+"""Differences with the same cause and the same fix: one finding with its places."""
+
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from compare.report.places import listed
+from compare.report.wording import counted
+from compare.step.stage import Stage
+from compare.verdict.divergence import Cause, Divergence, Part
+
+SHOWN_PLACES = 6
+"""So many entries of a list of places are shown; each may stand for several places."""
+
+BRIEF = 30
+"""A list of places of at most so many characters stands in the headline."""
+
+Modules = tuple[Mapping[str, str], Mapping[str, str]]
+"""The class of each module by its path, on the torch and on the JAX side."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Differences that are mended in the same way."""
+
+    findings: tuple[Divergence, ...]
+    """In order of computation."""
+    places: tuple[tuple[str, str], ...]
+    """The names of each on the torch and on the JAX side; several findings in one module have the module for place."""
+    kind: str = ""
+    """The torch class of the modules that differ; "" where they have several, or where no module differs."""
+    parts: tuple[Part, ...] = ()
+    """What differs at all places. A place where more differs is in other groups too."""
+
+    @property
+    def first(self) -> Divergence:
+        """The one that is computed first."""
+        return self.findings[0]
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why the first differs; where more differs there, all of it."""
+        return self.first.cause
+
+    @property
+    def name(self) -> str:
+        """The cause in a word or two; "" without a cause."""
+        if self.parts:
+            return " and ".join(part.name for part in self.parts)
+        return self.cause.name if self.cause else ""
+
+    @property
+    def explanation(self) -> str:
+        """The cause in full. Of several places without what was measured at one of them."""
+        if self.cause and not self._general:
+            return self.cause.explanation
+        return ", and ".join(part.description for part in self.parts)
+
+    @property
+    def fix(self) -> str:
+        """What to write on the JAX side; "" if no code follows from the cause."""
+        if self.cause and not self._general:
+            return self.cause.fix
+        return "; ".join(dict.fromkeys(part.fix for part in self.parts if part.fix))
+
+    @property
+    def _general(self) -> bool:
+        """Whether the first finding's own cause says too much: what was measured there, or what else differs there."""
+        whole = self.cause is not None and self.parts == self.cause.parts
+        return bool(self.parts) and not (whole and len(self.findings) == 1)
+
+    @property
+    def title(self) -> str:
+        """What differs, in a few words: "BatchNorm2d momentum"."""
+        if self.name:
+            # A cause that has the name of a layer needs no class, as "LayerNorm left out".
+            return self.name if self.kind in self.name else f"{self.kind} {self.name}"
+        several = self.kind and len(self.places) > 1
+        return f"difference in {self.kind}" if several else f"difference at {self.places[0][0]}"
+
+    @property
+    def summary(self) -> str:
+        """The title, and how many places there are if there are several."""
+        what = "layer" if self.kind else "place"
+        return self.title if len(self.places) == 1 else f"{self.title} ({counted(len(self.places), what)})"
+
+    @property
+    def headline(self) -> str:
+        """Step, stage, the place or how many there are, and the cause, in one line."""
+        if len(self.findings) == 1 and not self._general:
+            return self.first.headline
+        one = len(self.findings) == 1
+        what = (
+            self.places[0][0]
+            if one
+            else self.where
+            if self._brief
+            else counted(len(self.places), "layer" if self.kind else "place")
+        )
+        stages = ", ".join(dict.fromkeys(str(each.stage) for each in self.findings))
+        name = f": {self.title}" if self.name or self.kind else ""
+        return f"step {self.step}, {stages}, {what}{name}"
+
+    @property
+    def step(self) -> int:
+        """The first step at which one of them differs."""
+        return min(each.step for each in self.findings)
+
+    @property
+    def where(self) -> str:
+        """The place, on both sides if it has another name there; of several, those on the torch side."""
+        torch, jax = self.places[0]
+        if len(self.findings) > 1:
+            return self.named(0, SHOWN_PLACES)
+        return torch if torch == jax else f"{torch} in torch, {jax} on the JAX side"
+
+    @property
+    def in_headline(self) -> bool:
+        """Whether the headline has all places."""
+        return self._brief if len(self.findings) > 1 else self.places[0][0] == self.places[0][1]
+
+    @property
+    def same_names(self) -> bool:
+        """Whether both sides name the places alike; of several, but for what separates the parts of a path."""
+        several = len(self.findings) > 1
+        return all(torch == (jax.replace("/", ".") if several else jax) for torch, jax in self.places)
+
+    @property
+    def _brief(self) -> bool:
+        return len(self.where) <= BRIEF
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What is known of the place. Of several places with one cause nothing, as the cause has what they share."""
+        return () if self.cause and len(self.findings) > 1 else self.first.details
+
+    @property
+    def largest(self) -> Divergence:
+        """The finding with the largest difference in float64."""
+        return max(self.findings, key=lambda each: each.error64)
+
+    def named(self, side: int, most: int | None = None) -> str:
+        """List the places on the torch side (0) or on the JAX side (1): at most so many entries, each of several."""
+        return listed((place[side] for place in self.places), "./"[side], most)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON holds of it; the findings themselves are in `divergence` and `others`."""
+        return {
+            "title": self.title,
+            "cause": self.name,
+            "explanation": self.explanation,
+            "fix": self.fix,
+            "stages": list(dict.fromkeys(str(each.stage) for each in self.findings)),
+            "step": self.step,
+            "findings": len(self.findings),
+            "places": [{"torch": torch, "jax": jax} for torch, jax in self.places],
+        }
+
+
+def grouped(findings: Sequence[Divergence], modules: Modules) -> list[Group]:
+    """Group findings: that of the first divergence comes first, then those with the most places.
+
+    Args:
+        findings: The first divergence, and what differs independently of it.
+        modules: The class of each module that ran, by its path, on both sides.
+
+    """
+    alone = {cause.parts for each in findings if (cause := each.cause) and len(cause.parts) == 1}
+    by_key: dict[Hashable, list[_Member]] = {}
+    for number, finding in enumerate(findings):
+        torch = _place(finding.torch, finding.stage, modules[0], ".")
+        jax = _place(finding.jax, finding.stage, modules[1], "/")
+        for parts in _apart(finding.cause, alone):
+            member = _Member(finding, torch, jax, parts)
+            by_key.setdefault(_key(member) or number, []).append(member)
+    groups = [_group(members) for members in by_key.values()]
+    return groups[:1] + sorted(groups[1:], key=lambda group: -len(group.places))
+
+
+def _apart(cause: Cause | None, alone: Collection[tuple[Part, ...]]) -> list[tuple[Part, ...]]:
+    """Take the parts of a cause that are elsewhere a cause of their own away from the others."""
+    if cause is None:
+        return [()]
+    elsewhere = [(part,) for part in cause.parts if (part,) in alone]
+    rest = tuple(part for part in cause.parts if (part,) not in alone)
+    return [*([rest] if rest or not elsewhere else []), *elsewhere]
+
+
+class _Place(NamedTuple):
+    name: str
+    """The path of a module; of what is none, its name in the report."""
+    kind: str
+    """The module's class; "" of what is no module."""
+
+
+def _place(name: str, stage: str, kinds: Mapping[str, str], separator: str) -> _Place:
+    """Give the module in which a finding lies, where it lies in one."""
+    if stage == Stage.FORWARD:
+        module = name.partition(" (call ")[0]
+        return _Place(module, kinds[module]) if module and module in kinds else _Place(name, "")
+    if stage == Stage.BUFFERS:
+        module = name.rpartition(separator)[0]
+        collection, _, inner = module.partition(separator)  # Linen's "batch_stats/norm/mean" is of "norm"
+        for path in (module, inner if collection else ""):
+            if path and path in kinds:
+                return _Place(path, kinds[path])
+    return _Place(name, "")
+
+
+class _Member(NamedTuple):
+    """A finding in a group."""
+
+    finding: Divergence
+    torch: _Place
+    jax: _Place
+    parts: tuple[Part, ...]
+    """What of its cause is that of the group; empty if it has none, or one without parts."""
+
+
+def _key(member: _Member) -> Hashable:
+    """Give what is equal of all findings in a group; None of a finding that is a group of its own."""
+    finding, kinds = member.finding, (member.torch.kind, member.jax.kind)
+    if cause := finding.cause:
+        return member.parts or (cause.name, cause.explanation, cause.fix), finding.opinion
+    # Without a cause, only layers of the same settings on both sides are the same finding: the details have these.
+    return (finding.stage, kinds, finding.details, finding.opinion) if all(kinds) and finding.details else None
+
+
+def _group(members: Sequence[_Member]) -> Group:
+    kinds = {member.torch.kind for member in members}
+    findings = tuple(member.finding for member in members)
+    places = dict.fromkeys((member.torch.name, member.jax.name) for member in members)
+    if len(findings) == 1:
+        places = {(findings[0].torch, findings[0].jax): None}
+    return Group(findings, tuple(places), kinds.pop() if len(kinds) == 1 else "", members[0].parts)

@@ -1,0 +1,77 @@
+"""What was compared, stage by stage, and what was not, by reason."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from compare.alignment.pairings import NotCompared
+from compare.verdict.quantity import FACTOR, Quantity
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """What was compared of one stage of all steps."""
+
+    stage: str
+    quantities: Sequence[Quantity]
+    """All of the stage."""
+    worst: Quantity
+    """The one that is farthest from what rounding explains."""
+    step: int
+    """The step at which it is."""
+
+    @property
+    def tensors(self) -> int:
+        """How many were compared."""
+        return len(self.quantities)
+
+    @property
+    def differing(self) -> int:
+        """How many of them differ by more than rounding explains."""
+        return sum(bool((quantity.ratio > FACTOR).any()) for quantity in self.quantities)
+
+    @property
+    def error64(self) -> float:
+        """The float64 difference where it is farthest from what rounding explains."""
+        return self.worst.error64[self.step]
+
+    @property
+    def expected64(self) -> float:
+        """The float64 difference that rounding explains there."""
+        return float(self.worst.expected[self.step])
+
+    @property
+    def largest(self) -> float:
+        """The largest float64 difference of the stage."""
+        return max(max(quantity.error64, default=0.0) for quantity in self.quantities)
+
+
+class LeftOut(NamedTuple):
+    """What was not compared for one reason."""
+
+    side: str
+    reason: str
+    names: list[str]
+
+
+def summaries(quantities: Iterable[Quantity]) -> list[StageSummary]:
+    """Give one summary a stage, in order of computation."""
+    by_stage: dict[str, list[Quantity]] = {}
+    for quantity in quantities:
+        by_stage.setdefault(quantity.stage, []).append(quantity)
+    found = []
+    for stage, of_stage in by_stage.items():
+        ratios = [quantity.ratio for quantity in of_stage]
+        number = int(np.argmax([ratio.max() for ratio in ratios]))
+        found.append(StageSummary(stage, of_stage, of_stage[number], int(np.argmax(ratios[number]))))
+    return found
+
+
+def by_reason(not_compared: Iterable[NotCompared]) -> list[LeftOut]:
+    """Group what was not compared by side and reason."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for side, name, reason in not_compared:
+        names.setdefault((side, reason), []).append(name)
+    return [LeftOut(side, reason, several) for (side, reason), several in names.items()]
