@@ -17,7 +17,7 @@ from compare.command_line.interruptible import Terminated, until_terminated
 from compare.command_line.main import main
 from compare.command_line.printable import printable
 from compare.errors import InputError
-from compare.pytest_plugin import _file_name
+from netparity.pytest_plugin import _file_name
 
 
 def write(path: Path, text: str) -> None:

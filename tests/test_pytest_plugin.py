@@ -100,6 +100,6 @@ def test_under_xdist(suite: pytest.Pytester) -> None:
 
 def test_loads_little() -> None:
     heavy = ["torch", "jax", "flax", "optax", "rich", "matplotlib", "asyncio"]
-    code = f"import sys, compare.pytest_plugin; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, netparity.pytest_plugin; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
