@@ -74,7 +74,16 @@ def flood() -> Report:
     ]
     modules = (kinds, {name.replace(".", "/"): kind.removesuffix("2d") for name, kind in kinds.items()})
     return Report(
-        "resnet", *runs, quantities, first, [], settings(2, "cpu"), others=others, stages=True, modules=modules
+        "resnet",
+        runs[0],
+        runs[1],
+        quantities,
+        first,
+        [],
+        settings(2, "cpu"),
+        others=others,
+        stages=True,
+        modules=modules,
     )
 
 
@@ -101,7 +110,7 @@ def test_an_entry_names_nothing_else() -> None:
     """Layer 2 has no second norm, so that the two norms of the others may not stand for it."""
     places = ["1.a.norm1", "1.a.norm2", "2.a.norm1"]
     assert [entry.text for entry in collapsed(places)] == ["1-2.a.norm1", "1.a.norm2"]
-    assert sum(entry.count for entry in collapsed(norms())) == len(norms())
+    assert sum(entry.paths for entry in collapsed(norms())) == len(norms())
 
 
 def test_what_does_not_fit_is_counted() -> None:

@@ -279,7 +279,7 @@ class _Search:
         for each, value in firsts:
             fix = each.fix(each.call, self.place)
             fixes += [fix] if fix else []
-            shown = fix if isinstance(fix, str) else written(fix)
+            shown = fix if isinstance(fix, str) else written(fix) if fix else ""
             parts.append(Part(each.name, in_words(each, value), shown))
         says = ", and ".join(part.description for part in parts)
         return Cause(

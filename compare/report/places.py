@@ -19,7 +19,7 @@ class Entry(NamedTuple):
     """One entry of a list of places."""
 
     text: str
-    count: int
+    paths: int
     """How many paths it stands for: every combination of what it names, and nothing else."""
 
 
@@ -27,7 +27,7 @@ def collapsed(paths: Iterable[str], separator: str = ".") -> list[Entry]:
     """List all paths; those that differ by numbers, or by their last component, share an entry.
 
     >>> collapsed(f"layers.{layer}.norm{norm}" for layer in range(12) for norm in (1, 2))
-    [Entry(text='layers.0-11.norm1, norm2', count=24)]
+    [Entry(text='layers.0-11.norm1, norm2', paths=24)]
     """
     split = list(dict.fromkeys(tuple(_components(path, separator)) for path in paths))
     longest = max(map(len, split), default=0)
@@ -39,7 +39,7 @@ def collapsed(paths: Iterable[str], separator: str = ".") -> list[Entry]:
         count = math.prod(len(part[1]) for part in path if not isinstance(part, str))
         by_parent.setdefault(tuple(parent), []).append(Entry(last, count))
     return [
-        Entry(separator.join((*parent, ", ".join(last.text for last in lasts))), sum(last.count for last in lasts))
+        Entry(separator.join((*parent, ", ".join(last.text for last in lasts))), sum(last.paths for last in lasts))
         for parent, lasts in by_parent.items()
     ]
 
@@ -49,7 +49,7 @@ def listed(paths: Iterable[str], separator: str = ".", most: int | None = None) 
     entries = collapsed(paths, separator)
     shown = entries if most is None or len(entries) <= most + 1 else entries[:most]  # one more is as short as its count
     line = "; ".join(entry.text for entry in shown)
-    left = sum(entry.count for entry in entries[len(shown) :])
+    left = sum(entry.paths for entry in entries[len(shown) :])
     return f"{line}; and {counted(left, 'more place')}" if left else line
 
 
