@@ -40,7 +40,7 @@ def fails(*args: Any, **kwargs: Any) -> Any:
     ("broken", "doing"),
     [
         ("compare.comparison.explanation.explain", "the search for the cause at 1"),
-        ("compare.comparison.check.independent", "looking for what differs by itself"),
+        ("compare.comparison.check.independent", "looking for independent differences"),
         ("compare.comparison.runs.weigh_noise", "measuring what rounding does"),
         ("compare.comparison.check.wrongly_converted", "looking at the port's own weights"),
     ],

@@ -138,7 +138,7 @@ def test_check_tells_what_it_is_doing() -> None:
         "step 2 of 3",
         "step 3 of 3",
         "measuring what rounding does",
-        "looking for what differs by itself",
+        "looking for independent differences",
         "looking for the cause at weight",
     ]
     assert [(progress.done, progress.steps) for progress in seen[1:4]] == [(0, 3), (1, 3), (2, 3)]

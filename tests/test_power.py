@@ -225,7 +225,7 @@ class Drowned(torch.nn.Module):
     ("share", "told"),
     [
         (1e-9, "it changes forward the model output by"),
-        (1e-12, "it changes nothing that decides, in any digit of float64"),
+        (1e-12, "nothing that is compared changes in any digit of float64"),
     ],
 )
 def test_what_the_check_is_too_weak_for(share: float, told: str) -> None:

@@ -35,7 +35,7 @@ class Pairing(NamedTuple):
     operands: Read | None = None
     """What the torch side's quantity is a difference of."""
     decides: bool = True
-    """Whether a difference is a mismatch by itself. What happens inside a model only says where one comes from."""
+    """Whether a difference is a mismatch. What happens inside a model only says where one comes from."""
     ports: tuple[Port, Port] | None = None
     """Torch's and the JAX side's, in the forward stage."""
     link: Link | None = None

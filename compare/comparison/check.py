@@ -174,8 +174,8 @@ class _Check:
     def _causes(self, followed: Followed, found: Report) -> tuple[Divergence | None, list[Divergence], list[Cause]]:
         """Give the first divergence and the others with their causes, or the causes of a precision verdict."""
         if first := first_divergence(followed):
-            self.progress(Progress("looking for what differs by itself", found=lambda: found))
-            doing = "looking for what differs by itself"
+            self.progress(Progress("looking for independent differences", found=lambda: found))
+            doing = "looking for independent differences"
             from_torch = FromTorch(self.runs, followed)
             alone = bugs.attempt(doing, lambda: independent(self.runs, followed, from_torch))
             first = first_divergence(followed, None if alone is None else alone.found) or first

@@ -33,7 +33,7 @@ class Causes(NamedTuple):
     """Divergences with what is known of their causes."""
 
     divergences: list[Divergence]
-    """The first in the followed runs, and what differs besides by itself."""
+    """The first in the followed runs, and the independent ones."""
     rounding: bool
     """Whether the optimizers differ by no more than a learning rate that went through float32."""
 
@@ -41,7 +41,7 @@ class Causes(NamedTuple):
 def explained(
     runs: Runs, first: Found, alone: Independent, jax: JaxRun, from_torch: FromTorch, budget: Budget
 ) -> Causes:
-    """Look for the cause of each divergence: the first in the followed runs, and what else differs by itself.
+    """Look for the cause of each divergence: the first in the followed runs, and the independent ones.
 
     `budget` is what the search for causes of structure may cost.
     """

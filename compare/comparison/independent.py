@@ -1,4 +1,4 @@
-"""What differs by itself: every part of every step starts from the torch side's values."""
+"""Independent differences: every part of every step starts from the torch side's values."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -20,13 +20,13 @@ class Independent(NamedTuple):
     """What steps show in which every part starts from what torch has there."""
 
     found: Sequence[Found] = ()
-    """What differs by itself."""
+    """The independent differences."""
     evidence: Evidence | None = None
     """What each step gave the two optimizers and what both made of it."""
 
 
 def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> Independent:
-    """List all that differs by itself, at the first step where it does, in order of computation.
+    """List all independent differences, each at the first step where it shows, in order of computation.
 
     What differs inside the model is listed only if it lasts: see `compare.verdict.lasting`.
     """

@@ -212,7 +212,7 @@ class Planting:
         if self._first_change(fault, self.steps) is None:
             return self._why_unread(fault)
         change = self._largest_change(fault, followed)
-        said = "it changes nothing that decides, in any digit of float64"
+        said = "nothing that is compared changes in any digit of float64"
         if change.size:
             said = (
                 f"it changes {change.where} by {change.size:.0e} at step {change.step}, and rounding alone would by "

@@ -1,4 +1,4 @@
-"""The first place at which two sides differ, and what differs besides by itself."""
+"""The first place at which two sides differ, and the independent differences."""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -34,7 +34,7 @@ def first_divergence(followed: Followed, independent: Collection[Found] | None =
 
     Args:
         followed: What following both sides has found.
-        independent: What differs by itself, where that is known. What happens inside the model then comes first only
+        independent: The independent differences, where they are known. What happens inside the model then comes first only
             if it is among these. Without it, it does if it is the first to differ.
 
     """
@@ -101,7 +101,7 @@ class StepDifferences:
             before = before if self._skipped(pairing) else pairing
 
     def found(self) -> list[Found]:
-        """Give all that differs by itself, in order of computation."""
+        """Give all independent differences, in order of computation."""
         return [self._found[number] for number in sorted(self._found)]
 
 

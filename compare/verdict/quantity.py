@@ -74,7 +74,7 @@ class Quantity:
     jax: str
     """Its name on the JAX side."""
     decides: bool = True
-    """Whether a difference is a mismatch by itself; inside a model it only says where one comes from."""
+    """Whether a difference is a mismatch. Inside a model it only says where one comes from."""
     error64: list[float] = field(default_factory=list)
     """d(jax64, torch64)."""
     error_torch: list[float] = field(default_factory=list)

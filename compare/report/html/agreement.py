@@ -35,7 +35,7 @@ def agreement(report: "Findings") -> Iterator[str]:
         f'<span><i class="{look}"></i> {meaning}</span>'
         for look, meaning, decides in (
             ("wrong", "differs: more than rounding explains", True),
-            ("follows", "differs inside the model, which decides nothing by itself", False),
+            ("follows", "differs inside the model, which alone is no mismatch", False),
         )
         if any(quantity.decides == decides and (quantity.ratio > FACTOR).any() for quantity in report.quantities)
     )
@@ -80,7 +80,7 @@ def stages(report: "Findings") -> Iterator[str]:
             "found",
             "float64 difference",
             "rounding explains",
-            "largest, beside rounding, at",
+            "farthest from rounding at",
         )
         yield table("What was compared", headings, rows)
 
