@@ -19,8 +19,9 @@ from compare.faults.program import faults, shuffled
 from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.numerics.distance import distance
-from compare.report.power import Outcome, Power, Why, steps_taken
+from compare.report.power import Outcome, Power, Why
 from compare.report.progress import Progress, Show, ignore
+from compare.report.wording import counted
 from compare.step.observation import Observation, to_numpy
 from compare.torch_side.side import Torch
 from compare.verdict.first_difference import first_divergence
@@ -239,14 +240,14 @@ class Planting:
         if fault.needed > self.steps:
             return (
                 Why.STEPS,
-                f"in {steps_taken(self.steps)}, nothing reaches the schedule's first change: take {fault.needed}",
+                f"in {counted(self.steps, 'step')}, nothing reaches the schedule's first change: take {fault.needed}",
             )
         still = [name for name, module in self.pair.torch.model.named_modules() if not module.training]
         if still and (change := self._first_change(fault, self.steps, training=True)):
             step, stage = change
             return Why.OFF, f"the model is in eval(), where it is off: in train() it shows at step {step}, {stage}"
         if change := self._first_change(fault, max(FURTHER * self.steps, AT_LEAST)):
-            return Why.STEPS, f"in {steps_taken(self.steps)}, nothing reaches it: take {change[0] + 1}"
+            return Why.STEPS, f"in {counted(self.steps, 'step')}, nothing reaches it: take {change[0] + 1}"
         if self._always_the_same(fault):
             return Why.EQUIVALENT, "it is the same function, whatever goes into it"
         return Why.UNREAD, fault.unread or "nothing in these batches reads it"

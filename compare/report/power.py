@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from compare.report.wording import counted
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -117,15 +119,10 @@ def show(power: Power, console: "Console") -> None:
     console.print(Text(f"Planted in copies of the torch side: {symmetric}. See docs/power.md.", style="dim"))
 
 
-def steps_taken(steps: int) -> str:
-    """Like "3 steps"."""
-    return f"{steps} step{'s' if steps > 1 else ''}"
-
-
 def summary(power: Power) -> str:
     """How many were caught, in one line."""
     found = len(power.caught) + len(power.missed)
-    line = f"{power.name}: {len(power.caught)} of {found} faults caught in {steps_taken(power.steps)}"
+    line = f"{power.name}: {len(power.caught)} of {found} faults caught in {counted(power.steps, 'step')}"
     if power.equivalent:
         line += f"; {len(power.equivalent)} more change nothing in exact arithmetic, and are none"
     return line

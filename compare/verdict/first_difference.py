@@ -34,8 +34,8 @@ def first_divergence(followed: Followed, independent: Collection[Found] | None =
 
     Args:
         followed: What following both sides has found.
-        independent: The independent differences, where they are known. What happens inside the model then comes first only
-            if it is among these. Without it, it does if it is the first to differ.
+        independent: The independent differences, where they are known. What happens inside the model then comes first
+            only if it is among these. Without it, it does if it is the first to differ.
 
     """
     wrong = [quantity.ratio > FACTOR for quantity in followed.quantities]

@@ -108,7 +108,7 @@ def _group(report: "Findings", group: "Group", title: str) -> str:
         else:
             rest.append(f"<p>{prose(line)}</p>")
     places = "".join((f"<dt>{escape(side)}</dt>" if side else "") + f"<dd>{name}</dd>" for side, name in rows)
-    when = f"step {group.step}, {escape(first.stage)}" + (f", {group.summary}" if several else "")
+    when = escape(f"step {group.step}, {first.stage}" + (f", {group.summary}" if group.name or several else ""))
     most = "The largest float64 difference" if several else "The float64 difference"
     found = (
         f'<section class="card mismatch"><h2>{title} <small>{when}</small></h2>'
