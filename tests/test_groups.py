@@ -260,3 +260,20 @@ def test_a_real_port_with_two_mistakes_in_many_layers() -> None:
     )
     assert found.to_mend == "2 things to mend: LayerNorm epsilon (3 layers), weight decay", str(found)
     assert found.groups[0].named(0) == "norms.0-2"
+
+
+def test_weights_that_were_converted_wrongly_in_one_way_are_one_finding() -> None:
+    import torch
+    from flax import nnx
+
+    original = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(5)))
+    port = nnx.Sequential(*(nnx.Linear(4, 4, rngs=nnx.Rngs(0)) for _ in range(5)))
+    compare.copy_weights(original, port)
+    for number in (1, 2, 3):
+        kernel = port.layers[number].kernel
+        kernel[...] = kernel[...].T if number < 3 else 2 * kernel[...]
+    batches = [(np.random.default_rng(0).standard_normal((3, 4), dtype=np.float32), None)]
+    found = compare.check(compare.Torch(original), compare.Flax(port), batches, device="cpu")
+    assert found.to_mend == "2 things to mend: converted weight (2 places), converted weight", str(found)
+    assert [group.named(0) for group in found.groups] == ["1-2.weight", "3.weight"]
+    assert all("compare.copy_weights" in group.fix for group in found.groups)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from compare.numerics.relations import relation
-from compare.verdict.divergence import Cause
+from compare.numerics.relations import Kind, Relation, relation
+from compare.verdict.divergence import Cause, Part
 from compare.verdict.fix import Code
 from compare.weights.links import Link
 
@@ -30,4 +30,10 @@ def misconverted(link: Link, ours: np.ndarray, theirs: np.ndarray, limit: float)
         f"{link.jax} is to hold {link.torch}{moved}: {_COPY} copies it so",
         "https://flax.readthedocs.io/en/latest/guides/converting_and_upgrading/convert_pytorch_to_flax.html",
         (_COPY,),
+        () if how.kind in (Kind.ORDER, Kind.MASKED) else (_converted(how),),
     )
+
+
+def _converted(how: Relation) -> Part:
+    """Describe the conversion without the weight's name: it is the same mistake for all that were converted so."""
+    return Part("converted weight", f"what the port came with is {how}", f"{_COPY} copies each weight as it is to be")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from compare.numerics.relations import Kind, Relation, is_simple
-from compare.verdict.divergence import Cause
+from compare.verdict.divergence import Cause, Part
 from compare.verdict.fix import Code, source, written
 
 NAMES = {Kind.FLIPPED: "reversed", Kind.ROLLED: "shifted", Kind.BLOCKS: "order"}
@@ -21,12 +21,15 @@ def related_cause(how: Relation, place: str, *, as_jax: bool) -> Cause:
     """
     name = NAMES.get(how.kind, str(how.kind))
     code = undone(how) if as_jax or not (how.axes or how.order) else None
+    fix = written(code) if code else ""
     return Cause(
         name,
         f"{name}: {place}: the JAX side gives {how}",
-        written(code) if code else "",
+        fix,
         "docs/report.md",
         (code,) if code else (),
+        # An order or a mask is described in part only: two places whose descriptions are equal may differ.
+        () if how.kind in (Kind.ORDER, Kind.MASKED) else (Part(name, f"the JAX side gives {how}", fix),),
     )
 
 

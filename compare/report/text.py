@@ -47,8 +47,9 @@ def show(reports: "list[Findings]", console: Console) -> None:
     caption = [
         *(["time: one float32 training run, compiled before; torch and NumPy on one thread."] if timed else []),
         f"{'float32, float64' if losses else 'float64'}: the largest relative difference{of_what}.",
-        *(["rounding: what rounding would explain of it there."] if staged else []),
-        "Rounding shrinks in float64, a bug does not: docs/verdict.md.",
+        "rounding: what rounding would explain of it there. See docs/verdict.md."
+        if staged
+        else "Rounding shrinks in float64, a bug does not: docs/verdict.md.",
     ]
     console.print()
     for line in (*caption, *(line for report in reports for line in _left_out(report))):
