@@ -267,10 +267,11 @@ def test_weights_that_were_converted_wrongly_in_one_way_are_one_finding() -> Non
     from flax import nnx
 
     original = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(5)))
-    port = nnx.Sequential(*(nnx.Linear(4, 4, rngs=nnx.Rngs(0)) for _ in range(5)))
+    layers = [nnx.Linear(4, 4, rngs=nnx.Rngs(0)) for _ in range(5)]
+    port = nnx.Sequential(*layers)
     compare.copy_weights(original, port)
     for number in (1, 2, 3):
-        kernel = port.layers[number].kernel
+        kernel = layers[number].kernel
         kernel[...] = kernel[...].T if number < 3 else 2 * kernel[...]
     batches = [(np.random.default_rng(0).standard_normal((3, 4), dtype=np.float32), None)]
     found = compare.check(compare.Torch(original), compare.Flax(port), batches, device="cpu")
