@@ -5,8 +5,10 @@ import json
 import re
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 import compare
 from compare.report.findings import Run, settings
@@ -103,6 +105,10 @@ def test_numbered_places_share_an_entry() -> None:
     assert listed(name for name in every if ".3." not in name) == "encoder.layers.{0-2,4-11}.norm1, norm2"
     assert listed(["a/0/b", "a/1/b"], "/") == "a/0-1/b"
     assert listed(["between a.0 and b", "between a.1 and b"]) == "between a.0 and b, between a.1 and b"
+    parts = [f"between a.{number}.fc1 and a.{number}.fc2" for number in range(3)]
+    assert listed([*parts, "a.0.norm"]) == "a.0-2: between fc1 and fc2; a.0.norm"
+    ends = [f"between the start of a.{number} and a.{number}.fc" for number in range(3)]
+    assert listed(ends) == "a.0-2: between the start and fc"
     assert listed(["net.0", "net.2", "net.007"]) == "net.{0,2}, 007"
 
 
@@ -111,6 +117,13 @@ def test_an_entry_names_nothing_else() -> None:
     places = ["1.a.norm1", "1.a.norm2", "2.a.norm1"]
     assert [entry.text for entry in collapsed(places)] == ["1-2.a.norm1", "1.a.norm2"]
     assert sum(entry.paths for entry in collapsed(norms())) == len(norms())
+
+
+@hypothesis.given(
+    st.sets(st.lists(st.sampled_from(["a", "b", "0", "1", "2", "x1", "x2"]), min_size=1, max_size=3).map(".".join))
+)
+def test_entries_stand_for_all_places_once(places: set[str]) -> None:
+    assert sum(entry.paths for entry in collapsed(sorted(places))) == len(places)
 
 
 def test_what_does_not_fit_is_counted() -> None:

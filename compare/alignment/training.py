@@ -125,7 +125,7 @@ def _without_partner(
             NotCompared(side, name, "left out by weights=") for name in seen.parameters if name not in linked
         ]
         not_compared += [
-            NotCompared(side, name, "a buffer that the other side has not")
+            NotCompared(side, name, "a buffer that the other side does not have")
             for name in seen.buffers
             if name not in linked and (side, name) not in held
         ]

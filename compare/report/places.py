@@ -9,6 +9,8 @@ from compare.report.wording import counted
 
 _NUMBERED = re.compile(r"(.*?)(\d+)$")
 
+_BETWEEN = re.compile(r"between (the start of )?(\S+) and (the end of )?(\S+)")
+
 Numbers = tuple[str, frozenset[int]]
 """A component of a path that differs by its number alone: what comes before the number, and all numbers."""
 
@@ -33,15 +35,18 @@ def collapsed(paths: Iterable[str], separator: str = ".") -> list[Entry]:
     longest = max(map(len, split), default=0)
     for position in reversed(range(longest)):
         split = _joined(split, position)
-    by_parent: dict[tuple[str, ...], list[Entry]] = {}
+    by_parent: dict[tuple[tuple[str, ...], bool], list[Entry]] = {}
     for path in split:
         *parent, last = map(_shown, path)
         count = math.prod(len(part[1]) for part in path if not isinstance(part, str))
-        by_parent.setdefault(tuple(parent), []).append(Entry(last, count))
-    return [
-        Entry(separator.join((*parent, ", ".join(last.text for last in lasts))), sum(last.paths for last in lasts))
-        for parent, lasts in by_parent.items()
-    ]
+        by_parent.setdefault((tuple(parent), " " in last), []).append(Entry(last, count))
+    return [_entry(separator.join(parent), lasts, separator) for (parent, _), lasts in by_parent.items()]
+
+
+def _entry(parent: str, lasts: Sequence[Entry], separator: str) -> Entry:
+    named, paths = ", ".join(last.text for last in lasts), sum(last.paths for last in lasts)
+    between = ": " if " " in named.partition(", ")[0] else separator  # "layers.0-3: between fc1 and fc2"
+    return Entry(f"{parent}{between}{named}" if parent else named, paths)
 
 
 def listed(paths: Iterable[str], separator: str = ".", most: int | None = None) -> str:
@@ -54,11 +59,28 @@ def listed(paths: Iterable[str], separator: str = ".", most: int | None = None) 
 
 
 def _components(path: str, separator: str) -> Iterable[Component]:
-    """Split a path; the number at the end of its last component stays unless it is all of it, as in `norm1`."""
-    *parents, last = path.split(separator) if " " not in path else [path]  # "between a.b and c" is no path
-    for part in parents:
+    """Split a path; the number at the end of its last component stays unless it is all of it, as in `norm1`.
+
+    A place between two parts of one module is a place in that module.
+    """
+    parents, last = _between(path, separator)
+    if not last and " " not in path:
+        parents, _, last = path.rpartition(separator)
+    for part in parents.split(separator) if parents else []:
         yield _component(part)
+    last = last or path
     yield _component(last) if last.isdecimal() else last
+
+
+def _between(path: str, separator: str) -> tuple[str, str]:
+    """Split "between a.b and a.c" into "a" and "between b and c"; two empty texts if it is no such place."""
+    found = _BETWEEN.fullmatch(path)
+    if not found:
+        return "", ""
+    start, end = (name.rpartition(separator)[::2] for name in found.group(2, 4))
+    start = (found[2], "the start") if found[1] else start
+    end = (found[4], "the end") if found[3] else end
+    return (start[0], f"between {start[1]} and {end[1]}") if start[0] and start[0] == end[0] else ("", "")
 
 
 def _component(part: str) -> Component:

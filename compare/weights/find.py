@@ -72,7 +72,7 @@ def find_links(
     if alone.required or found.ambiguous or undecided:
         stateless = any(layer.settings.get("stateless") for layer in jax)
         raise UnmatchedError(explain(alone, found.ambiguous, undecided, stateless=stateless), tuple(links))
-    apart |= {slot.name: "an integer that the other side has not" for _, slot in alone.counters}
+    apart |= {slot.name: "an integer that the other side does not have" for _, slot in alone.counters}
     first = {name: at for at, name in enumerate(name for layer in torch for name in layer.tensors)}
     links.sort(key=lambda link: first[link.torch])
     constants = [(side, slot.name) for side, slot in alone.buffers]
