@@ -124,3 +124,28 @@ def test_a_parameter_that_is_left_out_must_have_no_gradient() -> None:
     divergence = checked(original, port, weights={"fc.bias": None}, steps=1).divergence
     assert divergence is not None
     assert (divergence.stage, divergence.torch, divergence.jax) == ("gradient", "fc.bias", NO_PARTNER)
+
+
+def test_a_momentum_has_its_fix_beside_other_norms() -> None:
+    """The layer that keeps the buffer is the one to change, though a norm of another class runs before it."""
+
+    class Original(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.LayerNorm(4), torch.nn.BatchNorm1d(4)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.second(self.first(x))
+
+    class Port(nnx.Module):
+        def __init__(self) -> None:
+            self.first = nnx.LayerNorm(4, epsilon=1e-5, rngs=nnx.Rngs(0))
+            self.second = nnx.BatchNorm(4, momentum=0.99, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: Any) -> Any:
+            return self.second(self.first(x))
+
+    batches = [(np.random.default_rng(0).standard_normal((6, 4), dtype=np.float32), None)]
+    report = compare.check(compare.Torch(Original()), compare.Flax(Port()), batches, device="cpu")
+    assert "BatchNorm1d momentum" in report.to_mend, str(report)
+    assert "nnx.BatchNorm(..., momentum=0.9)" in [group.fix for group in report.groups]

@@ -127,7 +127,8 @@ def _place(pair: MappedPair, found: Found) -> Place:
     before = found.before.ports[1] if found.before and found.before.ports else None
     after = order.index(before.path) + 1 if before and before.path in order else 0
     until = order.index(end) if end in order else 0
-    layers = [path for path in order[after:until] if not (before and path.startswith(f"{before.path}/"))]
+    between = [] if ports is None else order[after:until]  # a buffer is of one module, whatever runs before it
+    layers = [path for path in between if not (before and path.startswith(f"{before.path}/"))]
     if ports is None or ports[1].kind == "output":  # of a layer, it or one inside it
         layers = [end, *layers, *(path for path in order[after:] if path.startswith(f"{end}/" if end else ""))]
     modules = [pair.jax_modules[path] for path in dict.fromkeys(layers) if path in pair.jax_modules]
