@@ -16,7 +16,8 @@ CONTENTS = {
     ],
     "What was found": [
         *("report.report.Report", "report.findings.Findings", "verdict.quantity.Verdict"),
-        *("verdict.divergence.Divergence", "verdict.divergence.Cause", "verdict.quantity.Quantity"),
+        *("verdict.divergence.Divergence", "verdict.divergence.Cause", "verdict.divergence.Part"),
+        "verdict.quantity.Quantity",
         *("report.findings.Run", "alignment.pairings.NotCompared", "report.groups.Group"),
         *("report.summary.StageSummary", "report.summary.LeftOut"),
     ],
