@@ -81,22 +81,20 @@ class Group:
     @property
     def summary(self) -> str:
         """The title, and how many places there are if there are several."""
-        what = "layer" if self.kind else "place"
-        return self.title if len(self.places) == 1 else f"{self.title} ({counted(len(self.places), what)})"
+        return self.title if len(self.places) == 1 else f"{self.title} ({counted(len(self.places), self._unit)})"
+
+    @property
+    def _unit(self) -> str:
+        return "layer" if self.kind else "place"
 
     @property
     def headline(self) -> str:
         """Step, stage, the place or how many there are, and the cause, in one line."""
         if len(self.findings) == 1 and not self._general:
             return self.first.headline
-        one = len(self.findings) == 1
-        what = (
-            self.places[0][0]
-            if one
-            else self.where
-            if self._brief
-            else counted(len(self.places), "layer" if self.kind else "place")
-        )
+        what = self.where if self._brief else counted(len(self.places), self._unit)
+        if len(self.findings) == 1:
+            what = self.first.torch
         stages = ", ".join(dict.fromkeys(str(each.stage) for each in self.findings))
         name = f": {self.title}" if self.name or self.kind else ""
         return f"step {self.step}, {stages}, {what}{name}"
