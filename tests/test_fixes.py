@@ -321,3 +321,18 @@ def test_a_layer_only_has_settings_of_its_own_kind(fixes: dict[tuple[str, str], 
 )
 def test_what_does_not_run_is_noticed(code: str) -> None:
     assert problems(code)
+
+
+@pytest.mark.parametrize(
+    ("place", "names", "layer_is_there"),
+    [
+        (Place("nnx", (nnx.BatchNorm,)), "nnx.BatchNorm", True),
+        (Place("nn", (linen.BatchNorm,)), "nn.BatchNorm", False),
+        (Place("nn"), "", False),
+    ],
+)
+def test_what_has_no_setting_is_named_as_the_port_names_it(place: Place, names: str, layer_is_there: bool) -> None:
+    biased = next(each for each in ALTERNATIVES if each.name == "biased running variance")
+    fix = str(biased.fix(None, place))  # type: ignore[arg-type]
+    assert (f"; {names} has no setting for it" in fix) == bool(names)
+    assert ("docs/getting-started.md" in fix) == layer_is_there

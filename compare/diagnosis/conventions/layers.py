@@ -8,7 +8,7 @@ from typing import Any
 
 from compare.diagnosis.conventions.base import CONVOLUTIONS, DOCS, FLAX, TRANSPOSED, Alternative, says
 from compare.diagnosis.conventions.padding import PADDING
-from compare.diagnosis.place import Place
+from compare.diagnosis.place import Place, named
 from compare.diagnosis.rewriting import Call, Rewrite
 from compare.verdict.fix import Code, source
 
@@ -20,6 +20,14 @@ def _biased_running_variance(call: Call) -> Any:
     fresh = running - (1 - call["momentum"]) * before
     running.copy_((1 - call["momentum"]) * before + fresh * (count - 1) / count)
     return output
+
+
+def _unbiased(call: Call, place: Place) -> str:
+    """No framework has a setting for it; the layer that the documentation has is nnx's."""
+    layer = place.layer("norm")
+    known = f"; {named(layer)} has no setting for it" if layer else ""
+    where = ": docs/getting-started.md has a layer that does so" if place.style == "nnx" else ""
+    return f"multiply the batch's variance by n / (n - 1) before it is averaged{known}{where}"
 
 
 def _stale(call: Call) -> Any:
@@ -128,10 +136,7 @@ LAYERS = (
         functions=("batch_norm",),
         compute=_biased_running_variance,
         jax_does="keeps the biased variance, divided by n, where torch's is divided by n - 1",
-        fix=says(
-            "multiply the batch's variance by n / (n - 1) before it is averaged; nnx.BatchNorm has no setting for it: "
-            "docs/getting-started.md has a layer that does so"
-        ),
+        fix=_unbiased,
         source="https://github.com/pytorch/pytorch/issues/77427",
         applies=_keeps_statistics,
     ),
