@@ -54,11 +54,18 @@ def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> Indepe
             shown = step.again(step.again.given)
         differences.add(step.torch, shown, kept)
         recorder.add(step.torch, shown)
+    found = _first_of_other_shape(differences.found())
     # An optimizer's difference shows in every parameter: one of them is enough.
-    found = differences.found()
     updates = [each for each in found if each.pairing.stage == Stage.UPDATE]
     alone = [each for each in found if each.pairing.stage != Stage.UPDATE or each is updates[0]]
     return Independent(merged(alone, moves), recorder.evidence)
+
+
+def _first_of_other_shape(found: Sequence[Found]) -> list[Found]:
+    """Leave out what follows from a place of another shape: torch's value cannot be put there, so the shape goes on."""
+    other = [each for each in found if each.pairing.ports and each.pairing.to_jax is None]
+    later = {id(each) for each in other[1:]}
+    return [each for each in found if id(each) not in later]
 
 
 class _Step(NamedTuple):

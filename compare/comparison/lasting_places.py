@@ -54,7 +54,11 @@ class LastingPlaces:
         limits = {number: self._limit(number) for number in self._watched}
         kept = lasting(self._places, self._outcome, limits) if self._places else []
         undone = set(self._places).difference(kept)
-        return kept + [number for number in self._of_other_shape if self._is_felt(number, undone)]
+        felt: set[int] = set()
+        # From the last to the first: what a place of another shape feeds may be of another shape too.
+        for place in sorted(self._of_other_shape, reverse=True):
+            felt |= {place} if self._is_felt(place, undone, felt) else set()
+        return kept + sorted(felt)
 
     def carrying(self, kept: Collection[int]) -> list[int]:
         """Give the places that only hand on what is undone later: wrong if torch's values are at those `kept` alone."""
@@ -72,11 +76,12 @@ class LastingPlaces:
         values = {number: np.array(self.pairings[number].jax_array(seen)) for number in self._watched}
         return Outcome(values, frozenset(n for n in self._deciding.union(self._places) if self._is_wrong(n, seen)))
 
-    def _is_felt(self, place: int, undone: Collection[int]) -> bool:
+    def _is_felt(self, place: int, undone: Collection[int], felt: Collection[int]) -> bool:
         """Tell whether anything that a place of another shape leads to is wrong.
 
         Torch's value cannot be put there. So the JAX side's own is changed a little, with torch's values at all other
-        places but those `undone`: what changes then takes it directly.
+        places but those `undone`: what changes then takes it directly. A place of another shape that is `felt`, or
+        decides, is wrong whatever its value.
         """
         nudged, given = port(self.pairings[place]), self._again.given
         used = given.ports.keys() - {port(self.pairings[number]) for number in undone}
@@ -84,8 +89,8 @@ class LastingPlaces:
         direct = [
             (number, each, np.array(each.jax_array(before)))
             for number, each in ((number, self.pairings[number]) for number in self._shown)
-            if number not in undone and ((each.ports and each.to_jax) or each.stage == Stage.LOSS)
-            if self._is_wrong(number, before)
+            if number not in undone and number != place and (each.ports or each.stage == Stage.LOSS)
+            if number in felt or ((each.to_jax or each.decides) and self._is_wrong(number, before))
         ]
         value = np.asarray(before.forward[nudged]) * (1 + NUDGE)
         after = self._again(given._replace(ports={**given.ports, nudged: value}, used={*used, nudged}))

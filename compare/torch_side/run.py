@@ -136,7 +136,9 @@ class TorchRun:
             for name, param in self.parameters.items()
             if param.requires_grad
         }
-        return Observation(loss.data, gradients, forward=record.seen)  # not detach: that would count as a call of the user
+        return Observation(
+            loss.data, gradients, forward=record.seen
+        )  # not detach: that would count as a call of the user
 
     def update(self) -> Observation:
         """Take the second half of a step, if there is an optimizer: the update. It may clip gradients in place."""
