@@ -174,7 +174,7 @@ class Rerun:
         import torch
 
         with torch.no_grad():
-            for name, tensor in self._run.model.state_dict().items():
+            for name, tensor in self._run.model.state_dict(keep_vars=True).items():
                 tensor.copy_(self._start[name])
         with ControlledRun(lift=True, replay=self._draws):
             return self._run.step(self._batch, record)

@@ -180,8 +180,6 @@ def _of_functions(
 
 def _differs(each: Counterfactual) -> bool:
     """Leave out what may be torch's own: a mean over all is one over the batch where there is no more to it."""
-    if each.call.name == "detach" and not each.call.input.dim():
-        return False  # of the loss, for the record
     if each.name == "gradient at a tie":
         return "0.5" in each.jax_does  # torch's functions have 0 or 1
     return each.name != "reduction" or each.jax_does.startswith(_COMPUTES)

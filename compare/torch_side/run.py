@@ -136,9 +136,8 @@ class TorchRun:
             for name, param in self.parameters.items()
             if param.requires_grad
         }
-        return Observation(
-            loss.data, gradients, forward=record.seen
-        )  # not detach: that would count as a call of the user
+        # Not detach(), which would count as a call of the user's where calls are listed.
+        return Observation(loss.data, gradients, forward=record.seen)
 
     def update(self) -> Observation:
         """Take the second half of a step, if there is an optimizer: the update. It may clip gradients in place."""
