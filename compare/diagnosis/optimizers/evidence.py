@@ -126,6 +126,8 @@ class Recorder:
         self._run, self._pairs = run, list({_place(p): (p, q) for p, q in pairs if p.stage == "update"}.values())
         self._all = steps * sum(parameter.numel() for parameter in run.parameters.values()) <= KEPT
         self._before: dict[str, Any] = {}
+        self._added = 0
+        """How many steps were taken."""
         self.evidence = Evidence(type(run.optimizer).__name__)
         if run.optimizer is not None:
             self.evidence.schedulers = schedulers_of(run.optimizer)
@@ -149,14 +151,16 @@ class Recorder:
     def add(self, torch: Observation, jax: Observation) -> None:
         """Keep a step that the torch run has taken, and the JAX side's from the same start."""
         before, self._before = self._before, {}
-        if not before:
+        number, self._added = self._added, self._added + 1
+        # An optimizer that is stepped several times within a step, or not at each, is not taken apart.
+        if not before or len(self.evidence.rates) != self._added:
             return
         step = OptimizerStep(
-            len(self.evidence.rates) - 1,
+            number,
             gradients={
                 name: None if before["given"][name] is None else torch.gradients[name] for name in before["given"]
             },
-            results=list(self._results(len(self.evidence.rates) - 1, torch, jax)),
+            results=list(self._results(number, torch, jax)),
             **before,
         )
         if self._all or step.differs:
