@@ -96,7 +96,7 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
     yield _Other(
         "average not updated",
         "the JAX step leaves it as it is",
-        f"update it in each step: optax.incremental_update(new, old, step_size={1 - decay:.6g})",
+        f"update it in each step: optax.incremental_update(new, old, step_size={1 - decay:.12g})",
         lambda old, before, after: old,
     )
     if decay:
@@ -109,13 +109,13 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
         yield _Other(
             "average copied",
             "the JAX step copies the weights",
-            f"optax.incremental_update(new, old, step_size={1 - decay:.6g})",
+            f"optax.incremental_update(new, old, step_size={1 - decay:.12g})",
             lambda old, before, after: after,
         )
         yield _Other(
             "decay exchanged",
-            f"the JAX step keeps {1 - decay:.6g} of the average and takes {decay:.6g} of the weights",
-            f"optax.incremental_update(new, old, step_size={1 - decay:.6g})",
+            f"the JAX step keeps {1 - decay:.12g} of the average and takes {decay:.12g} of the weights",
+            f"optax.incremental_update(new, old, step_size={1 - decay:.12g})",
             lambda old, before, after: (1 - decay) * old + decay * after,
         )
     fitted = _decay(tensor.jax, tensor.before, source.torch)
@@ -123,7 +123,7 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
         yield _Other(
             "average's decay",
             f"the JAX step keeps {short:.12g}",
-            f"optax.incremental_update(new, old, step_size={1 - decay:.6g})",
+            f"optax.incremental_update(new, old, step_size={1 - decay:.12g})",
             lambda old, before, after: short * old + (1 - short) * after,
             free=1,
         )
