@@ -7,7 +7,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,22 +56,9 @@ def _published_json(cells: "Sequence[Reproduction]", _: str) -> str:
 
 
 def _html(reports: "Sequence[Report]", _: str) -> str:
-    """Give a report's page; of several, each in a frame of its own behind its headline."""
-    if len(reports) == 1:
-        return reports[0].to_html()
-    folds = [
-        f"<details{' open' if number == 0 else ''}><summary>{escape(report.name)}: {escape(report.headline)}</summary>"
-        f"<iframe srcdoc='{escape(report.to_html())}' title='{escape(report.name)}'></iframe></details>"
-        for number, report in enumerate(reports)
-    ]
-    style = (
-        ":root{color-scheme:light dark;font:1rem system-ui}body{margin:1rem}"
-        "summary{padding:.5rem;cursor:pointer;font-weight:600}iframe{width:100%;height:85vh;border:1px solid #8884}"
-    )
-    head = "<meta charset=utf-8><meta name=viewport content='width=device-width'><title>netparity</title>"
-    return (
-        f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body>{''.join(folds)}</body></html>\n"
-    )
+    from compare.report.html import several_to_html
+
+    return reports[0].to_html() if len(reports) == 1 else several_to_html(reports)
 
 
 def markdown(reports: "Sequence[Report]", _: str = "") -> str:

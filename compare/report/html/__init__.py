@@ -1,5 +1,5 @@
-"""A report as one self-contained HTML page: no network, light and dark, by mouse and by keyboard."""
+"""A report as one HTML page that needs no network: `page.py` fills in the `templates`, and escapes every value."""
 
-from compare.report.html.page import to_html
+from compare.report.html.page import several_to_html, to_html
 
-__all__ = ["to_html"]
+__all__ = ["several_to_html", "to_html"]

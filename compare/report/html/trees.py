@@ -1,22 +1,20 @@
-"""Both models' modules side by side, with the map of their weights between them."""
+"""The page's two trees of modules, and which weight of one is which of the other: rows that the template writes."""
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from compare.report.html.parts import short
 from compare.verdict.quantity import FACTOR
 
 if TYPE_CHECKING:
     from compare.report.findings import Findings
 
 _UNFOLDED, _OUTLINED = 40, 400
-"""Rows of a tree up to which it is shown in full, and up to which all its modules are; what differs always is."""
+"""A tree of at most so many rows is unfolded altogether, or down to its modules. What differs is always unfolded."""
 
 _PORT = re.compile(r"^(.*?)(?: \(call \d+\))? output(?: .*)?$")
 """What a module gives, as the forward stage names it."""
@@ -24,7 +22,7 @@ _PORT = re.compile(r"^(.*?)(?: \(call \d+\))? output(?: .*)?$")
 _STAGES = ("forward", "loss", "gradient", "update", "parameters", "buffers")
 
 
-@dataclass
+@dataclass(frozen=True)
 class _State:
     """How far apart something is, and whether rounding explains it."""
 
@@ -45,11 +43,43 @@ class _Node:
     """Each tensor's full name, with the numbers of its links."""
 
 
-def trees(report: "Findings") -> Iterator[str]:
-    """Give the section; the script draws the lines between the two trees."""
+@dataclass(frozen=True)
+class Row:
+    """A module or a tensor in a tree."""
+
+    label: str
+    kind: str
+    """The class of a module; "" of a tensor."""
+    state: _State | None
+    """None where nothing was compared."""
+    first: bool
+    """Whether it is the first divergence."""
+    links: Sequence[int] = ()
+    """The numbers of a tensor's links: a line joins the two rows that share one."""
+    inside: Sequence["Row"] = ()
+    """The rows of a module's tensors and modules."""
+    open: bool = False
+
+    @property
+    def differs(self) -> bool:
+        """Whether it differs by more than rounding explains."""
+        return self.state is not None and self.state.ratio > FACTOR
+
+
+class Column(NamedTuple):
+    """The tree of one side."""
+
+    side: str
+    kind: str
+    """The class of the whole model."""
+    rows: Sequence[Row]
+
+
+def trees(report: "Findings") -> list[Column]:
+    """Give one column a side; none if the models have no modules and no weights."""
     weights = report.weights or [(each.torch, each.jax) for each in report.quantities if each.stage == "parameters"]
     if not weights and not any(report.modules):
-        return
+        return []
     columns = []
     for side, run, kinds, separator in (
         (0, report.torch, report.modules[0], "."),
@@ -59,17 +89,10 @@ def trees(report: "Findings") -> Iterator[str]:
         for number, link in enumerate(weights):
             names.setdefault(link[side], []).append(number)
         root = _tree(kinds, names, separator)
-        states = _states(report, side, names)
         first = "" if report.divergence is None else (report.divergence.torch, report.divergence.jax)[side]
-        rows = len(kinds) + len(names)
-        head = f'<h3>{escape(run.side)} <small class="kind">{escape(root.kind)}</small></h3>'
-        drawn = "".join(_rows(root, states, first, rows))
-        columns.append(f'<div class="tree" data-side="{side}">{head}{drawn}</div>')
-    yield (
-        '<section><h2>Modules and weights, side by side</h2><p class="dim">A line joins the two names of one weight. '
-        f"✓ agrees; ✗ differs by more than rounding explains; ○ has nothing to be held against. {_shown(report)}</p>"
-        f'<div class="trees"><svg aria-hidden="true"></svg>{"".join(columns)}</div></section>'
-    )
+        tree = _Tree(_states(report, side, names), first, len(kinds) + len(names))
+        columns.append(Column(run.side, root.kind, list(tree.rows(root))))
+    return columns
 
 
 def _tree(kinds: Mapping[str, str], names: Mapping[str, list[int]], separator: str) -> _Node:
@@ -89,19 +112,11 @@ def _tree(kinds: Mapping[str, str], names: Mapping[str, list[int]], separator: s
     return root
 
 
-def _shown(report: "Findings") -> str:
-    if report.divergence is None:
-        return "The number beside it is the float64 difference, at the step where rounding explains least of it."
-    return (
-        f"It is how things stand at the first divergence, step {report.divergence.step}, {report.divergence.stage}: "
-        "what comes of it later in that step is left out. The number beside it is the float64 difference."
-    )
-
-
 def _states(report: "Findings", side: int, weights: Iterable[str]) -> dict[str, _State]:
-    """Tell of each module by its path, and of each weight by its name, how far apart it is.
+    """Give the state of each module, by its path, and of each weight, by its name.
 
-    After the first divergence everything differs, and a picture of that would not show where it began.
+    After the first divergence everything differs, and a picture of that would not show where it began: what is
+    computed later in that step is left out.
     """
     found = {name: _State(None, 0.0) for name in weights}
     divergence = report.divergence
@@ -128,7 +143,7 @@ def _states(report: "Findings", side: int, weights: Iterable[str]) -> dict[str, 
 
 
 def _subjects(stage: str, name: str) -> list[str]:
-    """Name the modules or the weights that a quantity is of."""
+    """Name the module, or the weights, to which a quantity belongs."""
     if stage != "forward":
         return name.split(" + ")
     port = _PORT.match(name)
@@ -137,36 +152,35 @@ def _subjects(stage: str, name: str) -> list[str]:
     return ["" if port[1] == "the model" else port[1]]
 
 
-def _rows(node: _Node, states: Mapping[str, _State], first: str, size: int) -> Iterator[str]:
-    for name, links in node.tensors.items():
-        label = name[len(node.path) + 1 :] if node.path else name
-        joined = " ".join(map(str, links))
-        yield f'<div class="row tensor" data-links="{joined}">{_label(label, "", name, states, first)}</div>'
-    for child in node.children.values():
-        if not child.kind and not child.tensors:  # a list of modules, which computes nothing itself
-            for grandchild in child.children.values():
-                grandchild.label = (
-                    f"{child.label}{grandchild.path[len(child.path) : len(child.path) + 1]}{grandchild.label}"
-                )
-            yield from _rows(child, states, first, size)
-            continue
-        label = _label(child.label, child.kind, child.path, states, first)
-        inside = "".join(_rows(child, states, first, size))
-        if inside:
-            opened = " open" if size <= (_UNFOLDED if child.tensors else _OUTLINED) or "✗" in inside else ""
-            yield f'<details{opened}><summary class="row">{label}</summary><div class="inside">{inside}</div></details>'
-        else:
-            yield f'<div class="row leaf">{label}</div>'
+class _Tree(NamedTuple):
+    """What the rows of one tree need to know."""
 
+    states: Mapping[str, _State]
+    first: str
+    """The name of the first divergence."""
+    size: int
+    """How many rows there are."""
 
-def _label(label: str, kind: str, name: str, states: Mapping[str, _State], first: str) -> str:
-    state = states.get(name)
-    if state is None:
-        sign = '<span class="sign" title="not compared">○</span>' if kind else ""
-    else:
-        look, mark, word = ("mismatch", "✗", "differs") if state.ratio > FACTOR else ("match", "✓", "agrees")
-        error = "" if state.error64 is None else short(state.error64, 0)
-        sign = f'<span class="sign {look}" title="{word}"><span class="error">{error}</span> {mark}</span>'
-    here = ' <em class="here">first divergence</em>' if name and name == first else ""
-    what = f' <small class="kind">{escape(kind)}</small>' if kind else ""
-    return f"<span><code>{escape(label)}</code>{what}{here}</span>{sign}"
+    def rows(self, node: _Node) -> Iterator[Row]:
+        """Give the rows inside a module: its tensors, then its modules."""
+        for name, links in node.tensors.items():
+            label = name[len(node.path) + 1 :] if node.path else name
+            yield self._row(label, "", name, links=links)
+        for child in node.children.values():
+            if not child.kind and not child.tensors:  # a list of modules, which computes nothing itself
+                yield from self._of_list(child)
+                continue
+            inside = list(self.rows(child))
+            small = self.size <= (_UNFOLDED if child.tensors else _OUTLINED)
+            opened = small or any(row.differs or row.open for row in inside)
+            yield self._row(child.label, child.kind, child.path, inside=inside, open=bool(inside) and opened)
+
+    def _of_list(self, child: _Node) -> Iterator[Row]:
+        """Give the modules of a list without a row for the list itself: "layers.0"."""
+        for inner in child.children.values():
+            separator = inner.path[len(child.path) : len(child.path) + 1]
+            inner.label = f"{child.label}{separator}{inner.label}"
+        yield from self.rows(child)
+
+    def _row(self, label: str, kind: str, name: str, **more: Any) -> Row:
+        return Row(label, kind, self.states.get(name), bool(name) and name == self.first, **more)
