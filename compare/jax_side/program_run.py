@@ -10,10 +10,11 @@ from compare.errors import InputError
 from compare.jax_side.layers import nnx_layers, state_layers
 from compare.jax_side.lift import traced
 from compare.jax_side.lift_modules import lift_nnx
-from compare.jax_side.naming import LiftingWatcher, Watch, Watcher, naming, sorted_out
+from compare.jax_side.naming import naming
 from compare.jax_side.program import JaxProgram
 from compare.jax_side.program_state import Role, Structure, is_nnx, path_name
 from compare.jax_side.replay import replayable, replaying
+from compare.jax_side.watching import LiftingWatcher, Watch, Watcher, sorted_out
 from compare.numerics.distance import ULPS
 from compare.step.batch import described, mapped
 from compare.step.draws import NO_HINTS, Draw, Hints

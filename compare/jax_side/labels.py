@@ -1,0 +1,48 @@
+"""Names within a traced program: what a named tensor is, and how a tensor gets its name.
+
+A tensor that is recorded while a step is traced cannot leave a nested jit, grad or scan. A name can: each tensor is
+passed through `jax.ad_checkpoint.checkpoint_name`, an identity, and whoever runs the traced program reads the values
+where the named operations stand. `naming.py` names tensors while a step is traced, and `watching.py` reads them while
+the traced program is run.
+"""
+
+from typing import Any, NamedTuple
+
+from compare.jax_side.record import leaves
+
+
+class Label(NamedTuple):
+    """What a named tensor is; it is written into the program as text."""
+
+    what: str
+    """"input" or "output" of a module, "gradient" that an optimizer is given, or "parameter" that a program uses."""
+    root: str
+    """The path of the module's root in the state, or a number that stands for it: see `Watch`."""
+    path: str
+    leaf: str
+    kind: str = ""
+    """The class of the module."""
+
+    def __str__(self) -> str:
+        return "|".join(("netparity", *self))
+
+    @classmethod
+    def of(cls, text: str) -> "Label | None":
+        """Read it from a name in a program; None if the name is the user's own."""
+        first, *rest = text.split("|")
+        return cls(*rest) if first == "netparity" and len(rest) == len(cls._fields) else None
+
+
+def named(tree: Any, what: str, root: str, path: str = "", kind: str = "") -> Any:
+    """Pass each numeric array of a pytree through a name."""
+    import jax
+    from jax.ad_checkpoint import checkpoint_name
+
+    known = {id(array): leaf for leaf, array in leaves(tree)}
+
+    def name(array: Any) -> Any:
+        if id(array) not in known:
+            return array
+        return checkpoint_name(array, str(Label(what, root, path, known[id(array)], kind)))
+
+    return jax.tree.map(name, tree)
