@@ -233,6 +233,13 @@ def test_a_forward_pass_alone_has_no_losses() -> None:
         alone.plot()
 
 
+@pytest.mark.parametrize("stage", ["shown", "state"])
+def test_the_stages_of_a_program_are_on_the_page(stage: str) -> None:
+    report = synthetic()
+    report.quantities[-1].stage = stage
+    assert f'<td data-of="stage">{stage}</td>' in report.to_html()
+
+
 def test_plot_is_a_figure() -> None:
     figure = synthetic().plot()
     assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "relative difference"]

@@ -29,6 +29,7 @@ from compare.diagnosis.optimizers.search import hypotheses
 from compare.diagnosis.optimizers.some_parameters import Assignment, treatments
 from compare.diagnosis.optimizers.some_parameters import told as told_some
 from compare.diagnosis.optimizers.told import Told, rates_in_words, with_distinct_digits
+from compare.step.stage import Stage
 
 MODULES = {"jax": jax, "jnp": jnp, "optax": optax}
 
@@ -62,7 +63,7 @@ def evidence_of(optimizer: optim.Optimizer, largest: float | None = None) -> Evi
         return np.ones((3, 2))
 
     def result(name: str, *, two: bool = False) -> Result:
-        pairing = Pairing("update", name, name.replace(".weight", "/kernel"), read, read, operands=read)
+        pairing = Pairing(Stage.UPDATE, name, name.replace(".weight", "/kernel"), read, read, operands=read)
         return Result(pairing._replace(last=read if two else None), np.ones((3, 2)), np.zeros((3, 2)), 1e-9)
 
     step = OptimizerStep(

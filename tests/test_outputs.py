@@ -14,6 +14,7 @@ import pytest
 import compare
 from compare.command_line.files import OF_REPORTS, markdown
 from compare.command_line.main import main
+from compare.step.stage import Stage
 
 DATA = importlib.resources.files("compare") / "data"
 PAIR = """
@@ -79,6 +80,11 @@ def test_check_writes_json_by_the_schema(function: str, status: int, here: Path)
     assert report["weights"] == [{"torch": "weight", "jax": "kernel"}, {"torch": "bias", "jax": "bias"}]
     if function == "overflow":
         assert None in report["sides"]["jax"]["losses32"]
+
+
+def test_the_schema_has_every_stage() -> None:
+    schema = json.loads((DATA / "report.schema.json").read_text(encoding="utf-8"))
+    assert schema["$defs"]["stage"]["enum"] == list(Stage)
 
 
 def test_the_notebook_writes_every_kind(

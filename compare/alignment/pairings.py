@@ -27,7 +27,7 @@ class NotCompared(NamedTuple):
 class Pairing(NamedTuple):
     """One quantity of both sides, and how to read it from what a step shows."""
 
-    stage: str
+    stage: Stage
     torch: str
     jax: str
     torch_array: Read
@@ -64,7 +64,7 @@ class Alignment(NamedTuple):
 
 
 def align_tensors(
-    stage: str, field: str, links: Iterable[Link], torch: Observation, jax: Observation
+    stage: Stage, field: str, links: Iterable[Link], torch: Observation, jax: Observation
 ) -> Iterator[Pairing]:
     """Pair one field of both observations ("gradients", "updates", "parameters", "buffers") as the links say.
 

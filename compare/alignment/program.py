@@ -12,6 +12,7 @@ from compare.alignment.forward import align_modules
 from compare.alignment.optimizer_state import Settings, align_state
 from compare.alignment.pairings import Alignment, NotCompared, Pairing, align_tensors
 from compare.step.observation import Observation, to_numpy
+from compare.step.stage import Stage
 from compare.weights.links import Link
 
 _NO_GRADIENT = (
@@ -44,14 +45,19 @@ def align_program(
     pairings += gradients
     slots, rest = _slots(links, torch, jax, settings)
     pairings += slots
-    for stage, field in (("update", "updates"), ("parameters",) * 2, ("buffers",) * 2, ("state",) * 2):
+    for stage, field in (
+        (Stage.UPDATE, "updates"),
+        (Stage.PARAMETERS, "parameters"),
+        (Stage.BUFFERS, "buffers"),
+        (Stage.STATE, "state"),
+    ):
         pairings += align_tensors(stage, field, links, torch, jax)
     return Alignment(_in_order(pairings, torch), not_compared + left + alone + rest)
 
 
 def _losses(torch: Observation, jax: Observation) -> Iterator[Pairing]:
     if torch.loss is not None and jax.loss is not None:
-        yield Pairing("loss", "loss", "loss", lambda seen: to_numpy(seen.loss), lambda seen: to_numpy(seen.loss))
+        yield Pairing(Stage.LOSS, "loss", "loss", lambda seen: to_numpy(seen.loss), lambda seen: to_numpy(seen.loss))
 
 
 def _shown(torch: Observation, jax: Observation) -> tuple[list[Pairing], list[NotCompared]]:
@@ -61,7 +67,7 @@ def _shown(torch: Observation, jax: Observation) -> tuple[list[Pairing], list[No
         def read(seen: Observation) -> np.ndarray:
             return to_numpy(seen.shown[name])
 
-        return Pairing("shown", name, name, read, read)
+        return Pairing(Stage.SHOWN, name, name, read, read)
 
     both = [name for name in torch.shown if name in jax.shown]
     left = [
@@ -81,7 +87,7 @@ def _gradients(links: Sequence[Link], torch: Observation, jax: Observation) -> t
         for number in numbers
         for link in links
     ]
-    pairings = list(align_tensors("gradient", "gradients", each, torch, jax))
+    pairings = list(align_tensors(Stage.GRADIENT, "gradients", each, torch, jax))
     met = {link.torch for link in each if link.torch in torch.gradients and link.jax in jax.gradients}
     return pairings, [NotCompared("torch", f"gradient of {n}", _NO_GRADIENT) for n in torch.gradients if n not in met]
 
@@ -151,17 +157,17 @@ def _likeness(keys: Iterable[str], path: Iterable[str]) -> int:
 def _in_order(pairings: list[Pairing], torch: Observation) -> list[Pairing]:
     """Sort by when torch computed each: modules, gradients and updates as they were seen, the rest at the end."""
     end = len(torch.order)
-    first_gradient = min((rank for (stage, _), rank in torch.order.items() if stage == "gradient"), default=end)
+    first_gradient = min((rank for (stage, _), rank in torch.order.items() if stage == Stage.GRADIENT), default=end)
 
     def rank(pairing: Pairing) -> float:
         if pairing.ports is not None:
-            return torch.order.get(("forward", pairing.ports[0]), end)
-        if pairing.stage == "loss":  # it was computed before its gradients
+            return torch.order.get((Stage.FORWARD, pairing.ports[0]), end)
+        if pairing.stage == Stage.LOSS:  # it was computed before its gradients
             return first_gradient - 0.5
         name = pairing.torch.split(" + ")[0].partition("[")[0]
         if pairing.link is not None:
             name = pairing.link.torch
         return torch.order.get((pairing.stage, name), end)
 
-    updated = min((rank for (stage, _), rank in torch.order.items() if stage == "update"), default=end)
+    updated = min((rank for (stage, _), rank in torch.order.items() if stage == Stage.UPDATE), default=end)
     return [each._replace(after_update=rank(each) > updated) for each in sorted(pairings, key=rank)]

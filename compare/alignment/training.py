@@ -132,7 +132,7 @@ def _without_partner(
     return pairings, not_compared
 
 
-def _one_sided(stage: str, field: str, side: str, name: str, value: np.ndarray) -> Pairing:
+def _one_sided(stage: Stage, field: str, side: str, name: str, value: np.ndarray) -> Pairing:
     """Hold a tensor that only one side has against a value."""
 
     def own(observation: Observation) -> np.ndarray:

@@ -5,6 +5,7 @@ import numpy as np
 from compare.comparison.mapped_pair import MappedPair
 from compare.diagnosis.converted_weights import misconverted
 from compare.numerics.distance import EPSILON32, ULPS, distance
+from compare.step.stage import Stage
 from compare.verdict.divergence import Divergence
 
 
@@ -30,7 +31,7 @@ def wrongly_converted(pair: MappedPair) -> list[Divergence]:
     return [
         Divergence(
             0,
-            "parameters",
+            Stage.PARAMETERS,
             link.torch,
             link.jax,
             distance(theirs, ours),

@@ -64,7 +64,7 @@ def explained(
                 found = searched
         divergences.append(found)
         if found.cause and found.cause.name in OF_THE_MODEL:  # the rest of the forward pass is explained with it
-            others[:] = [other for other in others if other.divergence.stage != "forward"]
+            others[:] = [other for other in others if other.divergence.stage != Stage.FORWARD]
     return Causes(divergences, rounding)
 
 

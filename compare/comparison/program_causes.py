@@ -145,7 +145,7 @@ def _computed(read: Read, seen: Observation) -> np.ndarray | None:
 def _of_state(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> list[Edit]:
     """Give the edits that what both sides have at this place suggests."""
     pairing = followed.pairings[reach.place]
-    if pairing.stage not in ("gradient", "state", "buffers"):
+    if pairing.stage not in (Stage.GRADIENT, Stage.STATE, Stage.BUFFERS):
         return []
     both = steps.both(edits)
     before = dict(steps.start())
@@ -156,15 +156,15 @@ def _of_state(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
     found = _difference(followed, reach.place, reach.step, torch, jax)
     if found is None:
         return []
-    if pairing.stage == "gradient":
-        each = [_difference(followed, place, reach.step, torch, jax) for place in _places(followed, "gradient")]
+    if pairing.stage == Stage.GRADIENT:
+        each = [_difference(followed, place, reach.step, torch, jax) for place in _places(followed, Stage.GRADIENT)]
         wrong = [one for one in each if one is not None and distance(one.jax, one.torch) > one.near]
         return list(scales.edits(found, wrong))
     tensors = dict(_tensors(followed, reach.step, torch, jax, before))
     return list(averages.edits(dataclasses.replace(found, tensors=tensors)))
 
 
-def _places(followed: Followed, *stages: str) -> list[int]:
+def _places(followed: Followed, *stages: Stage) -> list[int]:
     return [place for place, pairing in enumerate(followed.pairings) if pairing.stage in stages]
 
 
@@ -181,7 +181,7 @@ def _tensors(
     followed: Followed, step: int, torch: Observation, jax: Observation, before: dict[str, np.ndarray]
 ) -> Iterator[tuple[str, StateTensor]]:
     """List the tensors of the state that are whole tensors of torch's, in torch's layout."""
-    for place in _places(followed, "parameters", "buffers", "state"):
+    for place in _places(followed, Stage.PARAMETERS, Stage.BUFFERS, Stage.STATE):
         found = _difference(followed, place, step, torch, jax)
         if found is not None and found.name in before and before[found.name].size == found.torch.size:
             shaped = _in_layout(followed.pairings[place], before[found.name], found.torch)

@@ -9,6 +9,7 @@ from compare.jax_side.draw_matching import match
 from compare.jax_side.keys import StepKeys
 from compare.numerics.distance import distance
 from compare.step.draws import Draw, Hints, Site
+from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Divergence
 
 DOCS = "https://docs.jax.dev/en/latest/random-numbers.html"
@@ -80,4 +81,4 @@ def _finding(before: _Use, use: _Use) -> Divergence:
         says = f"{place} has the key of another draw" + (f", at {earlier}" if earlier != place else "")
         fix = "make another key for each draw: key, subkey = jax.random.split(key)"
     cause = Cause("random key used twice", f"{says}, so that the JAX side draws the same numbers. {ours}", fix, DOCS)
-    return Divergence(use.step, "forward", f"draw {use.draw}, {use.site}", place, apart, 0.0, 0.0, cause)
+    return Divergence(use.step, Stage.FORWARD, f"draw {use.draw}, {use.site}", place, apart, 0.0, 0.0, cause)

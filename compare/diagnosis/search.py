@@ -23,6 +23,7 @@ from compare.numerics.fitting import fitted
 from compare.numerics.relations import Kind, Relation, relation
 from compare.step.batch import Batch
 from compare.step.draws import Draw
+from compare.step.stage import Stage
 from compare.torch_side.run import TorchRun
 from compare.verdict.divergence import Cause, Part
 from compare.verdict.first_difference import Found
@@ -59,12 +60,12 @@ def explain(
     if not np.isfinite(found.limit):  # in float32 only one side is finite: anything would be near enough
         return None, ()
     stage = found.divergence.stage
-    if stage in ("update", "parameters"):
+    if stage in (Stage.UPDATE, Stage.PARAMETERS):
         return None, ()
     rerun, (held_out, others) = _rerun(found, run, batch, draws), itertools.tee(held_out)
     search = _Search(found, rerun, place, held_out)
     searches = [search.exact, search.settings, search.constants, search.two]
-    if stage in ("forward", "loss") and surroundings is not None and not search.is_data:
+    if stage in (Stage.FORWARD, Stage.LOSS) and surroundings is not None and not search.is_data:
         elsewhere = ((_rerun(found, other.run, other.batch, other.draws), other.target) for other in others)
         structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
         # What has no number of its own says more than a number that was fitted; and a function's own setting, such as
@@ -79,7 +80,7 @@ def explain(
 def _rerun(found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Rerun:
     """Make the part of a step in which a divergence arises one that can be run again."""
     run.optimizer = None
-    if found.divergence.stage in ("forward", "buffers"):
+    if found.divergence.stage in (Stage.FORWARD, Stage.BUFFERS):
         run.loss = None
     return Rerun(run, batch, draws, _window(found), FUNCTIONS)
 
@@ -93,14 +94,14 @@ class _Step:
     def calls(self) -> list[Call]:
         """List the calls that may be changed: of a buffer, those of the module that has it."""
         calls = self.rerun.calls()
-        if self.found.divergence.stage == "buffers":
+        if self.found.divergence.stage == Stage.BUFFERS:
             path = self.found.pairing.torch.rpartition(".")[0]
             return [call if call.module == path else dataclasses.replace(call, name="") for call in calls]
         return calls
 
     def candidates(self) -> list[Counterfactual]:
         """List what may be otherwise."""
-        return list(counterfactuals(self.calls(), gradient=self.found.divergence.stage == "gradient"))
+        return list(counterfactuals(self.calls(), gradient=self.found.divergence.stage == Stage.GRADIENT))
 
     def observe(self, rewrites: Mapping[int, Rewrite]) -> np.ndarray | None:
         """Run the step; None where a rewrite does not apply."""
@@ -195,7 +196,9 @@ class _Search:
             return Cause("shape", f"shape: {shapes}", _BATCHES if fewer else "", "docs/report.md"), ()
         if lost := int((~np.isfinite(theirs) & np.isfinite(ours)).sum()):
             says = f"not a number: {lost} of {theirs.size} elements are NaN or infinite on the JAX side alone"
-            return Cause("not a number", says, *(_UNSAFE if self.found.divergence.stage == "gradient" else ("",))), ()
+            return Cause(
+                "not a number", says, *(_UNSAFE if self.found.divergence.stage == Stage.GRADIENT else ("",))
+            ), ()
         if cause := self._related(ours):
             return cause, ()
         if not ours.ndim:
@@ -316,6 +319,6 @@ def _window(found: Found) -> Window:
     ports = found.pairing.ports
     if ports is not None:
         return Window(found.before.ports[0] if found.before and found.before.ports else None, ports[0])
-    if stage == "loss" and found.before and found.before.ports:
+    if stage == Stage.LOSS and found.before and found.before.ports:
         return Window(found.before.ports[0])
     return Window()

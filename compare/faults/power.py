@@ -23,6 +23,7 @@ from compare.report.power import Outcome, Power, Why
 from compare.report.progress import Progress, Show, ignore
 from compare.report.wording import counted
 from compare.step.observation import Observation, to_numpy
+from compare.step.stage import Stage
 from compare.torch_side.side import Torch
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, follow
@@ -307,15 +308,15 @@ class Planting:
                 run.model.train()
         return zip(*map(self.runs.stepper.whole, runs), strict=False)
 
-    def _arrays(self, seen: Observation) -> dict[tuple[str, str], np.ndarray]:
+    def _arrays(self, seen: Observation) -> dict[tuple[Stage, str], np.ndarray]:
         """Give all that a step shows, by stage and name, but for buffers that are compared with nothing."""
         compared = {link.torch for link in self.pair.links}
-        fields: Sequence[tuple[str, Mapping[Any, Any]]] = (
-            ("forward", seen.forward),
-            ("loss", {} if seen.loss is None else {"loss": seen.loss}),
-            ("gradient", seen.gradients),
-            ("update", {**seen.updates, **seen.optimizer}),
-            ("parameters", seen.parameters),
-            ("buffers", {name: buffer for name, buffer in seen.buffers.items() if name in compared}),
+        fields: Sequence[tuple[Stage, Mapping[Any, Any]]] = (
+            (Stage.FORWARD, seen.forward),
+            (Stage.LOSS, {} if seen.loss is None else {"loss": seen.loss}),
+            (Stage.GRADIENT, seen.gradients),
+            (Stage.UPDATE, {**seen.updates, **seen.optimizer}),
+            (Stage.PARAMETERS, seen.parameters),
+            (Stage.BUFFERS, {name: buffer for name, buffer in seen.buffers.items() if name in compared}),
         )
         return {(stage, str(name)): to_numpy(value) for stage, found in fields for name, value in found.items()}

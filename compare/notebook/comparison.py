@@ -24,6 +24,7 @@ from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show, ignore
 from compare.report.report import Report
 from compare.step.observation import Observation, Stream, halves, to_numpy
+from compare.step.stage import Stage
 from compare.verdict.divergence import Divergence
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import SoFar, Streams, follow
@@ -179,7 +180,7 @@ def _state(name: str) -> Pairing:
     def read(observation: Observation) -> np.ndarray:
         return to_numpy(observation.optimizer[name])
 
-    return Pairing("update", name, name, read, read)
+    return Pairing(Stage.UPDATE, name, name, read, read)
 
 
 def _trained_otherwise(runs: list[Run], stepped: list[np.ndarray], loss: Quantity) -> Divergence | None:
@@ -188,7 +189,7 @@ def _trained_otherwise(runs: list[Run], stepped: list[np.ndarray], loss: Quantit
         step, error = min(len(run.losses32), len(losses)), np.inf
         what = f"has {len(run.losses32)} losses, where {len(losses)} steps were compared"
         if len(run.losses32) == len(losses):
-            apart = Quantity("loss", "loss", "loss", error_torch=errors, cancellation=loss.cancellation)
+            apart = Quantity(Stage.LOSS, "loss", "loss", error_torch=errors, cancellation=loss.cancellation)
             difference = np.abs(run.losses32.astype(np.float64) - losses) / np.abs(losses)
             wrong = difference > FACTOR * apart.rounding
             if not wrong.any():
@@ -197,7 +198,7 @@ def _trained_otherwise(runs: list[Run], stepped: list[np.ndarray], loss: Quantit
             error, what = float(difference[step]), "differs from its own steps one by one: it is not deterministic"
         opinion = f"the {run.side} side's training run {what}"
         fair = errors[min(step, len(errors) - 1)]
-        return Divergence(step, "loss", "loss", "loss", error, fair, fair, opinion=opinion)
+        return Divergence(step, Stage.LOSS, "loss", "loss", error, fair, fair, opinion=opinion)
     return None
 
 

@@ -13,6 +13,7 @@ from compare.bugs import Bug
 from compare.report.groups import Group, grouped
 from compare.report.summary import LeftOut, StageSummary, by_reason, summaries
 from compare.report.wording import counted
+from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.quantity import Quantity, Verdict
 
@@ -171,7 +172,7 @@ class Findings:
     @property
     def loss(self) -> Quantity:
         """How far apart the losses are; LookupError if the sides were given none."""
-        found = next((quantity for quantity in self.quantities if quantity.stage == "loss"), None)
+        found = next((quantity for quantity in self.quantities if quantity.stage == Stage.LOSS), None)
         if found is None:
             raise LookupError("the sides were given no loss")
         return found

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from compare.report.findings import SHOWN_GROUPS
+from compare.step.stage import Stage
 from compare.verdict.quantity import Verdict
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def to_markdown(report: "Findings") -> str:
         "|---|---|---|---|---|",
     ]
     for stage in report.by_stage():
-        where = f"step {stage.step}" if stage.stage == "loss" else f"{_code(stage.worst.torch)}, step {stage.step}"
+        where = f"step {stage.step}" if stage.stage == Stage.LOSS else f"{_code(stage.worst.torch)}, step {stage.step}"
         lines.append(f"| {stage.stage} | {stage.tensors} | {stage.error64:.1e} | {stage.expected64:.1e} | {where} |")
     lines.append("")
     lines += [

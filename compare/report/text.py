@@ -13,6 +13,7 @@ from compare.bugs import ADVICE
 from compare.report.findings import SHOWN_GROUPS, float32_difference
 from compare.report.power import show as show_power
 from compare.report.wording import SIGN
+from compare.step.stage import Stage
 from compare.verdict.quantity import Verdict
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def stages(report: "Findings") -> Table:
         out.add_column(heading, justify="right", no_wrap=True)
     out.add_column("farthest from rounding at", overflow="fold")
     for stage in report.by_stage():
-        where = f"step {stage.step}" if stage.stage == "loss" else f"{stage.worst.torch}, step {stage.step}"
+        where = f"step {stage.step}" if stage.stage == Stage.LOSS else f"{stage.worst.torch}, step {stage.step}"
         out.add_row(stage.stage, str(stage.tensors), f"{stage.error64:.1e}", f"{stage.expected64:.1e}", Text(where))
     return out
 

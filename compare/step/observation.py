@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from compare.step.stage import Stage
+
 
 def to_numpy(value: Any) -> np.ndarray:
     """Read a torch tensor, a JAX array or a number; bfloat16, which NumPy has not, as float32."""
@@ -68,7 +70,7 @@ class Observation(NamedTuple):
     """Of a program: the rank of modules' tensors, gradients and updates, in the order in which they were computed."""
 
 
-Event = tuple[str, Any]
+Event = tuple[Stage, Any]
 """A stage, and the port or name of what was computed in it."""
 
 Stream = Iterator[Observation]

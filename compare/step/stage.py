@@ -9,6 +9,8 @@ class Stage(StrEnum):
     FORWARD = "forward"
     """What goes into the modules and comes out of them."""
     LOSS = "loss"
+    SHOWN = "shown"
+    """What else a program shows by name."""
     GRADIENT = "gradient"
     UPDATE = "update"
     """What the optimizer adds to each parameter, and its state."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from compare.step.observation import Event
+from compare.step.stage import Stage
 from compare.torch_side.record import Record
 
 
@@ -56,17 +57,17 @@ class Watch:
                 name, gradient = self.run.name_of(parameter), parameter.grad
                 name = numbered(name, self.gradients)
                 self.gradients[name] = torch.zeros_like(parameter) if gradient is None else gradient.detach().clone()
-                self._events.append(("gradient", name))
+                self._events.append((Stage.GRADIENT, name))
 
     def _updated(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         del args, kwargs
         for group in optimizer.param_groups:
-            self._events += [("update", self.run.name_of(parameter)) for parameter in group["params"]]
+            self._events += [(Stage.UPDATE, self.run.name_of(parameter)) for parameter in group["params"]]
 
     def _seen(self) -> None:
         """Note which modules have run by now."""
-        known = {event for event in self._events if event[0] == "forward"}
-        self._events += [("forward", port) for port in self.record.seen if ("forward", port) not in known]
+        known = {event for event in self._events if event[0] == Stage.FORWARD}
+        self._events += [(Stage.FORWARD, port) for port in self.record.seen if (Stage.FORWARD, port) not in known]
 
     def order(self) -> dict[Event, int]:
         """Rank what the step shows, in the order in which it was computed."""

@@ -9,6 +9,7 @@ import numpy as np
 from compare.alignment.pairings import Pairing
 from compare.numerics.distance import EPSILON64, ULPS, norm
 from compare.step.observation import Observation
+from compare.step.stage import Stage
 from compare.verdict.quantity import FACTOR, LOST, Quantity
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Recorder:
 
     def __init__(self, run: OptimizerRun, pairs: Sequence[tuple[Pairing, Quantity]], steps: int) -> None:
         # Where two slots of torch are one of the JAX side's, its own starts each step from the last of them.
-        self._run, self._pairs = run, list({_place(p): (p, q) for p, q in pairs if p.stage == "update"}.values())
+        self._run, self._pairs = run, list({_place(p): (p, q) for p, q in pairs if p.stage == Stage.UPDATE}.values())
         self._all = steps * sum(parameter.numel() for parameter in run.parameters.values()) <= KEPT
         self._before: dict[str, Any] = {}
         self._added = 0

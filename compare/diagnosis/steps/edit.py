@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
 
 Tensors = Mapping[str, Any]
@@ -47,7 +48,7 @@ class Difference:
     """What differs first, with what both sides have at this step."""
 
     step: int
-    stage: str
+    stage: Stage
     name: str
     """Of the tensor on the torch side."""
     torch: np.ndarray

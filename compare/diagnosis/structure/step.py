@@ -13,6 +13,7 @@ from compare.diagnosis.structure.graph import FAILURES, Compute
 from compare.diagnosis.structure.recording import Recorded, recorded
 from compare.numerics.distance import distance
 from compare.step.observation import Port
+from compare.step.stage import Stage
 from compare.verdict.first_difference import Found
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _value(found: Found, step: Recorded) -> int | None:
     if found.pairing.ports is not None:
         return step.ports.get(found.pairing.ports[0])
     loss = step.seen.loss
-    if found.divergence.stage != "loss" or loss is None:
+    if found.divergence.stage != Stage.LOSS or loss is None:
         return None
     same = [n for n, value in enumerate(step.graph.values) if value.data_ptr() == loss.data_ptr()]
     return same[-1] if same else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from compare.step.stage import Stage
 from compare.verdict.quantity import FACTOR
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ _UNFOLDED, _OUTLINED = 40, 400
 
 _PORT = re.compile(r"^(.*?)(?: \(call \d+\))? output(?: .*)?$")
 """What a module gives, as the forward stage names it."""
-
-_STAGES = ("forward", "loss", "gradient", "update", "parameters", "buffers")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Column(NamedTuple):
 
 def trees(report: "Findings") -> list[Column]:
     """Give one column a side; none if the models have no modules and no weights."""
-    weights = report.weights or [(each.torch, each.jax) for each in report.quantities if each.stage == "parameters"]
+    weights = report.weights or [(each.torch, each.jax) for each in report.quantities if each.stage == Stage.PARAMETERS]
     if not weights and not any(report.modules):
         return []
     columns = []
@@ -93,6 +92,9 @@ def trees(report: "Findings") -> list[Column]:
         tree = _Tree(_states(report, side, names), first, len(kinds) + len(names))
         columns.append(Column(run.side, root.kind, list(tree.rows(root))))
     return columns
+
+
+_ORDER = {stage: number for number, stage in enumerate(Stage)}
 
 
 def _tree(kinds: Mapping[str, str], names: Mapping[str, list[int]], separator: str) -> _Node:
@@ -123,9 +125,9 @@ def _states(report: "Findings", side: int, weights: Iterable[str]) -> dict[str, 
     for quantity in report.quantities:
         if divergence is None:
             step = int(np.argmax(quantity.ratio))
-        elif _STAGES.index(quantity.stage) <= _STAGES.index(divergence.stage):
+        elif _ORDER[Stage(quantity.stage)] <= _ORDER[Stage(divergence.stage)]:
             step = divergence.step
-        elif quantity.stage in ("parameters", "buffers") and divergence.step:
+        elif quantity.stage in (Stage.PARAMETERS, Stage.BUFFERS) and divergence.step:
             step = divergence.step - 1
         else:
             continue
@@ -137,14 +139,14 @@ def _states(report: "Findings", side: int, weights: Iterable[str]) -> dict[str, 
             if old is None or old.error64 is None or new.ratio > old.ratio:
                 found[name] = new
     for each in (divergence, *report.others):
-        if each and each.stage == "parameters" and (name := (each.torch, each.jax)[side]) in found:
+        if each and each.stage == Stage.PARAMETERS and (name := (each.torch, each.jax)[side]) in found:
             found[name] = _State(each.error64, math.inf)  # as they were converted, before any step
     return found
 
 
 def _subjects(stage: str, name: str) -> list[str]:
     """Name the module, or the weights, to which a quantity belongs."""
-    if stage != "forward":
+    if stage != Stage.FORWARD:
         return name.split(" + ")
     port = _PORT.match(name)
     if port is None:
