@@ -17,6 +17,7 @@ CONTENTS = {
     "What was found": [
         *("report.report.Report", "report.findings.Findings", "verdict.quantity.Verdict"),
         *("verdict.divergence.Divergence", "verdict.divergence.Cause", "verdict.divergence.Part"),
+        *("verdict.divergence.Detail", "verdict.divergence.DetailKind"),
         "verdict.quantity.Quantity",
         *("report.findings.Run", "alignment.pairings.NotCompared", "report.groups.Group"),
         *("report.summary.StageSummary", "report.summary.LeftOut"),

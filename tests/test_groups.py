@@ -16,7 +16,7 @@ from compare.report.groups import grouped
 from compare.report.junit import to_junit
 from compare.report.places import collapsed, listed
 from compare.report.report import Report
-from compare.verdict.divergence import Cause, Divergence, Part
+from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence, Part
 from compare.verdict.quantity import Quantity
 
 BLOCKS = [(1, 2), (2, 3), (3, 2)]
@@ -38,7 +38,8 @@ def momentum(theirs: str = "0.99", measured: float = 1e-16) -> Cause:
 
 
 def at(stage: str, torch: str, jax: str, why: Cause | None, **fields: Any) -> Divergence:
-    return Divergence(0, stage, torch, jax, 0.1, 1e-7, 2e-16, why, **fields)
+    modules = (torch, jax) if stage == "forward" and not torch.startswith("between") else None
+    return Divergence(0, stage, torch, jax, 0.1, 1e-7, 2e-16, why, modules=modules, **fields)
 
 
 def norms() -> list[str]:
@@ -58,7 +59,7 @@ def flood() -> Report:
             name,
             name.replace(".", "/"),
             padding(1e-16 * number),
-            details=("torch  Conv2d(3, 8)", "flax  Conv(...)"),
+            details=(Detail(DetailKind.LAYER, "Conv2d(3, 8)", "torch"), Detail(DetailKind.LAYER, "Conv(...)", "jax")),
         )
         for number, name in enumerate(convolutions)
     ]
@@ -158,7 +159,10 @@ def test_what_differs_is_not_merged() -> None:
 
 def test_without_a_cause_only_equal_settings_are_one_finding() -> None:
     kinds = dict.fromkeys("abc", "Linear")
-    settings = [("torch  Linear(3, 2)", "flax  Linear(...)"), ("torch  Linear(3, 4)", "flax  Linear(...)")]
+    settings = [
+        (Detail(DetailKind.LAYER, f"Linear(3, {size})", "torch"), Detail(DetailKind.LAYER, "Linear(...)", "jax"))
+        for size in (2, 4)
+    ]
     found = [at("forward", name, name, None, details=settings[name == "c"]) for name in "abc"]
     assert titles(found, kinds) == ["difference in Linear (2 layers)", "difference at c"]
     unknown = [at("forward", f"between {name} and d", f"between {name} and d", None) for name in "ab"]

@@ -19,7 +19,7 @@ import compare
 from compare.alignment.pairings import NotCompared
 from compare.report.findings import Run, settings
 from compare.report.report import Report
-from compare.verdict.divergence import Cause, Divergence
+from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence
 from compare.verdict.quantity import Quantity
 
 EVIL = "<!--<script>document.title = 'broken'</script>"
@@ -38,16 +38,19 @@ def synthetic(tensors: int = 12, steps: int = 20, wrong_from: int | None = 7, na
             error64[wrong_from:] = 1e-4
         module = "" if stage == "loss" else f"layers.{number}"
         kind = {"forward": " output", "loss": "loss"}.get(stage, ".weight")
+        jax_module, jax_kind = module.replace(".", "/"), kind.replace(".weight", "/kernel")
+        subject = (module, jax_module) if stage == "forward" else (f"{module}{kind}", f"{jax_module}{jax_kind}")
         quantities.append(
             Quantity(
                 stage,
                 f"{module}{kind}",
-                f"{module.replace('.', '/')}{kind.replace('.weight', '/kernel')}",
+                f"{jax_module}{jax_kind}",
                 stage != "forward",
                 list(error64),
                 list(error32),
                 list(error32),
                 [1.0] * steps,
+                subjects=((subject[0],), (subject[1],)),
             )
         )
     divergence = None
@@ -55,9 +58,12 @@ def synthetic(tensors: int = 12, steps: int = 20, wrong_from: int | None = 7, na
         cause = Cause(
             "epsilon", "torch has eps=1e-05", "nnx.LayerNorm(..., epsilon=1e-05)", "https://flax.readthedocs.io"
         )
-        details = ("torch  LayerNorm(eps=1e-05)", "flax  LayerNorm(epsilon=1e-06)")
+        details = [
+            Detail(DetailKind.LAYER, "LayerNorm(eps=1e-05)", "torch"),
+            Detail(DetailKind.LAYER, "LayerNorm(epsilon=1e-06)", "jax"),
+        ]
         place = (wrong_from, "forward", "layers.3", "layers/3")
-        divergence = Divergence(*place, 1e-4, 1e-7, 2e-16, cause, details=details)
+        divergence = Divergence(*place, 1e-4, 1e-7, 2e-16, cause, details=tuple(details))
     losses = np.exp(-np.arange(steps) / 100) + 0.01 * rng.random(steps)
     runs = [Run(side, losses.astype(np.float32), losses) for side in ("torch", "flax")]
     paths = [f"layers.{number}" for number in range(tensors)]

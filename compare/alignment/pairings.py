@@ -46,6 +46,18 @@ class Pairing(NamedTuple):
     """In the forward stage: gives an array of the torch side the JAX side's layout."""
     last: Read | None = None
     """Of several tensors of torch that add up, reads the last alone: of an LSTM's two biases the second."""
+    parts: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """The names of the tensors of each side, where several add up to it."""
+
+    def subjects(self, side: int) -> tuple[str, ...]:
+        """Name what it belongs to on the torch side (0) or the JAX side (1): its tensors, or the module that gives it.
+
+        What a module takes belongs to none: whether it is right was decided before.
+        """
+        if self.ports is not None:
+            port = self.ports[side]
+            return (port.path,) if port.kind == "output" else ()
+        return self.parts[side] or ((self.torch, self.jax)[side],)
 
 
 def shown(read: Read, observation: Observation) -> np.ndarray | None:
@@ -81,9 +93,10 @@ def align_tensors(
             parts, copies = [link], by_torch[_key(link, "torch")]
         else:
             parts, copies = by_jax[_key(link, "jax")] if link.adds else [link], [link]
-        name, partner = (
-            " + ".join(named(each, side) for each in group) for side, group in (("torch", parts), ("jax", copies))
+        ours_named, theirs_named = (
+            tuple(named(each, side) for each in group) for side, group in (("torch", parts), ("jax", copies))
         )
+        name, partner = " + ".join(ours_named), " + ".join(theirs_named)
         if (name, partner) not in seen:
             seen.add((name, partner))
             yield Pairing(
@@ -94,6 +107,7 @@ def align_tensors(
                 _sum(field, "jax", copies),
                 operands=_sum("parameters", "torch", parts) if stage == Stage.UPDATE else None,
                 last=_sum(field, "torch", parts[-1:]) if len(parts) > 1 else None,
+                parts=(ours_named, theirs_named),
             )
 
 

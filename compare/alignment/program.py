@@ -164,9 +164,7 @@ def _in_order(pairings: list[Pairing], torch: Observation) -> list[Pairing]:
             return torch.order.get((Stage.FORWARD, pairing.ports[0]), end)
         if pairing.stage == Stage.LOSS:  # it was computed before its gradients
             return first_gradient - 0.5
-        name = pairing.torch.split(" + ")[0].partition("[")[0]
-        if pairing.link is not None:
-            name = pairing.link.torch
+        name = pairing.subjects(0)[0].partition("[")[0] if pairing.link is None else pairing.link.torch
         return torch.order.get((pairing.stage, name), end)
 
     updated = min((rank for (stage, _), rank in torch.order.items() if stage == Stage.UPDATE), default=end)

@@ -24,7 +24,7 @@ from compare.diagnosis.structure.search import Surroundings
 from compare.jax_side.run import JaxRun
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
-from compare.verdict.divergence import Divergence
+from compare.verdict.divergence import Detail, DetailKind, Divergence
 from compare.verdict.first_difference import Found
 from compare.weights.links import to_jax
 
@@ -83,7 +83,8 @@ def _with_cause(runs: Runs, found: Found, jax: JaxRun, from_torch: FromTorch, bu
     surroundings = Surroundings(from_torch.ports, budget, outputs)
     cause, related = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
     ours, theirs = _both_layers(pair, found)
-    details = (f"torch  {ours}", f"{pair.jax.name}  {theirs}") if ours and theirs else ()
+    sides = (("torch", ours), ("jax", theirs)) if ours and theirs else ()
+    details = [Detail(DetailKind.LAYER, layer, side) for side, layer in sides]
     return dataclasses.replace(found.divergence, cause=cause, details=(*details, *related))
 
 
@@ -103,7 +104,7 @@ def _outputs(
 def _both_layers(pair: MappedPair, found: Found) -> tuple[str, str]:
     """Show both layers with their settings, where the culprit is a layer."""
     ports = found.pairing.ports
-    if ports is None or not found.divergence.torch.startswith(ports[0].module):
+    if ports is None or found.divergence.modules is None:
         return "", ""
     module = dict(pair.torch.model.named_modules()).get(ports[0].path)
     return _described(module), _described(pair.jax_modules.get(ports[1].path))

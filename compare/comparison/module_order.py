@@ -113,7 +113,9 @@ def merged(found: Sequence[Found], moves: Sequence[Moved]) -> list[Found]:
         elif move.torch not in seen:
             seen.add(move.torch)
             torch, jax = move.torch or "the model", move.jax or "the model"
-            place = dataclasses.replace(each.divergence, torch=torch, jax=jax, cause=move.cause)
+            place = dataclasses.replace(
+                each.divergence, torch=torch, jax=jax, cause=move.cause, modules=(move.torch, move.jax)
+            )
             kept.append(each._replace(divergence=place, known=True))
     return kept
 

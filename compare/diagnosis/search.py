@@ -25,7 +25,7 @@ from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.step.stage import Stage
 from compare.torch_side.run import TorchRun
-from compare.verdict.divergence import Cause, Part
+from compare.verdict.divergence import Cause, Detail, DetailKind, Part
 from compare.verdict.first_difference import Found
 from compare.verdict.fix import Code, written
 
@@ -41,7 +41,7 @@ def explain(
     place: Place,
     held_out: Iterable[HeldOut] = (),
     surroundings: Surroundings | None = None,
-) -> tuple[Cause | None, tuple[str, ...]]:
+) -> tuple[Cause | None, tuple[Detail, ...]]:
     """Look for the cause of a divergence.
 
     Args:
@@ -185,7 +185,7 @@ class _Search:
                 return self._cause(changed, apart)
         return None
 
-    def related(self) -> tuple[Cause | None, tuple[str, ...]]:
+    def related(self) -> tuple[Cause | None, tuple[Detail, ...]]:
         """Say how the JAX side's result comes from torch's, or else where they are farthest apart."""
         ours, theirs = self.ours, self.target
         if ours is None:
@@ -202,10 +202,11 @@ class _Search:
         if cause := self._related(ours):
             return cause, ()
         if not ours.ndim:
-            return None, (f"torch gives {ours:.6g}, the JAX side {theirs:.6g}",)
+            return None, (Detail(DetailKind.VALUES, f"torch gives {ours:.6g}, the JAX side {theirs:.6g}"),)
         where = np.unravel_index(int(np.argmax(np.abs(ours - theirs))), ours.shape)
         at = ", ".join(map(str, where))
-        return None, (f"farthest apart at [{at}]: torch gives {ours[where]:.6g}, the JAX side {theirs[where]:.6g}",)
+        farthest = f"farthest apart at [{at}]: torch gives {ours[where]:.6g}, the JAX side {theirs[where]:.6g}"
+        return None, (Detail(DetailKind.VALUES, farthest),)
 
     def _related(self, ours: np.ndarray) -> Cause | None:
         # Data comes in float32, and what was done to it was done in float32.

@@ -20,7 +20,7 @@ from compare.verdict.quantity import Quantity, Verdict
 if TYPE_CHECKING:
     from compare.report.power import Power
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of what `compare.Report.to_json` gives; it grows when a field changes its meaning or goes."""
 
 SHOWN_GROUPS = 12
@@ -127,6 +127,10 @@ class Findings:
         """Give what was not compared, one entry for each side and reason."""
         return by_reason(self.not_compared)
 
+    def side_name(self, side: str) -> str:
+        """What the "torch" or the "jax" side is called; "" of ""."""
+        return {"torch": self.torch.side, "jax": self.jax.side, "": ""}[side]
+
     @property
     def uneven(self) -> Quantity | None:
         """The first quantity that one side rounds more, where that is all that is wrong with it."""
@@ -205,7 +209,11 @@ class Findings:
             "modules": dict(zip(("torch", "jax"), self.modules, strict=True)),
             "weights": [{"torch": torch, "jax": jax} for torch, jax in self.weights],
             "quantities": [
-                {key: value for key, value in vars(quantity).items() if key not in ("update", "sizes", "rounds_alone")}
+                {
+                    key: value
+                    for key, value in vars(quantity).items()
+                    if key not in ("update", "sizes", "rounds_alone", "subjects")
+                }
                 | {"worst_ratio": float(quantity.ratio.max()), "verdict": str(quantity.verdict)}
                 for quantity in self.quantities
             ],

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from compare.report.places import listed
 from compare.report.wording import counted
 from compare.step.stage import Stage
-from compare.verdict.divergence import Cause, Divergence, Part
+from compare.verdict.divergence import Cause, Detail, Divergence, Part
 
 SHOWN_PLACES = 6
 """So many entries of a list of places are shown; each may stand for several places."""
@@ -128,7 +128,7 @@ class Group:
         return len(self.where) <= BRIEF
 
     @property
-    def details(self) -> tuple[str, ...]:
+    def details(self) -> tuple[Detail, ...]:
         """What is known of the place. Of several places with one cause nothing, as the cause has what they share."""
         return () if self.cause and len(self.findings) > 1 else self.first.details
 
@@ -166,8 +166,7 @@ def grouped(findings: Sequence[Divergence], modules: Modules) -> list[Group]:
     alone = {cause.parts for each in findings if (cause := each.cause) and len(cause.parts) == 1}
     by_key: dict[Hashable, list[_Member]] = {}
     for number, finding in enumerate(findings):
-        torch = _place(finding.torch, finding.stage, modules[0], ".")
-        jax = _place(finding.jax, finding.stage, modules[1], "/")
+        torch, jax = _place(finding, 0, modules[0]), _place(finding, 1, modules[1])
         for parts in _apart(finding.cause, alone):
             member = _Member(finding, torch, jax, parts)
             by_key.setdefault(_key(member) or number, []).append(member)
@@ -191,12 +190,12 @@ class _Place(NamedTuple):
     """The module's class; "" of what is no module."""
 
 
-def _place(name: str, stage: str, kinds: Mapping[str, str], separator: str) -> _Place:
-    """Give the module in which a finding lies, where it lies in one."""
-    if stage == Stage.FORWARD:
-        module = name.partition(" (call ")[0]
-        return _Place(module, kinds[module]) if module and module in kinds else _Place(name, "")
-    if stage == Stage.BUFFERS:
+def _place(finding: Divergence, side: int, kinds: Mapping[str, str]) -> _Place:
+    """Give the module in which a finding is on the torch side (0) or on the JAX side (1), if it is in one."""
+    name, separator = (finding.torch, finding.jax)[side], "./"[side]
+    if finding.modules is not None and (path := finding.modules[side]) and path in kinds:
+        return _Place(path, kinds[path])
+    if finding.stage == Stage.BUFFERS:
         module = name.rpartition(separator)[0]
         collection, _, inner = module.partition(separator)  # Linen's "batch_stats/norm/mean" is of "norm"
         for path in (module, inner if collection else ""):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from compare.report.findings import SHOWN_GROUPS
 from compare.step.stage import Stage
+from compare.verdict.divergence import DetailKind
 from compare.verdict.quantity import Verdict
 
 if TYPE_CHECKING:
@@ -21,13 +22,13 @@ def to_markdown(report: "Findings") -> str:
     lines += [f"- {_plain(line)}" for line in report.nondeterministic]
     groups = report.groups
     if len(groups) == 1:
-        lines += _group(groups[0])
+        lines += _group(report, groups[0])
     for note in report.notes:
         lines += _cause(note.explanation, note.fix)
     if len(groups) > 1:
         lines += [_plain(report.to_mend)]
         for number, group in enumerate(groups[:SHOWN_GROUPS], 1):
-            lines += ["", f"**{number}. {_plain(group.headline)}**", "", *_group(group)]
+            lines += ["", f"**{number}. {_plain(group.headline)}**", "", *_group(report, group)]
     lines += [
         "",
         f"<details><summary>Compared: {report.compared}; not compared: {len(report.not_compared)}</summary>",
@@ -50,15 +51,15 @@ def to_markdown(report: "Findings") -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 
-def _group(group: "Group") -> Iterator[str]:
+def _group(report: "Findings", group: "Group") -> Iterator[str]:
     first, largest = group.first, group.largest
     if len(group.findings) == 1:
         yield f"- torch {_code(first.torch)}, JAX {_code(first.jax)}: {first.error64:.1e} apart in float64"
     else:
         yield f"- {_code(group.where)}: up to {largest.error64:.1e} apart in float64"
-    for line in group.details:
-        side, _, layer = line.partition("  ")
-        yield f"- {side} {_code(layer)}" if layer else f"- {_plain(line)}"
+    for detail in group.details:
+        is_layer = detail.kind == DetailKind.LAYER
+        yield f"- {report.side_name(detail.side)} {_code(detail.text)}" if is_layer else f"- {_plain(detail.text)}"
     if first.opinion:
         yield f"- {_plain(first.opinion)}"
     if group.cause:

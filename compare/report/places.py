@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from compare.report.wording import counted
+from compare.verdict.between import Between
 
 _NUMBERED = re.compile(r"(.*?)(\d+)$")
-
-_BETWEEN = re.compile(r"between (the start of )?(\S+) and (the end of )?(\S+)")
 
 Numbers = tuple[str, frozenset[int]]
 """A component of a path that differs by its number alone: what comes before the number, and all numbers."""
@@ -74,12 +73,13 @@ def _components(path: str, separator: str) -> Iterable[Component]:
 
 def _between(path: str, separator: str) -> tuple[str, str]:
     """Split "between a.b and a.c" into "a" and "between b and c"; two empty texts if it is no such place."""
-    found = _BETWEEN.fullmatch(path)
-    if not found:
+    place = Between.read(path)
+    if place is None:
         return "", ""
-    start, end = (name.rpartition(separator)[::2] for name in found.group(2, 4))
-    start = (found[2], "the start") if found[1] else start
-    end = (found[4], "the end") if found[3] else end
+    start, end = (name.rpartition(separator)[::2] for name in (place.start, place.end))
+    # The start of a module is within that module, and not beside it.
+    start = (place.start, "the start") if place.takes else start
+    end = (place.end, "the end") if place.gives else end
     return (start[0], f"between {start[1]} and {end[1]}") if start[0] and start[0] == end[0] else ("", "")
 
 

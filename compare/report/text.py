@@ -120,7 +120,7 @@ def _parts(report: "Findings") -> Iterator[RenderableType]:
     yield Text(f"\n{SIGN[verdict]} {report.name}: {report.headline}", style=_STYLE[verdict])
     rows = [("", line) for line in report.nondeterministic]
     if len(groups) == 1:
-        rows += _rows(groups[0])
+        rows += _rows(report, groups[0])
     uneven = report.uneven
     if uneven and report.ok:
         rows.append(("where", f"first at {uneven.torch}"))
@@ -143,12 +143,12 @@ def _several(report: "Findings", groups: "list[Group]") -> Iterator[RenderableTy
     yield Text(report.to_mend)
     for number, group in enumerate(groups[:SHOWN_GROUPS], 1):
         yield Text(f"\n{number}. {group.headline}", style=_STYLE[report.verdict])
-        yield _grid(list(_rows(group)))
+        yield _grid(list(_rows(report, group)))
     if len(groups) > SHOWN_GROUPS:
         yield Text(f"\nand {len(groups) - SHOWN_GROUPS} more: report.others has all")
 
 
-def _rows(group: "Group") -> Iterator[tuple[str, str]]:
+def _rows(report: "Findings", group: "Group") -> Iterator[tuple[str, str]]:
     first, largest = group.first, group.largest
     if not group.in_headline:
         yield "where", group.where
@@ -156,9 +156,8 @@ def _rows(group: "Group") -> Iterator[tuple[str, str]]:
         apart = f"{largest.error64:.1e}" if np.isfinite(largest.error64) else "infinitely far"
         most = "up to " if len(group.findings) > 1 else ""
         yield "float64", f"{most}{apart} apart, where rounding would be about {largest.expected64:.0e}"
-    for line in group.details:
-        label, _, text = line.partition("  ")
-        yield (label, text) if text else ("", line)
+    for detail in group.details:
+        yield report.side_name(detail.side), detail.text
     if first.opinion:
         yield "hint", first.opinion
     if group.cause:

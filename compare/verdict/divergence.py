@@ -1,6 +1,7 @@
 """Where two sides differ, and why: what a report holds."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from compare.verdict.fix import Code
 
@@ -36,6 +37,29 @@ class Cause:
     the explanation is all there is."""
 
 
+class DetailKind(StrEnum):
+    """What a detail says."""
+
+    LAYER = "layer"
+    """The layer at the place on one side, with its settings."""
+    VALUES = "values"
+    """Values of both sides: where they are farthest apart, or learning rates."""
+    UNDECIDED = "undecided"
+    """That several causes explain these steps equally well."""
+    CANDIDATE = "candidate"
+    """One of these causes."""
+
+
+@dataclass(frozen=True)
+class Detail:
+    """One thing that is known of a place."""
+
+    kind: DetailKind
+    text: str
+    side: str = ""
+    """Whose it is, "torch" or "jax"; "" where it is about both."""
+
+
 @dataclass(frozen=True)
 class Divergence:
     """The first place, in order of computation, at which two sides differ by more than rounding."""
@@ -58,8 +82,10 @@ class Divergence:
     """Why; None if none was found."""
     opinion: str = ""
     """What else points to the culprit: a third implementation, in NumPy, or the weights that the port came with."""
-    details: tuple[str, ...] = ()
-    """What is known of the place: both layers with their settings, and how the one result is related to the other."""
+    details: tuple[Detail, ...] = ()
+    """What is known of the place: both layers with their settings, values of both sides, causes that are possible."""
+    modules: tuple[str, str] | None = None
+    """The path of the module that differs on the torch and on the JAX side; None where the place is not one module."""
 
     @property
     def headline(self) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 
 from compare.alignment.pairings import Pairing, shown
 from compare.numerics.distance import distance, norm
-from compare.step.observation import Observation, Port
+from compare.step.observation import Observation
+from compare.verdict.between import place_name
 from compare.verdict.divergence import Divergence
 from compare.verdict.following import Followed
 from compare.verdict.quantity import FACTOR, Quantity
@@ -61,6 +62,7 @@ def _found(
         opinion = f"in float32 the {lost} side alone is not finite there: are its numbers too large for float32?"
     expected64 = float(quantity.expected[step])
     divergence = Divergence(step, pairing.stage, *place, quantity.error64[step], error32, expected64, opinion=opinion)
+    divergence = dataclasses.replace(divergence, modules=_modules(pairing, before))
     # A cause must explain all but float64's rounding: what tables in float32 would excuse proves nothing.
     return Found(divergence, pairing, before, FACTOR * float(quantity.expected_alone[step]), target)
 
@@ -117,15 +119,16 @@ def _place(pairing: Pairing, before: Pairing | None) -> tuple[str, str]:
     """Name a place on both sides: a tensor, a module, or what lies between two modules."""
     if pairing.ports is None:
         return pairing.torch, pairing.jax
-    if before is None or before.ports is None:
-        before = pairing
-    ours, theirs = (_between(*ends) for ends in zip(before.ports or pairing.ports, pairing.ports, strict=True))
+    starts = before.ports if before and before.ports else pairing.ports
+    ours, theirs = (place_name(*ends) for ends in zip(starts, pairing.ports, strict=True))
     return ours, theirs
 
 
-def _between(before: Port, port: Port) -> str:
-    if before[:2] == port[:2]:
-        return port.module
-    start = before.module if before.kind == "output" else f"the start of {before.module}"
-    end = port.module if port.kind == "input" else f"the end of {port.module}"
-    return f"between {start} and {end}"
+def _modules(pairing: Pairing, before: Pairing | None) -> tuple[str, str] | None:
+    """Give the paths of the module that differs, if what comes before it is its own input, or part of the same call."""
+    if pairing.ports is None:
+        return None
+    starts = before.ports if before and before.ports else pairing.ports
+    if any(start[:2] != port[:2] for start, port in zip(starts, pairing.ports, strict=True)):
+        return None
+    return pairing.ports[0].path, pairing.ports[1].path

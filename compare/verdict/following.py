@@ -112,7 +112,17 @@ class _Following:
     def _pair(self, half: int, torch64: Observation, jax64: Observation) -> None:
         pairings, not_compared = self.align(torch64, jax64)
         self.pairs[half] = [
-            (each, Quantity(each.stage, each.torch, each.jax, each.decides, rounds_alone=not each.after_update))
+            (
+                each,
+                Quantity(
+                    each.stage,
+                    each.torch,
+                    each.jax,
+                    each.decides,
+                    subjects=(each.subjects(0), each.subjects(1)),
+                    rounds_alone=not each.after_update,
+                ),
+            )
             for each in pairings
         ]
         self.not_compared += not_compared

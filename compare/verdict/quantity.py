@@ -100,6 +100,9 @@ class Quantity:
     update: "Quantity | None" = field(default=None, repr=False)
     """Of a parameter, its updates: where one of them was nothing but rounding, the parameter says no more."""
 
+    subjects: tuple[tuple[str, ...], tuple[str, ...]] = field(default=((), ()), repr=False)
+    """The tensors, or the module, to which it belongs on the torch and on the JAX side: see `Pairing.subjects`."""
+
     rounds_alone: bool = True
     """Whether at step 0 each side's rounding is its own, and no optimizer has yet made more of it."""
 

@@ -19,7 +19,7 @@ from compare.diagnosis.optimizers.some_parameters import Assignment, assigned
 from compare.diagnosis.optimizers.some_parameters import told as told_some
 from compare.diagnosis.optimizers.told import Told, rates_in_words
 from compare.diagnosis.optimizers.trial import Bench
-from compare.verdict.divergence import Cause
+from compare.verdict.divergence import Cause, Detail, DetailKind
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Explained:
     """What is known of why two optimizers differ."""
 
     cause: Cause | None = None
-    details: tuple[str, ...] = ()
+    details: tuple[Detail, ...] = ()
     """What is known where no cause is."""
     rounding: bool = False
     """Whether it is no more than a learning rate that went through float32."""
@@ -129,8 +129,8 @@ def fixes_of(kind: str, parts: Sequence[Told]) -> list[Call | str]:
     return fixes + [part.fix for part in parts if part.fix]
 
 
-def _undecided(fitter: Fitter, search: Search) -> tuple[str, ...]:
-    """Name what would each explain these steps, where they do not tell which it is."""
+def _undecided(fitter: Fitter, search: Search) -> tuple[Detail, ...]:
+    """List causes of which each alone explains these steps."""
     lines = []
     # One of each kind: with and without an epsilon, a fitted clipping looks the same.
     for fit in {tuple(each.name for each in fit.hypotheses): fit for fit in search.undecided}.values():
@@ -138,14 +138,15 @@ def _undecided(fitter: Fitter, search: Search) -> tuple[str, ...]:
         parts = [each.tell(fitter.evidence, numbers) for each, numbers in zip(fit.hypotheses, fit.numbers, strict=True)]
         parts += [told_rates(fitter.evidence, rates)] if rates.differ else []
         lines.append(" and ".join(f"{part.name}: {part.says}" for part in parts))
-    return (f"one of {len(lines)} things, which these steps cannot tell apart: take more", *lines)
+    says = f"these steps cannot decide between {len(lines)} causes: take more steps"
+    return Detail(DetailKind.UNDECIDED, says), *(Detail(DetailKind.CANDIDATE, line) for line in lines)
 
 
-def _known_rates(fitter: Fitter) -> tuple[str, ...]:
+def _known_rates(fitter: Fitter) -> tuple[Detail, ...]:
     """Give both sides' learning rates, where one rate explains every step."""
     fit = fitted_rates(fitter, Fit(()))
     if fit is None or fit.rates is None:
         return ()
     rates = rates_of(fitter.evidence, fit)
     ours, theirs = rates_in_words(list(rates.torch), list(rates.jax))
-    return (f"learning rate: torch {ours}, optax {theirs}",)
+    return (Detail(DetailKind.VALUES, f"learning rate: torch {ours}, optax {theirs}"),)

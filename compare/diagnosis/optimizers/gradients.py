@@ -17,6 +17,9 @@ from compare.step.observation import to_numpy
 if TYPE_CHECKING:
     import torch
 
+GRADIENT_SCALE = "gradient scale"
+"""The name of the hypothesis that plain SGD cannot distinguish from another learning rate."""
+
 EPSILON = 1e-6
 """What `clip_grad_norm_` adds to the norm that it divides by; `optax.clip_by_global_norm` adds nothing."""
 
@@ -169,10 +172,10 @@ def _scaled() -> Hypothesis:
 
     def tell(evidence: Evidence, values: Numbers) -> Told:
         return Told(
-            "gradient scale",
+            GRADIENT_SCALE,
             f"the JAX side's optimizer gets torch's gradient times {values[0]:g}, at every step",
             before=Call("optax.scale", (_short(1 / values[0]),)),
             source=TRANSFORMATIONS,
         )
 
-    return Hypothesis("gradient scale", change, tell, (1.0,), place="gradient")
+    return Hypothesis(GRADIENT_SCALE, change, tell, (1.0,), place="gradient")

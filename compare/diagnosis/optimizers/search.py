@@ -8,7 +8,7 @@ from typing import NamedTuple
 from compare.diagnosis.optimizers.accumulation import accumulations
 from compare.diagnosis.optimizers.evidence import Evidence
 from compare.diagnosis.optimizers.fit import Fit, Fitter, is_short
-from compare.diagnosis.optimizers.gradients import other_gradients
+from compare.diagnosis.optimizers.gradients import GRADIENT_SCALE, other_gradients
 from compare.diagnosis.optimizers.hypothesis import Hypothesis
 from compare.diagnosis.optimizers.rates import fitted_rates, rates_of, short_rates
 from compare.diagnosis.optimizers.settings import conventions, flags, numbers
@@ -145,8 +145,8 @@ class Searcher:
     def _said_by_another(self, fit: Fit, others: Sequence[Fit]) -> bool:
         """Tell whether it is another name of the same program: a scaled gradient is a scaled rate of plain SGD."""
         names = {each.name for each in fit.hypotheses}
-        if "gradient scale" in names:
-            return any("gradient scale" not in {each.name for each in other.hypotheses} for other in others)
+        if GRADIENT_SCALE in names:
+            return any(GRADIENT_SCALE not in {each.name for each in other.hypotheses} for other in others)
         return False
 
 

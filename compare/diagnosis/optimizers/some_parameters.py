@@ -167,7 +167,7 @@ def _assigned(fitter: Fitter, fit: Fit, every: Sequence[Treatment], rates: Seque
             for number, result in enumerate(step.results):
                 path = _path(result)
                 if not result.is_state:
-                    names[path] = result.pairing.torch
+                    names[path] = result.pairing.subjects(0)[0]
                 near = given is not None and norm(given[number] - result.jax) <= result.near
                 holds[path] = holds.get(path, True) and near
         for path, held in holds.items():
@@ -295,9 +295,7 @@ def _torch_decay(evidence: Evidence, found: Assignment) -> dict[str, float]:
     by_index = dict(zip(order, decays, strict=True))
     names = evidence.parameter_names
     by_name = {names[index]: decay for index, decay in by_index.items() if index < len(names)}
-    return {
-        path: by_name.get(name.partition("[")[0].partition(" + ")[0], 0.0) for path, name in found.torch_names.items()
-    }
+    return {path: by_name.get(name.partition("[")[0], 0.0) for path, name in found.torch_names.items()}
 
 
 def _listed(paths: Sequence[str], most: int = 4) -> str:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,6 +17,7 @@ from compare.report.html.drawing import drawings
 from compare.report.html.map_data import differing, map_data
 from compare.report.html.trees import trees
 from compare.report.wording import SIGN
+from compare.verdict.divergence import DetailKind
 from compare.verdict.quantity import Verdict
 
 if TYPE_CHECKING:
@@ -106,22 +107,18 @@ class _Place(NamedTuple):
 
 
 def _places(group: "Group", report: "Findings") -> list[_Place]:
-    """Give the place on each side; once, if both sides call it the same."""
-    layers = dict(_layers(group, report))
-    names = {run.side: group.named(side, SHOWN_PLACES) for side, run in enumerate((report.torch, report.jax))}
+    """Give the place on each side, with its layer; once, if both sides call it the same."""
+    layers = [detail for detail in group.details if detail.kind == DetailKind.LAYER]
+    names = {side: group.named(number, SHOWN_PLACES) for number, side in enumerate(("torch", "jax"))}
     if group.same_names:
-        return [_Place("", names[report.torch.side])]
-    return [_Place(side, name, [layers[side]] if side in layers else []) for side, name in names.items()]
+        return [_Place("", names["torch"], [f"{report.side_name(each.side)}: {each.text}" for each in layers])]
+    return [
+        _Place(report.side_name(side), name, [each.text for each in layers if each.side == side])
+        for side, name in names.items()
+    ]
 
 
-def _remarks(group: "Group", report: "Findings") -> list[str]:
-    """Give what is known of a group besides its places and its cause."""
-    placed = [] if group.same_names else [f"{side}  {layer}" for side, layer in _layers(group, report)]
-    return [line for line in (*group.details, group.first.opinion) if line and line not in placed]
-
-
-def _layers(group: "Group", report: "Findings") -> Iterator[tuple[str, str]]:
-    for line in group.details:
-        side, _, layer = line.partition("  ")
-        if layer and side in (report.torch.side, report.jax.side):
-            yield side, layer
+def _remarks(group: "Group") -> list[str]:
+    """Give what is known of a group besides its places, its layers and its cause."""
+    said = [detail.text for detail in group.details if detail.kind != DetailKind.LAYER]
+    return [*said, *filter(None, [group.first.opinion])]

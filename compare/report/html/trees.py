@@ -1,7 +1,6 @@
 """The page's two trees of modules, and which weight of one is which of the other: rows that the template writes."""
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
 
 _UNFOLDED, _OUTLINED = 40, 400
 """A tree of at most so many rows is unfolded altogether, or down to its modules. What differs is always unfolded."""
-
-_PORT = re.compile(r"^(.*?)(?: \(call \d+\))? output(?: .*)?$")
-"""What a module gives, as the forward stage names it."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +130,7 @@ def _states(report: "Findings", side: int, weights: Iterable[str]) -> dict[str, 
         if step >= len(quantity.error64):
             continue
         new = _State(quantity.error64[step], float(quantity.ratio[step]))
-        for name in _subjects(quantity.stage, (quantity.torch, quantity.jax)[side]):
+        for name in quantity.subjects[side]:
             old = found.get(name)
             if old is None or old.error64 is None or new.ratio > old.ratio:
                 found[name] = new
@@ -142,16 +138,6 @@ def _states(report: "Findings", side: int, weights: Iterable[str]) -> dict[str, 
         if each and each.stage == Stage.PARAMETERS and (name := (each.torch, each.jax)[side]) in found:
             found[name] = _State(each.error64, math.inf)  # as they were converted, before any step
     return found
-
-
-def _subjects(stage: str, name: str) -> list[str]:
-    """Name the module, or the weights, to which a quantity belongs."""
-    if stage != Stage.FORWARD:
-        return name.split(" + ")
-    port = _PORT.match(name)
-    if port is None:
-        return []
-    return ["" if port[1] == "the model" else port[1]]
 
 
 class _Tree(NamedTuple):
