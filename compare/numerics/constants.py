@@ -36,6 +36,8 @@ LARGEST = 4096
 
 def rounded(value: float, bits: int) -> float:
     """Round to so many significant bits, to nearest even; like the formats themselves, but without limits to 2**n."""
+    # `round` on a float is exact here and rounds halves to even, as IEEE 754 does: math.ldexp(fraction,
+    # bits) is below 2**53 for every format of LOW, so that scaling by a power of two loses nothing.
     fraction, exponent = math.frexp(value)
     return math.ldexp(round(math.ldexp(fraction, bits)), exponent - bits)
 
@@ -55,10 +57,14 @@ def restored(array: np.ndarray, dtype: str = "float32") -> np.ndarray | None:
     """
     values = np.asarray(array, np.float64)
     with np.errstate(invalid="ignore"):
+        # Integers are exact in every format up to 2**bits: axes, counts and masks need no guess, whatever
+        # their number.
         if (np.rint(values) == values).all():
             return values
     if values.size > LARGEST:
         return None
+    # A constant array holds few different numbers many times. All or nothing: if one of them has no
+    # likely origin, the array is data, and the decimals among it are accidents.
     different, places = np.unique(values, return_inverse=True)
     meant = [_meant(float(value), LOW[dtype].bits) for value in different]
     if None in meant:
@@ -69,6 +75,8 @@ def restored(array: np.ndarray, dtype: str = "float32") -> np.ndarray | None:
 def _meant(value: float, bits: int) -> float | None:
     if not math.isfinite(value) or value == int(value):
         return value
+    # 0.5 and 0.375 are exact already. A numerator of up to bits/4 bits (6 for float32) is too short for
+    # chance: of float32 numbers one in 2**18 ends in so many zero bits.
     numerator = abs(value.as_integer_ratio()[0])
     if numerator <= 2 ** (bits // 4):
         return value
@@ -78,10 +86,13 @@ def _meant(value: float, bits: int) -> float | None:
     if (decimal := _decimal(value, few, bits)) is not None:
         return decimal
     # Before a decimal of the most digits, which log(10000) is as well: it reads 9.21034.
+    # For float32 alone: in 8 or 11 bits nearly every number is the rounding of some n**-0.5.
     if bits == LOW["float32"].bits and (named := _named().get(abs(value))) is not None:
         return math.copysign(named, value)
     if (decimal := _decimal(value, [most], bits)) is not None:
         return decimal
+    # What is left is neither a decimal nor named. With half of its bits zero it is still a binary
+    # fraction, such as 1025/4096.
     return value if bits == LOW["float32"].bits and numerator <= 2 ** (bits // 2) else None
 
 
@@ -111,4 +122,6 @@ def _named() -> dict[float, float]:
     found = constants + [1 / constant for constant in constants]
     for n in range(1, 1025):
         found += [1 / n, n**-0.5, math.sqrt(n), math.log(10000) / n]  # the last in tables of positions
+    # Several constants may round to one float32 number. Reversed, the one listed first wins: pi before
+    # any n**-0.5.
     return {rounded(number, LOW["float32"].bits): number for number in reversed(found)}

@@ -36,10 +36,16 @@ def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0, size: float |
     if np.iscomplexobj(a) or np.iscomplexobj(b):
         a, b = real(np.asarray(a, np.complex128)), real(np.asarray(b, np.complex128))
     with np.errstate(invalid="ignore", over="ignore"):
+        # dtype: the difference of two float32 arrays, taken in float32, would lose what the distance is
+        # about.
         difference = norm(np.subtract(a, b, dtype=np.float64))
         if difference == 0:
             return 0.0
         size = norm(np.asarray(b, np.float64)) if size is None else size
     if math.isfinite(difference) and math.isfinite(size):
+        # ‖b‖ = 0 leaves nothing to be relative to. A difference of two equal numbers is then measured by
+        # these numbers (`otherwise`). Without that the distance is 1: no digit is right.
         return difference / (size or otherwise or difference)
+    # Infinities and NaN on both sides, as in a loss that overflows on both, are agreement only if they
+    # agree everywhere.
     return 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf

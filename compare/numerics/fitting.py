@@ -36,19 +36,29 @@ def fitted(
         tried[number] = apart(array)
         return array
 
+    # The second point of the secant is 1e-4 away: near enough that the function is linear between them,
+    # and far enough that the difference of two float64 results keeps about twelve digits.
     x, other = value, value * (1 + 1e-4) or 1e-6
     y, before = at(x), at(other)
     for iteration in range(ITERATIONS):
         if y is None or before is None or x == other:
             break
+        # A Gauss-Newton step with a secant in place of the derivative (Broyden's method in one unknown): the
+        # step s minimizes ‖left - s · slope‖. scipy.optimize.least_squares would take two runs an iteration,
+        # one for its difference quotient, and a run is a training step here; nor can it be told that a number
+        # is refused.
         slope, left = ((y - before) / (x - other)).ravel(), (target - y).ravel()
         size = float(slope @ slope)
         if not np.isfinite(size) or size == 0:
             break
         move = float(slope @ left) / size
+        # The cosine of the angle between `left` and `slope` is below 0.24: this number cannot be what
+        # differs, and 15 more runs would only fit it to something else.
         if iteration == 0 and np.linalg.norm(left - move * slope) > EXPLAINED * np.linalg.norm(left):
             break
         new = x + move
+        # Rates, epsilons and scales are positive. A step that overshoots zero is cut to a tenth, which keeps
+        # the sign and still reaches 1e-8 from 1e-3 within a few iterations.
         if value > 0 and new < 0:
             new = x / 10
         fresh = at(new)
@@ -58,11 +68,14 @@ def fitted(
             new = (x + new) / 2
             fresh = at(new)
         x, other, before, y = new, x, y, fresh
+        # Near enough. Further steps would fit the rounding of the target.
         if tried[x] <= 1:
             break
     if min(tried.values()) > 1:
         at(0.0)  # beside nothing, everything else is far
     best = min(tried, key=lambda number: tried[number])
+    # Only where the fit has converged by six orders of magnitude is its value known well enough to be
+    # replaced by a decimal.
     if tried[best] <= 1e-6 * tried[value]:
         for digits in range(7):  # people write short numbers, which are nearer than any fit
             short = float(f"{best:.{digits}e}")

@@ -114,6 +114,8 @@ def relation(torch: np.ndarray, jax: np.ndarray, limit: float) -> Relation | Non
 
     """
     torch, jax = np.asarray(torch, np.float64), np.asarray(jax, np.float64)
+    # The first that fits is taken, so the order of the candidates is the order of what is simpler: moved
+    # axes have no free number, an order of slices has one choice, a factor has a fitted number.
     return next((each for each in _candidates(torch, jax) if distance(each.apply(torch), jax) <= limit), None)
 
 
@@ -143,6 +145,8 @@ def _moved_slices(torch: np.ndarray) -> Iterator[Relation]:
         if size > 2:
             yield from (Relation(Kind.ROLLED, (axis,), number=places) for places in (1, -1))
     for axis, size in enumerate(torch.shape):
+        # The gates of a GRU are three, those of an LSTM four, a gated unit has two; 24 orders of four are
+        # cheap.
         for blocks in (2, 3, 4):
             if size % blocks == 0 and size > blocks:
                 for order in itertools.permutations(range(blocks)):
@@ -153,6 +157,7 @@ def _moved_slices(torch: np.ndarray) -> Iterator[Relation]:
 def _scaled(torch: np.ndarray, jax: np.ndarray) -> Iterator[Relation]:
     """List a factor, an offset and zeros, fitted by least squares."""
     if size := float(np.vdot(torch, torch)):
+        # The factor f that minimizes ‖f · torch - jax‖ is <torch, jax> / <torch, torch>.
         yield Relation(Kind.FACTOR, number=simplest(float(np.vdot(torch, jax)) / size))
     if torch.size > 1:
         yield Relation(Kind.OFFSET, number=simplest(float((jax - torch).mean())))
@@ -195,10 +200,14 @@ def _simple(value: float) -> tuple[float, str] | None:
     """Give the fraction or the square root that a value is to nine digits, and how it is written."""
     if not math.isfinite(value) or value == 0:
         return None
+    # Continued fractions give the best fraction with a denominator of at most 1024. A fraction of such a
+    # size within 1e-9 of a fitted value is no accident: two such fractions are at least 1e-6 apart.
     fraction = Fraction(value).limit_denominator(1024)
     if fraction and math.isclose(fraction, value, rel_tol=1e-9) and fraction.denominator in _DENOMINATORS:
         return float(fraction), str(fraction)
     sign, mark = math.copysign(1, value), "-" if value < 0 else ""
+    # Attention divides by sqrt(d), initializations by sqrt(n): the square of the factor is then an
+    # integer or 1 over one.
     square = Fraction(value * value).limit_denominator(1024)
     for root in (square.numerator, square.denominator):
         if (
@@ -224,6 +233,9 @@ def _order(torch: np.ndarray, jax: np.ndarray, axis: int) -> tuple[int, ...] | N
     ours, theirs = (np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1) for array in (torch, jax))
     if not 2 < len(ours) <= 4096:
         return None
+    # Sorting both costs n log n where comparing every slice with every other costs n². Rounded to twelve
+    # places, so that what differs by float64's rounding sorts alike. Whether the order is right is
+    # checked by `relation`, as for the others.
     keys = [np.lexsort(np.round(rows, 12).T[:8]) for rows in (ours, theirs)]
     order = np.empty(len(ours), int)
     order[keys[1]] = keys[0]

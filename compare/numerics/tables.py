@@ -29,7 +29,10 @@ def half_units(array: np.ndarray) -> np.ndarray:
     values = np.asarray(array, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = values.astype(np.float32)
+        # The last 12 of the 24 significant bits are zero. By chance one float32 number in 4096 is like that.
         few = (narrow.view(np.int32) & (2 ** (24 - FEW_BITS) - 1)) == 0
+        # A float64 value that float32 holds exactly was most likely rounded to it. Others were computed in
+        # float64.
         rounded = np.isfinite(narrow) & (narrow.astype(np.float64) == values) & ~few
         units: np.ndarray = np.where(rounded, 0.5 * np.abs(np.spacing(narrow)).astype(np.float64), 0.0)
     return units
@@ -65,6 +68,9 @@ def _directions(values: np.ndarray, draw: int) -> np.ndarray:
     """Choose 1 or -1 for each number by mixing its bits (the finalizer of MurmurHash3)."""
     bits = np.ascontiguousarray(values).view(np.uint64) + np.uint64(draw * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53)):
+        # https://github.com/aappleby/smhasher/blob/master/src/MurmurHash3.cpp, fmix64: each bit of the input
+        # flips each bit of the output with a probability of one half, so that neighbouring table entries move
+        # independently.
         bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
     return np.where(bits >> np.uint64(63), 1.0, -1.0).reshape(values.shape)
 
@@ -85,9 +91,13 @@ def _slopes_along(table: np.ndarray) -> np.ndarray | None:
     length = len(table)
     if length < 5 or not np.isfinite(table).all():
         return None
+    # sin(w (p-1) + b) + sin(w (p+1) + b) = 2 cos(w) sin(w p + b). Least squares over the column gives
+    # cos(w).
     middle, sums = table[1:-1], table[:-2] + table[2:]
     size = (middle**2).sum(0)
     cosines = (middle * sums).sum(0) / np.where(size, size, 1.0) / 2
+    # The table was computed from angles that float32 rounded: at position p they are off by up to about p
+    # · 2**-24, hence the limit of length · 2**-22, with a factor of four to spare.
     off = np.abs(sums - 2 * cosines * middle).max(0)
     if (off > length * 2.0**-22 * np.abs(table).max(initial=0.0)).any() or (np.abs(cosines) > 1 + 2.0**-22).any():
         return None
@@ -96,6 +106,8 @@ def _slopes_along(table: np.ndarray) -> np.ndarray | None:
     before, after = 2 * cosines * table[0] - table[1], 2 * cosines * table[-1] - table[-2]
     extended = np.concatenate([before[None], table, after[None]])
     sines = np.sin(angles)
+    # (f(p+1) - f(p-1)) / 2 = f'(p) sin(w) / w. For w below 2**-12 the quotient w / sin(w) is 1 to
+    # float32's precision, and taken from a rounded cosine it would be noise.
     by_position = (extended[2:] - extended[:-2]) / 2 * np.where(sines > 2.0**-12, angles / np.where(sines, sines, 1), 1)
     positions = np.arange(length, dtype=np.float64).reshape(-1, *[1] * (table.ndim - 1))
     slopes: np.ndarray = positions * by_position

@@ -70,6 +70,8 @@ class _Experiments:
         """Give sets of places that do not last, where torch's values are at all that are `kept`."""
         given = frozenset(kept)
         tried = [frozenset([place]) for place in kept]
+        # Two transposes that undo each other are wrong singly. Pairs are tried up to 8 places: 28 runs, and
+        # each is a step.
         if len(kept) <= PAIRED:
             tried += map(frozenset, itertools.combinations(kept, 2))
         for removed in tried:
@@ -81,14 +83,18 @@ class _Experiments:
     def _undone_with(self, removed: frozenset[int], given: frozenset[int]) -> frozenset[int]:
         """Give the places that need no value of torch's once those `removed` have none; nothing if these last."""
         before, after = self._outcome(given), self._outcome(given - removed)
+        # A place is reached if the JAX side's value there changes with what was put back before it.
         reached = {
             place
             for place in before.values.keys() - removed
             if distance(after.values[place], before.values[place]) > self.limits[place]
         }
+        # It lasts if what it reaches is wrong now, or if anything that decides has become wrong.
         if reached & after.wrong or (after.wrong - before.wrong) - given:
             return frozenset()
         undone = removed | (reached & given)
+        # What was reached and became right must also be right without torch's values: the two cancel only
+        # together.
         if undone != removed and self._outcome(given - undone).wrong - before.wrong - given:
             return frozenset()
         return undone

@@ -42,6 +42,8 @@ class Verdict(StrEnum):
 def _near(errors: Sequence[float] | np.ndarray) -> np.ndarray:
     """The largest error of each step and its neighbours; a step before the first that is lost has none after it."""
     errors = np.asarray(errors)
+    # Once a run has lost every digit, its errors are of the order of 1 and would excuse the steps before,
+    # which are right.
     largest, lost = _largest(errors), np.flatnonzero(errors >= LOST)
     if len(lost):
         largest[: lost[0]] = _largest(errors[: lost[0]])
@@ -51,6 +53,7 @@ def _near(errors: Sequence[float] | np.ndarray) -> np.ndarray:
 def _largest(errors: np.ndarray) -> np.ndarray:
     if not len(errors):
         return errors
+    # A moving maximum. At the ends the nearest step stands in for those that were not taken.
     padded = np.pad(errors, WINDOW, mode="edge")
     largest: np.ndarray = sliding_window_view(padded, 2 * WINDOW + 1).max(axis=1)
     return largest
@@ -108,6 +111,9 @@ class Quantity:
 
     def add_torch(self, torch32: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
         """Weigh a step of the torch side. `operands` is what the quantity is a difference of, if it is one."""
+        # An update is a difference of two parameters. If it is a thousandth of them, a relative error of u in
+        # each is one of a thousand u in the update: `cancellation` is this condition number, ‖operands‖ /
+        # ‖difference‖.
         size, otherwise = self._sizes(len(self.error_torch), torch64, operands)
         self.error_torch.append(distance(torch32, torch64, otherwise, size))
         self.cancellation.append(max(1.0, otherwise / (size or otherwise or 1.0)))
@@ -144,6 +150,8 @@ class Quantity:
         A value that is finite in float32 on one side only makes the two infinitely far apart, in float64 too.
         """
         self.error_jax.append(distance(jax32, jax64))
+        # A value that overflows in float32 on one side alone, as exp(100) in an unshifted softmax does, is
+        # fine in float64 on both. The float64 runs cannot show it, so the float32 runs decide here.
         step = len(self.error_jax) - 1
         if self.lost_by(step) is not None:
             self.error64[step] = np.inf
@@ -173,6 +181,9 @@ class Quantity:
         The JAX side's counts too. Some of its algorithms round worse, such as the variance of Flax's norms. A bug is
         in both of its precisions alike, and adds nothing to how far these are apart.
         """
+        # The maximum over neighbouring steps, as a single error may be small by accident: the loss is one
+        # number, and its error crosses zero. Of errors with a normal distribution one in 12 is a tenth of
+        # their deviation or less.
         own = np.maximum(self.error_torch, self.error_jax) if self.error_jax else self.error_torch
         return self._floored(_near(own))
 
@@ -195,6 +206,8 @@ class Quantity:
         precisions then agree, and the other side's are as far apart as the two sides are in float64.
         """
         error64 = np.asarray(self.error64)
+        # If both precisions of one side agree with each other to rounding (`least`), while the float64 runs
+        # differ by more, then the other side's float64 run is the odd one out, and not the port.
         least = np.minimum(self.error_torch, self.error_jax)[: len(error64)]
         return self._from_float64 & (error64 > FACTOR * self._floored(least))
 
@@ -208,6 +221,8 @@ class Quantity:
     @property
     def _ratio32(self) -> np.ndarray:
         """The float32 difference of both sides over the rounding of the side that has less, of shape `(steps,)`."""
+        # In float32 the unit roundoff is 2**29 times larger, and so is what may hide below it. This is used
+        # only where float64 cannot be, see `alone`, and against the side that rounds less.
         least = np.minimum(_near(self.error_torch), _near(self.error_jax))
         ratio: np.ndarray = np.asarray(self.between32) / self._floored(least)
         return np.where(self._from_float64, ratio[: len(self.error64)], np.inf)
@@ -221,6 +236,9 @@ class Quantity:
         return bool(self.error_jax) and bool(self.alone[0]) and max(self.error_torch[0], self.error_jax[0]) < 2 / LOST
 
     def _floored(self, errors: np.ndarray) -> np.ndarray:
+        # A quantity that float32 holds exactly, such as a sum of small integers, has an error of 0. In
+        # float64 the other side may still add it up in another order: a few units in the last place, times
+        # the condition number, are always fair.
         floored: np.ndarray = np.maximum(errors, ULPS * EPSILON32 * np.asarray(self.cancellation)[: len(errors)])
         return floored
 
@@ -233,11 +251,17 @@ class Quantity:
         """
         error64, lost = np.asarray(self.error64), self.rounding >= LOST
         if self.update is not None:
+            # An update that is all rounding moves the parameter by noise, and it stays moved: from there on the
+            # parameter's own error says nothing, however small it is beside the parameter.
             lost |= np.logical_or.accumulate(self.update.rounding >= LOST)
         steps = len(error64)
         lost = lost[:steps]
         if self.stage in (Stage.FORWARD, Stage.LOSS) and self._lost_in_one_run:
+            # At step 0 nothing has been amplified by training. An error of 1 there is no chaos, but another
+            # program in float64.
             lost[0] = False
+        # The smaller of both ratios: a real bug shows in float32 and in float64, a float64 run that is
+        # another program in float64 alone.
         with np.errstate(invalid="ignore"):  # infinite on both sides in float32, and on one in float64
             ratio = error64 / self.expected[:steps]
             if self.between32:
@@ -252,6 +276,10 @@ class Quantity:
 
     def limit(self, step: int) -> float:
         """The largest float64 difference that is a match at a step."""
+        # Linear error analysis: what an algorithm makes of rounding errors is proportional to the unit
+        # roundoff u, as long as they are small (Higham, Accuracy and Stability of Numerical Algorithms,
+        # chapter 1). float32's error, measured, times u64 / u32 = 2**-29 is therefore the float64 error that
+        # rounding explains, whatever the condition number is.
         return FACTOR * float(self.expected[step])
 
     @property
@@ -266,6 +294,7 @@ class Quantity:
         least, most = sorted((self.error_torch[0], self.error_jax[0]))
         if least >= LOST or (most >= LOST and least == 0):
             return 1.0
+        # The same floor as in `rounding`, so that 0 and a few units in the last place are no imbalance.
         floor = ULPS * EPSILON32 * self.cancellation[0]
         return max(self.error_jax[0], floor) / max(self.error_torch[0], floor)
 
