@@ -11,7 +11,7 @@ from compare.errors import InputError
 from compare.jax_side.layers import pytree_layers
 from compare.torch_side.layers import torch_layers
 from compare.weights.find import find_links
-from compare.weights.fused import part_names
+from compare.weights.fused_projections import part_names
 from compare.weights.links import named, to_jax, to_torch
 
 

@@ -9,6 +9,8 @@ def units(layers: list[Layer]) -> list[Unit]:
     """Make one unit of each layer, with a slot for each tensor by the last part of its name."""
     made = []
     for layer in layers:
+        # A tied tensor has several names in torch, and a port may have it under any of them, once or several
+        # times.
         optional = {*layer.settings.get("tied", {}), *_optional_buffers(layer)}
         integers = layer.settings.get("integers", ())
         slots = [
@@ -25,6 +27,8 @@ def units(layers: list[Layer]) -> list[Unit]:
 def _optional_buffers(layer: Layer) -> list[str]:
     """List a layer's buffers that need no partner: all but the running statistics of a norm."""
     roles = {name: ROLES.get(name.replace("/", ".").rsplit(".", 1)[-1]) for name in layer.tensors}
+    # Running statistics are part of what a norm computes in evaluation. Other buffers, such as position
+    # ids or a causal mask, a port may compute where it needs them.
     norm = layer.settings.get("kind") == "norm" or (not layer.type and {"mean", "var"} <= {*roles.values()})
     return [name for name in layer.settings.get("buffers", ()) if name in roles and not (norm and roles[name])]
 
@@ -89,10 +93,13 @@ def _attention(unit: Unit) -> list[Unit]:
 
     made: list[Unit] = []
     if "in_proj_weight" in slots:
+        # Named "qkv" so that `fused_projections.py` cuts it into query, key and value if the JAX side has
+        # three layers.
         made.append(named("qkv", slots.pop("in_proj_weight"), bias))
     for at, name in enumerate(("query", "key", "value")):
         if f"{name[0]}_proj_weight" in slots:
             weight = slots.pop(f"{name[0]}_proj_weight")
+            # With kdim or vdim there are three weights, but still one bias of 3E: each layer gets its third.
             rows = slice(at * weight.shape[0], (at + 1) * weight.shape[0])
             made.append(named(name, weight, bias.cut(rows) if bias else None))
     return made + [Unit(slot.name, "", "", unit.settings, {"weight": (slot,)}) for slot in slots.values()]

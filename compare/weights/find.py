@@ -1,7 +1,7 @@
-"""Which tensor of a torch model is which of a JAX model, and how each lies: found by itself, or refused.
+"""Finds which tensor of a torch model is which of a JAX model, and in which layout each side keeps it.
 
-`find_links` gives one link for each tensor, or part of a tensor, that both sides have. It never guesses: where types,
-names, order and shapes leave a choice, it says so and takes the user's `weights=` for those tensors alone.
+`find_links` gives one link for each tensor, or part of a tensor, that both sides have. It does not guess: where types,
+names, order and shapes leave a choice, it raises an error that lists the tensors in doubt, and `weights=` decides them.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from compare.errors import InputError
 from compare.weights import overrides
 from compare.weights.cutting import jax_units, single, torch_units, units
 from compare.weights.flattening import flattened
-from compare.weights.fused import cut_fused
+from compare.weights.fused_projections import cut_fused
 from compare.weights.layers import Layer
 from compare.weights.layouts import usual
 from compare.weights.links import Arrays, Link, WeightMap
@@ -35,14 +35,15 @@ def find_links(
 ) -> WeightMap:
     r"""Find which tensor of one side is which of the other.
 
-    Layers are paired by type, shapes and names; by order where names say nothing and both sides have equally many.
+    Layers are paired by type, shapes and names. Where names decide nothing and both sides have equally many layers that
+    look alike, the order decides.
 
     Args:
         torch: The layers of the torch model.
         jax: The layers of the JAX model.
-        weights: What the user says of it. A key is a name of torch, of a tensor or a module, or a regular expression
-            that fits the whole of it; a value the path on the JAX side, in which \1 is the expression's first group.
-            The layouts are found all the same; a matrix "path.T" is turned. None: it has no partner and is left out.
+        weights: The pairs that the user gives. A key is the name of a tensor or a module in torch, or a regular
+            expression that matches the whole name. A value is the path on the JAX side, in which \1 is the expression's
+            first group, or None for a tensor without a partner. Layouts are still found; "path.T" transposes a matrix.
         order: The paths of both sides' modules in the order of their first execution, where that is known.
         values: The arrays of both sides where they are meant to hold equal weights already. Where a shape leaves a
             choice of layouts, the one under which the values are equal is taken.
@@ -56,6 +57,8 @@ def find_links(
     said = overrides.read(weights or {}, torch, jax)
     theirs = units(said.without(jax))
     mine, notes = flattened(units(said.without(torch)), theirs)
+    # What has no counterpart by its nature leaves the search first, so that it does not make another
+    # tensor ambiguous.
     apart = dict.fromkeys(sorted(said.apart), "left out by weights=")
     for unit in (*mine, *theirs):
         for leaf, (slot,) in list(unit.slots.items()):
@@ -66,6 +69,8 @@ def find_links(
     found = _pair(mine, theirs, places, said, notes)
     explicit = said.pairs(torch, jax)
     links, undecided = _links(explicit, found.pairs, values)
+    # After the search: one name of a tied tensor is enough to find the partner, and the others follow
+    # from it.
     links += _ties(torch, links)
     links += _left_out_integers(torch, jax, said.apart)
     alone = left_alone(found, {link.torch for link in links})
@@ -74,17 +79,19 @@ def find_links(
         raise UnmatchedError(explain(alone, found.ambiguous, undecided, stateless=stateless), tuple(links))
     apart |= {slot.name: "an integer that the other side does not have" for _, slot in alone.counters}
     first = {name: at for at, name in enumerate(name for layer in torch for name in layer.tensors)}
+    # In the order of definition, whatever order the search found them in, so that reports and maps read
+    # like the model.
     links.sort(key=lambda link: first[link.torch])
     constants = [(side, slot.name) for side, slot in alone.buffers]
-    # What JAX keeps besides, the user's word may leave out: if it matters, it shows elsewhere. What torch keeps may not
-    # change without a partner.
+    # `weights=` may leave out a buffer of JAX's: if it matters, a difference shows elsewhere. A buffer of torch's
+    # without a partner must stay constant: if it changed, torch would compute something that JAX does not.
     buffers = {name for layer in torch for name in layer.settings.get("buffers", ())} - _integers(torch).keys()
     constants += [("torch", name) for name in sorted(said.apart & buffers)]
     return WeightMap(tuple(links), apart, tuple(notes), tuple(constants))
 
 
 def _reason(leaf: str, slot: Slot, unit: Unit) -> str:
-    """Tell why a tensor has no partner by its nature, if so."""
+    """Say why a tensor can have no partner; "" if it can."""
     if leaf == "num_batches_tracked":
         return "it counts batches, and nothing in JAX corresponds"
     return str(unit.settings.get("derived", {}).get(slot.name, ""))
@@ -100,9 +107,9 @@ class UnmatchedError(InputError):
 
 
 def _left_out_integers(torch: list[Layer], jax: list[Layer], left_out: set[str]) -> list[Link]:
-    """Link the integers of one name that the user's word leaves out on both sides, such as a queue's position.
+    """Link the integers of one name that `weights=` leaves out on both sides, such as a queue's position.
 
-    They are not compared. But a step goes by them, so both sides must start from the same.
+    They are not compared. But a step depends on them, so both sides must start from the same.
     """
     theirs = {name.replace("/", "."): name for name in left_out & _integers(jax).keys()}
     shapes = _integers(torch), _integers(jax)
@@ -124,7 +131,7 @@ def _places(layers: list[Layer], order: list[str] | None) -> dict[str, int]:
 
 
 class _Sides(NamedTuple):
-    """The units of both sides, and what decides which can be partners."""
+    """The units of both sides, and what decides which may be partners."""
 
     torch: list[Unit]
     jax: list[Unit]
@@ -146,6 +153,9 @@ def _pair(
 ) -> Pairing:
     """Pair the units as they are; else with JAX's stacked layers taken apart, or tensor by tensor."""
     sides = _Sides(torch, jax, places, said)
+    # From the most specific reading to the least: whole layers, stacked layers, single tensors, layers of
+    # which one has a tensor too many. Each is tried only if the one before leaves a required tensor
+    # without a partner, since a looser reading has more ways to pair, and so more that are ambiguous.
     found = _whole(sides, jax)
     if not (_required(found.torch) and _required(found.jax)):
         return found
@@ -193,6 +203,8 @@ def _inherited(units: list[Unit], known: Mapping[str, int]) -> dict[str, int]:
     places = {}
     for unit in units:
         path = unit.path
+        # A part that was cut out of a layer, or a tensor in a list, does not run itself: it takes the place
+        # of its layer.
         while path not in known and path:
             path = re.sub(r"(^|[./])[^./]*$", "", path)
         if path in known:
@@ -203,10 +215,12 @@ def _inherited(units: list[Unit], known: Mapping[str, int]) -> dict[str, int]:
 def _links(
     explicit: list[Pair], pairs: list[Pair], values: tuple[Arrays, Arrays] | None
 ) -> tuple[list[Link], list[tuple[Pair, Choice]]]:
-    """Choose each slot's layout, and list those for which nothing tells it."""
+    """Choose each slot's layout, and list those that nothing decides."""
     agreed: dict[tuple[str, str], set[str]] = {}
     for torch, jax, choices in pairs:
         for choice in choices:
+            # A port's own class of linear layer may keep (in, out) or (out, in). One of its layers that is not
+            # square shows which, and the square ones of that class follow it.
             if len(choice.options) == 1 and len(choice.torch.shape) > 1 and not jax.kind:
                 agreed.setdefault((torch.type, jax.type), set()).update(choice.options)
     links, undecided = [], []

@@ -1,7 +1,7 @@
-"""How a layer's tensors lie on either side: the views under which both look the same.
+"""The layouts of a layer's tensors on both sides, as views under which the two arrays are equal.
 
-A linear layer of torch has a weight `(out, in)`, Flax's a kernel `(in, out)`. For a pair of slots `layouts` gives the
-views that lay one upon the other, torch's orientation first.
+A linear layer of torch has a weight `(out, in)`, Flax's a kernel `(in, out)`. For a pair of slots, `layouts` gives the
+views under which they can be compared element by element, in torch's orientation.
 """
 
 import math
@@ -14,9 +14,9 @@ Views = tuple[View, View]
 
 
 def layouts(torch: Unit, jax: Unit, role: str, a: Slot, b: Slot) -> dict[str, Views]:
-    """List the ways in which two slots can be one, by names of their own, each as two views of equal shape.
+    """List the layouts that two slots can have, by name, each as two views of equal shape.
 
-    There is more than one where shapes alone cannot tell, as of a square matrix; `usual` then may.
+    There is more than one where shapes alone cannot decide, as for a square matrix; `usual` may decide then.
     """
     if role != "weight" and not role.startswith("weight_"):
         return _same(a, b) or (
@@ -25,6 +25,8 @@ def layouts(torch: Unit, jax: Unit, role: str, a: Slot, b: Slot) -> dict[str, Vi
     kind = torch.kind or jax.kind
     if kind in GATES:
         return _linear(torch, jax, a, b)
+    # A convolution with a kernel of one point is a linear layer over the channels, and ports write it as
+    # nn.Linear.
     if kind == "conv" and math.prod(a.shape[2:]) == 1 and len(b.shape) == 2:
         kind = "linear"
     return _WEIGHTS.get(kind, _any)(torch, jax, a, b)
@@ -49,18 +51,21 @@ def _same(a: Slot, b: Slot) -> dict[str, Views]:
 
 
 def _linear(torch: Unit, jax: Unit, a: Slot, b: Slot) -> dict[str, Views]:
+    # transformers.pytorch_utils.Conv1D, of GPT-2: a linear layer in spite of its name.
     turned = torch.type == "Conv1D"  # (in, out), as in Flax
     if math.prod(a.shape[2:]) > 1 or len(a.shape) < 2 or len(b.shape) < 2:
         return {}
     outputs, inputs = (a.shape[1], a.shape[0]) if turned else a.shape[:2]
     mine = a.view(None if len(a.shape) == 2 else (outputs, inputs), (1, 0) if turned else None)
     found: dict[str, Views] = {}
-    # Heads are split off the outputs, (E, H, D), or off the inputs, (H, D, E).
+    # Flax's attention splits heads off the outputs of query, key and value, (E, H, D), and off the inputs of the output
+    # projection, (H, D, E). Any split of the axes into inputs and outputs with the right products may be meant.
     fits = any((math.prod(b.shape[:at]), math.prod(b.shape[at:])) == (inputs, outputs) for at in range(1, len(b.shape)))
     features = torch.settings.get("flattened") or ()
     if fits and not (jax.kind and b.leaf == "weight"):
         if features:
-            # torch flattens (C, H, W), Flax (H, W, C).
+            # torch flattens (C, H, W), Flax (H, W, C): the kernel's rows are permuted. Both are viewed as (out, C, H,
+            # W).
             spatial, axes = len(features) - 1, range(len(features))
             shape = (*features[1:], features[0], outputs)
             theirs = b.view(shape, (spatial + 1, spatial, *axes[:spatial]))
@@ -77,6 +82,7 @@ def _conv(torch: Unit, jax: Unit, a: Slot, b: Slot) -> dict[str, Views]:
     if len(b.shape) != len(a.shape):
         return {}
     found: dict[str, Views] = {}
+    # torch (out, in/groups, *k); Flax and Haiku (*k, in/groups, out). Equinox keeps torch's.
     if b.shape == (*a.shape[2:], a.shape[1], a.shape[0]) and not (jax.kind and b.leaf == "weight"):
         found["input first"] = (a.view(), b.view(axes=(spatial + 1, spatial, *range(spatial))))
     if b.shape == a.shape and not (jax.kind and b.leaf in INPUT_FIRST):
@@ -92,6 +98,10 @@ def _transposed(torch: Unit, jax: Unit, a: Slot, b: Slot) -> dict[str, Views]:
     Equinox's is `(out, in/groups, *k)` and runs the other way too. Flax has no groups here; a port's own layer may
     have a kernel `(*k, in/groups, out)` for `jax.lax.conv_general_dilated`.
     """
+    # https://docs.pytorch.org/docs/stable/generated/torch.nn.ConvTranspose2d.html says that it is the
+    # gradient of a convolution by its input. Written out, y[q, o] = sum over p, i of x[p, i] w[i, o, q -
+    # s p]: as a convolution of the dilated input, the kernel is w reversed along its spatial axes. `flip`
+    # does that.
     groups, kernel = torch.settings.get("groups", 1), a.shape[2:]
     size, inputs, outputs = len(kernel), a.shape[0] // groups, a.shape[1]
     mine = a.view((groups, inputs, outputs, *kernel))
@@ -114,7 +124,7 @@ def _norm(torch: Unit, jax: Unit, a: Slot, b: Slot) -> dict[str, Views]:
 
 
 def _any(torch: Unit, jax: Unit, a: Slot, b: Slot) -> dict[str, Views]:
-    """A tensor of a kind that nothing is known of: as it is, or turned as a matrix or a kernel may be."""
+    """A tensor of an unknown kind: as it is, or transposed as a matrix or a convolution's kernel may be."""
     found = _same(a, b)
     if a.leaf != b.leaf and len(a.shape) == len(b.shape) == 2:
         turned = {"input first": (a.view(), b.view(axes=(1, 0)))} if a.shape == b.shape[::-1] else {}

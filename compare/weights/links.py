@@ -65,9 +65,9 @@ class WeightMap(Sequence[Link]):
     links: tuple[Link, ...]
     """In the order of definition on the torch side."""
     apart: Mapping[str, str] = field(default_factory=dict)
-    """Tensors of either side that nothing corresponds to by their nature, or by the user's word, and why."""
+    """Tensors of either side without a partner, by their nature or because `weights=` leaves them out, and why."""
     notes: tuple[str, ...] = ()
-    """What was concluded from a convention rather than from a name or a shape."""
+    """Conclusions that rest on a convention and not on a name or a shape."""
     constants: tuple[tuple[str, str], ...] = ()
     """Buffers without a partner, as ("torch" or "jax", name): no step may change them."""
 
@@ -91,7 +91,7 @@ class WeightMap(Sequence[Link]):
 
 
 def to_jax(links: Sequence[Link], torch_arrays: Arrays, jax_like: Arrays) -> dict[str, np.ndarray]:
-    """Lay torch's weights out as JAX's.
+    """Convert torch's weights to JAX's layout.
 
     Args:
         links: From `find_links`.
@@ -106,6 +106,7 @@ def to_jax(links: Sequence[Link], torch_arrays: Arrays, jax_like: Arrays) -> dic
     begun: set[str] = set()
     for link in links:
         source, target = link.torch_view(np.asarray(torch_arrays[link.torch])), link.jax_view(made[link.jax])
+        # `target` is a view of the new array, so that each link fills in its part in place.
         if link.adds and f"{link.jax} {link.jax_view}" in begun:
             target += source
         else:
@@ -115,7 +116,7 @@ def to_jax(links: Sequence[Link], torch_arrays: Arrays, jax_like: Arrays) -> dic
 
 
 def to_torch(links: Sequence[Link], jax_arrays: Arrays, torch_like: Arrays) -> dict[str, np.ndarray]:
-    """Lay JAX's weights out as torch's: `to_jax` the other way round.
+    """Convert JAX's weights to torch's layout: the inverse of `to_jax`.
 
     Returns:
         New arrays by torch's names. Where several add up to one of JAX's, the first has it all and the others are zero.

@@ -1,4 +1,4 @@
-"""How alike two names are: "encoder.layers.0.self_attn.out_proj" and "Encoder_0/blocks_0/attention/out"."""
+"""Measures how alike two paths are: "encoder.layers.0.self_attn.out_proj" and "Encoder_0/blocks_0/attention/out"."""
 
 import functools
 import re
@@ -43,10 +43,10 @@ OF_KIND = {
     "gru": "gru cell rnn l forward",
     "rnn": "rnn cell simple l forward",
 }
-"""Words that say no more of a layer's name than its kind says already."""
+"""Words of a layer's name that only repeat its kind."""
 
 ROLES = frozenset({"query", "key", "value"})
-"""Layers so called are often alike in all but the name, and defined in any order."""
+"""Layers with these names often have equal shapes and are defined in any order, so that only the name decides."""
 
 
 class Word(NamedTuple):
@@ -115,11 +115,14 @@ def likeness(a: Path, b: Path) -> tuple[int, int]:
         say where the words beside these do not agree, as "fc1" and "Dense_0" do not.
 
     """
-    # What is called the same at either end is best aligned so.
+    # Equal parts at both ends can be aligned with each other without loss, which leaves little for the table below.
     start = next((at for at, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
     alike, a, b = a[:start], a[start:], b[start:]
     while a and b and a[-1] == b[-1]:
         alike, a, b = (*alike, a[-1]), a[:-1], b[:-1]
+    # Needleman-Wunsch alignment (1970): best[i][j] is the best score of the first i parts of one path
+    # against the first j of the other. A part without a counterpart costs its words, so that wrapper
+    # modules without words cost nothing.
     best = [[(0, 0)] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i in range(len(a) + 1):
         for j in range(len(b) + 1):
@@ -140,12 +143,16 @@ def _plus(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 def _words(a: Word, b: Word) -> tuple[int, int]:
     shared, other = len(a.tokens & b.tokens), len(a.tokens ^ b.tokens)
+    # A shared word weighs four words that only one has: "self_attn" and "attention" name the same thing.
     strong = 4 * shared - other + (a.stem == b.stem != "")
+    # The number of an only child, as in "Dense_0", says nothing.
     if a.siblings == 1 or b.siblings == 1:
         return strong, 0
-    # Numbers may start at 0 or 1, and leave out layers without weights: their order is what counts, where it can.
+    # Numbers start at 0 or 1, and torch.nn.Sequential counts layers without weights too. So the rank among the siblings
+    # is compared if both sides have equally many, and otherwise the number.
     equal = a.rank == b.rank if a.siblings == b.siblings else a.number == b.number
-    # The same word with the same number is a name; "fc1" and "Dense_0" only suggest one another.
+    # With the same word the number is part of the name, and another number is another layer. With other words, as in
+    # "fc1" and "Dense_0", numbers are a hint at most: a component of less weight.
     if (a.stem == b.stem != "") or (shared and not other):
         return strong + (2 if equal else -6), 0
     return strong, (1 if equal else -1) if a.siblings == b.siblings else 0

@@ -1,4 +1,4 @@
-"""What the user says of the map with `weights=`."""
+"""Reads `weights=`: the pairs of tensors and modules that the user gives."""
 
 import dataclasses
 import itertools
@@ -59,8 +59,9 @@ class Overrides:
         ]
 
     def allows(self, torch: Unit, jax: Unit) -> bool:
-        """Tell whether a pair agrees with what is said of the modules around both."""
+        """Whether a pair agrees with the pairs of modules that `weights=` gives."""
         return all(
+            # Both or neither: a layer inside a module that has a partner must find its own inside that partner.
             (torch.path == mine or torch.path.startswith(f"{mine}."))
             == (jax.path == theirs or jax.path.startswith(f"{theirs}/"))
             for mine, theirs in self.modules.items()
@@ -150,8 +151,9 @@ def _left_out(key: str, names: _Names) -> list[str]:
 
 def _read_partner(key: str, target: str, names: _Names, said: Overrides) -> None:
     """Read an entry that gives tensors, parts of them, or modules a partner."""
+    # "fc[12]" is a regular expression, "fc.weight[0:8]" a part of a tensor. Only a part has a colon in
+    # its brackets.
     pattern, index = key, ""
-    # "fc[12]" is a regular expression; a part has a colon in its index.
     if (cut := _INDEX.fullmatch(key)) and ":" in cut["index"] and not cut["turned"] and key not in names.torch:
         pattern, index = cut["name"], cut["index"]
     tensors = _fitting(pattern, names.torch)
@@ -165,7 +167,7 @@ def _read_partner(key: str, target: str, names: _Names, said: Overrides) -> None
         path = match.expand(target) if match.re.groups else target
         if name in tensors:
             new = _partner(name, index, path, names)
-            # Of two entries for the same, the later one counts.
+            # Of two entries for the same tensor the later one counts, as in a dict of settings that is extended.
             said.tensors = [each for each in said.tensors if each[:2] != new[:2]] + [new]
         elif path in names.jax_modules:
             said.modules[name] = path
@@ -212,6 +214,7 @@ def _check_parts(tensors: list[Said], names: _Names, tied: Mapping[str, str]) ->
         for name, entries in of.items():
             boxes = [_box(getattr(said, f"{side}_index"), shapes[name]) for said in entries]
             for (one, a), (other, b) in itertools.combinations(zip(entries, boxes, strict=True), 2):
+                # Two boxes overlap if their intervals do along every axis.
                 overlap = all(max(x[0], y[0]) < min(x[1], y[1]) for x, y in zip(a, b, strict=True))
                 same = (tied.get(one.torch, one.torch), one.torch_index) == (
                     tied.get(other.torch, other.torch),
@@ -223,6 +226,8 @@ def _check_parts(tensors: list[Said], names: _Names, tied: Mapping[str, str]) ->
                         f"weights= has {one.names[here]!r} and {other.names[here]!r} both as {other.names[there]!r}: "
                         "each needs its own"
                     )
+            # No two boxes overlap at this point, so that they are the whole tensor if and only if their volumes
+            # add up to it.
             covered = sum(math.prod(stop - start for start, stop in box) for box in boxes)
             if covered < math.prod(shapes[name]):
                 parts = ", ".join(said.names[side == "jax"] for said in entries)
@@ -241,6 +246,7 @@ def _box(index: Index, shape: tuple[int, ...]) -> list[tuple[int, int]]:
 def _fitting(key: str, names: Iterable[str]) -> dict[str, re.Match[str]]:
     names = list(names)
     try:
+        # A name is taken literally: the dots in "layers.0.weight" would match any character otherwise.
         expression = re.compile(re.escape(key) if key in names else key)
     except re.error as error:
         raise InputError(f"weights= has {key!r}, which is no name and no regular expression: {error}") from error

@@ -31,6 +31,8 @@ def recurrent_units(unit: Unit) -> list[Unit]:
         cell = made.setdefault(path, Unit(path, unit.type, unit.kind, unit.settings, {}))
         side = "hh" if leaf == "bias_n" or "hh" in parts else "hr" if "hr" in parts else "ih"
         for gate in range(gates):
+            # Equinox's GRU adds bias_n within the reset gate: r * (W_hn h + b_n). It exists for the last gate
+            # alone.
             only_last = leaf == "bias_n"
             if only_last and gate < gates - 1:
                 continue
@@ -47,6 +49,8 @@ def recurrent_units(unit: Unit) -> list[Unit]:
 
 
 def _gate(cell: Unit, what: str, side: str, gate: int, slot: Slot) -> None:
+    # The biases of the input and of the hidden side are added, W_i x + b_i + W_h h + b_h, and only their sum
+    # matters. In a GRU's last gate b_h is multiplied by the reset gate, so there they are two parameters.
     apart = what == "weight" or (cell.kind == "gru" and gate == GATES["gru"] - 1)
     role = f"{what}_{side}.{gate}" if apart else f"{what}.{gate}"
     cell.slots[role] = (*cell.slots.get(role, ()), slot)
@@ -76,6 +80,7 @@ def _cell(path: str, among: dict[str, Unit]) -> Unit | None:
         return None
     layers = {name: {ROLES[leaf]: slots[0] for leaf, slots in unit.slots.items()} for name, unit in among.items()}
     if not kind:
+        # nnx's optimized cells have one matrix for all gates: how many gates it has tells which cell it is.
         hidden, outputs = layers["dense_h"]["weight"].shape[-2:]
         kind = next((kind for kind, gates in GATES.items() if gates * hidden == outputs), "")
     if not kind:

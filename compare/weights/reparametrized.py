@@ -74,6 +74,8 @@ def _torch(layer: Layer) -> Iterable[tuple[str, _Moved]]:
     leaves = {name.rpartition(".")[2]: name for name in layer.tensors}
     for leaf, name in leaves.items():
         of, _, what = leaf.rpartition("_")
+        # The older functions write beside the weight, parametrizations below the layer. Both keep w itself
+        # only as a result, so that g and v, or the weight before its division and u, are what has a partner.
         if match := _TORCH.fullmatch(name):
             yield name, _Moved(match["layer"], match["of"], _PARAMETRIZED[match["what"].rpartition(".")[2]])
         elif {f"{of}_g", f"{of}_v"} <= leaves.keys() and what in "gv":
@@ -87,6 +89,8 @@ def _jax(layer: Layer) -> Iterable[tuple[str, _Moved]]:
     place: tuple[str, ...]
     for name in layer.tensors:
         key = name.removeprefix(f"{layer.path}/")
+        # nnx.WeightNorm and SpectralNorm keep their state in dicts whose keys are paths as tuples; their repr
+        # is in the name.
         if key.startswith("("):  # nnx: a tuple is the key
             place, parts = (parent, "layer_instance"), list(map(str, ast.literal_eval(key)))
             parts += ["scale"] if layer.path.endswith("scales") else []

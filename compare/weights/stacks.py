@@ -1,4 +1,4 @@
-"""Layers that a scan or vmap stacked along an axis before all others."""
+"""Layers that a scan or vmap stacked along a new first axis."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ from compare.weights.units import Unit
 
 
 def find_stacks(torch: Iterable[Unit], jax: Iterable[Unit], left: Iterable[Unit]) -> dict[str, int]:
-    """Find what looks like layers that a scan or vmap stacked along an axis before all others.
+    """Find layers that a scan or vmap has probably stacked along a new first axis.
 
     Args:
         torch: Units without a partner, among whose numbered modules are the layers.
@@ -25,6 +25,8 @@ def find_stacks(torch: Iterable[Unit], jax: Iterable[Unit], left: Iterable[Unit]
         for at, part in enumerate(parts):
             if part.isdigit():
                 numbers.setdefault(".".join(parts[:at]), set()).add(part)
+    # torch has "layers.0" to "layers.11". A stack of 12 on the JAX side has 12 along the first axis of
+    # all its tensors.
     lengths = {len(found) for found in numbers.values()}
     first: dict[str, set[int]] = {}
     for unit in jax:
@@ -33,6 +35,8 @@ def find_stacks(torch: Iterable[Unit], jax: Iterable[Unit], left: Iterable[Unit]
                 first.setdefault(prefix, set()).add(slot.shape[0] if slot.shape else 0)
     wanted = {prefix for unit in left for prefix in prefixes(unit.path)}
     found: dict[str, int] = {}
+    # From the outermost path inwards, so that a stack of whole blocks is not taken for a stack of each of
+    # its layers.
     for prefix, sizes in sorted(first.items(), key=lambda item: len(item[0])):
         if prefix in wanted and len(sizes) == 1 and sizes <= lengths and not found.keys() & set(prefixes(prefix)):
             found[prefix] = next(iter(sizes))
@@ -45,7 +49,8 @@ def unstacked(unit: Unit, stacks: Mapping[str, int]) -> Iterator[Unit]:
     if prefix is None:
         yield unit
         return
-    # The place in the stack is the number that counts, unless the stacks themselves are told apart by a number.
+    # Linen calls a stack "Block_0", which counts stacks and not layers. Its number is dropped, unless there are several
+    # stacks that differ by it alone.
     bare = {other: re.sub(r"_?\d+$", "", other) for other in stacks}
     base = bare[prefix] if list(bare.values()).count(bare[prefix]) == 1 else prefix
     for at in range(stacks[prefix]):

@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class View:
-    """A part of an array, in another layout: NumPy views in this order, so that writing into it writes the array."""
+    """A part of an array in another layout, as NumPy views applied in this order: writing into it writes the array."""
 
     index: tuple[slice | int, ...] = ()
     """Which part: rows of a fused projection, one layer of a stack."""

@@ -1,8 +1,8 @@
-"""Cuts a tensor that one side has whole into the parts that the other side has apart.
+"""Cuts a fused tensor, such as `in_proj_weight`, into the parts that are separate tensors on the other side.
 
 A fused projection such as "qkv", "kv_proj" or "gate_up_proj" is one layer in one model and several in another; a large
-embedding may be kept in chunks. It is cut where names and sizes leave one way only: the name of the whole says in which
-order the parts follow, and the other side's parts say how large each is. Otherwise it stays whole.
+embedding may be kept in chunks. It is cut only if names and sizes allow exactly one way: the name of the fused layer
+gives the order of its parts, and the other side's layers give their sizes. Otherwise it stays whole.
 """
 
 import dataclasses
@@ -49,6 +49,7 @@ def _parts(unit: Unit, others: Sequence[Unit]) -> list[Unit]:
     if not names or unit.kind not in ("linear", "") or "weight" not in unit.slots:
         return []
     total = unit.sizes["weight"]
+    # The other side has a fused layer of this name and size too: the two are partners as they are.
     if any(part_names(each.path) == names and each.sizes.get("weight") == total for each in others):
         return []
     groups: dict[str, dict[str, Unit]] = {}
@@ -62,6 +63,8 @@ def _parts(unit: Unit, others: Sequence[Unit]) -> list[Unit]:
         for group in groups.values()
         if group.keys() == set(names) and (sizes := _sizes(unit, [group[name] for name in names]))
     }
+    # All layers with these names must suggest the same cut. Grouped queries, for instance, have smaller
+    # keys and values.
     return _cut(unit, dict(zip(names, cuts.pop(), strict=True))) if len(cuts) == 1 else []
 
 
