@@ -1,4 +1,4 @@
-"""What goes into modules and comes out of them: which tensor of one side is held against which of the other."""
+"""Pairs the inputs and outputs of modules: which tensor of one side is compared with which of the other."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ def align_modules(
 
     Args:
         links: Which weight is which.
-        torch: A step of the torch side in float64; it tells the layouts of tensors apart.
+        torch: A step of the torch side in float64; its values decide between layouts of equal shape.
         jax: The same step of the JAX side.
         kinds: The class of each module that ran, by path, on the torch and on the JAX side.
         names: Of the arguments of each module, likewise.
@@ -39,7 +39,8 @@ def align_modules(
     for call, ports in torch_calls.items():
         theirs = jax_calls.get(partner.get(call, ("", -1)), [])
         for kind in ("input", "output"):
-            # What only passes features on, to such a linear layer, has them in the same order as it.
+            # A linear layer's output is in the order of its own weights, so it is flattened in no order of images. Only
+            # the input of such a layer, and modules without weights before it, such as Dropout, can be.
             may_be_flattened = call[0] not in with_weights or (kind == "input" and call[0] in features)
             layout = partial(layouts, may_be_flattened=may_be_flattened)
             ours, others = ([port for port in side if port.kind == kind] for side in (ports, theirs))
@@ -54,7 +55,10 @@ def align_modules(
 def _no_output(
     pairings: Sequence[Pairing], torch: dict[Call, list[Port]], jax: dict[Call, list[Port]]
 ) -> list[Pairing]:
-    """Give what fails a comparison of outputs alone where no output is held against anything."""
+    """Give a pairing that always differs, where outputs alone are compared and none of them has a partner.
+
+    Without a loss nothing else decides, and a report without any decision must not read as a match.
+    """
     if any(pairing.decides for pairing in pairings):
         return []
     ours, theirs = (
@@ -114,6 +118,7 @@ def _flattened(links: Sequence[Link]) -> dict[str, tuple[int, ...]]:
     found = {}
     for link in links:
         ours, theirs = link.torch_view.shape, link.jax_view.shape
+        # The views of such a link are (out, C, H, W) and (H, W, C, out): see `weights.layouts`.
         if ours and theirs and len(ours) > 2 and theirs == (*ours[2:], ours[1], ours[0]):
             found[link.torch.rpartition(".")[0]] = ours[1:]
     return found

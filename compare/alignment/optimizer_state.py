@@ -1,4 +1,4 @@
-"""What `torch.optim` and `optax` remember from step to step, matched by name."""
+"""Pairs the state of `torch.optim` with that of `optax`, by the names of its fields."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -71,6 +71,7 @@ def align_state(
                 continue
             if slot.torch == "momentum_buffer" and f"square_avg/{link.torch}" in torch.optimizer:
                 slot = _RMSPROP_MOMENTUM
+            # torch counts steps for each parameter, optax once for each transformation.
             whole = to_numpy(torch.optimizer[ours]).ndim == 0 and slot.torch == "step"
             among = [name for field in slot.jax for name in fields.get((field, "" if whole else link.jax), [])]
             theirs = _nearest(among, [name for names in fields.values() for name in names if name.endswith(link.jax)])
@@ -157,5 +158,7 @@ def jax_state(
             pairing.link.jax_view(made[pairing.jax])[...] = value
     for name, array in made.items():
         if steps is not None and array.ndim == 0 and name.rpartition("/")[2] == "count":
+            # optax.chain may have several counters, of Adam's bias correction and of the schedule. torch has one
+            # number of steps.
             made[name] = steps.astype(array.dtype)
     return made

@@ -1,4 +1,4 @@
-"""Which tensor of one side is held against which of the other, and what is not compared and why."""
+"""A pair of tensors that are compared, and what is not compared and why."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -89,6 +89,8 @@ def align_tensors(
     by_jax, by_torch = _grouped(links, "jax"), _grouped(links, "torch")
     seen = set()
     for link in links:
+        # With c = a + b, dL/da = dL/db = dL/dc: each part has the whole gradient. With copies a1 = a2 = a of
+        # one tensor, dL/da = dL/da1 + dL/da2. Values are the other way round: parts add up, copies are equal.
         if stage == Stage.GRADIENT:
             parts, copies = [link], by_torch[_key(link, "torch")]
         else:

@@ -1,4 +1,4 @@
-"""Which call of a module of one side is which call of the other."""
+"""Pairs the calls of modules of both sides: by the weights that they hold, else by their place and class."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,11 +30,13 @@ def _with_weights(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Ca
     ours = _by_weights([(link.torch, ".", None) for link in links], torch)
     theirs = _by_weights([(link.jax, "/", _layer(link)) for link in links], jax)
     found: dict[Call, Call] = {("", 0): ("", 0)}
+    # Weights have been matched already, so the set of weights that a module holds identifies it, whatever
+    # its name and however deep it is: a container holds the union of its children's.
     for weights, modules in ours.items():
         others = theirs.get(weights, [])
         if len(modules) == len(others):
             chain = list(zip(modules, others, strict=True))
-        elif modules and others:  # wrapped more often on one side: the outermost and the innermost are alike
+        elif modules and others:  # one side has more wrappers around it: only the innermost and outermost correspond
             chain = [(modules[-1], others[-1])]
             if min(len(modules), len(others)) > 1:
                 chain.append((modules[0], others[0]))
@@ -70,6 +72,8 @@ def _by_weights(
             number: layer for number, (name, separator, layer) in enumerate(named) if name.startswith(path + separator)
         }
         layers = sorted({layer for layer in held.values() if layer is not None})
+        # A scan over 12 stacked layers calls its one body 12 times: call n holds the n-th slice of each
+        # weight.
         if len(layers) == len(of_module) > 1 and None not in held.values():
             for layer, call in zip(layers, of_module, strict=True):
                 found[frozenset(number for number, of in held.items() if of == layer)].append([call])

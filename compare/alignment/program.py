@@ -1,4 +1,4 @@
-"""Everything that one step of two programs shows, paired in the order in which torch computed it."""
+"""Pairs everything that one step of two programs shows, in the order in which torch computed it."""
 
 import dataclasses
 import functools
@@ -137,6 +137,7 @@ def _parameter(name: str, value: Any, trained: set[str], parameters: Mapping[str
     keys = name.split("/")
     for parameter in parameters:
         path = parameter.split("/")
+        # How many components agree, counted from the end.
         common = next((n for n in range(len(path)) if keys[-n - 1 :][:1] != path[-n - 1 :][:1]), len(path))
         if not common or np.shape(value) != np.shape(parameters[parameter]):
             continue
@@ -167,5 +168,8 @@ def _in_order(pairings: list[Pairing], torch: Observation) -> list[Pairing]:
         name = pairing.subjects(0)[0].partition("[")[0] if pairing.link is None else pairing.link.torch
         return torch.order.get((pairing.stage, name), end)
 
+    # What is computed after a first update, as the generator's loss after the discriminator's step, has
+    # both sides' rounding of that update in it. Its imbalance says nothing about its own precision then:
+    # `Quantity.rounds_alone`.
     updated = min((rank for (stage, _), rank in torch.order.items() if stage == Stage.UPDATE), default=end)
     return [each._replace(after_update=rank(each) > updated) for each in sorted(pairings, key=rank)]

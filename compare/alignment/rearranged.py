@@ -1,4 +1,4 @@
-"""The same numbers in another shape: squeezed, expanded, flattened, split or with axes exchanged."""
+"""Finds how two arrays of different shapes have the same numbers: squeezed, expanded, flattened, transposed."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -71,6 +71,8 @@ def _once(axes: tuple[int, ...]) -> Rearrange:
         for axis in axes[1:]:
             first = np.take(first, [0], axis)
         spread: np.ndarray = np.max(array, axes, keepdims=True) - np.min(array, axes, keepdims=True)
+        # A broadcast axis has equal elements, and its spread is zero. Were one element wrong, taking the
+        # first alone would miss it; a mean would divide the error by the length of the axis.
         return first + spread
 
     return once
@@ -83,6 +85,9 @@ def _orders(torch: np.ndarray, jax: np.ndarray) -> Iterator[Views]:
     of_torch = torch.ndim > jax.ndim
     more, fewer = (torch, jax) if of_torch else (jax, torch)
     sample = np.asarray(fewer.flat[:_SAMPLE])
+    # A reshape after a transpose is determined by the order of the axes alone, as both flatten in
+    # row-major order. 64 elements rule out nearly every wrong order, before the whole arrays are
+    # compared.
     for axes in _permutations(more.shape):
         moved = more.transpose(axes)
         if distance(np.asarray(moved.flat[:_SAMPLE]), sample) < NEAR:

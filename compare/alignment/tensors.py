@@ -1,4 +1,4 @@
-"""Which tensor that a module takes or gives is held against which of its partner's."""
+"""Pairs the tensors that a module takes or returns with those of its partner."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -49,10 +49,10 @@ class TensorPairs:
                 yield pairing
 
     def _inputs(self, ours: Sequence[Port], theirs: Sequence[Port], layout_of: FindLayout) -> Iterator[Ends]:
-        """Pair inputs by the names of the arguments, and by position where the names say nothing.
+        """Pair inputs by the names of the arguments, and by position where the names decide nothing.
 
-        The first of what is left is the same on both sides, whatever it is called: `input` and `inputs`. Others of
-        different names may have different meanings, as labels and positions: integers must be equal to be paired.
+        The first argument is the same on both sides, whatever its name: `input` and `inputs`. Later ones of different
+        names may have different meanings, such as labels and positions, so that integers must be equal to be paired.
         """
         left = list(theirs)
         for number, port in enumerate(ours):
@@ -102,6 +102,8 @@ class TensorPairs:
     def _by_value(self, ours: Sequence[Port], theirs: Sequence[Port], layout_of: FindLayout) -> Iterator[Ends]:
         near = [[self._is_near(Ends(port, other), layout_of) for other in theirs] for port in ours]
         for number, (port, row) in enumerate(zip(ours, near, strict=True)):
+            # Equal in values to one tensor only, and that one to no other. Position decides among several that
+            # are equal.
             if sum(row) == 1 and sum(line[row.index(True)] for line in near) == 1:
                 yield Ends(port, theirs[row.index(True)])
             elif number < len(row) and row[number]:
@@ -123,14 +125,15 @@ class TensorPairs:
         of_model = ends.torch.path == "" and ends.torch.kind == "output"
         if layout := layout_of(ours, theirs):
             return _paired(ends, Views(lambda array: array, layout.to_torch, layout.to_jax), decides=of_model)
-        # What the model gives has one shape, unless a loss takes it: that then decides.
+        # A loss that takes the model's output decides whether its shape matters. Without a loss the shape must be
+        # right.
         if not (of_model and self._forward_only) and (views := same_numbers(ours, theirs)):
             return _paired(ends, views, decides=of_model)
         floating = ours.dtype.kind == theirs.dtype.kind == "f"
         alone = alone and not (of_model and ours.ndim != theirs.ndim)  # a loss and the logits that it is of
         if not floating or ends.torch.kind == "input" or not (alone or (of_model and self._forward_only)):
             return None
-        # Of two shapes: as far apart as can be, and nothing to go on with.
+        # Different shapes are infinitely far apart. The value cannot be put in place of the other side's.
         order = CHANNELS_LAST if ours.ndim == theirs.ndim > 2 else AS_IT_IS
         views = Views(lambda array: array, order.layout.to_torch, order.layout.to_jax)
         return _paired(ends, views, decides=of_model and self._forward_only)._replace(to_jax=None)

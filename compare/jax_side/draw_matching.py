@@ -1,4 +1,4 @@
-"""Which of the random numbers that torch has drawn goes where the JAX side draws."""
+"""Pairs the random numbers that torch has drawn with the places where the JAX side draws."""
 
 import functools
 import itertools
@@ -60,8 +60,10 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
 
 
 def _longest(options: list[list[list[Layout]]], m: int) -> list[tuple[int, int]]:
-    """The longest common subsequence, as positions in both."""
+    """The longest common subsequence, as positions in both: dynamic programming over the ends of both sequences."""
     n = len(options)
+    # The usual case, and without the n · m table: a diffusion model in a scan may draw thousands of
+    # times.
     if n == m and all(options[i][i] for i in range(n)):
         return [(i, i) for i in range(n)]
     lengths = np.zeros((n + 1, m + 1), int)
@@ -74,6 +76,8 @@ def _longest(options: list[list[list[Layout]]], m: int) -> list[tuple[int, int]]
         if options[i][j] and lengths[i, j] == lengths[i + 1, j + 1] + 1:
             pairs.append((i, j))
             i, j = i + 1, j + 1
+        # Of two equally long ways torch's draw is skipped first: a draw that JAX lacks is the likelier
+        # mistake.
         elif lengths[i + 1, j] >= lengths[i, j + 1]:
             i += 1
         else:
@@ -82,7 +86,7 @@ def _longest(options: list[list[list[Layout]]], m: int) -> list[tuple[int, int]]
 
 
 def _left_over(draws: Sequence[Site], sites: Sequence[Site], pairs: list[tuple[int, int]]) -> list[str]:
-    """Explain what has no partner; draws and sites between the same two pairs are likely meant for each other."""
+    """Explain what has no partner; draws and sites between the same two pairs probably belong together."""
     messages = []
     ends = [(-1, -1), *pairs, (len(draws), len(sites))]
     for (i, j), (next_i, next_j) in itertools.pairwise(ends):
@@ -108,6 +112,6 @@ def _reason(draw: Site, site: Site) -> str:
     if len(draw.shape) == len(site.shape) and all(
         theirs in (1, ours) for ours, theirs in zip(draw.shape, site.shape, strict=True)
     ):
-        # Flax's attention has it by default, torch's has not.
+        # Flax's attention broadcasts its dropout mask over batch and heads by default, torch's does not.
         return "JAX draws one for all along the axes of length one; in Flax's attention, broadcast_dropout=False"
     return "these shapes do not fit"

@@ -1,8 +1,11 @@
-"""A traced JAX program, run one operation after another: the one interpreter, with hooks for what is done otherwise.
+"""An interpreter of traced JAX programs, with hooks for subclasses.
 
-`Interpreter` alone computes what the program computes. `lift.Lifter` computes it in float64, `replay.Replayer` with
-torch's random numbers. Programs within the program (loops, branches, checkpoints) are built anew around the hooks, by
-JAX's public functions; what runs a program and does nothing else, such as jit, is run in place.
+`Interpreter` computes what the program computes. `lift.Lifter` computes it in float64, `replay.Replayer` with torch's
+random numbers, `watching.Watcher` reads named tensors. Loops, branches and checkpoints within the program are built
+again around the hooks with JAX's public functions. Calls that only run a program, such as jit, are run in place.
+
+The design is that of "Writing custom Jaxpr interpreters in JAX" (https://docs.jax.dev/en/latest/notebooks/
+Writing_custom_interpreters_in_Jax.html): an environment of values by variable, and one rule for each operation.
 """
 
 import contextlib
@@ -52,7 +55,7 @@ class Interpreter:
         return value
 
     def places(self, eqn: Any) -> int:
-        """Tell at how many places within one operation, itself or the programs in it, a value is put in."""
+        """Count the places within one operation, itself or the programs in it, at which a value is put in."""
         del eqn
         return 0
 
@@ -70,6 +73,8 @@ class Interpreter:
         def read(atom: Any) -> Any:
             return self.constant(typed(atom.val)) if is_literal(atom) else values[atom]
 
+        # The last operation that reads each variable. Outside of a trace, a value that is kept longer is
+        # memory: a training step has an activation for every operation.
         last = {atom: number for number, eqn in enumerate(equations) for atom in eqn.invars if not is_literal(atom)}
         kept = {atom for atom in outputs if not is_literal(atom)}
         rest = iter(given)
@@ -105,12 +110,15 @@ class Interpreter:
         fixed, start, sequences = args[:split], args[split : split + carry], args[split + carry :]
         each, order = len(given) // loop.length if loop.length else 0, -1 if loop.reverse else 1
         # Place j of the first iteration, of the second, ...: a sequence to scan over, if all of them have a value.
+        # `given` is in order of execution, and lax.scan reads its sequences from the end if `reverse` is set.
         columns = [given[j::each][::order] for j in range(each)]
         stacked = [None if any(value is None for value in column) else jnp.stack(column) for column in columns]
 
         def body(state: Any, item: Any) -> Any:
             values, own = item
             outputs, shown = self.enclosed(loop.program, [*fixed, *state, *values], own)
+            # What an iteration shows is a tracer of the scan's body. As an output of the body it leaves the scan,
+            # stacked.
             return self._carried(outputs[:carry], inside), (outputs[carry:], shown)
 
         state, (collected, shown) = jax.lax.scan(
@@ -140,6 +148,8 @@ class Interpreter:
         def test(state: Any) -> Any:
             return self.enclosed(loop.condition, [*tested, *state])[0][0]
 
+        # Nothing that the body shows can leave a while_loop, which has no outputs for each iteration: `shown`
+        # is dropped.
         return list(jax.lax.while_loop(test, proceed, self._carried(start, inside)))
 
     def cond(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:

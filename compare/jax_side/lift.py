@@ -1,8 +1,8 @@
-"""Float64 that is float64 on the JAX side, whatever precision the user's code asks for.
+"""Runs the JAX side in float64 throughout, whatever precision the user's code asks for.
 
 `jax.enable_x64` and float64 arguments are not enough: modules built with `dtype=jnp.float32`, `.astype(jnp.bfloat16)`
-and literals that are already rounded stay behind. So a step is traced, under float64 as far as it lets itself be, and
-the program that comes out of the trace is run again with every lower precision replaced by float64.
+and literals that are already rounded stay in low precision. So a step is traced, in float64 as far as its code allows,
+and the traced program is run again with every lower precision replaced by float64.
 """
 
 import functools
@@ -84,6 +84,7 @@ class Lifter(Interpreter):
         array = np.asarray(value).astype(LOW[dtype].wide if dtype in LOW else dtype)
         # JAX writes `np.float32(0.1) * x` into a float64 program as the float64 number that np.float32(0.1) is. A
         # float64 number is one of float32 by accident once in 2**29 times.
+        # The probability that a float64 number has 29 zero bits at its end.
         with np.errstate(over="ignore"):
             if dtype == "float64" and not np.array_equal(array.astype(np.float32), array, equal_nan=True):
                 return value
@@ -121,17 +122,21 @@ class Lifter(Interpreter):
         """Evaluate one operation in float64; if it knows none, in its own precision."""
         del given
         name = eqn.primitive.name
+        # It rounds to a format and stays in its dtype: in float64 the identity.
         if name == "reduce_precision":
             return args
         if name == "bitcast_convert_type":  # the bits are those of the precision that the code meant
             return _as_written(eqn, args)
-        # Integers of 64 bits are random bits, or those of a float64 number: all others were narrowed.
+        # Under x64, random floats are made of 64 random bits. These and their shifts and masks keep their width, or the
+        # mantissa would be built of too few bits. All other integers were narrowed, so 64 bits identify them.
         if name in BITS or any(is_tracer(arg) and _bits(arg) for arg in args):
             args = [_cast(arg, v.aval.dtype) if _bits(v.aval) else arg for arg, v in zip(args, eqn.invars, strict=True)]
             return bind(eqn, args, **{name: self._parameter(value, {}) for name, value in eqn.params.items()})
         args = [_narrow(arg) for arg in args]
         try:
             outputs = bind(eqn, args, **{name: self._parameter(value) for name, value in eqn.params.items()})
+        # Some operations exist in float32 alone, such as those of a kernel library. Between casts they still
+        # run.
         except (TypeError, NotImplementedError):  # it knows no float64
             outputs = None
         if outputs is None or any(_low(output.dtype) for output in outputs):
@@ -146,7 +151,10 @@ class Lifter(Interpreter):
         return super().equation(eqn, args, given)
 
     def _parameter(self, value: Any, narrow: Mapping[str, str] = NARROW) -> Any:
-        """Lift an operation's parameter: a dtype, or a program that it applies to single elements of its arguments."""
+        """Lift an operation's parameter: a dtype, or a program that it applies to single elements of its arguments.
+
+        dot_general has `preferred_element_type`, convert_element_type `new_dtype`, reduce_window and scatter a program.
+        """
         import jax
 
         if isinstance(value, np.dtype | type):
@@ -154,11 +162,14 @@ class Lifter(Interpreter):
                 return value
             name = str(np.dtype(value))
             return np.dtype(narrow[name] if name in narrow else _wide(name)) if _low(name) or name in narrow else value
+        # Such as TF32: an algorithm for a lower precision. None lets XLA take float64's own.
         if isinstance(value, jax.lax.DotAlgorithm | jax.lax.DotAlgorithmPreset):
             return None
         if is_program(value):
             avals: list[Any] = [variable.aval for variable in Program.of(value).arguments]
             shapes = [jax.ShapeDtypeStruct(aval.shape, self._parameter(np.dtype(aval.dtype))) for aval in avals]
+            # The program of a reduction takes scalars. Traced again with wide scalars, its own constants are
+            # lifted too.
             lifted = jax.make_jaxpr(lambda *args: self.enclosed(value, args)[0])(*shapes)
             return lifted if isinstance(value, type(lifted)) else lifted.jaxpr
         if isinstance(value, tuple):
@@ -234,7 +245,7 @@ def traced(step: Callable[..., Any], args: Any, pinned: list[str], *, lift: bool
     import jax
 
     def fresh(*args: Any) -> Any:
-        """JAX remembers traces by function: this one is to be found by nobody else, and not to be another's."""
+        """JAX caches traces by function and argument types, not by precision: a new function has a cache of its own."""
         return step(*args)
 
     if not lift:
@@ -250,7 +261,7 @@ def traced(step: Callable[..., Any], args: Any, pinned: list[str], *, lift: bool
         return jax.ShapeDtypeStruct(value.shape, low.get(str(value.dtype), value.dtype))
 
     with jax.enable_x64(False), warnings.catch_warnings():
-        # nnx modules ask for the float64 that `lift_nnx` gave them.
+        # nnx modules request the float64 that `lift_nnx` set as their dtype, and JAX warns that it truncates it.
         warnings.filterwarnings("ignore", message="Explicitly requested dtype", category=UserWarning)
         found = jax.make_jaxpr(fresh, return_shape=True)(*jax.tree.map(narrow, args))
     reason = str(refused.__cause__ or refused).strip().partition("\n")[0]

@@ -64,10 +64,10 @@ NAME = "name"
 
 
 def kind(eqn: Any) -> Kind | None:
-    """Tell what an operation does with programs, or None if it has none.
+    """Give what an operation does with the programs among its parameters; None if it has none.
 
     Raises:
-        InputError: It has some, and is not among those that are known.
+        InputError: If it has some, and `KINDS` does not list it.
 
     """
     name = eqn.primitive.name
@@ -257,6 +257,8 @@ def bind(eqn: Any, args: Sequence[Any], **params: Any) -> list[Any]:
     """Evaluate one operation as it is, but for `params` that are other."""
     own = eqn.primitive.get_bind_params({**eqn.params, **params})
     functions, own = own if isinstance(own, tuple) else ((), own)  # a pair up to JAX 0.8
+    # get_bind_params turns the parameters of a traced operation back into those of `bind`: for
+    # custom_jvp_call, for instance, a jaxpr into a function. jax.core.eval_jaxpr does the same.
     outputs = eqn.primitive.bind(*functions, *args, **own)
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
 

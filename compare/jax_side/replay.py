@@ -1,4 +1,4 @@
-"""Torch's random numbers in the place of JAX's, so that a step in train mode can be compared as it will run.
+"""Replays torch's random numbers on the JAX side, so that a step in train mode can be compared as it runs.
 
 A traced program shows each call of `jax.random.bernoulli`, however the user's code refers to it and whatever jit,
 vmap, scan or checkpoint it is inside, as one operation whose result can be replaced.
@@ -101,7 +101,7 @@ _SAMPLES: dict[str, Callable[[Any, Any], Any]] = {
 
 @functools.cache
 def _names() -> dict[str, str]:
-    """The kinds, by the names that their functions have in a trace. JAX promises none of these, so it is asked."""
+    """The kinds, by the names of their functions in a trace, which JAX does not document: they are read from one."""
     import jax
 
     names = {}
@@ -148,6 +148,8 @@ class Replayer(Interpreter):
 
     def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Evaluate an operation; one without recorded draws as it is, with its custom derivatives."""
+        # Nothing inside is replaced. Bound as it is, custom_jvp and custom_vjp keep their derivative rules,
+        # which running the program inside would lose: the function is yet to be differentiated.
         if all(draw is None for draw in given):
             return bind(eqn, args)
         if kind := drawn_kind(eqn):
@@ -159,6 +161,7 @@ class Replayer(Interpreter):
         import jax
 
         run = functools.partial(self.enclosed, called(eqn))
+        # The recorded draws are arguments, so that the recomputation in the backward pass has the same ones.
         outputs, shown = jax.checkpoint(run, **checkpoint_options(eqn))(args, given)
         self.shown += shown
         return outputs
@@ -197,12 +200,13 @@ def drawn(eqn: Any) -> Iterator[Site]:
 
 
 def _standing_in(kind: str, draw: Any, inputs: list[Any], dtype: Any) -> Any:
-    """Do with a recorded draw what the function of `jax.random` does with its own."""
+    """Turn a recorded draw, in its standard form, into what the function of `jax.random` would have returned."""
     import jax.numpy as jnp
 
     if kind == "uniform":
         _, low, high = inputs
         return low + (high - low) * draw.astype(dtype)
     if kind == "gumbel":
+        # If U is uniform, -log(U) is exponential with rate 1, and -log(-log(U)) is a Gumbel variable.
         return -jnp.log(draw.astype(dtype))
     return draw.astype(dtype)

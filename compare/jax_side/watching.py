@@ -49,6 +49,7 @@ class Watch:
         if label is None:
             return None
         if label.what == "parameter":
+            # Identity, and not equality: two parameters may be initialized alike.
             name = self._names.get(id(value), "")
             inner = label.leaf.replace(".", "/")
             # The parameter is still the array of the state that the run put in: jit and grad hand it on as it is.
@@ -91,7 +92,8 @@ class _Watching(Interpreter):
             return self._carried(outputs, eqn.outvars), shown
 
         numbers = range(len(choice.branches))
-        # All branches must give the same: each gives zeros for what the others show, marked as not computed.
+        # lax.switch requires equal outputs of all branches, and each shows other tensors. So every branch also returns
+        # zeros for what the other branches show, and a flag for each that says whether it was computed.
         shapes = [jax.eval_shape(functools.partial(branch, number), *rest)[1] for number in numbers]
         empty = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape) for shape in shapes]
 
@@ -144,7 +146,7 @@ def sorted_out(shown: Sequence[Shown]) -> Seen:
     forward: dict[Port, Any] = {}
     gradients: dict[str, Any] = {}
     for (what, path, leaf, axes), (value, computed) in (item for each in shown for item in each.items()):
-        # A scan puts an axis before those of each iteration, vmap likewise.
+        # A scan, like vmap, stacks what its iterations show along a new first axis.
         single = value.reshape((-1, *value.shape[value.ndim - axes :])) if value.ndim > axes else [value]
         known = np.ravel(np.asarray(computed))
         known = known if len(known) == len(single) else np.repeat(known, len(single) // len(known))

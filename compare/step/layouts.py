@@ -1,7 +1,7 @@
-"""How an array of torch's lies in JAX's memory: channels last, time first, heads split, flattened.
+"""Layouts of arrays on the JAX side relative to torch: channels last, time first, heads split, flattened.
 
-One table of orders of axes serves what modules give and what is drawn at random. Of a draw nothing is known but its
-shape, so that fewer orders are tried for it.
+One table of orders of axes serves activations and random draws. Only the shape of a draw is known, so that fewer orders
+are tried for it.
 """
 
 import math
@@ -19,7 +19,7 @@ Rearrange = Callable[[Any], Any]
 
 
 class Layout(NamedTuple):
-    """How an array of torch's lies in JAX's memory. Both functions take arrays of NumPy or JAX, of any batch size."""
+    """A layout: converts arrays between the sides. Both functions take NumPy or JAX arrays of any batch size."""
 
     name: str
     to_torch: Rearrange
@@ -47,7 +47,7 @@ class Order(NamedTuple):
         )
 
     def brings(self, torch: tuple[int, ...], jax: tuple[int, ...]) -> bool:
-        """Tell whether an array of torch's shape has JAX's in this order."""
+        """Whether this order of axes turns torch's shape into JAX's."""
         return tuple(torch[axis] for axis in self.axes(len(torch))) == jax
 
 
@@ -106,10 +106,10 @@ def reshaped(name: str, torch: tuple[int, ...], jax: tuple[int, ...]) -> Layout:
 
 
 def draw_layouts(shape: tuple[int, ...], wanted: tuple[int, ...], hints: Hints = NO_HINTS) -> list[Layout]:
-    """List the ways in which random numbers of torch's may lie in JAX's memory, those that fit `wanted`.
+    """List the layouts under which torch's random numbers have the shape `wanted`, each once.
 
-    Each is listed once. Besides the orders of axes they are: heads split from the batch, since
-    `torch.nn.MultiheadAttention` draws `(batch * heads, query, key)`; and other axes of length one.
+    Besides the orders of axes these are other axes of length one, and heads split from the batch, since
+    `torch.nn.MultiheadAttention` draws `(batch * heads, query, key)`.
     """
     for channels, points in hints.flattened:
         if shape == wanted and len(shape) == 2 and shape[1] == channels * points:
@@ -117,26 +117,29 @@ def draw_layouts(shape: tuple[int, ...], wanted: tuple[int, ...], hints: Hints =
     found: dict[tuple[int, ...], Layout] = {}
     for order in ORDERS:
         if len(shape) in order.draws and order.brings(shape, wanted):
+            # Orders that differ by axes of length one alone are the same layout in memory.
             moved = tuple(axis for axis in order.axes(len(shape)) if shape[axis] != 1)
             found.setdefault(moved, order.layout)
     unmoved = tuple(axis for axis, length in enumerate(shape) if length != 1)
     if [n for n in shape if n != 1] == [n for n in wanted if n != 1]:
         found.setdefault(unmoved, reshaped("with other axes of length one", shape, wanted))
+    # torch.nn.functional.multi_head_attention_forward views (batch, heads, ...) as (batch * heads, ...):
+    # row-major, so that splitting the first axis undoes it.
     if len(wanted) > 2 and (wanted[0] * wanted[1], *wanted[2:]) == shape:
         found.setdefault(unmoved, reshaped("heads split", shape, wanted))
     return list(found.values())
 
 
 NEAR = 1e-2
-"""Two arrays nearer than this lie alike: no other order of one of them comes as near by accident."""
+"""Two arrays nearer than this have the same layout: another order of axes does not come as near by accident."""
 
 
 class ActivationLayouts:
-    """Finds how an array of the JAX side lies beside torch's.
+    """Finds the layout of an array of the JAX side relative to torch's.
 
-    Where several layouts fit, as they do if batch, channels, height and width are equal, the one under which the two
-    are near each other is meant. If they are not, because of a bug before, it is the one that most arrays of as many
-    dimensions have for certain; of features flattened in an order of the port's own, that order.
+    Several layouts fit the shapes if batch, channels, height and width are equal. Then the one is taken under which the
+    two arrays are near each other. If none is, because of a bug before, it is the one that most other arrays of as many
+    dimensions have for certain; for flattened features, the order that the port's weights have.
 
     Args:
         features: The shapes (channels, *spatial) of what linear layers take flattened in the port's order.
@@ -151,6 +154,7 @@ class ActivationLayouts:
         shapes = {tuple(to_numpy(value).shape) for value in jax.forward.values()}
         for value in torch.forward.values():
             shape = tuple(to_numpy(value).shape)
+            # A shape such as (4, 3, 32, 28) fits one order only, and shows by that which order the port uses.
             fitting = [layout for other in shapes for layout in _fitting(shape, other)]
             if len(fitting) == 1:
                 self._certain[len(shape), fitting[0].name] += 1

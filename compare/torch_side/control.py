@@ -1,8 +1,8 @@
-"""The torch side of a step under control: float64 that is float64, and random numbers that are recorded or replayed.
+"""Runs a step of the torch side in float64 throughout, and records or replays its random numbers.
 
-Both are done beneath autograd, operation by operation, where all of torch comes by: what a module's C++ code
-casts or draws, and the backward pass. `torch.overrides.TorchFunctionMode`, which is documented, sees neither;
-`TorchDispatchMode` has no name outside `torch.utils._python_dispatch`, but is what torch's own documentation uses.
+Both happen below autograd, operation by operation, where everything passes: casts and draws in C++ code, and the
+backward pass. `torch.overrides.TorchFunctionMode`, which is documented, sees neither. `TorchDispatchMode` has no public
+name outside `torch.utils._python_dispatch`, but torch's documentation uses it from there.
 """
 
 import contextlib
@@ -169,6 +169,8 @@ class ControlledRun:
         """Replace low precision in an operation's arguments."""
         import torch
 
+        # torch.tensor(0.1, dtype=torch.float32) is rounded in C++ before any operation runs. Here its number
+        # can still be restored, as in the JAX side's programs.
         if operation is torch.ops.aten.lift_fresh.default:  # torch.tensor(...) has just made it
             return (self._constant(args[0]), *args[1:]), kwargs
         wide = _wide()
@@ -178,8 +180,8 @@ class ControlledRun:
             for position, parameter in enumerate(parameters)
             if parameter.alias_info is not None and parameter.alias_info.is_write
         ]
-        # A low-precision tensor that is written to must stay the same tensor: what else goes in is cast to it. A view
-        # of it must stay a view.
+        # An operation in place must write to the tensor that it was given, and a float64 tensor in its stead would be
+        # another one. So the other arguments are cast to its precision, and the report says that it stayed low.
         kept = [tensor for tensor in written if isinstance(tensor, torch.Tensor) and tensor.dtype in wide]
         for tensor in kept:
             self._note(f"a tensor of shape {tuple(tensor.shape)}, {_dtype(tensor)}, that is written to{self._place()}")
@@ -199,7 +201,7 @@ class ControlledRun:
         return tuple(map(walk, args)), {name: walk(value) for name, value in kwargs.items()}
 
     def _constant(self, tensor: "torch.Tensor") -> "torch.Tensor":
-        """Lift a tensor that was rounded before this run could have a say."""
+        """Lift a tensor that was rounded before this run began, such as a buffer in a list or a literal."""
         wide = _wide()
         if tensor.dtype not in wide:
             return tensor
@@ -241,6 +243,8 @@ def _moved(output: Any, noise: "np.random.Generator") -> Any:
     if not isinstance(output, torch.Tensor) or not output.is_floating_point():
         return output
     ulps = ULPS * torch.finfo(output.dtype).eps
+    # Two libraries' exp or tanh differ by a unit or two in the last place (XLA's polynomials against
+    # SLEEF's), systematically and not at random. Moving by ULPS in either direction covers both.
     return output * output.new_tensor(1 + noise.choice((-ulps, ulps), tuple(output.shape)))
 
 

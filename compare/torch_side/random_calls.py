@@ -1,4 +1,4 @@
-"""Torch's random operations: what each call of one has drawn, and the same call with what was drawn before."""
+"""Torch's random operations: reads what a call has drawn, and repeats a call with recorded random numbers."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from compare.step.draws import Draw
 
 
 def random(operation: Any) -> bool:
-    """Tell whether an operation of aten draws random numbers."""
+    """Whether an operation of aten draws random numbers."""
     import torch
 
     return torch.Tag.nondeterministic_seeded in operation.tags or _name(operation) in _UNTAGGED
@@ -36,6 +36,8 @@ class RandomCall:
         parameters = operation._schema.arguments
         self.given: dict[str, Any] = {p.name: p.default_value for p in parameters if p.has_default_value()}
         self.given |= {parameter.name: value for parameter, value in zip(parameters, args, strict=False)} | kwargs
+        # The schema marks the tensor that an operation in place writes to: Tensor(a!) in
+        # native_functions.yaml.
         self.written: Any = next(
             (self.given[p.name] for p in parameters if p.alias_info and p.alias_info.is_write), None
         )
@@ -88,6 +90,8 @@ class RandomCall:
         if self.base in _PARAMETERS:
             location, scale = self._parameters()
             if not (isinstance(location, float) and isinstance(scale, float) and (location, scale) == (0.0, 1.0)):
+                # The standard form does not depend on the parameters: a mean that is wrong on one side is not hidden
+                # by the replay.
                 tensor = torch.nan_to_num((tensor.double() - location) / scale)  # 0 / 0 where there is no variance
         value = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy().copy()
         return Draw(self.kind, value, probability, ModuleTracker().is_bw)
@@ -131,5 +135,5 @@ class RandomCall:
 
 
 def _name(operation: Any) -> str:
-    """The operation without its overload: "bernoulli_" of aten.bernoulli_.float."""
+    """The name of an operation without its overload: "bernoulli_" for aten.bernoulli_.float."""
     return str(operation.name()).removeprefix("aten::").partition(".")[0]
