@@ -36,6 +36,7 @@ def stepped(start: Port, step: Port) -> compare.Altered:
 def no_job_summary(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that are tested in CI must not write to the summary of its job."""
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compare.errors import InputError
+from compare.mending.patch import diff
+from compare.report.annotations import annotations
 from compare.report.json import dumps, to_json
 from compare.report.junit import to_junit
 
@@ -61,6 +63,11 @@ def _html(reports: "Sequence[Report]", _: str) -> str:
     return reports[0].to_html() if len(reports) == 1 else several_to_html(reports)
 
 
+def _patch(reports: "Sequence[Report]", _: str) -> str:
+    """Give the patches of all findings as one diff; one that changes what another does is left out."""
+    return "".join(diff(report.edits) for report in reports)
+
+
 def markdown(reports: "Sequence[Report]", _: str = "") -> str:
     """Give the reports one after the other."""
     return "\n".join(report.to_markdown() for report in reports)
@@ -74,6 +81,11 @@ OF_REPORTS: Mapping[str, Output] = {
     "markdown": Output("write it for a pull request's comment", markdown),
     "junit": Output("write it as JUnit XML, for CI to show", lambda reports, _: to_junit(reports)),
     "plot": Output("draw the losses: .png, .svg or .pdf", _plot, _PICTURES),
+}
+
+OF_CHECK: Mapping[str, Output] = {
+    **OF_REPORTS,
+    "patch": Output("write what mends the port as a unified diff, for `git apply` or `patch -p1`", _patch),
 }
 
 OF_CELLS: Mapping[str, Output] = {
@@ -90,6 +102,14 @@ def job_summary(reports: "Sequence[Report]") -> None:
                 file.write(markdown(reports) + "\n")
         except OSError as error:
             print(f"warning: GITHUB_STEP_SUMMARY, {path}, cannot be written: {error.strerror}", file=sys.stderr)
+
+
+def annotate(reports: "Sequence[Report]") -> None:
+    """Print annotations where a job of GitHub Actions reads them."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for report in reports:
+            for line in annotations(report):
+                print(line)
 
 
 @contextlib.contextmanager

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from compare.command_line.files import OF_CELLS, OF_REPORTS, Output, job_summary, opened, written
+from compare.command_line.files import OF_CELLS, OF_CHECK, OF_REPORTS, Output, annotate, job_summary, opened, written
 from compare.command_line.interruptible import Terminated, interruptible, shown, until_terminated
 from compare.command_line.printable import printable
+from compare.command_line.repair import repaired
 from compare.command_line.user_function import arguments_of, told
 from compare.device import DEVICES
 from compare.errors import InputError
@@ -71,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if getattr(options, "fix", False):
+        return repaired(options)
     outputs: Mapping[str, Output] = options.outputs
     work: Work | None = None
     printed = False
@@ -89,8 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 content = outputs[kind].content(work.finished, path.suffix)
                 with written(asked[kind]):
                     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        if outputs is OF_REPORTS:
+        if outputs is not OF_CELLS:
             job_summary(work.finished)
+            annotate(work.finished)
         return Status.FINE if all(each.ok for each in work.finished) else Status.MISMATCH
     except InputError as error:
         parser.exit(Status.NOT_COMPARED, f"error: {error}\n")
@@ -176,8 +180,11 @@ def _parser() -> argparse.ArgumentParser:
         help="or file.py:function: it returns the arguments of compare.check, as a tuple or as a dict",
     )
     own.add_argument("--steps", type=_whole, help="training steps (as the function says, else one for each batch)")
+    own.add_argument(
+        "--fix", action="store_true", help="apply what the findings say to the files of the port, and check again"
+    )
     own.add_argument("--power", action="store_true", help="plant faults, and say which of them the check notices")
-    _gives(own, _check, OF_REPORTS)
+    _gives(own, _check, OF_CHECK)
     published = commands.add_parser(
         "published",
         help="place the losses that the notebook's author printed among reproduced ones",

@@ -25,6 +25,14 @@ def arguments_of(pair: str) -> dict[str, Any]:
         InputError: If there is no such function, if it or its module raises, or if it returns something else.
 
     """
+    from compare.jax_side import made as jax_made
+    from compare.torch_side import made as torch_made
+
+    with torch_made.noted(), jax_made.noted():  # for a report that names the lines
+        return _called(pair)
+
+
+def _called(pair: str) -> dict[str, Any]:
     module, _, name = pair.rpartition(":")
     if not module or not name:
         raise InputError(f"give a function as package.module:function or file.py:function, not {pair!r}")

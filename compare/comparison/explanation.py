@@ -13,6 +13,7 @@ from compare.comparison.exchanged import exchanged_output
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.held_out import held_out
 from compare.comparison.independent import Independent
+from compare.comparison.lines import lines_of
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
 from compare.diagnosis.optimizers.explain import Explained, explain_update
@@ -62,7 +63,7 @@ def explained(
             # A cause that explains the whole model says more than the order of two of its modules.
             if not each.known or (searched.cause and searched.cause.name in OF_THE_MODEL):
                 found = searched
-        divergences.append(found)
+        divergences.append(dataclasses.replace(found, lines=tuple(lines_of(runs.pair, each.pairing))))
         if found.cause and found.cause.name in OF_THE_MODEL:  # the rest of the forward pass is explained with it
             others[:] = [other for other in others if other.divergence.stage != Stage.FORWARD]
     return Causes(divergences, rounding)

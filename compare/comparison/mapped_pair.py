@@ -69,7 +69,7 @@ class MappedPair:
         jax_run.probe(batches[0])
         self.given = jax_run.arrays()
         """The arrays that the port came with."""
-        self.jax_modules = jax_run.modules
+        self.jax_modules, self.jax_calls, self.computed = jax_run.modules, jax_run.calls, jax_run.computed
         self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in jax_run.modules.items()}
         torch_names = {path: positional(module.forward) for path, module in torch.model.named_modules()}
         self.arguments = torch_names, jax_run.argument_names
@@ -91,11 +91,12 @@ class MappedPair:
 
     def _probe(self) -> None:
         """Run the torch model forward twice: see its modules, what it overwrites in place, and if it repeats itself."""
-        record, again = Record(), Record()
+        record, again = Record(placed=True), Record()
         with ControlledRun() as first:
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], record)
         self.probed = first.draws
         self.torch_modules, self.overwritten = record.modules, record.changed()
+        self.torch_calls = record.calls
         self.torch_shapes = {port: tuple(tensor.shape) for port, tensor in record.seen.items()}
         with ControlledRun(replay=first.draws):
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], again)

@@ -29,7 +29,7 @@ def related_cause(how: Relation, place: str, *, as_jax: bool) -> Cause:
         "docs/report.md",
         (code,) if code else (),
         # An order or a mask is described in part only: two places whose descriptions are equal may differ.
-        () if how.kind in (Kind.ORDER, Kind.MASKED) else (Part(name, f"the JAX side gives {how}", fix),),
+        () if how.kind in (Kind.ORDER, Kind.MASKED) else (Part(name, f"the JAX side gives {how}", fix, code),),
     )
 
 

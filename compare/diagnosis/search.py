@@ -284,7 +284,8 @@ class _Search:
             fix = each.fix(each.call, self.place)
             fixes += [fix] if fix else []
             shown = fix if isinstance(fix, str) else written(fix) if fix else ""
-            parts.append(Part(each.name, in_words(each, value), shown))
+            code = fix if isinstance(fix, Code) else None
+            parts.append(Part(each.name, in_words(each, value), shown, code))
         says = ", and ".join(part.description for part in parts)
         return Cause(
             name,

@@ -6,14 +6,23 @@ from typing import Any
 import numpy as np
 
 from compare.jax_side.primitives import Program, is_literal, is_tracer, programs
-from compare.step.places import users_line
+from compare.step.places import JAX_PACKAGES, Source, source, users_line
 
 
 def line(eqn: Any) -> str:
     """Name the user's line that an operation comes from, "model.py:12"; nothing where JAX does not know it."""
     traceback = eqn.source_info.traceback
     frames = [(frame.file_name, frame.line_num) for frame in traceback.frames] if traceback else []
-    return users_line(frames, "jax", "jaxlib", "flax", "optax", "equinox", "haiku", "chex")
+    return users_line(frames, *JAX_PACKAGES)
+
+
+def expression(eqn: Any) -> Source | None:
+    """Give the user's expression that an operation comes from; None where JAX does not know it."""
+    traceback = eqn.source_info.traceback
+    if traceback is None:
+        return None
+    codes, last = traceback.raw_frames()
+    return source(zip(codes, last, strict=True), *JAX_PACKAGES)
 
 
 def constant_lines(program: Any) -> dict[bytes, str]:

@@ -10,6 +10,7 @@ from compare.jax_side.given import exchanged
 from compare.jax_side.primitives import trace_state
 from compare.step.arguments import positional
 from compare.step.observation import Port
+from compare.step.places import JAX_PACKAGES, Source, source_here
 from compare.step.user_code import passes_on
 
 
@@ -29,6 +30,8 @@ class JaxRecord:
         """Modules that ran inside a transformation (scan, vmap, checkpoint), whose values do not come out of it."""
         self.arguments: dict[str, tuple[str, ...]] = {}
         """The names of each module's positional arguments."""
+        self.calls: dict[str, Source | None] = {}
+        """The user's line that first calls each module."""
         self._given = given or {}
         self._open: list[str] = []
         """The modules that have begun and not ended, outermost first."""
@@ -47,6 +50,7 @@ class JaxRecord:
         self._calls[path] += 1
         if path not in self.modules:
             self.modules[path], self.arguments[path] = module, positional(function)
+            self.calls[path] = source_here(*JAX_PACKAGES)
         if trace_state() != self._trace:
             self.hidden[path] = None
             return function(*args, **kwargs)

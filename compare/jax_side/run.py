@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from compare.jax_side.computed import Computed
 from compare.jax_side.given import Given, by_port
 from compare.jax_side.levels import of_parameters, without_level
 from compare.jax_side.lift import NARROW, Tables, lift
+from compare.jax_side.made import noted
 from compare.jax_side.mode import with_mode
 from compare.jax_side.primitives import Program, programs
 from compare.jax_side.record import JaxRecord, names
@@ -21,6 +23,7 @@ from compare.numerics.tables import movement
 from compare.step.batch import Batch, adapted, called, check_call, checked_loss, described_call, mapped
 from compare.step.draws import NO_HINTS, Draw, Hints
 from compare.step.observation import Observation, Port
+from compare.step.places import Source
 from compare.step.user_code import call_user_code
 
 _ADVICE = "Adapt the batch with batch= where this side needs another layout or other names"
@@ -62,6 +65,10 @@ class JaxRun:
         self.buffer_names = names(self.buffers, collections=self._linen)
         self.dtypes: frozenset[str] = frozenset()
         """Of everything that the forward pass computes, if it was probed."""
+        self.calls: dict[str, Source | None] = {}
+        """The user's line that calls each module."""
+        self.computed: Computed | None = None
+        """What lies between the modules, if it was probed."""
         self.shapes: dict[Port, tuple[int, ...]] = {}
         """Of what each module takes and gives, if it was probed."""
         self.pinned: list[str] = []
@@ -100,10 +107,11 @@ class JaxRun:
             ports.update(named.value)
             return arrays
 
-        with self.precision():
+        with self.precision(), noted():  # Linen makes its modules while it is traced
             inputs = self.arguments(batch)[0]
             program = jax.make_jaxpr(traced)(self.params, self.buffers, self.rngs, inputs)
         self.dtypes = frozenset(_dtypes(program))
+        self.computed = Computed(program, ports)
         self.shapes = {port: tuple(program.out_avals[number].shape) for port, number in ports.items()}
 
     def forward(
@@ -209,6 +217,7 @@ class JaxRun:
             advice=lambda error: _ADVICE if isinstance(error, TypeError | ValueError) else "",
         )
         self.modules, self.hidden, self.argument_names = record.modules, record.hidden, record.arguments
+        self.calls = record.calls
         shown = {id(array): array for array in record.seen.values()}
         numbers = {key: number for number, key in enumerate(shown)}
         # Which array is which is part of what is compiled: for inputs of other shapes, other modules may run.

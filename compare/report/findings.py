@@ -1,6 +1,7 @@
 """What a comparison found, as data that every writer draws from."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import platform
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ import numpy as np
 
 from compare.alignment.pairings import NotCompared
 from compare.bugs import Bug
+from compare.mending.patch import together
+from compare.mending.syntax import Edit
 from compare.report.groups import Group, grouped
 from compare.report.summary import LeftOut, StageSummary, by_reason, summaries
 from compare.report.wording import counted
@@ -136,13 +139,18 @@ class Findings:
         """The first quantity that one side rounds more, where that is all that is wrong with it."""
         return next((quantity for quantity in self.quantities if quantity.verdict == Verdict.PRECISION), None)
 
-    @property
+    @functools.cached_property
     def groups(self) -> list[Group]:
         """The first divergence and the others, those with the same cause and the same fix as one.
 
         That of the first divergence comes first, then those with the most places.
         """
         return grouped([*([self.divergence] if self.divergence else []), *self.others], self.modules)
+
+    @property
+    def edits(self) -> list[Edit]:
+        """What mends the port, of all findings whose fix can be put into the user's files."""
+        return together(group.patch for group in self.groups if group.patch)
 
     @property
     def to_mend(self) -> str:
@@ -188,11 +196,11 @@ class Findings:
             "headline": self.headline,
             "verdict": str(self.verdict),
             "verdicts": [str(verdict) for verdict in self.verdicts],
-            "divergence": self.divergence and dataclasses.asdict(self.divergence),
+            "divergence": self.divergence and self.divergence.to_dict(),
             "nondeterministic": self.nondeterministic,
             "pinned": self.pinned,
             "bugs": [dataclasses.asdict(bug) for bug in self.bugs],
-            "others": [dataclasses.asdict(other) for other in self.others],
+            "others": [other.to_dict() for other in self.others],
             "groups": [group.to_dict() for group in self.groups],
             "notes": [dataclasses.asdict(note) for note in self.notes],
             "settings": self.settings,

@@ -1,13 +1,16 @@
 """Differences with the same cause and the same fix: one finding with its places."""
 
+import functools
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from compare.mending.patch import Patch, patch_of
 from compare.report.places import listed
 from compare.report.wording import counted
 from compare.step.stage import Stage
-from compare.verdict.divergence import Cause, Detail, Divergence, Part
+from compare.verdict.divergence import Cause, Detail, Divergence, Line, Part, Role
+from compare.verdict.fix import Code
 
 SHOWN_PLACES = 6
 """So many entries of a list of places are shown; each may stand for several places."""
@@ -62,6 +65,28 @@ class Group:
         if self.cause and not self._general:
             return self.cause.fix
         return "; ".join(dict.fromkeys(part.fix for part in self.parts if part.fix))
+
+    @property
+    def codes(self) -> tuple[Code, ...]:
+        """The fix as values, as far as it is code."""
+        if self.cause and not self._general:
+            return self.cause.code
+        return tuple(part.code for part in self.parts if part.code)
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """The lines of the user's code that it comes from; a line that makes many layers is one."""
+        return tuple(dict.fromkeys(line for each in self.findings for line in each.lines))
+
+    def line(self, side: str) -> Line | None:
+        """Give the line that says most on a side: where a layer is made rather than where it is called."""
+        lines = [line for line in self.lines if line.side == side]
+        return min(lines, key=lambda line: list(Role).index(line.role), default=None)
+
+    @functools.cached_property
+    def patch(self) -> Patch | None:
+        """What the fix changes in the user's files; None where it cannot be put in."""
+        return patch_of(self.codes, self.lines)
 
     @property
     def _general(self) -> bool:
@@ -152,6 +177,8 @@ class Group:
             "step": self.step,
             "findings": len(self.findings),
             "places": [{"torch": torch, "jax": jax} for torch, jax in self.places],
+            "lines": [line.to_dict() for line in self.lines],
+            "patch": self.patch and self.patch.to_dict(),
         }
 
 

@@ -60,10 +60,32 @@ def _group(report: "Findings", group: "Group") -> Iterator[str]:
     for detail in group.details:
         is_layer = detail.kind == DetailKind.LAYER
         yield f"- {report.side_name(detail.side)} {_code(detail.text)}" if is_layer else f"- {_plain(detail.text)}"
+    for side in ("torch", "jax"):
+        if at := group.line(side):
+            yield f"- {_code(str(at.source))}: {_code(at.source.text)}"
     if first.opinion:
         yield f"- {_plain(first.opinion)}"
     if group.cause:
-        yield from _cause(group.explanation, group.fix)
+        yield f"- cause: {_plain(group.explanation)}"
+    if group.patch:
+        yield from ("- **fix:**", "", *_block("diff", group.patch.diff))
+    elif group.cause and group.fix:
+        yield from _fix(group)
+
+
+def _fix(group: "Group") -> Iterator[str]:
+    """Give a fix that is code as a block of it, and words as words."""
+    if group.codes and len(group.codes) == len(group.fix.split("; ")):
+        yield from ("- **fix:**", "", *_block("python", group.fix.replace("; ", "\n")))
+    else:
+        yield f"- **fix:** {_plain(group.fix)}"
+
+
+def _block(language: str, text: str) -> Iterator[str]:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    yield from (f"{fence}{language}", text.rstrip("\n"), fence, "")
 
 
 def _cause(explanation: str, fix: str) -> Iterator[str]:

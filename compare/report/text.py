@@ -12,11 +12,12 @@ from rich.text import Text
 from compare.bugs import ADVICE
 from compare.report.findings import SHOWN_GROUPS, float32_difference
 from compare.report.power import show as show_power
-from compare.report.wording import SIGN
+from compare.report.wording import SIGN, counted
 from compare.step.stage import Stage
 from compare.verdict.quantity import Verdict
 
 if TYPE_CHECKING:
+    from compare.mending.patch import Patch
     from compare.report.findings import Findings
     from compare.report.groups import Group
 
@@ -158,10 +159,37 @@ def _rows(report: "Findings", group: "Group") -> Iterator[tuple[str, str]]:
         yield "float64", f"{most}{apart} apart, where rounding would be about {largest.expected64:.0e}"
     for detail in group.details:
         yield report.side_name(detail.side), detail.text
+    yield from _lines(group, (report.torch.side, report.jax.side))
     if first.opinion:
         yield "hint", first.opinion
     if group.cause:
         yield from _cause(group.explanation, group.fix)
+    if group.patch:
+        yield from _patch(group.patch)
+
+
+def _lines(group: "Group", sides: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    """Show the lines of the user's code; what the patch changes stands there."""
+    for key, side in zip(("torch", "jax"), sides, strict=True):
+        line = group.line(key)
+        if line and (key == "torch" or not group.patch):
+            yield f"{side} at", f"{line.source}  {shortened(line.source.text)}"
+
+
+def _patch(patch: "Patch") -> Iterator[tuple[str, str]]:
+    """Show the first lines that a patch changes."""
+    first, *others = patch.changes
+    removed, added = ([f"{sign} {shortened(line.strip())}" for line in lines] for sign, lines in first.signed)
+    more = [f"and {counted(len(others), 'more change')}: --patch FILE writes all"] if others else []
+    yield "patch", "\n".join([first.place, *removed, *added, *more])
+
+
+def shortened(line: str) -> str:
+    """Cut a line that is too long to show."""
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..."
+
+
+_LONGEST = 120
 
 
 def _cause(explanation: str, fix: str) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from compare.step.observation import Port
+from compare.step.places import Source, source_here
 
 if TYPE_CHECKING:
     import torch
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
 class Record:
     """What goes into each module and comes out of it, in order of execution."""
 
-    def __init__(self, overwritten: frozenset[Port] = frozenset()) -> None:
+    def __init__(self, overwritten: frozenset[Port] = frozenset(), *, placed: bool = False) -> None:
         self.seen: dict[Port, torch.Tensor] = {}
         self.versions: dict[Port, int] = {}
         self.modules: dict[str, str] = {}
         """The class of each module that ran, by path, in order of first execution."""
+        self.calls: dict[str, Source | None] = {}
+        """The user's line that first calls each module, where that is asked for: it takes a look at the stack."""
+        self._placed = placed
         self._overwritten = overwritten
         self._calls: Counter[str] = Counter()
         self._open: list[tuple[str, int]] = []
@@ -38,6 +42,8 @@ class Record:
             def hook(module: Any, args: Any, kwargs: Any) -> None:
                 call = self._calls[path]
                 self._calls[path] += 1
+                if self._placed and path not in self.calls:
+                    self.calls[path] = source_here("torch")
                 self.modules.setdefault(path, type(module).__name__)
                 self._open.append((path, call))
                 self._keep(path, call, "input", (args, kwargs))

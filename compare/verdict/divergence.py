@@ -1,9 +1,42 @@
 """Where two sides differ, and why: what a report holds."""
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
+from compare.step.places import Source
 from compare.verdict.fix import Code
+
+
+class Role(StrEnum):
+    """What a line of the user's has to do with a difference."""
+
+    MADE = "made"
+    """It makes the layer, or the optimizer."""
+    COMPUTED = "computed"
+    """It computes what differs, between two layers."""
+    CALLED = "called"
+    """It calls the layer."""
+    GIVEN = "given"
+    """It gives to the layer what differs."""
+    DEFINED = "defined"
+    """It begins the loss function."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the user's code that a difference comes from."""
+
+    side: str
+    """"torch" or "jax"."""
+    role: Role
+    source: Source
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+        at = self.source
+        return {"side": self.side, "role": str(self.role), "file": at.file, "line": at.line, "text": at.text}
 
 
 @dataclass(frozen=True)
@@ -16,6 +49,8 @@ class Part:
     """What each side does."""
     fix: str = ""
     """What to write on the JAX side; "" where no code follows."""
+    code: Code | None = field(default=None, compare=False)
+    """The fix as a value, where it is code."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +121,12 @@ class Divergence:
     """What is known of the place: both layers with their settings, values of both sides, causes that are possible."""
     modules: tuple[str, str] | None = None
     """The path of the module that differs on the torch and on the JAX side; None where the place is not one module."""
+    lines: tuple[Line, ...] = ()
+    """The lines of the user's code that it comes from, on both sides, as far as they are known."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+        return dataclasses.asdict(self) | {"lines": [line.to_dict() for line in self.lines]}
 
     @property
     def headline(self) -> str:

@@ -1,6 +1,7 @@
 """Other ways to make an update out of the same state, that no setting of torch's optimizers expresses."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ class Convention(NamedTuple):
     """What is remembered otherwise than in torch."""
     slot: str = ""
     """A part of the state that the JAX side must keep for it, as torch calls it."""
+    arguments: Mapping[str, bool | float] = MappingProxyType({})
+    """Arguments of optax's optimizer that mend it, in the place of `fix`; with them goes torch's eps."""
 
 
 class Step(NamedTuple):
@@ -145,16 +148,18 @@ CONVENTIONS = (
         ("Adam", "AdamW"),
         _eps_root,
         "adds epsilon inside the square root, as eps_root",
-        "{optax}(..., eps={eps:g}, eps_root=0.0)",
+        "",
         DOCS,
+        arguments={"eps_root": 0.0},
     ),
     Convention(
         "epsilon inside the root",
         ("RMSprop",),
         _inside("square_avg"),
         "adds epsilon inside the square root, optax's default",
-        "{optax}(..., eps={eps:g}, eps_in_sqrt=False)",
+        "",
         DOCS,
+        arguments={"eps_in_sqrt": False},
     ),
     Convention(
         "epsilon inside the root",

@@ -201,7 +201,10 @@ def _told_convention(convention: Convention) -> Any:
         fix = convention.fix.format(
             optax=OPTAX.get(evidence.kind, ""), **{key: value for key, value in group.items() if key.isidentifier()}
         )
-        return Told(convention.name, f"the JAX side {convention.jax_does}", fix=fix, source=convention.source)
+        arguments = {"eps": group["eps"], **convention.arguments} if convention.arguments else {}
+        return Told(
+            convention.name, f"the JAX side {convention.jax_does}", arguments, fix=fix, source=convention.source
+        )
 
     return tell
 

@@ -1,0 +1,1 @@
+"""Ports that are wrong in one to four places, as files that `netparity check --fix` is to mend."""

@@ -1,0 +1,133 @@
+"""How often `netparity check --fix` alone ends in a match: wrong ports as files, with one to four faults each.
+
+    python -m benchmarks.repair [--examples 100] [--seed 0] [--only PORT] [--single] [--json FILE]
+
+Each example is a right port with some of its text exchanged. `--single` plants each fault by itself.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+PORTS = Path(__file__).parent / "ports"
+MOST = 4
+"""Faults of one example."""
+
+
+class Example(NamedTuple):
+    port: str
+    faults: tuple[str, ...]
+
+
+def right(port: str) -> tuple[str, dict[str, tuple[str, str]]]:
+    """Give the text of a right port, and its faults."""
+    text, _, faults = (PORTS / f"{port}.py").read_text(encoding="utf-8").partition("\n\nFAULTS = ")
+    return text, eval(faults)
+
+
+def wrong(example: Example) -> str | None:
+    """Plant faults; None where one leaves nothing of another's place."""
+    text, faults = right(example.port)
+    for name in example.faults:
+        before, after = faults[name]
+        if text.count(before) != 1:
+            return None
+        text = text.replace(before, after)
+    return text
+
+
+def chosen(count: int, seed: int, ports: list[str]) -> Iterator[Example]:
+    """Draw examples: the ports in turn, with one to four faults in turn."""
+    rng, given = np.random.default_rng(seed), 0
+    while given < count:
+        port = ports[given % len(ports)]
+        names = list(right(port)[1])
+        size = 1 + (given // len(ports)) % MOST
+        example = Example(port, tuple(str(name) for name in rng.permutation(names)[:size]))
+        if wrong(example) is not None:
+            given += 1
+            yield example
+
+
+def single(ports: list[str]) -> Iterator[Example]:
+    for port in ports:
+        yield Example(port, ())
+        for name in right(port)[1]:
+            yield Example(port, (name,))
+
+
+def tried(example: Example) -> dict[str, Any]:
+    """Mend one example by the command, and say what came of it."""
+    text = wrong(example)
+    assert text is not None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "my_port.py"
+        file.write_text(text, encoding="utf-8")
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "netparity", "check", "my_port.py:pair", "--fix", "--quiet"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        seconds = time.monotonic() - began
+        after = file.read_text(encoding="utf-8")
+    rounds = [int(number) for number in re.findall(r"^round (\d+):", done.stdout, re.MULTILINE)]
+    verdict = re.findall(r"^[✓≈✗] my_port.py:pair: (\w+)", done.stdout, re.MULTILINE)
+    return {
+        "port": example.port,
+        "faults": example.faults,
+        "verdict": verdict[-1] if verdict else f"status {done.returncode}",
+        "rounds": max(rounds, default=0),
+        "changed": after != text,
+        "seconds": round(seconds, 1),
+        "printed": done.stdout + done.stderr,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.repair", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--examples", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", action="append")
+    parser.add_argument("--single", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    ports = options.only or sorted(path.stem for path in PORTS.glob("[a-z]*.py"))
+    outcomes = []
+    for example in single(ports) if options.single else chosen(options.examples, options.seed, ports):
+        outcomes.append(tried(example))
+        last = outcomes[-1]
+        print(f"{last['port']}: {', '.join(last['faults']) or 'right'}: {last['verdict']}", end="")
+        print(f", {last['rounds']} rounds, {last['seconds']} s", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(outcomes, indent=1), encoding="utf-8")
+    planted = [each for each in outcomes if each["faults"]]
+    mended = [each for each in planted if each["verdict"] == "match"]
+    print(f"\n{len(mended)} of {len(planted)} end in match; rounds: {dict(Counter(e['rounds'] for e in mended))}")
+    for size in range(1, MOST + 1):
+        of = [each for each in planted if len(each["faults"]) == size]
+        if of:
+            print(f"{size} faults: {sum(each in mended for each in of)} of {len(of)}")
+    worse = [each for each in planted if each["verdict"].startswith("status")]
+    print(f"files that could no longer be compared: {len(worse)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

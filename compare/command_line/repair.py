@@ -1,0 +1,232 @@
+"""`netparity check --fix`: applies the patches of a report, checks again, and goes on until nothing is left to apply.
+
+Each check runs in a process of its own, so that the user's code is imported as it now stands. A patch stays only if the
+next check shows that its finding is gone and that nothing else has come in its place.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compare.command_line.files import opened
+from compare.mending.patch import diff
+from compare.mending.syntax import Edit, Unfit, applied
+
+ROUNDS = 5
+"""Checks, at most, after the first."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What one check of the user's files has come to."""
+
+    status: int
+    text: str
+    """What it printed."""
+    report: Mapping[str, Any] | None
+    """The report as JSON has it; None where nothing could be compared."""
+    folder: Path | None = None
+    """Where its files are."""
+
+    @property
+    def is_match(self) -> bool:
+        """Whether nothing is left to mend."""
+        return self.report is not None and self.report["verdict"] == "match"
+
+    @property
+    def groups(self) -> list[Mapping[str, Any]]:
+        """The findings."""
+        return [] if self.report is None else list(self.report["groups"])
+
+
+Check = Callable[[], Checked]
+
+Say = Callable[[str], None]
+
+
+class Repair:
+    """Mends the user's files round by round.
+
+    Args:
+        check: Checks the files as they are.
+        say: Prints a line.
+
+    """
+
+    def __init__(self, check: Check, say: Say) -> None:
+        self.check, self.say = check, say
+        self.rejected: set[str] = set()
+        """Patches that did not help, by what they are."""
+        self.one_by_one = False
+        self.kept: list[str] = []
+        """The titles of what was mended."""
+
+    def run(self) -> Checked:
+        """Go on until there is a match, or nothing that applies; give the last check of the files as they then are."""
+        now = self.check()
+        for number in range(1, ROUNDS + 1):
+            chosen = self._chosen(now)
+            if now.is_match or not chosen:
+                break
+            now = self._round(number, now, chosen)
+        return now
+
+    def _chosen(self, now: Checked) -> list[Mapping[str, Any]]:
+        """List the findings whose patches are to be applied together; two that change one expression are not."""
+        chosen: list[Mapping[str, Any]] = []
+        for group in now.groups:
+            if group["patch"] is None or _key(group) in self.rejected:
+                continue
+            try:
+                _texts([*chosen, group])
+            except Unfit:
+                continue
+            chosen.append(group)
+        return chosen[:1] if self.one_by_one else chosen
+
+    def _round(self, number: int, before: Checked, chosen: Sequence[Mapping[str, Any]]) -> Checked:
+        titles = ", ".join(str(group["title"]) for group in chosen)
+        self.say(f"round {number}: {titles}\n\n{diff(_edits(chosen))}")
+        texts = _texts(chosen)
+        original = {file: Path(file).read_bytes() for file in texts}
+        try:
+            for file, text in texts.items():
+                Path(file).write_bytes(text.encode())
+            after = self.check()
+            helped = _helped(before, after, chosen)
+        except BaseException:  # Ctrl-C too: what was not checked does not stay
+            _restore(original)
+            raise
+        if helped:
+            self.kept += [str(group["title"]) for group in chosen]
+            self.say(f"round {number}: {_said(after)}\n")
+            return after
+        _restore(original)
+        self.say(f"round {number}: {_said(after)}. This did not help: the file is as it was before\n")
+        if len(chosen) == 1:
+            self.rejected.add(_key(chosen[0]))
+        self.one_by_one = True
+        return before
+
+
+def _helped(before: Checked, after: Checked, mended: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether what was to be mended is gone, and what is left is less or comes later."""
+    if after.report is None:
+        return False
+    if after.is_match:
+        return True
+    left = {_finding(group) for group in after.groups}
+    if left & {_finding(group) for group in mended}:
+        return False
+    return len(after.groups) < len(before.groups) or _first(after) > _first(before)
+
+
+def _finding(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    return group["cause"], tuple((place["torch"], place["jax"]) for place in group["places"])
+
+
+def _first(checked: Checked) -> tuple[int, int]:
+    """Say how far the two sides agree: the step, and how many quantities come before the first that differs."""
+    assert checked.report is not None
+    divergence = checked.report["divergence"]
+    if divergence is None:
+        return sys.maxsize, 0
+    wrong = [number for number, each in enumerate(checked.report["quantities"]) if each["verdict"] == "mismatch"]
+    return divergence["step"], min(wrong, default=0)
+
+
+def _key(group: Mapping[str, Any]) -> str:
+    """Say what a patch is, wherever the file's other lines have moved it."""
+    changed = [line for line in group["patch"]["diff"].splitlines() if line[:1] in "+-" and line[:3] not in _HEADS]
+    return "\n".join(changed)
+
+
+_HEADS = ("+++", "---")
+
+
+def _edits(groups: Sequence[Mapping[str, Any]]) -> list[Edit]:
+    return list(dict.fromkeys(Edit(**edit) for group in groups for edit in group["patch"]["edits"]))
+
+
+def _texts(groups: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Give the files with the patches of some findings; Unfit where two of them change the same."""
+    edits = _edits(groups)
+    files = dict.fromkeys(edit.file for edit in edits)
+    return {
+        file: applied(Path(file).read_bytes().decode(), [edit for edit in edits if edit.file == file]) for file in files
+    }
+
+
+def _restore(original: Mapping[str, bytes]) -> None:
+    for file, content in original.items():
+        Path(file).write_bytes(content)
+
+
+def _said(checked: Checked) -> str:
+    if checked.report is not None:
+        return str(checked.report["headline"])
+    last = checked.text.strip().splitlines()[-1:]
+    return last[0] if last else f"the check ended with status {checked.status}"
+
+
+def repaired(options: argparse.Namespace) -> int:
+    """Do what `netparity check --fix` is asked for, and give the exit status of the last check."""
+    asked: dict[str, Path] = {kind: path for kind in options.outputs if (path := getattr(options, kind))}
+    with tempfile.TemporaryDirectory(prefix="netparity-") as folder:
+        check = in_a_process(_arguments(options), {kind: path.suffix for kind, path in asked.items()}, Path(folder))
+        try:
+            repair = Repair(check, lambda line: print(line, flush=True))
+            last = repair.run()
+        except KeyboardInterrupt:
+            print("stopped; what was not checked is as it was before", file=sys.stderr)
+            return INTERRUPTED
+        print(last.text, end="")
+        if repair.kept:
+            print(f"\nmended: {', '.join(repair.kept)}")
+        for kind, path in asked.items():
+            if last.folder is not None and (found := last.folder / f"{kind}{path.suffix}").is_file():
+                with opened(path) as partial:
+                    partial.write_bytes(found.read_bytes())
+        return last.status
+
+
+INTERRUPTED = 130
+
+
+def _arguments(options: argparse.Namespace) -> list[str]:
+    """Give the options of the command again, without --fix and without the files that it writes."""
+    given = [options.pair, "--device", options.device, "--seed", str(options.seed)]
+    if options.steps is not None:
+        given += ["--steps", str(options.steps)]
+    return [*given, *(f"--{name}" for name in ("quiet", "power") if getattr(options, name))]
+
+
+def in_a_process(arguments: Sequence[str], outputs: Mapping[str, str], folder: Path) -> Check:
+    """Give what runs `netparity check` with some arguments in a process of its own.
+
+    Args:
+        arguments: Of the command, without --fix and without the files that it writes.
+        outputs: The suffixes of the files that it is to write, by kind.
+        folder: Where it writes them, each check in a folder of its own.
+
+    """
+
+    def check() -> Checked:
+        own = Path(tempfile.mkdtemp(dir=folder))
+        files = {kind: own / f"{kind}{suffix}" for kind, suffix in {"json": ".json", **outputs}.items()}
+        asked = [part for kind, path in files.items() for part in (f"--{kind}", str(path))]
+        # -P: the user's folder is no place to look for this package.
+        command = [sys.executable, "-P", "-m", "netparity", "check", *arguments, *asked]
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, encoding="utf-8")
+        report = None
+        if files["json"].is_file() and run.returncode in (0, 1):
+            report = json.loads(files["json"].read_text(encoding="utf-8"))["reports"][0]
+        return Checked(run.returncode, run.stdout, report, own)
+
+    return check

@@ -1,0 +1,53 @@
+"""Notes where the user's code makes its Flax modules and its optimizers."""
+
+import contextlib
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from compare.step.made import note
+from compare.step.places import JAX_PACKAGES
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+    """Note each module of nnx, Linen and Equinox, and each transformation of optax, that is made while this lasts."""
+    from unittest import mock  # which brings asyncio: not for everybody who imports compare
+
+    import optax
+    from flax import linen, nnx
+
+    with contextlib.ExitStack() as stack:
+        metas = [type(nnx.Module), *([type(sys.modules["equinox"].Module)] if "equinox" in sys.modules else [])]
+        for meta in metas:
+            stack.enter_context(mock.patch.object(meta, "__call__", _noting(meta.__call__)))
+        stack.enter_context(mock.patch.object(linen.Module, "__post_init__", _initializing(linen.Module.__post_init__)))
+        for name, function in vars(optax).items():
+            if inspect.isfunction(function) and "GradientTransformation" in str(_result(function)):
+                stack.enter_context(mock.patch.object(optax, name, _noting(function)))
+        yield
+
+
+def _result(function: Any) -> Any:
+    return getattr(function, "__annotations__", {}).get("return", "")
+
+
+def _noting(make: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(make)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        made = make(*args, **kwargs)
+        note(made, *JAX_PACKAGES)
+        return made
+
+    return noting
+
+
+def _initializing(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def initialize(module: Any, *args: Any, **kwargs: Any) -> None:
+        note(module, *JAX_PACKAGES)
+        original(module, *args, **kwargs)
+
+    return initialize

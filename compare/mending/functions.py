@@ -1,0 +1,164 @@
+"""Fixes of layers and functions: another setting, another function, a change of what a layer gives or takes."""
+
+import ast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import libcst
+
+from compare.mending.calls import set_keywords
+from compare.mending.names import MODULES, Naming
+from compare.mending.syntax import Edit, SourceFile, Unfit
+from compare.verdict.divergence import Line, Role
+from compare.verdict.fix import Code, source
+
+ONE_ARGUMENT = (
+    *("celu", "elu", "gelu", "glu", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh", "identity", "leaky_relu"),
+    *("log_sigmoid", "log_softmax", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "soft_sign", "softmax"),
+    *("softplus", "sparse_plus", "squareplus", "standardize", "swish", "tanh", "abs", "sign", "clip", "where"),
+)
+"""Functions that people write in the place of one another."""
+
+
+def set_layer(file: SourceFile, code: Code, line: Line) -> list[Edit]:
+    """Give a layer a setting, where it is made."""
+    call = file.expression(line.source.span)
+    if not isinstance(call, libcst.Call):
+        raise Unfit("the layer is not made by a call")
+    made, name = file.meaning(call.func), code.call.rpartition(".")[2]
+    if getattr(made, "__name__", "") != name:
+        raise Unfit(f"what is made here is no {name}")
+    return set_keywords(file, call, made, written(code.keywords))
+
+
+def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:
+    """Put a function of one argument, or its setting, in the place of the one that computes what differs."""
+    calls = [call for call in _expressions(file, lines) if isinstance(call, libcst.Call)]
+    same = [call for call in calls if _is(file.meaning(call.func), code.call)]
+    others = [call for call in calls if _named(file.meaning(call.func)) in ONE_ARGUMENT]
+    unknown = [call for call in calls if file.meaning(call.func) is None and len(call.args) == 1]
+    call = _only(same) or _only(others) or (None if others else _only(unknown))
+    if call is None:
+        raise Unfit("which call is meant is not known")
+    if call in same and code.around == "{}":
+        return set_keywords(file, call, file.meaning(call.func), written(code.keywords))
+    if code.arguments == ("...",):
+        raise Unfit("another function may take other arguments")
+    return _put(file, call, str(code), {"x": call.args[0].value})
+
+
+def exchange_constant(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:
+    """Put another number into a sum, product or power of the user's."""
+    tree = ast.parse(str(code), mode="eval").body
+    if not isinstance(tree, ast.BinOp):
+        raise Unfit("the fix is no sum, product or power")
+    found = [
+        (node, operand)
+        for node in _expressions(file, lines)
+        if isinstance(node, libcst.BinaryOperation) and (operand := _other_than_number(node)) is not None
+    ]
+    if len(found) != 1:
+        raise Unfit("which constant is meant is not known")
+    node, operand = found[0]
+    return _put(file, node, str(code), {"x": operand})
+
+
+def change_result(file: SourceFile, code: Code, line: Line) -> list[Edit]:
+    """Do something to what a layer gives, or to what it takes, where it is called."""
+    call = file.expression(line.source.span)
+    if not isinstance(call, libcst.Call):
+        raise Unfit("the layer is not called here")
+    if line.role == Role.CALLED:
+        return _put(file, call, str(code), {"y": call})
+    if line.role != Role.GIVEN or not call.args or call.args[0].star:
+        raise Unfit("which argument is meant is not known")
+    return _put(file, call.args[0].value, str(code), {"y": call.args[0].value})
+
+
+def _put(
+    file: SourceFile, node: libcst.BaseExpression, code: str, given: Mapping[str, libcst.BaseExpression]
+) -> list[Edit]:
+    naming = Naming(file)
+    text = substituted(naming(code), {name: file.code(value) for name, value in given.items()})
+    parent = file.parent(node)
+    tight = libcst.BinaryOperation | libcst.UnaryOperation | libcst.Attribute | libcst.Subscript
+    binary = not isinstance(libcst.parse_expression(text), libcst.Call | libcst.Name | libcst.Attribute)
+    if binary and isinstance(parent, tight):
+        text = f"({text})"
+    return [*naming.imports(), file.exchanged(node, text)]
+
+
+def substituted(code: str, given: Mapping[str, str]) -> str:
+    """Put the user's expressions in the place of the names of a fix; one that is used often is computed once."""
+    tree = ast.parse(code, mode="eval").body
+    places = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in given]
+    for name in given:
+        used = [node for node in places if node.id == name]
+        if len(used) > 1 and not given[name].isidentifier():
+            return f"(lambda {name}: {code})({given[name]})"
+    alone = isinstance(tree, ast.Name)
+    for node in sorted(places, key=lambda each: -each.col_offset):
+        text = given[node.id]
+        within = libcst.parse_expression(text.strip())
+        simple = within.lpar or isinstance(within, _SIMPLE)
+        is_argument = any(node in call.args for call in ast.walk(tree) if isinstance(call, ast.Call))
+        text = text if simple or is_argument or alone else f"({text})"
+        code = code[: node.col_offset] + text + code[node.end_col_offset :]
+    return code
+
+
+_SIMPLE = (libcst.Name, libcst.Call, libcst.Attribute, libcst.Subscript, libcst.Integer, libcst.Float)
+"""What needs no parentheses around it."""
+
+
+def written(keywords: Mapping[str, Any]) -> dict[str, str]:
+    """Write the values of keyword arguments as source."""
+    return {name: source(value) for name, value in keywords.items()}
+
+
+def _expressions(file: SourceFile, lines: Iterable[Line]) -> list[libcst.BaseExpression]:
+    found = []
+    for line in lines:
+        if line.source.file == file.file:
+            try:
+                found.append(file.expression(line.source.span))
+            except Unfit:  # such as a subscript with a slice, which is no expression by itself
+                continue
+    return list(dict.fromkeys(found))
+
+
+def _is(function: Any, name: str) -> bool:
+    """Tell whether a function is the one that a fix calls, under whatever name."""
+    import importlib
+
+    root, *rest = name.split(".")
+    if root not in MODULES:
+        return False
+    wanted: Any = importlib.import_module(MODULES[root])
+    for part in rest:
+        wanted = getattr(wanted, part, None)
+    return function is not None and function is wanted
+
+
+def _named(function: Any) -> str:
+    return getattr(function, "__name__", "")
+
+
+def _only(calls: Sequence[libcst.Call]) -> libcst.Call | None:
+    return calls[0] if len(calls) == 1 else None
+
+
+def _other_than_number(node: libcst.BinaryOperation) -> libcst.BaseExpression | None:
+    """Give the side that is no number, if the other one is."""
+    numbers = [_is_number(node.left), _is_number(node.right)]
+    if numbers == [True, False]:
+        return node.right
+    return node.left if numbers == [False, True] else None
+
+
+def _is_number(node: libcst.BaseExpression) -> bool:
+    if isinstance(node, libcst.UnaryOperation):
+        return _is_number(node.expression)
+    if isinstance(node, libcst.BinaryOperation):
+        return _is_number(node.left) and _is_number(node.right)
+    return isinstance(node, libcst.Integer | libcst.Float)

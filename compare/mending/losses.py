@@ -1,0 +1,74 @@
+"""Fixes of a loss: what its function returns is written anew."""
+
+import ast
+from collections.abc import Iterator
+
+import libcst
+
+from compare.mending.functions import substituted
+from compare.mending.names import MODULES, Naming
+from compare.mending.syntax import Edit, SourceFile, Unfit
+from compare.verdict.divergence import Line
+from compare.verdict.fix import Code
+
+_TAKEN = ({"output", "target"}, {"logits", "labels"})
+"""What a loss is called with, in the words of the fixes."""
+
+
+def exchange_loss(file: SourceFile, code: Code, line: Line) -> list[Edit]:
+    """Write torch's loss in the place of the body of the port's, or do something to what it returns."""
+    function = _function(file, line.source.line)
+    names = {node.id for node in ast.walk(ast.parse(str(code))) if isinstance(node, ast.Name)} - MODULES.keys()
+    naming = Naming(file)
+    if names == {"y"}:
+        result = _returned(function)
+        text = substituted(naming(str(code)), {"y": file.code(result)})
+        return [*naming.imports(), file.exchanged(result, text)]
+    taken = next((each for each in _TAKEN if names <= each), None)
+    parameters = [parameter.name.value for parameter in function.params.params]
+    if taken is None or len(parameters) < 2:
+        raise Unfit("the fix needs more than a loss is given")
+    order = ("output", "target") if "output" in taken else ("logits", "labels")
+    text = substituted(naming(str(code)), dict(zip(order, parameters, strict=False)))
+    if isinstance(function, libcst.Lambda):
+        return [*naming.imports(), file.exchanged(function.body, text)]
+    return [*naming.imports(), _body(file, function, text)]
+
+
+def _body(file: SourceFile, function: libcst.FunctionDef, text: str) -> Edit:
+    """Return an expression from a function in the place of all that it does, but for its docstring."""
+    statements = list(function.body.body)
+    if function.get_docstring() is not None:
+        statements = statements[1:]
+    if len(statements) == 1 and isinstance(statements[0], libcst.SimpleStatementLine):
+        return file.exchanged(_returned(function), text)
+    return Edit(file.file, file.range(statements[0])[0], file.range(statements[-1])[1], f"return {text}")
+
+
+def _function(file: SourceFile, line: int) -> libcst.FunctionDef | libcst.Lambda:
+    """Give the function that begins at a line, with its decorators."""
+    for node in file.nodes(libcst.FunctionDef):
+        first = min([file.line(node), *(file.line(decorator) for decorator in node.decorators)])
+        if first <= line <= file.line(node):
+            return node
+    lambdas = [node for node in file.nodes(libcst.Lambda) if file.line(node) == line]
+    if len(lambdas) == 1:
+        return lambdas[0]
+    raise Unfit("the loss is no function of this file")
+
+
+def _returned(function: libcst.FunctionDef | libcst.Lambda) -> libcst.BaseExpression:
+    if isinstance(function, libcst.Lambda):
+        return function.body
+    found = [node for node in _inside(function.body) if isinstance(node, libcst.Return)]
+    if len(found) != 1 or found[0].value is None:
+        raise Unfit("the loss returns at several places")
+    return found[0].value
+
+
+def _inside(node: libcst.CSTNode) -> Iterator[libcst.CSTNode]:
+    """List the nodes of a function's body, without those of the functions in it."""
+    for child in node.children:
+        if not isinstance(child, libcst.FunctionDef | libcst.Lambda):
+            yield child
+            yield from _inside(child)

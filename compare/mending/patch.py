@@ -1,0 +1,155 @@
+"""The patch of a finding: the edits that its fix asks for, in the user's own files, and how they look as a diff."""
+
+import ast
+import difflib
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compare.mending.functions import change_result, exchange_constant, exchange_function, set_layer
+from compare.mending.losses import exchange_loss
+from compare.mending.optimizers import mend_optimizer
+from compare.mending.syntax import Edit, SourceFile, Unfit, applied
+from compare.verdict.divergence import Line, Role
+from compare.verdict.fix import Code
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What a fix changes in the user's files."""
+
+    edits: tuple[Edit, ...]
+
+    @property
+    def diff(self) -> str:
+        """The change as a unified diff, with paths from the working directory."""
+        return diff(self.edits)
+
+    @functools.cached_property
+    def changes(self) -> tuple["Change", ...]:
+        """The lines that change, in order."""
+        return tuple(_changes(self.edits))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+        return {"diff": self.diff, "edits": [edit._asdict() for edit in self.edits]}
+
+
+@dataclass(frozen=True)
+class Change:
+    """Neighbouring lines of a file that change."""
+
+    file: str
+    line: int
+    """The first of them, from 1."""
+    removed: tuple[str, ...]
+    added: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        """Like "my_port.py:27"."""
+        return f"{os.path.basename(self.file)}:{self.line}"
+
+    @property
+    def signed(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The lines that go and those that come, with their signs."""
+        return ("-", self.removed), ("+", self.added)
+
+
+def patch_of(codes: Sequence[Code], lines: Sequence[Line]) -> Patch | None:
+    """Put fixes that are code into the files that some lines are of; None where not all of them can be put in."""
+    if not codes or not lines:
+        return None
+    files: dict[str, SourceFile] = {}
+    try:
+        edits = [edit for code in codes for edit in _edits(code, lines, files)]
+        unique = tuple(dict.fromkeys(edits))
+        for name in {edit.file for edit in unique}:
+            applied(files[name].text, [edit for edit in unique if edit.file == name])
+    except Unfit:
+        return None
+    return Patch(unique)
+
+
+def _changes(edits: Iterable[Edit]) -> Iterator[Change]:
+    edits = list(edits)
+    for name in dict.fromkeys(edit.file for edit in edits):
+        before = Path(name).read_text(encoding="utf-8")
+        after = applied(before, [edit for edit in edits if edit.file == name])
+        old, new = before.splitlines(), after.splitlines()
+        for what, start, end, first, last in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+            if what != "equal":
+                yield Change(name, start + 1, tuple(old[start:end]), tuple(new[first:last]))
+
+
+def diff(edits: Iterable[Edit]) -> str:
+    """Show edits as a unified diff; edits of one file together."""
+    edits, shown = list(edits), list[str]()
+    for name in dict.fromkeys(edit.file for edit in edits):
+        before = Path(name).read_text(encoding="utf-8")
+        after = applied(before, [edit for edit in edits if edit.file == name])
+        short = os.path.relpath(name)
+        path = name if short.startswith("..") else short.replace(os.sep, "/")
+        old, new = (text.splitlines(keepends=True) for text in (before, after))
+        shown += difflib.unified_diff(old, new, f"a/{path}".replace("//", "/"), f"b/{path}".replace("//", "/"), n=1)
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in shown)
+
+
+def together(patches: Iterable[Patch]) -> list[Edit]:
+    """Give the edits of several patches; one that changes what an earlier one changes is left out."""
+    edits: list[Edit] = []
+    for patch in patches:
+        several = list(dict.fromkeys([*edits, *patch.edits]))
+        try:
+            for name in dict.fromkeys(edit.file for edit in several):
+                applied("", [edit for edit in several if edit.file == name])
+        except Unfit:
+            continue
+        edits = several
+    return edits
+
+
+def _edits(code: Code, lines: Sequence[Line], files: dict[str, SourceFile]) -> list[Edit]:
+    """Give the edits for one expression of a fix, at each of the places where it belongs."""
+    jax = [line for line in lines if line.side == "jax" and not line.source.is_installed]
+    edits: list[Edit] = []
+    for roles, mend in _ways(code):
+        chosen = [line for line in jax if line.role in roles]
+        if not chosen:
+            continue
+        for name in dict.fromkeys(line.source.file for line in chosen):
+            if name not in files:
+                files[name] = SourceFile(name)
+            files[name].check([line.source for line in chosen if line.source.file == name])
+            edits += mend(files[name], code, [line for line in chosen if line.source.file == name])
+        if edits:
+            return edits
+    raise Unfit("the fix has no place")
+
+
+Mend = Callable[[SourceFile, Code, list[Line]], list[Edit]]
+
+
+def _ways(code: Code) -> list[tuple[tuple[Role, ...], Mend]]:
+    """List at which lines a fix belongs, and what puts it there, by what it is an expression of."""
+    names = {node.id for node in ast.walk(ast.parse(str(code), mode="eval")) if isinstance(node, ast.Name)}
+    each = _at_each
+    if names & {"output", "target", "logits", "labels"}:
+        return [((Role.DEFINED,), each(exchange_loss))]
+    if code.call.startswith("optax.") and "x" not in names:
+        return [((Role.MADE,), each(mend_optimizer))]
+    if "y" in names:
+        return [((Role.DEFINED,), each(exchange_loss)), ((Role.CALLED, Role.GIVEN), each(change_result))]
+    if "x" in names and not code.call:
+        return [((Role.COMPUTED,), exchange_constant)]
+    return [((Role.MADE,), each(set_layer)), ((Role.COMPUTED,), exchange_function)]
+
+
+def _at_each(mend: Callable[[SourceFile, Code, Line], list[Edit]]) -> Mend:
+    def all_of(file: SourceFile, code: Code, lines: list[Line]) -> list[Edit]:
+        return [edit for line in lines for edit in mend(file, code, line)]
+
+    return all_of

@@ -1,0 +1,28 @@
+"""Where the user's code made its layers and optimizers: noted while they are made, asked for by the object."""
+
+import weakref
+from typing import Any
+
+from compare.step.places import Source, source_here
+
+_MADE: dict[int, tuple[Any, Source]] = {}
+"""By the object's identity: what gives the object as long as it lives, and where it was made."""
+
+
+def note(made: Any, *packages: str) -> None:
+    """Note that an object is being made by the user's line that is running; the packages are not the user's."""
+    place = source_here(*packages, made=made)
+    if place is None:
+        return
+    key = id(made)
+    try:
+        held: Any = weakref.ref(made, lambda _: _MADE.pop(key, None))
+    except TypeError:  # tuples, such as the optimizers of optax, cannot be held weakly
+        held = lambda: made  # noqa: E731
+    _MADE[key] = held, place
+
+
+def made_at(made: Any) -> Source | None:
+    """Give the user's expression that made an object; None where that was not noted."""
+    held, place = _MADE.get(id(made), (lambda: None, None))
+    return place if held() is made else None
