@@ -104,7 +104,7 @@ FAULTS = {
     "gelu": ("(self.norm2(x)), approximate=False)", "(self.norm2(x)))"),
     "softmax axis": ("softmax(scores, axis=-1)", "softmax(scores, axis=-2)"),
     "attention scale": ("swapaxes(-1, -2) * (WIDTH // HEADS) ** -0.5", "swapaxes(-1, -2) * WIDTH**-0.5"),
-    "residual": ("        x = x + self.out(", "        x = self.out("),
+    "residual": ("x = x + self.out((weights @ v).swap", "x = self.out((weights @ v).swap"),
     "schedule": ("optax.cosine_decay_schedule(1e-2, 8)", "1e-2"),
     "b1": (", b1=0.8)", ")"),
     "reduction": ("jnp.mean((output", "jnp.sum((output"),

@@ -89,5 +89,5 @@ FAULTS = {
     "weight decay": (", weight_decay=0.01)", ")"),
     "reduction": ("tokens).mean()", "tokens).sum()"),
     "attention scale": (" / WIDTH**0.5", " / WIDTH"),
-    "residual": ("x = x + self.down(", "x = self.down("),
+    "residual": ("x = x + self.down(jnn", "x = self.down(jnn"),
 }

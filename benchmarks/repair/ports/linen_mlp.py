@@ -54,9 +54,9 @@ FAULTS = {
     "norm2 epsilon": ("epsilon=1e-3, ", "epsilon=1e-5, "),
     "elu": ("nn.elu(", "nn.selu("),
     "softplus": ("nn.softplus(", "nn.relu("),
-    "factor": ("(x) * 0.5", "(x) * 0.25"),
-    "delta": ("delta=0.7)", "delta=1.0)"),
-    "reduction": ("delta=0.7).mean()", "delta=0.7).sum()"),
+    "factor": ('name="dense3")(x) * 0.5', 'name="dense3")(x) * 0.25'),
+    "delta": ("target, delta=0.7)", "target, delta=1.0)"),
+    "reduction": (").mean()", ").sum()"),
     "eps": ("optax.adam(3e-3, eps=1e-6)", "optax.adam(3e-3)"),
     "learning rate": ("optax.adam(3e-3", "optax.adam(1e-3"),
 }

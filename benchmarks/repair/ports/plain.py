@@ -54,7 +54,7 @@ def pair():
 
 FAULTS = {
     "selu": ("jax.nn.selu(", "jax.nn.elu("),
-    "slope": ("x), 0.3)\n", "x), 0.01)\n"),
+    "slope": ('nn.leaky_relu(dense(params["b"], x), 0.3)', 'nn.leaky_relu(dense(params["b"], x))'),
     "axis": (", axis=1)", ", axis=0)"),
     "loss beta": ("(optax.huber_loss(output, target, delta=0.3) / 0.3)", "optax.huber_loss(output, target)"),
     "reduction": (" / 0.3).mean()", " / 0.3).sum()"),

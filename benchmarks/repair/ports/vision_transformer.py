@@ -85,7 +85,10 @@ FAULTS = {
     "epsilon": ("epsilon: float = 1e-6", "epsilon: float = 1e-5"),
     "gelu": ("functools.partial(jax.nn.gelu, approximate=False)", "jax.nn.gelu"),
     "another activation": ("functools.partial(jax.nn.gelu, approximate=False)", "nnx.silu"),
-    "token": ("self.head(x[:, 0])", "self.head(x.mean(1))"),
+    "token": (
+        "self.norm2(x))))\n        return self.head(x[:, 0])\n\n\ndef pair",
+        "self.norm2(x))))\n        return self.head(x.mean(1))\n\n\ndef pair",
+    ),
     "order of tokens": ("jnp.concatenate([token, x], axis=1)", "jnp.concatenate([x, token], axis=1)"),
     "learning rate": ("learning_rate=1e-3", "learning_rate=3e-3"),
     "weight decay": (", weight_decay=0.1)\n    return", ")\n    return"),
