@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -132,8 +133,12 @@ def _with_parameters(links: Sequence[Link], torch: Observation, jax: Observation
 
 
 def _parameter(name: str, value: Any, trained: set[str], parameters: Mapping[str, Any]) -> str | None:
-    """Find the parameter of an array of an optimizer's state: the longest common end, among those of its shape."""
-    best: tuple[int, int, int, str] | None = None
+    """Find the parameter of an array of an optimizer's state: the longest common end, among those of its shape.
+
+    Of several, the one is meant that lies with the optimizer, as in one `TrainState`, or is called as it is. None where
+    that leaves a choice.
+    """
+    found: list[tuple[tuple[int, bool, int, int], str]] = []
     keys = name.split("/")
     for parameter in parameters:
         path = parameter.split("/")
@@ -141,9 +146,12 @@ def _parameter(name: str, value: Any, trained: set[str], parameters: Mapping[str
         common = next((n for n in range(len(path)) if keys[-n - 1 :][:1] != path[-n - 1 :][:1]), len(path))
         if not common or np.shape(value) != np.shape(parameters[parameter]):
             continue
-        score = (common, parameter in trained, _likeness(keys, path[: len(path) - common]), parameter)
-        best = max(best, score) if best else score
-    return best[3] if best else None
+        around, before = keys[: len(keys) - common], path[: len(path) - common]
+        beside = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(around, before, strict=False)))
+        found.append(((common, parameter in trained, beside, _likeness(around, before)), parameter))
+    best = max((score for score, _ in found), default=None)
+    named = [parameter for score, parameter in found if score == best]
+    return named[0] if len(named) == 1 else None
 
 
 def _likeness(keys: Iterable[str], path: Iterable[str]) -> int:

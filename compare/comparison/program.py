@@ -1,6 +1,5 @@
 """A comparison of two programs: the state mapped, both steps followed, and what differs named."""
 
-import copy
 import dataclasses
 import functools
 import itertools
@@ -35,6 +34,7 @@ from compare.verdict.following import Followed, SoFar, Streams, follow, weigh_no
 from compare.verdict.quantity import FACTOR
 from compare.weights.find import find_links
 from compare.weights.links import named, to_jax
+from compare.weights.roots import find_roots
 
 _MOVED = 2
 """Runs that rounding has moved. The effect of a single one may be twenty times too small by accident."""
@@ -70,7 +70,8 @@ class ProgramPair:
         self.start = run.arrays()
         """The torch side's values at the start, by name."""
         self.size = sum(array.size for array in self.start.values())
-        self.links = find_links(run.layers(), port.layers(), weights)
+        layers = run.layers(), port.layers()
+        self.links = find_links(*layers, weights, roots=find_roots(*layers, run.models))
         if not any(link.torch in run.trained for link in self.links):
             raise InputError("no tensor that torch's optimizers train has a partner in the JAX state")
 
@@ -173,8 +174,7 @@ class ProgramCheck:
 
     def _jax_afresh(self, draw: int = 0) -> JaxProgramRun:
         """Start the compiled run again from the beginning, moved by rounding if that is asked for."""
-        run = copy.copy(self.jax)
-        run.values = list(self._started)
+        run = self.jax.afresh(self._started)
         if draw:
             run.perturb(draw)
         return run

@@ -11,11 +11,16 @@ from typing import Any, NamedTuple
 from compare.jax_side.record import leaves
 
 
+LOOK = "look"
+"""What is named because the step looks at it: see `unjitted.py`."""
+
+
 class Label(NamedTuple):
     """What a named tensor is; it is written into the program as text."""
 
     what: str
-    """"input" or "output" of a module, "gradient" that an optimizer is given, or "parameter" that a program uses."""
+    """"input" or "output" of a module, "gradient" that an optimizer is given, "parameter" that a program uses, or
+    `LOOK`."""
     root: str
     """The path of the module's root in the state, or a number that stands for it: see `Watch`."""
     path: str

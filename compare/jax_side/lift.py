@@ -5,6 +5,7 @@ and literals that are already rounded stay in low precision. So a step is traced
 and the traced program is run again with every lower precision replaced by float64.
 """
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -233,6 +234,22 @@ def _as_written(eqn: Any, args: list[Any]) -> list[Any]:
         for arg, variable in zip(args, eqn.invars, strict=True)
     ]
     return [_cast(output, _wide(output.dtype)) for output in bind(eqn, narrow)]
+
+
+@functools.cache
+def _user_context() -> Any:
+    import jax
+
+    return jax.make_user_context(None)
+
+
+def traces_apart(owner: object) -> contextlib.AbstractContextManager[None]:
+    """Keep what JAX traces while this lasts apart from all other traces, but for those of the same owner.
+
+    JAX remembers a function that is jitted within another by the function, and does not call it again.
+    """
+    apart: contextlib.AbstractContextManager[None] = _user_context()(owner)
+    return apart
 
 
 def traced(step: Callable[..., Any], args: Any, pinned: list[str], *, lift: bool) -> tuple[Any, Any]:

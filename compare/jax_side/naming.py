@@ -40,7 +40,8 @@ def naming(objects: Mapping[str, Any]) -> Iterator[None]:
         apply_gradients = _named_gradients(TrainState.apply_gradients, numbers)
         stack.enter_context(mock.patch.object(TrainState, "apply_gradients", apply_gradients))
         roots: list[str] = []
-        stack.enter_context(mock.patch.object(linen.Module, "apply", _named_apply(linen.Module.apply, roots, numbers)))
+        # Not `Module.apply`: the user's step may have it as it was, as in `jax.jit(model.apply)`.
+        stack.enter_context(mock.patch("flax.linen.module.apply", _named_apply(linen.apply, roots, numbers)))
         stack.enter_context(linen.intercept_methods(functools.partial(_linen_call, roots)))
         yield
 
@@ -137,15 +138,21 @@ def _named_apply(original: Callable[..., Any], roots: list[str], numbers: Iterat
 
     @functools.wraps(original)
     @passes_on
-    def apply(module: Any, variables: Any, *args: Any, **kwargs: Any) -> Any:
-        number = next(numbers)
-        if isinstance(variables, Mapping) and "params" in variables:
-            variables = {**variables, "params": named(variables["params"], "parameter", number)}
-        roots.append(number)
-        try:
-            return original(module, variables, *args, **kwargs)
-        finally:
-            roots.pop()
+    def apply(*settings: Any, **more: Any) -> Callable[..., Any]:
+        applied = original(*settings, **more)
+
+        @passes_on
+        def call(variables: Any, *args: Any, **kwargs: Any) -> Any:
+            number = next(numbers)
+            if isinstance(variables, Mapping) and "params" in variables:
+                variables = {**variables, "params": named(variables["params"], "parameter", number)}
+            roots.append(number)
+            try:
+                return applied(variables, *args, **kwargs)
+            finally:
+                roots.pop()
+
+        return call
 
     return apply
 

@@ -1,5 +1,6 @@
 """A run of a JAX program, in one precision: each step is the user's own, traced once and compiled once."""
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,12 +9,13 @@ import numpy as np
 
 from compare.errors import InputError
 from compare.jax_side.layers import nnx_layers, state_layers
-from compare.jax_side.lift import traced
+from compare.jax_side.lift import traced, traces_apart
 from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.naming import naming
 from compare.jax_side.program import JaxProgram
 from compare.jax_side.program_state import Role, Structure, is_nnx, path_name
 from compare.jax_side.replay import replayable, replaying
+from compare.jax_side.unjitted import Looked, Remembered, compiled_by_user, fingerprint, looked_at, looking
 from compare.jax_side.watching import LiftingWatcher, Watch, Watcher, sorted_out
 from compare.numerics.distance import ULPS
 from compare.step.batch import described, mapped
@@ -60,6 +62,25 @@ class JaxProgramRun:
         self.unreplayed: list[str] = []
         """Random numbers that one side draws and the other does not, for a person to read."""
         self.guessed: list[str] = []
+        self._own = object()
+        self._step = jax.jit(self._run) if compiled_by_user(self._user_step) else None
+        """One step, compiled; None for one that is traced each time."""
+        self._compiled: dict[str, Any] = {}
+        """The programs of a step that is traced each time, by their fingerprints."""
+
+    def afresh(self, values: Sequence[Any]) -> "JaxProgramRun":
+        """Start another run with these values, with what is compiled already.
+
+        A step that is traced each time is built anew: it may count in Python.
+        """
+        import jax
+
+        run = copy.copy(self)
+        if not compiled_by_user(self._user_step):
+            with jax.enable_x64(False):
+                _, run._user_step = _built(self.side)
+        run.values = list(values)
+        return run
 
     def _precision(self) -> Any:
         import jax
@@ -116,32 +137,75 @@ class JaxProgramRun:
         noise, ulps = np.random.default_rng(seed), ULPS * float(np.finfo(self.dtype).eps)
         self.load({n: array * (1 + noise.choice((-ulps, ulps), array.shape)) for n, array in self.arrays().items()})
 
-    @functools.cached_property
-    def _step(self) -> Any:
-        """One step, compiled."""
-        import jax
-
-        return jax.jit(self._run)
-
     def _run(self, values: list[Any], batch: Any, draws: Any, gradients: Any) -> Any:
         """Trace the user's step, and run what comes of it with an eye on what is named."""
+        return self._watched(self._traced(self._whole, values, batch, draws), values, batch, draws, gradients)
+
+    def _whole(self, values: list[Any], batch: Any) -> Any:
+        """Take the user's step, from arrays to arrays."""
+        state = self.structure.put_together(values)
+        with naming(dict(_objects(state))):
+            function = functools.partial(self._user_step, state, batch)
+            given = call_user_code("the JAX step", function, given=described(batch))
+        state, shown = _checked(given)
+        return self.structure.take_apart(state), shown
+
+    def _traced(self, step: Any, values: list[Any], batch: Any, draws: Any) -> tuple[Any, Any]:
+        """Give the program of a step, and the shapes of what it gives."""
+        unreplayed: list[str] = []
+
+        def program(values: list[Any], batch: Any, draws: Any) -> Any:
+            unreplayed.clear()
+            return replaying(step, draws, unreplayed, self.guessed, self.hints)(values, batch)
+
+        # JAX remembers what it has traced inside of a function of the user's, by the function: with other names in it,
+        # or none. Nothing of that is used here, and nothing of this later.
+        with traces_apart(self._own):
+            found = traced(program, (values, batch, draws), self.pinned, lift=self.dtype == "float64")
+        self.unreplayed += unreplayed
+        return found
+
+    def _unjitted(self, values: list[Any], batch: Any, draws: Any, gradients: Any) -> Any:
+        """Take a step whose Python is to run each time: trace it again, and compile what comes of it once."""
         import jax
 
-        def step(values: list[Any], batch: Any) -> Any:
-            state = self.structure.put_together(values)
-            with naming(dict(_objects(state))):
-                function = functools.partial(self._user_step, state, batch)
-                given = call_user_code("the JAX step", function, given=described(batch))
-            state, shown = _checked(given)
-            return self.structure.take_apart(state), shown
+        known: list[Any] = []
+        before = Remembered(self._user_step)
+        while True:
+            stopped: list[Looked] = []
 
-        program = replaying(step, draws, self.unreplayed, self.guessed, self.hints)
-        closed, shape = traced(program, (values, batch), self.pinned, lift=self.dtype == "float64")
-        arguments = jax.tree.leaves((values, batch))
+            def step(values: list[Any], batch: Any, stopped: list[Looked] = stopped) -> Any:
+                try:
+                    with looking(known):
+                        return self._whole(values, batch)
+                except Looked as looked:
+                    stopped.append(looked)
+                    return list(values), {}
+
+            missing = len(self.unreplayed)
+            program = self._traced(step, values, batch, draws)
+            run = functools.partial(self._watched, program)
+            key = fingerprint(program[0])
+            if key not in self._compiled:
+                # Where the step has stopped, nothing but the number that it looks at is computed.
+                self._compiled[key] = jax.jit((lambda *args, run=run: run(*args)[2]) if stopped else run)
+            found = self._compiled[key](values, batch, draws, gradients)
+            if not stopped:
+                return found
+            del self.unreplayed[missing:]  # the rest of the step has yet to draw
+            known.append(looked_at(found))
+            before.restore()
+
+    def _watched(self, program: tuple[Any, Any], values: list[Any], batch: Any, draws: Any, gradients: Any) -> Any:
+        """Run the program of a step, with an eye on what is named."""
+        import jax
+
+        closed, shape = program
+        arguments = jax.tree.leaves((values, batch, draws))
         watch = Watch([(leaf.name, value) for leaf, value in zip(self.leaves, values, strict=True)], gradients)
         watcher = LiftingWatcher(watch, self.pinned) if self.dtype == "float64" else Watcher(watch)
         outputs = watcher.run(closed, arguments)
-        self.kinds = watch.kinds
+        self.kinds.update(watch.kinds)
         after, shown = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         kept = [new.astype(old.dtype) if _number(old) else new for old, new in zip(values, after, strict=True)]
         return kept, shown, watcher.shown
@@ -159,7 +223,7 @@ class JaxProgramRun:
             adapted = batch if adapt is None else call_user_code("batch=", functools.partial(adapt, batch))
             inputs = mapped(adapted, self._array)
             step = functools.partial(
-                self._step, self.values, inputs, replayable(draws, self.dtype), dict(gradients or {})
+                self._step or self._unjitted, self.values, inputs, replayable(draws, self.dtype), dict(gradients or {})
             )
             self.values, shown, inside = call_user_code("the JAX step", step, given=described(inputs))
         seen, after = sorted_out(inside), self.arrays()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.jax_side.jaxpr import Interpreter
-from compare.jax_side.labels import Label
+from compare.jax_side.labels import LOOK, Label
 from compare.jax_side.lift import Lifter
 from compare.jax_side.primitives import NAME, Cond
 from compare.step.observation import Port
@@ -61,6 +61,8 @@ class Watch:
         if label.what == "gradient":
             inner = label.leaf.replace(".", "/").removesuffix("/value")
             return {("gradient", f"{path}/{inner}", "", value.ndim): (value, True)}
+        if label.what == LOOK:
+            return {(LOOK, label.path, "", value.ndim): (value, True)}
         self.kinds.setdefault(path, label.kind)
         return {(label.what, path, label.leaf, value.ndim): (value, True)}
 
@@ -146,6 +148,8 @@ def sorted_out(shown: Sequence[Shown]) -> Seen:
     forward: dict[Port, Any] = {}
     gradients: dict[str, Any] = {}
     for (what, path, leaf, axes), (value, computed) in (item for each in shown for item in each.items()):
+        if what == LOOK:
+            continue
         # A scan, like vmap, stacks what its iterations show along a new first axis.
         single = value.reshape((-1, *value.shape[value.ndim - axes :])) if value.ndim > axes else [value]
         known = np.ravel(np.asarray(computed))

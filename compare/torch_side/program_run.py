@@ -53,6 +53,8 @@ class TorchProgramRun:
         self._entries: dict[str, Any] = dict(state)
         self.state = State(self._entries)
         self.model = self.state.container()
+        self.models = list(self.state.parts(torch.nn.Module))
+        """The paths of the modules that the state has."""
         for tensor in [*self.model.parameters(), *self.model.buffers(), *self.state.tensors().values()]:
             # In place: optimizers, schedulers and the user's closures refer to these very tensors.
             tensor.data = self._cast(tensor.data)

@@ -21,6 +21,7 @@ from compare.weights.layouts import usual
 from compare.weights.links import Arrays, Link, WeightMap
 from compare.weights.matching import Choice, Pair, Pairing, pair
 from compare.weights.reparametrized import gathered
+from compare.weights.roots import partners
 from compare.weights.stacks import find_stacks, unstacked
 from compare.weights.units import Slot, Unit
 from compare.weights.unmatched import explain, left_alone
@@ -32,6 +33,7 @@ def find_links(
     weights: Mapping[str, str | None] | None = None,
     order: tuple[list[str], list[str]] | None = None,
     values: tuple[Arrays, Arrays] | None = None,
+    roots: Mapping[str, str] | None = None,
 ) -> WeightMap:
     r"""Find which tensor of one side is which of the other.
 
@@ -47,6 +49,7 @@ def find_links(
         order: The paths of both sides' modules in the order of their first execution, where that is known.
         values: The arrays of both sides where they are meant to hold equal weights already. Where a shape leaves a
             choice of layouts, the one under which the values are equal is taken.
+        roots: The paths of torch's models and of JAX's, where it is known which is which: see `roots.find_roots`.
 
     Raises:
         InputError: If anything is left without a partner or more than one would do, with a list of it, or if an entry
@@ -66,7 +69,7 @@ def find_links(
                 apart[slot.name] = reason
                 del unit.slots[leaf]
     places = (_places(torch, order and order[0]), _places(jax, order and order[1]))
-    found = _pair(mine, theirs, places, said, notes)
+    found = _pair(_Sides(mine, theirs, places, said, roots or {}), notes)
     explicit = said.pairs(torch, jax)
     links, undecided = _links(explicit, found.pairs, values)
     # After the search: one name of a tied tensor is enough to find the partner, and the others follow
@@ -137,22 +140,22 @@ class _Sides(NamedTuple):
     jax: list[Unit]
     places: tuple[dict[str, int], dict[str, int]]
     said: overrides.Overrides
+    roots: Mapping[str, str]
+
+    def allows(self, torch: Unit, jax: Unit) -> bool:
+        """Tell whether two units may be partners: what the user says of it, and which model is which."""
+        known = not torch.required or not jax.required or partners(self.roots, torch.path, jax.path)
+        return known and self.said.allows(torch, jax)
 
     def paired(self, torch: list[Unit], jax: list[Unit], *, partly: bool = False) -> Pairing:
         """Pair these units of theirs."""
         order = _inherited(torch, self.places[0]), _inherited(jax, self.places[1])
-        return pair(torch, jax, order, self.said.allows, partly=partly)
+        return pair(torch, jax, order, self.allows, partly=partly)
 
 
-def _pair(
-    torch: list[Unit],
-    jax: list[Unit],
-    places: tuple[dict[str, int], dict[str, int]],
-    said: overrides.Overrides,
-    notes: list[str],
-) -> Pairing:
+def _pair(sides: _Sides, notes: list[str]) -> Pairing:
     """Pair the units as they are; else with JAX's stacked layers taken apart, or tensor by tensor."""
-    sides = _Sides(torch, jax, places, said)
+    jax = sides.jax
     # From the most specific reading to the least: whole layers, stacked layers, single tensors, layers of
     # which one has a tensor too many. Each is tried only if the one before leaves a required tensor
     # without a partner, since a looser reading has more ways to pair, and so more that are ambiguous.

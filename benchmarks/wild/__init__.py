@@ -1,0 +1,1 @@
+"""Training scripts that others published, compared as they are: their sources are read where the reader has them."""
