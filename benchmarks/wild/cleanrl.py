@@ -1,7 +1,7 @@
 """CleanRL's torch scripts and their JAX twins, one against the other: no line of a training step is changed.
 
-`git clone https://github.com/vwxyzjn/cleanrl`, then `python -m benchmarks.wild.cleanrl path/to/cleanrl dqn`. What stands
-aside is the simulator: the replay buffer gives the batch of the step, and the loggers keep nothing.
+`git clone https://github.com/vwxyzjn/cleanrl`, then `python -m benchmarks.wild.cleanrl path/to/cleanrl dqn`. What
+stands aside is the simulator: the replay buffer gives the batch of the step, and the loggers keep nothing.
 """
 
 import sys

@@ -41,7 +41,7 @@ class Script:
             if isinstance(node, ast.Import):
                 node.names = [name for name in node.names if name.name.partition(".")[0] in LIBRARIES]
             if _known(node):
-                exec(compile(ast.Module([node], []), str(self._path), "exec"), names)  # noqa: S102
+                exec(compile(ast.Module([node], []), str(self._path), "exec"), names)
         return names
 
     def part(self, first: str, end: str, occurrence: int = 1) -> CodeType:

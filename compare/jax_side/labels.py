@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from compare.jax_side.record import leaves
 
-
 LOOK = "look"
 """What is named because the step looks at it: see `unjitted.py`."""
 
