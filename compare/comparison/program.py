@@ -12,6 +12,7 @@ from compare import bugs
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment, Pairing
 from compare.alignment.program import align_program
+from compare.comparison.later_steps import LaterSteps
 from compare.comparison.program_causes import explained
 from compare.comparison.program_optimizers import Programs, explained_update
 from compare.comparison.steps import Stepper
@@ -98,7 +99,9 @@ class ProgramPair:
 
     def torch_run(self, dtype: str) -> TorchProgramRun:
         """Start a run of the torch side."""
-        return TorchProgramRun(self.torch, dtype, self.device, self.overwritten)
+        run = TorchProgramRun(self.torch, dtype, self.device, self.overwritten)
+        run.kinds = self.torch_modules  # a module may run at later steps alone
+        return run
 
     def jax_run(self, dtype: str) -> JaxProgramRun:
         """Start a run of the JAX side, its state from the torch side's values."""
@@ -116,10 +119,14 @@ class ProgramCheck:
         self.jax = pair.jax_run("float64")
         self._settings: Mapping[str, Settings] = {}
         self._started = list(self.jax.values)
+        self.later = LaterSteps()
 
     def report(self) -> Report:
         """Follow both programs, and name what differs."""
         followed = follow(self._streams(), self._align, self.steps, self._stepping)
+        if self.later.any:  # now it is known what there is to be paired
+            self.later.complete = True
+            followed = follow(self._streams(), self._align, self.steps, self._stepping)
         found = self._findings(followed)
         if found.divergence:
             self.progress(Progress("measuring what rounding does", found=lambda: found))
@@ -154,7 +161,10 @@ class ProgramCheck:
 
     def _align(self, torch: Observation, jax: Observation) -> Alignment:
         kinds = self.pair.torch_modules, self.jax.kinds
-        return align_program(self.pair.links, torch, jax, kinds, self._settings)
+        half = int(bool(torch.parameters))
+        torch, jax = self.later.added("torch", half, torch), self.later.added("jax", half, jax)
+        found = align_program(self.pair.links, torch, jax, kinds, self._settings)
+        return found._replace(pairings=[self.later.from_zero(pairing) for pairing in found.pairings])
 
     def _torch(self, start: Callable[[], TorchProgramRun]) -> Stream:
         return itertools.chain.from_iterable(map(halves, self.stepper.whole(start())))
@@ -167,8 +177,8 @@ class ProgramCheck:
 
         return Streams(
             lambda: self._torch(lambda: self.pair.torch_run("float32")),
-            lambda: self._torch(torch64),
-            lambda: self.stepper.jax(self._jax_afresh),
+            lambda: self.later.watched("torch", self._torch(torch64)),
+            lambda: self.later.watched("jax", self.stepper.jax(self._jax_afresh)),
             lambda: self.stepper.jax(lambda: self.pair.jax_run("float32")),
         )
 

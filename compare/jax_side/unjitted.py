@@ -1,8 +1,8 @@
 """Steps that are not compiled as a whole: their Python runs at every step, and may look at numbers.
 
 Such a step is traced anew each time, so that what it counts by itself goes on; the same program is compiled once.
-Where it looks at a number, as `if loss > 1`, `float(loss)` and `np.asarray(x)` do, the trace has none: the program up to
-there is run for it, and the step is traced again with the number known.
+Where it looks at a number, as `if loss > 1`, `float(loss)` and `np.asarray(x)` do, the trace has none: the program up
+to there is run for it, and the step is traced again with the number known.
 """
 
 import contextlib

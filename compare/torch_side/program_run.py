@@ -42,6 +42,8 @@ class TorchProgramRun:
         self.dtype, self.device, self.overwritten = getattr(torch, dtype), device, overwritten
         self.lifted = dtype == "float64"
         self.tables = 0
+        self.kinds: dict[str, str] = {}
+        """The class of each module that ran, by path, in order of execution."""
         self.noise: np.random.Generator | None = None
         """What moves the run, if anything does: see `perturb`."""
         self.during: list[Callable[[TorchProgramRun], contextlib.AbstractContextManager[Any]]] = []
@@ -151,6 +153,7 @@ class TorchProgramRun:
                 f"the torch step must give a dict of what it shows, such as {{'loss': loss}}, and gave a "
                 f"{type(shown).__name__}"
             )
+        self.kinds.update({path: kind for path, kind in record.modules.items() if path not in self.kinds})
         for change_after in self.after:
             change_after(self, before)
         after = self.floating()

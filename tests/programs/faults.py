@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from programs import adversarial, averages, ensembles
+from programs import adversarial, averages, ensembles, plain
 
 
 class Fault(NamedTuple):
@@ -30,6 +30,8 @@ PROGRAMS = (
     ensembles.haiku_state,
     ensembles.queue,
     ensembles.devices,
+    plain.spikes,
+    plain.twins,
 )
 
 FAULTS = (
@@ -70,4 +72,7 @@ FAULTS = (
     Fault(ensembles.queue, "queue's other end", "state", "queue"),
     Fault(ensembles.queue, "queue kept", "state", "queue"),
     Fault(ensembles.devices, "summed over devices", "gradient", "model", "scale"),
+    Fault(plain.spikes, "never skipped", "gradient", "model"),
+    Fault(plain.twins, "no target", "loss", ""),
+    Fault(plain.twins, "every step", "forward", "first"),
 )
