@@ -99,8 +99,8 @@ def twins(fault: str = "") -> Pair:
         return {**models, "for_first": for_first, "for_second": for_second}, step
 
     def port() -> Any:
-        model = Critic()
-        model.apply = jax.jit(model.apply)  # type: ignore[method-assign]
+        model: Any = Critic()
+        model.apply = jax.jit(model.apply)
         params = Critic().init(jax.random.key(0), jnp.zeros((1, 5)))
         made = {"apply_fn": model.apply, "params": params, "target_params": params, "tx": optax.adam(1e-2)}
         count = 0
