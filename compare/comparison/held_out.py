@@ -73,10 +73,9 @@ def _observed(run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Observation
     """See a step of torch's without its update, and leave the run as it was before."""
     import torch
 
-    run.optimizer = None
     before = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
     with ControlledRun(lift=True, replay=draws):
-        seen = run.step(batch)
+        seen = run.without_update().step(batch)
     with torch.no_grad():
         for name, tensor in run.model.state_dict().items():
             tensor.copy_(before[name])

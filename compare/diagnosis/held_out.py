@@ -1,4 +1,4 @@
-"""What may be a cause: a hypothesis that also holds where it was not fitted.
+"""Decides whether a hypothesis is a cause: it must also hold at steps to which it was not fitted.
 
 A number that is fitted to one number always fits: at a scalar any factor, slope or smoothing can be solved for. So each
 hypothesis is tried at other steps, which differ from the first by their weights and batches. Write f for the count of
@@ -75,6 +75,8 @@ class Evidence:
         """Tell whether a hypothesis is a cause."""
         surplus = fit.equations - fit.free
         # A number is known only as well as it was determined; elsewhere it explains no larger share.
+        # A number that leaves 1e-9 of the difference here is known to about 1e-9, and can leave as much
+        # elsewhere.
         share = max(EXPLAINED, MARGIN * max(fit.after, self._limit) / fit.before) if fit.before else 1.0
         for tried, (measure, before) in enumerate(self._all()):
             if surplus > fit.free and tried >= 2:
@@ -106,6 +108,9 @@ def equations(ours: np.ndarray, theirs: np.ndarray, limit: float) -> int:
     """
     if ours.shape != theirs.shape or ours.size < ENOUGH or not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return 1
+    # If theirs = a · ours + b exactly, every change that scales or shifts the array fits it with one
+    # number, and its thousand elements are one or two equations. If not, a single number that fits all
+    # elements is confirmed by them.
     design = np.stack([ours.ravel(), np.ones(ours.size)], axis=1)
     straight = design @ np.linalg.lstsq(design, theirs.ravel(), rcond=None)[0]
     left = distance(straight.reshape(theirs.shape), theirs)

@@ -1,8 +1,7 @@
-"""The torch side's step run again with one of its functions computing something else: a counterfactual.
+"""Runs a step of the torch side again with one of its functions computing something else: a counterfactual.
 
-Every function of torch that a program calls, itself or in a module of `torch.nn`, comes by
-`torch.overrides.TorchFunctionMode`: `torch.nn.LayerNorm` calls `layer_norm(input, normalized_shape, weight, bias,
-eps)`, whether as a module or not.
+`torch.overrides.TorchFunctionMode` sees every function of torch that a program calls, itself or in a module of
+`torch.nn`: `torch.nn.LayerNorm` calls `layer_norm(input, normalized_shape, weight, bias, eps)`.
 """
 
 import contextlib
@@ -72,7 +71,9 @@ class Call:
         positions = dict(zip(self.signature.parameters, range(len(self.args)), strict=False))
         args, kwargs = list(self.args), dict(self.kwargs)
         for name, value in changed.items():
-            if name in positions:  # as it was given: what torch describes need not be what it takes
+            # By position if it was given by position: the names in torch's description of a builtin may not be
+            # keywords.
+            if name in positions:
                 args[positions[name]] = value
             else:
                 kwargs[name] = value
@@ -90,7 +91,7 @@ Rewrite = Callable[[Call], Any]
 
 
 def _rewritten(rewrite: Rewrite, call: "Call") -> Any:
-    """Let a rewrite give something, and tell what torch refuses from a bug of the rewrite's own."""
+    """Run a rewrite. An error that torch raises means that it does not apply; others are bugs of this package."""
     try:
         return rewrite(call)
     except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
@@ -121,7 +122,7 @@ class Rerun:
         batch: The step's.
         draws: Its random numbers.
         window: In which calls are listed and rewritten. Nothing runs after its end.
-        known: The names of the functions whose calls are meant.
+        known: The names of the functions whose calls are listed and rewritten.
 
     """
 
@@ -204,7 +205,7 @@ class _Windowed(Record):
             self.inside.append(path)
         elif self.inside:
             self.inside.pop()
-        was_open, self.open = self.open, False  # what the record itself calls is not the program's
+        was_open, self.open = self.open, False  # calls that the record makes are not the program's
         super()._keep(path, call, kind, tree)
         self.open = was_open
         if self.window.start in self.seen:
@@ -218,7 +219,7 @@ def _mode() -> Any:
     from torch.overrides import TorchFunctionMode
 
     class Rewriting(TorchFunctionMode):
-        """Gives calls in the window to whom they are rewritten by."""
+        """Passes the calls in the window to their rewrites."""
 
         def __init__(self, record: _Windowed, rewrites: Callable[[int], Rewrite | None], known: Container[str]) -> None:
             super().__init__()
@@ -241,6 +242,7 @@ def _mode() -> Any:
             rewrite = self.rewrites(self.number)
             self.number += 1
             given = call.run() if rewrite is None else _rewritten(rewrite, call)
+            # relu_(x) must change x, whatever is computed in its place: other names refer to the same tensor.
             if call.in_place and given is not args[0]:
                 return args[0].copy_(given)
             return given

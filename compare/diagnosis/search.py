@@ -1,6 +1,7 @@
-"""Why two sides differ: what the JAX side does otherwise is done on the torch side, and the difference goes.
+"""Searches the cause of a difference: changes the torch side in one way after another until the difference is gone.
 
-What fits is a hypothesis. It is a cause only if it holds at other steps too: see `compare.diagnosis.held_out`.
+A change that removes it is a hypothesis. It is a cause only if it holds at other steps too: see
+`compare.diagnosis.held_out`.
 """
 
 import dataclasses
@@ -68,8 +69,9 @@ def explain(
     if stage in (Stage.FORWARD, Stage.LOSS) and surroundings is not None and not search.is_data:
         elsewhere = ((_rerun(found, other.run, other.batch, other.draws), other.target) for other in others)
         structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
-        # What has no number of its own says more than a number that was fitted; and a function's own setting, such as
-        # the scale of attention, says more than a change of the operations that the function is made of.
+        # From the most to the least specific, since the first that is confirmed is taken: changes without a free
+        # number, a function's own setting, such as the scale of attention, then edits of single operations, and last
+        # pairs of changes. A later search has more candidates, so more of them fit by accident.
         exact = [search.exact, structure.norms, search.settings, search.factor]
         searches = [*exact, structure.one, search.constants, search.two, structure.two]
     if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
@@ -78,11 +80,9 @@ def explain(
 
 
 def _rerun(found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Rerun:
-    """Make the part of a step in which a divergence arises one that can be run again."""
-    run.optimizer = None
-    if found.divergence.stage in (Stage.FORWARD, Stage.BUFFERS):
-        run.loss = None
-    return Rerun(run, batch, draws, _window(found), FUNCTIONS)
+    """Give the part of a step in which a divergence arises, to be run again as often as wanted."""
+    part = run.without_update(loss=found.divergence.stage not in (Stage.FORWARD, Stage.BUFFERS))
+    return Rerun(part, batch, draws, _window(found), FUNCTIONS)
 
 
 class _Step:
@@ -113,7 +113,7 @@ class _Step:
 
 
 class _Elsewhere(_Step):
-    """A held-out step. What may be otherwise there is listed anew: a mask is the inverse of that step's own."""
+    """A held-out step. Its candidates are listed anew, since they depend on its data, such as a mask."""
 
     def measure(self, hypothesis: Sequence[Changed] | Relation | None) -> float | None:
         """Give how far torch is from the JAX side with a hypothesis; None where it does not apply."""
@@ -150,7 +150,7 @@ class _Search:
 
     @property
     def differs(self) -> bool:
-        """Whether the place differs by itself."""
+        """Whether torch, run again, differs from the JAX side at the place."""
         return self.ours is not None and distance(self.ours, self.target) > self.limit
 
     def exact(self) -> Cause | None:
@@ -163,7 +163,7 @@ class _Search:
         return self._first(self._alone(lambda each: each.of is not None and each.name != CONSTANT))
 
     def factor(self) -> Cause | None:
-        """Find a factor that people write, such as 1/2, of the whole: it needs no place among the operations."""
+        """Find a simple factor, such as 1/2, of the whole array: it belongs to no single operation."""
         cause = None if self.ours is None or self.ours.shape != self.target.shape else self._related(self.ours)
         return cause if cause and cause.name == Kind.FACTOR and cause.code else None
 
@@ -209,7 +209,8 @@ class _Search:
         return None, (Detail(DetailKind.VALUES, farthest),)
 
     def _related(self, ours: np.ndarray) -> Cause | None:
-        # Data comes in float32, and what was done to it was done in float32.
+        # Batches are float32, and so is what the user's code has done to them before: float32's rounding is allowed
+        # there.
         limit = max(self.limit, ULPS * EPSILON32) if self.is_data else self.limit
         how = relation(ours, self.target, limit)
         if how is None:
@@ -250,6 +251,9 @@ class _Search:
 
     def _two(self) -> Iterator[tuple[list[Changed], float]]:
         """Try each change with another one, and give those that leave only rounding."""
+        # By how far each brought torch by itself: half of a double mistake usually removes part of the
+        # difference. A fitted first change is left out, for two fitted numbers together could explain too
+        # much.
         for (_, one, at), (_, other, _) in itertools.permutations(sorted(self.tried, key=lambda each: each[0]), 2):
             if self.runs > RUNS:
                 break
@@ -307,7 +311,11 @@ _UNSAFE = (
 
 
 def _equations(how: Relation, ours: np.ndarray) -> int:
-    """Count what a relation explains: that many slices are all those of torch, or that the other elements are equal."""
+    """Count the equations that a relation satisfies beyond what it was fitted to, at most 3.
+
+    A permutation of n slices with several elements each is confirmed by the rest of the elements; a mask, by the
+    elements that are not zero.
+    """
     if how.kind is Kind.ORDER:
         return 3 if ours.size >= 3 * len(how.order) else 1
     if how.kind is Kind.MASKED and how.mask is not None:

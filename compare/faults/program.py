@@ -164,8 +164,7 @@ def _of_gradients(run: TorchRun) -> Iterator[Fault]:
 def _of_functions(
     make: Callable[[str], PlantedRun], batch: Batch, draws: Sequence[Draw], *, gradient: bool
 ) -> Iterator[Fault]:
-    run = make("float64")
-    run.optimizer = None  # its calls are none of the model's
+    run = make("float64").without_update()  # the optimizer's calls are none of the model's
     calls = Rerun(run, batch, draws, Window(), FUNCTIONS).calls()
     counts: Counter[tuple[str, str]] = Counter()
     sites = []

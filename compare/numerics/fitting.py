@@ -76,11 +76,15 @@ def fitted(
     best = min(tried, key=lambda number: tried[number])
     # Only where the fit has converged by six orders of magnitude is its value known well enough to be
     # replaced by a decimal.
-    if tried[best] <= 1e-6 * tried[value]:
-        for digits in range(7):  # people write short numbers, which are nearer than any fit
-            short = float(f"{best:.{digits}e}")
-            if short not in tried:
-                at(short)
-            if tried[short] <= 1:
-                return tried[short], short
+    return _shortened(best, tried, at) if tried[best] <= 1e-6 * tried[value] else (tried[best], best)
+
+
+def _shortened(best: float, tried: dict[float, float], at: Callable[[float], object]) -> tuple[float, float]:
+    """Round to as few digits as are near enough: people write short numbers, which are nearer than any fit."""
+    for digits in range(7):
+        short = float(f"{best:.{digits}e}")
+        if short not in tried:
+            at(short)
+        if tried[short] <= 1:
+            return tried[short], short
     return tried[best], best

@@ -1,10 +1,11 @@
 """A training run of the torch side on a copy of the model, in one precision."""
 
 import contextlib
+import copy
 import functools
 import inspect
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -111,6 +112,13 @@ class TorchRun:
         if self.optimizer is not None:  # a hook of its step may clip gradients in place, at this step or a later one
             seen = seen._replace(gradients={name: gradient.clone() for name, gradient in seen.gradients.items()})
         return joined(seen, self.update())
+
+    def without_update(self, *, loss: bool = True) -> "Self":
+        """Give a run of the same model that makes no update, and without `loss` no backward pass either."""
+        other = copy.copy(self)
+        other.optimizer = None
+        other.loss = self.loss if loss else None
+        return other
 
     def backward(self, batch: Batch, record: "Record | None" = None) -> Observation:
         """Take the first half of a step: forward, and backward if there is a loss."""
@@ -223,6 +231,9 @@ class TorchRun:
         for param in self.parameters.values():
             if (gradient := param.grad) is not None and not gradient.is_sparse:
                 noise = self.tensor(generator.choice((-1.0, 1.0), tuple(gradient.shape)))
+                # ULPS units of the whole gradient's norm, spread over its elements: rounding of a sum over the batch
+                # is absolute, of the size of the largest terms, and not relative to what is left of each element
+                # after cancellation.
                 noise *= gradient != 0  # what is exactly zero is no rounding: weights stay where a tie is
                 size = ULPS * torch.finfo(gradient.dtype).eps * gradient.norm() / noise.norm().clamp(min=1)
                 gradient.add_(size * noise)
@@ -247,7 +258,7 @@ class TorchRun:
                 param.mul_(self.tensor(generator.uniform(0.7, 1.3, tuple(param.shape))))
 
     def tensor(self, array: Any) -> Any:
-        """Copy an array: a tensor that shares its memory could change it in place."""
+        """Copy an array: torch.from_numpy shares memory, and a step in place would change the user's batch."""
         import torch
 
         if not isinstance(array, np.ndarray | np.generic):

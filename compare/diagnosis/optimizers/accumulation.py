@@ -28,6 +28,8 @@ def _accumulation(evidence: Evidence, every: int, mean: bool) -> Hypothesis:
         if (number + 1) % every:
             trial.silent = True
             return
+        # Each side's gradients are those at the same parameters, as every step starts from torch's: between
+        # two updates the JAX side's own parameters would have stayed where they were.
         window = [step.given for step in evidence.steps[number + 1 - every : number + 1]]
         for name, last in trial.step.given.items():
             parts = [gradients[name] for gradients in window]

@@ -1,4 +1,4 @@
-"""What each step gives the two optimizers and what both make of it: all that a cause has to explain."""
+"""What each step gives the two optimizers and what both make of it: everything that a cause has to explain."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -172,8 +172,11 @@ class Recorder:
             if quantity.rounding[number] >= LOST:  # nothing but rounding, which explains anything
                 continue
             ours, theirs = (np.array(read, np.float64) for read in (pairing.torch_array(torch), pairing.jax_array(jax)))
+            # Absolute, for this tensor at this step: what the verdict would accept as rounding.
             near = FACTOR * float(quantity.expected[number]) * norm(ours)
             if pairing.operands:
+                # An update is read as the difference of two parameters, which cannot be more exact than their last
+                # place.
                 near = max(near, FACTOR * ULPS * EPSILON64 * norm(np.asarray(pairing.operands(torch), np.float64)))
             # Where torch's is zero, such as at a warm-up's start, the JAX side's size says what rounding is.
             near = max(near, FACTOR * ULPS * EPSILON64 * norm(theirs), np.finfo(float).tiny)
@@ -202,6 +205,8 @@ def schedulers_of(optimizer: Any) -> list[Any]:
     from torch.optim import lr_scheduler
 
     kinds = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
+    # The scheduler refers to its optimizer, and the optimizer does not refer back. The garbage collector
+    # knows every object. `vars`, since reading an attribute of a stranger's object could run its code.
     found = [
         each for each in gc.get_objects() if issubclass(type(each), kinds) and vars(each).get("optimizer") is optimizer
     ]

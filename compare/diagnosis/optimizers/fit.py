@@ -1,4 +1,4 @@
-"""Fit the free numbers of hypotheses at the first steps that differ, and see whether they hold at all the others."""
+"""Fits the free numbers of hypotheses at the first steps that differ, and checks that they hold at all the others."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,6 +49,8 @@ class Fitter:
     def __init__(self, evidence: Evidence, bench: Bench) -> None:
         self.evidence, self.bench = evidence, bench
         elements = sum(result.jax.size for result in evidence.steps[0].results)
+        # An update of n elements costs about n: the search takes about as long for every model, some ten
+        # seconds.
         self._budget = int(np.clip(3e8 / max(elements, 1), 300, BUDGET))
 
     @property
@@ -72,7 +74,7 @@ class Fitter:
     ) -> tuple[list[np.ndarray] | None, float]:
         """Make an update with the learning rate that brings it nearest to the JAX side's, and give that rate.
 
-        Every update is proportional to the rate: one update at any rate tells the best one, by least squares.
+        Every update is proportional to the rate, so one update at any rate gives the best rate by least squares.
         """
         reference = step.rate or 1e-3
         given = self.made(step, fit, reference, *more)
@@ -80,6 +82,8 @@ class Fitter:
             return None, reference
         rows = np.full(len(given), True) if rows is None else rows
         numbers = [i for i, result in enumerate(step.results) if not result.is_state and rows[i]]
+        # Weighted least squares, f = <g, j> / <g, g>: each tensor counts in units of its own rounding, so
+        # that a large one with large rounding does not hide what a small one shows.
         top = sum(float((given[i].ravel() @ step.results[i].jax.ravel()) / step.results[i].near ** 2) for i in numbers)
         size = sum(float((given[i].ravel() @ given[i].ravel()) / step.results[i].near ** 2) for i in numbers)
         factor = max(top / size, 0.0) if size and np.isfinite(top) else 1.0
@@ -95,7 +99,8 @@ class Fitter:
             s for s in self.evidence.steps if any(r.differs and (r.is_state or not state_only) for r in s.results)
         ]
         count = sum(each.free for each in hypotheses)
-        # With one step, a scaled gradient can hardly be told from another decay of the moments: then take three.
+        # One step of Adam fixes (1 - b1) g alone: a scaled gradient and another decay of the moments give the same
+        # moment. From the second step on the two differ. One step is tried first, as it costs a third.
         for first in (1, 3) if count and len(differing) > 1 else (1,):
             if self.spent:
                 return None
@@ -146,6 +151,11 @@ class Fitter:
             return self._residual(steps, _with(fit, count, values), rated, state_only)
 
         values = fit.flat[-count:]
+        # Gauss-Newton and not scipy.optimize.least_squares, for three reasons. A first linear step that
+        # explains next to nothing must end the fit, since nearly all of the hypotheses that are tried are
+        # wrong and cost would be ten times as high. Torch refuses some numbers, so that the residual is not
+        # defined everywhere. And the right number is often 0, the end of what is allowed, which methods for
+        # bounds approach from inside without ever reaching it.
         residual = left(values)
         best = (np.inf, values)
         for iteration in range(ITERATIONS):
@@ -158,15 +168,22 @@ class Fitter:
             jacobian = self._jacobian(left, values, residual)
             if jacobian is None:
                 break
+            # An epsilon of 1e-8 and a momentum of 0.9 in one fit: columns of equal length keep the problem well
+            # conditioned, and `rcond` then drops only directions in which the residual truly does not change.
             scales = np.linalg.norm(jacobian, axis=0)
             scales[scales == 0] = 1
             move = np.linalg.lstsq(jacobian / scales, residual, rcond=1e-10)[0] / scales
             if iteration == 0 and np.linalg.norm(residual - jacobian @ move) > EXPLAINED * size:
                 break
             fresh = values + move
+            # A number that falls by six orders of magnitude is 0, as a weight decay that is left out. One that
+            # would change its sign is cut to a tenth, like in `numerics.fitting`.
             nothing = np.abs(fresh) <= 1e-6 * np.abs(values)
             values = np.where(nothing, 0.0, np.where((values >= 0) & (fresh < 0), values / 10, fresh))
             residual, values = self._stepped(left, best[1], values)
+            # Near the solution of a problem with zero residual, Gauss-Newton converges quadratically (Nocedal and
+            # Wright, Numerical Optimization, section 10.3). Three slow steps mean that the residual is not zero:
+            # another hypothesis is right.
             if iteration >= 3 and residual is not None and np.linalg.norm(residual) > best[0] / 2:
                 break  # the right numbers are approached faster
         if residual is not None:
@@ -191,6 +208,9 @@ class Fitter:
         """Give how the update moves with each number, of shape `(entries, numbers)`."""
         columns = []
         for i, value in enumerate(values):
+            # A forward difference: truncation grows with h, rounding with 1/h, and for float64 the best h is
+            # about 1e-8 relative to the scale on which the function curves. 1e-5 leaves five digits, which is
+            # enough for a step and safe for an epsilon.
             h = max(1e-5 * abs(value), 1e-9)
             moved = left(values + h * np.eye(len(values))[i])
             columns.append(np.zeros_like(residual) if moved is None else (residual - moved) / h)
@@ -201,6 +221,7 @@ class Fitter:
         """Write each number with as few digits as hold: people write short numbers, which are nearer than any fit."""
         values = fit.flat
         for i in range(len(values) - count, len(values)):
+            # 0 first: "without weight decay" says more than "with a weight decay of 1e-19".
             for short in (0.0, *(float(f"{values[i]:.{digits}e}") for digits in range(7))):
                 tried = np.where(np.arange(len(values)) == i, short, values)
                 if self.holds(_with(fit, len(values), tried), rated=rated, state_only=state_only):

@@ -78,8 +78,11 @@ def clipping_of(evidence: Evidence) -> Clipping:
             continue
         given = {name: None if g is None else _dense(g) for name, g in step.given.items()}
         pairs = [(g, given[n]) for n, g in step.gradients.items() if g is not None]
+        # clip_grad_norm_ multiplies every gradient by one factor, max_norm / (norm + 1e-6). The norm after it
+        # is max_norm times norm / (norm + 1e-6), from which max_norm follows.
         if all(b is not None and bool(((b * (before / after_) - a).abs() <= 1e-9 * before).all()) for a, b in pairs):
             return Clipping(norm=_short(after_ * (before + EPSILON) / before))
+        # clip_grad_value_ cuts elements off at one bound, which is then the largest that is left.
         bound = max(float(b.abs().max()) for _, b in pairs if b is not None)
         if all(b is not None and bool((a.clamp(-bound, bound) - b).abs().max() <= 1e-12 * bound) for a, b in pairs):
             return Clipping(value=_short(bound))
@@ -108,6 +111,8 @@ def other_gradients(evidence: Evidence) -> Iterator[Hypothesis]:
         yield _unclipped(torch)
     if torch.norm is not None:
         yield _without_epsilon(torch, torch.norm)
+    # Half of the smallest norm, so that the trial clips at every step that differs and the fit has a
+    # slope to follow.
     start = min(lengths, default=0.0) / 2
     if start:
         yield _by_norm(torch, start, 0.0)
@@ -115,6 +120,7 @@ def other_gradients(evidence: Evidence) -> Iterator[Hypothesis]:
     elements = [
         np.abs(to_numpy(g)).ravel() for step in evidence.differing[:1] for g in step.gradients.values() if g is not None
     ]
+    # At the median, half of the elements are clipped: the residual depends on the bound.
     if elements and (median := float(np.median(np.concatenate(elements)))):
         yield _by_value(torch, median)
     yield _scaled()

@@ -51,7 +51,7 @@ class Rates:
 
 
 def fitted_rates(fitter: Fitter, fit: Fit) -> Fit | None:
-    """Fit the JAX side's learning rate at every step, for all parameters; None where none explains some step."""
+    """Fit the JAX side's learning rate at every step, one for all parameters; None where no rate explains a step."""
     rates: list[float] = []
     for step in fitter.evidence.steps:
         if fitter.spent:
@@ -62,6 +62,8 @@ def fitted_rates(fitter: Fitter, fit: Fit) -> Fit | None:
         given, rate = fitter.rated(step, fit)
         if given is None or not (distances(step, given) <= 1).all():
             return None
+        # A rate that occurred before, on either side, is exact, and the fitted one is not. After that, the
+        # shortest decimal that explains the step: schedules give rates of any length.
         known = [each for each in (*rates, *fitter.evidence.rates) if abs(each - rate) <= 1e-9 * abs(rate)]
         for short in (*known[:1], *(float(f"{rate:.{digits}e}") for digits in range(13)), rate):
             # The scaled update may be right where torch's own steps are not: make them.

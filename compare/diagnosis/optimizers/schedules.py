@@ -1,4 +1,4 @@
-"""What a difference of learning rates comes from, and the schedule that mends it."""
+"""Explains a difference of learning rates, and writes the optax schedule that fixes it."""
 
 from collections.abc import Sequence
 
@@ -82,6 +82,8 @@ def schedule_of(evidence: Evidence) -> Call | Code | Recounted | None:
     call = right_call(scheduler)
     if every is None:
         return None
+    # optax's call is only a fix if it gives the rates that torch really took, at every step: a scheduler
+    # may have been changed by the user's code, or its formula may depend on how it is stepped.
     if call is None or not gives(call, evidence.rates, [count // every for count in range(len(evidence.rates))]):
         if type(scheduler).__name__ == "LambdaLR":
             count = "count" if every == 1 else f"count // {every}"
@@ -111,6 +113,7 @@ def how_they_differ(evidence: Evidence, rates: Rates) -> str:
 
     def equal(expected: Sequence[float | None]) -> bool:
         pairs = [(a, b) for a, b in zip(expected, rates.jax, strict=True) if a is not None]
+        # Shifted by a step, a constant schedule equals itself. At least three different rates must agree.
         telling = {a for a, _ in pairs}
         return len(telling) > 2 and all(abs(a - b) <= SAME * max(abs(a), abs(b)) for a, b in pairs)
 
@@ -118,6 +121,8 @@ def how_they_differ(evidence: Evidence, rates: Rates) -> str:
         for mistake in row.mistakes(evidence.schedulers[0], base_rate(evidence.schedulers[0])):
             if gives(mistake.call, rates.jax, counts):
                 return mistake.says
+    # torch's scheduler is stepped after the optimizer, optax's count grows after the update: both start
+    # at 0. A port that counts from 1 is one step ahead.
     if equal([torch[count + 1] if count + 1 < len(torch) else None for count in counts]):
         return "the JAX side's schedule is one step ahead of torch's: its count must be 0 at the first step"
     if equal([torch[max(count - 1, 0)] for count in counts]):

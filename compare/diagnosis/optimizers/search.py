@@ -1,4 +1,4 @@
-"""The search for what explains every step: the fewest things at once, and of those the fewest fitted numbers."""
+"""Searches the hypotheses that explain every step: the fewest at once, and of those the fewest fitted numbers."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -71,6 +71,8 @@ class Searcher:
         for of_state in range(size + 1):
             for state in self.state_fits(of_state):
                 found += self._updates(state, size - of_state)
+        # Occam's razor, in this order: fewer hypotheses (the caller asks for one, two, three), fewer fitted
+        # numbers, shorter numbers. If several are left, nothing is claimed: the report lists them.
         found = [each for each in found if self._confirmed(each)]
         if not found:
             return Search()
@@ -91,6 +93,9 @@ class Searcher:
         if not self.state_differs:
             yield from [Fit(())] if not size else []
             return
+        # The moments after a step depend on the gradient and on the betas, and not on the learning rate,
+        # epsilon or decoupled weight decay. So half of the hypotheses are decided by the state alone, before
+        # the others are tried: 10 + 10 trials in place of 10 · 10 for two causes at once.
         if not size or any(self.state_fits(fewer) for fewer in range(1, size)):
             return
         for chosen in _combinations(self.of_state, size):
@@ -111,6 +116,8 @@ class Searcher:
 
     def _moves(self, hypothesis: Hypothesis) -> set[Place]:
         """Tell which results of the first steps that differ a hypothesis changes at all."""
+        # At its start a hypothesis may be torch's own number, which changes nothing: it is moved by a tenth
+        # to see its effect.
         fit = Fit((hypothesis,), (tuple(0.9 * number or 1e-3 for number in hypothesis.start),))
         moved: set[Place] = set()
         for step in self._looked_at:
@@ -136,6 +143,8 @@ class Searcher:
     def _confirmed(self, fit: Fit) -> bool:
         """Tell whether a fit explains more numbers than it was fitted to, by as many again and one."""
         explained = sum(r.jax.size for step in self.evidence.steps for r in step.results if r.differs)
+        # k numbers can be fitted to any k values. Only what they explain beyond that is evidence, and at
+        # least as much of it.
         return explained >= 2 * self._free(fit) + 1
 
     def _is_short(self, fit: Fit) -> bool:
@@ -143,7 +152,7 @@ class Searcher:
         return all(is_short(number) for number in fit.flat) and (not rates.differ or short_rates(rates))
 
     def _said_by_another(self, fit: Fit, others: Sequence[Fit]) -> bool:
-        """Tell whether it is another name of the same program: a scaled gradient is a scaled rate of plain SGD."""
+        """Whether another fit is the same program: for plain SGD, a scaled gradient is a scaled learning rate."""
         names = {each.name for each in fit.hypotheses}
         if GRADIENT_SCALE in names:
             return any(GRADIENT_SCALE not in {each.name for each in other.hypotheses} for other in others)

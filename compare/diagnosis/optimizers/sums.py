@@ -24,6 +24,7 @@ def halved_sums(evidence: Evidence) -> Iterator[Hypothesis]:
         trial.one_of_two = True
 
     def tell(evidence: Evidence, _: Numbers) -> Told:
+        # d(b1 + b2) = db1 + db2: under the same gradient, Adam moves each bias by the same step.
         names = list(dict.fromkeys(result.pairing.jax for result in results))
         every = dict.fromkeys(r.pairing.jax for r in evidence.steps[0].results if not r.is_state)
         double = Call("optax.masked", (Call("optax.scale", (2.0,)), Code(mask_of(names, list(every)))))

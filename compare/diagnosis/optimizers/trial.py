@@ -1,4 +1,4 @@
-"""One update of the torch side, made again from the same start with something changed."""
+"""Makes one update of the torch side again, from the same start with something changed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ class Bench:
             seen = self._seen(trial, before)
             return [self._read(result, trial, seen) for result in trial.step.results]
         except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, ArithmeticError, AttributeError):
-            return None  # a setting that cannot be, or that does away with a part of the state
+            return None  # torch refuses the setting, or it removes a part of the state that is compared
 
     def _set(self, trial: Trial) -> None:
         import torch
@@ -74,6 +74,8 @@ class Bench:
                 param.copy_(start)
                 gradient = trial.gradients.get(name, trial.step.given[name])
                 param.grad = None if gradient is None else gradient.clone()
+        # Each trial starts from a copy: an optimizer updates its moments in place, and the next trial needs
+        # them as they were.
         self._optimizer.load_state_dict(copied(trial.step.state))
         first = trial.step.rate
         for group in self._optimizer.param_groups:
@@ -94,7 +96,7 @@ class Bench:
             start = trial.step.parameters[name]
             assert start is not None
             update = param.detach() - start
-            # What is in no group, torch's optimizer does not train.
+            # A parameter in no group is not trained by this optimizer.
             if trial.convention is not None and param.grad is not None and id(param) in groups and not trial.silent:
                 step = Step(start, param.grad, groups[id(param)], before[param], state.get(param, {}))
                 update = trial.convention.update(step).detach()

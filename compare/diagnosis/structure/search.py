@@ -1,4 +1,4 @@
-"""The search for an edit of torch's operations, or for two, with which they give what the JAX side gives."""
+"""Searches one edit of torch's operations, or two, with which they give what the JAX side gives."""
 
 import itertools
 import warnings
@@ -102,6 +102,8 @@ class StructureSearch:
         for edit in norms_moved(graph):
             ends = [(here.ports.get(port), array) for port, array in self.outputs()]
             left = [self._of_model(edit, end, array) for end, array in ends if end is not None]
+            # A norm that moves changes everything behind it. No single place proves that, but the outputs of the model
+            # do.
             if left and max(left) <= MARGIN * self.found.limit:
                 return told([[edit]], max(left))
         return None
@@ -117,6 +119,8 @@ class StructureSearch:
         if not hasattr(self, "here"):
             return None
         here = self.here
+        # Every edit is evaluated on the recorded values of a few operations, which takes a millisecond, and
+        # not by running the model again. Only what fits is confirmed by a run: `_confirmed`.
         self.tried = [Tried(edit, here.leaves([edit])) for edit in listed(here.context) if self.budget.left(0.5)]
         return self._told([[each.edit] for each in self.tried if each.apart <= 1] or self._later())
 
@@ -125,7 +129,11 @@ class StructureSearch:
         return told(proved, self.here.leaves(proved[0]) * self.found.limit) if proved else None
 
     def _pairs(self) -> Iterator[list[Edit]]:
-        """Try two edits at a time: first those that bring torch nearest by themselves."""
+        """Try two edits at a time: pairs of usual ones, then the nearest ones with every other.
+
+        Of n edits there are n²/2 pairs, with n in the thousands. Where two mistakes do not interact, as in two branches
+        of a sum, correcting one of them already removes part of the difference, and so is among the nearest.
+        """
         usual = [each.edit for each in self.tried if each.edit.kind in _USUAL][:USUAL]
         for first, second in itertools.combinations(usual, 2):
             if not self.budget.left(0.75):
@@ -157,7 +165,11 @@ class StructureSearch:
         return []
 
     def _different(self, fitting: Iterable[list[Edit]]) -> list[list[Edit]]:
-        """Keep one of those that compute the same whatever goes in."""
+        """Keep one of the edits that compute the same for all inputs, such as x + x and 2 x.
+
+        They are not several causes, but several ways to write one. On other values than the step's, edits that only
+        agree on this batch separate.
+        """
         kept: list[tuple[list[Edit], np.ndarray | None]] = []
         for edits in fitting:
             array = self._elsewhere(edits)
@@ -232,6 +244,7 @@ def _moved(tensor: "torch.Tensor", seed: int) -> "torch.Tensor":
     if not tensor.is_floating_point():
         return tensor
     generator = torch.Generator().manual_seed(seed)
+    # Noise of the tensor's own size, so that signs change and ties break.
     noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
     finite = torch.isfinite(tensor)
     return torch.where(finite, tensor + noise * (tensor[finite].std(correction=0) if finite.any() else 1), tensor)
