@@ -12,11 +12,14 @@ compare: $(INSTALLED)
 published: $(INSTALLED)
 	$(BIN)/python -m compare published
 
+PARALLEL := -q -rs -n auto --maxprocesses 4 --dist worksteal
 test: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	$(BIN)/python -m pytest $(PARALLEL)
 
+# tests/conftest.py lets XLA optimize less. These compile as users do, and draw more random programs.
+AS_USERS := XLA_FLAGS=--xla_force_host_platform_device_count=2
 test-all: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "slow or not slow"
+	$(AS_USERS) EXAMPLES=12 $(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 # Both ends of the range of versions that work, in a short form: what a new JAX or PyTorch breaks first, one trap of
 # each stage, the notebook and the plugin. Each end has a virtual environment of its own.
@@ -31,7 +34,7 @@ test-newest: END_PYTHON := $(NEWEST_PYTHON)
 test-oldest test-newest: test-%:
 	@if $(END_PYTHON) -c "" 2>/dev/null; \
 	then $(MAKE) --no-print-directory $(VENV)-$*/installed END_PYTHON=$(END_PYTHON) && \
-		$(VENV)-$*/bin/python -m pytest -q -n auto --maxprocesses 4 $(SHORT); \
+		$(AS_USERS) $(VENV)-$*/bin/python -m pytest $(PARALLEL) $(SHORT); \
 	else echo "make $@ is skipped: there is no $(END_PYTHON) here. Name another with $(if $(filter oldest,$*),OLDEST,NEWEST)_PYTHON="; fi
 
 $(VENV)-%/installed: pyproject.toml constraints-%.txt

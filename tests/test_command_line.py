@@ -82,15 +82,24 @@ def test_help_names_every_option(arguments: list[str]) -> None:
     assert "Exit status: 0" in run.stdout
 
 
-def test_published_losses_lie_in_their_range(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seeds", "inside"), [(32, {*VARIANTS} - {"numpy"}), pytest.param(256, {*VARIANTS}, marks=pytest.mark.slow)]
+)
+def test_published_losses_lie_in_their_range(
+    seeds: int, inside: set[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """One of the NumPy cell's losses is below all but 2 of 256 reproduced ones: fewer seeds do not reach it."""
     plot, json_file = tmp_path / "published.svg", tmp_path / "published.json"
-    assert main(["published", "--plot", str(plot), "--json", str(json_file), "--device", "cpu"]) == 0
+    command = ["published", "--plot", str(plot), "--json", str(json_file), "--device", "cpu"]
+    command += [] if seeds == 256 else ["--seeds", str(seeds)]
+    assert main(command) == (0 if inside == {*VARIANTS} else 1)
     printed = capsys.readouterr().out
-    assert printed.count("✓ inside the range") == 5
+    assert printed.count("✓ inside the range") == len(inside)
     assert plot.read_text().startswith("<?xml")
     cells = {cell["cell"]: cell for cell in json.loads(json_file.read_text())["cells"]}
     assert set(cells) == set(VARIANTS)
-    assert {cell["seeds"] for cell in cells.values()} == {256}
+    assert {name for name, cell in cells.items() if cell["inside"]} == inside
+    assert {cell["seeds"] for cell in cells.values()} == {seeds}
 
 
 def test_a_loss_outside_the_range_is_seen() -> None:

@@ -1,6 +1,6 @@
 """Any network, any optimizer, any seed: a right port is no mismatch, and one fault is found where it is.
 
-`benchmarks/random_networks.py` runs a thousand of them and counts.
+`make test-all` draws three times as many. `benchmarks/random_networks.py` runs a thousand of them and counts.
 """
 
 import os
@@ -16,7 +16,7 @@ from networks.specification import Layer, Optimizer, Specification
 
 import compare
 
-EXAMPLES = int(os.environ.get("EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("EXAMPLES", "4"))
 
 few = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
