@@ -3,17 +3,6 @@
 import importlib.metadata
 import os
 import shutil
-
-# XLA reads its flags when JAX starts its devices: two of them, for the programs that run on several.
-FLAGS = ["--xla_force_host_platform_device_count=2"]
-if importlib.metadata.version("jaxlib").startswith("0.10.") and shutil.which("nvidia-smi") is None:
-    # Tests compile thousands of small programs and run each a few times: a compiler that does less saves half of
-    # their time. `make test-all`, `make test-oldest` and `make test-newest` set the flags, to compile as users do.
-    # XLA stops at a flag that it does not know, so only the pinned version gets them.
-    FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=0"]
-    FLAGS += ["--xla_cpu_parallel_codegen_split_count=1"]
-os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
-
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +13,16 @@ import pytest
 
 import compare
 import jaxnet
+
+# XLA reads its flags when JAX starts its devices: two of them, for the programs that run on several.
+FLAGS = ["--xla_force_host_platform_device_count=2"]
+if importlib.metadata.version("jaxlib").startswith("0.10.") and shutil.which("nvidia-smi") is None:
+    # Tests compile thousands of small programs and run each a few times: a compiler that does less saves half of
+    # their time. `make test-all`, `make test-oldest` and `make test-newest` set the flags, to compile as users do.
+    # XLA stops at a flag that it does not know, so only the pinned version gets them.
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=0"]
+    FLAGS += ["--xla_cpu_parallel_codegen_split_count=1"]
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 
 Port = Callable[..., Any]
 
