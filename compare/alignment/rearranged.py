@@ -41,6 +41,18 @@ def same_numbers(torch: np.ndarray, jax: np.ndarray) -> Views | None:
     return None
 
 
+def squeezed(torch: tuple[int, ...], jax: tuple[int, ...]) -> Views | None:
+    """Give the views of two shapes that differ by axes of length one alone, which no number has to decide."""
+    ours, theirs = (tuple(axis for axis, size in enumerate(shape) if size == 1) for shape in (torch, jax))
+    if [size for size in torch if size != 1] != [size for size in jax if size != 1]:
+        return None
+    return Views(
+        lambda array: np.squeeze(array, ours),
+        lambda array: np.squeeze(array, theirs),
+        lambda array: np.expand_dims(array, theirs),
+    )
+
+
 def _expanded(torch: tuple[int, ...], jax: tuple[int, ...]) -> Iterator[Views]:
     """One side repeats along some axes what the other has once, and leaves to broadcasting."""
     dimensions = max(len(torch), len(jax))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from compare.alignment.pairings import Pairing, Read
-from compare.alignment.rearranged import Views, same_numbers
+from compare.alignment.rearranged import Views, same_numbers, squeezed
 from compare.numerics.distance import distance
 from compare.step.arguments import Names, argument
 from compare.step.layouts import AS_IT_IS, CHANNELS_LAST, NEAR, Layout
@@ -133,6 +133,8 @@ class TensorPairs:
         alone = alone and not (of_model and ours.ndim != theirs.ndim)  # a loss and the logits that it is of
         if not floating or ends.torch.kind == "input" or not (alone or (of_model and self._forward_only)):
             return None
+        if not of_model and (views := squeezed(ours.shape, theirs.shape)):
+            return _paired(ends, views, decides=False)
         # Different shapes are infinitely far apart. The value cannot be put in place of the other side's.
         order = CHANNELS_LAST if ours.ndim == theirs.ndim > 2 else AS_IT_IS
         views = Views(lambda array: array, order.layout.to_torch, order.layout.to_jax)

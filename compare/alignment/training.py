@@ -63,10 +63,7 @@ def align_training(
     pairings += gradients
     trained = {link.jax for link in links if link.torch in torch.gradients}  # tied weights, by one of their names
     frozen = [link for link in links if link.jax in jax.gradients and link.jax not in trained]
-    not_compared += [
-        NotCompared("jax", f"gradient of {link.jax}", "torch's parameter is frozen, requires_grad=False")
-        for link in frozen
-    ]
+    not_compared += [NotCompared("jax", f"gradient of {link.jax}", _UNTRAINED) for link in frozen]
     # Gradients are computed from the last module to the first.
     pairings += align_tensors(Stage.GRADIENT, "gradients", links[::-1], torch, jax)
     state, left = align_state(links, torch, jax, settings)
@@ -81,6 +78,9 @@ def align_training(
         if constant.name in (torch if constant.side == "torch" else jax).buffers
     ]
     return pairings, not_compared + left
+
+
+_UNTRAINED = "torch's is not trained: it is a buffer, or frozen by requires_grad=False"
 
 
 def _across(links: Sequence[Link], torch: Observation, jax: Observation) -> Iterator[Pairing]:

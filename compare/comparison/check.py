@@ -21,7 +21,7 @@ from compare.comparison.tables import other_program, rounded_tables
 from compare.device import resolve, running
 from compare.diagnosis.structure.budget import Budget
 from compare.errors import InputError
-from compare.jax_side.inquiries import KeyedRun, idle_draws
+from compare.jax_side.inquiries import KeyedRun, draws_of_torch_alone, idle_draws
 from compare.jax_side.keys import StepKeys
 from compare.jax_side.program import JaxProgram
 from compare.jax_side.side import Flax, Jax
@@ -29,6 +29,7 @@ from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show, ignore
 from compare.report.report import Report
 from compare.step import batch as batching
+from compare.torch_side.idle_draws import change_nothing
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.side import Torch
 from compare.verdict.divergence import Cause, Divergence
@@ -96,7 +97,7 @@ class _Check:
         self.jax = pair.jax_run("float64")
         self._keys: list[StepKeys] = []
         self._idle: list[NotCompared] = []
-        """What the JAX side draws without any effect."""
+        """What one side draws without any effect, and the other does not draw."""
 
     def report(self) -> Report:
         """Follow both sides, and explain what differs."""
@@ -141,9 +142,20 @@ class _Check:
         return excuses
 
     def _idle_draws(self) -> list[NotCompared]:
-        sites = idle_draws(self.pair.jax_run("float32"), self.pair.batches[0], self.runs.stepper.draws[0])
-        reason = "a draw that changes nothing, which torch does not make"
-        return [NotCompared("jax", ", ".join(filter(None, (str(site), site.place))), reason) for site in sites]
+        """List all draws that one side alone makes; nothing if one of them has an effect."""
+        batch, draws = self.pair.batches[0], self.runs.stepper.draws[0]
+        sites = idle_draws(self.pair.jax_run("float32"), batch, draws)
+        if sites is None:
+            return []
+        alone = draws_of_torch_alone(self.pair.jax_run("float32"), batch, draws)
+        if alone and not change_nothing(lambda: self.pair.torch_run("float32"), batch, draws, alone):
+            return []
+        idle = "a draw that changes nothing, which {} does not make"
+        places = [", ".join(filter(None, (str(site), site.place))) for site in sites]
+        return [
+            *(NotCompared("jax", place, idle.format("torch")) for place in places),
+            *(NotCompared("torch", str(draws[number]), idle.format("the JAX side")) for number in alone),
+        ]
 
     def _reused_key(self) -> Divergence | None:
         return reused_key(self._keys, self.runs.stepper.draws, len(self.pair.batches), self.pair.hints)

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,8 @@ from compare.comparison.independent import Independent
 from compare.comparison.lines import lines_of
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
+from compare.comparison.trained_alone import trained_alone
+from compare.diagnosis.conventions.variants import MODE
 from compare.diagnosis.optimizers.explain import Explained, explain_update
 from compare.diagnosis.place import Place, place_of
 from compare.diagnosis.search import explain
@@ -54,39 +56,52 @@ def explained(
     divergences, rounding = [], False
     for each in itertools.chain([first], others):
         doing = f"the search for the cause at {each.divergence.torch}"
-        found = each.divergence
+        found, whole = each.divergence, False
         if found.stage == Stage.UPDATE:
             known = bugs.attempt(doing, partial(explain_update, alone.evidence, runs.torch_run)) or Explained()
             found, rounding = dataclasses.replace(found, cause=known.cause, details=known.details), known.rounding
         else:
-            searched = bugs.attempt(doing, partial(_with_cause, runs, each, jax, from_torch, budget)) or found
+            attempt = bugs.attempt(doing, partial(_with_cause, runs, each, jax, from_torch, budget))
+            searched, whole = attempt or (found, False)
             # A cause that explains the whole model says more than the order of two of its modules.
             if not each.known or (searched.cause and searched.cause.name in OF_THE_MODEL):
                 found = searched
         divergences.append(dataclasses.replace(found, lines=tuple(lines_of(runs.pair, each.pairing))))
-        if found.cause and found.cause.name in OF_THE_MODEL:  # the rest of the forward pass is explained with it
+        if found.cause and found.cause.name == MODE:  # what the norm keeps follows from its mode
+            others[:] = [other for other in others if not _kept_by(other.divergence, found.torch)]
+        if found.cause and (whole or found.cause.name in OF_THE_MODEL):
+            # The rest of the forward pass is explained with it.
             others[:] = [other for other in others if other.divergence.stage != Stage.FORWARD]
     return Causes(divergences, rounding)
 
 
-def _with_cause(runs: Runs, found: Found, jax: JaxRun, from_torch: FromTorch, budget: Budget) -> Divergence:
+def _kept_by(found: Divergence, module: str) -> bool:
+    """Tell whether it is a buffer of a module."""
+    return found.stage == Stage.BUFFERS and found.torch.rpartition(".")[0] == module
+
+
+def _with_cause(
+    runs: Runs, found: Found, jax: JaxRun, from_torch: FromTorch, budget: Budget
+) -> tuple[Divergence, bool]:
+    """Look for the cause of a divergence; say too whether it explains all that the model gives."""
     pair, step, run = runs.pair, found.divergence.step, runs.torch_run("float64")
     for _ in itertools.islice(runs.stepper.whole(run), step):
         pass
-    if cause := exchanged_output(runs, found):
-        return dataclasses.replace(found.divergence, cause=cause)
+    if cause := exchanged_output(runs, found) or trained_alone(pair.torch, jax, found.divergence):
+        return dataclasses.replace(found.divergence, cause=cause), False
     batch, draws = pair.batches[step % len(pair.batches)], runs.stepper.draws[step]
     elsewhere = held_out(runs, found, None if found.target is None else from_torch, jax)
     if found.target is None:  # what comes before is the same on both sides
         jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
         found = found._replace(target=found.pairing.jax_array(jax.step(batch, draws)))
-    outputs = partial(_outputs, pair, from_torch, jax, run.arrays(), partial(jax.step, batch, draws))
+    outputs = cache(partial(_outputs, pair, from_torch, jax, run.arrays(), partial(jax.step, batch, draws)))
     surroundings = Surroundings(from_torch.ports, budget, outputs)
-    cause, related = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
+    searched = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
     ours, theirs = _both_layers(pair, found)
     sides = (("torch", ours), ("jax", theirs)) if ours and theirs else ()
     details = [Detail(DetailKind.LAYER, layer, side) for side, layer in sides]
-    return dataclasses.replace(found.divergence, cause=cause, details=(*details, *related))
+    known = dataclasses.replace(found.divergence, cause=searched.cause, details=(*details, *searched.details))
+    return known, searched.whole
 
 
 def _outputs(

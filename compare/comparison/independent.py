@@ -65,6 +65,8 @@ def _first_of_other_shape(found: Sequence[Found]) -> list[Found]:
     """Leave out what follows from a place of another shape: torch's value cannot be put there, so the shape goes on."""
     other = [each for each in found if each.pairing.ports and each.pairing.to_jax is None]
     later = {id(each) for each in other[1:]}
+    if any(each.pairing.ports[0][:3] == ("", 0, "output") for each in other if each.pairing.ports):
+        later |= {id(each) for each in found if each.pairing.stage == Stage.LOSS}  # of the JAX side's own outputs
     return [each for each in found if id(each) not in later]
 
 

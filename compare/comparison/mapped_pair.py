@@ -64,6 +64,8 @@ class MappedPair:
         self.probed: list[Draw] = []
         """The random numbers of torch's forward pass on the first batch."""
         self._probe()
+        # A torch model in half precision is run in float32, and its port then as well.
+        self._low = any(parameter.element_size() < 4 for parameter in torch.model.parameters())
         self.torch_parameters = frozenset(name for name, _ in torch.model.named_parameters())
         jax_run = JaxRun(jax, "float32", training=self.training, keep_modes=self.keep_modes)
         jax_run.probe(batches[0])
@@ -147,6 +149,7 @@ class MappedPair:
             training=self.training,
             keep_modes=self.keep_modes,
             unroll=self.unroll,
+            widen=self._low,
             hints=self.hints,
         )
         self.load(run)

@@ -4,7 +4,6 @@ import numpy as np
 
 from compare.comparison.runs import Runs
 from compare.diagnosis.precision_causes import fast_variance, low_precision, without_fast_variance
-from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.numerics.distance import distance
 from compare.step.observation import Observation
@@ -33,9 +32,10 @@ def precision_causes(runs: Runs, followed: Followed) -> list[Cause]:
     def jax(dtype: str, side: Flax | Jax) -> np.ndarray:
         return pairing.jax_array(Observation(forward=pair.jax_run_of(side, dtype).forward(batch, draws)))
 
-    probe = JaxRun(pair.jax, "float32", training=pair.training, keep_modes=pair.keep_modes)
+    probe = pair.jax_run("float32")
     probe.probe(batch)
-    if cause := low_precision(theirs.module, quantity, pair.jax.name, probe.dtypes):
+    kept = {str(array.dtype) for name, array in probe.arrays().items() if name in probe.param_names}
+    if cause := low_precision(theirs.module, quantity, pair.jax.name, probe.dtypes, kept):
         return [cause]
     for path in dict.fromkeys((theirs.path, "")):  # where the rounding shows, or anywhere before
         if found_norms := without_fast_variance(pair.jax, path):

@@ -10,17 +10,31 @@ from compare.verdict.quantity import FACTOR, Quantity
 DOCS = "docs/precision.md"
 
 
-def low_precision(name: str, quantity: Quantity, side: str, dtypes: Collection[str]) -> Cause | None:
-    """Tell whether the side that rounds more computes in fewer bits than float32 has.
+def low_precision(
+    name: str, quantity: Quantity, side: str, dtypes: Collection[str], kept: Collection[str] = ()
+) -> Cause | None:
+    """Tell whether the side that rounds more computes in fewer bits than float32 has, or keeps its weights in them.
 
     Args:
         name: What rounds more, on that side.
         quantity: How much both sides round there.
         side: The side that rounds more.
         dtypes: Of everything that its forward pass computes.
+        kept: Of its parameters.
 
     """
     low = [dtype for dtype in ("float16", "bfloat16") if dtype in dtypes]
+    if not low and (low := [dtype for dtype in ("float16", "bfloat16") if dtype in kept]):
+        dtype = " and ".join(low)
+        return Cause(
+            f"weights in {dtype} on the {side} side",
+            f"the {side} side keeps its weights in {dtype}, first seen at {name}: its rounding is "
+            f"{quantity.error_jax[0]:.1e} on the JAX side and {quantity.error_torch[0]:.1e} on the torch side. An "
+            "update that is smaller than their rounding is lost",
+            "keep the weights in float32: param_dtype=jnp.float32, and cast what was loaded by "
+            "jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)",
+            DOCS,
+        )
     if not low:
         return None
     dtype = " and ".join(low)

@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -133,6 +134,12 @@ class Rerun:
         self._run, self._batch, self._draws, self._window = run, batch, draws, window
         self._start = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
 
+    def to_the_end(self) -> "Rerun":
+        """Give the same step, which runs on behind the end of the window: its calls keep their numbers."""
+        other = copy.copy(self)
+        other._window = Window(self._window.start)
+        return other
+
     def calls(self) -> list[Call]:
         """List the calls in the window, in order of execution."""
         found: list[Call] = []
@@ -170,14 +177,14 @@ class Rerun:
         """The copy that is run."""
         return self._run.model
 
-    def step(self, record: Record) -> Observation:
-        """Run the step from where it starts, as it is or under a mode of the caller's."""
+    def step(self, record: Record, mode: contextlib.AbstractContextManager[Any] | None = None) -> Observation:
+        """Run the step from where it starts, as it is or under a mode that sees its calls, and no other."""
         import torch
 
         with torch.no_grad():
             for name, tensor in self._run.model.state_dict(keep_vars=True).items():
                 tensor.copy_(self._start[name])
-        with ControlledRun(lift=True, replay=self._draws):
+        with mode or contextlib.nullcontext(), ControlledRun(lift=True, replay=self._draws):
             return self._run.step(self._batch, record)
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from compare.diagnosis.changes import Changed, combined, identity, in_words, together
 from compare.diagnosis.conventions.settings import CONSTANT
 from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
-from compare.diagnosis.held_out import STEPS, Evidence, Fit, HeldOut, equations
+from compare.diagnosis.held_out import MARGIN, STEPS, Evidence, Fit, HeldOut, equations
 from compare.diagnosis.place import Place
 from compare.diagnosis.related import related_cause
 from compare.diagnosis.rewriting import Call, Rerun, Rewrite, Window
+from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.search import StructureSearch, Surroundings
 from compare.errors import InputError, Signal
 from compare.numerics.distance import EPSILON32, ULPS, distance
@@ -24,6 +25,7 @@ from compare.numerics.fitting import fitted
 from compare.numerics.relations import Kind, Relation, relation
 from compare.step.batch import Batch
 from compare.step.draws import Draw
+from compare.step.observation import Port, to_numpy
 from compare.step.stage import Stage
 from compare.torch_side.run import TorchRun
 from compare.verdict.divergence import Cause, Detail, DetailKind, Part
@@ -42,7 +44,7 @@ def explain(
     place: Place,
     held_out: Iterable[HeldOut] = (),
     surroundings: Surroundings | None = None,
-) -> tuple[Cause | None, tuple[Detail, ...]]:
+) -> Searched:
     """Look for the cause of a divergence.
 
     Args:
@@ -54,18 +56,16 @@ def explain(
         held_out: Other steps of both sides, at which a cause must hold too; they are asked for one by one.
         surroundings: What is known around the divergence, for a change of several operations.
 
-    Returns:
-        The cause, and what else is known, where no cause is.
-
     """
     if not np.isfinite(found.limit):  # in float32 only one side is finite: anything would be near enough
-        return None, ()
+        return Searched()
     stage = found.divergence.stage
     if stage in (Stage.UPDATE, Stage.PARAMETERS):
-        return None, ()
+        return Searched()
     rerun, (held_out, others) = _rerun(found, run, batch, draws), itertools.tee(held_out)
     search = _Search(found, rerun, place, held_out)
     searches = [search.exact, search.settings, search.constants, search.two]
+    structure: StructureSearch | None = None
     if stage in (Stage.FORWARD, Stage.LOSS) and surroundings is not None and not search.is_data:
         elsewhere = ((_rerun(found, other.run, other.batch, other.draws), other.target) for other in others)
         structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
@@ -75,8 +75,10 @@ def explain(
         exact = [search.exact, structure.norms, search.settings, search.factor]
         searches = [*exact, structure.one, search.constants, search.two, structure.two]
     if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
-        return cause, ()
-    return search.related()
+        outputs = surroundings.outputs() if stage == Stage.FORWARD and surroundings is not None else []
+        explains = structure.explains if structure is not None and structure.cause else search.explains
+        return Searched(cause, whole=bool(outputs) and explains(outputs))
+    return Searched(*search.related())
 
 
 def _rerun(found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Rerun:
@@ -147,6 +149,8 @@ class _Search:
         self.runs = 0
         self.candidates: list[Counterfactual] = []
         self.tried: list[tuple[float, list[Counterfactual], float | None]] = []
+        self._confirmed: list[Changed] = []
+        """What was changed in the cause that was found."""
 
     @property
     def differs(self) -> bool:
@@ -182,8 +186,20 @@ class _Search:
             count = equations(self.ours, self.target, self.limit)
             fit = Fit(distance(self.ours, self.target), apart * self.limit, count, free)
             if self.evidence.confirms(changed, fit):
+                self._confirmed = changed
                 return self._cause(changed, apart)
         return None
+
+    def explains(self, outputs: Sequence[tuple[Port, np.ndarray]]) -> bool:
+        """Tell whether with the cause torch's whole model gives what the JAX side's own model does."""
+        if not self._confirmed:
+            return False
+        try:
+            seen = self.step.rerun.to_the_end()(combined(self._confirmed))
+            ours = [(np.array(to_numpy(seen.forward[port]), np.float64), theirs) for port, theirs in outputs]
+        except (Signal, InputError, KeyError):
+            return False
+        return all(a.shape == b.shape and distance(a, b) <= MARGIN * self.limit for a, b in ours)
 
     def related(self) -> tuple[Cause | None, tuple[Detail, ...]]:
         """Say how the JAX side's result comes from torch's, or else where they are farthest apart."""

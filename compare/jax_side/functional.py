@@ -33,6 +33,9 @@ class Functional(NamedTuple):
     """Whether the first key of `buffers` is a collection of Linen's, which is no part of a buffer's name."""
 
 
+BITS_OF_FLOAT32 = 32
+
+
 def _floating(leaf: Any) -> bool:
     return (hasattr(leaf, "dtype") and np.issubdtype(np.dtype(leaf.dtype), np.floating)) or _low_precision(leaf)
 
@@ -41,14 +44,16 @@ def _low_precision(leaf: Any) -> bool:
     return getattr(getattr(leaf, "dtype", None), "name", "") == "bfloat16"
 
 
-def _cast(tree: Any, dtype: str) -> Any:
-    """Copy a pytree, with every floating-point leaf cast to `dtype`."""
+def cast(tree: Any, dtype: str, *, keep_low: bool = False) -> Any:
+    """Copy a pytree, with every floating-point leaf cast to `dtype`, or kept if it has fewer bits than float32."""
     import jax
     import jax.numpy as jnp
 
     def cast(leaf: Any) -> Any:
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.array(leaf) if hasattr(leaf, "dtype") else leaf
+        if keep_low and jnp.finfo(leaf.dtype).bits < BITS_OF_FLOAT32:
+            return jnp.array(leaf)
         return jax.device_put(np.asarray(leaf, np.float64).astype(dtype))  # NumPy's cast compiles nothing
 
     return jax.tree.map(cast, tree)
@@ -86,7 +91,7 @@ def of_nnx(model: Any, dtype: str, training: bool, *, keep_modes: bool = False) 
         after = [(path, value) for path, value in nnx.to_flat_state(states[2]) if path in kept]
         return output, nnx.from_flat_state(after), states[0]
 
-    return Functional(_cast(params, dtype), _cast(buffers, dtype), rngs, apply, called)
+    return Functional(cast(params, dtype, keep_low=dtype == "float32"), cast(buffers, dtype), rngs, apply, called)
 
 
 def _modes(model: Any) -> list[bool]:
@@ -164,7 +169,14 @@ def of_linen(model: tuple[Any, Mapping[str, Any]], dtype: str, training: bool) -
         return output, {**buffers, **_alike(changed, buffers)}, rngs | {"count": rngs["count"] + 1}
 
     rngs = {"key": jax.random.key(0), "count": np.int32(0)}
-    return Functional(_cast(params, dtype), _cast(buffers, dtype), rngs, apply, module.__call__, collections=True)
+    return Functional(
+        cast(params, dtype, keep_low=dtype == "float32"),
+        cast(buffers, dtype),
+        rngs,
+        apply,
+        module.__call__,
+        collections=True,
+    )
 
 
 def _sown(collection: Any) -> bool:
@@ -246,8 +258,8 @@ def of_pytree(function: Callable[..., Any], params: Any, dtype: str, training: b
         return output, *kept.arrays(after[-1])
 
     chosen = [leaf if is_trained else None for leaf, is_trained in zip(flat, trained, strict=True)]
-    params = _cast(jax.tree.unflatten(structure, chosen), dtype)
+    params = cast(jax.tree.unflatten(structure, chosen), dtype, keep_low=dtype == "float32")
     if state is None:
         return Functional(params, (), (), apply, called)
     buffers, keys = kept.arrays(state)
-    return Functional(params, _cast(buffers, dtype), keys, apply, called)
+    return Functional(params, cast(buffers, dtype), keys, apply, called)

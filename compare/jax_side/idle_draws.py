@@ -21,8 +21,7 @@ def reseeding(
         values: What torch drew.
         hints: What is known of the layouts of draws.
         seed: Chooses what is drawn anew.
-        alone: When `function` is traced, the draws without a partner are added here. It stays empty if torch has a
-            draw without a partner too, or if one of them cannot be drawn anew.
+        alone: When `function` is traced, the draws without a partner are added here.
 
     """
     import jax
@@ -35,10 +34,8 @@ def reseeding(
         found = match([Site(kind, tuple(each.shape)) for item in values for kind, each in item.items()], sites, hints)
         arrays = [value for item in values for value in item.values()]
         placed = [None if each is None else each[1].to_jax(arrays[each[0]]) for each in found.placed]
-        left = [site for site, each in zip(sites, found.placed, strict=True) if each is None]
-        complete = len(arrays) + len(left) == len(sites) and not any(site.obstacle for site in left)
-        if alone is not None and complete:
-            alone[:] = left
+        if alone is not None:
+            alone[:] = [site for site, each in zip(sites, found.placed, strict=True) if each is None]
         outputs = Reseeder(seed).run(closed, jax.tree.leaves(args), placed)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from compare.jax_side.draw_matching import match
 from compare.jax_side.idle_draws import reseeding
 from compare.jax_side.keys import StepKeys, reading_keys
 from compare.jax_side.lines import constant_lines
@@ -59,8 +60,8 @@ def read_keys(run: JaxRun, batch: Batch) -> StepKeys:
     return StepKeys(sites, [None if each is None else np.asarray(each) for each in keys], from_batch)
 
 
-def idle_draws(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> list[Site]:
-    """Give the draws that torch does not make, if they change nothing; empty if one of them does."""
+def idle_draws(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> list[Site] | None:
+    """Give the draws that torch does not make, if they change nothing; None if one of them does."""
     import jax
 
     alone: list[Site] = []
@@ -81,7 +82,16 @@ def idle_draws(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> list[Site]:
         for each in others
         for one, other in zip(first, each, strict=True)
     ]
-    return alone if all(equal) else []
+    return alone if all(equal) and not any(site.obstacle for site in alone) else None
+
+
+def draws_of_torch_alone(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> list[int]:
+    """Give the numbers of those of torch's draws that the JAX side does not make."""
+    sites = read_keys(run, batch).sites
+    numbers = [number for number, draw in enumerate(draws) if not draw.backward]
+    found = match([Site(draws[n].kind, tuple(draws[n].value.shape)) for n in numbers], sites, run.hints)
+    met = {each[0] for each in found.placed if each is not None}
+    return [number for place, number in enumerate(numbers) if place not in met]
 
 
 def _next(leaf: Any) -> Any:

@@ -56,32 +56,29 @@ class Structure:
         """The nnx objects of the state as it was built, by path."""
         self._graph, nnx_state = _split(list(self.objects.values()))
         self._nnx_tree: Any = jax.tree.structure(nnx_state)
-        self.leaves = [*self._nnx_leaves(nnx_state), *self._plain_leaves(state, paths)]
+        optimizers = _optimizer_paths(state)
+        self.leaves = [*self._nnx_leaves(nnx_state, optimizers), *self._plain_leaves(paths, optimizers)]
 
-    def _nnx_leaves(self, nnx_state: Any) -> list[Leaf]:
+    def _nnx_leaves(self, nnx_state: Any, optimizers: Sequence[str]) -> list[Leaf]:
         from flax import nnx
 
         names = list(self.objects)
+        # optax's own states hold nnx variables where their `init` was given an nnx state.
+        remembered = {
+            root for root in names if isinstance(self.objects[root], nnx.Optimizer) or _under(root, optimizers)
+        }
         found = []
         for path, variable in nnx.to_flat_state(nnx_state):
             root = names[int(str(path[0]))]
             name = "/".join(filter(None, [root, *map(str, path[1:])]))
             random = isinstance(variable, nnx.RngState)
-            role = (
-                Role.OTHER
-                if random
-                else Role.OPTIMIZER
-                if isinstance(self.objects[root], nnx.Optimizer)
-                else Role.WEIGHTS
-            )
+            role = Role.OTHER if random else Role.OPTIMIZER if root in remembered else Role.WEIGHTS
             found.append(Leaf(name, role if _floating(variable) or role == Role.OPTIMIZER else Role.OTHER))
         return found
 
-    def _plain_leaves(self, state: Any, paths: Sequence[Any]) -> list[Leaf]:
-        optimizers = _optimizer_paths(state)
-
+    def _plain_leaves(self, paths: Sequence[Any], optimizers: Sequence[str]) -> list[Leaf]:
         def role(name: str, leaf: Any) -> Role:
-            if any(name == path or name.startswith(f"{path}/") for path in optimizers):
+            if _under(name, optimizers):
                 return Role.OPTIMIZER
             return Role.WEIGHTS if _floating(leaf) else Role.OTHER
 
@@ -174,6 +171,10 @@ def _optimizer_paths(state: Any) -> list[str]:
 
     found = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda value: is_nnx(value) or optax_state(value))[0]
     return [path_name(path) for path, value in found if optax_state(value)]
+
+
+def _under(name: str, paths: Sequence[str]) -> bool:
+    return any(name == path or name.startswith(f"{path}/") for path in paths)
 
 
 def _short(tree: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from compare.jax_side.computed import Computed
+from compare.jax_side.functional import cast
 from compare.jax_side.given import Given, by_port
 from compare.jax_side.levels import of_parameters, without_level
 from compare.jax_side.lift import NARROW, Tables, lift
@@ -40,6 +41,7 @@ class JaxRun:
         training: bool,
         keep_modes: bool = False,
         unroll: bool = False,
+        widen: bool = False,
         hints: Hints = NO_HINTS,
     ) -> None:
         self.side, self.training = side, training
@@ -56,6 +58,8 @@ class JaxRun:
         with self.precision():
             functional = side.functional(dtype, training=training, keep_modes=keep_modes)
             self.params, self.buffers, self.rngs, self._apply, self._called, self._linen = functional
+            if widen:
+                self.params = cast(self.params, dtype)
         self.optimizer: Any = side.optimizer
         """The side's, or the same for the parameters alone where it is made for all variables."""
         self.state: Any = ()

@@ -8,7 +8,7 @@ name outside `torch.utils._python_dispatch`, but torch's documentation uses it f
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -51,6 +51,7 @@ class ControlledRun:
         tables: Which of the movements of `numerics.tables` is made of the float32 tensors that meet the float64 run,
             0 for none.
         replay: The draws of the recorded run. Without them, this run records.
+        anew: The numbers of those that are drawn again all the same.
         where: Tells which module runs now, for messages.
 
     Raises:
@@ -66,6 +67,7 @@ class ControlledRun:
         moved: "np.random.Generator | None" = None,
         tables: int = 0,
         replay: Sequence[Draw] | None = None,
+        anew: Collection[int] = (),
         where: Callable[[], str] | None = None,
     ) -> None:
         self.lift = lift
@@ -77,6 +79,7 @@ class ControlledRun:
         """Of everything that was computed, in a run that lifts nothing."""
         self._replay = replay
         self._replayed = 0
+        self._anew = anew
         self._where = where
         self._notes: dict[str, None] = {}
         self._constants: dict[str, None] = {}
@@ -144,7 +147,8 @@ class ControlledRun:
             self._fused[f"{call}{self._place()} keeps its random numbers to itself"] = None
             return operation(*args, **kwargs)
         if self._replay is not None:
-            return call.give(self._next(call))
+            again, draw = self._replayed in self._anew, self._next(call)
+            return operation(*args, **kwargs) if again else call.give(draw)
         output = operation(*args, **kwargs)
         self.draws.append(call.draw(output))
         return output

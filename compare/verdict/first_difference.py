@@ -79,6 +79,7 @@ class StepDifferences:
     def __init__(self, followed: Followed, skipped: Callable[[Pairing], bool]) -> None:
         self._pairings, self._skipped = followed.pairings, skipped
         self._quantities = [dataclasses.replace(quantity, error64=[]) for quantity in followed.quantities]
+        self._excused = [quantity.excused for quantity in followed.quantities]
         self._found: dict[int, Found] = {}
 
     def at(self, torch: Observation, jax: Observation) -> list[int]:
@@ -87,8 +88,12 @@ class StepDifferences:
         return [
             number
             for number, (pairing, quantity) in enumerate(zip(self._pairings, self._quantities, strict=True))
-            if not self._skipped(pairing) and quantity.differs(step, _apart(pairing, torch, jax))
+            if not self._skipped(pairing) and self._differs(number, quantity, step, _apart(pairing, torch, jax))
         ]
+
+    def _differs(self, number: int, quantity: Quantity, step: int, apart: float) -> bool:
+        """Tell whether a difference is more than rounding, and than what float64 alone makes different there."""
+        return quantity.differs(step, apart) and not apart <= 2 * self._excused[number][step]
 
     def add(self, torch: Observation, jax: Observation, inner: Collection[int]) -> None:
         """Weigh the next step, where inside the model only what has one of these numbers counts."""
@@ -97,7 +102,8 @@ class StepDifferences:
             step = len(quantity.error64)
             quantity.error64.append(0.0 if self._skipped(pairing) else _apart(pairing, torch, jax))
             counts = pairing.decides or number in inner
-            if counts and number not in self._found and quantity.differs(step, quantity.error64[step]):
+            apart = quantity.error64[step]
+            if counts and number not in self._found and self._differs(number, quantity, step, apart):
                 target = np.array(pairing.jax_array(jax))
                 self._found[number] = _found(step, pairing, quantity, before, target)
             before = before if self._skipped(pairing) else pairing

@@ -228,6 +228,14 @@ class Quantity:
         return np.where(self._from_float64, ratio[: len(self.error64)], np.inf)
 
     @property
+    def excused(self) -> np.ndarray:
+        """The float64 difference at each step where both sides agree in float32, and 0 elsewhere."""
+        error64 = np.asarray(self.error64)
+        if not self.between32:
+            return np.zeros(len(error64))
+        return np.where(self._ratio32 <= FACTOR, error64, 0.0)
+
+    @property
     def _lost_in_one_run(self) -> bool:
         """Whether at step 0 one float64 run is alone, and it is no residue of what is zero in exact arithmetic.
 

@@ -25,6 +25,9 @@ from compare.verdict.fix import Code
 
 ATTENTION = f"{DOCS}torch.nn.MultiheadAttention.html"
 
+MODE = "mode of a normalization"
+"""What it is called where a norm is in training on one side and in evaluation on the other."""
+
 
 def _other_axes(call: Call) -> Iterator[int]:
     axes, now = call.input.dim(), call["dim"]
@@ -254,7 +257,7 @@ VARIANTS = (
         source=resampling.SOURCE,
     ),
     Variants(
-        name="mode of a normalization",
+        name=MODE,
         functions=("batch_norm",),
         argument="training",
         values=_others(True, False),

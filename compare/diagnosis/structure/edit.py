@@ -49,6 +49,9 @@ class Edit:
     fix: str
 
 
+DIFFERENT = 4
+"""Numbers that a tensor must have, all different, for an edit of it to be proved."""
+
 JOINING = {"add": "sum", "mul": "product", "sub": "difference", "div": "quotient", "maximum": "maximum"}
 """What two tensors become."""
 

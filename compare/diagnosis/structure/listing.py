@@ -3,10 +3,14 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from compare.diagnosis.structure import arrangement, exchanges, insertion, masks, operands, reductions, removal
-from compare.diagnosis.structure.edit import SILENT, Context, Edit, Generator
-from compare.diagnosis.structure.graph import FAILURES
+from compare.diagnosis.structure.edit import DIFFERENT, SILENT, Context, Edit, Generator, Kind
+from compare.diagnosis.structure.graph import FAILURES, Node
+
+if TYPE_CHECKING:
+    import torch
 
 GENERATORS: tuple[Generator, ...] = (
     *removal.GENERATORS,
@@ -30,12 +34,26 @@ def listed(context: Context) -> Iterator[Edit]:
             if not node.frozen and (node.name not in SILENT or generator in _AT_THE_END):
                 found: list[Edit] = []
                 with contextlib.suppress(*FAILURES):
-                    found.extend(generator(context, node))
+                    found.extend(each for each in generator(context, node) if not _by_chance(context, node, each))
                 by_site.setdefault(node.site, []).append(found)
                 yield from found
         for site, calls in by_site.items():
             if site and len(calls) > 1 and len({len(found) for found in calls}) == 1:
                 yield from map(_everywhere, zip(*calls, strict=True))
+
+
+def _by_chance(context: Context, node: Node, edit: Edit) -> bool:
+    """Tell whether an edit would prove nothing: of a mask, which has two numbers, many functions give the same two."""
+    return edit.kind in _OF_VALUES and any(_few(context.value(number)) for number in node.outputs)
+
+
+_OF_VALUES = {Kind.ADDED, Kind.TWICE, Kind.EXCHANGED, Kind.SCALE}
+"""Edits that a tensor proves by its numbers, and not by where they are."""
+
+
+def _few(tensor: "torch.Tensor") -> bool:
+    first = tensor.detach().flatten()[:1000]  # masks repeat themselves: a part tells
+    return tensor.numel() >= DIFFERENT and len(first.unique()) < DIFFERENT
 
 
 _AT_THE_END = (*operands.GENERATORS, *insertion.GENERATORS)

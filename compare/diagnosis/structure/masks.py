@@ -1,5 +1,6 @@
 """Other masks: inverted, left out, transposed, off the diagonal, and put in."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -74,6 +75,60 @@ def _masks(mask: Any) -> Iterator[tuple[str, Any]]:
         yield f"rolled by {by}", mask.roll(by, -1)
 
 
+def added_masks(context: Context, node: Node) -> Iterator[Edit]:
+    """List other masks where torch adds zeros and a large negative number to the scores.
+
+    The JAX side may fill the scores with that number in place of adding it. In a row that is hidden as a whole, the
+    scores are then lost, which float64 would otherwise keep.
+    """
+    import torch
+
+    if node.name != "add" or len(node.inputs) != 2:
+        return
+    for (path, number), (scores, _) in itertools.permutations(node.inputs, 2):
+        value = context.value(number)
+        if not _hides_by_adding(value):
+            continue
+        fill = float(value.min())
+        for words in ("", *(words for words, _ in _masks(value < 0))):
+            for filled in (False, True) if words else (True,):
+
+                def compute(
+                    operation: Operation,
+                    path: Path = path,
+                    scores: Path = scores,
+                    words: str = words,
+                    filled: bool = filled,
+                    fill: float = fill,
+                ) -> Any:
+                    hidden = operation.at(path) < 0
+                    hidden = dict(_masks(hidden))[words] if words else hidden
+                    if filled:
+                        return torch.where(hidden, fill, operation.at(scores))
+                    return operation.at(scores) + torch.where(hidden, fill, 0.0)
+
+                does = f"has the mask {words} in {shown(node)}"
+                fix = _FIXES.get(words, "apply torch's mask")
+                if not words:
+                    does = (
+                        f"fills the hidden scores with one number in {shown(node)}, where torch adds {fill:g} to them"
+                    )
+                    fix = f"add the mask as torch does: scores + jnp.where(hidden, {fill:g}, 0.0)"
+                yield one(Kind.MASK, node, compute, does, fix)
+
+
+def _hides_by_adding(value: Any) -> bool:
+    """Tell whether a tensor is zero but for one large negative number, such as -1e9."""
+    if not value.is_floating_point() or not value.numel() or not value.isfinite().all():
+        return False
+    least = value.min()
+    return bool(least <= HIDES and ((value == 0) | (value == least)).all())
+
+
+HIDES = -1e3
+"""What is added to a score hides it if it is no larger than this."""
+
+
 def diagonals(context: Context, node: Node) -> Iterator[Edit]:
     """List other diagonals where a triangle is cut out."""
     if node.name not in ("tril", "triu"):
@@ -145,4 +200,4 @@ def put_in(context: Context, node: Node) -> Iterator[Edit]:
     yield one(Kind.MASK, node, causal, does, "attend to all positions: leave out the causal mask")
 
 
-GENERATORS = (other_masks, diagonals, where_exchanged, put_in)
+GENERATORS = (other_masks, added_masks, diagonals, where_exchanged, put_in)

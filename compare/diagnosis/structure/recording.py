@@ -36,8 +36,7 @@ class Recorded:
 def recorded(rerun: Rerun) -> Recorded:
     """Run the step once, and record it."""
     tape = _Tape(rerun.overwritten, {})
-    with _mode()(tape):
-        seen = rerun.step(tape)
+    seen = rerun.step(tape, _mode()(tape))
     tensors_by_name = dict(rerun.model.named_parameters()) | dict(rerun.model.named_buffers())
     names = {tape.numbers[id(t)]: name for name, t in tensors_by_name.items() if id(t) in tape.numbers}
     return Recorded(tape.graph, tape.ports, names, seen)
@@ -47,8 +46,7 @@ def edited(rerun: Rerun, edits: Mapping[int, Compute], graph: Graph) -> Observat
     """Run the step with operations edited, by their numbers in its graph; NotApplicable where one cannot be."""
     # A call that gives no tensor, such as x.dim(), is no operation, which is known only once it is made.
     tape = _Tape(rerun.overwritten, {(number, graph.nodes[number].name): edit for number, edit in edits.items()})
-    with _mode()(tape):
-        return rerun.step(tape)
+    return rerun.step(tape, _mode()(tape))
 
 
 class _Tape(Record):

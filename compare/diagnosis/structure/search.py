@@ -10,7 +10,7 @@ import numpy as np
 from compare.diagnosis.held_out import EXPLAINED, MARGIN
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.budget import Budget
-from compare.diagnosis.structure.edit import END, Context, Edit, Kind
+from compare.diagnosis.structure.edit import DIFFERENT, END, Context, Edit, Kind
 from compare.diagnosis.structure.graph import FAILURES
 from compare.diagnosis.structure.listing import listed
 from compare.diagnosis.structure.norm_order import norms_moved
@@ -23,9 +23,6 @@ from compare.verdict.first_difference import Found
 
 if TYPE_CHECKING:
     import torch
-
-DIFFERENT = 4
-"""Numbers that a tensor must have, all different, for an edit of it to be proved."""
 
 
 class Tried(NamedTuple):
@@ -70,6 +67,8 @@ class StructureSearch:
         self.target = np.asarray(found.target, np.float64)
         self.here: Step
         self.tried: list[Tried] = []
+        self.cause: Sequence[Edit] = ()
+        """The edits of the cause that was found."""
 
     def one(self) -> Cause | None:
         """Find one edit; None where nothing fits, or nothing would be proved."""
@@ -101,17 +100,24 @@ class StructureSearch:
         self.here, graph = here, here.context.graph
         for edit in norms_moved(graph):
             ends = [(here.ports.get(port), array) for port, array in self.outputs()]
-            left = [self._of_model(edit, end, array) for end, array in ends if end is not None]
+            left = [self._of_model([edit], end, array) for end, array in ends if end is not None]
             # A norm that moves changes everything behind it. No single place proves that, but the outputs of the model
             # do.
             if left and max(left) <= MARGIN * self.found.limit:
+                self.cause = [edit]
                 return told([[edit]], max(left))
         return None
 
-    def _of_model(self, edit: Edit, end: int, target: np.ndarray) -> float:
+    def explains(self, outputs: Sequence[tuple[Port, np.ndarray]]) -> bool:
+        """Tell whether with the cause torch's whole model gives what the JAX side's own model does."""
+        ends = [(self.here.ports.get(port), array) for port, array in outputs]
+        limit = MARGIN * self.found.limit
+        return all(end is not None and self._of_model(self.cause, end, array) <= limit for end, array in ends)
+
+    def _of_model(self, edits: Sequence[Edit], end: int, target: np.ndarray) -> float:
         graph = self.here.context.graph
         try:
-            return apart(array_of(graph.evaluate(graph.nodes, changes([edit]), end)), target)
+            return apart(array_of(graph.evaluate(graph.nodes, changes(edits), end)), target)
         except FAILURES:
             return np.inf
 
@@ -126,6 +132,7 @@ class StructureSearch:
 
     def _told(self, fitting: Iterable[list[Edit]]) -> Cause | None:
         proved = self._proved(self._different(fitting))
+        self.cause = proved[0] if proved else ()
         return told(proved, self.here.leaves(proved[0]) * self.found.limit) if proved else None
 
     def _pairs(self) -> Iterator[list[Edit]]:
