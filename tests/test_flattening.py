@@ -24,6 +24,17 @@ class Original(nn.Module):
         return self.fc(nn.functional.avg_pool2d(x, 2).flatten(1))
 
 
+class Projection(nn.Module):
+    """A linear layer of the user's own, which neither its name nor its base class shows."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(outputs, inputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T + self.bias
+
+
 class Port(linen.Module):
     wrong: bool
     channels_first: bool
@@ -40,11 +51,14 @@ class Port(linen.Module):
 
 @pytest.mark.parametrize("wrong", [False, True])
 @pytest.mark.parametrize("channels_first", [False, True])
-def test_the_order_is_no_finding(wrong: bool, channels_first: bool) -> None:
+@pytest.mark.parametrize("layer", [nn.Linear, Projection])
+def test_the_order_is_no_finding(layer: Any, wrong: bool, channels_first: bool) -> None:
     torch.manual_seed(0)
+    original = Original()
+    original.fc = layer(6 * 8, 5)
     port, x = Port(wrong, channels_first), np.random.default_rng(0).standard_normal((3, 2, 8, 12))
     report = compare.check(
-        compare.Torch(Original()),
+        compare.Torch(original),
         compare.Flax(
             (port, port.init(jax.random.key(0), jnp.zeros((1, 8, 12, 2)))),
             batch=lambda x, target: (np.moveaxis(x, 1, -1), target),

@@ -1,8 +1,8 @@
-"""Linear layers that take an image's features flattened in an order of the port's own.
+"""Finds the linear layers whose input image the port flattens in another order than torch.
 
-Torch flattens (channels, height, width), and a port with channels last often (height, width, channels). Both are
-right, with weights that follow, and a run tells which it is: in evaluation, where nothing is dropped, and from
-scattered weights, because zeros are the same in any order.
+Torch flattens (channels, height, width), and a port with channels last often (height, width, channels). Both are right
+if the weights follow. A run of both models shows which order the port uses: in evaluation mode, where nothing is
+dropped, and from random weights, because zeros are the same in any order.
 """
 
 import functools
@@ -21,6 +21,7 @@ from compare.step.batch import Batch
 from compare.step.layouts import NEAR, flattened
 from compare.step.observation import Observation, Port, to_numpy
 from compare.torch_side.control import ControlledRun
+from compare.torch_side.layers import layer_kinds
 from compare.torch_side.record import Record
 from compare.torch_side.run import TorchRun
 from compare.torch_side.side import Torch
@@ -48,6 +49,7 @@ class FlattenedFeatures:
     ) -> None:
         self._jax, self._batch, self._kinds, self._names = JaxRun(jax, "float32", training=False), batch, kinds, names
         self._torch_run = TorchRun(torch, "float32", device)
+        self._layer_kinds = layer_kinds(self._torch_run.model)
         self._torch_run.model.eval()
         self._torch_run.scatter(seed=0)
         self._arrays = self._torch_run.arrays()
@@ -95,12 +97,14 @@ class FlattenedFeatures:
         modules = list(self._kinds[0])
         kept = dict(self._arrays)
         for before in reversed(modules[: modules.index(path)]):
-            if "Linear" in self._kinds[0][before]:
+            if self._layer_kinds[before] == "linear":
                 return
             name = f"{before}.weight"
-            if name not in kept or kept[name].ndim < 3 or "Transpose" in self._kinds[0][before]:
+            if name not in kept or kept[name].ndim < 3 or self._layer_kinds[before] == "transposed":
                 continue
             changed = kept[name].copy()
+            # Three standard deviations in every weight of one output channel: the channel changes more than
+            # anything that only follows from it, so that its features behind the flattening stand out.
             changed[0] += 3 * kept[name].std()
             yield len(changed), functools.partial(self._arrays.update, {**kept, name: changed})
 
@@ -123,6 +127,8 @@ class FlattenedFeatures:
                 (channels, size // channels) for channels in range(2, size) if size % channels == 0
             ]
             apart = {shape: distance(flattened(shape).to_torch(theirs), ours) for shape in shapes}
+            # A wrong order leaves unrelated numbers, about sqrt(2) apart relatively; the right one leaves what
+            # bugs before have done. A factor of two separates them, even where a bug has moved every feature.
             if shapes and 2 * min(apart.values()) < in_torch:
                 found[path] = min(apart.items(), key=lambda item: item[1])[0]
             elif in_torch > NEAR and image:

@@ -1,4 +1,4 @@
-"""A run of the JAX side of which each part starts from what torch has there."""
+"""A run of the JAX side in which each part of a step starts from torch's values."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,16 @@ from compare.weights.links import to_jax
 
 
 class FromTorch:
-    """A float64 run of the JAX side of which each part starts from what torch has there."""
+    """A float64 run of the JAX side in which each module, the loss and the optimizer start from torch's values.
+
+    A difference then shows only in the part that causes it, and not in everything that is computed from it.
+    """
 
     def __init__(self, runs: Runs, followed: Followed) -> None:
         self.pair, self.run = runs.pair, runs.pair.jax_run("float64")
         self.forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
         self.left_out: set[Port] = set()
-        """Where the JAX side differs and undoes it later: torch's values would be wrong there."""
+        """Where the JAX side differs and corrects it later: torch's values would be wrong there."""
 
     @property
     def ports(self) -> frozenset[Port]:
@@ -42,6 +45,7 @@ class FromTorch:
             if pairing.ports and pairing.to_jax and (value := shown(pairing.torch_array, seen)) is not None
         }
         gradients = {name: to_numpy(gradient) for name, gradient in seen.gradients.items()}
+        # Gradients do not add up as values do: see `align_tensors`.
         shared = [dataclasses.replace(link, adds=False) for link in self.pair.links if link.torch in gradients]
         return Given(ports, to_jax(shared, gradients, self.run.arrays()), ports.keys() - self.left_out)
 

@@ -25,7 +25,7 @@ from compare.step.batch import Batch, channels_last
 from compare.step.draws import Draw, Hints
 from compare.step.observation import Observation, Port, to_numpy
 from compare.torch_side.control import ControlledRun
-from compare.torch_side.layers import kept_tensors, torch_layers
+from compare.torch_side.layers import kept_tensors, layer_kinds, torch_layers
 from compare.torch_side.record import Record
 from compare.torch_side.run import TorchRun
 from compare.torch_side.side import Torch
@@ -75,14 +75,16 @@ class MappedPair:
         self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in jax_run.modules.items()}
         torch_names = {path: positional(module.forward) for path, module in torch.model.named_modules()}
         self.arguments = torch_names, jax_run.argument_names
-        self.features: Features = {path: () for path, kind in self.torch_modules.items() if "Linear" in kind}
+        kinds = layer_kinds(torch.model)
+        self.features: Features = {path: () for path in self.torch_modules if kinds.get(path) == "linear"}
         self.links = self._find_links(weights, jax_run, self.features)
         self.hints = Hints(channels_last(batches[0], jax.batch))
-        if self.hints.channels_last or any("Conv" in kind for kind in self.torch_modules.values()):
+        if self.hints.channels_last or any(kinds.get(path) in ("conv", "transposed") for path in self.torch_modules):
             self._in_port_order(weights, jax_run)
             orders = {(shape[0], shape[1]) for shape in self.features.values() if shape}
             self.hints = self.hints._replace(flattened=tuple(orders))
-        # Layers in a scan have partners of their own on the torch side: they are run one by one to be seen.
+        # Layers in a scan have partners of their own on the torch side. Unrolled, each iteration is seen as a module's
+        # call.
         self.unroll = bool(jax_run.hidden) and any(
             isinstance(i, int) for link in self.links for i in link.jax_view.index
         )
@@ -100,6 +102,8 @@ class MappedPair:
         self.torch_modules, self.overwritten = record.modules, record.changed()
         self.torch_calls = record.calls
         self.torch_shapes = {port: tuple(tensor.shape) for port, tensor in record.seen.items()}
+        # With the same random numbers, so that dropout repeats: what still differs comes from elsewhere, such
+        # as NumPy's generator, a counter in the model, or atomic additions on a GPU.
         with ControlledRun(replay=first.draws):
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], again)
         for port, tensor in record.seen.items():
@@ -160,7 +164,7 @@ class MappedPair:
         run.load(self.as_jax(run.arrays()))
 
     def as_jax(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Lay the torch model's weights out as JAX's; `arrays` are JAX's, for what has no link."""
+        """Convert the torch model's weights to JAX's layout; `arrays` are JAX's, for what has no link."""
         tensors = kept_tensors(self.torch.model)
         return to_jax(self.links, {name: to_numpy(tensor) for name, tensor in tensors.items()}, arrays)
 

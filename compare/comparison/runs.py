@@ -19,7 +19,7 @@ IN_PAIRS = 16_000_000
 """Number of parameters from which on memory is scarcer than time."""
 
 _MOVED = 2
-"""How often each side is moved. The effect of a single time may be twenty times too small by accident."""
+"""How often each side is moved. With one random direction, the effect can be twenty times too small by accident."""
 
 
 class Runs:
@@ -113,6 +113,6 @@ class Runs:
         return tables
 
     def weigh_float32(self, followed: Followed) -> None:
-        """Hold both sides against each other in float32."""
+        """Compare both sides in float32."""
         torch32 = self.stepper.torch(lambda: self.torch_run("float32"))
         weigh_float32(followed, torch32, self.stepper.jax(lambda: self.pair.jax_run("float32")))

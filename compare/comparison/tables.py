@@ -1,4 +1,4 @@
-"""Differences that come from numbers that one side, or both, had rounded to float32 before the comparison began."""
+"""Explains differences that come from numbers that were rounded to float32 before the comparison began."""
 
 from collections.abc import Container, Mapping
 from typing import Any, NamedTuple

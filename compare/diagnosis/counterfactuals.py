@@ -41,6 +41,10 @@ class Counterfactual(NamedTuple):
     value: float | None = None
     """Of a setting that is to be fitted; `rewrite` is then for `of` a value."""
     of: Callable[[float], Rewrite] | None = None
+    short: str = ""
+    """What the JAX side does in a few words, if there are fewer than in `jax_does`: "mode=reflect"."""
+    may_be_torchs: bool = False
+    """Whether torch may compute the same already."""
 
 
 def counterfactuals(calls: Sequence[Call], *, gradient: bool) -> Iterator[Counterfactual]:
@@ -91,8 +95,9 @@ def _variants(number: int, call: Call) -> Iterator[Counterfactual]:
                 return call.run(**{argument: value})
 
             shown = value if isinstance(value, bool | int | float | str) or value is None else "the inverse"
-            does = f"computes what torch would with {variants.argument}={shown}"
-            yield Counterfactual(variants.name, number, call, rewrite, does, variants.fix, variants.source)
+            short = f"{variants.argument}={shown}"
+            does = f"computes what torch would with {short}"
+            yield Counterfactual(variants.name, number, call, rewrite, does, variants.fix, variants.source, short=short)
 
 
 def _same(value: Any, now: Any) -> bool:
@@ -105,7 +110,16 @@ def _same(value: Any, now: Any) -> bool:
 def _alternatives(number: int, call: Call, *, gradient: bool) -> Iterator[Counterfactual]:
     for each in ALTERNATIVES:
         if each.gradient == gradient and call.name in each.functions and each.applies(call):
-            yield Counterfactual(each.name, number, call, each.compute, each.jax_does, each.fix, each.source)
+            yield Counterfactual(
+                each.name,
+                number,
+                call,
+                each.compute,
+                each.jax_does,
+                each.fix,
+                each.source,
+                may_be_torchs=each.may_be_torchs,
+            )
 
 
 def _other_activations(number: int, call: Call) -> Iterator[Counterfactual]:

@@ -76,6 +76,7 @@ def _set(run: PlantedRun, key: str, value: Any) -> None:
                 group[name] = value
 
     write()
+    # Before each step, as a scheduler such as OneCycleLR writes settings between the steps.
     optimizer.register_step_pre_hook(write)
 
 
@@ -106,6 +107,8 @@ def of_schedule(make: Callable[[str], PlantedRun]) -> Iterator[Fault]:
         return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
     before, changed_at = settings(), 0
+    # Parameters without gradients are skipped by every optimizer of torch, so that a step changes nothing
+    # but what hooks and schedulers of the user's do: that is what "one step ahead" means.
     while settings() == before:
         if changed_at == AHEAD:
             return

@@ -1,4 +1,4 @@
-"""A run of the torch side with a fault in it, and what a fault is.
+"""What a fault is, and a run of the torch side with one planted in it.
 
 All faults are planted on the torch side, whose functions, modules, parameters and optimizer can be seen in every pair,
 where the JAX side may be one opaque function. The comparison is symmetric: the JAX side without a fault is as far from
@@ -23,7 +23,7 @@ SIZE = 2.0**-20
 """Of the smallest faults, about a millionth, relative to what has them."""
 
 SETTING = 1e-3
-"""How far another number of a setting lies on the way to 1."""
+"""How far a wrong setting is on the way from the right one to 1: 0.9 becomes 0.9001."""
 
 
 class Site(NamedTuple):
@@ -75,7 +75,7 @@ class Fault(NamedTuple):
     sized: bool = True
     """Whether it can be larger and smaller."""
     unread: str = ""
-    """Why it changes nothing, if it does not: what must then be so."""
+    """The reason, if it changes nothing: "no input lies at the tie"."""
     needed: int = 1
     """The steps that it takes to show, as far as is known without a run."""
     computes: tuple[Site, Rewrite] | None = None
@@ -92,6 +92,8 @@ def same(rewrite: Rewrite, call: Call) -> bool:
         def noise(value: Any) -> Any:
             if not isinstance(value, torch.Tensor) or not value.is_floating_point():
                 return value
+            # Ten times a normal distribution reaches the flat parts of saturating functions, and negative numbers
+            # everywhere.
             return torch.from_numpy(10 * rng.standard_normal(tuple(value.shape))).to(value)
 
         return replace(call, args=mapped(call.args, noise), kwargs=mapped(call.kwargs, noise))
@@ -103,7 +105,11 @@ def same(rewrite: Rewrite, call: Call) -> bool:
 
 
 def other(name: str, value: float, times: float) -> float:
-    """Give another number for a setting: ten times an epsilon, else a little nearer to 1."""
+    """Give a wrong number for a setting: ten times an epsilon, and of other settings one a little nearer to 1.
+
+    Towards 1, so that a decay or a rate stays within the range that torch accepts. An epsilon matters only by its order
+    of magnitude.
+    """
     if "eps" in name:
         return value * (1 + 9 * times) or times * 1e-8
     return value + times * SETTING * ((1 - value) if 0 < value < 1 else value or 1.0)

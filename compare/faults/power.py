@@ -197,7 +197,9 @@ class Planting:
         if first_divergence(followed):
             self.runs.weigh_tables(followed, jax64)
         if unreplayed := list(jax64.unreplayed):
-            self._compiled.clear()  # it belongs to what was compiled
+            # The mismatch of random numbers was found while the step was traced, so that this compiled step is of that
+            # trace.
+            self._compiled.clear()
         return followed, unreplayed
 
     def _jax_runs(self) -> list[JaxRun]:
@@ -211,6 +213,8 @@ class Planting:
 
     def _why(self, fault: Fault, followed: Followed) -> tuple[Why, str]:
         """Find out why a fault was not caught."""
+        # Three reasons why a fault is not caught: nothing reads it (a better batch would show it), it is too
+        # small beside rounding (a larger one would be caught), or it is no fault in exact arithmetic.
         if self._first_change(fault, self.steps) is None:
             return self._why_unread(fault)
         change = self._largest_change(fault, followed)
@@ -237,7 +241,7 @@ class Planting:
         return None
 
     def _why_unread(self, fault: Fault) -> tuple[Why, str]:
-        """Find out why a fault changes nothing at all: what would have to be otherwise, for it to change something."""
+        """Find out why a fault changes nothing at all, and what would have to change for it to show."""
         if fault.needed > self.steps:
             return (
                 Why.STEPS,
@@ -294,6 +298,8 @@ class Planting:
                     continue
                 size = distance(pairing.torch_array(wrong), pairing.torch_array(right))
                 change = Change(f"{pairing.stage} {pairing.torch}", step, size, float(quantity.expected[step]))
+                # By the ratio to rounding, as that is what the verdict judges: a change of 1e-3 of a chaotic quantity
+                # is less visible than one of 1e-12 of an exact one.
                 largest = max(largest, change, key=lambda change: change.ratio)
         return largest
 

@@ -173,18 +173,8 @@ def _of_functions(
         counts[call.name, call.module] += 1
     for of_gradient in (False, True)[: 1 + gradient]:
         for each in counterfactuals(calls, gradient=of_gradient):
-            if _differs(each):
+            if not each.may_be_torchs:
                 yield _of_function(each, sites[each.number], gradient=of_gradient)
-
-
-def _differs(each: Counterfactual) -> bool:
-    """Leave out what may be torch's own: a mean over all is one over the batch where there is no more to it."""
-    if each.name == "gradient at a tie":
-        return "0.5" in each.jax_does  # torch's functions have 0 or 1
-    return each.name != "reduction" or each.jax_does.startswith(_COMPUTES)
-
-
-_COMPUTES = "computes what torch would with "
 
 
 def _of_function(each: Counterfactual, site: Site, *, gradient: bool) -> Fault:
@@ -199,7 +189,7 @@ def _of_function(each: Counterfactual, site: Site, *, gradient: bool) -> Fault:
     # Nothing of the call itself is kept: it holds all that went in.
     value, each_of, fixed = each.value, each.of, each.rewrite
     setting = {"epsilon": "eps"}.get(each.name, each.name)
-    does = each.jax_does.removeprefix(_COMPUTES)
+    does = each.short or each.jax_does
     if each_of is not None and value is not None:
         does = f"{shown(value)} → {shown(other(setting, value, 1.0))}"
     where = f"{site.function} in {site.module}" if site.module else site.function

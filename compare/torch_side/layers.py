@@ -33,7 +33,7 @@ def torch_layers(model: "torch.nn.Module", flattened: Mapping[str, tuple[int, ..
         if tensors or hasattr(module, "parametrizations"):
             settings = {
                 **map_settings(module),
-                **({"flattened": flattened[path]} if flattened is not None and path in flattened else {}),
+                **_flattening(module, path, flattened or {}),
                 "tied": {name: first[id(tensor)] for name, tensor in tensors.items() if id(tensor) in several},
                 "buffers": [name for name, _ in buffers],
                 "integers": [name for name, tensor in tensors.items() if not tensor.is_floating_point()],
@@ -44,6 +44,27 @@ def torch_layers(model: "torch.nn.Module", flattened: Mapping[str, tuple[int, ..
     # What a module adds to its state by other means has a name all the same, and is accounted for.
     extra = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in kept.items() if name not in named}
     return [*layers, *(Layer(name, "", {"kind": ""}, {name: shape}) for name, shape in extra.items())]
+
+
+def _flattening(module: Any, path: str, flattened: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Give the settings of a layer of which a run has shown in which order it takes the features of an image."""
+    if path not in flattened:
+        return {}
+    # Only a linear layer takes such features, so its kind is known even if its class is the user's own.
+    known = {"kind": map_settings(module)["kind"] or "linear"} if flattened[path] else {}
+    return {"flattened": flattened[path], **known}
+
+
+def layer_kinds(model: "torch.nn.Module") -> dict[str, str]:
+    """Give the kind of each module, by path: by its class, else by the axes of its weight; "" of all others.
+
+    A user's own linear layer or convolution has a weight like torch's, whatever it is called.
+    """
+    kinds = {}
+    for path, module in model.named_modules():
+        axes = getattr(dict(module.named_parameters(recurse=False)).get("weight"), "ndim", 0)
+        kinds[path] = map_settings(module)["kind"] or ("linear" if axes == 2 else "conv" if axes > 2 else "")
+    return kinds
 
 
 def kept_tensors(model: "torch.nn.Module") -> dict[str, Any]:

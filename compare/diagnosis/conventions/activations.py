@@ -1,4 +1,7 @@
-"""Activations, each of which may stand in the place of another."""
+"""Activations, as torch computes them and as JAX spells them: GELU and its tanh approximation, relu, silu and so on.
+
+Each may be in the place of another: `diagnosis.counterfactuals` tries them all.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +38,7 @@ def activations() -> dict[str, tuple[Callable[[Any], Any], Code]]:
     import torch
     from torch.nn import functional
 
+    # Quick GELU of CLIP (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016), and Keras's old hard sigmoid.
     sigmoid, clip = Code("jax.nn.sigmoid", ("1.702 * x",), around="x * {}"), ("0.2 * x + 0.5", "0", "1")
     return {
         "exact GELU": (functional.gelu, _jax("jax.nn.gelu", approximate=False)),
@@ -60,5 +64,7 @@ def activations() -> dict[str, tuple[Callable[[Any], Any], Code]]:
         "log_sigmoid": (functional.logsigmoid, _jax("jax.nn.log_sigmoid")),
         "the identity": (lambda x: x, Code(around="x")),
         "hardtanh": (functional.hardtanh, _jax("jax.nn.hard_tanh")),
+        # torch.nn.functional.softplus returns x itself above 20, where log(1 + exp(-x)) is 2e-9: visible in
+        # float64 alone.
         "softplus without a threshold": (lambda x: torch.logaddexp(x, torch.zeros_like(x)), _jax("jax.nn.softplus")),
     }

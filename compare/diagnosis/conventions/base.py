@@ -86,3 +86,5 @@ class Alternative(NamedTuple):
     applies: Callable[[Call], bool] = lambda call: True
     gradient: bool = False
     """Whether it shows in the gradient alone."""
+    may_be_torchs: bool = False
+    """Whether torch may compute the same already, as a mean over all elements of a batch of single numbers."""

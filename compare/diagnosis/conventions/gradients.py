@@ -1,4 +1,8 @@
-"""Other gradients that the JAX side may have where its values are the same."""
+"""Other gradients that the JAX side may have where its values are the same.
+
+At a kink every number between the two one-sided derivatives is a subgradient, and the frameworks choose differently:
+torch.relu has 0 at 0 and jnp.maximum(x, 0) has 1/2; torch.abs has 0 and jnp.where(x >= 0, x, -x) has 1.
+"""
 
 from typing import Any
 
@@ -89,6 +93,7 @@ GRADIENTS = (
             fix=_at_torchs_tie,
             source="https://docs.jax.dev/en/latest/jax.nn.html",
             gradient=True,
+            may_be_torchs=slope != 0.5,  # torch's functions have 0 or 1 there
         )
         for slope in (0.5, 1.0, 0.0)
     ),

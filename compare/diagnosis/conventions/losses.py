@@ -98,6 +98,7 @@ LOSS_FUNCTIONS = (
         jax_does="divides the sum by the batch's size alone",
         fix=_code,
         source=f"{DOCS}torch.nn.MSELoss.html",
+        may_be_torchs=True,
     ),
     Alternative(
         name="reduction",
@@ -106,6 +107,7 @@ LOSS_FUNCTIONS = (
         jax_does="divides the sum by the number of all elements",
         fix=_code,
         source=f"{DOCS}torch.nn.KLDivLoss.html",
+        may_be_torchs=True,
     ),
     *(
         Alternative(

@@ -1,4 +1,7 @@
-"""Other ways to make an update out of the same state, that no setting of torch's optimizers expresses."""
+"""Other formulas for an update, which no setting of torch's optimizers expresses.
+
+The formulas are those of optax's source (optax/_src/transform.py) and of torch.optim's documentation.
+"""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -83,12 +86,16 @@ def root_added(value: float) -> Convention:
 
 
 def _uncorrected(step: Step) -> "torch.Tensor":
+    # (1 - b1^t) / sqrt(1 - b2^t) times as long as the corrected step: 3.2 times at the first, with b1 = 0.9 and
+    # b2 = 0.999.
     root = step.after["exp_avg_sq"].sqrt() + step.settings["eps"]
     return step.decay - step.settings["lr"] * step.after["exp_avg"] / root
 
 
 def _largest(step: Step) -> "dict[str, torch.Tensor]":
     square = step.corrected[1]
+    # max(v_t / (1 - b2^t)) and max(v_t) / (1 - b2^t) differ, since the correction shrinks while the
+    # maximum stays.
     return {"max_exp_avg_sq": square.maximum(step.before["max_exp_avg_sq"]) if step.before else square}
 
 
@@ -99,6 +106,8 @@ def _corrected_maximum(step: Step) -> "torch.Tensor":
 
 def _nesterov_adam(step: Step) -> "torch.Tensor":
     b1, b2 = step.settings["betas"]
+    # optax.scale_by_adam(nesterov=True): the moment of the next step, corrected as that step would be
+    # (Dozat, "Incorporating Nesterov Momentum into Adam", 2016, without its momentum schedule).
     ahead = b1 * step.after["exp_avg"] / (1 - b1 ** (step.steps + 1))
     mean = ahead + (1 - b1) * step.regularized / (1 - b1**step.steps)
     square = step.after["exp_avg_sq"] / (1 - b2**step.steps)
@@ -109,6 +118,7 @@ def _inside(slot: str) -> Callable[[Step], "torch.Tensor"]:
     def update(step: Step) -> "torch.Tensor":
         square = step.after[slot]
         if step.settings.get("centered"):
+            # Centered RMSprop divides by the standard deviation: E[g²] - E[g]².
             square = square - step.after["grad_avg"] ** 2
         move = step.regularized / (square + step.settings["eps"]).sqrt()
         if step.settings.get("momentum"):
@@ -126,7 +136,7 @@ def _undecayed(step: Step) -> "dict[str, torch.Tensor]":
 
 
 def _decay_after(step: Step) -> "torch.Tensor":
-    """SGD with the weight decay outside of the momentum."""
+    """SGD with the weight decay outside of the momentum: decay then acts at once, and not through the buffer."""
     settings, trace = step.settings, _undecayed(step)["momentum_buffer"]
     move = step.gradient + settings["momentum"] * trace if settings["nesterov"] else trace
     return -settings["lr"] * (move + settings["weight_decay"] * step.parameter)

@@ -47,6 +47,8 @@ def _same(call: Call) -> Pads:
     for axis, kernel in enumerate(_size(call)):
         size, stride = call.input.shape[2 + axis], _stride(call, axis)
         reach = (kernel - 1) * _dilation(call, axis) + 1
+        # XLA's definition (https://openxla.org/xla/operation_semantics#conv_convolution): the output has
+        # ceil(size / stride) elements, and the padding is what the last window lacks.
         total = max((math.ceil(size / stride) - 1) * stride + reach - size, 0)
         pads.append((total // 2, total - total // 2))
     return pads
@@ -61,7 +63,8 @@ def own_pads(call: Call) -> Pads:
         if call.arguments.get("ceil_mode"):
             space = call.input.shape[2 + axis] + 2 * pad - reach
             count = math.ceil(space / stride)
-            count -= count * stride >= call.input.shape[2 + axis] + pad  # a window must start inside
+            # torch drops a last window that would start in the padding behind the input.
+            count -= count * stride >= call.input.shape[2 + axis] + pad
             extra = max(count * stride - space, 0)
         pads.append((pad, pad + extra))
     return pads
@@ -119,6 +122,7 @@ def _crop(call: Call, pads: Callable[[int, int, int], tuple[int, int]]) -> Any:
     for axis in reversed(range(len(_size(call)))):
         reach = (_size(call)[axis] - 1) * _dilation(call, axis) + 1
         before, after = pads(axis, reach, _stride(call, axis))
+        # torch.nn.functional.pad takes the last axis first, and negative amounts cut off.
         cut += [before - reach + 1, after - reach + 1]
     bias = call["bias"]
     whole = functional.pad(call.run(padding=0, output_padding=0, bias=None), cut)
@@ -128,6 +132,8 @@ def _crop(call: Call, pads: Callable[[int, int, int], tuple[int, int]]) -> Any:
 def _transposed_same(axis: int, reach: int, stride: int) -> tuple[int, int]:
     del axis
     total = reach + stride - 2
+    # jax/_src/lax/convolution.py, _conv_transpose_padding: the output of "SAME" is stride times as long
+    # as the input, that of "VALID" longer by max(reach - stride, 0).
     before = reach - 1 if stride > reach - 1 else math.ceil(total / 2)
     return before, total - before
 

@@ -20,6 +20,8 @@ def _keys(x: Any) -> Any:
     """Keys' cubic kernel with a = -1/2."""
     import torch
 
+    # Keys, "Cubic convolution interpolation for digital image processing", 1981: (a+2)|x|³ - (a+3)|x|² +
+    # 1 up to 1, and a|x|³ - 5a|x|² + 8a|x| - 4a up to 2.
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x >= 1, torch.where(x >= 2, torch.zeros_like(x), far), near)
 
@@ -46,6 +48,8 @@ def _resized(method: str, *, antialias: bool) -> Rewrite:
         for axis in range(2, x.ndim):
             size, given = x.shape[axis], shape[axis]
             if method == "nearest":
+                # The pixel whose area contains the new centre. torch's "nearest" takes floor(i * size / given),
+                # without the half.
                 at = torch.floor((torch.arange(given, dtype=torch.float64) + 0.5) * size / given).long()
                 x = x.index_select(axis, at.to(x.device))
             else:

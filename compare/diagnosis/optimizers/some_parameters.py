@@ -1,4 +1,4 @@
-"""What the JAX side does otherwise to some parameters only: masks, frozen parameters, parameter groups."""
+"""Finds what the JAX side does differently to some parameters only: masks, frozen parameters, parameter groups."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -107,6 +107,9 @@ def assigned(fitter: Fitter, fit: Fit) -> Assignment | None:
         key=lambda r: r.jax.size,
         default=None,
     )
+    # If every parameter has another treatment and the rate differs too, no single update shows the rate.
+    # Each treatment in turn is supposed to hold for the largest parameter, which then gives the rate of
+    # every step.
     if largest is not None:
         for treatment in every:
             if treatment.setting != "lr" and (own := _rates_by(fitter, fit, treatment, largest)):
@@ -182,7 +185,7 @@ def _assigned(fitter: Fitter, fit: Fit, every: Sequence[Treatment], rates: Seque
     left = {path: treatment for path, treatment in chosen.items() if treatment is not AS_TORCH}
     leaves = {path.partition("[")[0]: treatment for path, treatment in chosen.items()}
     if any(leaves[path.partition("[")[0]] is not treatment for path, treatment in chosen.items()):
-        return None  # optax treats no two parts of one array in two ways
+        return None  # an optax mask decides on whole arrays: two parts of one cannot be treated differently
     return Assignment(Fit(fit.hypotheses, fit.numbers, whole), left, names) if left else None
 
 
@@ -191,6 +194,8 @@ def _fewest(explains: dict[str, list[Treatment]]) -> dict[str, Treatment]:
     chosen = {path: AS_TORCH for path, each in explains.items() if AS_TORCH in each}
     left = {path: each for path, each in explains.items() if path not in chosen}
     while left:
+        # The greedy algorithm for set cover: few treatments, each of many parameters. A parameter whose
+        # gradient is zero is explained by many of them, and should follow its neighbours.
         options = [treatment for each in left.values() for treatment in each]
         best = max(options, key=options.count)
         for path in [path for path, each in left.items() if best in each]:

@@ -82,8 +82,11 @@ def _rule(name: str, found: Difference) -> Rule | None:
 
 def _decay(after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> float | None:
     """Solve after = d before + (1 - d) follows for d by least squares; None where before equals what it follows."""
+    # after - follows = d (before - follows): one unknown, and as many equations as the tensor has
+    # elements.
     way = (before - follows).ravel()
     size = float(way @ way)
+    # If the average is nearly the weights themselves, d is the quotient of two roundings.
     if size <= (EPSILON64 * 1e4) ** 2 * float(np.vdot(follows, follows)) or way.size < 2:
         return None
     decay = float((after - follows).ravel() @ way) / size

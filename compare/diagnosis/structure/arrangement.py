@@ -1,4 +1,4 @@
-"""Axes and elements in another order: reshapes, transposes, concatenations, chunks and slices."""
+"""Edits of the order of axes and elements: reshapes, transposes, concatenations, chunks and slices."""
 
 import itertools
 import math
@@ -44,6 +44,8 @@ def _groups(source: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[list[
     found: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(source) and j < len(shape):
+        # Both shapes are read from the left. Axes are added to the side with the smaller product until both
+        # products agree: a reshape preserves row-major order, so that each such group is reshaped by itself.
         before, after = [i], [j]
         while (left := math.prod(source[n] for n in before)) != (right := math.prod(shape[n] for n in after)):
             if left < right and before[-1] + 1 < len(source):
@@ -71,6 +73,8 @@ def _orders(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 def _split(node: Node, shape: tuple[int, ...], after: list[int]) -> Iterator[Edit]:
     for order in _orders(after):
+        # The axis is split as if its parts came in another order, and then transposed to torch's: (heads, 3,
+        # size) for (3, heads, size), as in a fused projection whose parts are interleaved.
         full = [*range(after[0]), *order, *range(after[-1] + 1, len(shape))]
         back = sorted(range(len(full)), key=full.__getitem__)
 

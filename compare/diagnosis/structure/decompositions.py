@@ -1,4 +1,8 @@
-"""Functions of torch that are several operations, written out, so that each of these can be edited."""
+"""Functions of torch that consist of several operations, written out so that each operation can be edited.
+
+The formulas are those of the functions' documentation. `structure.step` uses a recorded step only if the value at the
+place came out exactly as in the run, so that an error here makes the search silent and not wrong.
+"""
 
 import math
 from collections.abc import Callable
@@ -93,7 +97,7 @@ def glu(input: Any, dim: int = -1) -> Any:  # noqa: A002 - as torch has it
 
 
 def dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:  # noqa: A002
-    """Compute `dropout` as a product with what it draws."""
+    """Compute `dropout` as a product with its scaled mask."""
     import torch
 
     if not training or p in (0, 1) or inplace:

@@ -1,4 +1,4 @@
-"""Other masks: inverted, left out, transposed, off the diagonal, and put in."""
+"""Edits of masks: inverted, left out, transposed, with another diagonal, and added."""
 
 import itertools
 import math
@@ -19,7 +19,9 @@ def other_masks(context: Context, node: Node) -> Iterator[Edit]:
         if not boolean and not (value.is_floating_point() and torch.isinf(value).any()):
             continue
         if not boolean and context.graph.made_by.get(number) is not None:
-            continue  # scores that were masked before
+            continue  # these are scores that were masked before, and no mask
+        # Softmax of a row of -inf alone is 0 / 0. An inverted mask often has such rows, so each is tried with a large
+        # finite number too, as in flax.linen.dot_product_attention_weights (jnp.finfo(dtype).min).
         for words, _ in _masks(value):
             for finite in (False, True):
 
@@ -38,7 +40,7 @@ _FIXES = {
 
 
 def _finite(operation: Operation) -> Operation:
-    """Hide by a number that is finite, as JAX does: of a row that is hidden as a whole the softmax is a number then."""
+    """Mask with a finite number, as Flax does: the softmax of a row that is masked as a whole is then no NaN."""
     import torch
 
     last = len(operation.args) - 1

@@ -1,7 +1,8 @@
-"""Norms before or behind the sums of a residual network: pre-norm, x + f(norm(x)), and post-norm, norm(x + f(x)).
+"""Exchanges pre-norm, x + f(norm(x)), and post-norm, norm(x + f(x)), in a residual network.
 
-A model has one or the other throughout, and nearly every tensor in it differs if its port has the other. So this edit
-is made at all residual sums at once, and is proved by what the whole model gives.
+A model has one of the two throughout (Xiong et al., "On Layer Normalization in the Transformer Architecture", 2020),
+and nearly every tensor in it differs if its port has the other. So this edit is made at all residual sums at once, and
+is proved by the outputs of the whole model.
 """
 
 from collections.abc import Iterator
@@ -50,6 +51,8 @@ def _residuals(graph: Graph, norm: Node, total: Node, x: int | None) -> Iterator
     operands = [number for _, number in total.inputs]
     for source, branch in (operands, operands[::-1]) if len(operands) == 2 else ():
         start = source if x is None else norm.outputs[0]
+        # The branch must really depend on x, or on its norm: otherwise the sum is none of a residual
+        # connection.
         cone = graph.cone(branch, {start})
         if (x is None or source == x) and any(number == start for node in cone for _, number in node.inputs):
             yield Residual(norm, total, source, branch)
@@ -84,6 +87,8 @@ def _gives_its_input(operation: Operation) -> Any:
 
 def _to_pre(graph: Graph, residual: Residual) -> Iterator[tuple[int, Any]]:
     norm, x = residual.norm, residual.x
+    # post to pre: the norm behind the sum becomes an identity, and every operation of the branch that
+    # reads x reads norm(x).
     yield norm.number, _gives_its_input
     for node in graph.cone(residual.branch, {x}):
         if x in [number for _, number in node.inputs]:

@@ -1,4 +1,8 @@
-"""A step of the torch side recorded as a graph, or run with some of its operations edited."""
+"""Records a step of the torch side as a graph, or runs it with some of its operations edited.
+
+torch.fx and torch.export would not do: they trace symbolically, and lose branches that depend on values, operations in
+place and hooks. Here the program runs as it is, and what it calls is written down.
+"""
 
 import contextlib
 import functools
@@ -77,7 +81,7 @@ class _Tape(Record):
         self.open = was_open
 
     def number(self, tensor: "torch.Tensor", made_by: int | None = None) -> int:
-        """Give the value that a tensor is: a new one if an operation has just made it, or nobody has met it."""
+        """Give the number of a tensor's value: a new one if an operation has just made it, or if it is unknown."""
         known = self.numbers.get(id(tensor))
         if known is not None and made_by is None:
             return known
@@ -87,10 +91,14 @@ class _Tape(Record):
 
     def saved(self, tensor: "torch.Tensor") -> None:
         """Copy the values that share a tensor's memory, which is about to be overwritten."""
+        # All views of one storage change with it. The graph must keep the values that earlier operations have
+        # read.
         memory = tensor.untyped_storage().data_ptr()
         for number, value in enumerate(self.graph.values):
             if value.untyped_storage().data_ptr() == memory:
                 self.graph.values[number] = value.clone()
+                # A view of overwritten memory is a new value from now on. The tensor itself becomes one as the
+                # operation's output.
                 if self.live[number] is not tensor:
                     self.numbers.pop(id(self.live[number]), None)
 
@@ -120,7 +128,8 @@ class _Tape(Record):
         if not made:
             return given
         self.graph.nodes.append(node)
-        # A view of nothing changed, such as contiguous(), gives its argument: it is a value of its own all the same.
+        # contiguous() of a contiguous tensor returns its argument. The result is a value of its own all the same, so
+        # that the graph does not depend on strides.
         outputs = tuple(self.number(tensor, number) for tensor in made)
         random = name in _RANDOM or (name == "dropout" and "dropout" in self.within)
         self.graph.nodes[-1] = replace(node, outputs=outputs, frozen=random)
@@ -208,6 +217,7 @@ def _call_site() -> tuple[str, tuple[int, ...]]:
     site: list[int] = []
     while frame is not None:
         file = frame.f_code.co_filename
+        # f_lasti is the position in the bytecode, which distinguishes two calls in one line.
         site += [id(frame.f_code), frame.f_lasti]
         if _is_users(file):
             return f"{FilePath(file).name}:{frame.f_lineno}", tuple(site)
@@ -235,6 +245,7 @@ def _mode() -> Any:
             kwargs = kwargs or {}
             name, tape = name_of(func), self.tape
             attribute = getattr(func, "__name__", "") == "__get__" and name not in _ATTRIBUTES
+            # What autograd calls in the backward pass belongs to no line of the user's.
             if name == "backward":
                 tape.open = False
             if not tape.open or attribute or getattr(func, "__name__", "") in _NEITHER:
@@ -252,6 +263,7 @@ def _mode() -> Any:
         def _decomposing(self, name: str) -> Iterator[None]:
             self.tape.within.add(name)
             try:
+                # A mode is off within its own handler. Entered again, it sees the operations of the decomposition.
                 with self:
                     yield
             finally:

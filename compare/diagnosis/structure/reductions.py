@@ -1,4 +1,4 @@
-"""Max, mean, sum, and one element: over which axis, and how deviations are divided."""
+"""Edits of reductions: max, mean, sum or one element, over another axis, with another divisor of deviations."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""A step of the torch side as a graph that is open where a difference comes from."""
+"""A step of the torch side as a graph, reduced to the operations that a difference can come from."""
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
@@ -48,9 +48,10 @@ def opened(found: Found, rerun: Rerun, given: Collection[Port], target: np.ndarr
     graph, ports = step.graph, step.ports
     value = _value(found, step)
     if value is None or distance(array_of(graph.values[value]), found.pairing.torch_array(step.seen)) != 0:
-        return None  # tensors were overwritten behind the graph's back
+        return None  # tensors were overwritten by something that the graph does not see
     end = found.pairing.ports
     before = list(itertools.takewhile(lambda port: end is None or port != end[0], ports))
+    # Where the JAX side has torch's values, nothing that comes before can be the cause.
     nodes = graph.cone(value, {ports[port] for port in before if port in given})
     last = graph.add(graph.values[value], len(graph.nodes))
     graph.nodes.append(end_node(len(graph.nodes), value, last))
@@ -76,6 +77,7 @@ def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
     finite = np.isfinite(theirs)
     if ours.shape != theirs.shape or not np.array_equal(np.isfinite(ours), finite):
         return np.inf
+    # Masked scores are -inf on both sides, at the same places.
     return distance(ours, theirs) if finite.all() else distance(ours[finite], theirs[finite])
 
 
