@@ -48,6 +48,8 @@ def explained(
 
     `budget` is what the search for causes of structure may cost.
     """
+    # The first divergence was found in free runs. If it is also an independent difference, its target,
+    # computed from torch's values, is the better one: nothing that came before is in it.
     others = [each for each in alone.found if each.pairing is not first.pairing]
     if same := [each for each in alone.found if each.pairing is first.pairing]:
         first = same[0] if same[0].known else first._replace(target=same[0].target, limit=same[0].limit)
@@ -85,6 +87,7 @@ def _with_cause(
 ) -> tuple[Divergence, bool]:
     """Look for the cause of a divergence; say too whether it explains all that the model gives."""
     pair, step, run = runs.pair, found.divergence.step, runs.torch_run("float64")
+    # Torch's run is taken to the step at which the two differ, with the recorded random numbers.
     for _ in itertools.islice(runs.stepper.whole(run), step):
         pass
     if cause := exchanged_output(runs, found) or trained_alone(pair.torch, jax, found.divergence):

@@ -1,4 +1,4 @@
-"""Which differences inside the model last, found with steps of the JAX side from torch's values at some places."""
+"""Finds which differences inside the model last, by steps of the JAX side from torch's values at some places."""
 
 from collections.abc import Collection, Sequence
 

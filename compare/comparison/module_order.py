@@ -1,7 +1,7 @@
-"""Modules that the two sides run in another order, so that one takes what comes from the other on one side only.
+"""Finds modules that the two sides run in another order.
 
-A norm before attention in place of behind it changes what every module of a layer takes. Each of them then differs by
-itself, and all of it is one difference: that of the order.
+A norm before attention in place of after it changes the input of every module in the layer. Each of them would be a
+finding, and all of them together are one: the order.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from compare.verdict.divergence import Cause
 from compare.verdict.first_difference import Found
 
 LATEST = 2
-"""So many outputs are tried for what a module takes: those just before it."""
+"""How many outputs are tried as the source of a module's input: the latest before it."""
 
 
 class Moved(NamedTuple):
@@ -73,6 +73,8 @@ def _depends(pairing: Pairing, other: Port, limit: float, jax: Observation, agai
     """Tell whether a module takes what comes from another: it changes with it, all else being as it was."""
     before = np.array(pairing.jax_array(jax))
     given = again.given
+    # An experiment in place of a look into the program: a value is a source if changing it changes the
+    # input. It sees through residual sums and reshapes, and needs no trace of the JAX side.
     ports = {**given.ports, other: np.asarray(given.ports[other]) * (1 + NUDGE)}
     after = shown(pairing.jax_array, again(given._replace(ports=ports)))
     return after is not None and distance(after, before) > limit

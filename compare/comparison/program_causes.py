@@ -84,8 +84,8 @@ def _with_cause(
 
 def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> list[Edit]:
     """Give the edits with which both sides agree longest, if any agrees beyond where they differ now."""
-    # The farther two sides agree with an edit, the more it explains; with equal reach, all that fit are said, but for
-    # those with fitted numbers where one needs none.
+    # An edit is judged by how far both sides agree with it. Of edits with equal reach all are reported, unless one of
+    # them has no fitted number: it then explains as much with less.
     best: list[Edit] = []
     farthest = reach
     for edit in (*EDITS, *_of_state(followed, steps, edits, reach)):
@@ -107,14 +107,14 @@ def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Rea
 
 
 def _goes_on(followed: Followed, reach: Reach, now: Reach) -> bool:
-    """Tell whether what differs with an edit is the same as before, at a later step: the edit is then not the cause."""
+    """Whether the same thing still differs with an edit, only later: the edit then delays the difference, no more."""
     before, after = followed.pairings[reach.place], followed.pairings[now.place]
     roots = [pairing.torch.partition(".")[0] for pairing in (before, after)]
     return now.step > reach.step and before.stage == after.stage and roots[0] == roots[1]
 
 
 def _reach(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Reach | None:
-    """Tell where two sides first differ with edits in force; None where they do not."""
+    """Find where both sides first differ with these edits; None if they do not."""
     fresh = [dataclasses.replace(quantity, error64=[], sizes=[]) for quantity in followed.quantities]
     pairs = list(zip(followed.pairings, fresh, strict=True))
     both = steps.both(edits)
@@ -190,7 +190,7 @@ def _tensors(
 
 
 def _in_layout(pairing: Pairing, before: np.ndarray, like: np.ndarray) -> np.ndarray | None:
-    """Lay what torch had before the step out as what is compared."""
+    """Give torch's value from before the step in the layout that is compared."""
     only = {pairing.torch: before}
     seen = Observation(parameters=only, buffers=only, state=only)
     array = _computed(pairing.torch_array, seen)
@@ -198,7 +198,7 @@ def _in_layout(pairing: Pairing, before: np.ndarray, like: np.ndarray) -> np.nda
 
 
 def _divergence(followed: Followed, reach: Reach) -> Divergence:
-    """Describe a place that differs once what came before it is mended."""
+    """Describe a place that differs once everything before it is right."""
     pairing, quantity = followed.pairings[reach.place], followed.quantities[reach.place]
     return Divergence(
         reach.step,

@@ -55,7 +55,9 @@ class Stepper:
             controlled.unfinished = True
             with self._at(number), controlled:
                 shown = [run.backward(batch)]
-            yield shown.pop()  # whoever takes it is the only one who keeps it
+            # popped, so that this frame keeps no reference: gradients and activations are freed as soon as they are
+            # weighed.
+            yield shown.pop()
             controlled.unfinished = False
             give_back_memory(self.size)
             with self._at(number), controlled:
@@ -88,6 +90,8 @@ class Stepper:
         known = number < len(self.draws)
         replay = self.draws[number] if known else None
         controlled = ControlledRun(lift=run.lifted, moved=run.noise, tables=run.tables, replay=replay)
+        # The first run that reaches a step records its draws, in the list that is filled while the step runs;
+        # all later runs replay them.
         if not known:
             self.draws.append(controlled.draws)
         return controlled

@@ -81,13 +81,14 @@ def of_nnx(model: Any, dtype: str, training: bool, *, keep_modes: bool = False) 
 
     @passes_on
     def apply(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any, record: Any) -> Any:
-        # Taken apart and put together, so that they belong to this trace: nnx lets no other change them.
+        # nnx refuses to change a variable at another trace level than that of its creation. New leaves belong to this
+        # one.
         rngs, buffers = jax.tree.map(lambda leaf: leaf, (rngs, buffers))
         merged = nnx.merge(graph, params, rngs, buffers)
         with _recorded_nnx(merged, record):
             output = merged(*args, **with_mode(called, args, kwargs, training))
         _, *states = nnx.split(merged, nnx.RngState, nnx.Param, ...)
-        # What a model sows has no place in the state that it had before.
+        # A step must return a state of the structure that it was given. Values that the model sows would extend it.
         after = [(path, value) for path, value in nnx.to_flat_state(states[2]) if path in kept]
         return output, nnx.from_flat_state(after), states[0]
 
@@ -146,6 +147,8 @@ def of_linen(model: tuple[Any, Mapping[str, Any]], dtype: str, training: bool) -
 
     @passes_on
     def run(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any) -> Any:
+        # A new key for each step, as a training loop makes one. Which numbers it gives does not matter:
+        # torch's are replayed.
         keys = {"dropout": jax.random.fold_in(rngs["key"], rngs["count"])}
         return module.apply({"params": params, **buffers}, *args, rngs=keys, mutable=list(buffers), **kwargs)
 

@@ -1,4 +1,4 @@
-"""What a JAX model's modules take and give, recorded while its step is traced."""
+"""Records the inputs and outputs of a JAX model's modules while its step is traced."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -51,6 +51,8 @@ class JaxRecord:
         if path not in self.modules:
             self.modules[path], self.arguments[path] = module, positional(function)
             self.calls[path] = source_here(*JAX_PACKAGES)
+        # A tracer of an inner transformation, such as scan's body, must not leave it. The module is only
+        # noted: `hidden`.
         if trace_state() != self._trace:
             self.hidden[path] = None
             return function(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""A training run of the JAX side: each step is one compiled program, that shows what it computes."""
+"""A training run of the JAX side: compiles one step, takes steps, and shows what each of them computes."""
 
 import functools
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -91,11 +91,14 @@ class JaxRun:
             *others, tables = arguments
             return lift(self._traced, self.pinned, Tables(tables, self.constants))(*others)
 
+        # `_traced` is one whole training step. XLA may reuse the memory of donated arguments for the results
+        # of the same shape, so that parameters and optimizer state exist once:
+        # https://docs.jax.dev/en/latest/faq.html#buffer-donation.
         return jax.jit(lifted if self.dtype == "float64" else self._traced, donate_argnums=(0, 3))
 
     def precision(self) -> Any:
         """Give the context for all that is done in this run's precision."""
-        # Entered anew for each step: between two steps the other precision has its turn.
+        # Entered for each step: runs in float32 and in float64 alternate.
         import jax
 
         return jax.enable_x64(self.dtype == "float64")
@@ -224,7 +227,7 @@ class JaxRun:
         self.calls = record.calls
         shown = {id(array): array for array in record.seen.values()}
         numbers = {key: number for number, key in enumerate(shown)}
-        # Which array is which is part of what is compiled: for inputs of other shapes, other modules may run.
+        # The names are static data of the compiled program: with inputs of another shape, other modules may run.
         ports = static(tuple((port, numbers[id(array)]) for port, array in record.seen.items()))
         return output, (list(shown.values()), ports), buffers, rngs
 
@@ -250,7 +253,8 @@ class JaxRun:
             return self.with_loss(params, buffers, rngs, inputs, target, ports)
 
         compute = replaying(model, draws, self.unreplayed, self.guessed, self.hints)
-        # Without jit, lax.scan runs as a loop in Python: layers in a scan come out one by one. It stays one program.
+        # Under disable_jit, lax.scan runs as a Python loop, so that each layer in a scan is seen as a module's call.
+        # The trace around it still makes one program.
         with jax.disable_jit(self.unroll):
             if self.side.loss is None:
                 _, (seen, buffers, rngs) = compute(params)
@@ -283,7 +287,7 @@ class JaxRun:
             if isinstance(array, bool | str):
                 return static(array)
             if isinstance(array, np.ndarray | np.generic | jax.Array) and str(array.dtype) in NARROW:
-                # As without x64, in which the port runs: integers beyond 32 bits are truncated.
+                # Like JAX without x64, in which the port runs: it converts integers to 32 bits.
                 return jnp.asarray(np.asarray(array).astype(NARROW[str(array.dtype)]))
             if not isinstance(array, np.ndarray | np.generic):
                 return array
@@ -300,6 +304,7 @@ class JaxRun:
 
     def _arguments(self, batch: Batch, draws: Sequence[Draw], given: tuple[Any, ...] = ()) -> tuple[Any, ...]:
         state = self.params, self.buffers, self.rngs, self.state
+        # An argument and not a constant, so that moving the tables needs no second compilation.
         moved = (np.int32(self.tables),) if self.dtype == "float64" else ()
         return *state, *self.arguments(batch), replayable(draws, self.dtype), given, *moved
 

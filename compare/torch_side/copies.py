@@ -54,6 +54,7 @@ class Copies:
             # So are activations of a call that was made before, which a module may keep.
             computed = (tensor for tensor in _tensors(vars(module)) if not tensor.is_leaf)
             self._memo |= {id(tensor): tensor.detach().clone() for tensor in computed}
+        # One memo for all modules: a parameter that the model and the loss share is copied once.
         self.modules: list[torch.nn.Module] = [
             call_user_code("copying the torch model", functools.partial(copy.deepcopy, module, self._memo))
             for module in modules
@@ -67,6 +68,7 @@ class Copies:
         self._cells: dict[int, types.CellType] = {}
         """Likewise their closures' variables, which several functions may share."""
         for original, copied in zip(modules, self.modules, strict=True):
+            # deepcopy keeps the order of registration, so that the n-th of the one is the n-th of the other.
             for parts in ("modules", "parameters", "buffers"):
                 pairs = zip(getattr(original, parts)(), getattr(copied, parts)(), strict=True)
                 self._copies |= {id(one): other for one, other in pairs}
@@ -81,6 +83,8 @@ class Copies:
                 for hook in (getattr(before, attribute, None) or {}).values()
             ]
             if hooks and after.requires_grad:
+                # The comparison is of the gradients that the loss gives. Hooks run in the order in which they were
+                # registered.
                 after.register_hook(functools.partial(self.unhooked.__setitem__, id(after)))  # before the user's own
                 for register, hook in hooks:
                     getattr(after, register)(hook)
@@ -132,6 +136,7 @@ class Copies:
         if isinstance(value, functools.partial):
             keywords = {name: self._replaced(argument) for name, argument in value.keywords.items()}
             return functools.partial(self._replaced(value.func), *map(self._replaced, value.args), **keywords)
+        # With the memo of the modules: an object that holds the model gets its copy, and not another one.
         return copy.deepcopy(value, self._memo)
 
     def _function(self, function: types.FunctionType) -> Callable[..., Any]:
@@ -139,6 +144,7 @@ class Copies:
         used = _globals(function)
         of_module = function.__globals__
         if any(self._refers(value, _DEPTH, {id(function)}) for value in used.values()):
+            # Functions of one module share the copied globals, so that one that calls another calls the copy.
             of_module = self._modules.setdefault(id(of_module), dict(of_module))
         before = function.__closure__ or ()
         # A variable that refers to no original stays shared with other functions: a loss that keeps its last value.

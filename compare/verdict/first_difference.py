@@ -16,7 +16,7 @@ from compare.verdict.quantity import FACTOR, Quantity
 
 
 class Found(NamedTuple):
-    """A divergence, and what there is to explain it by."""
+    """A divergence, with what is needed to explain it."""
 
     divergence: Divergence
     pairing: Pairing
@@ -63,12 +63,13 @@ def _found(
     expected64 = float(quantity.expected[step])
     divergence = Divergence(step, pairing.stage, *place, quantity.error64[step], error32, expected64, opinion=opinion)
     divergence = dataclasses.replace(divergence, modules=_modules(pairing, before))
-    # A cause must explain all but float64's rounding: what tables in float32 would excuse proves nothing.
+    # A cause must explain the difference down to float64's rounding. The larger allowance for float32 tables would let
+    # any cause pass that comes near.
     return Found(divergence, pairing, before, FACTOR * float(quantity.expected_alone[step]), target)
 
 
 class StepDifferences:
-    """Weighs steps in which each part of the JAX side's starts from torch's values.
+    """Weighs steps of the JAX side in which each part starts from torch's values.
 
     Args:
         followed: What following both sides has found: torch's rounding.

@@ -1,4 +1,4 @@
-"""Both sides through the same steps, in both precisions, and what differs first."""
+"""Takes both sides through the same steps in both precisions, and weighs everything that they show."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from compare.verdict.quantity import Quantity
 
 
 class Streams(NamedTuple):
-    """Start four runs of the same steps. They are taken in this order: who is first draws the random numbers."""
+    """Start four runs of the same steps, in this order: the first one draws the random numbers."""
 
     torch32: Callable[[], Stream]
     torch64: Callable[[], Stream]
@@ -70,7 +70,7 @@ SoFar = Callable[[], Followed | None]
 
 
 class _Following:
-    """The runs on their way, weighed as they come: nothing is kept but distances."""
+    """The runs in progress. Steps are weighed as they come, and only distances are kept."""
 
     def __init__(self, align: Callable[[Observation, Observation], Alignment]) -> None:
         self.align = align
@@ -80,7 +80,7 @@ class _Following:
         self.losses: dict[str, list[float | None]] = {name: [] for name in Streams._fields}
 
     def found(self) -> Followed | None:
-        """Give what the steps that all runs have taken show; None where there are none."""
+        """Give the result of the steps that all runs have taken; None before the first."""
         steps = min(map(len, self.losses.values()))
         if not steps:
             return None
@@ -106,7 +106,8 @@ class _Following:
                     left.remove(names)
                     for each in {*names}.difference(*left):
                         del seen[each]
-        for name, value in losses.items():  # at the end: what is half done is not found yet
+        # Only now, after both halves: `found` counts the steps by their losses, and must not see half a step.
+        for name, value in losses.items():
             self.losses[name][number:] = [value]
 
     def _pair(self, half: int, torch64: Observation, jax64: Observation) -> None:
@@ -240,7 +241,7 @@ def weigh_tables(followed: Followed, moved: Sequence[Stream], side: str) -> None
 
 
 def weigh_float32(followed: Followed, torch32: Stream, jax32: Stream) -> None:
-    """Hold both sides against each other in float32, for where one float64 run is another program."""
+    """Compare both sides in float32, for places where one float64 run is another program."""
 
     def add(quantity: Quantity, step: int, torch: np.ndarray, jax: np.ndarray) -> None:
         del step
@@ -252,7 +253,7 @@ def weigh_float32(followed: Followed, torch32: Stream, jax32: Stream) -> None:
 def _weigh_pairs(
     followed: Followed, runs: Mapping[str, Stream], add: Callable[[Quantity, int, np.ndarray, np.ndarray], None]
 ) -> None:
-    """Take runs through all steps that were followed, and weigh any two of them against each other."""
+    """Take runs through all steps that were followed, and weigh each pair of them."""
     pairs = list(zip(followed.pairings, followed.quantities, strict=True))
     for number, seen in enumerate(itertools.islice(zip(*runs.values(), strict=False), 2 * followed.steps)):
         for pairing, quantity in pairs:
