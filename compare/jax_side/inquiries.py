@@ -1,4 +1,4 @@
-"""What can be asked of a run of the JAX side without taking a step."""
+"""Questions to a run of the JAX side that need no step: its constants, its random keys, draws without effect."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -56,6 +56,8 @@ def read_keys(run: JaxRun, batch: Batch) -> StepKeys:
         keys = read(run.params, run.buffers, run.rngs, *inputs)
         moved = read(run.params, run.buffers, run.rngs, *jax.tree.map(_next, inputs))
     pairs = zip(jax.tree.leaves(keys), jax.tree.leaves(moved), strict=True)
+    # Keys that change when the batch's integers do are made from the batch, as in `key =
+    # jax.random.key(batch["seed"])`. They repeat because the batch does.
     from_batch = any(not np.array_equal(one, other) for one, other in pairs)
     return StepKeys(sites, [None if each is None else np.asarray(each) for each in keys], from_batch)
 
@@ -76,6 +78,8 @@ def idle_draws(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> list[Site] |
 
     with run.precision(), jax.disable_jit(run.unroll):
         arguments = run.params, *run.arguments(batch), replayable(draws, run.dtype)
+        # An experiment: draws that change nothing under three seeds, in the outputs, the loss and all
+        # gradients, have no effect.
         first, *others = [jax.tree.leaves(jax.jit(shown)(seed, *arguments)) for seed in range(3)]
     equal = [
         np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f")

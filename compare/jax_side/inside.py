@@ -1,4 +1,4 @@
-"""The modules of Linen and of Haiku that a pure function runs, recorded by their paths in its pytree of parameters."""
+"""Records the modules of Linen and Haiku that a pure function runs, by their paths in its pytree of parameters."""
 
 import contextlib
 import functools
@@ -35,6 +35,8 @@ def _linen(params: Any, record: JaxRecord) -> Any:
     """
     import jax
 
+    # By identity: inside the trace, each leaf is a tracer of its own, and a model that is given part of
+    # the pytree gets these very tracers.
     known = dict(zip(map(id, jax.tree.leaves(params)), names(params), strict=True))
     prefixes: dict[int, str | None] = {}
 

@@ -1,4 +1,4 @@
-"""What a pure JAX function hands on from step to step: its state's arrays, by name."""
+"""The state that a pure JAX function carries from step to step: its arrays, by name."""
 
 import sys
 from collections.abc import Mapping
@@ -41,6 +41,8 @@ def named_state(params: Any, state: Any) -> list[Named]:
         return isinstance(leaf, equinox.nn.StateIndex)
 
     paths: dict[int, Path] = {}
+    # eqx.nn.State maps the StateIndex objects of a model to arrays. Which layer an index belongs to is
+    # only known from the model, whose attributes hold it.
     for path, index in jax.tree_util.tree_flatten_with_path(params, is_leaf=is_index)[0]:
         if is_index(index):
             for inner, leaf in jax.tree_util.tree_flatten_with_path(state.get(index))[0]:

@@ -1,7 +1,7 @@
-"""Where the losses that the notebook's author printed lie among reproduced ones.
+"""Compares the losses that the notebook's author printed with the range of many reproduced runs.
 
 The author's runs were not seeded, so that they cannot be repeated digit for digit. Many runs of the ports, each with
-data and weights of its own, show what such a run can give; a published loss has to lie among them.
+its own data and weights, show the range of such runs; the published losses must be within it.
 """
 
 import csv
@@ -99,6 +99,7 @@ def reproduce(cell: str, *, seeds: int = 256, device: str = "auto") -> Reproduct
         return jax.vmap(lambda key: program.scan(*program.start(draw(key)), steps)[1])(keys)
 
     with on(device):
+        # A key for each cell: with one key for all, five cells would be judged on the same 256 draws.
         keys = jax.random.split(jax.random.key(VARIANTS.index(cell)), seeds)
         return Reproduction(cell, published, np.asarray(trajectories(keys, len(published))))
 

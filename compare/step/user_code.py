@@ -1,4 +1,4 @@
-"""The edge at which the user's code is called: it tells the user's errors from those of this package.
+"""Calls the user's code, and separates the user's errors from those of this package.
 
 Models, losses, optimizers, `batch=` and callbacks are all called by `call_user_code`. What they raise becomes a
 `UserCodeError` that names whose code it was, its file and its line. What this package raises while the user's code

@@ -58,7 +58,7 @@ class TorchProgramRun:
         self.models = list(self.state.parts(torch.nn.Module))
         """The paths of the modules that the state has."""
         for tensor in [*self.model.parameters(), *self.model.buffers(), *self.state.tensors().values()]:
-            # In place: optimizers, schedulers and the user's closures refer to these very tensors.
+            # In place, through .data: optimizers, schedulers and the user's closures refer to these tensor objects.
             tensor.data = self._cast(tensor.data)
         self.parameters = dict(self.model.named_parameters())
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
@@ -157,6 +157,8 @@ class TorchProgramRun:
         for change_after in self.after:
             change_after(self, before)
         after = self.floating()
+        # The whole change of the step, whatever made it: a program may have several optimizers, or update
+        # weights by hand.
         updates = {name: after[name].detach() - old for name, old in before.items() if name in after}
         values = {name: torch.as_tensor(value).detach() for name, value in shown.items()}
         return Observation(

@@ -1,8 +1,8 @@
-"""Which model of one state is which of the other: a state has several, and copies of one model have equal layers.
+"""Pairs the models of two states: a state may have several, and copies of one model have equal layers.
 
-A model of torch's is an entry of its state. On the JAX side it may lie anywhere, as the parameters of a `TrainState`
-and those of its target do: "actor" and "actor_target" are "actor/params" and "actor/target_params". So the places are
-taken whose tensors have the sizes of the model's, and names decide among models that are alike.
+A model of torch's is an entry of its state. On the JAX side it may be anywhere, as the parameters of a `TrainState` and
+those of its target are: "actor" and "actor_target" are "actor/params" and "actor/target_params". So places are compared
+by the sizes of their tensors, and names decide among models of the same sizes.
 """
 
 import itertools
@@ -77,6 +77,7 @@ def _by_name(models: Sequence[str], places: Sequence[str]) -> dict[str, str]:
     scores = np.array([[_likeness(model, place) for place in places] for model in models])
     rows, columns = linear_sum_assignment(scores, maximize=True)
     for (i, j), (k, m) in itertools.combinations(zip(rows, columns, strict=True), 2):
+        # As in `matching`: the best assignment is accepted only if it is the only best one.
         if scores[i, j] + scores[k, m] <= scores[i, m] + scores[k, j]:
             return {}
     return {models[i]: places[j] for i, j in zip(rows, columns, strict=True)}

@@ -1,4 +1,4 @@
-"""What of two models' weights has no partner, and the message that says so, with likely partners side by side."""
+"""Lists the weights without a partner, and writes the error message, with likely partners side by side."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -68,12 +68,12 @@ def _sorted_out(side: str, unit: Unit, rest: Slots, linked: set[str], alone: Alo
 def explain(
     alone: Alone, ambiguous: list[tuple[Pair, Pair]], undecided: list[tuple[Pair, Choice]], *, stateless: bool = False
 ) -> str:
-    """Write the message of the error.
+    """Write the error message.
 
     Args:
         alone: What has no partner.
         ambiguous: Pairs that could exchange their partners.
-        undecided: Slots whose layout shapes do not tell.
+        undecided: Slots whose layout the shapes do not decide.
         stateless: Whether the JAX side has no place for buffers.
 
     """
@@ -124,6 +124,7 @@ def _side_by_side(torch: list[Unit], jax: list[Unit]) -> Rows:
     for unit, path in zip(torch, mine, strict=True):
         best = None
         if left:
+            # Only for display: next to each tensor stands the one that the user most likely means.
             best = max(
                 left, key=lambda j: (bool(unit.sizes.items() & jax[j].sizes.items()), names.likeness(path, theirs[j]))
             )

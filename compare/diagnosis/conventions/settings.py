@@ -1,4 +1,4 @@
-"""Numbers among the arguments of functions."""
+"""Settings: numbers among the arguments of functions, whose value on the JAX side is found by fitting."""
 
 import math
 
@@ -27,6 +27,7 @@ def _activation(call: Call, place: Place) -> Code:
 def _softplus(call: Call, place: Place) -> Code:
     del place
     beta = source(float(call["beta"]))
+    # torch defines softplus(x) = log(1 + exp(beta x)) / beta, and jax.nn.softplus has no beta.
     return Code("jax.nn.softplus", (f"{beta} * x",), around=f"{{}} / {beta}")
 
 
@@ -44,6 +45,8 @@ def _momentum(call: Call, place: Place) -> Code | None:
 def _scale(call: Call, place: Place) -> Code:
     del place
     scale = call["scale"]
+    # torch's default:
+    # https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html
     value = 1 / math.sqrt(call.input.shape[-1]) if scale is None else scale
     return Code("jax.nn.dot_product_attention", keywords={"scale": value})
 

@@ -1,4 +1,4 @@
-"""Other values of arguments that are no numbers to be fitted."""
+"""Other values of arguments that are chosen from a list, such as a mode or an axis, and not fitted."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,7 +26,7 @@ from compare.verdict.fix import Code
 ATTENTION = f"{DOCS}torch.nn.MultiheadAttention.html"
 
 MODE = "mode of a normalization"
-"""What it is called where a norm is in training on one side and in evaluation on the other."""
+"""The name of the cause where a norm is in training mode on one side and in evaluation mode on the other."""
 
 
 def _other_axes(call: Call) -> Iterator[int]:
@@ -49,6 +49,8 @@ def _inverted(name: str) -> Callable[[Call], Iterator[Any]]:
 
         mask = call[name]
         if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
+            # torch.nn.MultiheadAttention's True forbids attention, scaled_dot_product_attention's and Flax's True
+            # allows it.
             yield ~mask
         elif isinstance(mask, torch.Tensor) and torch.isinf(mask).any():  # a boolean one, by now to be added
             yield torch.zeros_like(mask).masked_fill(mask == 0, -torch.inf)

@@ -1,4 +1,8 @@
-"""The schedules of `torch.optim.lr_scheduler` as calls of optax, and what people write in their place."""
+"""The schedules of `torch.optim.lr_scheduler` as calls of optax, and common mistakes in porting them.
+
+Every call is compared with the rates that torch took (`gives`) before it is printed: a row that is wrong, or a
+scheduler that was used in an unusual way, leads to no fix and not to a wrong one.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +31,7 @@ class Scheduler(NamedTuple):
 
 
 def _step(s: Any, lr: float) -> Call:
+    # lr * gamma ** floor(count / step_size); without staircase, optax does not round down.
     return Call("optax.exponential_decay", (lr, s.step_size, s.gamma), {"staircase": True})
 
 
@@ -67,6 +72,7 @@ def _linear_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
 
 
 def _milestones(s: Any, lr: float) -> Call:
+    # return
     falls = {int(at): s.gamma**count for at, count in sorted(s.milestones.items())}
     return Call("optax.piecewise_constant_schedule", (lr, falls))
 
@@ -89,6 +95,8 @@ def _polynomial(s: Any, lr: float) -> Call:
 
 
 def _constant(s: Any, lr: float) -> Call:
+    # torch multiplies by factor until total_iters. optax multiplies by its values at their boundaries: 1
+    # / factor undoes it.
     return Call("optax.piecewise_constant_schedule", (s.factor * lr, {s.total_iters: 1 / s.factor}))
 
 
@@ -96,6 +104,7 @@ def _restarts(s: Any, lr: float) -> Call | Recounted:
     alpha = {"alpha": s.eta_min / lr} if s.eta_min else {}
     if s.T_mult == 1:
         return Recounted(Call("optax.cosine_decay_schedule", (lr, s.T_0), alpha), period=s.T_0)
+    # Cycle n has T_0 * T_mult^n steps, and join_schedules counts each part from 0.
     cycles = [int(s.T_0 * s.T_mult**number) for number in range(4)]  # the last of them does not end
     parts = [Call("optax.cosine_decay_schedule", (lr, cycle), alpha) for cycle in cycles]
     return Call("optax.join_schedules", (parts, [sum(cycles[: number + 1]) for number in range(len(cycles) - 1)]))
@@ -109,6 +118,8 @@ def _one_cycle(s: Any, lr: float) -> Call | None:
 def _two_phases(s: Any, first: float, middle: float, last: float) -> Call | None:
     """Give OneCycleLR's two phases. The first ends at pct_start * total_steps - 1, which must be a whole number."""
     ends = [each["end_step"] for each in vars(s).get("_schedule_phases", ())]
+    # OneCycleLR ends its first phase at pct_start * total_steps - 1, which may be a fraction; an optax
+    # boundary is a step.
     if len(ends) != 2 or ends[0] != int(ends[0]) or not ends[0] or not first or not middle:
         return None
     cosine = vars(s).get("_anneal_func_type", "cos") == "cos"
@@ -125,6 +136,8 @@ def _two_phases(s: Any, first: float, middle: float, last: float) -> Call | None
 def _one_cycle_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
     group = s.optimizer.param_groups[0]
     ends = [each["end_step"] for each in vars(s).get("_schedule_phases", ())]
+    # The inverse of torch's formula for the end of the first phase; 0.3 is the default of both
+    # frameworks.
     share = (ends[0] + 1) / s.total_steps if ends else 0.3
     factors = (group["max_lr"] / group["initial_lr"], group["initial_lr"] / group["min_lr"])
     for name in ("optax.cosine_onecycle_schedule", "optax.linear_onecycle_schedule"):
@@ -148,7 +161,7 @@ def _function(s: Any, lr: float) -> Call | None:
 
 
 def _function_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
-    """Let a warm-up start at 0, where torch's begins with its first share."""
+    """List warm-ups that start at 0, where torch's start with their first share."""
     call = _function(s, lr)
     start = call.arguments[0][0] if call and call.function == "optax.join_schedules" else call
     if isinstance(start, Call) and start.function == "optax.linear_schedule" and start.arguments[0]:
@@ -216,4 +229,6 @@ def gives(call: Call | Recounted, rates: Sequence[float], counts: Sequence[int])
     except (TypeError, ValueError, ZeroDivisionError):
         return False
     size = max(map(abs, rates), default=0.0)
+    # Relative, as rates span orders of magnitude; absolute only for rates near zero, where a cosine
+    # cancels: 1 + cos(pi).
     return bool(np.allclose(given, rates, rtol=SAME, atol=SAME * 1e-2 * size))

@@ -1,4 +1,4 @@
-"""Operations exchanged for others of the same kind."""
+"""Edits that exchange an operation for another of the same kind."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from compare.diagnosis.structure.graph import Node, Operation, Ref
 
 
 def functions_alone(context: Context, node: Node) -> Iterator[Edit]:
-    """List what the tables of single functions know, so that it is found beside another edit too."""
+    """List the conventions for single functions as edits, so that they are also found together with another edit."""
     if node.name not in FUNCTIONS:
         return
     call = _call(Operation(node, *_filled(context, node), context.value))
@@ -102,6 +102,8 @@ def _numbers(context: Context, node: Node, own: float) -> Iterator[tuple[str, fl
     if node.name == "pow":
         yield from ((str(n), float(n)) for n in (1, 2, 3, 4, 0.5, -0.5, -1) if n != own)
         return
+    # Numbers that follow from torch's own, or from the sizes of tensors: sqrt(head size) for sqrt(model
+    # size). None is fitted, so that each that fits is evidence by itself.
     yield f"its inverse, {1 / own:.6g},", 1 / own
     yield f"its square, {own * own:.6g},", own * own
     yield f"its negative, {-own:.6g},", -own
@@ -114,12 +116,13 @@ def _numbers(context: Context, node: Node, own: float) -> Iterator[tuple[str, fl
             (f"1/{size}", 1 / size),
             (f"1/sqrt({size})", size**-0.5),
         ):
+            # A size may give torch's own number, as sqrt(64) is 8: that is no edit.
             if abs(number / own - 1) > 1e-12:
                 yield words, number
 
 
 def repeated(context: Context, node: Node) -> Iterator[Edit]:
-    """List tile for repeat, which differ in the order of the copies."""
+    """List tile for repeat: [a, b, a, b] for [a, a, b, b]."""
     if node.name == "repeat_interleave" and len(node.args) > 1 and isinstance(node.args[1], int):
         axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else None)
         if axis is None:
@@ -179,6 +182,8 @@ def pooled(context: Context, node: Node) -> Iterator[Edit]:
     function = getattr(functional, f"{other}_pool{rest[:2]}")
 
     def compute(operation: Operation, function: Callable[..., Any] = function) -> Any:
+        # The arguments that both kinds of pools have; count_include_pad or dilation, which one of them has,
+        # is dropped.
         names = ("kernel_size", "stride", "padding", "output_size")
         given = {k: v for k, v in operation.kwargs.items() if k in names and v is not None}
         return function(*operation.args[:4], **given)

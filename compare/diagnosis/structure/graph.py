@@ -167,6 +167,8 @@ class Graph:
 
         for node in nodes:
             edit = edits.get(node.number)
+            # Only what depends on an edit is computed again, and what draws random numbers keeps them: most edits
+            # cost a few operations, whatever the size of the model.
             if edit is None and (node.frozen or not any(number in fresh for _, number in node.inputs)):
                 continue
             args, kwargs = _resolved(node.args, value), _resolved(node.kwargs, value)

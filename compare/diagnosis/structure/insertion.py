@@ -1,4 +1,4 @@
-"""Operations put in: activations, norms, factors that follow from sizes."""
+"""Edits that add an operation: activations, norms, factors that follow from sizes."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +17,7 @@ def put_in(context: Context, node: Node) -> Iterator[Edit]:
     for path, number in context.data(node):
         maker = context.makers.get(number)
         if maker is not None and len(context.users.get(number, [])) == 1:
-            continue  # the same as behind what makes it
+            continue  # used once: before this operation is the same as after the one that makes it
         place = "at this place" if node.name == END else f"before {shown(node)}"
         for words, function in _functions(context, number):
             yield _before(context, node, path, number, words, function, place)
@@ -43,7 +43,7 @@ def _before(
 
 
 def _functions(context: Context, number: int) -> Iterator[Unary]:
-    """List functions of one tensor that keep its shape, and have no free number."""
+    """List functions of one tensor that keep its shape and have no number to be fitted."""
     shape = tuple(context.value(number).shape)
     yield from _pointwise()
     yield from _norms(context, number)
@@ -109,7 +109,7 @@ def _along(axis: int) -> list[Unary]:
 
 
 def shifted(x: Any, axis: int, by: int) -> Any:
-    """Move along an axis, with zeros behind."""
+    """Shift along an axis and fill with zeros."""
     import torch
 
     kept = x.narrow(axis, max(-by, 0), x.shape[axis] - abs(by))
@@ -138,7 +138,8 @@ def _norms(context: Context, number: int) -> Iterator[Unary]:
     value = context.value(number)
     for path, module in context.modules.items():
         kind = type(module).__name__
-        if kind not in _NORMS or (kind.startswith("Batch") and module.training):  # which would count the batch
+        # A batch norm in training updates its running statistics with each call.
+        if kind not in _NORMS or (kind.startswith("Batch") and module.training):
             continue
         size: Any = getattr(module, "normalized_shape", ())
         channels = getattr(module, "num_features", getattr(module, "num_channels", None))

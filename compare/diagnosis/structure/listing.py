@@ -1,4 +1,4 @@
-"""All edits of the operations that a difference can come from, the likeliest first."""
+"""Lists all edits of the operations that a difference can come from, the likeliest first."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ GENERATORS: tuple[Generator, ...] = (
 
 
 def listed(context: Context) -> Iterator[Edit]:
-    """List edits, the likeliest first. An operation of a form that nobody has foreseen has none.
+    """List edits, the likeliest first; none for an operation in a form that the generators do not know.
 
     What is called in a loop, or in a function that is called twice, is edited at one of its calls, and at all.
     """
@@ -52,7 +52,7 @@ _OF_VALUES = {Kind.ADDED, Kind.TWICE, Kind.EXCHANGED, Kind.SCALE}
 
 
 def _few(tensor: "torch.Tensor") -> bool:
-    first = tensor.detach().flatten()[:1000]  # masks repeat themselves: a part tells
+    first = tensor.detach().flatten()[:1000]  # masks repeat themselves: a part is enough
     return tensor.numel() >= DIFFERENT and len(first.unique()) < DIFFERENT
 
 

@@ -1,4 +1,4 @@
-"""Other tensors that an operation may take, and what may be added to what it gives."""
+"""Edits of operands: another tensor of the same shape, operands exchanged, a tensor added or multiplied."""
 
 import itertools
 from collections.abc import Iterator
@@ -34,6 +34,7 @@ def other_operands(context: Context, node: Node) -> Iterator[Edit]:
 def swapped_operands(context: Context, node: Node) -> Iterator[Edit]:
     """List operations whose operands the JAX side may take the other way round."""
     operands = context.data(node)
+    # Commutative operations give the same, and joining has edits of its own in `arrangement`.
     if len(operands) < 2 or node.name in ("add", "mul", "maximum", "minimum", "cat", "stack"):
         return
     for first in range(len(operands)):

@@ -1,4 +1,4 @@
-"""Operations left out, applied twice, and in another order."""
+"""Edits that leave out an operation, apply it twice, or exchange it with its neighbour."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -60,7 +60,7 @@ def moved(context: Context, after: Node) -> Iterator[Edit]:
 
 
 def _exchanged(context: Context, before: Node, after: Node, path: Path) -> Iterator[Edit]:
-    """One operation on one tensor after another."""
+    """Exchange two operations that follow one another: g(f(x)) becomes f(g(x))."""
     if len(context.data(before)) != 1 or len(context.data(after)) != 1:
         return
     ((start, source),) = context.data(before)
@@ -75,7 +75,7 @@ def _exchanged(context: Context, before: Node, after: Node, path: Path) -> Itera
 
 
 def _behind(context: Context, before: Node, after: Node, path: Path) -> Iterator[Edit]:
-    """What is applied to one operand is applied to the result, or to the other operand."""
+    """Move an operation from one operand to the result or to another operand: f(x) + y to f(x + y) or x + f(y)."""
     ((start, source),) = context.data(before)
     others = [each for each in context.data(after) if each[0] != path]
     if not others:
@@ -101,7 +101,7 @@ def _behind(context: Context, before: Node, after: Node, path: Path) -> Iterator
 
 
 def _before(context: Context, before: Node, after: Node) -> Iterator[Edit]:
-    """What is applied to a result is applied to one operand, or to each."""
+    """Move an operation from the result to one operand, or to each: f(x + y) becomes f(x) + y or f(x) + f(y)."""
     operands = context.data(before)
     if len(operands) < 2:
         return
