@@ -12,9 +12,16 @@ ONE_OF_EACH_KIND = [
     ("super-resolution", "channels last"),
     ("autoencoder", "relu on the last"),
     ("masked regression loss", "mask left out"),
+    ("Perceiver", "temperature itself"),
+    ("graph attention", "neighbours hidden"),
+    ("message passing", "sum for mean"),
+    ("feature pyramid", "tiled"),
+    ("ShuffleNet", "shuffled back"),
+    ("RealNVP", "shifted first"),
+    ("clipped policy loss", "larger of both"),
 ]
 
-BY_NAME = {each.name: each for each in structure.ARCHITECTURES}
+BY_NAME = {each.name: each for each in (*structure.ARCHITECTURES, *structure.SECOND)}
 
 
 @pytest.mark.parametrize(("name", "fault"), ONE_OF_EACH_KIND)
@@ -52,3 +59,42 @@ def test_two_faults_in_one_window() -> None:
     assert report.divergence is not None
     assert report.divergence.cause is not None
     assert report.divergence.cause.explanation.count("leaves out") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("VQ-VAE", "not stopped"),
+        ("VQ-VAE", "codes learn too"),
+        ("BYOL", "none stopped"),
+        ("BYOL", "prediction stopped"),
+    ],
+)
+def test_a_gradient_that_is_stopped_on_one_side_is_explained(name: str, fault: str) -> None:
+    report = structure.check(BY_NAME[name], frozenset({fault}))
+    assert report.divergence is not None
+    assert report.divergence.stage == "gradient"
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "stopped gradient"
+    assert "jax.lax.stop_gradient" in report.divergence.cause.fix
+
+
+def test_a_gradient_that_is_halved_is_no_stopped_gradient() -> None:
+    report = structure.check(BY_NAME["BYOL"], frozenset({"gradient halved"}))
+    assert report.divergence is not None
+    assert report.divergence.stage == "gradient"
+    assert report.divergence.cause is None or report.divergence.cause.name != "stopped gradient"
+
+
+def test_what_real_numbers_were_before_they_became_indices_is_not_guessed() -> None:
+    """Any other increasing function in place of tanh gives these indices."""
+    report = structure.check(BY_NAME["VQ-VAE"], frozenset({"no tanh"}))
+    assert report.divergence is not None
+    assert report.divergence.cause is None
+
+
+def test_another_index_is_explained() -> None:
+    report = structure.check(BY_NAME["VQ-VAE"], frozenset({"farthest"}))
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert "argmax for argmin" in report.divergence.cause.explanation

@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from compare import bugs
+from compare.alignment.pairings import Pairing
 from compare.comparison.exchanged import exchanged_output
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.held_out import held_out
@@ -23,7 +24,7 @@ from compare.diagnosis.place import Place, place_of
 from compare.diagnosis.search import explain
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import OF_THE_MODEL
-from compare.diagnosis.structure.search import Surroundings
+from compare.diagnosis.structure.search import Gradients, Surroundings
 from compare.jax_side.run import JaxRun
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
@@ -94,17 +95,36 @@ def _with_cause(
         return dataclasses.replace(found.divergence, cause=cause), False
     batch, draws = pair.batches[step % len(pair.batches)], runs.stepper.draws[step]
     elsewhere = held_out(runs, found, None if found.target is None else from_torch, jax)
+    gradients = None
     if found.target is None:  # what comes before is the same on both sides
         jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
-        found = found._replace(target=found.pairing.jax_array(jax.step(batch, draws)))
+        seen = jax.step(batch, draws)
+        found = found._replace(target=found.pairing.jax_array(seen))
+        if found.pairing.stage == Stage.GRADIENT:
+            # One stop changes the gradients of all parameters before it: all of them are what proves it.
+            every = _together(found, from_torch.gradients, seen)
+            gradients = Gradients(every, held_out(runs, every, None, jax))
     outputs = cache(partial(_outputs, pair, from_torch, jax, run.arrays(), partial(jax.step, batch, draws)))
-    surroundings = Surroundings(from_torch.ports, budget, outputs)
+    surroundings = Surroundings(from_torch.ports, budget, outputs, gradients)
     searched = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
     ours, theirs = _both_layers(pair, found)
     sides = (("torch", ours), ("jax", theirs)) if ours and theirs else ()
     details = [Detail(DetailKind.LAYER, layer, side) for side, layer in sides]
     known = dataclasses.replace(found.divergence, cause=searched.cause, details=(*details, *searched.details))
     return known, searched.whole
+
+
+def _together(found: Found, pairings: Sequence[Pairing], seen: Observation) -> Found:
+    """Read all gradients as one vector, in place of the first that differs."""
+
+    def of_torch(observation: Observation) -> np.ndarray:
+        return np.concatenate([np.ravel(each.torch_array(observation)) for each in pairings])
+
+    def of_jax(observation: Observation) -> np.ndarray:
+        return np.concatenate([np.ravel(each.jax_array(observation)) for each in pairings])
+
+    pairing = found.pairing._replace(torch_array=of_torch, jax_array=of_jax)
+    return found._replace(pairing=pairing, target=of_jax(seen))
 
 
 def _outputs(

@@ -11,6 +11,7 @@ from compare.jax_side.given import Given
 from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.step.observation import Observation, Port, to_numpy
+from compare.step.stage import Stage
 from compare.verdict.following import Followed
 from compare.weights.links import to_jax
 
@@ -24,6 +25,7 @@ class FromTorch:
     def __init__(self, runs: Runs, followed: Followed) -> None:
         self.pair, self.run = runs.pair, runs.pair.jax_run("float64")
         self.forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
+        self.gradients = [pairing for pairing in followed.pairings if pairing.stage == Stage.GRADIENT]
         self.left_out: set[Port] = set()
         """Where the JAX side differs and corrects it later: torch's values would be wrong there."""
 

@@ -7,6 +7,7 @@ A change that removes it is a hypothesis. It is a cause only if it holds at othe
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,11 @@ from compare.diagnosis.place import Place
 from compare.diagnosis.related import related_cause
 from compare.diagnosis.rewriting import Call, Rerun, Rewrite, Window
 from compare.diagnosis.searched import Searched
+from compare.diagnosis.structure.edit import WHOLE
+from compare.diagnosis.structure.edit import Kind as Structure
 from compare.diagnosis.structure.search import StructureSearch, Surroundings
+from compare.diagnosis.structure.step import is_whole
+from compare.diagnosis.structure.stops import stopped
 from compare.errors import InputError, Signal
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.numerics.fitting import fitted
@@ -74,6 +79,10 @@ def explain(
         # pairs of changes. A later search has more candidates, so more of them fit by accident.
         exact = [search.exact, structure.norms, search.settings, search.factor]
         searches = [*exact, structure.one, search.constants, search.two, structure.two]
+    if surroundings is not None and surroundings.gradients is not None:
+        gradients, steps = surroundings.gradients
+        every = ((_rerun(gradients, other.run, other.batch, other.draws), other.target) for other in steps)
+        searches.insert(1, partial(stopped, gradients, rerun, every, surroundings.budget))
     if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
         outputs = surroundings.outputs() if stage == Stage.FORWARD and surroundings is not None else []
         explains = structure.explains if structure is not None and structure.cause else search.explains
@@ -103,7 +112,8 @@ class _Step:
 
     def candidates(self) -> list[Counterfactual]:
         """List what may be otherwise."""
-        return list(counterfactuals(self.calls(), gradient=self.found.divergence.stage == Stage.GRADIENT))
+        every = counterfactuals(self.calls(), gradient=self.found.divergence.stage == Stage.GRADIENT)
+        return [each for each in every if each.name != Structure.STOPPED]  # which is proved by all gradients at once
 
     def observe(self, rewrites: Mapping[int, Rewrite]) -> np.ndarray | None:
         """Run the step; None where a rewrite does not apply."""
@@ -160,6 +170,8 @@ class _Search:
     def exact(self) -> Cause | None:
         """Find a change without a free number that brings torch to what the JAX side gives, here and elsewhere."""
         self.candidates = self.step.candidates()
+        if self.ours is not None and is_whole(self.ours) and is_whole(self.target):
+            self.candidates = [each for each in self.candidates if each.call.name in WHOLE]
         return self._first(self._alone(lambda each: each.of is None))
 
     def settings(self) -> Cause | None:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
@@ -84,7 +85,16 @@ def _split(node: Node, shape: tuple[int, ...], after: list[int]) -> Iterator[Edi
         theirs, ours = tuple(shape[n] for n in order), tuple(shape[n] for n in after)
         moves = tuple(order.index(n) for n in after)
         does = f"splits the axis in {shown(node)} as {theirs}, transposed by {moves}, torch as {ours}"
-        yield one(Kind.LAYOUT, node, compute, does, f"split the axis in torch's order: x.reshape(..., {_listed(ours)})")
+        fix = f"split the axis in torch's order: x.reshape(..., {_listed(ours)})"
+        yield one(Kind.LAYOUT, node, compute, does, fix)
+        if theirs != ours:  # and what follows exchanges the axes all the same
+
+            def as_split(operation: Operation, full: list[int] = full) -> Any:
+                return operation.args[0].reshape([shape[n] for n in full])
+
+            yield one(
+                Kind.LAYOUT, node, as_split, f"splits the axis in {shown(node)} as {theirs}, torch as {ours}", fix
+            )
 
 
 def _merged(node: Node, source: tuple[int, ...], before: list[int]) -> Iterator[Edit]:
@@ -157,7 +167,7 @@ def _joined(context: Context, node: Node) -> Iterator[Edit]:
             return getattr(torch, operation.node.name)(tensors, axis).reshape(operation.run().shape)
 
         does = f"joins the parts of {shown(node)} along axis {axis}"
-        yield one(Kind.AXIS, node, along, does, "join them along torch's axis")
+        yield replace(one(Kind.AXIS, node, along, does, "join them along torch's axis"), odd=True)
 
 
 def _pieces(context: Context, node: Node) -> Iterator[Edit]:

@@ -6,24 +6,27 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Budget:
-    """What the search may cost, over all that a check explains."""
+    """What the search may cost, over all that a check explains.
+
+    Time is the thread's own: what else runs on a machine must not change which cause is found.
+    """
 
     seconds: float = 10.0
     edits: int = 200_000
     spent: float = 0.0
     tried: int = 0
-    _since: float = field(default_factory=time.monotonic)
+    _since: float = field(default_factory=time.thread_time)
 
     def start(self) -> None:
         """Begin to measure."""
-        self._since = time.monotonic()
+        self._since = time.thread_time()
 
     def stop(self) -> None:
         """Count what has been used since it began."""
-        self.spent += time.monotonic() - self._since
+        self.spent += time.thread_time() - self._since
 
     def left(self, share: float = 1.0) -> bool:
         """Tell whether a share of it is left, for one more edit."""
         self.tried += 1
-        used = self.spent + time.monotonic() - self._since
+        used = self.spent + time.thread_time() - self._since
         return used < share * self.seconds and self.tried < self.edits

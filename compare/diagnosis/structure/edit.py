@@ -31,6 +31,7 @@ class Kind(enum.StrEnum):
     SCALE = "another scale"
     PRE_NORM = "pre-norm for post-norm"
     POST_NORM = "post-norm for pre-norm"
+    STOPPED = "stopped gradient"
 
 
 OF_THE_MODEL = frozenset({Kind.PRE_NORM, Kind.POST_NORM})
@@ -47,6 +48,8 @@ class Edit:
     does: str
     """What the JAX side does, as a clause: "leaves out relu (model.py:12)"."""
     fix: str
+    odd: bool = False
+    """Whether nobody would write it so: of edits that compute the same, another one is what was done."""
 
 
 DIFFERENT = 4
@@ -57,6 +60,12 @@ JOINING = {"add": "sum", "mul": "product", "sub": "difference", "div": "quotient
 
 END = "end"
 """The name of the operation that does nothing, after the value that differs: something may be added there."""
+
+WHOLE = frozenset(
+    {"argmax", "argmin", "argsort", "sort", "topk", "searchsorted", "bucketize", "one_hot", "arange", "cumsum", "sign"}
+    | {"round", "floor", "ceil", "trunc", "eq", "ne", "lt", "gt", "le", "ge", "tril", "triu", "roll", "flip", "where"}
+)
+"""Functions that may give whole numbers: where these differ, nothing that is done to real numbers before is proved."""
 
 SILENT = {"contiguous", "clone", "detach", "to", "float", "double", "type_as", "type", "cpu", "requires_grad", END}
 """Operations that change no value."""

@@ -50,21 +50,25 @@ def _call(operation: Operation) -> Call | None:
 
 _BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 
+_NAMED_TWICE = {"max": "maximum", "min": "minimum"}
+"""Functions that also do what another one does, where they take two tensors."""
+
 
 def other_arithmetic(context: Context, node: Node) -> Iterator[Edit]:
     """List sums for products, and so on."""
     import torch
 
-    if node.name not in _BINARY or len(context.data(node)) < 2:
+    own = _NAMED_TWICE.get(node.name, node.name)
+    if own not in _BINARY or len(context.data(node)) < 2:
         return
     for name in _BINARY:
-        if name != node.name:
+        if name != own:
 
             def compute(operation: Operation, name: str = name) -> Any:
                 return getattr(torch, name)(*operation.args[:2])
 
             does = f"computes {name} of the two operands of {shown(node)}"
-            yield one(Kind.EXCHANGED, node, compute, does, f"compute {node.name} of them, as torch does")
+            yield one(Kind.EXCHANGED, node, compute, does, f"compute {own} of them, as torch does")
 
 
 def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
@@ -171,6 +175,33 @@ def resampled(context: Context, node: Node) -> Iterator[Edit]:
         yield one(Kind.RESAMPLING, node, compute, does, f'resize as torch\'s mode="{own}" does')
 
 
+def farthest(context: Context, node: Node) -> Iterator[Edit]:
+    """List the largest for the smallest, and the reverse, where it is the place that counts."""
+    other = {"argmax": "argmin", "argmin": "argmax"}.get(node.name)
+    if other is None:
+        return
+
+    def compute(operation: Operation) -> Any:
+        return getattr(operation.args[0], other)(*operation.args[1:], **operation.kwargs)
+
+    yield one(Kind.EXCHANGED, node, compute, f"takes {other} for {shown(node)}", f"take {node.name}, as torch does")
+
+
+def tiled(context: Context, node: Node) -> Iterator[Edit]:
+    """List an image that is repeated as a whole in place of each of its pixels."""
+    if node.name not in ("interpolate", "upsample") or not isinstance(node.args[0], Ref):
+        return
+    sizes = context.value(node.args[0].number).shape, context.shape(node)
+    if any(after % before for before, after in zip(*sizes, strict=True)):
+        return
+
+    def compute(operation: Operation) -> Any:
+        return operation.args[0].repeat([after // before for before, after in zip(*sizes, strict=True)])
+
+    does = f"repeats the whole image in {shown(node)}, as jnp.tile does, torch resizes it"
+    yield one(Kind.RESAMPLING, node, compute, does, "repeat each pixel: jnp.repeat for each of the two axes")
+
+
 def pooled(context: Context, node: Node) -> Iterator[Edit]:
     """List max for mean in pools."""
     from torch.nn import functional
@@ -224,6 +255,8 @@ GENERATORS = (
     functions_alone,
     repeated,
     resampled,
+    tiled,
+    farthest,
     pooled,
     other_curves,
     other_arithmetic,

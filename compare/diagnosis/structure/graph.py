@@ -49,6 +49,8 @@ class Node:
     """Identifies the call in the user's code: what is called in a loop, or in a function called twice, has one."""
     frozen: bool = False
     """Whether it gives the same whatever goes in: it draws random numbers."""
+    stopped: bool = False
+    """Whether torch computes it without gradients."""
 
     @property
     def inputs(self) -> list[tuple[Path, int]]:

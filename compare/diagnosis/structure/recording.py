@@ -104,6 +104,8 @@ class _Tape(Record):
 
     def compute(self, function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
         """Compute one operation, and record it."""
+        import torch
+
         overwrites = _overwrites(function, args, kwargs)
         number = len(self.graph.nodes)
 
@@ -132,7 +134,7 @@ class _Tape(Record):
         # that the graph does not depend on strides.
         outputs = tuple(self.number(tensor, number) for tensor in made)
         random = name in _RANDOM or (name == "dropout" and "dropout" in self.within)
-        self.graph.nodes[-1] = replace(node, outputs=outputs, frozen=random)
+        self.graph.nodes[-1] = replace(node, outputs=outputs, frozen=random, stopped=not torch.is_grad_enabled())
         return given
 
 

@@ -1,5 +1,6 @@
 """Edits that leave out an operation, apply it twice, or exchange it with its neighbour."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,8 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
     """List operations that the JAX side may not have: one of their operands is what comes out."""
     if len(node.outputs) != 1:
         return
-    for path, number in context.data(node):
+    # What is applied to a parameter alone, such as exp to a temperature, may be left out as well.
+    for path, number in context.data(node) or node.inputs[: len(node.inputs) == 1]:
 
         def compute(operation: Operation, path: Path = path) -> Any:
             return operation.at(path)
@@ -39,6 +41,8 @@ def applied_twice(context: Context, node: Node) -> Iterator[Edit]:
     data = context.data(node)
     if len(data) != 1 or len(node.outputs) != 1 or tuple(context.value(data[0][1]).shape) != context.shape(node):
         return
+    if context.value(data[0][1]).dtype != context.value(node.outputs[0]).dtype:  # a comparison
+        return
 
     def compute(operation: Operation, path: Path = data[0][0]) -> Any:
         return operation.having(path, operation.run()).run()
@@ -53,6 +57,7 @@ def moved(context: Context, after: Node) -> Iterator[Edit]:
         if before is None or len(after.outputs) != 1:
             continue
         yield from _exchanged(context, before, after, path)
+        yield from _joined_first(context, before, after, path)
         if len(context.data(before)) == 1:
             yield from _behind(context, before, after, path)
         if len(context.data(after)) == 1:
@@ -72,6 +77,26 @@ def _exchanged(context: Context, before: Node, after: Node, path: Path) -> Itera
     yield one(
         Kind.MOVED, after, compute, does, f"apply {before.name} to {context.named(source)} first, then {after.name}"
     )
+
+
+def _joined_first(context: Context, before: Node, after: Node, path: Path) -> Iterator[Edit]:
+    """What is joined second is joined first: (x + b) * a for x * a + b."""
+    if before.name == after.name or not {before.name, after.name} <= {*JOINING}:
+        return
+    ours, others = context.data(before), [each for each in context.data(after) if each[0] != path]
+    for (start, source), (_, second) in itertools.product(ours, others):
+
+        def compute(operation: Operation, start: Path = start, source: int = source) -> Any:
+            inner = operation.having(path, operation.value(source)).run()
+            return applied(operation, before, start, inner)
+
+        what, other = context.named(source), context.named(second)
+        does = (
+            f"takes the {JOINING[after.name]} of {what} and {other} before the {JOINING[before.name]} ({before.line}), "
+            "torch after it"
+        )
+        fix = f"take the {JOINING[before.name]} first, and then the {JOINING[after.name]} with {other}"
+        yield one(Kind.MOVED, after, compute, does, fix)
 
 
 def _behind(context: Context, before: Node, after: Node, path: Path) -> Iterator[Edit]:

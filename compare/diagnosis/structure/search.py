@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from compare.diagnosis.held_out import EXPLAINED, MARGIN
+from compare.diagnosis.held_out import EXPLAINED, MARGIN, HeldOut
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.budget import Budget
-from compare.diagnosis.structure.edit import DIFFERENT, END, Context, Edit, Kind
+from compare.diagnosis.structure.edit import DIFFERENT, END, WHOLE, Context, Edit, Kind
 from compare.diagnosis.structure.graph import FAILURES
 from compare.diagnosis.structure.listing import listed
 from compare.diagnosis.structure.norm_order import norms_moved
 from compare.diagnosis.structure.recording import edited
-from compare.diagnosis.structure.step import Step, apart, array_of, changes, opened
+from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, opened
 from compare.numerics.distance import distance
 from compare.step.observation import Port
 from compare.verdict.divergence import Cause, Part
@@ -32,6 +32,14 @@ class Tried(NamedTuple):
     apart: float
 
 
+class Gradients(NamedTuple):
+    """All gradients of the step at which one of them differs, and of others."""
+
+    found: Found
+    """Its pairing reads them as one vector."""
+    held_out: Iterable[HeldOut]
+
+
 class Surroundings(NamedTuple):
     """What is known around a divergence."""
 
@@ -41,6 +49,8 @@ class Surroundings(NamedTuple):
     """What the search may cost."""
     outputs: Callable[[], list[tuple[Port, np.ndarray]]] = list
     """Gives what the JAX side's whole model gives by itself, in torch's layout, by torch's ports."""
+    gradients: Gradients | None = None
+    """Where a gradient differs first."""
 
 
 class StructureSearch:
@@ -63,7 +73,7 @@ class StructureSearch:
     ) -> None:
         assert found.target is not None
         self.found, self.rerun, self.held_out = found, rerun, held_out
-        self.given, self.budget, self.outputs = surroundings
+        self.given, self.budget, self.outputs = surroundings[:3]
         self.target = np.asarray(found.target, np.float64)
         self.here: Step
         self.tried: list[Tried] = []
@@ -127,8 +137,20 @@ class StructureSearch:
         here = self.here
         # Every edit is evaluated on the recorded values of a few operations, which takes a millisecond, and
         # not by running the model again. Only what fits is confirmed by a run: `_confirmed`.
-        self.tried = [Tried(edit, here.leaves([edit])) for edit in listed(here.context) if self.budget.left(0.5)]
+        edits = (edit for edit in listed(here.context) if self._proves(edit))
+        self.tried = [Tried(edit, here.leaves([edit])) for edit in edits if self.budget.left(0.5)]
         return self._told([[each.edit] for each in self.tried if each.apart <= 1] or self._later())
+
+    def _proves(self, edit: Edit) -> bool:
+        """Tell whether an edit could be proved: of real numbers that were rounded or compared, most of them fit."""
+        graph = self.here.context.graph
+        if not is_whole(self.target) or not is_whole(array_of(graph.values[self.here.end])):
+            return True
+        nodes = [graph.nodes[number] for number, _ in edit.at]
+        return all(
+            node.name in (END, *WHOLE) or not any(graph.values[n].is_floating_point() for n in node.outputs)
+            for node in nodes
+        )
 
     def _told(self, fitting: Iterable[list[Edit]]) -> Cause | None:
         proved = self._proved(self._different(fitting))
@@ -172,7 +194,7 @@ class StructureSearch:
         return []
 
     def _different(self, fitting: Iterable[list[Edit]]) -> list[list[Edit]]:
-        """Keep one of the edits that compute the same for all inputs, such as x + x and 2 x.
+        """Keep one of the edits that compute the same for all inputs, such as x + x and 2 x: the plainest.
 
         They are not several causes, but several ways to write one. On other values than the step's, edits that only
         agree on this batch separate.
@@ -180,8 +202,11 @@ class StructureSearch:
         kept: list[tuple[list[Edit], np.ndarray | None]] = []
         for edits in fitting:
             array = self._elsewhere(edits)
-            if not any(_same(array, other) for _, other in kept):
+            equal = [place for place, (_, other) in enumerate(kept) if _same(array, other)]
+            if not equal:
                 kept.append((edits, array))
+            elif _plainer(edits, kept[equal[0]][0]):
+                kept[equal[0]] = edits, array
         return [edits for edits, _ in kept]
 
     def _elsewhere(self, edits: Sequence[Edit]) -> np.ndarray | None:
@@ -238,6 +263,15 @@ USUAL = 300
 """Of the usual edits, so many are tried in all pairs."""
 
 _USUAL = set(Kind) - {Kind.OPERAND, Kind.ADDED, Kind.SCALE, Kind.TWICE}
+
+
+def _plainer(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
+    """Tell whether edits say more plainly what others say as well: what a count comes to nothing by is a quotient."""
+    odd, other_odd = (sum(edit.odd for edit in each) for each in (edits, others))
+    if odd != other_odd:
+        return odd < other_odd
+    last, other_last = (max(number for edit in each for number, _ in edit.at) for each in (edits, others))
+    return [each.kind for each in edits] == [each.kind for each in others] == [Kind.LEFT_OUT] and last > other_last
 
 
 def _apart_in_place(one: Edit, other: Edit) -> bool:

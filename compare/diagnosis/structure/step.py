@@ -81,6 +81,11 @@ def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
     return distance(ours, theirs) if finite.all() else distance(ours[finite], theirs[finite])
 
 
+def is_whole(array: np.ndarray) -> bool:
+    """Tell whether all numbers are whole: indices, masks, counts."""
+    return bool(np.array_equal(array, np.round(array)))
+
+
 def changes(edits: Sequence[Edit]) -> dict[int, Compute]:
     """Give what is computed in the place of operations, by number."""
     return dict(pair for edit in edits for pair in edit.at)

@@ -1,0 +1,188 @@
+"""Where a gradient is stopped on one side only: a `detach` of torch's that the port has not, or one too many.
+
+Such a port computes the same and trains otherwise. A stop at one place changes the gradients of all parameters before
+it, so it is proved by all gradients of the step at once, and not by the one at which the sides first differ.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from compare.diagnosis.held_out import MARGIN
+from compare.diagnosis.rewriting import Rerun
+from compare.diagnosis.structure.budget import Budget
+from compare.diagnosis.structure.edit import Context, Edit, Kind
+from compare.diagnosis.structure.graph import FAILURES, Node, Operation, Path
+from compare.diagnosis.structure.recording import edited, recorded
+from compare.diagnosis.structure.search import told
+from compare.diagnosis.structure.step import changes
+from compare.numerics.distance import distance
+from compare.verdict.divergence import Cause, Part
+from compare.verdict.first_difference import Found
+
+STOP = "jax.lax.stop_gradient"
+
+_FLAT = {"sign", "round", "floor", "ceil", "trunc"}
+"""Functions of real numbers through which no gradient goes."""
+
+CONFIRMATIONS = 2
+"""Other steps at which a stop must hold."""
+
+
+def stopped(found: Found, rerun: Rerun, held_out: Iterable[tuple[Rerun, np.ndarray]], budget: Budget) -> Cause | None:
+    """Find the stops with which torch's gradients are all those of the JAX side; None where nothing fits.
+
+    Args:
+        found: What differs: its pairing reads all gradients as one vector.
+        rerun: The torch side's step.
+        held_out: Other steps of torch, and the JAX side's gradients there.
+        budget: What the search may cost.
+
+    """
+    assert found.target is not None
+    if not found.target.any():
+        says = "no gradient reaches any parameter of the JAX side: all are zero"
+        fix = f"leave out {STOP} between the parameters and the loss"
+        return Cause(Kind.STOPPED, f"{Kind.STOPPED}: {says}", fix, parts=(Part(Kind.STOPPED, says, fix),))
+    elsewhere = list(itertools.islice(held_out, CONFIRMATIONS))
+    budget.start()
+    try:
+        context = _opened(rerun)
+        if context is None:
+            return None
+        for edits in _listed(context):
+            if not budget.left():
+                break
+            apart = _leaves(found, rerun, edits, context, found.target)
+            # Weights that are moved have rounding of their own: its margin is counted once more.
+            if apart <= MARGIN * found.limit and all(
+                _leaves(found, other, edits, context, theirs) <= MARGIN**2 * found.limit for other, theirs in elsewhere
+            ):
+                return told([edits], apart)
+    finally:
+        budget.stop()
+    return None
+
+
+def _opened(rerun: Rerun) -> Context | None:
+    try:
+        step = recorded(rerun)
+    except FAILURES:
+        return None
+    return Context(step.graph, step.graph.nodes, step.ports, step.parameters)
+
+
+def _listed(context: Context) -> Iterator[list[Edit]]:
+    """List single stops, all of torch's, and two: a gradient that goes straight through may be at another place."""
+    through, stops = list(_attached(context)), list(_stops(context))
+    yield from ([each] for each in (*through, *stops, *_at_all_calls(context)))
+    if len(through) > 2:
+        yield through
+    pairs = (*itertools.combinations(through, 2), *itertools.product(through, stops))
+    yield from ([one, other] for one, other in pairs if _apart(one, other))
+
+
+def _apart(one: Edit, other: Edit) -> bool:
+    return {number for number, _ in one.at}.isdisjoint(number for number, _ in other.at)
+
+
+def _leaves(found: Found, rerun: Rerun, edits: Sequence[Edit], context: Context, theirs: np.ndarray) -> float:
+    """Give how far torch's gradients are from the JAX side's with edits, all taken together."""
+    try:
+        ours = found.pairing.torch_array(edited(rerun, changes(edits), context.graph))
+    except FAILURES:
+        return np.inf
+    return distance(ours, theirs) if ours.shape == theirs.shape else np.inf
+
+
+def _attached(context: Context) -> Iterator[Edit]:
+    """List what torch stops: a `detach`, and what it computes under `no_grad`."""
+    for node in context.nodes:
+        if node.name == "detach" and node.inputs:
+            what = context.named(node.inputs[0][1])
+            does = f"lets the gradient through {what}, where torch has detach ({node.line})"
+            yield Edit(Kind.STOPPED, ((node.number, _as_it_is),), does, f"{STOP} of {what}, as torch's detach does")
+    # What is copied without gradients is state, such as the weights that the step starts from.
+    nodes = [node for node in context.nodes if node.name != "copy"]
+    for without, group in itertools.groupby(nodes, key=lambda node: node.stopped):
+        if without:
+            every = list(group)
+            at = tuple((node.number, _with_gradient) for node in every)
+            lines = " to ".join(dict.fromkeys((every[0].line, every[-1].line)))
+            does = f"lets the gradient through what torch computes under no_grad ({lines})"
+            yield Edit(Kind.STOPPED, at, does, f"{STOP} of what it gives, as torch's no_grad does")
+
+
+def _as_it_is(operation: Operation) -> Any:
+    return operation.args[0]
+
+
+def _with_gradient(operation: Operation) -> Any:
+    import torch
+
+    with torch.enable_grad():
+        return operation.run()
+
+
+def _stops(context: Context) -> Iterator[Edit]:
+    """List where the JAX side may stop the gradient: at a value wherever it is used, or at one of its uses."""
+    for number in sorted(_differentiable(context)):
+        users = _uses(context, number)
+        if not users:
+            continue
+        what = context.named(number)
+        at = tuple((user.number, _detaching(paths)) for user, paths in _grouped(users))
+        yield Edit(Kind.STOPPED, at, f"stops the gradient of {what}, and torch does not", f"leave out {STOP} of {what}")
+        for user, path in users if len(users) > 1 else ():
+            where = f"{what} as an operand of {user.name} ({user.line})"
+            does = f"stops the gradient of {where}, and torch does not"
+            yield Edit(Kind.STOPPED, ((user.number, _detaching([path])),), does, f"leave out {STOP} of {where}")
+
+
+def _at_all_calls(context: Context) -> Iterator[Edit]:
+    """List stops of what a module gives at each of its calls."""
+    by_module: dict[str, list[int]] = {}
+    for port, number in context.ports.items():
+        if port.kind == "output" and port.path:
+            by_module.setdefault(port.path, []).append(number)
+    differentiable = _differentiable(context)
+    for path, numbers in by_module.items():
+        users = [(user, place) for number in numbers for user, place in _uses(context, number)]
+        if len(set(numbers)) > 1 and users and differentiable.issuperset(numbers):
+            at = tuple((user.number, _detaching(paths)) for user, paths in _grouped(users))
+            does = f"stops the gradient of what {path} gives, at each call, and torch does not"
+            yield Edit(Kind.STOPPED, at, does, f"leave out {STOP} of what {path} gives")
+
+
+def _uses(context: Context, number: int) -> list[tuple[Node, Path]]:
+    users = context.users.get(number, [])
+    every = [(user, path) for user in users for path, other in user.inputs if other == number]
+    return [(user, path) for user, path in every if user.name != "detach"]
+
+
+def _grouped(users: Sequence[tuple[Node, Path]]) -> Iterator[tuple[Node, list[Path]]]:
+    ordered = sorted(users, key=lambda each: each[0].number)
+    for _, group in itertools.groupby(ordered, key=lambda each: each[0].number):
+        (node, path), *others = group
+        yield node, [path, *(other for _, other in others)]
+
+
+def _detaching(paths: Sequence[Path]) -> Callable[[Operation], Any]:
+    def compute(operation: Operation) -> Any:
+        detached = ((path, operation.at(path).detach()) for path in paths)
+        return functools.reduce(lambda whole, each: whole.having(*each), detached, operation).run()
+
+    return compute
+
+
+def _differentiable(context: Context) -> set[int]:
+    """Name the values that a parameter's gradient goes through."""
+    found = set(context.parameters)
+    for node in context.nodes:
+        through = node.name not in ("detach", *_FLAT) and not node.stopped
+        if through and any(number in found for _, number in node.inputs):
+            found |= {number for number in node.outputs if context.value(number).is_floating_point()}
+    return {number for number in found if context.value(number).is_floating_point()}
