@@ -59,3 +59,16 @@ def _over(number: float) -> Code:
     """Undo a factor."""
     inverse = round(1 / number, 9)
     return Code(around=f"{inverse:g} * y" if inverse.is_integer() else f"y / {source(number)}")
+
+
+def equations_of(how: Relation, ours: np.ndarray) -> int:
+    """Count the equations that a relation satisfies beyond what it was fitted to, at most 3.
+
+    A permutation of n slices with several elements each is confirmed by the rest of the elements; a mask, by the
+    elements that are not zero.
+    """
+    if how.kind is Kind.ORDER:
+        return 3 if ours.size >= 3 * len(how.order) else 1
+    if how.kind is Kind.MASKED and how.mask is not None:
+        return min(int(how.mask.size - how.mask.sum()), 3)
+    return 1

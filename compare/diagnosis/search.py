@@ -16,7 +16,7 @@ from compare.diagnosis.conventions.settings import CONSTANT
 from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
 from compare.diagnosis.held_out import MARGIN, STEPS, Evidence, Fit, HeldOut, equations
 from compare.diagnosis.place import Place
-from compare.diagnosis.related import related_cause
+from compare.diagnosis.related import equations_of, related_cause
 from compare.diagnosis.rewriting import Call, Rerun, Rewrite, Window
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.edit import WHOLE
@@ -243,7 +243,7 @@ class _Search:
         how = relation(ours, self.target, limit)
         if how is None:
             return None
-        fit = Fit(distance(ours, self.target), limit, _equations(how, ours), how.free)
+        fit = Fit(distance(ours, self.target), limit, equations_of(how, ours), how.free)
         if not self.evidence.confirms(how, fit):
             return None
         to_jax = self.found.pairing.to_jax
@@ -336,19 +336,6 @@ _UNSAFE = (
     "https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where",
 )
 """What to do about a gradient that is not a number where the value is one, and where that is documented."""
-
-
-def _equations(how: Relation, ours: np.ndarray) -> int:
-    """Count the equations that a relation satisfies beyond what it was fitted to, at most 3.
-
-    A permutation of n slices with several elements each is confirmed by the rest of the elements; a mask, by the
-    elements that are not zero.
-    """
-    if how.kind is Kind.ORDER:
-        return 3 if ours.size >= 3 * len(how.order) else 1
-    if how.kind is Kind.MASKED and how.mask is not None:
-        return min(int(how.mask.size - how.mask.sum()), 3)
-    return 1
 
 
 def _window(found: Found) -> Window:
