@@ -52,7 +52,7 @@ def check(
     """Compare a PyTorch training program with its port.
 
     Both sides get the same weights, the torch model's, and the same batches, and go through the same steps together,
-    each in float32 and in float64. Everything that a step computes is weighed: what every module gives, loss,
+    each in float32 and in float64. Everything that a step computes is compared: outputs of modules, loss,
     gradients, updates, optimizer state, parameters and buffers.
 
     Args:
@@ -62,8 +62,8 @@ def check(
             may be an array, a tuple (positional) or a dict (keyword). Floating-point arrays, which must be finite, are
             cast to each precision; integers and booleans stay as they are. Without a loss, a target is not needed.
         steps: How many, at least 1; as many as there are batches if not given.
-        weights: `{"torch name or regex": "flax/path"}`, for what the map does not find by itself; a path with ".T" at
-            its end is a matrix to be transposed, "name[0:8]" a part of a tensor, and None is for what has no partner.
+        weights: `{"torch name or regex": "flax/path"}`, for tensors that cannot be matched automatically. A path with
+            ".T" at its end is a matrix to be transposed, "name[0:8]" a part of a tensor; None means no partner.
         device: "auto" (a GPU where both frameworks see one), "cpu" or "cuda".
         name: What to call the pair in the report.
         progress: Called with a `compare.Progress` before whatever is done next; `print` shows it.
@@ -88,7 +88,7 @@ LEAST = 10.0
 
 
 class _Check:
-    """One comparison on its way: both sides are followed, and what differs is explained."""
+    """One comparison: follows both sides, and explains what differs."""
 
     def __init__(self, pair: MappedPair, name: str, steps: int, progress: Show) -> None:
         self.pair, self.name, self.steps, self.progress = pair, name, steps, progress
@@ -113,6 +113,8 @@ class _Check:
         found, excuses = self._findings(followed), list[Cause]()
         if found.divergence:
             self.progress(Progress("measuring what rounding does", found=lambda: found))
+            # Only if something differs: two more float64 runs of each side cost as much as the check itself, and
+            # most checks match.
             bugs.attempt("measuring what rounding does", lambda: self.runs.weigh_noise(followed, self.jax))
             excuses = bugs.attempt("measuring what tables in float32 do", lambda: self._excuses(followed)) or []
             found = self._findings(followed)
@@ -121,6 +123,8 @@ class _Check:
         if wrong := bugs.attempt("looking at the port's own weights", lambda: wrongly_converted(self.pair)):
             others = [*wrong[1:], *([divergence] if divergence else []), *others]
             divergence, notes = wrong[0], []
+        # Replayed draws are right whatever the keys are, so that a reused key shows in no number: it is
+        # looked for by itself.
         if reused := bugs.attempt("looking at random keys", self._reused_key):
             divergence, *others = [*([divergence] if divergence else []), *others, reused]
             notes = []
@@ -192,6 +196,8 @@ class _Check:
             alone = bugs.attempt(doing, lambda: independent(self.runs, followed, from_torch))
             first = first_divergence(followed, None if alone is None else alone.found) or first
             self.progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
+            # The search may take as long as the check has taken so far, so that a report takes at most about
+            # twice as long.
             budget = Budget(max(LEAST, time.monotonic() - self.started))
             causes = explained(self.runs, first, alone or Independent(), self.jax, from_torch, budget)
             divergence, *others = causes.divergences

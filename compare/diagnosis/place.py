@@ -1,4 +1,4 @@
-"""The place on the JAX side at which a difference arises: which layers it has there, as its code names them.
+"""The layers on the JAX side at the place of a difference, as its code names them.
 
 A fix is written in the names of the user's own framework, and a setting is only ever given to a layer whose constructor
 takes it.
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     def setting(self, kind: str, value: Any, *names: str) -> Code | None:
         """Write a setting of a layer of this kind, by the first of its `names` that the layer's constructor has."""
         layer = self.layer(kind)
-        # An nnx class itself takes anything: what it means is its constructor's.
+        # The signature of an nnx class is (*args, **kwargs), as its metaclass makes the object: __init__ has the names.
         parameters = inspect.signature(layer.__init__).parameters if layer else {}  # type: ignore[misc]
         name = next((name for name in names if name in parameters), None)
         return Code(named(layer), keywords={name: value}) if layer and name else None

@@ -45,6 +45,7 @@ def undone(how: Relation) -> Code | None:
         case Kind.ROLLED:
             return Code("jnp.roll", ("y", str(-int(how.number))), {"axis": axis})
         case Kind.BLOCKS:
+            # argsort of a permutation is its inverse.
             parts = f"[jnp.split(y, {len(back)}, axis={axis})[i] for i in {back}]"
             return Code("jnp.concatenate", (parts,), {"axis": axis})
         case Kind.ORDER if len(back) <= 16:

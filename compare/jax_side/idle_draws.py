@@ -1,4 +1,4 @@
-"""Draws of the JAX side that change nothing, such as those of a dropout whose rate is 0."""
+"""Finds draws of the JAX side that have no effect, such as those of a dropout with rate 0."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -63,5 +63,6 @@ class Reseeder(Replayer):
 def _folded(keys: Any, seed: Any) -> Any:
     import jax
 
+    # fold_in takes one key; a draw under vmap has an array of them.
     fold = jax.vmap(lambda key: jax.random.fold_in(key, seed))
     return fold(keys.reshape(-1)).reshape(keys.shape)

@@ -1,6 +1,7 @@
-"""The random key of each draw of the JAX side, which a replay of torch's draws does without.
+"""Reads the random key of each draw of the JAX side.
 
-Equal keys give equal draws. A key that is used twice, where torch draws anew, is a bug that no replay shows.
+Equal keys give equal draws, so a key that is used twice, where torch draws twice, is a bug. A replay of torch's draws
+does not use the keys and cannot show it.
 """
 
 import functools
@@ -64,6 +65,7 @@ class KeyReader(Interpreter):
             return bind(eqn, args)
         if KINDS.get(eqn.primitive.name) in (Kind.CALL, Kind.CHECKPOINT, Kind.SCAN):
             return super().equation(eqn, args, given)
+        # Inside a while loop or a branch: how often it draws is not known before it runs.
         self.shown += [None] * len(own)
         return bind(eqn, args)
 
@@ -72,6 +74,8 @@ class KeyReader(Interpreter):
         before, self.shown = self.shown, []
         outputs = super().scan(eqn, args, given)
         loop = Scan.of(eqn)
+        # The scan has stacked the keys by index; iterations of a reversed scan run from the last index to the
+        # first.
         order = range(loop.length)[:: -1 if loop.reverse else 1]
         self.shown = before + [None if keys is None else keys[i] for i in order for keys in self.shown]
         return outputs

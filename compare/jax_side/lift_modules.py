@@ -1,4 +1,4 @@
-"""Flax modules that compute in float64, whatever dtype they were made with."""
+"""Makes Flax modules compute in float64, whatever dtype they were built with."""
 
 import contextlib
 from collections.abc import Iterator
@@ -47,6 +47,8 @@ def lifted_linen() -> Iterator[None]:
         return function(*args, **kwargs)
 
     try:
+        # Linen clones and binds modules at every apply, so that there is no object to be changed beforehand
+        # as in nnx.
         with linen.intercept_methods(widen):
             yield
     finally:

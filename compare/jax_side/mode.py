@@ -73,6 +73,7 @@ def by_effect(
         if tried == defaults:
             continue
         found = effect({**kwargs, **tried})
+        # Strictly more or less: of equal values the default stays, which is the likeliest.
         if found > best if training else found < best:
             best, chosen = found, tried
     return {name: value for name, value in chosen.items() if value != defaults[name]} if best != usual else {}

@@ -170,7 +170,8 @@ def _program(package: str, cell: str, learning_rate: float | None) -> Program:
 def _aligned(links: list[Link]) -> Callable[[Observation, Observation], Alignment]:
     def align(torch: Observation, jax: Observation) -> Alignment:
         pairings, not_compared = align_training(links, torch, jax, {})
-        shared = [_state(name) for name in torch.optimizer if name in jax.optimizer]  # of torch and the reference
+        # The NumPy reference names its optimizer's state like torch, and the JAX program does not.
+        shared = [_state(name) for name in torch.optimizer if name in jax.optimizer]
         return Alignment([*pairings, *shared], not_compared)
 
     return align

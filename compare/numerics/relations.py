@@ -1,4 +1,4 @@
-"""How one array is related to another that should be the same: transposed, flipped, in another order, scaled."""
+"""Finds how one array comes from another that should be equal: transposed, flipped, reordered, scaled, masked."""
 
 import functools
 import itertools

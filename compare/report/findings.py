@@ -27,7 +27,7 @@ SCHEMA = 2
 """Version of what `compare.Report.to_json` gives; it grows when a field changes its meaning or goes."""
 
 SHOWN_GROUPS = 12
-"""So many groups of differences are shown; the JSON has all."""
+"""How many groups of differences are shown; the JSON has all."""
 
 
 def settings(steps: int, device: str) -> dict[str, Any]:

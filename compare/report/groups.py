@@ -13,7 +13,7 @@ from compare.verdict.divergence import Cause, Detail, Divergence, Line, Part, Ro
 from compare.verdict.fix import Code
 
 SHOWN_PLACES = 6
-"""So many entries of a list of places are shown; each may stand for several places."""
+"""How many entries of a list of places are shown; each may stand for several places."""
 
 BRIEF = 30
 """A list of places of at most so many characters stands in the headline."""
@@ -24,7 +24,7 @@ Modules = tuple[Mapping[str, str], Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Group:
-    """Differences that are mended in the same way."""
+    """Differences with the same fix."""
 
     findings: tuple[Divergence, ...]
     """In order of computation."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _STYLE = {Verdict.MATCH: "green", Verdict.PRECISION: "yellow", Verdict.MISMATCH: "bold red"}
 
 _SHOWN = 3
-"""So many of what was not compared, or not lifted, are all named; of more, the first. The JSON has all."""
+"""Up to so many tensors that were not compared, or not lifted, are all named. The JSON has all."""
 
 
 def to_text(report: "Findings") -> str:

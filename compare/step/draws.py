@@ -1,4 +1,4 @@
-"""Random numbers that one side has drawn, and where the other side draws."""
+"""Records of random draws: what the torch side has drawn, and where the JAX side draws."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What one step of one side shows."""
+"""What one step of one side shows: loss, gradients, updates, state and the tensors inside the model."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple

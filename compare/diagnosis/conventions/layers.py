@@ -1,4 +1,4 @@
-"""What the JAX side may compute in place of a layer."""
+"""What the JAX side may compute in place of a layer: convolutions, norms, embeddings, dropout, recurrent layers."""
 
 import itertools
 import math
@@ -17,6 +17,8 @@ def _biased_running_variance(call: Call) -> Any:
     running, before = call["running_var"], call["running_var"].clone()
     output = call.run()
     count = call.input.numel() // call.input.shape[1]
+    # running = (1 - m) before + m v n / (n - 1), of which `fresh` is the last term: times (n - 1) / n it
+    # is m v.
     fresh = running - (1 - call["momentum"]) * before
     running.copy_((1 - call["momentum"]) * before + fresh * (count - 1) / count)
     return output
@@ -81,6 +83,8 @@ def _gates(gates: str, order: Sequence[int]) -> Rewrite:
 
         args = list(call.args)
         at = next(position for position, value in enumerate(args) if isinstance(value, list))
+        # torch.lstm takes all weights of all layers and directions in one list; each has its gates stacked
+        # along the first axis.
         args[at] = [torch.cat([weight.chunk(len(gates))[block] for block in order]) for weight in args[at]]
         return replace(call, args=tuple(args)).run()
 
@@ -111,6 +115,7 @@ LAYERS = (
         jax_does="takes the last axis for the channels",
         fix=says("give the JAX side channels last: batch=lambda batch: (np.moveaxis(batch[0], 1, -1), batch[1])"),
         source=f"{FLAX}linear.html",
+        # Otherwise the shapes would not fit, and the program would not run.
         applies=lambda call: call.input.shape[1] == call.input.shape[-1],
     ),
     *PADDING,

@@ -21,12 +21,14 @@ def edits(found: Difference, gradients: Sequence[Difference]) -> Iterator[Edit]:
     """
     if not found.torch.any() or found.torch.size < 2:
         return
+    # Least squares: f minimizes ‖f · torch - jax‖.
     factor = float(np.vdot(found.torch, found.jax) / np.vdot(found.torch, found.torch))
     whole = round(factor) if abs(factor) >= 1 else 0
     share = round(1 / factor) if factor and abs(factor) < 1 else 0
     exact = float(whole) if whole else 1 / share if share else 0.0
     if exact in (0.0, 1.0) or abs(exact - factor) > 1e-9 * abs(exact):
-        return  # only a count of batches or devices, or a sign, is known for what it is
+        # A number of batches or devices, or a sign, has a known meaning. Any other factor may be a coincidence.
+        return
     if any(distance(exact * each.torch, each.jax) > each.near for each in gradients):
         return
     names = frozenset(each.name for each in gradients)
