@@ -1,4 +1,4 @@
-"""Where both sides run, and at which precision their matrix products do."""
+"""Sets the device of both sides, the precision of their matrix products, and the number of threads."""
 
 import contextlib
 import os
@@ -56,7 +56,7 @@ def resolve(device: str) -> str:
 def taking_turns(alone: bool = True) -> Iterator[None]:
     """Keep torch and NumPy to one thread each while this lasts, unless `alone` is false.
 
-    Their idle threads spin while they wait for work: when frameworks take turns step by step, that slows all.
+    Their idle threads spin while they wait for work. When frameworks run alternately, that slows all of them.
     """
     import threadpoolctl
     import torch
@@ -118,8 +118,8 @@ _LARGE = 1_000_000
 def give_back_memory(parameters: int) -> None:
     """Give freed memory back to the system, where the C library is one that keeps it: glibc, on Linux.
 
-    Runs that take turns free and take hundreds of megabytes, in threads whose free memory is not each other's.
-    `parameters` is how many a model has: with few, a step is too short for this.
+    Runs that alternate free and allocate hundreds of megabytes in different threads, and glibc keeps the free memory of
+    each thread for itself. `parameters` is how many a model has: with few, a step is too short for this.
     """
     import ctypes
 

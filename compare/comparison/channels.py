@@ -1,8 +1,8 @@
-"""Which features of a flattened image a channel becomes, on either side: the order in which a model flattens.
+"""Finds the order in which a model flattens an image, by changing one channel and seeing which features change.
 
-Torch flattens (C, H, W), so that a channel is C features side by side; a port that flattens (H, W, C) has every C-th.
-The numbers tell the order where both sides compute the same up to there. Where a layer before is wrong, they do not:
-then one channel of a convolution is changed on both sides, and the features that change are those of that channel,
+Torch flattens (C, H, W), so that a channel is H·W features side by side; a port that flattens (H, W, C) has every C-th.
+Where both sides compute the same before the flattening, the values show the order. Where a layer before is wrong, they
+do not. Then one channel of a convolution is changed on both sides: the features that change are those of that channel,
 whatever the layers between do to each channel.
 """
 
@@ -37,7 +37,9 @@ def channels_and_points(
         change()
         ours, theirs = (_changed(old, new) for old, new in zip(before, run(), strict=True))
         side_by_side, every = set(range(size // channels)), set(range(0, size, channels))
-        if ours and ours <= side_by_side:  # else what is between mixes the channels
+        # Torch's own order is known. If other features change too, a layer between mixes channels, and this convolution
+        # shows nothing: the one before it is tried.
+        if ours and ours <= side_by_side:
             if theirs <= side_by_side:
                 return ()
             return (channels, size // channels) if theirs <= every else None
@@ -47,4 +49,6 @@ def channels_and_points(
 def _changed(old: np.ndarray, new: np.ndarray) -> set[int]:
     """List the features that are not what they were, in any example; rounding is no change."""
     difference = np.abs(new - old).reshape(-1, old.shape[-1]).max(axis=0)
+    # Relative to the largest change: rounding of features that do not change is far below 1e-4 of it, and
+    # what a norm over all channels does to the other features is far above.
     return {int(feature) for feature in np.flatnonzero(difference > 1e-4 * difference.max(initial=0.0))}

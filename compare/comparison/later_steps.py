@@ -1,4 +1,4 @@
-"""What later steps of two programs show that the first does not, such as the gradients of a model updated every second.
+"""Finds what later steps of two programs show and the first does not: a model that is updated every second step.
 
 Tensors are paired by what a step shows. A part that runs later is seen while both programs are followed; they are then
 followed again, with its tensors among those that are paired.
@@ -36,7 +36,7 @@ class LaterSteps:
             if not self.complete:
                 self._see(side, number % 2, seen, first=number < 2)
             held = [seen]
-            del seen  # whoever takes it is the only one who keeps it
+            del seen  # no reference is kept here, so that the step is freed once it is weighed
             yield held.pop()
 
     def _see(self, side: str, half: int, seen: Observation, *, first: bool) -> None:

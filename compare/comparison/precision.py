@@ -1,4 +1,4 @@
-"""What rounds more on one side, where both compute the same."""
+"""Looks for what rounds more on one side where both compute the same."""
 
 import numpy as np
 
@@ -37,6 +37,8 @@ def precision_causes(runs: Runs, followed: Followed) -> list[Cause]:
     kept = {str(array.dtype) for name, array in probe.arrays().items() if name in probe.param_names}
     if cause := low_precision(theirs.module, quantity, pair.jax.name, probe.dtypes, kept):
         return [cause]
+    # Each candidate is an experiment: the JAX side's rounding with the norms of this module alone, then
+    # of the whole model.
     for path in dict.fromkeys((theirs.path, "")):  # where the rounding shows, or anywhere before
         if found_norms := without_fast_variance(pair.jax, path):
             slow, norms = found_norms

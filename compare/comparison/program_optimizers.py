@@ -1,4 +1,4 @@
-"""Why an optimizer of one program updates otherwise than its partner: evidence from all steps, started from torch's."""
+"""Explains a difference between two programs' optimizers by all steps, each started from torch's values."""
 
 import dataclasses
 from collections.abc import Callable
@@ -59,7 +59,8 @@ def _evidence(programs: Programs, followed: Followed, run: TorchProgramRun, name
             made = jax_state(slots, before, {full: own[name] for full, name in names.items()})
             jax.load({names[full]: array for full, array in made.items()})
         seen = next(stream)
-        if any("#" in gradient for gradient in seen.gradients):  # updated twice within a step: not taken apart
+        # An optimizer that is stepped twice within a step has two updates, of which only the sum is seen.
+        if any("#" in gradient for gradient in seen.gradients):
             return None
         gradients = {key: to_numpy(value) for key, value in seen.gradients.items()}
         shared = [dataclasses.replace(link, adds=False) for link in links if link.torch in gradients]

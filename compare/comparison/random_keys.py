@@ -1,4 +1,4 @@
-"""Random keys that the JAX side uses twice, where torch draws anew."""
+"""Finds random keys that the JAX side uses twice where torch draws new numbers."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -45,6 +45,8 @@ def reused_key(
                 for other in seen.setdefault(key, [])
                 if not (keys.from_batch and other.step != use.step and other.batch == use.batch)
             ]
+            # A port may use a key twice on purpose, for equal noise in two places; torch's two draws are then
+            # equal as well.
             if different := [other for other in before if not _same(other.value, use.value)]:
                 return _finding(different[0], use)
             seen[key].append(use)

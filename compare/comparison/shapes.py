@@ -1,4 +1,4 @@
-"""Where the shapes of two models' activations first differ, for weights that do not fit one another."""
+"""Finds where the shapes of two models' activations first differ, to explain weights of different shapes."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ Shapes = Mapping[Port, tuple[int, ...]]
 
 
 def first_difference(links: Iterable[Link], torch: Shapes, jax: Shapes) -> str:
-    """Tell what layer first takes or gives another number of elements than its partner; "" if none does.
+    """Name the first layer whose input or output has another number of elements than its partner's; "" if none has.
 
     A kernel behind a flattened image has another shape if a layer before it pads otherwise: that is where to look.
     Sizes are compared, and not shapes, because the sides may order their axes in different ways.

@@ -1,4 +1,4 @@
-"""Values that a step of the JAX side goes on with in place of those that it computes."""
+"""Puts given values in place of those that a step of the JAX side computes, and keeps its derivatives."""
 
 import functools
 from collections.abc import Callable, Collection, Mapping
@@ -49,6 +49,9 @@ def _exchange() -> Callable[..., Any]:
     import jax
     import jax.numpy as jnp
 
+    # The value of `value`, with the derivative of `computed`: d exchange = d computed. A plain jnp.where
+    # would cut the gradient off where the given value is used, and every parameter before that place
+    # would get a gradient of zero.
     @jax.custom_jvp
     def exchange(computed: Any, value: Any, chosen: Any) -> Any:
         return jnp.where(chosen, value, computed)

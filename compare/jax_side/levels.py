@@ -1,4 +1,4 @@
-"""Optimizers that are made for all variables of a Linen module, {"params": ...}, and not for the parameters alone.
+"""Adapts optimizers that are made for all variables of a Linen module, {"params": ...}, to its parameters alone.
 
 `TrainState.create(params=module.init(...), tx=...)` gives the optimizer the variables as they are, and a mask or labels
 that are a tree must have their structure.

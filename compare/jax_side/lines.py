@@ -1,4 +1,4 @@
-"""The lines of the user's own code that parts of a traced JAX program come from."""
+"""Finds the lines of the user's code that parts of a traced JAX program come from."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,6 +45,8 @@ def _collect(program: Any, known: Mapping[Any, bytes], lines: dict[bytes, str]) 
     for eqn in equations:
         held = [_value(atom, own) for atom in eqn.invars]
         for nested in programs(eqn):
+            # Constants are hoisted to the outermost program, and passed to the programs in it as arguments. The
+            # line of interest is in the innermost program that uses them.
             inside = zip(Program.of(nested).arguments, held, strict=False)
             _collect(nested, {variable: value for variable, value in inside if value is not None}, lines)
         for value in held:

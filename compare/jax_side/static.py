@@ -1,4 +1,4 @@
-"""What a compiled step takes and gives that is no array: it is part of what is compiled."""
+"""Values that are no arrays in the arguments and results of a compiled step: they are part of what is compiled."""
 
 import dataclasses
 import functools

@@ -1,8 +1,8 @@
-"""Steps that are not compiled as a whole: their Python runs at every step, and may look at numbers.
+"""Runs steps that are not compiled as a whole: their Python code runs at every step, and may read values of arrays.
 
-Such a step is traced anew each time, so that what it counts by itself goes on; the same program is compiled once.
-Where it looks at a number, as `if loss > 1`, `float(loss)` and `np.asarray(x)` do, the trace has none: the program up
-to there is run for it, and the step is traced again with the number known.
+Such a step is traced again each time, so that its own counters advance; equal programs are compiled once. Where it
+reads a value, as `if loss > 1`, `float(loss)` and `np.asarray(x)` do, a tracer has none: the program up to there is run
+to get the value, and the step is traced again with the value known.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ _MOST = 200
 
 
 class Looked(BaseException):
-    """The step looks at a number that is not known yet. Not an `Exception`, which the step might catch."""
+    """The step reads a value that is not known yet. Not an `Exception`, which the step might catch."""
 
 
 class Refused:
-    """Stands for a number that nobody can look at, such as one inside of jit."""
+    """Stands for a value that cannot be read, such as one inside of jit."""
 
 
 def compiled_by_user(step: Callable[..., Any]) -> bool:
@@ -38,7 +38,7 @@ def compiled_by_user(step: Callable[..., Any]) -> bool:
 
 @contextlib.contextmanager
 def looking(known: Sequence[Any]) -> Iterator[None]:
-    """Let traced values be looked at while this lasts: the first ones are known, at the next `Looked` is raised."""
+    """Let traced values be read in this context: the first ones are known, and the next one raises `Looked`."""
     from unittest import mock
 
     import jax
@@ -82,7 +82,7 @@ _CONVERSIONS: dict[str, Callable[..., Any]] = {
     "item": lambda found, *at: found.item(*at),
     "tolist": lambda found: found.tolist(),
 }
-"""What looks at a number, and what it makes of it."""
+"""The methods by which Python and NumPy read a value of an array, and how to answer them from a known value."""
 
 
 def _name(value: Any) -> None:
@@ -177,6 +177,8 @@ def _global_names(code: CodeType) -> Iterator[str]:
 
 def fingerprint(program: Any) -> str:
     """Give a text that is the same for two programs that compute the same from the same arguments."""
+    # The text of a program has its operations, types and small constants, and leaves out the values of
+    # its arrays.
     text = hashlib.sha256(str(program).encode())
     for constant in _constants(program):
         array = constant if not is_tracer(constant) else None

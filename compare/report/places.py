@@ -1,4 +1,4 @@
-"""Many places in few words: `encoder.layers.0-11.norm1, norm2`."""
+"""Writes many places in few words: `encoder.layers.0-11.norm1, norm2`."""
 
 import math
 import re
@@ -21,7 +21,7 @@ class Entry(NamedTuple):
 
     text: str
     paths: int
-    """How many paths it stands for: every combination of what it names, and nothing else."""
+    """How many paths it stands for: every combination of its numbers and names, and nothing else."""
 
 
 def collapsed(paths: Iterable[str], separator: str = ".") -> list[Entry]:
@@ -32,6 +32,8 @@ def collapsed(paths: Iterable[str], separator: str = ".") -> list[Entry]:
     """
     split = list(dict.fromkeys(tuple(_components(path, separator)) for path in paths))
     longest = max(map(len, split), default=0)
+    # From the last component to the first, so that "layers.0.norm1" and "layers.0.norm2" keep their
+    # names: paths are joined only if they differ in one number and nothing else.
     for position in reversed(range(longest)):
         split = _joined(split, position)
     by_parent: dict[tuple[tuple[str, ...], bool], list[Entry]] = {}
@@ -97,6 +99,8 @@ def _joined(paths: Sequence[tuple[Component, ...]], position: int) -> list[tuple
         if isinstance(here, str):
             numbers[path] = (path, set())
             continue
+        # Equal but for the numbers here, which may already be sets at later positions: a product of ranges
+        # stays a product, so that an entry never stands for a path that is not there.
         key = (path[:position], here[0], path[position + 1 :])
         numbers.setdefault(key, (path, set()))[1].update(here[1])
     return [

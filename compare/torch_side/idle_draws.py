@@ -1,4 +1,4 @@
-"""Draws of the torch side that change nothing, such as noise that is multiplied by 0."""
+"""Finds draws of the torch side that have no effect, such as noise that is multiplied by 0."""
 
 from collections.abc import Callable, Collection, Sequence
 

@@ -1,4 +1,4 @@
-"""What the optimizers of a torch program are given and do, seen by hooks while a step runs."""
+"""Watches the optimizers of a torch program while a step runs: their gradients, and the order of all events."""
 
 import contextlib
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What the modules of a torch model take and give."""
+"""Records the inputs and outputs of a torch model's modules."""
 
 import contextlib
 from collections import Counter
@@ -63,6 +63,8 @@ class Record:
         for path, module in model.named_modules():
             if "parametrizations" in path.split("."):
                 continue  # those take and give weights, and no activations
+            # Before the user's own hooks, which may change the input: the port's module gets the input that the
+            # caller passes.
             handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True, prepend=True))
             handles.append(module.register_forward_hook(leave(path)))
         try:
@@ -74,6 +76,8 @@ class Record:
     def _keep(self, path: str, call: int, kind: str, tree: Any) -> None:
         for leaf, tensor in leaves(tree):
             port = Port(path, call, kind, leaf)
+            # torch counts the changes of a tensor in place. An equal count means that the recorded tensor, which
+            # shares its memory, still has the values of this moment, and a copy of every activation is saved.
             self.versions[port] = tensor._version
             self.seen[port] = tensor.detach().clone() if port in self._overwritten else tensor.detach()
 

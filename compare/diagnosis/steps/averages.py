@@ -133,7 +133,7 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
 
 
 def _shortest(value: float) -> float | None:
-    """Give the number of the fewest digits that is as near as least squares can tell."""
+    """Round to the fewest digits that least squares cannot distinguish from the value."""
     for digits in range(1, 13):
         short = round(value, digits)
         if abs(short - value) <= 1e-9 * max(1.0, abs(value)):

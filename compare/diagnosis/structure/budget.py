@@ -1,4 +1,4 @@
-"""What the search for causes of structure may cost."""
+"""Limits what the search for structural causes may cost, in seconds and edits."""
 
 import time
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""One change of the graph that the JAX side may have made, and what is known where it is made."""
+"""An edit, which is one change of the graph that the JAX side may have made, and the context in which it is made."""
 
 import enum
 from collections.abc import Callable, Iterator, Mapping
@@ -119,6 +119,7 @@ class Context:
         own = self.value(number)
         seen = {_memory(own)}
         count = 0
+        # The latest first: a port that takes a wrong tensor most often takes a neighbour of the right one.
         for other in reversed(self._known):
             tensor = self.value(other)
             maker = self.graph.made_by.get(other, -1)
@@ -126,6 +127,7 @@ class Context:
                 continue
             if maker < 0 and self.graph.since[other] > self.position(node):
                 continue
+            # Two names of one memory with equal strides are the same operand.
             if _memory(tensor) not in seen:
                 seen.add(_memory(tensor))
                 yield other
