@@ -35,7 +35,7 @@ def copy_weights(
     Args:
         torch_model: Any module; it is not changed, and shares no memory with the result.
         flax_model: An `nnx.Module`, which is changed in place, or a pair `(linen_module, variables)`, which is not.
-        weights: `{"torch name or regex": "flax/path"}` for what is not found by itself, as for `compare.check`.
+        weights: `{"torch name or regex": "flax/path"}` for what is not matched automatically, as for `compare.check`.
         inputs: What the torch model takes: an array, a tuple (positional) or a dictionary (keyword). With it, the model
             is run once, to see the shapes of what its linear layers take flattened.
 

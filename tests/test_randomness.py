@@ -432,7 +432,7 @@ def test_an_ambiguous_layout_follows_the_others() -> None:
     alone = match([square], sites)
     assert alone.placed[0] is not None
     assert alone.placed[0][1].name == "as it is"
-    assert "may lie as it is or channels last" in alone.guessed[0]
+    assert "fits the JAX side as it is or channels last" in alone.guessed[0]
     other = (Site("bernoulli", (2, 3, 4, 4)), Site("bernoulli", (2, 4, 4, 3)))
     both = match([square, other[0]], [*sites, other[1]])
     assert [placed[1].name for placed in both.placed if placed] == ["channels last"] * 2

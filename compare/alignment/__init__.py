@@ -1,1 +1,1 @@
-"""What is held against what: pairs of tensors that both sides show."""
+"""Pairs the tensors of both sides that are compared."""

@@ -14,14 +14,14 @@ Read = Callable[[Observation], np.ndarray]
 
 
 class NotCompared(NamedTuple):
-    """Something that one side has and that is held against nothing."""
+    """A tensor of one side that is not compared."""
 
     side: str
     """Which has it: "torch" or "jax"."""
     name: str
     """What it is called there."""
     reason: str
-    """Why nothing of the other side is held against it."""
+    """Why it is not compared."""
 
 
 class Pairing(NamedTuple):

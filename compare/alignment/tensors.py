@@ -17,7 +17,7 @@ FindLayout = Callable[[np.ndarray, np.ndarray], Layout | None]
 
 
 class Ends(NamedTuple):
-    """A tensor of torch's and one of the JAX side's that may be held against each other."""
+    """A tensor of torch's and one of the JAX side's that may be compared."""
 
     torch: Port
     jax: Port

@@ -103,7 +103,7 @@ def _without_partner(
     constants: Sequence[Constant],
     left_out: Container[str],
 ) -> tuple[list[Pairing], list[NotCompared]]:
-    """Hold the gradients of parameters without a partner against zero; list the buffers that are held against nothing.
+    """Compare the gradients of parameters without a partner with zero; list the buffers that are not compared.
 
     A parameter that the user's word leaves out may be there for nothing, and then its gradient is zero. If it is not,
     the parameter is trained, and the other side lacks it.

@@ -268,7 +268,7 @@ class _Search:
                 yield step.measure  # type: ignore[misc]
 
     def _alone(self, meant: Callable[[Counterfactual], bool]) -> Iterator[tuple[list[Changed], float]]:
-        """Try each change that is meant by itself, and give those that leave only rounding."""
+        """Try each of these changes alone, and give those that leave only rounding."""
         for group in (*together(self.candidates), *([each] for each in self.candidates)):
             if meant(group[0]):
                 apart, value = self._try([], group)

@@ -75,7 +75,7 @@ class Fault(NamedTuple):
     sized: bool = True
     """Whether it can be larger and smaller."""
     unread: str = ""
-    """The reason, if it changes nothing: "no input lies at the tie"."""
+    """The reason, if it changes nothing: "no input is at the tie"."""
     needed: int = 1
     """The steps that it takes to show, as far as is known without a run."""
     computes: tuple[Site, Rewrite] | None = None

@@ -207,7 +207,7 @@ def _of_function(each: Counterfactual, site: Site, *, gradient: bool) -> Fault:
 _UNREAD = {
     "bias left out": "the bias is 0, as it often is before training: give weights that are trained",
     "scale left out": "the scale is 1, as it often is before training: give weights that are trained",
-    "gradient at a tie": "no input lies at the tie, or none that has a gradient",
+    "gradient at a tie": "no input is at the tie, or none that has a gradient",
     "padding row": "no batch holds the padding index",
     "ignored labels": "no target is to be ignored",
     "padding value": "no window has its largest value in the padding",

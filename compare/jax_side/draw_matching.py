@@ -52,9 +52,10 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
         counts = [usual[ranks[i], layout.name] or (layout.name == likely) / 2 for layout in options[i][j]]
         placed[j] = (i, options[i][j][counts.index(max(counts))])
         if len(counts) > 1 and not max(counts):
+            fitting = " or ".join(layout.name for layout in options[i][j])
             guessed.append(
-                f"torch's draw {i}, {draws[i]}, may lie {' or '.join(layout.name for layout in options[i][j])} on the "
-                "JAX side: took the first. With a batch whose sizes all differ it can be told"
+                f"torch's draw {i}, {draws[i]}, fits the JAX side {fitting}: the first is used. A batch whose sizes "
+                "all differ has one layout only"
             )
     return Matching(placed, _left_over(draws, sites, pairs), guessed)
 

@@ -70,7 +70,7 @@ def replaying(
     @functools.wraps(function)
     def replayed(*args: Any) -> Any:
         def fresh(*args: Any) -> Any:
-            """JAX remembers traces by function: this one is to be found by nobody else."""
+            """JAX caches traces by function: a new function is traced anew."""
             return function(*args)
 
         with recognizable():

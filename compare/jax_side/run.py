@@ -72,7 +72,7 @@ class JaxRun:
         self.calls: dict[str, Source | None] = {}
         """The user's line that calls each module."""
         self.computed: Computed | None = None
-        """What lies between the modules, if it was probed."""
+        """What is computed between the modules, if it was probed."""
         self.shapes: dict[Port, tuple[int, ...]] = {}
         """Of what each module takes and gives, if it was probed."""
         self.pinned: list[str] = []

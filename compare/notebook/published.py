@@ -50,7 +50,7 @@ class Reproduction:
 
     @property
     def inside(self) -> bool:
-        """Whether every published loss lies within the range of the reproduced ones."""
+        """Whether every published loss is within the range of the reproduced ones."""
         low, high = self.losses.min(axis=0), self.losses.max(axis=0)
         return bool(np.all((low <= self.printed) & (self.printed <= high)))
 

@@ -1,7 +1,7 @@
-"""Numbers that were rounded to low precision before anybody could stop it, and what they were.
+"""Restores numbers that a program has rounded to low precision, such as literals.
 
 A literal such as `1e-6`, written in a float32 computation, arrives as 9.99999997e-07. In a float64 run that is wrong
-by 3e-9, ten million times float64's rounding, and looks like a bug. What was meant can nearly always be told.
+by 3e-9, ten million times float64's rounding, and looks like a bug. The original number can nearly always be restored.
 """
 
 import functools
@@ -43,12 +43,12 @@ def rounded(value: float, bits: int) -> float:
 
 
 def restored(array: np.ndarray, dtype: str = "float32") -> np.ndarray | None:
-    """Give the float64 numbers that were meant by `array`, of the same shape, or None if that cannot be told.
+    """Give the float64 numbers whose roundings `array` has, of the same shape, or None if they cannot be determined.
 
-    A number is taken for what was meant if it rounds to the one that is there and is either a short binary fraction,
-    which needs no restoring, or a decimal of no more digits than the format can tell apart, or a number
-    of `_named`, such as 1/3 or sqrt(2/pi). Of the float32 numbers that mean nothing in particular, about one in
-    thirty is mistaken for a decimal of six digits, so that an array is restored only where all its elements are.
+    A number is taken for the original if it rounds to the one that is there and is either a short binary fraction,
+    which needs no restoring, or a decimal of no more digits than the format can distinguish, or a number of `_named`,
+    such as 1/3 or sqrt(2/pi). Of the float32 numbers that mean nothing in particular, about one in thirty is mistaken
+    for a decimal of six digits, so that an array is restored only where all its elements are.
 
     Args:
         array: Floating-point values of any shape that `dtype` holds exactly, in whatever dtype they are now.

@@ -1,4 +1,4 @@
-"""The distance of two arrays, and the machine epsilons that it is held against."""
+"""The relative distance of two arrays, and the machine epsilons."""
 
 import math
 

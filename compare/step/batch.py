@@ -1,4 +1,4 @@
-"""Batches: what goes into both models, and what their outputs are held against."""
+"""Batches: the inputs of both models, and the targets of their losses."""
 
 import functools
 import inspect

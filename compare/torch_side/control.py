@@ -111,7 +111,7 @@ class ControlledRun:
                 stack.callback(torch.set_default_dtype, torch.get_default_dtype())
                 torch.set_default_dtype(torch.float64)
             if torch.cuda.is_available() or self._moved is not None:
-                # Attention that is one kernel keeps a CUDA mask, and its softmax, to itself.
+                # Fused attention neither returns its dropout mask on CUDA nor runs its softmax as an operation.
                 stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
             if "torch._dynamo" in sys.modules:  # a compiled model runs as it is written
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -144,7 +144,7 @@ class ControlledRun:
         if not call.draws():
             return operation(*args, **kwargs)
         if call.fused:
-            self._fused[f"{call}{self._place()} keeps its random numbers to itself"] = None
+            self._fused[f"{call}{self._place()} does not return its random numbers"] = None
             return operation(*args, **kwargs)
         if self._replay is not None:
             again, draw = self._replayed in self._anew, self._next(call)

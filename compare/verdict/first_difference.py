@@ -123,7 +123,7 @@ def _apart(pairing: Pairing, torch: Observation, jax: Observation) -> float:
 
 
 def _place(pairing: Pairing, before: Pairing | None) -> tuple[str, str]:
-    """Name a place on both sides: a tensor, a module, or what lies between two modules."""
+    """Name a place on both sides: a tensor, a module, or what is computed between two modules."""
     if pairing.ports is None:
         return pairing.torch, pairing.jax
     starts = before.ports if before and before.ports else pairing.ports

@@ -32,7 +32,7 @@ _WEIGHED: Mapping[tuple[str, str], Callable[..., None]] = {
     ("jax64", "torch64"): Quantity.add_difference,
     ("jax32", "jax64"): Quantity.add_jax,
 }
-"""What is held against what."""
+"""How each pair of runs is weighed."""
 
 _ERRORS: Mapping[tuple[str, str], str] = {
     ("torch32", "torch64"): "error_torch",

@@ -87,7 +87,7 @@ def _sizes(unit: Unit, parts: Iterable[Unit]) -> tuple[int, ...]:
 
 
 def _axis(unit: Unit, slot: Slot) -> int:
-    """Tell along which axis the outputs of a layer lie: the last one if its weight has the inputs first."""
+    """Give the axis of the outputs in a layer's weight: the last one if the inputs are first."""
     input_first = unit.type == "Conv1D" or unit.slots["weight"][0].leaf in INPUT_FIRST
     return len(slot.shape) - 1 if input_first else 0
 

@@ -26,11 +26,11 @@ KINDS = {
 }
 """What a class is, by its name in torch, Flax, Equinox or Haiku, or by a base class's.
 
-`Conv1D` is the linear layer of GPT-2 in `transformers`, whose weight lies the other way round.
+`Conv1D` is the linear layer of GPT-2 in `transformers`, whose weight is (in, out).
 """
 
 SETTINGS = ("groups", "transpose_kernel", "num_layers", "bidirectional", "hidden_size")
-"""Attributes of a module that tell how its tensors lie."""
+"""Attributes of a module that decide the layout of its tensors."""
 
 Names = dict[str, tuple[Any, ...]]
 """The path, within the model's own structure, of each tensor by its name."""
@@ -111,7 +111,7 @@ def _child(parent: Any, key: Any) -> Any:
 
 
 def at_path(tree: Any, path: tuple[Any, ...]) -> Any:
-    """Look up what lies at a path of attributes, keys and indices."""
+    """Look up the object at a path of attributes, keys and indices."""
     for key in path:
         tree = _child(tree, key)
     return tree

@@ -12,7 +12,7 @@ Rows = list[tuple[str, str]]
 
 
 def part(name: str, view: View) -> str:
-    """Name a tensor, and the part of it that is meant, as in "in_proj_weight[0:64]"."""
+    """Name a tensor and the part of it that the view selects, as in "in_proj_weight[0:64]"."""
     written = (
         (f"{index.start}:{index.stop}" if index.stop is not None else ":") if isinstance(index, slice) else str(index)
         for index in view.index

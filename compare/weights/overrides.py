@@ -36,7 +36,7 @@ class Said(NamedTuple):
 
     @property
     def names(self) -> tuple[str, str]:
-        """Name both, with the part that is meant."""
+        """Name both tensors, with their parts."""
         return part(self.torch, View(self.torch_index)), part(self.jax, View(self.jax_index))
 
 

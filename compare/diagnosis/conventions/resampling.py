@@ -93,7 +93,7 @@ def _does(method: str, *, antialias: bool) -> str:
 
 
 def read_at(call: Call, place: Place) -> Code | None:
-    """Write where torch's grid_sample reads, in pixels, or what it takes for what lies outside."""
+    """Write where torch's grid_sample reads, in pixels."""
     del place
     if call["align_corners"]:
         return Code(around="(grid + 1) / 2 * (size - 1)")

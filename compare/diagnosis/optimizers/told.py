@@ -35,7 +35,7 @@ def with_distinct_digits(one: Any, other: Any) -> tuple[str, str]:
 
 
 def rates_in_words(torch: list[float], jax: list[float]) -> tuple[str, str]:
-    """Write two lists of rates with as many digits as tell apart what differs; at most `SHOWN` of each."""
+    """Write two lists of rates with as many digits as show where they differ; at most `SHOWN` of each."""
     shown = list(zip(torch, jax, strict=True))
     first = next((i for i, pair in enumerate(shown) if not _equal(*pair)), 0)
     start = max(0, min(first - 2, len(shown) - SHOWN))
