@@ -16,10 +16,10 @@ PARALLEL := -q -rs -n auto --maxprocesses 4 --dist worksteal
 test: lint
 	$(BIN)/python -m pytest $(PARALLEL)
 
-# tests/conftest.py lets XLA optimize less. These compile as users do, and draw more random programs.
+# tests/conftest.py lets XLA optimize less. These compile as users do; test-all takes larger samples.
 AS_USERS := XLA_FLAGS=--xla_force_host_platform_device_count=2
 test-all: lint
-	$(AS_USERS) EXAMPLES=12 $(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
+	$(AS_USERS) EXAMPLES=12 SEEDS=20 $(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 # Both ends of the range of versions that work, in a short form: what a new JAX or PyTorch breaks first, one trap of
 # each stage, the notebook and the plugin. Each end has a virtual environment of its own.
