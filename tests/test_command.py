@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,17 @@ PAIR = "def pair():\n    return 'a', 'b', 'c'\n"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "modules", {**sys.modules})
     (tmp_path / "compare.py").write_text(THEIRS)
-    return tmp_path
+    modules = {**sys.modules}
+    yield tmp_path
+    # Not by another dict in place of sys.modules: PyTorch, imported under it for the first time, crashes.
+    for name, module in {**sys.modules}.items():
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+    sys.modules.update(modules)
 
 
 def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
