@@ -25,7 +25,7 @@ class Pair(NamedTuple):
     batches: list[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trap:
     """One way in which a port goes wrong."""
 
