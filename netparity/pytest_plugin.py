@@ -10,7 +10,7 @@ that name.
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("parity", "PyTorch against JAX/Flax")
     group.addoption("--parity-device", choices=["auto", "cpu", "cuda"], help="where parity checks run")
     group.addoption("--parity-strict", action="store_true", default=None, help="a verdict of precision fails as well")
+    group.addoption(
+        "--parity-accept",
+        action="append",
+        metavar="WHAT=REASON",
+        help='let something differ, such as "buffers: *.running_var=we keep those of Flax"; repeatable',
+    )
     group.addoption("--parity-report", metavar="DIR", help="write every report there, as JSON and as HTML")
     parser.addini("parity_device", "where parity checks run: auto, cpu or cuda", default="auto")
     parser.addini("parity_strict", "whether a verdict of precision fails as well", type="bool", default=False)
+    parser.addini("parity_accept", "what may differ, one WHAT=REASON a line", type="linelist", default=[])
     parser.addini("parity_report", "a folder for the reports, as JSON and as HTML", default="")
 
 
@@ -48,15 +55,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def parity(request: pytest.FixtureRequest) -> "Callable[..., Report]":
+def parity(request: pytest.FixtureRequest) -> "Iterator[Callable[..., Report]]":
     """Compare two programs as `compare.check` does, and fail with the report unless they are the same.
 
-    Returns:
+    Yields:
         A function of the arguments of `compare.check`, and of `strict`, which fails on a verdict of `precision` too. It
         gives the report; what cannot be compared fails the test with the message.
 
     """
     compare, junit = installed(), installed("compare.report.junit")
+    accepting = installed("compare.command_line.accepting")
     config, node = request.config, request.node
 
     def option(name: str) -> Any:
@@ -66,15 +74,18 @@ def parity(request: pytest.FixtureRequest) -> "Callable[..., Report]":
     def check(torch: Any, jax: Any, batches: Any, *, strict: bool | None = None, **settings: Any) -> "Report":
         __tracebackhide__ = True
         settings = {"device": option("device"), "name": node.name, **settings}
+        given = [*config.getini("parity_accept"), *(config.getoption("parity_accept") or [])]
         wrong = ""
         try:
-            report = compare.check(torch, jax, batches, **settings)
+            accept = {**accepting.accepted(config.rootpath, given), **(settings.pop("accept", None) or {})}
+            report = compare.check(torch, jax, batches, accept=accept, **settings)
         except compare.InputError as error:
             wrong = f"{_NOTHING}: {error}"
         if wrong:  # said outside of `except`, so that pytest shows nothing else
             node.user_properties.append(("parity_verdict", _NOTHING))
             pytest.fail(wrong, pytrace=False)
         node.user_properties.extend(junit.properties(report).items())
+        node.user_properties += [("parity_accept", f"{each.what}\t{bool(each.places)}") for each in report.accepted]
         if folder := _folder(config):
             number = [name for name, _ in node.user_properties].count("parity_verdict")
             _write(report, folder, _file_name(node.nodeid, number))
@@ -83,7 +94,9 @@ def parity(request: pytest.FixtureRequest) -> "Callable[..., Report]":
             pytest.fail(f"{report.headline}\n\n{report}", pytrace=False)  # pytest's short summary has the first line
         return report
 
-    return check
+    torch_made, jax_made = installed("compare.torch_side.made"), installed("compare.jax_side.made")
+    with torch_made.noted(), jax_made.noted():  # for a report that names the lines
+        yield check
 
 
 def _folder(config: pytest.Config) -> Path | None:
@@ -135,3 +148,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         line = f"parity: {checks}, {tensors} tensors: " + ", ".join(f"{verdicts[name]} {name}" for name in order)
         folder = _folder(config)
         terminalreporter.write_line(f"{line}; reports in {folder}" if folder else line)
+        entries = [value.rsplit("\t", 1) for name, value in found if name == "parity_accept"]
+        applied = {what for what, applies in entries if applies == "True"}
+        for what in dict.fromkeys(what for what, _ in entries if what not in applied):
+            terminalreporter.write_line(f"parity: accepting {what!r} no longer applies: nothing differs there")

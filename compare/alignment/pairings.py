@@ -59,6 +59,9 @@ class Pairing(NamedTuple):
             return (port.path,) if port.kind == "output" else ()
         return self.parts[side] or ((self.torch, self.jax)[side],)
 
+    accepted: bool = False
+    """Whether the user accepts that it differs: it is no finding then."""
+
 
 def shown(read: Read, observation: Observation) -> np.ndarray | None:
     """Read what a step shows; None where it shows no such thing, as a branch may run at some steps only."""

@@ -112,6 +112,20 @@ def annotate(reports: "Sequence[Report]") -> None:
                 print(line)
 
 
+STDOUT = Path("-")
+"""Stands for standard output."""
+
+
+def _printed() -> Iterator[Path]:
+    """Give a file of which the content is printed when all has gone well."""
+    with tempfile.TemporaryDirectory(prefix="netparity-") as folder:
+        partial = Path(folder) / "output"
+        partial.touch()
+        yield partial
+        sys.stdout.write(partial.read_text(encoding="utf-8"))
+        sys.stdout.flush()
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Path]:
     """Give a file to write to that becomes `path` only when all has gone well.
@@ -123,6 +137,9 @@ def opened(path: Path) -> Iterator[Path]:
         InputError: If the file cannot be written; where that can be known, before any work is done.
 
     """
+    if path == STDOUT:
+        yield from _printed()
+        return
     stream, target = _is_stream(path), Path(os.path.realpath(path))
     with written(path):
         if target.is_dir():

@@ -2,7 +2,9 @@
 
 import contextlib
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -10,6 +12,9 @@ from typing import TypeVar
 from compare.report.progress import Progress, Show
 
 T = TypeVar("T")
+
+INTERVAL = 30.0
+"""Seconds between two lines of progress, where stderr is no terminal."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -64,10 +69,36 @@ def shown(*, quiet: bool) -> Iterator[Show]:
     with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
         task = bars.add_task("starting", total=None, left="")
 
+        latest = Progress("starting")
+
         def show(progress: Progress) -> None:
+            nonlocal latest
+            latest = progress
             # Assigned, since `update` takes a total of None for one that stays.
             bars.tasks[0].total = progress.steps
             left = "left" if progress.steps else ""
             bars.update(task, description=progress.doing, completed=progress.done, left=left)
 
-        yield show
+        with _said_now_and_then(lambda: latest, quiet=quiet or console.is_terminal):
+            yield show
+
+
+@contextlib.contextmanager
+def _said_now_and_then(latest: Callable[[], Progress], *, quiet: bool) -> Iterator[None]:
+    """Print a line of what is being done every `INTERVAL` seconds: a CI job shows no bars, and must not seem dead."""
+    began, done = time.monotonic(), threading.Event()
+
+    def say() -> None:
+        while not done.wait(INTERVAL):
+            print(f"netparity: {latest()}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+    if quiet:
+        yield
+        return
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

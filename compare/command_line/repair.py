@@ -204,7 +204,10 @@ def _arguments(options: argparse.Namespace) -> list[str]:
     given = [options.pair, "--device", options.device, "--seed", str(options.seed)]
     if options.steps is not None:
         given += ["--steps", str(options.steps)]
-    return [*given, *(f"--{name}" for name in ("quiet", "power") if getattr(options, name))]
+    if options.stages is not None:
+        given += ["--stages", options.stages]
+    given += [part for each in options.accept for part in ("--accept", each)]
+    return [*given, *(f"--{name}" for name in ("quiet", "power", "verbose") if getattr(options, name))]
 
 
 def in_a_process(arguments: Sequence[str], outputs: Mapping[str, str], folder: Path) -> Check:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from compare import bugs
@@ -17,6 +17,7 @@ from compare.comparison.precision import precision_causes
 from compare.comparison.program import ProgramCheck, ProgramPair, checked_batches
 from compare.comparison.random_keys import reused_key
 from compare.comparison.runs import Runs
+from compare.comparison.selection import Selection
 from compare.comparison.tables import other_program, rounded_tables
 from compare.device import resolve, running
 from compare.diagnosis.structure.budget import Budget
@@ -45,6 +46,8 @@ def check(
     *,
     steps: int | None = None,
     weights: Mapping[str, str | None] | None = None,
+    accept: Mapping[str, str] | None = None,
+    stages: str | Sequence[str] | None = None,
     device: str = "auto",
     name: str = "port",
     progress: Show = ignore,
@@ -64,6 +67,10 @@ def check(
         steps: How many, at least 1; as many as there are batches if not given.
         weights: `{"torch name or regex": "flax/path"}`, for tensors that cannot be matched automatically. A path with
             ".T" at its end is a matrix to be transposed, "name[0:8]" a part of a tensor; None means no partner.
+        accept: What is known to differ and may, with the reason: `{"buffers: *.running_var": "we keep Flax's"}`. Each
+            is a stage and a name of the torch side, in which "*" is anything. It is listed, and decides nothing.
+        stages: Only these stages: "forward", or ["forward", "loss"]. What they do not need, such as the optimizer, is
+            not run.
         device: "auto" (a GPU where both frameworks see one), "cpu" or "cuda".
         name: What to call the pair in the report.
         progress: Called with a `compare.Progress` before whatever is done next; `print` shows it.
@@ -77,10 +84,15 @@ def check(
             not there. The message names the culprit on both sides, and what to do.
 
     """
+    selection = Selection(stages, accept)
     if isinstance(torch, TorchProgram) or isinstance(jax, JaxProgram):
-        return _check_programs(torch, jax, batches, steps, weights, device, name, progress)
-    with prepared(torch, jax, batches, steps, weights, device, progress) as (pair, steps):
-        return _Check(pair, name, steps, progress).report()
+        found = _check_programs(torch, jax, batches, steps, weights, device, name, progress, selection)
+    else:
+        with prepared(torch, jax, batches, steps, weights, device, progress, selection) as (pair, steps):
+            found = _Check(pair, name, steps, progress).report()
+    chosen = {} if selection.stages is None else {"stages": [str(stage) for stage in selection.stages]}
+    accepted = selection.acceptance.found(found.quantities)
+    return dataclasses.replace(found, accepted=accepted, settings=found.settings | chosen)
 
 
 LEAST = 10.0
@@ -242,6 +254,7 @@ def _check_programs(
     device: str,
     name: str,
     progress: Show,
+    selection: Selection,
 ) -> Report:
     for side, kind, what in ((torch, TorchProgram, "TorchProgram"), (jax, JaxProgram, "JaxProgram")):
         if not isinstance(side, kind):
@@ -252,7 +265,7 @@ def _check_programs(
     device = resolve(device)
     progress(Progress("mapping the weights"))
     with running(device, 0):
-        return ProgramCheck(ProgramPair(torch, jax, listed, weights, device), name, steps, progress).report()
+        return ProgramCheck(ProgramPair(torch, jax, listed, weights, device, selection), name, steps, progress).report()
 
 
 def _checked_steps(steps: int | None, batches: int) -> int:
@@ -277,9 +290,12 @@ def prepared(
     weights: Mapping[str, str | None] | None,
     device: str,
     progress: Show,
+    selection: Selection | None = None,
 ) -> Iterator[tuple[MappedPair, int]]:
     """Check what the user gives and map the weights: the pair and its steps, while both frameworks are set up."""
     _check_sides(torch, jax)
+    selection = selection or Selection()
+    torch, jax = selection.cut(torch), selection.cut(jax)
     given = batching.checked(batches, loss=torch.loss is not None)
     steps = _checked_steps(steps, len(given))
     if not isinstance(weights, Mapping | None):
@@ -289,7 +305,7 @@ def prepared(
         raise InputError(f"progress must be a function of a compare.Progress, such as print, not {progress!r}")
     progress(Progress("mapping the weights"))
     with running(device, sum(parameter.numel() for parameter in torch.model.parameters())):
-        yield MappedPair(torch, jax, given, weights, device), steps
+        yield MappedPair(torch, jax, given, weights, device, selection), steps
 
 
 def _check_sides(torch: Any, jax: Any) -> None:

@@ -15,6 +15,9 @@ from compare.torch_side.run import TorchRun
 from compare.verdict.first_difference import Found, StepDifferences
 from compare.verdict.following import Followed
 
+_FOLLOWING = (Stage.GRADIENT, Stage.PARAMETERS)
+"""What follows from values that these steps are given."""
+
 
 class Independent(NamedTuple):
     """What steps show in which every part starts from what torch has there."""
@@ -30,7 +33,7 @@ def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> Indepe
 
     What differs inside the model is listed only if it lasts: see `compare.verdict.lasting`.
     """
-    differences = StepDifferences(followed, lambda pairing: pairing.stage in (Stage.GRADIENT, Stage.PARAMETERS))
+    differences = StepDifferences(followed, lambda pairing: pairing.accepted or pairing.stage in _FOLLOWING)
     kept: set[int] = set()
     undone: set[int] = set()
     moves: list[Moved] = []

@@ -14,6 +14,7 @@ from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.alignment.training import Constant, align_training
 from compare.comparison.flattened import Features, FlattenedFeatures
+from compare.comparison.selection import Selection
 from compare.comparison.shapes import first_difference
 from compare.errors import InputError
 from compare.jax_side.mode import mixed
@@ -43,6 +44,7 @@ class MappedPair:
         batches: The steps' batches, at least one.
         weights: As for `compare.check`.
         device: "cpu" or "cuda".
+        selection: What is compared, and what is accepted.
 
     Raises:
         InputError: Where the weights cannot be mapped, or a side does not take a batch.
@@ -50,9 +52,16 @@ class MappedPair:
     """
 
     def __init__(
-        self, torch: Torch, jax: Flax | Jax, batches: list[Batch], weights: Mapping[str, str | None] | None, device: str
+        self,
+        torch: Torch,
+        jax: Flax | Jax,
+        batches: list[Batch],
+        weights: Mapping[str, str | None] | None,
+        device: str,
+        selection: Selection | None = None,
     ) -> None:
         self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
+        self.selection = selection or Selection()
         self.training = torch.model.training
         self.keep_modes = self.training and mixed(module.training for module in torch.model.modules())
         """Whether each module of the port keeps its own mode, since some of torch's are frozen in evaluation."""
@@ -174,4 +183,4 @@ class MappedPair:
         rank = {path: number for number, path in enumerate(self.torch_modules)}
         links = sorted(self.links, key=lambda link: rank.get(link.torch.rpartition(".")[0], len(rank)))
         training, rest = align_training(links, torch, jax, settings, self.constants, self.links.apart)
-        return Alignment(forward + training, not_compared + rest)
+        return self.selection.applied(Alignment(forward + training, not_compared + rest))

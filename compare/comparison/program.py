@@ -15,6 +15,7 @@ from compare.alignment.program import align_program
 from compare.comparison.later_steps import LaterSteps
 from compare.comparison.program_causes import explained
 from compare.comparison.program_optimizers import Programs, explained_update
+from compare.comparison.selection import Selection
 from compare.comparison.steps import Stepper
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps.edit import Edit
@@ -63,7 +64,9 @@ class ProgramPair:
         batches: list[Any],
         weights: Mapping[str, str | None] | None,
         device: str,
+        selection: Selection | None = None,
     ) -> None:
+        self.selection = selection or Selection()
         self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
         self.nondeterministic: list[str] = []
         self._probe()
@@ -164,7 +167,8 @@ class ProgramCheck:
         half = int(bool(torch.parameters))
         torch, jax = self.later.added("torch", half, torch), self.later.added("jax", half, jax)
         found = align_program(self.pair.links, torch, jax, kinds, self._settings)
-        return found._replace(pairings=[self.later.from_zero(pairing) for pairing in found.pairings])
+        found = found._replace(pairings=[self.later.from_zero(pairing) for pairing in found.pairings])
+        return self.pair.selection.applied(found)
 
     def _torch(self, start: Callable[[], TorchProgramRun]) -> Stream:
         return itertools.chain.from_iterable(map(halves, self.stepper.whole(start())))

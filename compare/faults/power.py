@@ -12,6 +12,7 @@ from compare.comparison.check import prepared
 from compare.comparison.converted import wrongly_converted
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
+from compare.comparison.selection import Selection
 from compare.diagnosis.rewriting import Call
 from compare.errors import InputError, InternalError, NondeterministicError, NotApplicable
 from compare.faults.planted_run import Fault, PlantedRun, same
@@ -48,6 +49,8 @@ def power(
     *,
     steps: int | None = None,
     weights: Mapping[str, str | None] | None = None,
+    accept: Mapping[str, str] | None = None,
+    stages: str | Sequence[str] | None = None,
     device: str = "auto",
     name: str = "port",
     seed: int = 0,
@@ -67,6 +70,8 @@ def power(
         batches: As for `compare.check`.
         steps: As for `compare.check`.
         weights: As for `compare.check`.
+        accept: As for `compare.check`.
+        stages: As for `compare.check`.
         device: As for `compare.check`.
         name: What to call the pair.
         seed: Chooses which layers and parameters get which faults, and seeds dropout.
@@ -85,7 +90,8 @@ def power(
     count, outcomes = faults, list[Outcome]()
     with contextlib.ExitStack() as stack:
         stack.enter_context(framework.random.fork_rng())
-        prepare = prepared(torch, jax, batches, steps, weights, device, progress)
+        selection = Selection(stages, accept)
+        prepare = prepared(torch, jax, batches, steps, weights, device, progress, selection)
         pair, steps = stack.enter_context(prepare)
         planting = Planting(pair, steps, seed)
         progress(Progress("checking without a fault", 0, count))

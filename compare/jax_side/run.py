@@ -69,6 +69,8 @@ class JaxRun:
         self.buffer_names = names(self.buffers, collections=self._linen)
         self.dtypes: frozenset[str] = frozenset()
         """Of everything that the forward pass computes, if it was probed."""
+        self.record = JaxRecord()
+        """Of the latest trace of the model, also where it ended in an error."""
         self.calls: dict[str, Source | None] = {}
         """The user's line that calls each module."""
         self.computed: Computed | None = None
@@ -212,7 +214,7 @@ class JaxRun:
         self, params: Any, buffers: Any, rngs: Any, inputs: Any, given: Mapping[Port, tuple[Any, Any]] | None = None
     ) -> tuple[Any, tuple[list[Any], Any], Any, Any]:
         """Run the model; the second of what it gives is what its modules take and give, see `static.by_port`."""
-        record = JaxRecord(given)
+        record = self.record = JaxRecord(given)
         args, kwargs = with_values(inputs)
         call = f"the {self.side.name} model"
         check_call(call, self._called, args, with_mode(self._called, args, kwargs, self.training), _ADVICE)

@@ -17,6 +17,7 @@ from compare.report.groups import Group, grouped
 from compare.report.summary import LeftOut, StageSummary, by_reason, summaries
 from compare.report.wording import counted
 from compare.step.stage import Stage
+from compare.verdict.accepting import Accepted
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.quantity import Quantity, Verdict
 
@@ -91,6 +92,8 @@ class Findings:
     """The class of each module that ran, by its path, in order of execution, on the torch and on the JAX side."""
     weights: list[tuple[str, str]] = field(default_factory=list)
     """Which tensor, or part of one, of the torch side is which of the JAX side."""
+    accepted: list[Accepted] = field(default_factory=list)
+    """What may differ, as the user said with `accept`, and what does; an entry without places no longer applies."""
     power: "Power | None" = None
     """Which planted faults the check catches, if that was measured: `compare.power`."""
 
@@ -166,6 +169,8 @@ class Findings:
     def headline(self) -> str:
         """The verdict, where the sides first differ, and if that is known why, in one line."""
         found = str(self.verdict)
+        if count := sum(bool(each.places) for each in self.accepted):
+            found += f", {count} accepted"
         if self.nondeterministic:
             found = "nondeterministic, so that nothing is proved"
         elif self.divergence:
@@ -225,6 +230,7 @@ class Findings:
                 | {"worst_ratio": float(quantity.ratio.max()), "verdict": str(quantity.verdict)}
                 for quantity in self.quantities
             ],
+            "accepted": [{**dataclasses.asdict(each), "applies": bool(each.places)} for each in self.accepted],
             "power": self.power and self.power.to_dict(),
         }
 

@@ -23,6 +23,9 @@ def to_markdown(report: "Findings") -> str:
     groups = report.groups
     if len(groups) == 1:
         lines += _group(report, groups[0])
+    for each in report.accepted:
+        where = ", ".join(map(_code, each.places)) or "no longer applies: take the entry out"
+        lines.append(f"- accepted: {_code(each.what)}, {_plain(each.reason)}: {where}")
     for note in report.notes:
         lines += _cause(note.explanation, note.fix)
     if len(groups) > 1:

@@ -11,6 +11,8 @@ from rich.text import Text
 
 from compare.bugs import ADVICE
 from compare.report.findings import SHOWN_GROUPS, float32_difference
+from compare.report.groups import SHOWN_PLACES
+from compare.report.places import listed
 from compare.report.power import show as show_power
 from compare.report.wording import SIGN, counted
 from compare.step.stage import Stage
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from compare.report.groups import Group
 
 _STYLE = {Verdict.MATCH: "green", Verdict.PRECISION: "yellow", Verdict.MISMATCH: "bold red"}
+
+NEWLINE = "\n"
 
 _SHOWN = 3
 """Up to so many tensors that were not compared, or not lifted, are all named. The JSON has all."""
@@ -35,8 +39,34 @@ def to_text(report: "Findings") -> str:
     return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())
 
 
-def show(reports: "list[Findings]", console: Console) -> None:
-    """Print the tables, what their columns mean, and for each report its first divergence, its notes or its verdict."""
+def show(reports: "list[Findings]", console: Console, *, verbose: bool = True) -> None:
+    """Print the tables, what their columns mean, and for each report its first divergence, its notes or its verdict.
+
+    A match is one line, with what was compared, unless all is asked for.
+    """
+    brief = [report for report in reports if not verbose and report.stages and report.verdict == Verdict.MATCH]
+    reports = [report for report in reports if report not in brief]
+    if reports:
+        _show(reports, console)
+    for report in brief:
+        for part in _parts(report, f": {_covered(report)}"):
+            console.print(part)
+        if report.power:
+            console.print()
+            show_power(report.power, console)
+
+
+def _covered(report: "Findings") -> str:
+    """Say in one line what a match covers."""
+    stages = ", ".join(f"{stage.stage} {stage.tensors}" for stage in report.by_stage())
+    rest = [
+        *([f"not compared: {len(report.not_compared)}"] if report.not_compared else []),
+        *([f"not in float64: {len(report.pinned)}"] if report.pinned else []),
+    ]
+    return "; ".join([f"{report.compared} ({stages})", *rest]) + (", see --verbose" if rest else "")
+
+
+def _show(reports: "list[Findings]", console: Console) -> None:
     if losses := all(len(report.torch.losses32) for report in reports):
         console.print(table(reports))
     staged = [report for report in reports if report.stages]
@@ -115,10 +145,12 @@ def _left_out(report: "Findings") -> Iterator[str]:
         yield f"{reason}: {', '.join(shown)}{more}"
 
 
-def _parts(report: "Findings") -> Iterator[RenderableType]:
+def _parts(report: "Findings", more: str = "") -> Iterator[RenderableType]:
     """Give the headline, and below it what is known, each line with its label."""
     verdict, groups = report.verdict, report.groups
-    yield Text(f"\n{SIGN[verdict]} {report.name}: {report.headline}", style=_STYLE[verdict])
+    yield Text(
+        f"{'' if more else NEWLINE}{SIGN[verdict]} {report.name}: {report.headline}{more}", style=_STYLE[verdict]
+    )
     rows = [("", line) for line in report.nondeterministic]
     if len(groups) == 1:
         rows += _rows(report, groups[0])
@@ -130,6 +162,7 @@ def _parts(report: "Findings") -> Iterator[RenderableType]:
     if uneven and report.ok and not report.notes:
         sides = zip((report.jax.side, report.torch.side), (uneven.error_jax[0], uneven.error_torch[0]), strict=True)
         rows.append(("rounding", " and ".join(f"{error:.1e} on the {side} side" for side, error in sides)))
+    rows += _accepted(report)
     if rows:
         yield _grid(rows)
     if len(groups) > 1:
@@ -137,6 +170,15 @@ def _parts(report: "Findings") -> Iterator[RenderableType]:
     if report.bugs:
         yield Text(f"\nThe search for causes is incomplete. {ADVICE}", style="yellow")
         yield _grid([("", str(bug)) for bug in report.bugs])
+
+
+def _accepted(report: "Findings") -> Iterator[tuple[str, str]]:
+    """List what may differ, with the user's reasons, and the entries that no longer apply."""
+    for each in report.accepted:
+        if each.places:
+            yield "accepted", f"{each.what} ({listed(each.places, '.', SHOWN_PLACES)}): {each.reason}"
+        else:
+            yield "accepted", f"{each.what} no longer applies: nothing differs there. Take the entry out"
 
 
 def _several(report: "Findings", groups: "list[Group]") -> Iterator[RenderableType]:

@@ -47,7 +47,7 @@ def first_divergence(followed: Followed, independent: Collection[Found] | None =
     before: Pairing | None = None
     for pairing, quantity, w in zip(followed.pairings, followed.quantities, wrong, strict=True):
         may_be = pairing.decides or independent is None or any(each.pairing is pairing for each in independent)
-        if w[step] and may_be:
+        if w[step] and may_be and not pairing.accepted:
             return _found(step, pairing, quantity, before)
         before = pairing
     return None

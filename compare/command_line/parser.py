@@ -1,0 +1,135 @@
+"""The arguments of the commands."""
+
+import argparse
+import importlib.metadata
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from compare.command_line import commands
+from compare.command_line.completion import SHELLS
+from compare.command_line.files import OF_CELLS, OF_CHECK, OF_REPORTS, Output
+from compare.device import DEVICES
+from compare.notebook.comparison import VARIANTS
+
+_EXAMPLES = """
+examples:
+  netparity check my_port.py:pair                       compare, and explain what differs
+  netparity check my_port.py:pair --fix                 mend the port, until it matches
+  netparity check my_port.py:pair --patch fix.diff      write what mends it as a diff
+  netparity check my_port.py:pair --stages forward      a small step first
+  netparity check my_port.py:pair --html report.html    a page to look through
+  netparity check my_port.py:pair --json -              everything, for a program to read
+  netparity check my_port.py:pair --power               would it have noticed a fault?
+"""
+
+_EPILOG = (
+    "Exit status: 0 where all is well, 1 on a mismatch, 2 on bad usage and where nothing can be compared, 3 on an "
+    "error of netparity itself, 130 on Ctrl-C. Documentation: docs/."
+)
+
+
+def parser_of_all() -> argparse.ArgumentParser:
+    """Give the parser of the whole command."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where both see one")
+    shared.add_argument("--quiet", action="store_true", help="show no progress")
+
+    seeded = argparse.ArgumentParser(add_help=False)
+    seeded.add_argument("--seed", type=_whole, default=0, help="of the data and the weights (0)")
+
+    parser = argparse.ArgumentParser(
+        prog="netparity",
+        description="Compare the notebook's five PyTorch programs with their JAX ports.",
+        epilog=_EPILOG,
+        parents=[shared, seeded],
+    )
+    version = f"netparity {importlib.metadata.version('netparity')}"
+    parser.add_argument("--version", action="version", version=version, help="show the version and exit")
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="repeatable; all five if not given")
+    parser.add_argument("--steps", type=_whole, default=100, help="training steps (100)")
+    parser.add_argument("--learning-rate", type=float, help="of both sides, in place of the notebook's")
+    _gives(parser, commands.notebook, OF_REPORTS)
+
+    others = parser.add_subparsers(title="other commands", metavar="COMMAND")
+    own = others.add_parser(
+        "check",
+        help="compare a PyTorch program of your own with its port",
+        description="Compare a PyTorch program of your own with its JAX port.",
+        epilog=f"{_EXAMPLES}\n{textwrap.fill(_EPILOG, 80)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[shared, seeded],
+    )
+    own.add_argument(
+        "pair",
+        metavar="package.module:function",
+        help="or file.py:function: it returns the arguments of compare.check, as a tuple or as a dict",
+    )
+    own.add_argument("--steps", type=_whole, help="training steps (as the function says, else one for each batch)")
+    own.add_argument(
+        "--fix", action="store_true", help="apply what the findings say to the files of the port, and check again"
+    )
+    own.add_argument("--stages", metavar="STAGES", help="only these: forward, or forward,loss and so on")
+    own.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="WHAT=REASON",
+        help='let something differ, such as "buffers: *.running_var=we keep those of Flax"; repeatable',
+    )
+    own.add_argument("--verbose", action="store_true", help="also of a match, show all that was compared")
+    own.add_argument("--power", action="store_true", help="plant faults, and say which of them the check notices")
+    _gives(own, commands.check, OF_CHECK)
+    forward = others.add_parser(
+        "shapes",
+        help="run both models forward, layer by layer, to the first shape that differs",
+        description="Run both models forward, layer by layer, to the first shape that differs. No weights are mapped.",
+        epilog=_EPILOG,
+        parents=[shared, seeded],
+    )
+    forward.add_argument("pair", metavar="file.py:function", help="as for netparity check")
+    _gives(forward, commands.shapes, {}, commands.show_shapes)
+    completion = others.add_parser("completion", help="print what completes this command in a shell")
+    completion.add_argument("shell", choices=SHELLS)
+    completion.set_defaults(completes=parser)
+    published = others.add_parser(
+        "published",
+        help="place the losses that the notebook's author printed among reproduced ones",
+        description="Place the losses that the notebook's author printed among those of many seeds.",
+        epilog=_EPILOG,
+        parents=[shared],
+    )
+    published.add_argument("--seeds", type=_whole, default=256, help="how many, at least 2 (256)")
+    _gives(published, commands.published, OF_CELLS)
+    return parser
+
+
+def _gives(
+    parser: argparse.ArgumentParser,
+    command: Callable[..., None],
+    outputs: Mapping[str, Output],
+    show: Callable[..., None] | None = None,
+) -> None:
+    """Make the parser one of a command with such outputs, and with what prints its results."""
+    for kind, output in outputs.items():
+        parser.add_argument(f"--{kind}", type=_file(output.suffixes), metavar="FILE", help=output.help)
+    parser.set_defaults(command=command, outputs=outputs, show=show)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+
+
+def _file(suffixes: tuple[str, ...]) -> Callable[[str], Path]:
+    """Check a file's suffix, where that says what it becomes."""
+
+    def path(text: str) -> Path:
+        if suffixes and Path(text).suffix not in suffixes:
+            *others, last = suffixes
+            raise argparse.ArgumentTypeError(f"must end in {', '.join(others)} or {last}, and {text!r} does not")
+        return Path(text)
+
+    return path
