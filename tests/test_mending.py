@@ -101,6 +101,11 @@ def test_a_line_that_makes_many_layers_is_one_edit(tmp_path: Path) -> None:
     assert "+    return nnx.LayerNorm(8, epsilon=1e-05, rngs=rngs)\n" in patch.diff
 
 
+def test_a_layer_that_linen_makes_where_setup_assigns_it(mend: Any) -> None:
+    text = "def setup(self):\n    self.a, self.b = nnx.LayerNorm(8{}), nnx.Linear(8, 8)\n"
+    assert mend(text.format(""), Role.MADE, "self.a", LAYER) == text.format(", epsilon=1e-05")
+
+
 def test_another_class_at_the_line_is_left_alone(mend: Any) -> None:
     """A control: the line is of something else than the fix."""
     text = "def make(rngs):\n    return nnx.RMSNorm(8, rngs=rngs)\n"
@@ -123,10 +128,15 @@ def test_another_class_at_the_line_is_left_alone(mend: Any) -> None:
         ("act(y)", EXACT, "jax.nn.gelu(y, approximate=False)"),
         ("y * 0.5", Code(around="0.25 * x"), "0.25 * y"),
         ("(y + y) / 3", Code(around="x / 2"), "(y + y) / 2"),
+        ("act(y) / WIDTH**0.5", Code(around="x * 0.5"), "act(y) * 0.5"),
+        ("act(y) @ y * 2", Code("jax.nn.dot_product_attention", keywords={"scale": 0.5}), "(act(y) @ y) * 0.5"),
+        ("y.max((1, 2))", Code("jnp.mean"), "y.mean((1, 2))"),
+        ("jnp.sum(y, axis=1)", Code("jnp.mean"), "jnp.mean(y, axis=1)"),
+        ("act(y) + 1", Code(around="y / 2"), "(act(y) + 1) / 2"),
     ],
 )
 def test_a_function(before: str, code: Code, after: str, mend: Any) -> None:
-    text = "def forward(act, y):\n    return {}\n"
+    text = "WIDTH = 4\n\n\ndef forward(act, y):\n    return {}\n"
     assert mend(text.format(before), Role.COMPUTED, before, code) == text.format(after)
 
 

@@ -32,7 +32,7 @@ def _of_ports(pair: MappedPair, pairing: Pairing) -> Iterator[Line]:
     assert pairing.ports is not None
     ours, theirs = pairing.ports
     role = Role.CALLED if ours.kind == "output" else Role.GIVEN
-    if role is Role.CALLED:
+    if role is Role.CALLED and theirs.path:  # who makes the whole model says nothing of what differs at its end
         yield from _made(pair, ours.path, theirs.path)
     yield from _line("torch", role, pair.torch_calls.get(ours.path))
     called = pair.jax_calls.get(theirs.path)

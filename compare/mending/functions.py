@@ -12,6 +12,21 @@ from compare.mending.syntax import Edit, SourceFile, Unfit
 from compare.verdict.divergence import Line, Role
 from compare.verdict.fix import Code, source
 
+ATTENTION = "jax.nn.dot_product_attention"
+
+REDUCTIONS = ("mean", "sum", "max", "min", "amax", "amin")
+
+_FACTORS = libcst.Multiply | libcst.Divide
+_TERMS = libcst.Add | libcst.Subtract
+_OPERATORS: dict[type[ast.operator], Any] = {
+    ast.Mult: _FACTORS,
+    ast.Div: _FACTORS,
+    ast.Add: _TERMS,
+    ast.Sub: _TERMS,
+    ast.Pow: libcst.Power,
+}
+"""In the place of which operations another of a kind may be put: x / 2 is x * 0.5."""
+
 ONE_ARGUMENT = (
     *("celu", "elu", "gelu", "glu", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh", "identity", "leaky_relu"),
     *("log_sigmoid", "log_softmax", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "soft_sign", "softmax"),
@@ -23,10 +38,15 @@ ONE_ARGUMENT = (
 def set_layer(file: SourceFile, code: Code, line: Line) -> list[Edit]:
     """Give a layer a setting, where it is made."""
     call = file.expression(line.source.span)
-    if not isinstance(call, libcst.Call):
-        raise Unfit("the layer is not made by a call")
-    made, name = file.meaning(call.func), code.call.rpartition(".")[2]
-    if getattr(made, "__name__", "") != name:
+    name = code.call.rpartition(".")[2]
+    if not isinstance(call, libcst.Call):  # Linen makes a layer anew where `setup` assigns it
+        inside = file.calls_in_statement(call)
+        found = [each for each in inside if _named(file.meaning(each.func)) == name]
+        if len(found) != 1:
+            raise Unfit("the layer is not made by a call")
+        call = found[0]
+    made = file.meaning(call.func)
+    if _named(made) != name:
         raise Unfit(f"what is made here is no {name}")
     return set_keywords(file, call, made, written(code.keywords))
 
@@ -38,6 +58,8 @@ def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     others = [call for call in calls if _named(file.meaning(call.func)) in ONE_ARGUMENT]
     unknown = [call for call in calls if file.meaning(call.func) is None and len(call.args) == 1]
     call = _only(same) or _only(others) or (None if others else _only(unknown))
+    if call is None and code.call == ATTENTION and "scale" in code.keywords:  # written out by hand
+        return exchange_constant(file, Code(around=f"x * {source(code.keywords['scale'])}"), lines)
     if call is None:
         raise Unfit("which call is meant is not known")
     if call in same and code.around == "{}":
@@ -45,6 +67,19 @@ def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     if code.arguments == ("...",):
         raise Unfit("another function may take other arguments")
     return _put(file, call, str(code), {"x": call.args[0].value})
+
+
+def exchange_reduction(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:
+    """Put another reduction, such as the mean, in the place of one, with the same axes."""
+    found = [
+        call.func.attr
+        for call in _expressions(file, lines)
+        if isinstance(call, libcst.Call) and isinstance(call.func, libcst.Attribute)
+        if call.func.attr.value in REDUCTIONS
+    ]
+    if len(found) != 1:
+        raise Unfit("which reduction is meant is not known")
+    return [file.exchanged(found[0], code.call.removeprefix("jnp."))]
 
 
 def exchange_constant(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:
@@ -55,7 +90,8 @@ def exchange_constant(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     found = [
         (node, operand)
         for node in _expressions(file, lines)
-        if isinstance(node, libcst.BinaryOperation) and (operand := _other_than_number(node)) is not None
+        if isinstance(node, libcst.BinaryOperation) and isinstance(node.operator, _OPERATORS[type(tree.op)])
+        if (operand := _other_than_number(file, node)) is not None
     ]
     if len(found) != 1:
         raise Unfit("which constant is meant is not known")
@@ -73,6 +109,14 @@ def change_result(file: SourceFile, code: Code, line: Line) -> list[Edit]:
     if line.role != Role.GIVEN or not call.args or call.args[0].star:
         raise Unfit("which argument is meant is not known")
     return _put(file, call.args[0].value, str(code), {"y": call.args[0].value})
+
+
+def change_computed(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:
+    """Do something to what is computed last: its value is what differs."""
+    found = _expressions(file, lines[-1:])
+    if not found:
+        raise Unfit("the last expression is not known")
+    return _put(file, found[0], str(code), {"y": found[0]})
 
 
 def _put(
@@ -148,17 +192,25 @@ def _only(calls: Sequence[libcst.Call]) -> libcst.Call | None:
     return calls[0] if len(calls) == 1 else None
 
 
-def _other_than_number(node: libcst.BinaryOperation) -> libcst.BaseExpression | None:
+def _other_than_number(file: SourceFile, node: libcst.BinaryOperation) -> libcst.BaseExpression | None:
     """Give the side that is no number, if the other one is."""
-    numbers = [_is_number(node.left), _is_number(node.right)]
+    numbers = [_is_number(file, node.left), _is_number(file, node.right)]
     if numbers == [True, False]:
         return node.right
     return node.left if numbers == [False, True] else None
 
 
-def _is_number(node: libcst.BaseExpression) -> bool:
-    if isinstance(node, libcst.UnaryOperation):
-        return _is_number(node.expression)
-    if isinstance(node, libcst.BinaryOperation):
-        return _is_number(node.left) and _is_number(node.right)
-    return isinstance(node, libcst.Integer | libcst.Float)
+def _is_number(file: SourceFile, node: libcst.BaseExpression) -> bool:
+    """Tell whether an expression is made of numbers and of the module's constants alone: `WIDTH**-0.5`."""
+    match node:
+        case libcst.Integer() | libcst.Float():
+            return True
+        case libcst.UnaryOperation(expression=inner):
+            return _is_number(file, inner)
+        case libcst.BinaryOperation(left=left, right=right):
+            return _is_number(file, left) and _is_number(file, right)
+        case libcst.Name() | libcst.Attribute():
+            return isinstance(file.meaning(node), int | float)
+        case libcst.Call(func=libcst.Attribute(attr=libcst.Name(value="sqrt")), args=[libcst.Arg(value=inner)]):
+            return _is_number(file, inner)
+    return False

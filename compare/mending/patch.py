@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compare.mending.functions import change_result, exchange_constant, exchange_function, set_layer
+from compare.mending.functions import (
+    REDUCTIONS,
+    change_computed,
+    change_result,
+    exchange_constant,
+    exchange_function,
+    exchange_reduction,
+    set_layer,
+)
 from compare.mending.losses import exchange_loss
 from compare.mending.optimizers import mend_optimizer
 from compare.mending.syntax import Edit, SourceFile, Unfit, applied
@@ -115,7 +123,7 @@ def together(patches: Iterable[Patch]) -> list[Edit]:
 def _edits(code: Code, lines: Sequence[Line], files: dict[str, SourceFile]) -> list[Edit]:
     """Give the edits for one expression of a fix, at each of the places where it belongs."""
     jax = [line for line in lines if line.side == "jax" and not line.source.is_installed]
-    edits: list[Edit] = []
+    reason = "the fix has no place"
     for roles, mend in _ways(code):
         chosen = [line for line in jax if line.role in roles]
         if not chosen:
@@ -124,11 +132,18 @@ def _edits(code: Code, lines: Sequence[Line], files: dict[str, SourceFile]) -> l
             if name not in files:
                 files[name] = SourceFile(name)
             files[name].check([line.source for line in chosen if line.source.file == name])
-            edits += mend(files[name], code, [line for line in chosen if line.source.file == name])
-        if edits:
-            return edits
-    raise Unfit("the fix has no place")
+        try:
+            return [
+                edit
+                for name in dict.fromkeys(line.source.file for line in chosen)
+                for edit in mend(files[name], code, [line for line in chosen if line.source.file == name])
+            ]
+        except Unfit as error:
+            reason = str(error)
+    raise Unfit(reason)
 
+
+REDUCTION_CALLS = tuple(f"jnp.{name}" for name in REDUCTIONS)
 
 Mend = Callable[[SourceFile, Code, list[Line]], list[Edit]]
 
@@ -142,7 +157,13 @@ def _ways(code: Code) -> list[tuple[tuple[Role, ...], Mend]]:
     if code.call.startswith("optax.") and "x" not in names:
         return [((Role.MADE,), each(mend_optimizer))]
     if "y" in names:
-        return [((Role.DEFINED,), each(exchange_loss)), ((Role.CALLED, Role.GIVEN), each(change_result))]
+        return [
+            ((Role.DEFINED,), each(exchange_loss)),
+            ((Role.CALLED, Role.GIVEN), each(change_result)),
+            ((Role.COMPUTED,), change_computed),
+        ]
+    if code.call in REDUCTION_CALLS and code.arguments == ("...",) and not code.keywords:
+        return [((Role.COMPUTED,), exchange_reduction)]
     if "x" in names and not code.call:
         return [((Role.COMPUTED,), exchange_constant)]
     return [((Role.MADE,), each(set_layer)), ((Role.COMPUTED,), exchange_function)]

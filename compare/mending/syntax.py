@@ -114,6 +114,14 @@ class SourceFile:
             at = self.parent(at)
         return at
 
+    def calls_in_statement(self, node: libcst.CSTNode) -> list[libcst.Call]:
+        """List the calls in the simple statement that a node is in."""
+        statement = self.above(node, libcst.SimpleStatementLine)
+        if statement is None:
+            return []
+        start, end = self.range(statement)
+        return [call for call in self.nodes(libcst.Call) if start <= self.range(call)[0] and self.range(call)[1] <= end]
+
     def code(self, node: libcst.CSTNode) -> str:
         """Give a node's text."""
         start, end = self.range(node)

@@ -78,7 +78,7 @@ def _group(report: "Findings", group: "Group") -> Iterator[str]:
 
 def _fix(group: "Group") -> Iterator[str]:
     """Give a fix that is code as a block of it, and words as words."""
-    if group.codes and len(group.codes) == len(group.fix.split("; ")):
+    if group.codes and group.fix == "; ".join(map(str, group.codes)):
         yield from ("- **fix:**", "", *_block("python", group.fix.replace("; ", "\n")))
     else:
         yield f"- **fix:** {_plain(group.fix)}"

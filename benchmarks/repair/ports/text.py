@@ -57,7 +57,7 @@ def pair():
 
 FAULTS = {
     "epsilon": ("nn.LayerNorm(epsilon=1e-5)", "nn.LayerNorm()"),
-    "relu6": ("nn.relu6(", "nn.relu("),
+    "relu6": ("nn.relu6(", "nn.gelu("),
     "tanh": ("jnp.tanh(", "nn.sigmoid("),
     "pooling": (").max(axis=1)", ").mean(axis=1)"),
     "ignored labels": ("jnp.where(labels == -100, 0.0, 1.0)", "jnp.ones(labels.shape)"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from compare.diagnosis.structure.graph import Compute, Graph, Node, Path, Ref
 from compare.step.observation import Port
+from compare.verdict.fix import Code
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,8 @@ class Edit:
     fix: str
     odd: bool = False
     """Whether nobody would write it so: of edits that compute the same, another one is what was done."""
+    code: Code | None = None
+    """The fix as a value, where one expression is it."""
 
 
 DIFFERENT = 4
@@ -177,6 +180,6 @@ Generator = Callable[[Context, Node], Iterator[Edit]]
 """Lists edits of one operation."""
 
 
-def one(kind: Kind, node: Node, compute: Compute, does: str, fix: str) -> Edit:
+def one(kind: Kind, node: Node, compute: Compute, does: str, fix: str, code: Code | None = None) -> Edit:
     """Give an edit of one operation."""
-    return Edit(kind, ((node.number, compute),), does, fix)
+    return Edit(kind, ((node.number, compute),), does, fix, code=code)

@@ -9,6 +9,7 @@ from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call
 from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Ref
+from compare.verdict.fix import Code, source
 
 
 def functions_alone(context: Context, node: Node) -> Iterator[Edit]:
@@ -85,7 +86,9 @@ def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
 
             what = "power of" if node.name == "pow" else "factor" if node.name == "mul" else "divisor"
             does = f"takes {words} for the {what} {own:.6g} of {shown(node)}"
-            yield one(Kind.SCALE, node, compute, does, f"take {own:.6g}, as torch does")
+            sign = {"mul": "*", "div": "/", "pow": "**"}[node.name]
+            code = Code(around=f"x {sign} {source(float(own))}") if position == 1 else None
+            yield one(Kind.SCALE, node, compute, does, f"take {own:.6g}, as torch does", code)
 
 
 def other_divisors(context: Context, node: Node) -> Iterator[Edit]:

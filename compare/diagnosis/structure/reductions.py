@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Ref
+from compare.verdict.fix import Code
 
 
 class Reduction(NamedTuple):
@@ -115,7 +116,7 @@ def other_reductions(context: Context, node: Node) -> Iterator[Edit]:
     for name, function in known.items():
         if name == given.name:
             continue
-        yield _edit(Kind.REDUCTION, node, function, given.axes, given.keepdim, name, own)
+        yield _edit(Kind.REDUCTION, node, function, given.axes, given.keepdim, name, own, given.name)
     if given.name in known:
         for axis in range(dimensions):
             if (axis,) != given.axes:
@@ -133,13 +134,19 @@ def _edit(
     keepdim: bool,
     name: str,
     own: str,
+    given: str = "",
 ) -> Edit:
     def compute(operation: Operation) -> Any:
         made = function(operation.args[0], axes, keepdim)
         return (made, made) if len(node.outputs) == 2 else made
 
     does = f"takes {name} over axis {_listed(axes)} for {shown(node)}, torch {own}"
-    return one(kind, node, compute, does, f"take {own}, in torch's layout")
+    code = Code(f"jnp.{given}") if kind is Kind.REDUCTION and given in _FUNCTIONS and name in _FUNCTIONS else None
+    return one(kind, node, compute, does, f"take {own}, in torch's layout", code)
+
+
+_FUNCTIONS = ("mean", "sum", "max", "min")
+"""Which functions of JAX take the same arguments."""
 
 
 def _listed(axes: tuple[int, ...]) -> str:

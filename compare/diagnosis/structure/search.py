@@ -310,4 +310,6 @@ def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
     fix = "; or ".join("; ".join(edit.fix for edit in edits) for edits in (first, *others[:2]))
     says = f"the JAX side {does}{both}"
     explanation = f"{name}: {says}. With that on the torch side the difference is {apart:.1e}"
-    return Cause(name, explanation, fix, parts=(Part(name, says, fix),))
+    codes = [edit.code for edit in first if edit.code] if not others else []
+    code = codes[0] if len(codes) == len(first) == 1 else None
+    return Cause(name, explanation, fix, code=(code,) if code else (), parts=(Part(name, says, fix, code),))

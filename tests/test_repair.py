@@ -1,0 +1,174 @@
+"""`netparity check --fix`: rounds of patches, what stays and what is taken back."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compare.command_line.repair import ROUNDS, Checked, Repair
+
+NAMES = ("alpha", "beta", "gamma")
+
+
+def group(file: Path, name: str, before: str, after: str) -> dict[str, Any]:
+    """Give a finding with a patch, as JSON has it."""
+    start = file.read_text().index(before)
+    edit = {"file": str(file), "start": start, "end": start + len(before), "text": after}
+    patch = {"diff": f"-{before}\n+{after}\n", "edits": [edit]}
+    return {"title": name, "cause": name, "places": [{"torch": name, "jax": name}], "patch": patch}
+
+
+def report(groups: list[dict[str, Any]], step: int = 0) -> dict[str, Any]:
+    divergence = {"step": step} if groups else None
+    verdict = "mismatch" if groups else "match"
+    return {"verdict": verdict, "headline": verdict, "divergence": divergence, "groups": groups, "quantities": []}
+
+
+class Program:
+    """A file of settings, each of which should be 1. A check finds those that are not."""
+
+    def __init__(self, folder: Path, **values: str) -> None:
+        self.file = folder / "port.py"
+        self.file.write_text("".join(f"{name} = {value}\n" for name, value in values.items()))
+        self.checks = 0
+        self.wrong_fix = ""
+        """The name of a setting for which the patch is wrong."""
+        self.said: list[str] = []
+
+    def check(self) -> Checked:
+        self.checks += 1
+        text = self.file.read_text()
+        if "broken" in text:
+            return Checked(2, "error: broken", None)
+        groups = []
+        for line in text.splitlines():
+            name, value = line.split(" = ")
+            if value != "1":
+                new = "broken" if name == self.wrong_fix else "1"
+                groups.append(group(self.file, name, line, f"{name} = {new}"))
+        return Checked(int(bool(groups)), "", report(groups))
+
+    def repaired(self) -> Checked:
+        return Repair(self.check, self.said.append).run()
+
+
+def test_all_patches_of_a_report_go_in_together(tmp_path: Path) -> None:
+    program = Program(tmp_path, alpha="2", beta="1", gamma="3")
+    assert program.repaired().is_match
+    assert program.file.read_text() == "alpha = 1\nbeta = 1\ngamma = 1\n"
+    assert program.checks == 2
+
+
+def test_a_patch_that_makes_it_worse_is_taken_back_and_the_others_stay(tmp_path: Path) -> None:
+    program = Program(tmp_path, alpha="2", beta="2", gamma="2")
+    program.wrong_fix = "beta"
+    last = program.repaired()
+    assert [each["title"] for each in last.groups] == ["beta"]
+    assert program.file.read_text() == "alpha = 1\nbeta = 2\ngamma = 1\n"
+    assert any("did not help: the file is as it was before" in line for line in program.said)
+
+
+def test_it_ends_where_nothing_applies(tmp_path: Path) -> None:
+    program = Program(tmp_path, alpha="2")
+    program.wrong_fix = "alpha"
+    program.repaired()
+    assert program.file.read_text() == "alpha = 2\n"
+    assert program.checks == 2
+
+
+def test_it_ends_after_so_many_rounds(tmp_path: Path) -> None:
+    """Each check finds something new, and the patches never end."""
+    program = Program(tmp_path, alpha="0")
+    count = 0
+
+    def check() -> Checked:
+        nonlocal count
+        count += 1
+        text = program.file.read_text().strip()
+        new = group(program.file, f"finding {count}", text, f"alpha = {count}")
+        return Checked(1, "", report([new], step=count))
+
+    Repair(check, program.said.append).run()
+    assert count == 1 + ROUNDS
+
+
+def test_a_finding_that_is_still_there_was_not_mended(tmp_path: Path) -> None:
+    program = Program(tmp_path, alpha="2")
+
+    def check() -> Checked:
+        line = program.file.read_text().strip()
+        found = group(program.file, "alpha", line, "alpha = 5")
+        return Checked(1, "", report([found]))
+
+    Repair(check, program.said.append).run()
+    assert program.file.read_text() == "alpha = 2\n"
+
+
+def test_what_was_not_checked_does_not_stay(tmp_path: Path) -> None:
+    program = Program(tmp_path, alpha="2")
+    checks: list[Callable[[], Checked]] = [program.check]
+
+    def check() -> Checked:
+        if not checks:
+            raise KeyboardInterrupt
+        return checks.pop()()
+
+    with pytest.raises(KeyboardInterrupt):
+        Repair(check, program.said.append).run()
+    assert program.file.read_text() == "alpha = 2\n"
+
+
+PORT = """\
+import compare
+import numpy as np
+import torch
+from flax import nnx
+
+
+class Original(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.norms = torch.nn.Linear(3, 4), torch.nn.ModuleList(torch.nn.LayerNorm(4) for _ in range(3))
+
+    def forward(self, x):
+        x = self.fc(x)
+        for norm in self.norms:
+            x = torch.nn.functional.gelu(norm(x))
+        return x
+
+
+class Port(nnx.Module):
+    def __init__(self, rngs):
+        self.fc = nnx.Linear(3, 4, rngs=rngs)
+        self.norms = nnx.List([nnx.LayerNorm(4, rngs=rngs) for _ in range(3)])
+
+    def __call__(self, x):
+        x = self.fc(x)
+        for norm in self.norms:
+            x = nnx.gelu(norm(x))
+        return x
+
+
+def pair():
+    batches = [(np.random.default_rng(0).normal(size=(5, 3)), None)]
+    return compare.Torch(Original()), compare.Flax(Port(nnx.Rngs(0))), batches
+"""
+
+
+def test_a_port_is_mended_by_the_command_alone(tmp_path: Path) -> None:
+    """Three layers that one line makes are one change."""
+    file = tmp_path / "port.py"
+    file.write_text(PORT)
+    arguments = ["check", "port.py:pair", "--fix", "--device", "cpu", "--quiet", "--json", "out.json"]
+    command = [sys.executable, "-P", "-m", "netparity", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    expected = PORT.replace("LayerNorm(4, rngs=rngs)", "LayerNorm(4, epsilon=1e-05, rngs=rngs)")
+    assert file.read_text() == expected.replace("nnx.gelu(norm(x))", "nnx.gelu(norm(x), approximate=False)")
+    assert "✓ port.py:pair: match" in done.stdout
+    assert "mended: LayerNorm epsilon, " in done.stdout
+    assert json.loads((tmp_path / "out.json").read_text())["reports"][0]["verdict"] == "match"
