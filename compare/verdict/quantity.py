@@ -24,6 +24,9 @@ The worst right port measured has 6; the smallest bug measured, an eps of 1e-7 f
 WINDOW = 8
 """Steps on either side whose rounding excuses a step: a scalar's error changes sign, and is small there by accident."""
 
+ONSET = 1e6
+"""A step's error is not as small by accident as this, beside those of the steps after it."""
+
 LOST = 0.5
 """The relative error from which on not one binary digit is right."""
 
@@ -56,7 +59,10 @@ def _largest(errors: np.ndarray) -> np.ndarray:
     # A moving maximum. At the ends the nearest step stands in for those that were not taken.
     padded = np.pad(errors, WINDOW, mode="edge")
     largest: np.ndarray = sliding_window_view(padded, 2 * WINDOW + 1).max(axis=1)
-    return largest
+    # An error that is small by accident is so by a few orders of magnitude. If a later step's is larger by more,
+    # something began there: Adam made a whole step of what is zero but for rounding, and that is no excuse for before.
+    past: np.ndarray = sliding_window_view(padded[: len(padded) - WINDOW], WINDOW + 1).max(axis=1)
+    return np.minimum(largest, ONSET * np.maximum(past, EPSILON64))
 
 
 def _add_largest(errors: list[float], step: int, error: float) -> None:
