@@ -50,7 +50,7 @@ def test_a_mismatch_is_status_1_and_says_where(
     import jaxnet
 
     wrong = compare.altered(jaxnet.adam, optimizer=optax.adam(1e-4, eps=1e-7))
-    monkeypatch.setattr("compare.command_line.main.run", functools.partial(compare.notebook.run, jax=wrong))
+    monkeypatch.setattr("compare.command_line.commands.run", functools.partial(compare.notebook.run, jax=wrong))
     assert main(["--variant", "adam", "--steps", "3", "--device", "cpu"]) == 1
     printed = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "✗ mismatch" in printed
@@ -65,7 +65,7 @@ def test_what_is_not_finite_is_null_in_json(tmp_path: Path, monkeypatch: pytest.
         return jaxnet.manual.train(problem, steps + 1, **settings)
 
     wrong = compare.Altered(jaxnet.manual.start, jaxnet.manual.step, train)
-    monkeypatch.setattr("compare.command_line.main.run", functools.partial(compare.notebook.run, jax=wrong))
+    monkeypatch.setattr("compare.command_line.commands.run", functools.partial(compare.notebook.run, jax=wrong))
     out = tmp_path / "out.json"
     assert main(["--variant", "manual", "--steps", "2", "--json", str(out), "--device", "cpu"]) == 1
     divergence = json.loads(out.read_text())["reports"][0]["divergence"]

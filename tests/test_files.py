@@ -113,7 +113,7 @@ def exits(*args: Any, **settings: Any) -> Any:
 def test_an_error_of_this_package_is_no_mismatch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("compare.command_line.main.run", fails)
+    monkeypatch.setattr("compare.command_line.commands.run", fails)
     out = tmp_path / "out.json"
     assert main(["--variant", "manual", "--json", str(out)]) == 3
     printed = capsys.readouterr()
@@ -122,7 +122,7 @@ def test_an_error_of_this_package_is_no_mismatch(
     assert "internal error: KeyError, at: " in printed.err
     assert "This is a bug of netparity and says nothing of your port. Please report it" in printed.err
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("compare.command_line.main.run", exits)
+    monkeypatch.setattr("compare.command_line.commands.run", exits)
     with pytest.raises(SystemExit) as stop:
         main(["--variant", "manual"])
     assert stop.value.code == 2
@@ -136,7 +136,7 @@ def test_sigterm_leaves_no_file_behind(
         os.kill(os.getpid(), signal.SIGTERM)  # which the main thread sees, while the work goes on
         time.sleep(2)
 
-    monkeypatch.setattr("compare.command_line.main.run", terminated)
+    monkeypatch.setattr("compare.command_line.commands.run", terminated)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["--variant", "manual", "--json", str(tmp_path / "out.json")]) == 143
     assert list(tmp_path.iterdir()) == []

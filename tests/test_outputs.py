@@ -98,7 +98,7 @@ def test_the_notebook_writes_every_kind(
     wrong = compare.altered(jaxnet.module, learning_rate=2e-4)
     files = {kind: here / f"out.{'png' if kind == 'plot' else kind}" for kind in OF_REPORTS}
     options = [text for kind, path in files.items() for text in (f"--{kind}", str(path))]
-    monkeypatch.setattr("compare.command_line.main.run", mixed(wrong))
+    monkeypatch.setattr("compare.command_line.commands.run", mixed(wrong))
     assert main(["--variant", "manual", "--variant", "module", "--steps", "3", "--device", "cpu", *options]) == 1
     capsys.readouterr()
 
