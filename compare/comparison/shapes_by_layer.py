@@ -1,14 +1,13 @@
 """Both forward passes, layer by layer, to the first shape that differs: before any weight is mapped."""
 
 import difflib
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from compare.errors import InputError, UserCodeError
 from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
+from compare.report.shapes import Call, Row, Shape, Shapes
 from compare.step import batch as batching
 from compare.step.observation import Port
 from compare.step.places import Source
@@ -17,65 +16,8 @@ from compare.torch_side.run import TorchRun
 from compare.torch_side.side import Torch
 from compare.weights.layers import KINDS
 
-Shape = tuple[int, ...]
-
 WHOLE = "the model"
 """The name of what no layer is."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a layer."""
-
-    name: str
-    kind: str
-    """The name of its class."""
-    shape: Shape | None
-    """Of what it gives; None if it gave nothing, since it raised an error."""
-    source: Source | None = None
-    """The line that calls it."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A layer of one side, beside its partner on the other."""
-
-    torch: Call | None
-    jax: Call | None
-
-    @property
-    def differs(self) -> bool:
-        """Whether both give something, and of sizes that no order of axes explains."""
-        if self.torch is None or self.jax is None or self.torch.shape is None or self.jax.shape is None:
-            return False
-        return not alike(self.torch.shape, self.jax.shape)
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """What `netparity shapes` found."""
-
-    name: str
-    sides: tuple[str, str]
-    rows: Sequence[Row]
-    """In order of execution, up to the first that differs."""
-    errors: Sequence[str]
-    """What either side raised; what it had computed before is shown."""
-
-    @property
-    def first(self) -> Row | None:
-        """The first row of which the shapes differ."""
-        return next((row for row in self.rows if row.differs), None)
-
-    @property
-    def ok(self) -> bool:
-        """Whether all shapes agree, and both sides run through."""
-        return self.first is None and not self.errors
-
-
-def alike(torch: Shape, jax: Shape) -> bool:
-    """Tell whether two shapes may be the same but for the order of axes, and for axes that are joined."""
-    return sorted(torch) == sorted(jax) or math.prod(torch) == math.prod(jax)
 
 
 def shapes_by_layer(torch: Torch, jax: Flax | Jax, batches: Any, *, device: str = "cpu", name: str = "port") -> Shapes:
