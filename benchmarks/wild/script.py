@@ -3,7 +3,7 @@
 import ast
 import textwrap
 from pathlib import Path
-from types import CodeType
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 LIBRARIES = (
@@ -36,7 +36,11 @@ class Script:
     def definitions(self) -> dict[str, Any]:
         """Run its imports, classes and functions, and give the names that they define."""
         tree = ast.parse("".join(self._lines))
-        names: dict[str, Any] = {"__name__": "__main__", "__file__": str(self._path)}
+        names: dict[str, Any] = {
+            "__name__": "__main__",
+            "__file__": str(self._path),
+            "gym": SimpleNamespace(Wrapper=object),
+        }
         for node in tree.body:
             if isinstance(node, ast.Import):
                 node.names = [name for name in node.names if name.name.partition(".")[0] in LIBRARIES]

@@ -6,7 +6,7 @@ dropped, and from random weights, because zeros are the same in any order.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -111,29 +111,7 @@ class FlattenedFeatures:
     def _orders(
         self, links: WeightMap, features: Features, seen: Mapping[Port, np.ndarray]
     ) -> tuple[Features, list[tuple[str, str]]]:
-        """Give the layers that take the port's order, and those that take neither that nor torch's.
-
-        Nothing is quite the same where something before is wrong; in any other order nothing is alike.
-        """
-        found: Features = {}
-        unclear: list[tuple[str, str]] = []
-        for path, module in _layers(links, features):
-            ours, theirs = _input(self._torch.forward, path), _input(seen, module)
-            if ours is None or theirs is None or ours.shape != theirs.shape:
-                continue
-            size, in_torch = ours.shape[-1], distance(theirs, ours)
-            image = _image(self._torch.forward, path)
-            shapes: list[tuple[int, ...]] = [
-                (channels, size // channels) for channels in range(2, size) if size % channels == 0
-            ]
-            apart = {shape: distance(flattened(shape).to_torch(theirs), ours) for shape in shapes}
-            # A wrong order leaves unrelated numbers, about sqrt(2) apart relatively; the right one leaves what
-            # bugs before have done. A factor of two separates them, even where a bug has moved every feature.
-            if shapes and 2 * min(apart.values()) < in_torch:
-                found[path] = min(apart.items(), key=lambda item: item[1])[0]
-            elif in_torch > NEAR and image:
-                unclear.append((path, module))
-        return found, unclear
+        return orders(linear_layers(links, features), self._torch.forward, seen)
 
     def by_outputs(self, links: WeightMap, features: Features, map_with: Callable[[Features], WeightMap]) -> Features:
         """See it in what the whole model gives, for layers of pure functions, whose inputs nothing shows.
@@ -144,8 +122,8 @@ class FlattenedFeatures:
         seen = self._run(links)
         unseen: Features = {
             path: shape
-            for path, module in _layers(links, features)
-            if _input(seen, module) is None and (shape := _image(self._torch.forward, path))
+            for path, module in linear_layers(links, features)
+            if _input(seen, module) is None and (shape := image_before(self._torch.forward, path))
         }
         as_in_torch = self._apart(seen)
         for tried in (unseen, *({path: shape} for path, shape in unseen.items())):
@@ -189,7 +167,41 @@ class FlattenedFeatures:
         return min((distance(a, b) for a, b in zip(theirs, ours, strict=False) if a.shape == b.shape), default=np.inf)
 
 
-def _layers(links: WeightMap, features: Features) -> Iterator[tuple[str, str]]:
+def orders(
+    layers: Iterable[tuple[str, str]], torch: Mapping[Port, np.ndarray], jax: Mapping[Port, np.ndarray]
+) -> tuple[Features, list[tuple[str, str]]]:
+    """Give the layers that take the port's order, and those that take neither that nor torch's.
+
+    Nothing is quite the same where something before is wrong; in any other order nothing is alike.
+
+    Args:
+        layers: The paths on both sides.
+        torch: What the modules of torch take and give.
+        jax: What those of the JAX side take and give.
+
+    """
+    found: Features = {}
+    unclear: list[tuple[str, str]] = []
+    for path, module in layers:
+        ours, theirs = _input(torch, path), _input(jax, module)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            continue
+        size, in_torch = ours.shape[-1], distance(theirs, ours)
+        image = image_before(torch, path)
+        shapes: list[tuple[int, ...]] = [
+            (channels, size // channels) for channels in range(2, size) if size % channels == 0
+        ]
+        apart = {shape: distance(flattened(shape).to_torch(theirs), ours) for shape in shapes}
+        # A wrong order leaves unrelated numbers, about sqrt(2) apart relatively; the right one leaves what
+        # bugs before have done. A factor of two separates them, even where a bug has moved every feature.
+        if shapes and 2 * min(apart.values()) < in_torch:
+            found[path] = min(apart.items(), key=lambda item: item[1])[0]
+        elif in_torch > NEAR and image:
+            unclear.append((path, module))
+    return found, unclear
+
+
+def linear_layers(links: WeightMap, features: Features) -> Iterator[tuple[str, str]]:
     """List the linear layers of which no order is known yet, by their paths on both sides."""
     kernels = {link.torch: link.jax for link in links}
     for path, shape in features.items():
@@ -201,7 +213,7 @@ def _input(seen: Mapping[Port, np.ndarray], path: str) -> np.ndarray | None:
     return next((value for port, value in seen.items() if port[:3] == (path, 0, "input")), None)
 
 
-def _image(seen: Mapping[Port, np.ndarray], path: str) -> tuple[int, ...]:
+def image_before(seen: Mapping[Port, np.ndarray], path: str) -> tuple[int, ...]:
     """Give the channels and points of the image that a layer takes flattened; () if it takes none."""
     channels = 0
     for port, value in seen.items():

@@ -12,9 +12,11 @@ from compare import bugs
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment, Pairing
 from compare.alignment.program import align_program
+from compare.comparison.flattened import Features, image_before, linear_layers, orders
 from compare.comparison.later_steps import LaterSteps
 from compare.comparison.program_causes import explained
 from compare.comparison.program_optimizers import Programs, explained_update
+from compare.comparison.readings import Gradients, without_undone
 from compare.comparison.selection import Selection
 from compare.comparison.steps import Stepper
 from compare.diagnosis.optimizers.explain import Explained
@@ -26,7 +28,7 @@ from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
-from compare.step.observation import Observation, Stream, halves, to_numpy
+from compare.step.observation import Observation, Port, Stream, halves, to_numpy
 from compare.torch_side.control import ControlledRun
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_run import TorchProgramRun
@@ -35,7 +37,7 @@ from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, SoFar, Streams, follow, weigh_noise
 from compare.verdict.quantity import FACTOR
 from compare.weights.find import find_links
-from compare.weights.links import named, to_jax
+from compare.weights.links import WeightMap, named, to_jax
 from compare.weights.roots import find_roots
 
 _MOVED = 2
@@ -69,15 +71,39 @@ class ProgramPair:
         self.selection = selection or Selection()
         self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
         self.nondeterministic: list[str] = []
+        self._first: dict[Port, np.ndarray] = {}
         self._probe()
         run, port = TorchProgramRun(torch, "float32", device), JaxProgramRun(jax, "float32")
         self.start = run.arrays()
         """The torch side's values at the start, by name."""
         self.size = sum(array.size for array in self.start.values())
-        layers = run.layers(), port.layers()
-        self.links = find_links(*layers, weights, roots=find_roots(*layers, run.models))
+        self.links = self._find_links(run, port, weights)
         if not any(link.torch in run.trained for link in self.links):
             raise InputError("no tensor that torch's optimizers train has a partner in the JAX state")
+
+    def _find_links(
+        self, run: TorchProgramRun, port: JaxProgramRun, weights: Mapping[str, str | None] | None
+    ) -> WeightMap:
+        """Map the weights; where a linear layer takes an image's features, a step shows the port's order of them."""
+        features: Features = {path: () for path, kind in self.torch_modules.items() if "Linear" in kind}
+        images = [path for path in features if image_before(self._first, path)]
+
+        def mapped_with(features: Features) -> WeightMap:
+            layers = run.layers(features), port.layers()
+            return find_links(*layers, weights, roots=find_roots(*layers, run.models))
+
+        links = mapped_with(features)
+        while any(not features[path] for path in images):
+            jax = port.afresh(port.values)
+            jax.load(to_jax(links, self.start, jax.arrays()))
+            seen = {port: to_numpy(value) for port, value in jax.step(self.batches[0], self.draws).forward.items()}
+            found, _ = orders(linear_layers(links, features), self._first, seen)
+            if not found:
+                break
+            features |= found
+            links = mapped_with(features)
+        self._first = {}
+        return links
 
     def _probe(self) -> None:
         """Take torch's first step twice: see its modules, what it overwrites in place, and if it repeats itself."""
@@ -86,6 +112,12 @@ class ProgramPair:
             seen = TorchProgramRun(self.torch, "float32", self.device).step(self.batches[0], record)
         self.draws = first.draws
         self.torch_modules, self.overwritten = record.modules, record.changed()
+        linear = {path for path, kind in record.modules.items() if "Linear" in kind}
+        # The inputs of linear layers, and the images before them: from these it is seen in which order they are.
+        kept = {
+            port: x for port, x in record.seen.items() if port.path in linear or (port.kind == "output" and x.ndim > 2)
+        }
+        self._first = {port: np.array(to_numpy(x)) for port, x in kept.items()}
         with ControlledRun(replay=first.draws):
             repeated = TorchProgramRun(self.torch, "float32", self.device).step(self.batches[0], again)
         for name, value in {"loss": seen.loss, **seen.shown}.items():
@@ -122,7 +154,7 @@ class ProgramCheck:
         self.jax = pair.jax_run("float64")
         self._settings: Mapping[str, Settings] = {}
         self._started = list(self.jax.values)
-        self.later = LaterSteps()
+        self.later, self.gradients = LaterSteps(), Gradients()
 
     def report(self) -> Report:
         """Follow both programs, and name what differs."""
@@ -130,6 +162,7 @@ class ProgramCheck:
         if self.later.any:  # now it is known what there is to be paired
             self.later.complete = True
             followed = follow(self._streams(), self._align, self.steps, self._stepping)
+        followed = without_undone(self.gradients.compared(followed))
         found = self._findings(followed)
         if found.divergence:
             self.progress(Progress("measuring what rounding does", found=lambda: found))
@@ -144,6 +177,8 @@ class ProgramCheck:
 
     def update_explained(self, followed: Followed, pairing: Pairing) -> Explained:
         """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
+        if pairing.torch.partition(".")[0] in self.gradients.chosen:
+            return Explained()  # JAX's optimizer does what torch does before: its update is no update of torch's alone
         programs = Programs(self.pair.links, self.stepper, self.pair.torch_run, self._jax_afresh)
         return explained_update(programs, followed, pairing)
 
@@ -167,8 +202,8 @@ class ProgramCheck:
         half = int(bool(torch.parameters))
         torch, jax = self.later.added("torch", half, torch), self.later.added("jax", half, jax)
         found = align_program(self.pair.links, torch, jax, kinds, self._settings)
-        found = found._replace(pairings=[self.later.from_zero(pairing) for pairing in found.pairings])
-        return self.pair.selection.applied(found)
+        pairings = [self.later.from_zero(pairing) for pairing in found.pairings]
+        return self.pair.selection.applied(found._replace(pairings=self.gradients.both(pairings)))
 
     def _torch(self, start: Callable[[], TorchProgramRun]) -> Stream:
         return itertools.chain.from_iterable(map(halves, self.stepper.whole(start())))
@@ -211,6 +246,7 @@ class ProgramCheck:
     def _so_far(self, followed: Followed | None) -> Report | None:
         if followed is None:
             return None
+        followed = without_undone(self.gradients.compared(followed))
         name = f"{self.name}, the first {followed.steps} of {self.steps} steps"
         return dataclasses.replace(self._findings(followed), name=name)
 

@@ -23,7 +23,7 @@ class Matching(NamedTuple):
     """Each draw that fits its site in more than one layout, and the one taken."""
 
 
-KINDS = {"gumbel": "exponential"}
+KINDS = {"gumbel": "exponential", "permutation": "randperm"}
 """What torch draws where JAX draws something else: a Gumbel variable is -log of an exponential one."""
 
 

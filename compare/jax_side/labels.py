@@ -18,8 +18,8 @@ class Label(NamedTuple):
     """What a named tensor is; it is written into the program as text."""
 
     what: str
-    """"input" or "output" of a module, "gradient" that an optimizer is given, "parameter" that a program uses, or
-    `LOOK`."""
+    """"input" or "output" of a module, "gradient" that an optimizer is given, "parameter" that a program uses,
+    "updated" for what becomes of it, or `LOOK`."""
     root: str
     """The path of the module's root in the state, or a number that stands for it: see `Watch`."""
     path: str

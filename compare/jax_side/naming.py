@@ -128,7 +128,9 @@ def _named_gradients(original: Callable[..., Any], numbers: Iterator[str]) -> Ca
     def apply_gradients(state: Any, *, grads: Any, **kwargs: Any) -> Any:
         number = next(numbers)
         state = state.replace(params=named(state.params, "parameter", number))
-        return original(state, grads=named(grads, "gradient", number), **kwargs)
+        after = original(state, grads=named(grads, "gradient", number), **kwargs)
+        # What is updated again within the step, or applied, is known by these.
+        return after.replace(params=named(after.params, "updated", number))
 
     return apply_gradients
 

@@ -96,6 +96,7 @@ _SAMPLES: dict[str, Callable[[Any, Any], Any]] = {
     "exponential": lambda random, key: random.exponential(key, (2,)),
     "gumbel": lambda random, key: random.gumbel(key, (2,)),
     "randint": lambda random, key: random.randint(key, (2,), 0, 2),
+    "permutation": lambda random, key: random.permutation(key, 2),
 }
 
 
@@ -206,6 +207,8 @@ def _standing_in(kind: str, draw: Any, inputs: list[Any], dtype: Any) -> Any:
     if kind == "uniform":
         _, low, high = inputs
         return low + (high - low) * draw.astype(dtype)
+    if kind == "permutation":
+        return inputs[1][draw]
     if kind == "gumbel":
         # If U is uniform, -log(U) is exponential with rate 1, and -log(-log(U)) is a Gumbel variable.
         return -jnp.log(draw.astype(dtype))

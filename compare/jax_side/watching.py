@@ -56,6 +56,11 @@ class Watch:
             if name.endswith(inner):
                 self._roots[label.root] = name.removesuffix(inner).rstrip("/")
             return None
+        if label.what == "updated":
+            if (known := self._roots.get(label.root)) is not None:
+                self._names[id(value)] = "/".join(filter(None, (known, label.leaf.replace(".", "/"))))
+                self._kept.append(value)
+            return None
         root = self._roots.get(label.root, "") if label.root else ""
         path = "/".join(filter(None, (root, label.path)))
         if label.what == "gradient":

@@ -20,6 +20,7 @@ from compare.step.draws import Draw
 from compare.step.places import users_line
 from compare.step.user_code import passes_on
 from compare.torch_side.random_calls import RandomCall, random
+from compare.torch_side.shuffles import KIND, shuffling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +116,7 @@ class ControlledRun:
                 stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
             if "torch._dynamo" in sys.modules:  # a compiled model runs as it is written
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(shuffling(self._order))
             stack.enter_context(_dispatcher()(self._operation))
             self._stack = stack.pop_all()
         return self
@@ -147,23 +149,30 @@ class ControlledRun:
             self._fused[f"{call}{self._place()} does not return its random numbers"] = None
             return operation(*args, **kwargs)
         if self._replay is not None:
-            again, draw = self._replayed in self._anew, self._next(call)
+            again, draw = self._replayed in self._anew, self._next(call.kind, call.shape())
             return operation(*args, **kwargs) if again else call.give(draw)
         output = operation(*args, **kwargs)
         self.draws.append(call.draw(output))
         return output
 
-    def _next(self, call: RandomCall) -> Draw:
+    def _order(self, count: int, draw: "Callable[[], np.ndarray]") -> "np.ndarray":
+        """Give the order in which NumPy or Python shuffles so many things."""
+        if self._replay is not None:
+            return self._next(KIND, (count,)).value
+        self.draws.append(Draw(KIND, draw()))
+        return self.draws[-1].value
+
+    def _next(self, kind: str, shape: tuple[int, ...]) -> Draw:
         assert self._replay is not None
         if self._replayed == len(self._replay):
             raise NondeterministicError(
-                f"torch drew {len(self._replay)} times in the first run, and once more in the second: {call}"
+                f"torch drew {len(self._replay)} times in the first run, and once more in the second: {kind} {shape}"
                 f"{self._place()}"
             )
         draw = self._replay[self._replayed]
-        if (call.kind, call.shape()) != (draw.kind, draw.value.shape):
+        if (kind, shape) != (draw.kind, draw.value.shape):
             raise NondeterministicError(
-                f"torch's draw {self._replayed} was {draw} in the first run, and is {call.kind} {call.shape()} in the "
+                f"torch's draw {self._replayed} was {draw} in the first run, and is {kind} {shape} in the "
                 f"second{self._place()}"
             )
         self._replayed += 1

@@ -94,12 +94,18 @@ class TorchProgramRun:
     def _cast(self, tensor: "torch.Tensor") -> "torch.Tensor":
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
-    def layers(self) -> list[Layer]:
-        """List what holds weights: the state's modules, and its bare tensors."""
+    def layers(self, features: Mapping[str, tuple[int, ...]] | None = None) -> list[Layer]:
+        """List what holds weights: the state's modules, and its bare tensors.
+
+        `features` has the linear layers that take an image's features, as for `torch_layers`.
+        """
         from compare.torch_side.layers import torch_layers
 
         bare = {name: tuple(tensor.shape) for name, tensor in self._numbers().items()}
-        return [*torch_layers(self.model), *(Layer(n, "", {"kind": ""}, {n: shape}) for n, shape in bare.items())]
+        return [
+            *torch_layers(self.model, features or {}),
+            *(Layer(n, "", {"kind": ""}, {n: shape}) for n, shape in bare.items()),
+        ]
 
     def _numbers(self) -> "dict[str, torch.Tensor]":
         """Give the bare tensors that hold floating-point numbers."""
@@ -164,6 +170,7 @@ class TorchProgramRun:
         return Observation(
             loss=values.get("loss"),
             gradients=watch.gradients,
+            accumulated=watch.accumulated,
             updates={name: update for name, update in updates.items() if name in self.trained},
             parameters={name: tensor for name, tensor in after.items() if name in self.trained},
             optimizer=self.optimizer_state(),

@@ -31,6 +31,10 @@ class Watch:
     def __init__(self, run: Watched, record: Record) -> None:
         self.run, self.record = run, record
         self.gradients: dict[str, Any] = {}
+        self.accumulated: dict[str, Any] = {}
+        """Those that something has changed after the backward pass."""
+        self._latest: dict[Any, Any] = {}
+        """The gradient of each parameter after the backward pass."""
         self._events: list[Event] = []
 
     @contextlib.contextmanager
@@ -40,6 +44,10 @@ class Watch:
         for optimizer in self.run.optimizers.values():
             handles.append(optimizer.register_step_pre_hook(self._given))
             handles.append(optimizer.register_step_post_hook(self._updated))
+            for group in optimizer.param_groups:
+                handles += [
+                    p.register_post_accumulate_grad_hook(self._keep) for p in group["params"] if p.requires_grad
+                ]
         try:
             yield
         finally:
@@ -58,6 +66,12 @@ class Watch:
                 name = numbered(name, self.gradients)
                 self.gradients[name] = torch.zeros_like(parameter) if gradient is None else gradient.detach().clone()
                 self._events.append((Stage.GRADIENT, name))
+                before = self._latest.pop(parameter, None)
+                if before is not None and gradient is not None and not torch.equal(before, gradient):
+                    self.accumulated[name] = before
+
+    def _keep(self, parameter: Any) -> None:
+        self._latest[parameter] = parameter.grad.detach().clone()
 
     def _updated(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         del args, kwargs

@@ -39,7 +39,7 @@ FAULTS = (
     Fault(averages.ema, "schedule one step ahead", "update", "model", "schedule"),
     Fault(averages.ema, "decay", "state", "average", "decay"),
     Fault(averages.ema, "average before the update", "state", "average", "before the update"),
-    Fault(averages.ema, "no clipping", "gradient", "model", "clipping"),
+    Fault(averages.ema, "no clipping", "update", "model", "clipping"),
     Fault(averages.ema, "buffers not averaged", "state", "average.norm", "not updated"),
     Fault(averages.accumulation, "each clipped", "gradient", "model"),
     Fault(averages.accumulation, "last only", "gradient", "model"),

@@ -1,0 +1,83 @@
+"""What two right programs may do at different places of a step, so that they show other numbers of the same thing.
+
+Torch's loop clips gradients before it hands them to the optimizer, and optax's chain clips them inside of it: then
+those are compared that the backward pass has left, and what clipping makes of them is compared as moments and updates.
+And a module may do what torch does before it, as to divide an image by 255: its input differs, and all that it gives
+agrees.
+"""
+
+import numpy as np
+
+from compare.alignment.pairings import Pairing, Read
+from compare.step.observation import Observation
+from compare.step.stage import Stage
+from compare.verdict.following import Followed
+from compare.verdict.quantity import FACTOR
+
+
+class Gradients:
+    """The gradients of torch's as its optimizers are given them, and as the backward pass left them."""
+
+    def __init__(self) -> None:
+        self._accumulated: list[Pairing] = []
+        self.chosen: frozenset[str] = frozenset()
+        """The models whose gradients are compared as the backward pass left them."""
+
+    def both(self, pairings: list[Pairing]) -> list[Pairing]:
+        """Add to each pairing of a gradient one that reads it as the backward pass left it."""
+        found = []
+        for pairing in pairings:
+            found.append(pairing)
+            if pairing.stage == Stage.GRADIENT:
+                found.append(pairing._replace(torch_array=_as_accumulated(pairing.torch_array)))
+                self._accumulated.append(found[-1])
+        return found
+
+    def compared(self, followed: Followed) -> Followed:
+        """Leave of both that which agrees with the JAX side's for longer, for all gradients of a model at once."""
+        agree: dict[tuple[str, bool], int] = {}
+        pairs = list(zip(followed.pairings, followed.quantities, strict=True))
+        accumulated = {id(pairing) for pairing in self._accumulated}
+        for pairing, quantity in pairs:
+            if pairing.stage == Stage.GRADIENT:
+                key, wrong = (_model(pairing), id(pairing) in accumulated), quantity.ratio > FACTOR
+                agree[key] = min(agree.get(key, len(wrong)), int(np.argmax(wrong)) if wrong.any() else len(wrong))
+        models = {model for model, _ in agree}
+        self.chosen = frozenset(model for model in models if agree[model, True] > agree[model, False])
+        left = [
+            (pairing, quantity)
+            for pairing, quantity in pairs
+            if pairing.stage != Stage.GRADIENT or (id(pairing) in accumulated) == (_model(pairing) in self.chosen)
+        ]
+        return followed._replace(pairings=[p for p, _ in left], quantities=[q for _, q in left])
+
+
+def _as_accumulated(read: Read) -> Read:
+    def accumulated(seen: Observation) -> np.ndarray:
+        return read(seen._replace(gradients={**seen.gradients, **seen.accumulated}))
+
+    return accumulated
+
+
+def _model(pairing: Pairing) -> str:
+    return pairing.torch.partition(".")[0]
+
+
+def without_undone(followed: Followed) -> Followed:
+    """Leave out what a module takes where all that this call of it gives is the same on both sides."""
+    wrong: dict[tuple[str, int], bool] = {}
+    for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True):
+        if pairing.ports is not None and pairing.ports[0].kind == "output":
+            call = pairing.ports[0][:2]
+            wrong[call] = wrong.get(call, False) or bool(np.any(quantity.ratio > FACTOR))
+
+    def undone(pairing: Pairing) -> bool:
+        taken = pairing.ports is not None and pairing.ports[0].kind == "input" and not pairing.decides
+        return taken and pairing.ports is not None and wrong.get(pairing.ports[0][:2]) is False
+
+    left = [
+        (pairing, quantity)
+        for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True)
+        if not undone(pairing)
+    ]
+    return followed._replace(pairings=[p for p, _ in left], quantities=[q for _, q in left])
