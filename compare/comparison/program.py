@@ -177,9 +177,8 @@ class ProgramCheck:
 
     def update_explained(self, followed: Followed, pairing: Pairing) -> Explained:
         """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
-        if pairing.torch.partition(".")[0] in self.gradients.chosen:
-            return Explained()  # JAX's optimizer does what torch does before: its update is no update of torch's alone
-        programs = Programs(self.pair.links, self.stepper, self.pair.torch_run, self._jax_afresh)
+        accumulated = pairing.torch.partition(".")[0] in self.gradients.chosen
+        programs = Programs(self.pair.links, self.stepper, self.pair.torch_run, self._jax_afresh, accumulated)
         return explained_update(programs, followed, pairing)
 
     def start(self) -> Mapping[str, np.ndarray]:

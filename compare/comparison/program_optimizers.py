@@ -26,6 +26,8 @@ class Programs:
     torch: Callable[[str], TorchProgramRun]
     jax: Callable[[], JaxProgramRun]
     """Starts the run in float64 that is compiled already."""
+    accumulated: bool = False
+    """Whether the JAX side's optimizer is given gradients as torch's backward pass leaves them."""
 
 
 def explained_update(programs: Programs, followed: Followed, pairing: Pairing) -> Explained:
@@ -62,6 +64,8 @@ def _evidence(programs: Programs, followed: Followed, run: TorchProgramRun, name
         # An optimizer that is stepped twice within a step has two updates, of which only the sum is seen.
         if any("#" in gradient for gradient in seen.gradients):
             return None
+        if programs.accumulated:  # the JAX side's optimizer does with them what torch does before
+            seen = seen._replace(gradients={**seen.gradients, **seen.accumulated})
         gradients = {key: to_numpy(value) for key, value in seen.gradients.items()}
         shared = [dataclasses.replace(link, adds=False) for link in links if link.torch in gradients]
         batch = programs.stepper.batches[number % len(programs.stepper.batches)]

@@ -32,6 +32,7 @@ PROGRAMS = (
     ensembles.devices,
     plain.spikes,
     plain.twins,
+    plain.clipped_in_chain,
 )
 
 FAULTS = (
@@ -74,5 +75,8 @@ FAULTS = (
     Fault(ensembles.devices, "summed over devices", "gradient", "model", "scale"),
     Fault(plain.spikes, "never skipped", "gradient", "model"),
     Fault(plain.twins, "no target", "loss", ""),
+    Fault(plain.clipped_in_chain, "no 1e-6", "update", "model", "clipping"),
+    Fault(plain.clipped_in_chain, "bound", "update", "model", "clipping"),
+    Fault(plain.clipped_in_chain, "rate", "update", "model", "learning rate"),
     Fault(plain.twins, "every step", "forward", "first"),
 )

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import torch
 from flax import nnx
@@ -13,7 +14,7 @@ from flax.training.train_state import TrainState
 from torch.nn import functional
 
 from programs.averages import mse
-from programs.common import FlaxNet, Pair, TorchNet, drawn
+from programs.common import FlaxNet, Pair, TorchNet, clip_as_torch, drawn
 
 
 def spikes(fault: str = "") -> Pair:
@@ -124,5 +125,48 @@ def twins(fault: str = "") -> Pair:
             return {"first": first, "second": second}, {"loss": loss}
 
         return {"first": TargetState.create(**made), "second": TargetState.create(**made)}, step
+
+    return Pair(original, port, drawn(x=(5,), y=(3,)))
+
+
+def clipped_in_chain(fault: str = "") -> Pair:
+    """Clipping in torch's loop and in optax's chain; examples shuffled by NumPy and by a key."""
+
+    def original() -> Any:
+        model = TorchNet()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+
+        def step(state: Any, batch: Any) -> Any:
+            order = np.arange(len(batch["x"]))
+            np.random.shuffle(order)  # noqa: NPY002 - as scripts do
+            x, y = batch["x"][order[:6]], batch["y"][order[:6]]
+            loss = functional.mse_loss(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port() -> Any:
+        model = FlaxNet(nnx.Rngs(0))
+        bound = 0.2 if fault == "bound" else 0.3
+        clip = optax.stateless(lambda updates, params: clip_as_torch(updates, bound))
+        if fault == "no 1e-6":
+            clip = optax.clip_by_global_norm(bound)
+        tx = optax.chain(clip, optax.adam(2e-2 if fault == "rate" else 1e-2))
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            key, now = jax.random.split(state["key"])
+            order = jax.random.permutation(now, len(batch["x"]))[:6]
+            x, y = batch["x"][order], batch["y"][order]
+            loss, gradients = nnx.value_and_grad(lambda m: mse(m(x), y))(state["model"])
+            state["optimizer"].update(state["model"], gradients)
+            return {**state, "key": key}, {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer, "key": jax.random.key(0)}, step
 
     return Pair(original, port, drawn(x=(5,), y=(3,)))
