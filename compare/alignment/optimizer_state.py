@@ -69,6 +69,7 @@ def align_state(
             ours = f"{slot.torch}/{link.torch}"
             if ours not in torch.optimizer:
                 continue
+            # RMSprop's buffer accumulates g / sqrt(v), and optax's trace -lr g / sqrt(v).
             if slot.torch == "momentum_buffer" and f"square_avg/{link.torch}" in torch.optimizer:
                 slot = _RMSPROP_MOMENTUM
             # torch counts steps for each parameter, optax once for each transformation.

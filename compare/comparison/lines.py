@@ -1,4 +1,4 @@
-"""The lines of the user's code, on both sides, that a difference comes from."""
+"""Finds the lines of the user's code, on both sides, that a difference comes from."""
 
 import inspect
 import linecache

@@ -89,6 +89,8 @@ class CompiledStep:
         )
         self.modules, self.hidden, self.argument_names = record.modules, record.hidden, record.arguments
         self.calls = record.calls
+        # A tensor that one module gives and the next takes is one output of the program, under several names:
+        # two copies of every activation would double the memory of a step.
         shown = {id(array): array for array in record.seen.values()}
         numbers = {key: number for number, key in enumerate(shown)}
         # The names are static data of the compiled program: with inputs of another shape, other modules may run.
@@ -123,9 +125,13 @@ class CompiledStep:
             if self.side.loss is None:
                 _, (seen, buffers, rngs) = compute(params)
                 return None, (), (), params, buffers, rngs, state, seen
+            # The replay is inside value_and_grad: custom derivatives of what it runs again are still those of the
+            # user's code.
             (loss, (seen, buffers, rngs)), gradients = jax.value_and_grad(compute, has_aux=True)(params)
             updates: Any = ()
             if self.side.optimizer is not None:
+                # With values given, the optimizer gets torch's gradients, and its updates differ only by what the
+                # optimizer does.
                 updates, state = self._updates(given[2] if given else gradients, loss, state, params)
                 apply = functools.partial(optax.apply_updates, params, updates)
                 params = call_user_code(f"applying the updates of the {self.side.name} optimizer", apply)

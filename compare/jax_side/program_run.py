@@ -1,4 +1,4 @@
-"""A run of a JAX program, in one precision: each step is the user's own, traced once and compiled once."""
+"""A run of a JAX program, in one precision: each step is the user's own, traced and compiled."""
 
 import copy
 import functools
@@ -158,8 +158,8 @@ class JaxProgramRun:
             unreplayed.clear()
             return replaying(step, draws, unreplayed, self.guessed, self.hints)(values, batch)
 
-        # JAX remembers what it has traced inside of a function of the user's, by the function: with other names in it,
-        # or none. Nothing of that is used here, and nothing of this later.
+        # JAX caches the trace of a jitted function by the function. Such a trace has the names of this run's tensors in
+        # it, or none if the user's code traced it before, so this run has a cache of its own.
         with traces_apart(self._own):
             found = traced(program, (values, batch, draws), self.pinned, lift=self.dtype == "float64")
         self.unreplayed += unreplayed
@@ -187,7 +187,7 @@ class JaxProgramRun:
             run = functools.partial(self._watched, program)
             key = fingerprint(program[0])
             if key not in self._compiled:
-                # Where the step has stopped, nothing but the number that it looks at is computed.
+                # A step that stopped at a value computes only that value: XLA removes the rest of the program.
                 self._compiled[key] = jax.jit((lambda *args, run=run: run(*args)[2]) if stopped else run)
             found = self._compiled[key](values, batch, draws, gradients)
             if not stopped:
@@ -207,6 +207,8 @@ class JaxProgramRun:
         outputs = watcher.run(closed, arguments)
         self.kinds.update(watch.kinds)
         after, shown = jax.tree.unflatten(jax.tree.structure(shape), outputs)
+        # A lifted step may return float64 where the state has float32 counters, and the next step would be
+        # compiled again.
         kept = [new.astype(old.dtype) if _number(old) else new for old, new in zip(values, after, strict=True)]
         return kept, shown, watcher.shown
 
@@ -227,6 +229,8 @@ class JaxProgramRun:
             )
             self.values, shown, inside = call_user_code("the JAX step", step, given=described(inputs))
         seen, after = sorted_out(inside), self.arrays()
+        # The difference of the state, since a program's own updates are not visible: optax.apply_updates is
+        # only one way.
         updates = {name: after[name] - old for name, old in before.items()}
         pairs = zip(self.leaves, self.values, strict=True)
         gradients = {**seen.gradients, **self._shown_gradients(shown.get("gradients"))}

@@ -114,6 +114,8 @@ class JaxRun(CompiledStep):
             if self.side.optimizer is not None:
                 if self._linen and self.optimizer is self.side.optimizer:
                     self.optimizer = of_parameters(self.optimizer, self.params)
+                # From these parameters: an optimizer may keep a copy of them, as optax.lookahead and
+                # contrib.schedule_free do.
                 init = functools.partial(self.optimizer.init, self.params)
                 state = call_user_code(f"the {self.side.name} optimizer's init", init)
                 # A step overwrites it: it must share no memory with the parameters, or within itself.

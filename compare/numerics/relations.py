@@ -142,6 +142,7 @@ def _moved_axes(torch: np.ndarray) -> Iterator[Relation]:
 
 def _moved_slices(torch: np.ndarray) -> Iterator[Relation]:
     for axis, size in enumerate(torch.shape):
+        # Of two slices, a roll is an exchange, which `_order` and blocks describe.
         if size > 2:
             yield from (Relation(Kind.ROLLED, (axis,), number=places) for places in (1, -1))
     for axis, size in enumerate(torch.shape):

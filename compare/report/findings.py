@@ -104,6 +104,7 @@ class Findings:
             return Verdict.MISMATCH
         if self.notes:
             return Verdict.PRECISION
+        # Verdict lists its members from best to worst.
         return max((quantity.verdict for quantity in self.quantities), key=list(Verdict).index)
 
     @property

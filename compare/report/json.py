@@ -1,4 +1,4 @@
-"""What was found as JSON: the files `compare/data/*.schema.json` say what is in it."""
+"""Writes findings as JSON; `compare/data/*.schema.json` describe it."""
 
 import json
 import math
@@ -24,6 +24,7 @@ def dumps(content: dict[str, Any]) -> str:
             return {key: finite(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [finite(item) for item in value]
+        # RFC 8259 has no infinity and no NaN, and parsers other than Python's reject them.
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"

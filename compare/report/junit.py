@@ -41,4 +41,5 @@ def properties(report: "Findings") -> dict[str, str | int | float]:
 
 def _clean(text: str) -> str:
     """Replace what XML cannot hold."""
+    # XML 1.0 cannot hold most control characters, not even escaped, and a user's names may have them.
     return _NOT_XML.sub("�", text)

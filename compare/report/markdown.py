@@ -103,5 +103,6 @@ def _plain(text: str) -> str:
 
 
 def _code(text: str) -> str:
+    # CommonMark: a code span with a backtick in it needs a longer fence.
     fence = "``" if "`" in text else "`"
     return f"{fence}{text}{fence}"

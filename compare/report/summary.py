@@ -64,6 +64,8 @@ def summaries(quantities: Iterable[Quantity]) -> list[StageSummary]:
     found = []
     for stage, of_stage in by_stage.items():
         ratios = [quantity.ratio for quantity in of_stage]
+        # By the ratio and not by the difference: 1e-3 may be rounding in one tensor, and 1e-12 a bug in
+        # another.
         number = int(np.argmax([ratio.max() for ratio in ratios]))
         found.append(StageSummary(stage, of_stage, of_stage[number], int(np.argmax(ratios[number]))))
     return found

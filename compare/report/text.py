@@ -182,7 +182,7 @@ def _accepted(report: "Findings") -> Iterator[tuple[str, str]]:
 
 
 def _several(report: "Findings", groups: "list[Group]") -> Iterator[RenderableType]:
-    """Give the list of what is to be mended, then each of it."""
+    """Give the list of all groups, then each group."""
     yield Text(report.to_mend)
     for number, group in enumerate(groups[:SHOWN_GROUPS], 1):
         yield Text(f"\n{number}. {group.headline}", style=_STYLE[report.verdict])

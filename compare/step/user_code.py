@@ -104,6 +104,7 @@ def raised_in(error: BaseException) -> str:
     library's.
     """
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_internal(frame.filename)]
+    # The last frame of the user's own file is the line to look at; below it are only libraries.
     own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
     installed = [frame for frame in frames if _is_installed(frame.filename)]
     last = (own or installed)[-1:]
@@ -144,6 +145,8 @@ def _is_ours(error: BaseException) -> bool:
     """Tell whether this package raised an error: whether it is the innermost whose code is no library's."""
     for frame in _frames(error):
         filename = frame.f_code.co_filename
+        # Wrappers of this package stand between the user's code and torch in nearly every traceback: they are
+        # transparent.
         if frame.f_code in _PASSING or filename.startswith("<"):
             continue
         if filename.startswith(_PACKAGE):

@@ -101,6 +101,8 @@ class _Following:
                     losses[name] = None if loss is None else float(to_numpy(loss))
                 if half not in self.pairs and {"torch64", "jax64"} <= seen.keys():
                     self._pair(half, seen["torch64"], seen["jax64"])
+                # As soon as both runs of a pair have shown this half, they are weighed, and what no later pair needs
+                # is freed.
                 for names in [names for names in left if half in self.pairs and {*names} <= seen.keys()]:
                     self._weigh(half, names, seen)
                     left.remove(names)

@@ -19,6 +19,8 @@ def mask_of(names: Sequence[str], every: Sequence[str]) -> str:
     others = {name.partition("[")[0] for name in every} - wanted
     if not others:
         return "lambda params: jax.tree.map(lambda _: True, params)"
+    # A mask by names reads like what people write, `path.endswith("/bias")`, and stays right for a deeper
+    # model.
     ends = {_shortest_end(name, others) for name in wanted}
     written = ", ".join(f'"{end}"' for end in sorted(ends))
     if any(_fits(name, end) for name in others for end in ends):

@@ -55,6 +55,8 @@ def map_data(report: "Findings") -> dict[str, Any]:
 def _packed(values: np.ndarray, upward: np.ndarray) -> str:
     """Code 0 is zero, 65534 infinity and 65535 nothing; else it is a thousand times the logarithm, plus 30000."""
     with np.errstate(divide="ignore", invalid="ignore"):
+        # From 1e-30 to 1e30 in steps of 0.23 %. Rounding is directed, so that a coded ratio never crosses the
+        # verdict's limit.
         exact = 1000 * (np.log10(values) + 30)
         coded = np.clip(np.where(upward, np.ceil(exact), np.floor(exact)), 1, 60000)
     coded = np.select([np.isnan(values), np.isinf(values), values == 0], [65535, 65534, 0], coded)

@@ -123,6 +123,7 @@ def _states(report: "Findings", side: int, weights: Iterable[str]) -> dict[str, 
             step = int(np.argmax(quantity.ratio))
         elif _ORDER[Stage(quantity.stage)] <= _ORDER[Stage(divergence.stage)]:
             step = divergence.step
+        # What the step before has left is what this step started from.
         elif quantity.stage in (Stage.PARAMETERS, Stage.BUFFERS) and divergence.step:
             step = divergence.step - 1
         else:
