@@ -6,9 +6,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from compare import bugs
 from compare.alignment.pairings import NotCompared
 from compare.comparison.converted import wrongly_converted
+from compare.comparison.draw_choices import settled
+from compare.comparison.draw_parameters import RATE, other_parameter
 from compare.comparison.explanation import explained
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.independent import Independent, independent
@@ -30,6 +34,7 @@ from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show, ignore
 from compare.report.report import Report
 from compare.step import batch as batching
+from compare.step.draws import Hints
 from compare.torch_side.idle_draws import change_nothing
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.side import Torch
@@ -116,6 +121,9 @@ class _Check:
         followed = self._follow()
         # From here on there is a report, and nothing that fails takes it away.
         with bugs.collected() as failed:
+            doing = "trying other replays of random numbers"
+            if bugs.attempt(doing, lambda: self._other_draws(followed)):
+                followed = self._follow()
             if self.jax.unreplayed:
                 self._idle = bugs.attempt("drawing random numbers anew", self._idle_draws) or []
             found = self._explained(followed)
@@ -135,11 +143,12 @@ class _Check:
         if wrong := bugs.attempt("looking at the port's own weights", lambda: wrongly_converted(self.pair)):
             others = [*wrong[1:], *([divergence] if divergence else []), *others]
             divergence, notes = wrong[0], []
-        # Replayed draws are right whatever the keys are, so that a reused key shows in no number: it is
-        # looked for by itself.
-        if reused := bugs.attempt("looking at random keys", self._reused_key):
-            divergence, *others = [*([divergence] if divergence else []), *others, reused]
-            notes = []
+        # Replayed draws are right whatever the JAX side's keys and probabilities are, so that these show in no number:
+        # they are looked at by themselves.
+        for doing, look in (("parameters of draws", self._other_parameter), ("random keys", self._reused_key)):
+            if (more := bugs.attempt(f"looking at {doing}", look)) and not _told(more, divergence, *others):
+                divergence, *others = [*([divergence] if divergence else []), *others, more]
+                notes = []
         return dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
 
     def _excuses(self, followed: Followed) -> list[Cause]:
@@ -172,6 +181,32 @@ class _Check:
             *(NotCompared("jax", place, idle.format("torch")) for place in places),
             *(NotCompared("torch", str(draws[number]), idle.format("the JAX side")) for number in alone),
         ]
+
+    def _other_draws(self, followed: Followed) -> bool:
+        """Try other replays of torch's draws where both sides differ, and tell whether one of them is meant."""
+        first = first_divergence(followed)
+        if not self._keys or not (self.jax.unreplayed or (first and first.divergence.step == 0)):
+            return False
+        pair, before, keys = self.pair, self.pair.hints, self._keys[0]
+
+        def agreement(hints: Hints) -> tuple[float, float]:
+            pair.hints = hints
+            jax = pair.jax_run("float64")
+            tried = follow(self.runs.streams(jax, lambda: pair.jax_run("float32")), self.runs.align, 1)
+            place = None if (found := first_divergence(tried)) is None else tried.pairings.index(found.pairing)
+            return -len(jax.unreplayed), np.inf if place is None else place
+
+        found = before
+        try:
+            found = settled(before, keys, self.runs.stepper.draws[0], agreement)
+        finally:
+            pair.hints = found
+        if found != before:
+            self.jax = pair.jax_run("float64")
+        return found != before
+
+    def _other_parameter(self) -> Divergence | None:
+        return other_parameter(self._keys, self.runs.stepper.draws, self.pair.hints)
 
     def _reused_key(self) -> Divergence | None:
         return reused_key(self._keys, self.runs.stepper.draws, len(self.pair.batches), self.pair.hints)
@@ -273,6 +308,15 @@ def _checked_steps(steps: int | None, batches: int) -> int:
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise InputError(f"steps must be a positive whole number, not {steps!r}")
     return steps
+
+
+def _told(more: Divergence, *found: Divergence | None) -> bool:
+    """Tell whether a probability that differs is the rate of a dropout that is a finding already."""
+    return (
+        more.cause is not None
+        and more.cause.name == RATE
+        and any(each and each.cause and each.cause.name == "dropout rate" for each in found)
+    )
 
 
 def _went(followed: Followed, first: Found) -> bool:

@@ -57,10 +57,10 @@ def _uses(step: int, batch: int, keys: StepKeys, draws: Sequence[Draw], hints: H
     """List the draws of a step that have a partner on the torch side, with the key of each."""
     replayed = [draw for draw in draws if not draw.backward]
     matching = match([Site(draw.kind, draw.value.shape) for draw in replayed], keys.sites, hints)
-    for site, key, found in zip(keys.sites, keys.keys, matching.placed, strict=True):
-        if found is None or key is None:
+    for site, read, found in zip(keys.sites, keys.reads, matching.placed, strict=True):
+        if found is None or read is None:
             continue
-        position, layout = found
+        (position, layout), key = found, read.key
         value = np.asarray(layout.to_jax(replayed[position].value))
         # Under vmap, a draw has one key for each place along its first axes.
         for place in np.ndindex(key.shape[:-1]):

@@ -4,7 +4,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,13 @@ class Matching(NamedTuple):
     """Each draw that fits its site in more than one layout, and the one taken."""
 
 
-KINDS = {"gumbel": "exponential", "permutation": "randperm"}
-"""What torch draws where JAX draws something else: a Gumbel variable is -log of an exponential one."""
+_SERVING = {"gumbel": ("exponential",), "permutation": ("randperm",), "bernoulli": ("bernoulli", "uniform")}
+"""What torch may draw where JAX draws something else: a Gumbel variable is -log of an exponential one, and a boolean of
+`jax.random.bernoulli` is whether a uniform variable is below the probability."""
+
+
+def _serves(draw: Site, site: Site) -> bool:
+    return draw.kind in _SERVING.get(site.kind, (site.kind,))
 
 
 def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS) -> Matching:
@@ -34,11 +39,12 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
     that the other lacks, the longest common subsequence keeps the others paired; what is left over is `unreplayed`.
     `draws` are torch's, by kind and shape.
     """
+    if hints.repeated:
+        return _with_repeated(draws, sites, hints)
 
     @functools.cache
     def fits(draw: Site, site: Site) -> list[Layout]:
-        same_kind = draw.kind == KINDS.get(site.kind, site.kind)
-        return draw_layouts(draw.shape, site.shape, hints) if same_kind and not site.obstacle else []
+        return draw_layouts(draw.shape, site.shape, hints) if _serves(draw, site) and not site.obstacle else []
 
     options = [[fits(draw, site) for site in sites] for draw in draws]
     pairs = _longest(options, len(sites))
@@ -49,8 +55,10 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
     for i, j in pairs:
         # Of several layouts, the one that is certain for other draws of this rank; else the first.
         likely = "channels last" if hints.channels_last else ""
-        counts = [usual[ranks[i], layout.name] or (layout.name == likely) / 2 for layout in options[i][j]]
-        placed[j] = (i, options[i][j][counts.index(max(counts))])
+        given = dict(hints.layouts).get(draws[i].shape)
+        counts = [usual[ranks[i], layout.name] or (layout.name == (given or likely)) / 2 for layout in options[i][j]]
+        layout = options[i][j][counts.index(max(counts))]
+        placed[j] = (i, _reflected(layout) if i in hints.reflected else layout)
         if len(counts) > 1 and not max(counts):
             fitting = " or ".join(layout.name for layout in options[i][j])
             guessed.append(
@@ -58,6 +66,28 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
                 "all differ has one layout only"
             )
     return Matching(placed, _left_over(draws, sites, pairs), guessed)
+
+
+def _with_repeated(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> Matching:
+    """Pair the places that draw anew; those that repeat an earlier one have its draw."""
+    earlier = dict(hints.repeated)
+    anew = [j for j in range(len(sites)) if j not in earlier]
+    found = match(draws, [sites[j] for j in anew], hints._replace(repeated=()))
+    placed = dict(zip(anew, found.placed, strict=True))
+    return found._replace(placed=[placed[earlier.get(j, j)] for j in range(len(sites))])
+
+
+def _reflected(layout: Layout) -> Layout:
+    """The same layout, of the complement of what was drawn."""
+    return Layout(
+        f"{layout.name}, complemented",
+        to_torch=lambda array: _complement(layout.to_torch(array)),
+        to_jax=lambda array: _complement(layout.to_jax(array)),
+    )
+
+
+def _complement(array: Any) -> Any:
+    return ~array if array.dtype == bool else 1 - array
 
 
 def _longest(options: list[list[list[Layout]]], m: int) -> list[tuple[int, int]]:
@@ -108,8 +138,11 @@ def _left_over(draws: Sequence[Site], sites: Sequence[Site], pairs: list[tuple[i
 def _reason(draw: Site, site: Site) -> str:
     if site.obstacle:
         return site.obstacle
-    if draw.kind != KINDS.get(site.kind, site.kind):
-        return "these are different kinds of random numbers"
+    if not _serves(draw, site):
+        return (
+            "these are different kinds of random numbers. To compare them, draw before the step, and pass what is "
+            "drawn to both sides as an input"
+        )
     if len(draw.shape) == len(site.shape) and all(
         theirs in (1, ours) for ours, theirs in zip(draw.shape, site.shape, strict=True)
     ):

@@ -7,7 +7,15 @@ from typing import Any
 from compare.jax_side.draw_matching import match
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.primitives import KINDS, Kind, bind
-from compare.jax_side.replay import Replayer, Values, drawn_kind, recognizable, sites_of
+from compare.jax_side.replay import (
+    Replayer,
+    Values,
+    drawn_kind,
+    laid_out,
+    recognizable,
+    sites_of,
+    sites_of_values,
+)
 from compare.step.draws import Hints, Site
 
 
@@ -31,12 +39,10 @@ def reseeding(
         with recognizable():
             closed, shape = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
         sites = sites_of(closed)
-        found = match([Site(kind, tuple(each.shape)) for item in values for kind, each in item.items()], sites, hints)
-        arrays = [value for item in values for value in item.values()]
-        placed = [None if each is None else each[1].to_jax(arrays[each[0]]) for each in found.placed]
+        found = match(sites_of_values(values), sites, hints)
         if alone is not None:
             alone[:] = [site for site, each in zip(sites, found.placed, strict=True) if each is None]
-        outputs = Reseeder(seed).run(closed, jax.tree.leaves(args), placed)
+        outputs = Reseeder(seed).run(closed, jax.tree.leaves(args), laid_out(values, found))
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return reseeded

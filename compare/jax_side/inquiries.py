@@ -25,7 +25,7 @@ class KeyedRun(NamedTuple):
     def step(self, batch: Batch, draws: Sequence[Draw]) -> Observation:
         """Take one step."""
         if draws:
-            self.keys.append(read_keys(self.run, batch))
+            self.keys.append(read_keys(self.run, batch, draws))
         return self.run.step(batch, draws)
 
 
@@ -41,8 +41,8 @@ def named_constants(run: JaxRun, batch: Batch) -> list[str]:
     return [f"{what}, {lines[key]}" if lines.get(key) else what for key, what in run.constants.items()]
 
 
-def read_keys(run: JaxRun, batch: Batch) -> StepKeys:
-    """Read the random keys of the next step, without taking it."""
+def read_keys(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> StepKeys:
+    """Read the random keys of the next step and the parameters of what it draws, without taking it."""
     import jax
 
     sites: list[Site] = []
@@ -51,15 +51,15 @@ def read_keys(run: JaxRun, batch: Batch) -> StepKeys:
         return run.with_loss(params, buffers, rngs, inputs, target)[0]
 
     with run.precision(), jax.disable_jit(run.unroll):
-        read = jax.jit(reading_keys(model, sites))
-        inputs = run.arguments(batch)
-        keys = read(run.params, run.buffers, run.rngs, *inputs)
-        moved = read(run.params, run.buffers, run.rngs, *jax.tree.map(_next, inputs))
-    pairs = zip(jax.tree.leaves(keys), jax.tree.leaves(moved), strict=True)
+        read = jax.jit(lambda values, *state: reading_keys(model, values, sites, run.hints)(*state))
+        values, inputs = replayable(draws, run.dtype), run.arguments(batch)
+        found = read(values, run.params, run.buffers, run.rngs, *inputs)
+        moved = read(values, run.params, run.buffers, run.rngs, *jax.tree.map(_next, inputs))
+    pairs = [(one.key, other.key) for one, other in zip(found, moved, strict=True) if one and other]
     # Keys that change when the batch's integers do are made from the batch, as in `key =
     # jax.random.key(batch["seed"])`. They repeat because the batch does.
     from_batch = any(not np.array_equal(one, other) for one, other in pairs)
-    return StepKeys(sites, [None if each is None else np.asarray(each) for each in keys], from_batch)
+    return StepKeys(sites, jax.tree.map(np.asarray, found), from_batch)
 
 
 def idle_draws(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> list[Site] | None:
@@ -91,7 +91,7 @@ def idle_draws(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> list[Site] |
 
 def draws_of_torch_alone(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> list[int]:
     """Give the numbers of those of torch's draws that the JAX side does not make."""
-    sites = read_keys(run, batch).sites
+    sites = read_keys(run, batch, draws).sites
     numbers = [number for number, draw in enumerate(draws) if not draw.backward]
     found = match([Site(draws[n].kind, tuple(draws[n].value.shape)) for n in numbers], sites, run.hints)
     met = {each[0] for each in found.placed if each is not None}

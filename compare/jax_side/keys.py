@@ -1,81 +1,112 @@
-"""Reads the random key of each draw of the JAX side.
+"""Reads the random key and the parameters of each draw of the JAX side.
 
 Equal keys give equal draws, so a key that is used twice, where torch draws twice, is a bug. A replay of torch's draws
-does not use the keys and cannot show it.
+does not use the keys and cannot show it. Nor does it show another probability of a mask, since the mask is torch's.
 """
 
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from compare.jax_side.draw_matching import match
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.primitives import KINDS, Kind, Scan, bind
-from compare.jax_side.replay import drawn, drawn_kind, recognizable, sites_of
-from compare.step.draws import Site
+from compare.jax_side.replay import (
+    Replayer,
+    Values,
+    drawn,
+    drawn_kind,
+    laid_out,
+    parameters,
+    recognizable,
+    sites_of,
+    sites_of_values,
+)
+from compare.step.draws import Hints, Site
+
+
+class SiteRead(NamedTuple):
+    """What a draw of the JAX side is made with."""
+
+    key: Any
+    """The numbers of its key, of shape `(..., words)`: a draw under `vmap` has several keys."""
+    parameters: tuple[Any, ...]
+    """As `Draw.parameters`, each of the shape of what is drawn."""
 
 
 class StepKeys(NamedTuple):
-    """The keys that a step uses."""
+    """The keys and parameters that a step draws with."""
 
     sites: list[Site]
     """Where it draws, in order of execution."""
-    keys: list[np.ndarray | None]
-    """The numbers of each one's key, of shape `(..., words)`: a draw under `vmap` has several keys; None if unknown."""
+    reads: list[SiteRead | None]
+    """What each is made with; None where it is out of reach."""
     from_batch: bool
     """Whether the keys are those that the batch brings: the same batch has the same keys again."""
 
 
-def reading_keys(function: Callable[..., Any], sites: list[Site]) -> Callable[..., list[Any]]:
-    """Make a function that takes what `function` takes and gives the key of each of its draws.
+def reading_keys(
+    function: Callable[..., Any], values: Values, sites: list[Site], hints: Hints
+) -> Callable[..., list[SiteRead | None]]:
+    """Make a function that takes what `function` takes and gives what each of its draws is made with.
 
-    Compiled, it computes nothing but keys: XLA leaves out all that they do not need.
+    Compiled, it computes nothing else: XLA leaves out all that is not needed.
 
     Args:
         function: A function of pytrees of arrays.
+        values: What torch drew: a probability may follow from what was drawn before.
         sites: Where it draws is added here when it is traced.
+        hints: What is known of the layouts of draws.
 
     """
     import jax
 
     @functools.wraps(function)
-    def read(*args: Any) -> list[Any]:
+    def read(*args: Any) -> list[SiteRead | None]:
         with recognizable():
             closed = jax.make_jaxpr(lambda *args: function(*args))(*args)
         sites[:] = sites_of(closed)
         reader = KeyReader()
-        reader.run(closed, jax.tree.leaves(args))
+        given = laid_out(values, match(sites_of_values(values), sites, hints))
+        reader.run(closed, jax.tree.leaves(args), given)
         return reader.shown
 
     return read
 
 
-class KeyReader(Interpreter):
-    """Runs a traced program and shows the key of each draw, in order; None for a key that is out of reach."""
+class KeyReader(Replayer):
+    """Replays torch's draws, and shows what each draw is made with, in order; None for what is out of reach."""
 
     def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Evaluate an operation, and show the keys that it draws with."""
+        """Evaluate an operation, and show what it draws with."""
         import jax
 
         if not (own := list(drawn(eqn))):
             return bind(eqn, args)
         if (kind := drawn_kind(eqn)) is not None and kind != "bits":
-            self.shown.append(jax.random.key_data(args[0]))
-            return bind(eqn, args)
-        if KINDS.get(eqn.primitive.name) in (Kind.CALL, Kind.CHECKPOINT, Kind.SCAN):
+            made = parameters(kind, args, tuple(eqn.outvars[0].aval.shape))
+            self.shown.append(SiteRead(jax.random.key_data(args[0]), made))
             return super().equation(eqn, args, given)
+        if KINDS.get(eqn.primitive.name) in (Kind.CALL, Kind.CHECKPOINT, Kind.SCAN):
+            return Interpreter.equation(self, eqn, args, given)
         # Inside a while loop or a branch: how often it draws is not known before it runs.
         self.shown += [None] * len(own)
         return bind(eqn, args)
 
+    def checkpoint(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Run the program of a checkpoint in place: nothing is differentiated here."""
+        return Interpreter.checkpoint(self, eqn, args, given)
+
     def scan(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Build a scan anew, and show the keys of its iterations one after another."""
+        """Build a scan anew, and show what its iterations draw with one after another."""
+        import jax
+
         before, self.shown = self.shown, []
         outputs = super().scan(eqn, args, given)
         loop = Scan.of(eqn)
         # The scan has stacked the keys by index; iterations of a reversed scan run from the last index to the
         # first.
         order = range(loop.length)[:: -1 if loop.reverse else 1]
-        self.shown = before + [None if keys is None else keys[i] for i in order for keys in self.shown]
+        each = [(i, read) for i in order for read in self.shown]
+        self.shown = before + [jax.tree.map(lambda array, i=i: array[i], read) for i, read in each]
         return outputs

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.jax_side.draw_matching import match
+from compare.jax_side.draw_matching import Matching, match
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lines import line
 from compare.jax_side.primitives import (
@@ -39,13 +39,26 @@ def replayable(draws: Sequence[Draw], dtype: str) -> Values:
     return tuple({kind: value.astype(dtype) if value.dtype.kind == "f" else value} for kind, value in values)
 
 
+def sites_of_values(values: Values) -> list[Site]:
+    """List kind and shape of torch's draws."""
+    return [Site(kind, tuple(value.shape)) for item in values for kind, value in item.items()]
+
+
+def laid_out(values: Values, matching: Matching) -> list[Any]:
+    """Give torch's draw for each place where the JAX side draws, laid out as there; None where it has none."""
+    arrays = [value for item in values for value in item.values()]
+    return [None if found is None else found[1].to_jax(arrays[found[0]]) for found in matching.placed]
+
+
 def replaying(
     function: Callable[..., Any], values: Values, unreplayed: list[str], guessed: list[str], hints: Hints = NO_HINTS
 ) -> Callable[..., Any]:
     """Make `function` use `values` for its random numbers, in the order in which both sides draw.
 
-    Keep probabilities, means and ranges stay those of the function, so that a wrong one shows. It is for a function
-    that is to be differentiated, and not for one that has been: the backward pass of a checkpoint draws again.
+    Scales, means and where a range begins stay those of the function, so that a wrong one shows. What is given of
+    booleans and integers is the same whatever their probability or number is: see `comparison.draw_parameters`. It is
+    for a function that is to be differentiated, and not for one that has been: the backward pass of a checkpoint draws
+    again.
 
     >>> import jax
     >>> values = ({"bernoulli": np.array([True, False, True])},)
@@ -75,14 +88,10 @@ def replaying(
 
         with recognizable():
             closed, shape = jax.make_jaxpr(fresh, return_shape=True)(*args)
-        draws = [Site(kind, tuple(value.shape)) for item in values for kind, value in item.items()]
-        sites = sites_of(closed)
-        matching = match(draws, sites, hints)
+        matching = match(sites_of_values(values), sites_of(closed), hints)
         unreplayed.extend(matching.unreplayed)
         guessed.extend(matching.guessed)
-        arrays = [value for item in values for value in item.values()]
-        placed = [None if found is None else found[1].to_jax(arrays[found[0]]) for found in matching.placed]
-        outputs = Replayer().run(closed, jax.tree.leaves(args), placed)
+        outputs = Replayer().run(closed, jax.tree.leaves(args), laid_out(values, matching))
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return replayed
@@ -200,8 +209,29 @@ def drawn(eqn: Any) -> Iterator[Site]:
     yield from inner
 
 
+def parameters(kind: str, inputs: list[Any], shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Give what `Draw.parameters` has, of the JAX side: `inputs` are what a function of `jax.random` takes."""
+    if kind == "bernoulli":
+        return (_over(inputs[1], inputs[0].shape, shape),)
+    if kind == "randint":
+        low, high = (_over(each, inputs[0].shape, shape) for each in inputs[1:])
+        return (high - low,)
+    return ()
+
+
+def _over(parameter: Any, keys: tuple[int, ...], shape: tuple[int, ...]) -> Any:
+    """Broadcast a parameter to the shape of what is drawn; under `vmap`, its first axes may be those of the keys."""
+    import jax.numpy as jnp
+
+    parameter = jnp.asarray(parameter)
+    if keys and parameter.shape[: len(keys)] == keys:
+        rest = parameter.shape[len(keys) :]
+        parameter = parameter.reshape(*keys, *[1] * (len(shape) - parameter.ndim), *rest)
+    return jnp.broadcast_to(parameter, shape)
+
+
 def _standing_in(kind: str, draw: Any, inputs: list[Any], dtype: Any) -> Any:
-    """Turn a recorded draw, in its standard form, into what the function of `jax.random` would have returned."""
+    """Do with a recorded draw what the function of `jax.random` does with its own."""
     import jax.numpy as jnp
 
     if kind == "uniform":
@@ -210,6 +240,9 @@ def _standing_in(kind: str, draw: Any, inputs: list[Any], dtype: Any) -> Any:
     if kind == "permutation":
         return inputs[1][draw]
     if kind == "gumbel":
-        # If U is uniform, -log(U) is exponential with rate 1, and -log(-log(U)) is a Gumbel variable.
         return -jnp.log(draw.astype(dtype))
+    if kind == "bernoulli" and draw.dtype != bool:  # a uniform variable of torch's
+        return draw < parameters(kind, inputs, draw.shape)[0]
+    if kind == "randint":
+        return _over(inputs[1], inputs[0].shape, draw.shape) + draw.astype(dtype)
     return draw.astype(dtype)

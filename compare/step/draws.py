@@ -11,9 +11,11 @@ class Draw(NamedTuple):
     kind: str
     """"bernoulli", "uniform", "normal", "exponential", or for what only torch replays, the operation's name."""
     value: np.ndarray
-    """In its kind's standard form: booleans that keep, not scaled; between 0 and 1; mean 0 and variance 1; rate 1."""
-    probability: float | None = None
-    """Of True, where it is the same for all."""
+    """In its kind's standard form: booleans that keep, not scaled; between 0 and 1; mean 0 and variance 1; rate 1;
+    integers from 0 on."""
+    parameters: "tuple[float | np.ndarray, ...]" = ()
+    """What its standard form leaves open: of booleans the probability of True, of integers how many there are. A number
+    of the user's code is a float; what tensors gave, an array that fits `value`. Empty where there is no such thing."""
     backward: bool = False
     """Drawn in the backward pass, by a checkpoint that computes its forward pass again: it repeats an earlier draw."""
 
@@ -37,12 +39,19 @@ class Site(NamedTuple):
 
 
 class Hints(NamedTuple):
-    """What is known of the JAX side's layouts, where shapes alone do not tell."""
+    """What is known of the JAX side's draws, where kinds and shapes alone do not tell."""
 
     channels_last: bool = False
     """Whether it is given images with channels last, where torch's are first."""
     flattened: tuple[tuple[int, int], ...] = ()
     """The channels and points of image features that it flattens in its own order."""
+    layouts: tuple[tuple[tuple[int, ...], str], ...] = ()
+    """Shapes of torch's draws that fit in several layouts, each with the name of the one to take."""
+    reflected: frozenset[int] = frozenset()
+    """The numbers of torch's draws of which the JAX side draws the complement, such as what to drop in place of what to
+    keep: not b for a boolean b, 1 - u for a uniform u."""
+    repeated: tuple[tuple[int, int], ...] = ()
+    """Places where the JAX side draws with the key of an earlier place, and so the same: both numbers."""
 
 
 NO_HINTS = Hints()

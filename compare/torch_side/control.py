@@ -151,8 +151,8 @@ class ControlledRun:
         if self._replay is not None:
             again, draw = self._replayed in self._anew, self._next(call.kind, call.shape())
             return operation(*args, **kwargs) if again else call.give(draw)
-        output = operation(*args, **kwargs)
-        self.draws.append(call.draw(output))
+        output, draw = call.run()
+        self.draws.append(draw)
         return output
 
     def _order(self, count: int, draw: "Callable[[], np.ndarray]") -> "np.ndarray":

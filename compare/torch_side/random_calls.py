@@ -41,11 +41,13 @@ class RandomCall:
         self.written: Any = next(
             (self.given[p.name] for p in parameters if p.alias_info and p.alias_info.is_write), None
         )
-        self.operation = operation
+        self.operation, self._args, self._kwargs = operation, args, kwargs
         self.base = _name(operation).removesuffix("_")
         self.fused = "attention" in self.base or self.base.endswith("_rnn")
         """Whether it is dropout and much else at once, and does not give the mask."""
-        self.kind = _KINDS.get(self.base, self.base)
+        self.race = self.base == "multinomial" and (self.given["num_samples"] == 1 or not self.given["replacement"])
+        """Whether it is a race of exponential variables: torch takes the largest of probability / variable."""
+        self.kind = "exponential" if self.race else _KINDS.get(self.base, self.base)
 
     def __str__(self) -> str:
         return f"{_name(self.operation)} {self.shape()}"
@@ -66,27 +68,47 @@ class RandomCall:
             return tuple(given["size"])
         if self.base == "randperm":
             return (given["n"],)
+        if self.race:
+            return tuple(given["self"].shape)
         if self.base == "multinomial":
             return (*given["self"].shape[:-1], given["num_samples"])
         if isinstance(self.written, torch.Tensor):
             return tuple(self.written.shape)
         return tuple(torch.broadcast_shapes(*(v.shape for v in given.values() if isinstance(v, torch.Tensor))))
 
-    def draw(self, output: Any) -> Draw:
-        """Read what it drew, after it ran."""
+    def run(self) -> tuple[Any, Draw]:
+        """Run it, and read what it drew."""
+        import torch
+
+        if self.race:
+            # What `multinomial` does itself, see aten's Distributions.cpp: the variables of a Gumbel-max, which are
+            # what `jax.random.categorical` draws, stay inside of it. The generator gives the same numbers.
+            variables = torch.empty_like(self.given["self"]).exponential_(1, generator=self.given.get("generator"))
+            return self._winners(variables), self._read(variables)
+        output = self.operation(*self._args, **self._kwargs)
+        return output, self._read(output)
+
+    def _winners(self, variables: Any) -> Any:
+        """Give the categories that `multinomial` draws by these exponential variables."""
+        rates = self.given["self"] / variables
+        number = self.given["num_samples"]
+        chosen = rates.argmax(-1, keepdim=True) if number == 1 else rates.topk(number).indices
+        return chosen if self.written is None else self.written.copy_(chosen)
+
+    def _read(self, output: Any) -> Draw:
         import torch
         from torch.utils.module_tracker import ModuleTracker
 
-        chance = self.given.get("p")
-        probability = float(chance) if self.kind == "bernoulli" and isinstance(chance, int | float) else None
         tensor: Any = output
-        if self.base == "native_dropout":  # dropout on a GPU, whose p is that of dropping
-            tensor, probability = output[1], 1 - self.given["p"]
+        if self.base == "native_dropout":
+            tensor = output[1]
         elif self.base == "rrelu_with_noise":
             tensor = self.given["noise"]
         tensor = tensor.detach()
         if self.kind == "bernoulli":
             tensor = tensor != 0
+        elif self.kind == "randint":
+            tensor = tensor - self.given.get("low", 0)
         if self.base in _PARAMETERS:
             location, scale = self._parameters()
             if not (isinstance(location, float) and isinstance(scale, float) and (location, scale) == (0.0, 1.0)):
@@ -94,7 +116,21 @@ class RandomCall:
                 # by the replay.
                 tensor = torch.nan_to_num((tensor.double() - location) / scale)  # 0 / 0 where there is no variance
         value = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy().copy()
-        return Draw(self.kind, value, probability, ModuleTracker().is_bw)
+        return Draw(self.kind, value, self._open(), ModuleTracker().is_bw)
+
+    def _open(self) -> tuple[Any, ...]:
+        """Give the parameters that the standard form of a draw leaves open."""
+        import torch
+
+        given = self.given
+        if self.kind == "randint":
+            return (float(given["high"] - given.get("low", 0)),)
+        if self.kind != "bernoulli":
+            return ()
+        if self.base == "native_dropout":  # dropout on a GPU, whose p is that of dropping
+            return (1 - given["p"],)
+        chance: Any = given.get("p", given.get("self"))  # `bernoulli` without p draws by the tensor itself
+        return (chance.detach().double().cpu().numpy() if isinstance(chance, torch.Tensor) else float(chance),)
 
     def _parameters(self) -> tuple[Any, Any]:
         """The location and the scale of the distribution: numbers, or tensors in float64."""
@@ -121,6 +157,10 @@ class RandomCall:
             x = self.given["self"]
             noise = self.given["noise"].copy_(value)
             return x.mul_(noise) if self.written is x else x * noise
+        if self.race:
+            return self._winners(value)
+        if self.kind == "randint":
+            value = value + self.given.get("low", 0)
         if self.base in _PARAMETERS:
             location, scale = self._parameters()
             value = location + scale * value.double()

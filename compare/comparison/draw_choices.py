@@ -1,0 +1,112 @@
+"""Which of several replays of the same draws is meant, tried out on the first step.
+
+What is drawn independently is as likely in any order of its axes, and a boolean of probability p is as likely as the
+complement of one of 1 - p. So a port that draws in another layout, or draws what to drop where torch draws what to
+keep, is right; and a replay that gives it torch's draws as they are would make it look wrong. Where the two sides
+differ, such replays are tried, and the one is taken under which they agree for longest. None of them hides a fault,
+since each gives the JAX side numbers that it may draw itself.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from compare.comparison.draw_parameters import both_parameters
+from compare.jax_side.draw_matching import match
+from compare.jax_side.keys import SiteRead, StepKeys
+from compare.step.draws import Draw, Hints, Site
+from compare.step.layouts import draw_layouts
+
+_MOST = 8
+"""Replays that are tried: each is compiled anew."""
+
+
+class _Change(NamedTuple):
+    """What may be otherwise in a replay."""
+
+    reflected: frozenset[int] = frozenset()
+    layouts: tuple[tuple[tuple[int, ...], str], ...] = ()
+
+    def of(self, hints: Hints) -> Hints:
+        """Give the hints with this change."""
+        reflected = hints.reflected ^ self.reflected
+        return hints._replace(reflected=reflected, layouts=(*hints.layouts, *self.layouts))
+
+
+def settled(
+    hints: Hints, keys: StepKeys, draws: Sequence[Draw], agreement: Callable[[Hints], tuple[float, float]]
+) -> Hints:
+    """Give the hints under which both sides agree for longest.
+
+    Args:
+        hints: Those under which they do not.
+        keys: What the first step draws with.
+        draws: What torch drew at the first step.
+        agreement: How long both sides agree under some hints: minus the number of draws without a partner, and the
+            position of what differs first; infinity where nothing does.
+
+    """
+    drawn = [draw for draw in draws if not draw.backward]
+    repeated = _repeated(keys)
+    before = hints._replace(repeated=repeated)
+    changes = list(itertools.islice(_changes(before, keys, drawn), _MOST))
+    if not repeated and not changes:
+        return hints
+    best = agreement(hints)
+    if repeated and (reached := agreement(before)) > best:
+        hints, best = before, reached
+    for change in changes:
+        if np.isinf(best[1]):
+            break
+        changed = change.of(hints)
+        if (reached := agreement(changed)) > best:
+            hints, best = changed, reached
+    return hints
+
+
+def _changes(hints: Hints, keys: StepKeys, draws: Sequence[Draw]) -> Iterator[_Change]:
+    matching = match([Site(draw.kind, draw.value.shape) for draw in draws], keys.sites, hints)
+    pairs = [(found[0], site) for found, site in zip(matching.placed, keys.sites, strict=True) if found]
+    certain, possible = _complements(hints, keys, draws, pairs)
+    for numbers in dict.fromkeys((certain, certain | possible, *(frozenset({each}) for each in sorted(possible)))):
+        if numbers:
+            yield _Change(numbers)
+    others = {
+        (draws[number].value.shape, layout.name): None
+        for number, site in pairs
+        for layout in draw_layouts(draws[number].value.shape, site.shape, hints)[1:]
+    }
+    for shape, name in others:
+        yield _Change(layouts=((shape, name),))
+
+
+def _complements(
+    hints: Hints, keys: StepKeys, draws: Sequence[Draw], pairs: Sequence[tuple[int, Site]]
+) -> tuple[frozenset[int], frozenset[int]]:
+    """List the draws of which JAX draws the complement by its probability, and those of which it may."""
+    certain, possible = set[int](), set[int]()
+    for each in both_parameters(keys, draws, hints):
+        if each.site.kind == "bernoulli" and each._replace(torch=1 - each.torch).equal:
+            (possible if each.equal else certain).add(each.draw)
+    # A uniform variable is compared with a probability from below or from above.
+    possible |= {number for number, site in pairs if draws[number].kind == "uniform"}
+    return frozenset(certain), frozenset(possible)
+
+
+def _repeated(keys: StepKeys) -> tuple[tuple[int, int], ...]:
+    """List the places that draw what an earlier one has drawn, since they have its key and its parameters."""
+    first: dict[tuple[Site, bytes], int] = {}
+    repeated = []
+    for number, (site, read) in enumerate(zip(keys.sites, keys.reads, strict=True)):
+        if read is None:
+            continue
+        earlier = first.setdefault((site._replace(place=""), _bytes(read)), number)
+        if earlier != number:
+            repeated.append((number, earlier))
+    return tuple(repeated)
+
+
+def _bytes(read: SiteRead) -> bytes:
+    return b"".join(np.asarray(each).tobytes() for each in (read.key, *read.parameters))

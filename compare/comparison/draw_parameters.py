@@ -1,0 +1,109 @@
+"""Whether both sides draw from the same distribution, which a replay of torch's draws alone does not show.
+
+Means, scales and where a range begins are the JAX side's in a replay, so that wrong ones show in what is computed. The
+probability of a mask and the number of integers to draw from do not: a mask that torch has drawn says nothing of the
+probability that JAX would have used. They are read from the JAX program, and held against torch's.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from compare.jax_side.draw_matching import match
+from compare.jax_side.keys import StepKeys
+from compare.numerics.distance import distance
+from compare.step.draws import Draw, Hints, Site
+from compare.step.stage import Stage
+from compare.verdict.divergence import Cause, Divergence
+
+DOCS = "https://docs.jax.dev/en/latest/_autosummary/jax.random.{}.html"
+
+RATE = "probability of a random mask"
+"""The name of the cause."""
+
+COMPUTED = 1e-4
+"""A probability that a network computes in float32 has that much rounding at most, as long as its weights are equal."""
+
+
+class Parameter(NamedTuple):
+    """A parameter of one draw, on both sides."""
+
+    site: Site
+    draw: int
+    torch: np.ndarray
+    """As many numbers as JAX's, in its layout."""
+    jax: np.ndarray
+    written: bool
+    """Whether torch's is a number in the user's code, and not computed by tensors."""
+
+    @property
+    def equal(self) -> bool:
+        """Whether both are the same, but for rounding."""
+        if self.site.kind == "randint":
+            return bool(np.array_equal(self.torch, self.jax))
+        if not self.written:
+            return distance(self.jax.astype(np.float64), self.torch) < COMPUTED
+        # 1 - rate in float32 is off by a rounding of each number; what has fewer bits is off by more.
+        return bool(np.all(np.abs(self.torch - self.jax) <= 4 * _epsilon(self.jax)))
+
+
+def _epsilon(array: np.ndarray) -> float:
+    import jax.numpy as jnp
+
+    # In the float64 run, too, a rate may come from the user's float32.
+    return max(float(jnp.finfo(dtype).eps) for dtype in (array.dtype, np.float32))
+
+
+def other_parameter(steps: Sequence[StepKeys], draws: Sequence[Sequence[Draw]], hints: Hints) -> Divergence | None:
+    """Find the first draw that the JAX side makes from another distribution than torch's.
+
+    Args:
+        steps: What each step draws with.
+        draws: What torch drew at each step.
+        hints: What is known of the layouts of draws.
+
+    """
+    for number, (keys, drawn) in enumerate(zip(steps, draws, strict=False)):
+        for each in both_parameters(keys, drawn, hints):
+            # Weights that rounding has moved apart compute another probability: the first step alone decides.
+            if not each.equal and (each.written or number == 0):
+                return _finding(number, each)
+    return None
+
+
+def both_parameters(keys: StepKeys, draws: Sequence[Draw], hints: Hints) -> Iterator[Parameter]:
+    """List the parameters of all draws that have a partner, of those kinds whose replay hides them."""
+    replayed = [draw for draw in draws if not draw.backward]
+    matching = match([Site(draw.kind, draw.value.shape) for draw in replayed], keys.sites, hints)
+    for site, read, found in zip(keys.sites, keys.reads, matching.placed, strict=True):
+        if found is None or read is None or not read.parameters or not replayed[found[0]].parameters:
+            continue
+        (position, layout), (theirs,) = found, read.parameters
+        (ours,) = replayed[position].parameters
+        draw = replayed[position].value
+        # A layout that complements booleans gives the probability of the complement as well.
+        laid_out = np.asarray(layout.to_jax(np.broadcast_to(np.asarray(ours, np.float64), draw.shape)))
+        yield Parameter(site, position, laid_out, np.asarray(theirs), isinstance(ours, float))
+
+
+def _finding(step: int, found: Parameter) -> Divergence:
+    ours, theirs, kind = _shown(found.torch), _shown(found.jax), found.site.kind
+    if kind == "randint":
+        name = "range of random integers"
+        says = f"torch draws one of {ours} integers, and jax.random.randint one of {theirs}"
+        fix = f"jax.random.randint(key, shape, minval, minval + {ours})"
+    else:
+        name = RATE
+        says = f"torch draws True with probability {ours}, and jax.random.bernoulli with probability {theirs}"
+        fix = f"jax.random.bernoulli(key, {ours}, shape)" if found.written else ""
+    place = found.site.place or str(found.site)
+    explanation = f"{says}, {place}. The values of the step do not show it, since JAX was given what torch drew"
+    cause = Cause(name, explanation, fix, DOCS.format(kind))
+    apart = distance(found.jax.astype(np.float64), found.torch)
+    return Divergence(step, Stage.FORWARD, f"draw {found.draw}, {found.site}", place, apart, 0.0, 0.0, cause)
+
+
+def _shown(values: np.ndarray) -> str:
+    low, high = float(values.min()), float(values.max())
+    return f"{low:.6g}" if f"{low:.6g}" == f"{high:.6g}" else f"between {low:.6g} and {high:.6g}"
