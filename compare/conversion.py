@@ -61,7 +61,7 @@ def copy_weights(
         links = find_links(layers, nnx_layers(flax_model), weights)
         variables = nnx_variables(flax_model)
         new = to_jax(links, arrays, {name: np.asarray(variable[...]) for name, variable in variables.items()})
-        # Float64 stays float64, whether the caller has enabled it at this moment or not.
+        # Without x64, jnp.array would cast a float64 parameter to float32.
         with jax.enable_x64(True):
             for name, variable in variables.items():
                 variable[...] = jnp.array(new[name])

@@ -1,4 +1,4 @@
-"""Both forward passes, layer by layer, to the first shape that differs: before any weight is mapped."""
+"""Compares the shapes of both forward passes layer by layer, up to the first that differs, without any weights."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,6 +70,8 @@ def _calls(
 def _rows(ours: Sequence[Call], theirs: Sequence[Call]) -> Iterator[Row]:
     """Put partners side by side: calls of the same kind, in the same order."""
     torch, jax = ([_kind(call) for call in side] for side in (ours, theirs))
+    # As a diff of two files: kinds of layers in order of execution, so that a layer that one side lacks
+    # shifts nothing.
     matcher = difflib.SequenceMatcher(a=torch, b=jax, autojunk=False)
     for what, first, last, start, end in matcher.get_opcodes():
         if what == "equal":

@@ -78,6 +78,8 @@ def _of_weights(run: TorchRun, rng: np.random.Generator) -> Iterator[Fault]:
         if param.numel() > 1:
             alike.setdefault((name.rpartition(".")[2], *param.shape), []).append(name)
     for names in alike.values():
+        # Weights of one shape and role are the ones that a conversion confuses. Neighbours suffice: n faults
+        # and not n²/2.
         for pair in itertools.pairwise(names):
 
             def swap(run: PlantedRun, _: float, pair: tuple[str, str] = pair) -> None:
@@ -98,7 +100,7 @@ def _element(kind: str, name: str, tensor: "torch.Tensor", rng: np.random.Genera
     def plant(run: PlantedRun, times: float) -> None:
         array = {**run.parameters, **run.buffers()}[name].data
         value = float(array[at])
-        # Rounded, so that both precisions start from the same value.
+        # Rounded to float32, so that the runs in both precisions start from the same value.
         array[at] = float(np.float32(value + times * SIZE * (abs(value) or 1.0)))
 
     module, index = name.rpartition(".")[0], ", ".join(map(str, at))
@@ -186,7 +188,7 @@ def _of_function(each: Counterfactual, site: Site, *, gradient: bool) -> Fault:
     def plant(run: PlantedRun, times: float) -> None:
         run.rewrites[site] = rewrite(times)
 
-    # Nothing of the call itself is kept: it holds all that went in.
+    # The closures keep nothing of the call, whose arguments are activations of the whole batch.
     value, each_of, fixed = each.value, each.of, each.rewrite
     setting = {"epsilon": "eps"}.get(each.name, each.name)
     does = each.short or each.jax_does

@@ -1,4 +1,4 @@
-"""The user's expressions that compute what lies between two modules of a traced JAX model."""
+"""Finds the user's expressions that compute a value between two modules of a traced JAX model."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

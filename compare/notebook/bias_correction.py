@@ -1,4 +1,4 @@
-"""Why two sides differ: each cause is proved by removing it and watching the difference go."""
+"""Explains what is left between torch's Adam and optax.adam in float32: the rounding of the bias correction."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ def accurate_adam(
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         count = state.count + 1
+        # 0.999 is rounded by up to 3e-8 in float32, and the subtraction 1 - 0.999 leaves 1e-3: a relative
+        # error of 3e-5. expm1 computes exp(x) - 1 without forming exp(x) first (Higham, section 1.14.1).
         correction1, correction2 = (-jnp.expm1(count * math.log(b)) for b in (b1, b2))
         updates = jax.tree.map(lambda m, v: m / correction1 / (jnp.sqrt(v / correction2) + eps), mu, nu)
         return updates, optax.ScaleByAdamState(count, mu, nu)
@@ -57,7 +59,7 @@ def bias_correction(problem: Problem, learning_rate: float) -> list[Cause]:
 
     def with_optax(optimizer: optax.GradientTransformation) -> np.ndarray:
         given = [jnp.asarray(array) for array in arrays]
-        # Compiled as a whole, as in training; Python would run each operation as a program of its own.
+        # Compiled as a whole, as in training. Run by Python, each operation would round its result to memory.
         updates = jax.jit(lambda given: optimizer.update(given, optimizer.init(given), given)[0])(given)
         return np.concatenate([np.ravel(update) for update in updates])
 

@@ -8,7 +8,7 @@ ITERATIONS = 16
 """Secant steps at most: each about squares the distance once it is small."""
 
 EXPLAINED = 0.97
-"""What is left after one linear step, as a share of the whole, where the number has nothing to do with it."""
+"""The share of the residual that one linear step leaves if the number has nothing to do with the difference."""
 
 
 def fitted(
@@ -72,7 +72,8 @@ def fitted(
         if tried[x] <= 1:
             break
     if min(tried.values()) > 1:
-        at(0.0)  # beside nothing, everything else is far
+        # From far away, secant steps approach 0 by tenths only, and 0 is what a setting that is left out amounts to.
+        at(0.0)
     best = min(tried, key=lambda number: tried[number])
     # Only where the fit has converged by six orders of magnitude is its value known well enough to be
     # replaced by a decimal.

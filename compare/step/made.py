@@ -1,4 +1,4 @@
-"""Where the user's code made its layers and optimizers: noted while they are made, asked for by the object."""
+"""Notes the line of the user's code that makes each layer and optimizer, and gives it by the object."""
 
 import weakref
 from typing import Any
@@ -25,4 +25,5 @@ def note(made: Any, *packages: str) -> None:
 def made_at(made: Any) -> Source | None:
     """Give the user's expression that made an object; None where that was not noted."""
     held, place = _MADE.get(id(made), (lambda: None, None))
+    # An identity is used again once its object is gone: the object itself decides.
     return place if held() is made else None

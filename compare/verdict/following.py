@@ -174,8 +174,7 @@ def follow(
         steps: How many. There are fewer where a loss stops being finite on one side.
         progress: Called before every step, with what is done, the number of steps that were taken and that of all, and
             with what gives all that the steps before it found.
-        in_pairs: Whether only those two runs are there at a time that are held against each other, and the float64
-            runs twice for that.
+        in_pairs: Whether only the two runs that are compared exist at a time; the float64 runs are then taken twice.
 
     Raises:
         InputError: Where the loss overflows on both sides.
@@ -214,6 +213,7 @@ def _cut(quantities: Iterable[Quantity], steps: int) -> list[Quantity]:
 
 
 def _linked(quantities: list[Quantity]) -> list[Quantity]:
+    # A parameter inherits the lost digits of its updates: see `Quantity.ratio`.
     updates = {quantity.torch: quantity for quantity in quantities if quantity.stage == Stage.UPDATE}
     for quantity in quantities:
         if quantity.stage == Stage.PARAMETERS:

@@ -22,13 +22,13 @@ The worst right port measured has 6; the smallest bug measured, an eps of 1e-7 f
 """
 
 WINDOW = 8
-"""Steps on either side whose rounding excuses a step: a scalar's error changes sign, and is small there by accident."""
+"""How many steps on either side count for the rounding of a step: a scalar's error changes sign, and is small there."""
 
 ONSET = 1e6
 """A step's error is not as small by accident as this, beside those of the steps after it."""
 
 LOST = 0.5
-"""The relative error from which on not one binary digit is right."""
+"""The relative error at which no binary digit is correct."""
 
 
 class Verdict(StrEnum):
@@ -107,7 +107,7 @@ class Quantity:
     """d(jax32, torch32); empty where it was not measured."""
 
     update: "Quantity | None" = field(default=None, repr=False)
-    """Of a parameter, its updates: where one of them was nothing but rounding, the parameter says no more."""
+    """Of a parameter, its updates: after one that was nothing but rounding, the parameter proves nothing."""
 
     subjects: tuple[tuple[str, ...], tuple[str, ...]] = field(default=((), ()), repr=False)
     """The tensors, or the module, to which it belongs on the torch and on the JAX side: see `Pairing.subjects`."""

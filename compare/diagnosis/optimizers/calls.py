@@ -104,6 +104,8 @@ def written(value: Any) -> str:
     if isinstance(value, bool | Code | Call | Recounted) or value is None:
         return str(value)
     if isinstance(value, float):
+        # The shortest text that reads as the same number, or as one that differs in its last digits:
+        # 0.010000000000000002, which is 0.1 * 0.1, is 0.01.
         return next(
             f"{value:.{n}g}"
             for n in range(6, 18)

@@ -13,7 +13,7 @@ ITERATIONS = 16
 """Gauss-Newton steps at most: each about squares the distance once it is small."""
 
 EXPLAINED = 0.97
-"""What is left after one linear step, as a share of the whole, where the numbers have nothing to do with it."""
+"""The share of the residual that one linear step leaves if the numbers have nothing to do with the difference."""
 
 BUDGET = 3_000
 """Updates that a search makes at most, of a small model."""

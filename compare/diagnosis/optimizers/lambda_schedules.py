@@ -20,6 +20,8 @@ def schedule_of_function(function: Callable[[int], float], rate: float) -> Call 
         return None
     if not np.isfinite(values).all():
         return None
+    # A piecewise linear function has second differences of zero but at its corners: the first corner ends
+    # the warm-up.
     bends = np.flatnonzero(np.abs(np.diff(values, 2)) > _SAME * np.abs(values).max())
     first = int(bends[0]) + 1 if len(bends) else FAR - 1
     start = Call("optax.linear_schedule", (values[0], values[first], first))
@@ -34,6 +36,8 @@ def schedule_of_function(function: Callable[[int], float], rate: float) -> Call 
 def _decay(values: np.ndarray) -> Call | None:
     """Fit a cosine or a line to a decay that ends in a constant, or a constant factor from count to count."""
     counts, first = np.arange(len(values)), float(values[0])
+    # argmin gives the first of equal values: the count at which a decay that ends in a constant reaches
+    # it.
     lowest = int(np.argmin(values))
     share = np.minimum(counts / max(lowest, 1), 1.0)
     end = float(values[lowest])
@@ -42,6 +46,8 @@ def _decay(values: np.ndarray) -> Call | None:
     def equal(given: np.ndarray) -> bool:
         return bool(np.allclose(given, values, rtol=_SAME, atol=_SAME * size))
 
+    # optax.cosine_decay_schedule: first * ((1 - alpha) (1 + cos(pi share)) / 2 + alpha), with alpha = end
+    # / first.
     if first and equal(end + (first - end) * (1 + np.cos(np.pi * share)) / 2):
         return Call("optax.cosine_decay_schedule", (first, lowest), {"alpha": end / first} if end else {})
     if equal(first + (end - first) * share):

@@ -46,6 +46,8 @@ def flags(evidence: Evidence) -> Iterator[Hypothesis]:
     for name in FLAGS:
         if isinstance(now := group.get(name), bool):
             yield Hypothesis(name, _set_flag(name, not now), _told_flag(name, now))
+    # torch.optim.Adam is AdamW with decoupled_weight_decay=False, and optax.adamw decays by default: a
+    # port of Adam by adamw differs in two settings of torch's at once.
     if group.get("decoupled_weight_decay") is False and not group.get("weight_decay"):
         yield _decay_where_torch_has_none()
 
@@ -127,6 +129,7 @@ def _told_number(name: str) -> Any:
                 fix=groups_call(kind, argument or name, of_groups),
                 source=COMBINING,
             )
+        # OneCycleLR moves momentum, or beta1, against the learning rate unless cycle_momentum=False.
         of_steps = [numbers_of(step.groups[0]).get(name, now) for step in evidence.steps]
         if len(set(of_steps)) > 1:
             ours, _ = rates_in_words(of_steps, [value] * len(of_steps))
@@ -156,6 +159,7 @@ def mended_decay(told: Told, kind: str, value: float, *, decoupled: bool, rate: 
     if kind == "Muon":
         return replace(told, arguments={"weight_decay": value})
     if kind == "Adafactor":
+        # optax.adafactor applies its decay without the learning rate.
         return replace(told, arguments={"weight_decay_rate": rate * value})
     if decoupled and kind in DECOUPLED:
         return replace(told, arguments={"weight_decay": value}, function=DECOUPLED[kind])
@@ -211,6 +215,7 @@ def _told_convention(convention: Convention) -> Any:
 
 def _epsilon_in_root() -> Hypothesis:
     def change(trial: Trial, values: Numbers) -> None:
+        # Gauss-Newton may try a negative number, whose root would be no number.
         trial.convention = root_added(max(values[0], 0.0))
 
     def tell(evidence: Evidence, values: Numbers) -> Told:
