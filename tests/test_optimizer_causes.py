@@ -125,7 +125,49 @@ DIFFERENT = {
         "0.02 for first/bias, last/bias",
         "give first/bias, last/bias the learning rate 0.1",
     ),
-    "nothing that is known": Different(lambda p: optim.Adam(p, 1e-2), optax.lion(1e-2), "", "", "", 3),
+    "the sign of a mean for Adam": Different(
+        lambda p: optim.Adam(p, 1e-2),
+        optax.lion(1e-2),
+        "another optimizer",
+        "torch has torch.optim.Adam, and the JAX side steps as optax.lion(0.01) does",
+        "optax.adam(0.01)",
+    ),
+    "another second moment": Different(
+        lambda p: optim.AdamW(p, 1e-3, weight_decay=0.0),
+        optax.adabelief(1e-3),
+        "another optimizer",
+        "steps as optax.adabelief(0.001) does",
+        "optax.adamw(0.001, weight_decay=0)",
+    ),
+    "SGD for Adam, at another rate": Different(
+        lambda p: optim.Adam(p, 1e-2, betas=(0.8, 0.99)),
+        optax.sgd(5e-2, momentum=0.8),
+        "another optimizer",
+        "steps as optax.sgd(0.05, momentum=0.8) does",
+        "optax.adam(0.01, b1=0.8, b2=0.99)",
+    ),
+    "Adam for SGD": Different(
+        lambda p: optim.SGD(p, 1e-2, momentum=0.9),
+        optax.adam(1e-2),
+        "another optimizer",
+        "steps as optax.adam(0.01) does",
+        "optax.sgd(0.01, momentum=0.9)",
+    ),
+    "two batches for one update of Adam": Different(
+        lambda p: optim.Adam(p, 1e-2),
+        optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
+        "accumulation",
+        "steps as optax.MultiSteps(optax.adam(0.01), 2)",
+        "optax.adam(0.01)",
+    ),
+    "nothing that is known": Different(
+        lambda p: optim.Adam(p, 1e-2),
+        optax.chain(optax.stateless(lambda updates, params: jax.tree.map(jnp.sin, updates)), optax.lion(1e-2)),
+        "",
+        "",
+        "",
+        3,
+    ),
 }
 
 

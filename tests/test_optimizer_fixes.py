@@ -19,6 +19,7 @@ from compare.alignment.pairings import Pairing
 from compare.diagnosis.optimizers.calls import Call, Recounted
 from compare.diagnosis.optimizers.evidence import Evidence, OptimizerStep, Result
 from compare.diagnosis.optimizers.explain import fixes_of
+from compare.diagnosis.optimizers.families import Family, candidates, told_family
 from compare.diagnosis.optimizers.fit import Fit
 from compare.diagnosis.optimizers.lambda_schedules import schedule_of_function
 from compare.diagnosis.optimizers.masks import mask_of
@@ -141,6 +142,20 @@ def test_every_fix_of_an_optimizer_binds(name: str) -> None:
                 for dotted in re.findall(r"(?:optax|jax|jnp)\.[\w.]*\w", fix):
                     assert resolved(ast.parse(dotted, mode="eval").body) is not None
     assert calls >= 5
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_other_optimizer_binds_and_is_mended_by_a_fix_that_binds(name: str) -> None:
+    evidence = evidence_of(OPTIMIZERS[name](parameters()))
+    tried = list(candidates(evidence))
+    assert len(tried) >= 20
+    for candidate in tried:
+        assert check_code(str(candidate.call(0.1))) >= 1
+        fix = told_family(evidence, Family(candidate, 0.1, 0, 0.0)).fix
+        assert fix
+        if isinstance(fix, Call):
+            assert check_code(str(fix)) >= 1
+            fix.made()
 
 
 @pytest.mark.parametrize(

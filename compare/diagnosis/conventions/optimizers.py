@@ -94,6 +94,13 @@ def _uncorrected(step: Step) -> "torch.Tensor":
     return step.decay - step.settings["lr"] * step.after["exp_avg"] / root
 
 
+def _epsilon_uncorrected(step: Step) -> "torch.Tensor":
+    """Adam with the bias corrections in the step size: epsilon is added to the uncorrected root."""
+    b1, b2 = step.settings["betas"]
+    size = step.settings["lr"] * (1 - b2**step.steps) ** 0.5 / (1 - b1**step.steps)
+    return step.decay - size * step.after["exp_avg"] / (step.after["exp_avg_sq"].sqrt() + step.settings["eps"])
+
+
 def _largest(step: Step) -> "dict[str, torch.Tensor]":
     square = step.corrected[1]
     # max(v_t / (1 - b2^t)) and max(v_t) / (1 - b2^t) differ, since the correction shrinks while the
@@ -188,6 +195,15 @@ CONVENTIONS = (
         jax_does="does not correct the moments' bias towards zero",
         fix="divide the moments by 1 - b1**t and 1 - b2**t, as {optax} does",
         source=DOCS,
+    ),
+    Convention(
+        name="epsilon before the bias correction",
+        optimizers=("Adam", "AdamW"),
+        update=_epsilon_uncorrected,
+        jax_does="adds epsilon to the root of the second moment before its bias is corrected, as TensorFlow does",
+        fix="correct both moments before epsilon is added, as {optax} does: m / (1 - b1**t) / (jnp.sqrt(v / (1 - b2**t)) "
+        "+ {eps:g})",
+        source="https://github.com/google-deepmind/optax/issues/571",
     ),
     Convention(
         name="amsgrad maximum",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from compare.diagnosis.optimizers.calls import Call
 from compare.diagnosis.optimizers.evidence import Evidence, OptimizerRun
+from compare.diagnosis.optimizers.families import Family, families, told_family
 from compare.diagnosis.optimizers.fit import Fit, Fitter
 from compare.diagnosis.optimizers.names import optimizer_call
 from compare.diagnosis.optimizers.rates import fitted_rates, rates_of
@@ -55,9 +56,20 @@ def explain_update(evidence: Evidence | None, start: Callable[[str], OptimizerRu
             return Explained(details=_undecided(fitter, search))
         if some := _of_some(searcher, size - 1):
             return _explained(searcher, some.fit, some)
+        if size == 1 and (other := families(evidence)):
+            return _of_another_optimizer(evidence, other)
         if fitter.spent:
             break
     return Explained(details=_known_rates(fitter))
+
+
+def _of_another_optimizer(evidence: Evidence, found: list[Family]) -> Explained:
+    told = [told_family(evidence, family) for family in found]
+    if len(found) > 1:  # optax.rmsprop and optax.adagrad are the same at some gradients
+        first = f"one of {len(told)} optimizers, between which these steps do not decide: take more"
+        candidates = (Detail(DetailKind.CANDIDATE, each.says) for each in told)
+        return Explained(details=(Detail(DetailKind.UNDECIDED, first), *candidates))
+    return Explained(_cause(evidence, told, f"is {found[0].left:.1e}"))
 
 
 def _repeats(fitter: Fitter) -> bool:

@@ -1,0 +1,292 @@
+"""Another optimizer altogether: optax's own functions, run on the gradients that torch's optimizer was given.
+
+The settings of such an optimizer are not fitted. They are optax's defaults, or torch's where both have one of that
+name, so that what fits has no free number but a constant learning rate.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compare.diagnosis.optimizers.calls import Call
+from compare.diagnosis.optimizers.evidence import Evidence, OptimizerStep
+from compare.diagnosis.optimizers.names import OPTAX
+from compare.diagnosis.optimizers.told import Told
+from compare.numerics.distance import norm
+from compare.step.observation import Observation, to_numpy
+
+DOCS = "https://optax.readthedocs.io/en/latest/api/optimizers.html"
+
+LARGEST = 300_000
+"""Numbers of an optimizer up to which others are tried: twenty of them make all steps anew."""
+
+FEWEST = 2
+"""Steps that are needed. At the first step Adam and the sign of the gradient are nearly the same."""
+
+BATCHES = (2, 3, 4)
+"""Batches for one update that are tried with torch's own optimizer."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the JAX side may have in the place of torch's optimizer: a call with a learning rate of 1."""
+
+    function: str
+    keywords: Mapping[str, Any]
+    every: int = 1
+    """Batches for one update."""
+    zeros_between: bool = False
+    """Whether the optimizer is given zeros in between, as behind `optax.apply_every`."""
+
+    def call(self, rate: float) -> Call:
+        """Write it, with its learning rate."""
+        inner = Call(self.function, (rate,), _other_than_defaults(self.function, self.keywords))
+        if self.every == 1:
+            return inner
+        if self.zeros_between:
+            parts = Call("optax.scale", (1 / self.every,)), Call("optax.apply_every", (self.every,)), inner
+            return Call("optax.chain", parts)
+        return Call("optax.MultiSteps", (inner, self.every))
+
+
+@dataclass(frozen=True)
+class Family:
+    """A candidate that explains every step."""
+
+    candidate: Candidate
+    rate: float
+    """Its learning rate at the first step."""
+    free: int
+    """1 if the rate was fitted, 0 if it is torch's at each step."""
+    left: float
+    """The largest relative difference that is left."""
+
+
+def families(evidence: Evidence) -> list[Family]:
+    """Give the other optimizers that explain all updates, those without a fitted number before others."""
+    steps = evidence.steps
+    size = sum(result.jax.size for result in steps[0].results if not result.is_state)
+    if size > LARGEST or len(steps) < FEWEST or [step.number for step in steps] != list(range(len(steps))):
+        return []
+    found: list[Family] = []
+    known: set[bytes] = set()
+    for candidate in candidates(evidence):
+        directions = _directions(candidate, evidence)
+        if directions is None or (key := b"".join(each.tobytes() for step in directions for each in step)) in known:
+            continue
+        known.add(key)
+        # A rate of torch's at each step costs no free number. Otherwise one constant rate is fitted, to
+        # the first step that moves, and must then hold at all others.
+        fitted = _constant(steps, directions)
+        options = [([step.rate for step in steps], 0), *([([fitted] * len(steps), 1)] if fitted else [])]
+        for rates, free in options:
+            left = _left(steps, directions, rates)
+            if left is not None:
+                found.append(Family(candidate, rates[0], free, left))
+                break
+    least = min((each.free for each in found), default=0)
+    return [each for each in found if each.free == least]
+
+
+def candidates(evidence: Evidence) -> Iterator[Candidate]:
+    """List what the JAX side may have in the place of torch's optimizer."""
+    group = evidence.steps[0].groups[0]
+    own = _own(evidence.kind, group)
+    b1, b2 = group.get("betas", (0.9, 0.999))[:2]
+    eps, momentum = group.get("eps", 1e-8), float(group.get("momentum") or 0.9)
+    decay = float(group.get("weight_decay") or 0.0)
+    adam = {"b1": float(b1), "b2": float(b2), "eps": eps if isinstance(eps, float) else 1e-8}
+    yield from (
+        each for each in _of_other_names(adam, decay, momentum) if each.function not in _SAME.get(evidence.kind, ())
+    )
+    if own is not None:
+        for every in BATCHES:
+            yield Candidate(own.function, own.keywords, every)
+            yield Candidate(own.function, own.keywords, every, zeros_between=True)
+
+
+_ADAMS = ("optax.adam", "optax.adamw", "optax.amsgrad")
+_SAME: dict[str, tuple[str, ...]] = {kind: (function,) for kind, function in OPTAX.items()}
+_SAME |= {"Adam": _ADAMS, "AdamW": _ADAMS}
+"""Functions of optax that differ from an optimizer of torch by settings alone, which are found otherwise."""
+
+
+def _of_other_names(adam: Mapping[str, float], decay: float, momentum: float) -> Iterator[Candidate]:
+    yield Candidate("optax.sgd", {})
+    for value in dict.fromkeys((momentum, adam["b1"], 0.9)):
+        yield Candidate("optax.sgd", {"momentum": value})
+        yield Candidate("optax.sgd", {"momentum": value, "nesterov": True})
+    for settings in ({}, adam):
+        yield from (Candidate(f"optax.{name}", settings) for name in _AS_ADAM)
+        for value in dict.fromkeys((decay, 1e-4, 1e-2)):
+            yield Candidate("optax.adamw", {**settings, "weight_decay": value})
+    yield from (Candidate(f"optax.{name}", {"weight_decay": value}) for name in _DECAYING for value in (decay, 1e-3))
+    yield from (Candidate(f"optax.{name}", {}) for name in _OTHERS)
+    yield Candidate("optax.rmsprop", {"decay": 0.99, "eps_in_sqrt": False})
+
+
+_AS_ADAM = ("adam", "adabelief", "adamax", "nadam", "radam", "amsgrad")
+_DECAYING = ("lion",)
+_OTHERS = ("rmsprop", "adagrad", "adadelta", "yogi", "sign_sgd", "adan", "rprop")
+"""Functions of optax that treat each element by itself."""
+
+
+def _own(kind: str, group: Mapping[str, Any]) -> Candidate | None:
+    """Write torch's optimizer in optax, where its updates are the same."""
+    if kind == "SGD" and not group.get("dampening") and not group.get("weight_decay") and not group.get("maximize"):
+        momentum = {"momentum": float(group["momentum"]), "nesterov": bool(group["nesterov"])}
+        return Candidate("optax.sgd", momentum if group["momentum"] else {})
+    if kind in ("Adam", "AdamW") and not group.get("amsgrad") and not group.get("maximize"):
+        b1, b2 = group["betas"]
+        settings = {"b1": float(b1), "b2": float(b2), "eps": float(group["eps"])}
+        if kind == "AdamW":
+            return Candidate("optax.adamw", {**settings, "weight_decay": float(group["weight_decay"])})
+        return Candidate("optax.adam", settings) if not group.get("weight_decay") else None
+    return None
+
+
+def _directions(candidate: Candidate, evidence: Evidence) -> list[list[np.ndarray]] | None:
+    """Give what a candidate of rate 1 makes of all that is compared, step by step: updates and state."""
+    import jax
+    import optax
+
+    with jax.enable_x64(True):
+        try:
+            made: Any = candidate.call(1.0).made()
+            made = made.gradient_transformation() if isinstance(made, optax.MultiSteps) else made
+            state = made.init(_arrays(evidence.steps[0].parameters))
+            directions, fields = [], _fields(evidence)
+            for step in evidence.steps:
+                parameters, given = _arrays(step.parameters), _arrays(step.given)
+                gradients = {name: given.get(name, np.zeros_like(value)) for name, value in parameters.items()}
+                state = _loaded(state, _shared(evidence, step, fields))
+                updates, state = made.update(gradients, state, parameters)
+                moved = {name: np.asarray(value) for name, value in updates.items()}
+                seen = Observation(updates=moved, optimizer=_slots(state, fields, list(parameters)))
+                arrays = [np.array(result.pairing.torch_array(seen), np.float64) for result in step.results]
+                directions.append(arrays)
+        except (TypeError, ValueError, AttributeError, KeyError):
+            return None  # of a version of optax that has no such function or argument
+    return directions
+
+
+def _arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: to_numpy(tensor).astype(np.float64) for name, tensor in tensors.items() if tensor is not None}
+
+
+def _fields(evidence: Evidence) -> dict[str, str]:
+    """Give what the JAX side's optimizer calls those slots of torch that are compared: {"exp_avg": "mu"}."""
+    found: dict[str, str] = {}
+    for result in (result for result in evidence.steps[0].results if result.is_state):
+        slot = result.pairing.torch.partition(" + ")[0].partition("[")[0].rpartition(".")[2]
+        for part in result.pairing.jax.split("/"):
+            if part in _KEPT:
+                found[slot] = part
+    return found
+
+
+_KEPT = ("mu", "nu", "trace", "sum_of_squares", "count")
+"""What optax's optimizers call what they remember."""
+
+
+def _shared(evidence: Evidence, step: OptimizerStep, fields: Mapping[str, str]) -> dict[str, Any]:
+    """Give what the JAX side's optimizer starts the step from, by its own names and by parameter.
+
+    Where both sides keep a slot, the JAX side's starts each step from torch's value.
+    """
+    shared: dict[str, Any] = {}
+    for number, slots in step.state["state"].items():
+        for slot, value in slots.items():
+            if fields.get(slot) == "count":
+                shared["count"] = np.int32(float(value))
+            elif slot in fields and value is not None:
+                name = evidence.parameter_names[number]
+                shared.setdefault(fields[slot], {})[name] = to_numpy(value).astype(np.float64)
+    return shared
+
+
+def _slots(state: Any, fields: Mapping[str, str], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Give what an optimizer remembers, named as torch's slots are: "exp_avg/fc.weight"."""
+    found: dict[str, np.ndarray] = {}
+    for slot, field in fields.items():
+        value = _remembered(state, field)
+        parts = value if isinstance(value, dict) else dict.fromkeys(names, value)
+        found |= {f"{slot}/{name}": np.asarray(part, np.float64) for name, part in parts.items() if part is not None}
+    return found
+
+
+def _remembered(state: Any, field: str) -> Any:
+    """Find a field anywhere in an optimizer's state; None if it has none of that name."""
+    if not isinstance(state, tuple):
+        return None
+    if field in getattr(state, "_fields", ()):
+        return getattr(state, field)
+    return next((value for value in (_remembered(part, field) for part in state) if value is not None), None)
+
+
+def _loaded(state: Any, shared: Mapping[str, Any]) -> Any:
+    """Put slots into an optimizer's state, wherever it has fields of these names."""
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        return type(state)(**{field: _field(field, getattr(state, field), shared) for field in state._fields})
+    return tuple(_loaded(each, shared) for each in state) if isinstance(state, tuple) else state
+
+
+def _field(name: str, value: Any, shared: Mapping[str, Any]) -> Any:
+    if name not in shared:
+        return _loaded(value, shared)
+    return {**value, **shared[name]} if isinstance(value, dict) else shared[name]
+
+
+def _other_than_defaults(function: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the arguments that a function of optax has anyway."""
+    import optax
+
+    known = getattr(optax, function.rpartition(".")[2], None)
+    defaults = {} if known is None else inspect.signature(known).parameters
+    return {name: value for name, value in keywords.items() if name not in defaults or defaults[name].default != value}
+
+
+def _constant(steps: Sequence[OptimizerStep], directions: list[list[np.ndarray]]) -> float | None:
+    """Fit one learning rate by least squares, and round it as people write numbers if that fits as well."""
+    for step, arrays in zip(steps, directions, strict=True):
+        moved = [(a, r.jax) for a, r in zip(arrays, step.results, strict=True) if not r.is_state]
+        top = sum(float(a.ravel() @ jax.ravel()) for a, jax in moved)
+        size = sum(float(a.ravel() @ a.ravel()) for a, _ in moved)
+        if size and np.isfinite(top) and top > 0:
+            rate = top / size
+            return next((float(f"{rate:.{n}e}") for n in range(5) if _near(float(f"{rate:.{n}e}"), rate)), rate)
+    return None
+
+
+def _near(one: float, other: float) -> bool:
+    return abs(one - other) <= 1e-10 * abs(other)
+
+
+def _left(steps: Sequence[OptimizerStep], directions: list[list[np.ndarray]], rates: Sequence[float]) -> float | None:
+    """Give the largest relative difference that is left; None where anything differs by more than rounding."""
+    left = 0.0
+    for step, arrays, rate in zip(steps, directions, rates, strict=True):
+        for array, result in zip(arrays, step.results, strict=True):
+            apart = norm((array if result.is_state else rate * array) - result.jax)
+            if not apart <= result.near:
+                return None
+            left = max(left, apart / (norm(result.jax) or 1.0))
+    return left
+
+
+def told_family(evidence: Evidence, family: Family) -> Told:
+    """Say which optimizer the JAX side has, and write torch's as the fix."""
+    theirs, own = family.candidate.call(family.rate), _own(evidence.kind, evidence.steps[0].groups[0])
+    if family.candidate.every > 1:
+        between = ", which is given zeros in between" if family.candidate.zeros_between else ""
+        says = f"torch.optim.{evidence.kind} makes an update at every step, and the JAX side one from {theirs}{between}"
+        fix: Call | str = own.call(evidence.steps[0].rate) if own else "make an update at every step, as torch does"
+        return Told("accumulation", says, fix=fix, source=DOCS)
+    says = f"torch has torch.optim.{evidence.kind}, and the JAX side steps as {theirs} does"
+    constant = len(set(evidence.rates)) == 1
+    if own is not None and constant:
+        return Told("another optimizer", says, fix=own.call(evidence.steps[0].rate), source=DOCS)
+    return Told("another optimizer", says, fix="take the call of docs/optimizers.md for torch's optimizer", source=DOCS)
