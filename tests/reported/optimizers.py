@@ -185,7 +185,7 @@ def debiased_average(*, wrong: bool) -> Any:
 OPTIMIZERS = (
     Report("cosine", "goodfire-ai/spd#642", cosine, "update", words="schedule", steps=8),
     Report("clip epsilon", "goodfire-ai/spd#643", clip_epsilon, "update", words="clip"),
-    Report("epsilon hat", "google-deepmind/optax#571", epsilon_hat, "update"),
+    Report("epsilon hat", "google-deepmind/optax#571", epsilon_hat, "update", words="before the bias correction"),
     Report("clipped updates", "sanchit-gandhi/seq2seq-speech#7", clipped_updates, "update", words="clip"),
     Report("apply_every", "borisdayma/dalle-mini#122", apply_every, "update", "model", steps=6),
     Report("debiased average", "huggingface/pytorch-image-models#1182", debiased_average, "state", "average"),

@@ -279,14 +279,27 @@ def _left(steps: Sequence[OptimizerStep], directions: list[list[np.ndarray]], ra
 
 def told_family(evidence: Evidence, family: Family) -> Told:
     """Say which optimizer the JAX side has, and write torch's as the fix."""
-    theirs, own = family.candidate.call(family.rate), _own(evidence.kind, evidence.steps[0].groups[0])
+    theirs, fix = family.candidate.call(family.rate), _mended(evidence)
     if family.candidate.every > 1:
-        between = ", which is given zeros in between" if family.candidate.zeros_between else ""
-        says = f"torch.optim.{evidence.kind} makes an update at every step, and the JAX side one from {theirs}{between}"
-        fix: Call | str = own.call(evidence.steps[0].rate) if own else "make an update at every step, as torch does"
-        return Told("accumulation", says, fix=fix, source=DOCS)
+        between = ", whose optimizer is given zeros in between" if family.candidate.zeros_between else ""
+        says = f"torch.optim.{evidence.kind} makes an update at every step, and the JAX side steps as {theirs}{between}"
+        return Told("accumulation", says, fix=fix or "make an update at every step, as torch does", source=DOCS)
     says = f"torch has torch.optim.{evidence.kind}, and the JAX side steps as {theirs} does"
-    constant = len(set(evidence.rates)) == 1
-    if own is not None and constant:
-        return Told("another optimizer", says, fix=own.call(evidence.steps[0].rate), source=DOCS)
-    return Told("another optimizer", says, fix="take the call of docs/optimizers.md for torch's optimizer", source=DOCS)
+    return Told(
+        "another optimizer", says, fix=fix or "take the call of docs/optimizers.md for torch's optimizer", source=DOCS
+    )
+
+
+def _mended(evidence: Evidence) -> Call | str:
+    """Write torch's optimizer in optax; "" where that is not one call with a constant rate."""
+    own, rates = _own(evidence.kind, evidence.steps[0].groups[0]), set(evidence.rates)
+    if own is None or len(rates) > 1 or len(evidence.steps[0].groups) > 1:
+        return ""
+    call = own.call(evidence.steps[0].rate)
+    hooked = any(
+        given is not None and step.gradients[name] is not None and not given.equal(step.gradients[name])  # type: ignore[arg-type]
+        for step in evidence.steps
+        for name, given in step.given.items()
+    )
+    # What the user's hooks do to torch's gradients, the port does before its optimizer: that must stay.
+    return f"{call} in the place of the JAX side's optimizer, behind what it does to the gradients" if hooked else call

@@ -107,7 +107,11 @@ class Context:
         maker = self.graph.made_by.get(number)
         if number in self._names:
             return self._names[number]
-        return "the input" if maker is None else f"the output of {shown(self.graph.nodes[maker])}"
+        if maker is None:
+            return "the input"
+        node = self.graph.nodes[maker]
+        which = f"output {node.outputs.index(number)}" if len(node.outputs) > 1 else "the output"
+        return f"{which} of {shown(node)}"
 
     def data(self, node: Node) -> list[tuple[Path, int]]:
         """List the numbers that go into an operation and are no parameters."""

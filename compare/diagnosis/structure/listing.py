@@ -26,20 +26,33 @@ GENERATORS: tuple[Generator, ...] = (
 def listed(context: Context) -> Iterator[Edit]:
     """List edits, the likeliest first; none for an operation in a form that the generators do not know.
 
-    What is called in a loop, or in a function that is called twice, is edited at one of its calls, and at all.
+    What is called in a loop, or in a function that is called twice, is one line of the user's: it is edited at all of
+    its calls, and at single ones only after everything else.
     """
+    calls: dict[tuple[int, ...], list[Node]] = {}
+    for node in context.nodes:
+        calls.setdefault(node.site or (-1, node.number), []).append(node)
+    single: list[tuple[Generator, Node]] = []
     for generator in GENERATORS:
-        by_site: dict[tuple[int, ...], list[list[Edit]]] = {}
-        for node in context.nodes:
-            if not node.frozen and (node.name not in SILENT or generator in _AT_THE_END):
-                found: list[Edit] = []
-                with contextlib.suppress(*FAILURES):
-                    found.extend(each for each in generator(context, node) if not _by_chance(context, node, each))
-                by_site.setdefault(node.site, []).append(found)
-                yield from found
-        for site, calls in by_site.items():
-            if site and len(calls) > 1 and len({len(found) for found in calls}) == 1:
-                yield from map(_everywhere, zip(*calls, strict=True))
+        for nodes in calls.values():
+            found = [_edits(context, node, generator) for node in nodes]
+            if len(nodes) == 1:
+                yield from found[0]
+            else:
+                if len({len(each) for each in found}) == 1:
+                    yield from map(_everywhere, zip(*found, strict=True))
+                single += [(generator, node) for node in nodes]
+    for generator, node in single:
+        yield from _edits(context, node, generator)
+
+
+def _edits(context: Context, node: Node, generator: Generator) -> list[Edit]:
+    if node.frozen or (node.name in SILENT and generator not in _AT_THE_END):
+        return []
+    found: list[Edit] = []
+    with contextlib.suppress(*FAILURES):
+        found.extend(each for each in generator(context, node) if not _by_chance(context, node, each))
+    return found
 
 
 def _by_chance(context: Context, node: Node, edit: Edit) -> bool:

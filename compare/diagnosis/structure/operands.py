@@ -50,6 +50,37 @@ def swapped_operands(context: Context, node: Node) -> Iterator[Edit]:
             yield one(Kind.OPERAND, node, compute, does, fix)
 
 
+def exchanged_between(context: Context, node: Node) -> Iterator[Edit]:
+    """List a sum of two products of which the JAX side may exchange two factors, as a gate and its complement.
+
+    It is one slip with two places: `z * h + (1 - z) * n` for `(1 - z) * h + z * n`.
+    """
+    if node.name not in ("add", "sub") or node.frozen:
+        return
+    parts = [context.makers.get(number) for _, number in context.data(node)]
+    if len(parts) != PARTS or any(part is None or part.name != "mul" for part in parts):
+        return
+    first, second = (part for part in parts if part is not None)
+    for (a, one_), (b, other) in itertools.product(context.data(first), context.data(second)):
+        if one_ == other or context.value(one_).shape != context.value(other).shape:
+            continue
+
+        def given(operation: Operation, path: Path = a, other: int = other) -> Any:
+            return operation.having(path, operation.value(other)).run()
+
+        def taken(operation: Operation, path: Path = b, other: int = one_) -> Any:
+            return operation.having(path, operation.value(other)).run()
+
+        names = f"{context.named(one_)} and {context.named(other)}"
+        does = f"exchanges {names} between the two products of {result(node)}"
+        fix = f"multiply {names} with what torch multiplies each with, in {result(node)}"
+        yield Edit(Kind.OPERAND, ((first.number, given), (second.number, taken)), does, fix)
+
+
+PARTS = 2
+"""Products of a sum between which factors are exchanged."""
+
+
 def joined(context: Context, node: Node) -> Iterator[Edit]:
     """List what may be added to, or multiplied with, what an operation gives."""
     if len(node.outputs) != 1 or not context.value(node.outputs[0]).is_floating_point() or node.frozen:
@@ -88,4 +119,4 @@ def delayed(context: Context, node: Node) -> Iterator[Edit]:
                 yield one(Kind.OPERAND, node, compute, does, f"take {own}, and not {what[:-1]}")
 
 
-GENERATORS = (other_operands, swapped_operands, joined, delayed)
+GENERATORS = (other_operands, swapped_operands, exchanged_between, joined, delayed)

@@ -138,7 +138,8 @@ class StructureSearch:
         # Every edit is evaluated on the recorded values of a few operations, which takes a millisecond, and
         # not by running the model again. Only what fits is confirmed by a run: `_confirmed`.
         edits = (edit for edit in listed(here.context) if self._proves(edit))
-        self.tried = [Tried(edit, here.leaves([edit])) for edit in edits if self.budget.left(0.5)]
+        within = itertools.takewhile(lambda _: self.budget.left(0.5), edits)
+        self.tried = [Tried(edit, here.leaves([edit])) for edit in within]
         return self._told([[each.edit] for each in self.tried if each.apart <= 1] or self._later())
 
     def _proves(self, edit: Edit) -> bool:
