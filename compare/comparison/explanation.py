@@ -25,7 +25,9 @@ from compare.diagnosis.search import explain
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import OF_THE_MODEL
 from compare.diagnosis.structure.search import Gradients, Surroundings
+from compare.jax_side.from_data import Value, computed_from_data
 from compare.jax_side.run import JaxRun
+from compare.step.batch import Batch
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
 from compare.verdict.divergence import Detail, DetailKind, Divergence
@@ -105,7 +107,8 @@ def _with_cause(
             every = _together(found, from_torch.gradients, seen)
             gradients = Gradients(every, held_out(runs, every, None, jax))
     outputs = cache(partial(_outputs, pair, from_torch, jax, run.arrays(), partial(jax.step, batch, draws)))
-    surroundings = Surroundings(from_torch.ports, budget, outputs, gradients)
+    from_data = partial(_from_data, pair)
+    surroundings = Surroundings(from_torch.ports, budget, outputs, gradients, from_data)
     searched = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
     ours, theirs = _both_layers(pair, found)
     sides = (("torch", ours), ("jax", theirs)) if ours and theirs else ()
@@ -125,6 +128,12 @@ def _together(found: Found, pairings: Sequence[Pairing], seen: Observation) -> F
 
     pairing = found.pairing._replace(torch_array=of_torch, jax_array=of_jax)
     return found._replace(pairing=pairing, target=of_jax(seen))
+
+
+def _from_data(pair: MappedPair, batch: Batch) -> list[Value]:
+    """Give what the JAX side computes of a batch without any parameter; nothing where that cannot be read."""
+    found = bugs.attempt("reading the JAX side's tables", lambda: computed_from_data(pair.jax_run("float64"), batch))
+    return found or []
 
 
 def _outputs(

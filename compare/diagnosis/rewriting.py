@@ -163,6 +163,11 @@ class Rerun:
                 return Observation(buffers=self._run.buffers(), forward=record.seen)
 
     @property
+    def batch(self) -> Batch:
+        """The step's."""
+        return self._batch
+
+    @property
     def overwritten(self) -> frozenset[Port]:
         """What the model changes in place after a module took or gave it."""
         return self._run.overwritten

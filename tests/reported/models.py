@@ -310,7 +310,7 @@ MODELS = (
         "final_logits_bias",
         "trained on the JAX side alone",
     ),
-    Report("adapter mask", "huggingface/transformers#16725", adapter_mask, "forward", "attention"),
+    Report("adapter mask", "huggingface/transformers#16725", adapter_mask, "forward", "attention", "other numbers"),
     Report("padded backwards", "google/flax#2170", padded_backwards, "forward"),
     Report(
         "offset scale", "mlcommons/algorithmic-efficiency#135", offset_scale, "forward", "norm", "norm.scale|constant 1"

@@ -1,11 +1,12 @@
 """An edit, which is one change of the graph that the JAX side may have made, and the context in which it is made."""
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from compare.diagnosis.structure.graph import Compute, Graph, Node, Path, Ref
+from compare.jax_side.from_data import Value
 from compare.step.observation import Port
 from compare.verdict.fix import Code
 
@@ -25,6 +26,8 @@ class Kind(enum.StrEnum):
     REDUCTION = "another reduction"
     AXIS = "another axis"
     MASK = "another mask"
+    TABLE = "another table"
+    NUMBERS = "other numbers"
     PARTS = "parts in another order"
     LAYOUT = "another layout"
     SLICE = "another slice"
@@ -53,6 +56,8 @@ class Edit:
     """Whether nobody would write it so: of edits that compute the same, another one is what was done."""
     code: Code | None = None
     """The fix as a value, where one expression is it."""
+    again: "Callable[[Context], Edit | None] | None" = None
+    """Makes the same edit at another step, where it holds numbers of this one's."""
 
 
 DIFFERENT = 4
@@ -84,6 +89,8 @@ class Context:
     ports: Mapping[Port, int]
     parameters: Mapping[int, str]
     modules: "Mapping[str, torch.nn.Module]" = field(default_factory=dict)
+    theirs: Sequence[Value] = ()
+    """What the JAX side computes without any parameter."""
 
     def __post_init__(self) -> None:
         self._names: dict[int, str] = dict(self.parameters)
@@ -96,7 +103,18 @@ class Context:
         for node in self.nodes:
             for _, number in node.inputs:
                 self.users.setdefault(number, []).append(node)
+        self.from_parameters = self._from_parameters()
+        """The values that a parameter goes into."""
         self._known = sorted(inside | set(self.ports.values()))
+
+    def _from_parameters(self) -> set[int]:
+        root = self.modules.get("")
+        trained = set() if root is None else {name for name, _ in root.named_parameters()}
+        found = {number for number, name in self.parameters.items() if name in trained}
+        for node in self.graph.nodes:
+            if any(number in found for _, number in node.inputs):
+                found.update(node.outputs)
+        return found
 
     def value(self, number: int) -> "torch.Tensor":
         """Give a value as it was computed."""

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from compare.diagnosis.structure import arrangement, exchanges, insertion, masks, operands, reductions, removal
+from compare.diagnosis.structure import arrangement, exchanges, insertion, masks, operands, reductions, removal, tables
 from compare.diagnosis.structure.edit import DIFFERENT, SILENT, Context, Edit, Generator, Kind
 from compare.diagnosis.structure.graph import FAILURES, Node
 
@@ -16,6 +16,7 @@ GENERATORS: tuple[Generator, ...] = (
     *removal.GENERATORS,
     *arrangement.GENERATORS,
     *masks.GENERATORS,
+    *tables.GENERATORS,
     *reductions.GENERATORS,
     *exchanges.GENERATORS,
     *operands.GENERATORS,
@@ -34,7 +35,8 @@ def listed(context: Context) -> Iterator[Edit]:
         calls.setdefault(node.site or (-1, node.number), []).append(node)
     single: list[tuple[Generator, Node]] = []
     for generator in GENERATORS:
-        for nodes in calls.values():
+        # The last operation that takes other numbers says most: what is computed of them is other as well.
+        for nodes in reversed(calls.values()) if generator in tables.GENERATORS else calls.values():
             found = [_edits(context, node, generator) for node in nodes]
             if len(nodes) == 1:
                 yield from found[0]
@@ -75,4 +77,5 @@ _AT_THE_END = (*operands.GENERATORS, *insertion.GENERATORS)
 def _everywhere(edits: Sequence[Edit]) -> Edit:
     """Make the same edit at all calls of one site."""
     at = tuple(pair for edit in edits for pair in edit.at)
-    return dataclasses.replace(edits[0], at=at, does=f"{edits[0].does}, and so each of {len(edits)} times")
+    does = f"{edits[0].does}, and so each of {len(edits)} times"
+    return dataclasses.replace(edits[0], at=at, does=does, again=None)

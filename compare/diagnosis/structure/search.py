@@ -16,7 +16,9 @@ from compare.diagnosis.structure.listing import listed
 from compare.diagnosis.structure.norm_order import norms_moved
 from compare.diagnosis.structure.recording import edited
 from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, opened
+from compare.jax_side.from_data import Value
 from compare.numerics.distance import distance
+from compare.step.batch import Batch
 from compare.step.observation import Port
 from compare.verdict.divergence import Cause, Part
 from compare.verdict.first_difference import Found
@@ -51,6 +53,8 @@ class Surroundings(NamedTuple):
     """Gives what the JAX side's whole model gives by itself, in torch's layout, by torch's ports."""
     gradients: Gradients | None = None
     """Where a gradient differs first."""
+    theirs: Callable[[Batch], Sequence[Value]] = lambda batch: ()
+    """Gives what the JAX side computes of a batch without any parameter."""
 
 
 class StructureSearch:
@@ -74,6 +78,7 @@ class StructureSearch:
         assert found.target is not None
         self.found, self.rerun, self.held_out = found, rerun, held_out
         self.given, self.budget, self.outputs = surroundings[:3]
+        self.theirs = surroundings.theirs
         self.target = np.asarray(found.target, np.float64)
         self.here: Step
         self.tried: list[Tried] = []
@@ -104,7 +109,7 @@ class StructureSearch:
             self.budget.stop()
 
     def _norms(self) -> Cause | None:
-        here = opened(self.found, self.rerun, self.given, self.target)
+        here = opened(self.found, self.rerun, self.given, self.target, self.theirs(self.rerun.batch))
         if here is None:
             return None
         self.here, graph = here, here.context.graph
@@ -154,7 +159,9 @@ class StructureSearch:
         )
 
     def _told(self, fitting: Iterable[list[Edit]]) -> Cause | None:
-        proved = self._proved(self._different(fitting))
+        told_of = [edits for edits in fitting if any(edit.does for edit in edits)]
+        told_of.sort(key=lambda edits: edits[0].kind != Kind.TABLE)  # of what computes the same, tables come first
+        proved = self._proved(self._different(told_of))
         self.cause = proved[0] if proved else ()
         return told(proved, self.here.leaves(proved[0]) * self.found.limit) if proved else None
 
@@ -164,6 +171,12 @@ class StructureSearch:
         Of n edits there are n²/2 pairs, with n in the thousands. Where two mistakes do not interact, as in two branches
         of a sum, correcting one of them already removes part of the difference, and so is among the nearest.
         """
+        of_tables = [each.edit for each in self.tried if each.edit.kind in (Kind.TABLE, Kind.NUMBERS)][:TABLES]
+        for first, second in itertools.combinations(of_tables, 2):  # of sines and cosines, of means and deviations
+            if not self.budget.left(0.75):
+                break
+            if _apart_in_place(first, second) and self.here.leaves([first, second]) <= 1:
+                yield [first, second]
         usual = [each.edit for each in self.tried if each.edit.kind in _USUAL][:USUAL]
         for first, second in itertools.combinations(usual, 2):
             if not self.budget.left(0.75):
@@ -235,13 +248,13 @@ class StructureSearch:
         for rerun, target in self.held_out:
             if not left or (agreed >= max(needed, 1)):
                 break
-            step = opened(self.found, rerun, self.given, target)
+            step = opened(self.found, rerun, self.given, target, self.theirs(rerun.batch))
             asked += 1
             if step is None or len(step.context.graph.nodes) != len(self.here.context.graph.nodes):
                 continue  # another way through the program
             before = step.leaves([])
             near = max(MARGIN, EXPLAINED * before)
-            left = [edits for edits in left if step.leaves(edits) <= near]
+            left = [edits for edits in left if step.leaves(_again(edits, step.context)) <= near]
             agreed += before > MARGIN * near
         return left if agreed >= needed else []
 
@@ -256,6 +269,15 @@ class StructureSearch:
             return False
         return apart(array, self.target) <= self.found.limit
 
+
+def _again(edits: Sequence[Edit], context: Context) -> list[Edit]:
+    """Make the same edits at another step; what cannot be made there changes nothing."""
+    made = [edit if edit.again is None else edit.again(context) for edit in edits]
+    return [edit for edit in made if edit is not None]
+
+
+TABLES = 60
+"""So many edits of tables are tried in all pairs."""
 
 NEAREST = 200
 """First edits of two: those that bring torch nearest."""
@@ -303,12 +325,16 @@ SAME = 1e-9
 
 
 def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
-    """Describe a cause; where several different edits fit, all of them."""
+    """Describe a cause; where several different edits fit, all of them, but of tables the one that says most."""
+    if of_tables := [edits for edits in fitting if all(edit.again for edit in edits)]:
+        # What is computed of other numbers is other as well: a table that torch keeps is where they come
+        # from, and otherwise the last place shows what they lead to.
+        fitting = [min(of_tables, key=lambda edits: (edits[0].kind != Kind.TABLE, -edits[0].at[0][0]))]
     first, *others = fitting
     name = " and ".join(dict.fromkeys(edit.kind for edit in first))
-    does = " or ".join(", and ".join(edit.does for edit in edits) for edits in (first, *others[:2]))
+    does = " or ".join(", and ".join(e.does for e in edits if e.does) for edits in (first, *others[:2]))
     both = "; on this batch these are the same" if others else ""
-    fix = "; or ".join("; ".join(edit.fix for edit in edits) for edits in (first, *others[:2]))
+    fix = "; or ".join("; ".join(edit.fix for edit in edits if edit.fix) for edits in (first, *others[:2]))
     says = f"the JAX side {does}{both}"
     explanation = f"{name}: {says}. With that on the torch side the difference is {apart:.1e}"
     codes = [edit.code for edit in first if edit.code] if not others else []

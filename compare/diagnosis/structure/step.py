@@ -11,6 +11,7 @@ from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.edit import Context, Edit, end_node
 from compare.diagnosis.structure.graph import FAILURES, Compute
 from compare.diagnosis.structure.recording import Recorded, recorded
+from compare.jax_side.from_data import Value
 from compare.numerics.distance import distance
 from compare.step.observation import Port
 from compare.step.stage import Stage
@@ -39,7 +40,9 @@ class Step:
         return apart(array_of(given), self.target) / self.limit
 
 
-def opened(found: Found, rerun: Rerun, given: Collection[Port], target: np.ndarray) -> Step | None:
+def opened(
+    found: Found, rerun: Rerun, given: Collection[Port], target: np.ndarray, theirs: Sequence[Value] = ()
+) -> Step | None:
     """Record a step; None where the value that differs is not in its graph."""
     try:
         step = recorded(rerun)
@@ -57,7 +60,7 @@ def opened(found: Found, rerun: Rerun, given: Collection[Port], target: np.ndarr
     graph.nodes.append(end_node(len(graph.nodes), value, last))
     modules = dict(rerun.model.named_modules())
     earlier = {port: ports[port] for port in before}
-    context = Context(graph, [*nodes, graph.nodes[-1]], earlier, step.parameters, modules)
+    context = Context(graph, [*nodes, graph.nodes[-1]], earlier, step.parameters, modules, theirs)
     return Step(context, ports, last, np.asarray(target, np.float64), found.limit)
 
 

@@ -1,0 +1,90 @@
+"""Numbers that no parameter goes into, and that the JAX side has otherwise: tables, masks, positions."""
+
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compare.diagnosis.structure.edit import END, Context, Edit, Kind
+from compare.diagnosis.structure.graph import Node, Operation, Path
+
+if TYPE_CHECKING:
+    import torch
+
+ROUNDED = 2.0**-22
+"""Relative difference of two tables that one side, or both, had rounded to float32."""
+
+FEWEST = 2
+"""Numbers that a table must have: a single one would be a constant, which is fitted elsewhere."""
+
+
+def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
+    """List what the JAX side computes without any parameter in the place of such an operand of torch's.
+
+    It is the JAX side's own array, and no number is fitted: that the whole result then comes out is a proof.
+    """
+    if node.name == END or not context.theirs:
+        return
+    for path, number in node.inputs:
+        if number in context.from_parameters or context.value(number).numel() < FEWEST:
+            continue
+        seen: set[bytes] = set()
+        for place, value in enumerate(context.theirs):
+            if (key := value.array.tobytes()) not in seen:
+                seen.add(key)
+                yield from filter(None, (_edit(context, node, path, number, place, turned) for turned in (False, True)))
+
+
+def _edit(context: Context, node: Node, path: Path, number: int, place: int, turned: bool) -> Edit | None:
+    """Make one edit; a mask that is `turned` is True where the JAX side's is False, as one that hides is."""
+    if place >= len(context.theirs):
+        return None
+    own, value = context.value(number), context.theirs[place]
+    array = _shaped(value.array, own)
+    if array is None or (turned and array.dtype != bool):
+        return None
+    array = ~array if turned else array
+    ours = own.detach().cpu().numpy()
+    if np.array_equal(array, ours):
+        return None
+    given = own.new_tensor(array)
+
+    def compute(operation: Operation) -> Any:
+        return operation.having(path, given).run()
+
+    name, where = context.named(number), f" ({value.line})" if value.line else ""
+    kept = number not in context.graph.made_by
+    kind = Kind.MASK if array.dtype == bool else Kind.TABLE if kept else Kind.NUMBERS
+    does = f"has other numbers for {name}{where}: {_first_apart(ours, array)}"
+    fix = f"compute {name} as torch does"
+    again = functools.partial(_edit, node=node, path=path, number=number, place=place, turned=turned)
+    if array.dtype.kind == "f" and np.allclose(array, ours, rtol=ROUNDED, atol=0):  # belongs to it, and is no fault
+        does = fix = ""
+    return Edit(kind, ((node.number, compute),), does, fix, again=again)
+
+
+def _shaped(array: np.ndarray, own: "torch.Tensor") -> np.ndarray | None:
+    """Give an array in the shape of torch's tensor, where only axes of length one differ and the numbers are alike."""
+    kinds = {"b": "b", "f": "f", "i": "iu", "u": "iu"}
+    mine = own.detach().cpu().numpy() if not own.dtype.is_complex else np.empty(0)
+    if array.dtype.kind not in kinds.get(mine.dtype.kind, ""):
+        return None
+    if [n for n in array.shape if n != 1] != [n for n in own.shape if n != 1]:
+        return None
+    return array.reshape(tuple(own.shape))
+
+
+def _first_apart(ours: np.ndarray, array: np.ndarray) -> str:
+    """Say where the numbers are farthest apart."""
+    apart = ours != array if array.dtype == bool else np.abs(ours.astype(np.float64) - array)
+    at = np.unravel_index(int(np.argmax(apart)), ours.shape)
+    index = ", ".join(map(str, at))
+    return f"at [{index}] torch has {_short(ours[at])}, the JAX side {_short(array[at])}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if np.asarray(value).dtype.kind == "f" else str(value)
+
+
+GENERATORS = (other_numbers,)

@@ -1,0 +1,99 @@
+"""What a JAX side computes of its inputs and of numbers alone: tables, masks, positions, shifted labels."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compare.jax_side.jaxpr import Interpreter
+from compare.jax_side.lift import Lifter
+from compare.jax_side.lines import line
+from compare.jax_side.primitives import BITS, KINDS, Kind, called
+from compare.jax_side.run import JaxRun
+from compare.step.batch import Batch
+
+LARGEST = 1_000_000
+"""Elements of a value, at most."""
+
+
+class Value(NamedTuple):
+    """An array that no parameter goes into."""
+
+    array: np.ndarray
+    line: str
+    """The user's line that computes it, "model.py:12"."""
+
+
+class _Unknown:
+    """Stands for what comes from parameters or random numbers."""
+
+
+_UNKNOWN = _Unknown()
+
+
+def computed_from_data(run: JaxRun, batch: Batch) -> list[Value]:
+    """Give what the forward pass and the loss compute without any parameter, in float64, in order of execution.
+
+    Args:
+        run: In float64.
+        batch: The step's.
+
+    """
+    import jax
+
+    lines: list[str] = []
+
+    def traced(params: Any, inputs: Any, target: Any) -> Any:
+        return run.with_loss(params, run.buffers, run.rngs, inputs, target)
+
+    with run.precision():
+        inputs = run.arguments(batch)
+        program = jax.make_jaxpr(traced)(run.params, *inputs)
+        unknown = [_UNKNOWN] * len(jax.tree.leaves(run.params))
+
+        def values(inputs: Any) -> list[Any]:
+            reader = _Reader()
+            reader.run(program, [*unknown, *jax.tree.leaves(inputs)])
+            lines[:] = [each for each, _ in reader.found]
+            return [value for _, value in reader.found]
+
+        arrays = jax.jit(values)(inputs)  # compiled at once: single operations would be compiled one by one
+    return [Value(np.asarray(array), place) for array, place in zip(arrays, lines, strict=True)]
+
+
+class _Reader(Lifter):
+    """Runs what no parameter goes into, and notes what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.found: list[tuple[str, Any]] = []
+
+    def constant(self, value: Any) -> Any:
+        """Lift a number or an array that the program contains; an array of it is noted too."""
+        given = super().constant(value)
+        self._note_value("", given)
+        return given
+
+    def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Evaluate an operation whose operands are known, and go into calls of which some are."""
+        if eqn.primitive.name in BITS:
+            return [_UNKNOWN] * len(eqn.outvars)
+        if KINDS.get(eqn.primitive.name) is Kind.CALL:
+            return Interpreter.run(self, called(eqn), args)
+        if any(arg is _UNKNOWN for arg in args):
+            return [_UNKNOWN] * len(eqn.outvars)
+        outputs = super().equation(eqn, args, given)
+        place = line(eqn)
+        for output in outputs:
+            self._note_value(place, output)
+        return outputs
+
+    def _note_value(self, place: str, value: Any) -> None:
+        import jax
+        import jax.numpy as jnp
+
+        shape, dtype = getattr(value, "shape", ()), getattr(value, "dtype", None)
+        if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
+            return
+        if 1 < np.prod(shape, dtype=int) <= LARGEST:
+            self.found.append((place, value))

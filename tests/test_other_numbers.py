@@ -1,0 +1,100 @@
+"""Tables, masks and positions that the JAX side computes otherwise: both sides' numbers and lines are named."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+
+import compare
+
+
+def mse(output: Any, target: Any) -> Any:
+    return ((output - target) ** 2).mean()
+
+
+def checked(original: torch.nn.Module, port: nnx.Module, batches: list[Any]) -> compare.Report:
+    torch_side = compare.Torch(original, mse, lambda params: torch.optim.SGD(params, 0.1))
+    return compare.check(torch_side, compare.Flax(port, mse, optax.sgd(0.1)), batches, device="cpu")
+
+
+class Normalized(torch.nn.Module):
+    """A model that normalises its inputs by means and deviations that it keeps."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.41, 0.37, 0.62]))
+        self.register_buffer("deviation", torch.tensor([0.21, 0.33, 0.27]))
+        self.fc = torch.nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc((x - self.mean) / self.deviation)
+
+
+class FlaxNormalized(nnx.Module):
+    def __init__(self, deviation: tuple[float, ...]) -> None:
+        self.fc, self.deviation = nnx.Linear(3, 4, rngs=nnx.Rngs(0)), deviation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc((x - jnp.array([0.41, 0.37, 0.62])) / jnp.array(self.deviation))
+
+
+def test_a_number_of_a_table_is_named() -> None:
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(5, 3)), rng.normal(size=(5, 4))) for _ in range(2)]
+    assert checked(Normalized(), FlaxNormalized((0.21, 0.33, 0.27)), batches).ok
+    report = checked(Normalized(), FlaxNormalized((0.21, 0.35, 0.27)), batches)
+    assert report.divergence is not None
+    cause = report.divergence.cause
+    assert cause is not None, str(report)
+    assert cause.name == "another table"
+    assert "other numbers for deviation" in cause.explanation
+    assert "at [1] torch has 0.33, the JAX side 0.35" in cause.explanation
+    assert "mean" not in cause.explanation  # it was rounded to float32, and that is no fault
+
+
+class Pooled(torch.nn.Module):
+    """Attention by scores over the first steps of each sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.value = torch.nn.Linear(4, 1), torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        hidden = torch.arange(x.shape[1])[None] >= lengths[:, None]
+        weights = torch.softmax(self.score(x)[..., 0].masked_fill(hidden, -torch.inf), -1)
+        return (weights[..., None] * self.value(x)).sum(1)
+
+
+class FlaxPooled(nnx.Module):
+    def __init__(self, shorter: int) -> None:
+        self.score, self.value = nnx.Linear(4, 1, rngs=nnx.Rngs(0)), nnx.Linear(4, 3, rngs=nnx.Rngs(1))
+        self.shorter = shorter
+
+    def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:
+        seen = jnp.arange(x.shape[1])[None] < lengths[:, None] // self.shorter
+        weights = jax.nn.softmax(jnp.where(seen, self.score(x)[..., 0], -jnp.inf), -1)
+        return (weights[..., None] * self.value(x)).sum(1)
+
+
+@pytest.mark.parametrize("shorter", [1, 2])
+def test_a_mask_of_other_lengths_is_named(shorter: int) -> None:
+    rng = np.random.default_rng(0)
+    each = [np.array([6, 5, 3]), np.array([4, 6, 2]), np.array([3, 4, 6])]
+    batches = [((rng.normal(size=(3, 6, 4)), lengths), rng.normal(size=(3, 3))) for lengths in each]
+    report = checked(Pooled(), FlaxPooled(shorter), batches)
+    if shorter == 1:
+        assert report.verdict == "match"
+        return
+    assert report.divergence is not None
+    assert report.divergence.cause is not None, str(report)
+    assert report.divergence.cause.name == "another mask"
+    assert "torch has False, the JAX side True" in report.divergence.cause.explanation
+    assert not report.others
