@@ -201,8 +201,8 @@ CONVENTIONS = (
         optimizers=("Adam", "AdamW"),
         update=_epsilon_uncorrected,
         jax_does="adds epsilon to the root of the second moment before its bias is corrected, as TensorFlow does",
-        fix="correct both moments before epsilon is added, as {optax} does: m / (1 - b1**t) / (jnp.sqrt(v / (1 - b2**t)) "
-        "+ {eps:g})",
+        fix="correct both moments before epsilon is added, as {optax} does: m / (1 - b1**t) / "
+        "(jnp.sqrt(v / (1 - b2**t)) + {eps:g})",
         source="https://github.com/google-deepmind/optax/issues/571",
     ),
     Convention(
