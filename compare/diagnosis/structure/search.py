@@ -160,7 +160,9 @@ class StructureSearch:
 
     def _told(self, fitting: Iterable[list[Edit]]) -> Cause | None:
         told_of = [edits for edits in fitting if any(edit.does for edit in edits)]
-        told_of.sort(key=lambda edits: edits[0].kind != Kind.TABLE)  # of what computes the same, tables come first
+        # Of what computes the same, another operation says more than other numbers, and a table more than
+        # what is computed of it.
+        told_of.sort(key=lambda edits: (any(edit.again for edit in edits), edits[0].kind != Kind.TABLE))
         proved = self._proved(self._different(told_of))
         self.cause = proved[0] if proved else ()
         return told(proved, self.here.leaves(proved[0]) * self.found.limit) if proved else None
@@ -325,8 +327,9 @@ SAME = 1e-9
 
 
 def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
-    """Describe a cause; where several different edits fit, all of them, but of tables the one that says most."""
-    if of_tables := [edits for edits in fitting if all(edit.again for edit in edits)]:
+    """Describe a cause: all of several different edits that fit, but of other numbers only those that say most."""
+    of_tables = [edits for edits in fitting if all(edit.again for edit in edits)]
+    if of_tables and len(of_tables) == len(fitting):
         # What is computed of other numbers is other as well: a table that torch keeps is where they come
         # from, and otherwise the last place shows what they lead to.
         fitting = [min(of_tables, key=lambda edits: (edits[0].kind != Kind.TABLE, -edits[0].at[0][0]))]
