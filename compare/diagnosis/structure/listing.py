@@ -67,6 +67,8 @@ _OF_VALUES = {Kind.ADDED, Kind.TWICE, Kind.EXCHANGED, Kind.SCALE}
 
 
 def _few(tensor: "torch.Tensor") -> bool:
+    if not tensor.is_floating_point() and str(tensor.dtype) != "torch.bool":
+        return False  # an index of few numbers is no mask: argmax for argmin is told by where each stands
     first = tensor.detach().flatten()[:1000]  # masks repeat themselves: a part is enough
     return tensor.numel() >= DIFFERENT and len(first.unique()) < DIFFERENT
 
