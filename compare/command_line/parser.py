@@ -31,6 +31,8 @@ _EPILOG = (
 
 def parser_of_all() -> argparse.ArgumentParser:
     """Give the parser of the whole command."""
+    # One statement an option: longer than other functions, since it is a table that is read from top to
+    # bottom.
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where both see one")
     shared.add_argument("--quiet", action="store_true", help="show no progress")

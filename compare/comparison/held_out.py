@@ -64,6 +64,7 @@ def _moved(batch: Batch, seed: int) -> Batch:
     def moved(array: Any) -> Any:
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or np.isin(array, (0, 1)).all():
             return array
+        # Towards zero, so that inputs stay in their range: pixels in [0, 1], probabilities, ages.
         return np.asarray(array * generator.uniform(0.8, 1.0, array.shape), array.dtype)
 
     return Batch(mapped(batch.inputs, moved), mapped(batch.target, moved))

@@ -1,4 +1,4 @@
-"""Independent differences: every part of every step starts from the torch side's values."""
+"""Finds independent differences: every part of every step starts from the torch side's values."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -41,6 +41,8 @@ def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> Indepe
     recorder = Recorder(torch, list(zip(followed.pairings, followed.quantities, strict=True)), followed.steps)
     for step in _steps(runs, followed, from_torch, torch):
         shown = step.again(step.again.given)
+        # New differences inside the model at this step: whether they last is found by experiment once, and
+        # then known.
         inner = {n for n in differences.at(step.torch, shown) if not followed.pairings[n].decides} - undone
         if not inner <= kept:
             places = LastingPlaces(followed, step.number, step.torch, step.again, sorted(inner))
@@ -49,6 +51,7 @@ def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> Indepe
             if not inner <= kept:
                 undone |= (inner - kept).union(places.carrying(lasting))
                 from_torch.left_out = {port(followed.pairings[n]) for n in undone}
+                # Where the JAX side corrects a difference later, torch's value would itself be wrong in that place.
                 used = step.again.given.ports.keys() - from_torch.left_out
                 step.again.given = step.again.given._replace(used=used)
                 shown = step.again(step.again.given)

@@ -52,6 +52,8 @@ class LaterSteps:
     def added(self, side: str, half: int, seen: Observation) -> Observation:
         """Add to the first step of a side what later ones have."""
         found = self._found.get((side, half), {}) if self.complete else {}
+        # The first step decides what is paired. Values of later steps stand in for what it lacks, only to
+        # show shapes.
         made: dict[str, Any] = {name: {**values, **getattr(seen, name)} for name, values in found.items() if values}
         return seen._replace(**made)
 

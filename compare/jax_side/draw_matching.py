@@ -49,6 +49,8 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
     options = [[fits(draw, site) for site in sites] for draw in draws]
     pairs = _longest(options, len(sites))
     ranks = [len(draw.shape) for draw in draws]
+    # A port has one layout for all of its images: a draw that allows one layout only shows it for the
+    # others.
     usual = Counter((ranks[i], options[i][j][0].name) for i, j in pairs if len(options[i][j]) == 1)
     placed: list[tuple[int, Layout] | None] = [None] * len(sites)
     guessed = []

@@ -94,6 +94,8 @@ class Lifter(Interpreter):
         if meant is None:
             what = f"of shape {array.shape}" if array.ndim else f"{array:.9g}"
             self._note(f"a constant {what} in the JAX side's program, rounded to {rounding}")
+        # Constants of fewer bits are the port's own choice of precision, and certain ones are right: neither
+        # is moved.
         if LOW[rounding].bits != LOW["float32"].bits or not (meant is None or doubtful(meant)):
             return array if meant is None else meant
         return self._moved(value, array, array if meant is None else meant)

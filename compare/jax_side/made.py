@@ -20,11 +20,15 @@ def noted() -> Iterator[None]:
     from flax import linen, nnx
 
     with contextlib.ExitStack() as stack:
+        # The metaclass makes the object, before any code of the class runs: the caller's frame is the user's
+        # line.
         metas = [type(nnx.Module), *([type(sys.modules["equinox"].Module)] if "equinox" in sys.modules else [])]
         for meta in metas:
             stack.enter_context(mock.patch.object(meta, "__call__", _noting(meta.__call__)))
         stack.enter_context(mock.patch.object(linen.Module, "__post_init__", _initializing(linen.Module.__post_init__)))
         for name, function in vars(optax).items():
+            # optax's transformations are tuples of functions. Only their makers can be seen, and only their
+            # annotations tell which functions of optax are makers.
             if inspect.isfunction(function) and "GradientTransformation" in str(_result(function)):
                 stack.enter_context(mock.patch.object(optax, name, _noting(function)))
         yield

@@ -25,6 +25,7 @@ def argument(port: Port, names: Names) -> tuple[str, str]:
 
     A record calls an input "0.1" if it is the second positional argument, and "1.mask" if it is given by name.
     """
+    # Inputs are recorded as the pair (args, kwargs), so that the first key is 0 or 1.
     how, _, rest = port.leaf.partition(".")
     first, _, within = rest.partition(".")
     if how == "1":

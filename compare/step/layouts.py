@@ -172,6 +172,7 @@ class ActivationLayouts:
             nearest = int(np.argmin(apart))
             if apart[nearest] < NEAR:
                 return fitting[nearest]
+            # A bug before this place has changed the values, so that no layout brings the two near each other.
             usual = [self._certain[torch.ndim, layout.name] for layout in fitting]
             likely = max(range(len(fitting)), key=lambda number: (usual[number], -apart[number]))
             return in_port_order or fitting[likely]

@@ -146,6 +146,7 @@ class RandomCall:
         """Do what the operation does, with random numbers that were drawn before."""
         import torch
 
+        # Functions such as rand_like and bernoulli take device and dtype from their input.
         like = next((value for value in self.given.values() if isinstance(value, torch.Tensor)), None)
         device = self.given.get("device") or (like.device if like is not None else None)
         # A recorded array may be read again: torch gets its own copy.

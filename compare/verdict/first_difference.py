@@ -43,6 +43,8 @@ def first_divergence(followed: Followed, independent: Collection[Found] | None =
     deciding = [int(np.argmax(w)) for p, w in zip(followed.pairings, wrong, strict=True) if p.decides and w.any()]
     if not deciding:
         return None
+    # The step is that of what decides. Inside the model, a difference at an earlier step was undone by
+    # the end of it.
     step = min(deciding)
     before: Pairing | None = None
     for pairing, quantity, w in zip(followed.pairings, followed.quantities, wrong, strict=True):

@@ -1,4 +1,6 @@
-"""The verdict: rounding shrinks in float64, a bug does not.
+"""The ratio of a quantity's float64 difference to what rounding explains, and its verdict: too large is a mismatch.
+
+Rounding shrinks in float64, a bug does not.
 
 Each quantity is observed four times, by both sides in float32 and in float64. Write d(a, b) = ‖a - b‖ / ‖b‖. Then
 d(jax64, torch64) is the algorithms' difference, and d(torch32, torch64) tells how much rounding is fair: in float64

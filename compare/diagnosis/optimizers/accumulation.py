@@ -25,6 +25,7 @@ def accumulations(evidence: Evidence) -> Iterator[Hypothesis]:
 def _accumulation(evidence: Evidence, every: int, mean: bool) -> Hypothesis:
     def change(trial: Trial, _: Numbers) -> None:
         number = trial.step.number
+        # optax.MultiSteps updates after every k-th gradient, with the mean of k; apply_every with their sum.
         if (number + 1) % every:
             trial.silent = True
             return

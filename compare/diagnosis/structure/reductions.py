@@ -74,6 +74,7 @@ def reduction(context: Context, node: Node) -> Reduction | None:
         return _selected(node, x.dim())
     if node.name == "select" and len(node.args) == 3:
         return Reduction("the element", (node.args[1] % x.dim(),), False)
+    # A pool to one point is a mean over the axes of space, and ports write it as x.mean((1, 2)).
     if node.name.startswith("adaptive_avg_pool") and set(_pair(node.args[1:] or node.kwargs.values())) == {1}:
         return Reduction("mean", tuple(range(x.dim() - int(node.name[-2]), x.dim())), True)
     if node.name not in _SAME or len(node.outputs) > 2:
@@ -100,6 +101,7 @@ def _selected(node: Node, dimensions: int) -> Reduction | None:
         at = index.index(Ellipsis)
         index = (*index[:at], *[slice(None)] * (dimensions - len(index) + 1), *index[at + 1 :])
     numbers = [axis for axis, each in enumerate(index) if isinstance(each, int) and not isinstance(each, bool)]
+    # x[:, 0] takes one element and keeps all others: a class token in the place of a mean, for instance.
     if len(numbers) != 1 or any(each != slice(None) for axis, each in enumerate(index) if axis not in numbers):
         return None
     return Reduction("the element", (numbers[0],), False)
@@ -108,6 +110,7 @@ def _selected(node: Node, dimensions: int) -> Reduction | None:
 def other_reductions(context: Context, node: Node) -> Iterator[Edit]:
     """List other numbers that may be made of the same elements, or the same of others."""
     known = reductions()
+    # Reductions of one element are the identity, and any other would fit as well.
     given = reduction(context, node)
     if given is None or context.value(node.args[0].number).numel() == context.value(node.outputs[0]).numel():
         return
