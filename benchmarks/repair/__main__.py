@@ -1,24 +1,31 @@
 """How often `netparity check --fix` alone ends in a match: wrong ports as files, with one to four faults each.
 
-    python -m benchmarks.repair [--examples 100] [--seed 0] [--only PORT] [--single] [--json FILE]
+    python -m benchmarks.repair [--examples 100] [--seed 0] [--only PORT] [--single] [--in-process] [--json FILE]
 
 Each example is a right port with some of its text exchanged. `--single` plants each fault by itself.
 """
 
 import argparse
 import json
+import linecache
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+
+import compare
+from compare.command_line.repair import Checked, Repair
+from compare.command_line.user_function import arguments_of
 
 ROOT = Path(__file__).parents[2]
 PORTS = Path(__file__).parent / "ports"
@@ -98,6 +105,46 @@ def tried(example: Example) -> dict[str, Any]:
     }
 
 
+def in_process(example: Example) -> dict[str, Any]:
+    """Mend one example by the same rounds, with checks in this process and the file imported anew for each."""
+    text = wrong(example)
+    assert text is not None
+    said: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "my_port.py"
+        file.write_text(text, encoding="utf-8")
+        began = time.monotonic()
+        last = Repair(lambda: checked(file), said.append).run()
+        seconds = time.monotonic() - began
+        after = file.read_text(encoding="utf-8")
+    rounds = {line.partition(":")[0] for line in said if line.startswith("round")}
+    return {
+        "port": example.port,
+        "faults": example.faults,
+        "verdict": last.report["verdict"] if last.report else f"status {last.status}",
+        "rounds": len(rounds),
+        "changed": after != text,
+        "seconds": round(seconds, 1),
+        "printed": "\n".join([*said, last.text]),
+    }
+
+
+def checked(file: Path) -> Checked:
+    """Check a file as `netparity check` does."""
+    sys.modules.pop(file.stem, None)
+    linecache.checkcache()
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - of the port's own code
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            report = compare.check(**{"name": f"{file.name}:pair", **arguments_of(f"{file}:pair"), "device": "cpu"})
+        except compare.InputError as error:
+            return Checked(2, str(error), None)
+    content = json.loads(report.to_json())["reports"][0]
+    return Checked(int(not report.ok), str(report), content)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.repair", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -106,12 +153,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append")
     parser.add_argument("--single", action="store_true")
+    parser.add_argument("--in-process", action="store_true", help="imported anew, without a process for each check")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     ports = options.only or sorted(path.stem for path in PORTS.glob("[a-z]*.py"))
     outcomes = []
     for example in single(ports) if options.single else chosen(options.examples, options.seed, ports):
-        outcomes.append(tried(example))
+        outcomes.append(in_process(example) if options.in_process else tried(example))
         last = outcomes[-1]
         print(f"{last['port']}: {', '.join(last['faults']) or 'right'}: {last['verdict']}", end="")
         print(f", {last['rounds']} rounds, {last['seconds']} s", flush=True)
