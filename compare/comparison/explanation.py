@@ -110,9 +110,7 @@ def _with_cause(
     from_data = partial(_from_data, pair)
     surroundings = Surroundings(from_torch.ports, budget, outputs, gradients, from_data)
     searched = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
-    ours, theirs = _both_layers(pair, found)
-    sides = (("torch", ours), ("jax", theirs)) if ours and theirs else ()
-    details = [Detail(DetailKind.LAYER, layer, side) for side, layer in sides]
+    details = _both_layers(pair, found)
     known = dataclasses.replace(found.divergence, cause=searched.cause, details=(*details, *searched.details))
     return known, searched.whole
 
@@ -149,24 +147,34 @@ def _outputs(
     return [(each.ports[0], each.jax_array(seen)) for each in from_torch.forward if each.ports and each.decides]
 
 
-def _both_layers(pair: MappedPair, found: Found) -> tuple[str, str]:
-    """Show both layers with their settings, where the culprit is a layer."""
+def _both_layers(pair: MappedPair, found: Found) -> list[Detail]:
+    """Describe both layers with their settings, where the culprit is a layer."""
     ports = found.pairing.ports
     if ports is None or found.divergence.modules is None:
-        return "", ""
-    module = dict(pair.torch.model.named_modules()).get(ports[0].path)
-    return _described(module), _described(pair.jax_modules.get(ports[1].path))
+        return []
+    ours = dict(pair.torch.model.named_modules()).get(ports[0].path)
+    theirs = pair.jax_modules.get(ports[1].path)
+    if ours is None or theirs is None:
+        return []
+    return [Detail(DetailKind.LAYER, _described(each), side, _settings(each)) for side, each in _sides(ours, theirs)]
+
+
+def _sides(ours: Any, theirs: Any) -> tuple[tuple[str, Any], ...]:
+    return ("torch", ours), ("jax", theirs)
 
 
 def _described(module: Any) -> str:
     """Show a layer with those of its settings that are plain values: "LayerNorm(num_features=8, epsilon=1e-06)"."""
-    if module is None:
-        return ""
     if hasattr(module, "extra_repr"):  # torch's own
         return f"{type(module).__name__}({module.extra_repr()})"
-    settings = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
-    shown = ", ".join(f"{n}={v!r}" for n, v in settings.items() if not n.startswith("_") and n != "name")
-    return f"{type(module).__name__}({shown})"
+    return f"{type(module).__name__}({', '.join(f'{name}={value}' for name, value in _settings(module))})"
+
+
+def _settings(module: Any) -> tuple[tuple[str, str], ...]:
+    """List the settings of a layer that are plain values."""
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
+    names = [name for name in plain if not name.startswith("_") and name not in ("name", "training")]
+    return tuple((name, repr(plain[name])) for name in names)
 
 
 def _place(pair: MappedPair, found: Found) -> Place:

@@ -93,6 +93,8 @@ class Detail:
     text: str
     side: str = ""
     """Whose it is, "torch" or "jax"; "" where it is about both."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """Of a layer, its settings that are plain values: their names, and the values as source."""
 
 
 @dataclass(frozen=True)

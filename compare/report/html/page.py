@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -75,7 +76,13 @@ def _templates() -> Environment:
         keep_trailing_newline=True,
     )
     templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    templates.filters |= {"short": short, "prose": _prose, "places": _places, "remarks": _remarks}
+    templates.filters |= {
+        "short": short,
+        "prose": _prose,
+        "places": _places,
+        "remarks": _remarks,
+        "settings": _settings,
+    }
     return templates
 
 
@@ -116,6 +123,32 @@ def _places(group: "Group", report: "Findings") -> list[_Place]:
         _Place(report.side_name(side), name, [each.text for each in layers if each.side == side])
         for side, name in names.items()
     ]
+
+
+class _Setting(NamedTuple):
+    """One setting of a layer."""
+
+    name: str
+    value: str
+    differs: bool
+    """Whether the fix is about it."""
+
+
+_ALIKE = {"epsilon": "eps", "rate": "p", "strides": "stride", "negative_slope": "negative_slope"}
+"""What torch calls a setting of Flax."""
+
+
+def _settings(group: "Group") -> list[tuple[_Setting | None, _Setting | None]]:
+    """Give both layers' settings side by side; those that the fix is about come first, beside each other."""
+    keywords = {name for code in group.codes for name in code.keywords}
+    wrong = keywords | {_ALIKE[name] for name in keywords & _ALIKE.keys()}
+    sides = []
+    for side in ("torch", "jax"):
+        layer = next((each for each in group.details if each.side == side and each.settings), None)
+        known = [_Setting(name, value, name in wrong) for name, value in (layer.settings if layer else ())]
+        sides.append(sorted(known, key=lambda each: not each.differs))
+    ours, theirs = sides
+    return list(itertools.zip_longest(ours, theirs)) if ours and theirs else []
 
 
 def _remarks(group: "Group") -> list[str]:

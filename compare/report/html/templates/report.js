@@ -231,6 +231,7 @@ if (trees) {
       const right = ends[1].get(link);
       if (!right) continue;
       const state = left.querySelector(".mismatch") || right.querySelector(".mismatch") ? "mismatch" : left.querySelector(".match") ? "match" : "unknown";
+      if (left.closest(".hidden") || right.closest(".hidden")) continue;
       const [from, to] = [visible(left), visible(right)].map((each) => each.getBoundingClientRect());
       const [x1, x2, y1, y2] = [from.right - box.left + 4, to.left - box.left - 4, from.top + from.height / 2 - box.top, to.top + to.height / 2 - box.top];
       const bend = (x1 + x2) / 2, path = `M${x1} ${y1}C${bend} ${y1} ${bend} ${y2} ${x2} ${y2}`;
@@ -239,6 +240,38 @@ if (trees) {
     drawing.innerHTML = [...lines].map(([path, state]) => `<path d="${path}" class="${state}"/>`).join("");
   }
 
+  // A filter hides rows whose names lack it, and those that agree; a module stays for the sake of what is in it.
+  const wanted = document.getElementById("filter"), differing = document.getElementById("differing");
+
+  function filtered() {
+    const part = wanted.value.trim().toLowerCase();
+    const fits = (row) => row.textContent.toLowerCase().includes(part) && (!differing.checked || row.querySelector(".mismatch"));
+    for (const row of trees.querySelectorAll("div.row")) row.classList.toggle("hidden", !fits(row));
+    for (const module of [...trees.querySelectorAll("details")].reverse()) {
+      const inside = module.querySelector(":scope > .inside > :not(.hidden)");
+      module.classList.toggle("hidden", !inside && !fits(module.querySelector("summary")));
+    }
+    connect();
+  }
+
+  wanted.addEventListener("input", filtered);
+  differing.addEventListener("change", filtered);
   trees.addEventListener("toggle", connect, true);
   new ResizeObserver(connect).observe(trees);
+}
+
+// A diff is copied without the button beside it.
+
+for (const button of document.querySelectorAll("[data-copy]")) {
+  button.addEventListener("click", async () => {
+    const text = button.parentElement.querySelector("pre").textContent;
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+    } catch {
+      // Pages from a file may not write to the clipboard: the text is chosen instead, for the reader to copy.
+      getSelection().selectAllChildren(button.parentElement.querySelector("pre"));
+      button.textContent = "Selected: press Ctrl-C";
+    }
+  });
 }
