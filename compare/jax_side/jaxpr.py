@@ -4,8 +4,8 @@
 random numbers, `watching.Watcher` reads named tensors. Loops, branches and checkpoints within the program are built
 again around the hooks with JAX's public functions. Calls that only run a program, such as jit, are run in place.
 
-The design is that of "Writing custom Jaxpr interpreters in JAX" (https://docs.jax.dev/en/latest/notebooks/
-Writing_custom_interpreters_in_Jax.html): an environment of values by variable, and one rule for each operation.
+The design is that of "Writing custom Jaxpr interpreters in JAX": an environment of values by variable, and one rule for
+each operation (https://docs.jax.dev/en/latest/notebooks/Writing_custom_interpreters_in_Jax.html).
 """
 
 import contextlib
