@@ -12,6 +12,7 @@ import numpy as np
 from compare.alignment.forward import align_modules
 from compare.alignment.optimizer_state import Settings, align_state
 from compare.alignment.pairings import Alignment, NotCompared, Pairing, align_tensors
+from compare.errors import InputError
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
 from compare.weights.links import Link
@@ -57,6 +58,12 @@ def align_program(
 
 
 def _losses(torch: Observation, jax: Observation) -> Iterator[Pairing]:
+    for side, seen, other in (("torch", torch, jax), ("JAX", jax, torch)):
+        if seen.loss is None and other.loss is not None:
+            names = ", ".join(map(repr, seen.shown)) or "nothing"
+            raise InputError(
+                f'the {side} step shows {names} and no "loss", which the other side\'s step shows: use one name on both'
+            )
     if torch.loss is not None and jax.loss is not None:
         yield Pairing(Stage.LOSS, "loss", "loss", lambda seen: to_numpy(seen.loss), lambda seen: to_numpy(seen.loss))
 
@@ -171,7 +178,7 @@ def _in_order(pairings: list[Pairing], torch: Observation) -> list[Pairing]:
     def rank(pairing: Pairing) -> float:
         if pairing.ports is not None:
             return torch.order.get((Stage.FORWARD, pairing.ports[0]), end)
-        if pairing.stage == Stage.LOSS:  # it was computed before its gradients
+        if pairing.stage == Stage.LOSS and (Stage.LOSS, "loss") not in torch.order:  # before the gradients, then
             return first_gradient - 0.5
         name = pairing.subjects(0)[0].partition("[")[0] if pairing.link is None else pairing.link.torch
         return torch.order.get((pairing.stage, name), end)

@@ -18,12 +18,12 @@ from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps import averages, scales
 from compare.diagnosis.steps.edit import Difference, Edit, StateTensor
 from compare.diagnosis.steps.library_calls import EDITS
-from compare.errors import InputError, NondeterministicError
+from compare.errors import InputError, InternalError, NondeterministicError
 from compare.numerics.distance import distance
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
-from compare.verdict.divergence import Cause, Divergence
+from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence
 from compare.verdict.following import Followed
 from compare.verdict.quantity import FACTOR, Quantity
 
@@ -73,13 +73,39 @@ def _with_cause(
 ) -> Divergence:
     """Add the cause: of an update, what all steps of its optimizer prove, else the edits that fit."""
     pairing = followed.pairings[reach.place]
-    if pairing.stage == Stage.UPDATE and divergence.stage == Stage.UPDATE:
+    proved = fitting and not fitting[0].free
+    if pairing.stage == Stage.UPDATE and divergence.stage == Stage.UPDATE and not proved:
         known = steps.update_explained(followed, pairing)
+        if known.cause is not None and _gradients_unseen(followed):
+            return dataclasses.replace(divergence, details=_or_gradients(known.cause))
         if known.cause is not None:
             return dataclasses.replace(divergence, cause=known.cause)
         if not fitting:
             return dataclasses.replace(divergence, details=known.details)
     return dataclasses.replace(divergence, cause=_cause(fitting)) if fitting else divergence
+
+
+def _gradients_unseen(followed: Followed) -> bool:
+    """Tell whether nothing that is compared shows the JAX side's gradients: neither they, nor averages of them.
+
+    Half the gradients and half the learning rate are then one and the same.
+    """
+    shows = (pairing.stage == Stage.GRADIENT or _is_slot(pairing) for pairing in followed.pairings)
+    return not any(shows)
+
+
+def _is_slot(pairing: Pairing) -> bool:
+    return pairing.stage == Stage.UPDATE and pairing.operands is None
+
+
+def _or_gradients(cause: Cause) -> tuple[Detail, ...]:
+    says = 'two causes fit, and the JAX step does not show which: add {"gradients": ...} to what it shows'
+    gradients = "gradients: those of the JAX side are others, by as much as the updates are"
+    return (
+        Detail(DetailKind.UNDECIDED, says),
+        Detail(DetailKind.CANDIDATE, cause.explanation),
+        Detail(DetailKind.CANDIDATE, gradients),
+    )
 
 
 def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> list[Edit]:
@@ -93,7 +119,7 @@ def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Rea
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of what an edit does, such as a schedule that is stepped too early
                 now = _reach(followed, steps, [*edits, edit])
-        except (RuntimeError, InputError, NondeterministicError):  # torch refuses the step with this edit
+        except (RuntimeError, InputError, InternalError, NondeterministicError):  # torch refuses the edited step
             continue
         if now is not None and _goes_on(followed, reach, now):
             continue
@@ -161,7 +187,15 @@ def _of_state(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
         wrong = [one for one in each if one is not None and distance(one.jax, one.torch) > one.near]
         return list(scales.edits(found, wrong))
     tensors = dict(_tensors(followed, reach.step, torch, jax, before))
-    return list(averages.edits(dataclasses.replace(found, tensors=tensors)))
+    return list(averages.edits(dataclasses.replace(found, tensors=tensors), _history(steps, edits)))
+
+
+def _history(steps: Steps, edits: Sequence[Edit]) -> list[dict[str, np.ndarray]]:
+    """Give torch's floating-point tensors before the first step and after each."""
+    copies = [dict(steps.start())]
+    for run, *_ in steps.both(edits):
+        copies.append({name: to_numpy(tensor).copy() for name, tensor in run.floating().items()})
+    return copies
 
 
 def _places(followed: Followed, *stages: Stage) -> list[int]:

@@ -18,7 +18,7 @@ from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.unjitted import Looked, Remembered, compiled_by_user, fingerprint, looked_at, looking
 from compare.jax_side.watching import LiftingWatcher, Watch, Watcher, sorted_out
 from compare.numerics.distance import ULPS
-from compare.step.batch import described, mapped
+from compare.step.batch import checked_scalar, described, mapped
 from compare.step.draws import NO_HINTS, Draw, Hints
 from compare.step.observation import Observation
 from compare.step.user_code import call_user_code
@@ -228,6 +228,8 @@ class JaxProgramRun:
                 self._step or self._unjitted, self.values, inputs, replayable(draws, self.dtype), dict(gradients or {})
             )
             self.values, shown, inside = call_user_code("the JAX step", step, given=described(inputs))
+        if "loss" in shown:
+            checked_scalar('the "loss" of the JAX step', shown["loss"])
         seen, after = sorted_out(inside), self.arrays()
         # The difference of the state, since a program's own updates are not visible: optax.apply_updates is
         # only one way.

@@ -133,13 +133,20 @@ def checked_loss(side: str, loss: Callable[[Any, Any], Any], output: Any, target
     check_call(call, loss, (output, target), {}, "It is called with the model's output and the batch's target")
     given = f"output {described(output)}, target {described(target)}"
     value = call_user_code(call, functools.partial(loss, output, target), given=given)
+    checked_scalar(call, value)
+    return value
+
+
+def checked_scalar(call: str, value: Any) -> None:
+    """Raise InputError if what a call gives is not a real scalar."""
     shape = getattr(value, "shape", None)
     if shape is None or tuple(shape) != ():
         what = f"has shape {tuple(shape)}" if shape is not None else f"is a {type(value).__name__}"
         raise InputError(f"{call} {what}, but must be a scalar: take its mean or its sum")
     if "complex" in str(value.dtype):
         raise InputError(f"{call} is complex, but must be a real number: take its real part or its absolute value")
-    return value
+    if "float" not in str(value.dtype):
+        raise InputError(f"{call} is of type {value.dtype}, but must be a floating-point number, to have a gradient")
 
 
 def adapted(batch: Batch, adapt: Callable[..., Any] | None) -> Batch:

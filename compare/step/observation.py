@@ -68,8 +68,8 @@ class Observation(NamedTuple):
     """Of a program: what its step shows by name, but for the loss."""
     accumulated: Mapping[str, Any] = {}
     """Of a torch program: gradients as the backward pass left them, where they were changed since, as by clipping."""
-    order: Mapping["Event", int] = {}
-    """Of a program: the rank of modules' tensors, gradients and updates, in the order in which they were computed."""
+    order: Mapping["Event", float] = {}
+    """Of a program: the rank of modules' tensors, losses, gradients and updates, in the order of their computation."""
 
 
 Event = tuple[Stage, Any]

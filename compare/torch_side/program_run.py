@@ -9,7 +9,7 @@ import numpy as np
 
 from compare.errors import InputError
 from compare.numerics.distance import ULPS
-from compare.step.batch import described, mapped
+from compare.step.batch import checked_scalar, described, mapped
 from compare.step.observation import Observation, Port, to_numpy
 from compare.step.user_code import call_user_code
 from compare.torch_side.program import TorchProgram
@@ -167,6 +167,8 @@ class TorchProgramRun:
         # weights by hand.
         updates = {name: after[name].detach() - old for name, old in before.items() if name in after}
         values = {name: torch.as_tensor(value).detach() for name, value in shown.items()}
+        if "loss" in values:
+            checked_scalar('the "loss" of the torch step', values["loss"])
         return Observation(
             loss=values.get("loss"),
             gradients=watch.gradients,
@@ -178,7 +180,7 @@ class TorchProgramRun:
             state=self._other_state(after),
             shown={name: value for name, value in values.items() if name != "loss"},
             forward=record.seen,
-            order=watch.order(),
+            order=watch.order(values),
         )
 
     def floating(self) -> "dict[str, torch.Tensor]":

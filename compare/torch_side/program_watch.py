@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
+from unittest import mock
 
 from compare.step.observation import Event
 from compare.step.stage import Stage
@@ -36,23 +37,41 @@ class Watch:
         self._latest: dict[Any, Any] = {}
         """The gradient of each parameter after the backward pass."""
         self._events: list[Event] = []
+        self._backward: list[tuple[int, Any]] = []
+        """What was differentiated, with the number of events before it."""
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Watch while this lasts."""
-        handles = []
-        for optimizer in self.run.optimizers.values():
-            handles.append(optimizer.register_step_pre_hook(self._given))
-            handles.append(optimizer.register_step_post_hook(self._updated))
-            for group in optimizer.param_groups:
-                handles += [
-                    p.register_post_accumulate_grad_hook(self._keep) for p in group["params"] if p.requires_grad
-                ]
-        try:
+        with contextlib.ExitStack() as stack:
+            for optimizer in self.run.optimizers.values():
+                stack.callback(optimizer.register_step_pre_hook(self._given).remove)
+                stack.callback(optimizer.register_step_post_hook(self._updated).remove)
+                for group in optimizer.param_groups:
+                    for parameter in filter(lambda each: each.requires_grad, group["params"]):
+                        stack.callback(parameter.register_post_accumulate_grad_hook(self._keep).remove)
+            stack.enter_context(self._differentiating())
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
+
+    @contextlib.contextmanager
+    def _differentiating(self) -> Iterator[None]:
+        """Note what is differentiated. `torch.Tensor.backward` calls `torch.autograd.backward`."""
+        import torch
+
+        def noting(original: Any) -> Any:
+            def noted(of: Any, *args: Any, **kwargs: Any) -> Any:
+                self._seen()
+                for tensor in (of,) if isinstance(of, torch.Tensor) else tuple(of):
+                    if isinstance(tensor, torch.Tensor) and tensor.numel() == 1:
+                        self._backward.append((len(self._events), tensor.detach().clone()))
+                return original(of, *args, **kwargs)
+
+            return noted
+
+        with contextlib.ExitStack() as stack:
+            for name in ("backward", "grad"):
+                stack.enter_context(mock.patch.object(torch.autograd, name, noting(getattr(torch.autograd, name))))
+            yield
 
     def _given(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Keep the gradients that an optimizer is given; those of a second time within the step under a number."""
@@ -83,12 +102,22 @@ class Watch:
         known = {event for event in self._events if event[0] == Stage.FORWARD}
         self._events += [(Stage.FORWARD, port) for port in self.record.seen if (Stage.FORWARD, port) not in known]
 
-    def order(self) -> dict[Event, int]:
-        """Rank what the step shows, in the order in which it was computed."""
+    def order(self, shown: Mapping[str, Any]) -> dict[Event, float]:
+        """Rank what the step shows, in the order in which it was computed.
+
+        Args:
+            shown: What the step gives, by name. A value that was differentiated was computed before that.
+
+        """
         self._seen()
-        ranks: dict[Event, int] = {}
+        ranks: dict[Event, float] = {}
         for rank, event in enumerate(self._events):
             ranks.setdefault(event, rank)
+        for name, value in shown.items():
+            stage = Stage.LOSS if name == "loss" else Stage.SHOWN
+            for rank, tensor in self._backward:
+                if value.numel() == 1 and float(value) == float(tensor):
+                    ranks.setdefault((stage, name), rank - 0.5)
         return ranks
 
 

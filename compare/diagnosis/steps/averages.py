@@ -5,7 +5,9 @@ own step shows both d and P: the rule must give S' for the whole tensor, to floa
 is then held against the same rule with another d, with the P from before the update, with S left alone, or copied.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,10 @@ from compare.numerics.distance import EPSILON64, ULPS, distance
 from compare.torch_side.program_run import TorchProgramRun
 
 
+_NEAR = 1e-9
+"""How well a decay is known that is solved for by least squares: two that are nearer are one."""
+
+
 class Rule(NamedTuple):
     """How a tensor of the state follows another."""
 
@@ -22,12 +28,33 @@ class Rule(NamedTuple):
     """How much of the old value is kept: 0 where it is copied."""
     source: str
     """The name of what it follows."""
+    all: tuple[float, ...] = ()
+    """The decay at each step at which the two differ before it, if it changes from step to step."""
+
+    @property
+    def kept(self) -> str:
+        """How much of the old value is kept, in words."""
+        return ", ".join(map(_number, self.all)) if self.all else _number(self.decay)
+
+    @property
+    def call(self) -> str:
+        """The call of optax that follows the rule."""
+        if self.all:
+            taken = ", ".join(_number(1 - decay) for decay in self.all)
+            return f"optax.incremental_update(new, old, step_size), with a step_size that changes as torch's: {taken}"
+        return f"optax.incremental_update(new, old, step_size={_number(1 - self.decay)})"
 
 
-def edits(found: Difference) -> Iterator[Edit]:
+def edits(found: Difference, history: Sequence[Mapping[str, np.ndarray]]) -> Iterator[Edit]:
     """Give the changes of an average's rule that explain what the JAX side has.
 
     The number of elements of the whole module confirms a decay that was fitted to one of its tensors.
+
+    Args:
+        found: What differs first.
+        history: Torch's tensors before the first step and after each. A decay may change from step to step, as in a
+            warm-up of the average.
+
     """
     root = found.name.partition(".")[0]
     rules = {
@@ -37,7 +64,7 @@ def edits(found: Difference) -> Iterator[Edit]:
     }
     if found.name not in rules:
         return
-    rule = rules[found.name]
+    rule = _at_all_steps(rules[found.name], found.name, history)
     for made in _other_rules(found, rule):
         if all(made.gives(found.tensors, name, other) for name, other in rules.items() if _same_kind(other, rule)):
             same = {name: other for name, other in rules.items() if _same_kind(other, rule)}
@@ -45,7 +72,7 @@ def edits(found: Difference) -> Iterator[Edit]:
 
 
 def _same_kind(rule: Rule, other: Rule) -> bool:
-    return abs(rule.decay - other.decay) < 1e-9
+    return abs(rule.decay - other.decay) < _NEAR
 
 
 class _Other(NamedTuple):
@@ -80,6 +107,14 @@ def _rule(name: str, found: Difference) -> Rule | None:
     return None
 
 
+def _at_all_steps(rule: Rule, name: str, history: Sequence[Mapping[str, np.ndarray]]) -> Rule:
+    """Add the decays of all steps where they are not the same."""
+    solved = (_decay(after[name], before[name], after[rule.source]) for before, after in pairwise(history))
+    decays = [decay for decay in solved if decay is not None]
+    same = all(abs(decay - rule.decay) <= _NEAR for decay in decays)
+    return rule if same else rule._replace(all=tuple(decays))
+
+
 def _decay(after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> float | None:
     """Solve after = d before + (1 - d) follows for d by least squares; None where before equals what it follows."""
     # after - follows = d (before - follows): one unknown, and as many equations as the tensor has
@@ -99,10 +134,10 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
     yield _Other(
         "average not updated",
         "the JAX step leaves it as it is",
-        f"update it in each step: optax.incremental_update(new, old, step_size={1 - decay:.12g})",
+        f"update it in each step: {rule.call}",
         lambda old, before, after: old,
     )
-    if decay:
+    if decay and not rule.all:
         yield _Other(
             "average before the update",
             "the JAX step averages the weights from before the optimizer's update",
@@ -112,21 +147,21 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
         yield _Other(
             "average copied",
             "the JAX step copies the weights",
-            f"optax.incremental_update(new, old, step_size={1 - decay:.12g})",
+            rule.call,
             lambda old, before, after: after,
         )
         yield _Other(
             "decay exchanged",
-            f"the JAX step keeps {1 - decay:.12g} of the average and takes {decay:.12g} of the weights",
-            f"optax.incremental_update(new, old, step_size={1 - decay:.12g})",
+            f"the JAX step keeps {_number(1 - decay)} of the average and takes {_number(decay)} of the weights",
+            rule.call,
             lambda old, before, after: (1 - decay) * old + decay * after,
         )
     fitted = _decay(tensor.jax, tensor.before, source.torch)
     if fitted is not None and (short := _shortest(fitted)) is not None:
         yield _Other(
             "average's decay",
-            f"the JAX step keeps {short:.12g}",
-            f"optax.incremental_update(new, old, step_size={1 - decay:.12g})",
+            f"the JAX step keeps {_number(short)}",
+            rule.call,
             lambda old, before, after: short * old + (1 - short) * after,
             free=1,
         )
@@ -141,6 +176,18 @@ def _shortest(value: float) -> float | None:
     return value
 
 
+def _number(value: float) -> str:
+    """Write a decay so that it is the same number when it is read again: 0.99, 9/11, or all digits.
+
+    Least squares know it to some 1e-13; a short number that is as near is the one that the user wrote.
+    """
+    for digits in range(1, 10):
+        if abs(round(value, digits) - value) <= 1e-12:
+            return f"{round(value, digits):.12g}"
+    ratio = Fraction(value).limit_denominator(10_000)
+    return str(ratio) if abs(float(ratio) - value) <= 1e-13 else repr(value)
+
+
 def _edit(root: str, rule: Rule, made: _Other, rules: dict[str, Rule]) -> Edit:
     def after(run: TorchProgramRun, before: Tensors) -> None:
         import torch
@@ -150,7 +197,8 @@ def _edit(root: str, rule: Rule, made: _Other, rules: dict[str, Rule]) -> Edit:
             for name, each in rules.items():
                 now[name].copy_(made.value(before[name], before[each.source], now[each.source]))
 
-    keeps = f"keeps {rule.decay:.12g} of {root} and takes the rest from" if rule.decay else f"makes {root} a copy of"
+    copies = not rule.decay and not rule.all
+    keeps = f"makes {root} a copy of" if copies else f"keeps {rule.kept} of {root} and takes the rest from"
     return Edit(
         name=made.name,
         explanation=f"torch {keeps} {rule.source.partition('.')[0]} after each update, and {made.explanation}",
