@@ -187,13 +187,13 @@ def _of_state(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
         wrong = [one for one in each if one is not None and distance(one.jax, one.torch) > one.near]
         return list(scales.edits(found, wrong))
     tensors = dict(_tensors(followed, reach.step, torch, jax, before))
-    return list(averages.edits(dataclasses.replace(found, tensors=tensors), _history(steps, edits)))
+    return list(averages.edits(dataclasses.replace(found, tensors=tensors), _history(followed, steps, edits)))
 
 
-def _history(steps: Steps, edits: Sequence[Edit]) -> list[dict[str, np.ndarray]]:
+def _history(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> list[dict[str, np.ndarray]]:
     """Give torch's floating-point tensors before the first step and after each."""
     copies = [dict(steps.start())]
-    for run, *_ in steps.both(edits):
+    for _, (run, *_) in zip(range(followed.steps), steps.both(edits), strict=False):
         copies.append({name: to_numpy(tensor).copy() for name, tensor in run.floating().items()})
     return copies
 

@@ -16,7 +16,6 @@ from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors
 from compare.numerics.distance import EPSILON64, ULPS, distance
 from compare.torch_side.program_run import TorchProgramRun
 
-
 _NEAR = 1e-9
 """How well a decay is known that is solved for by least squares: two that are nearer are one."""
 
