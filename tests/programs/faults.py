@@ -36,7 +36,7 @@ PROGRAMS = (
 )
 
 FAULTS = (
-    Fault(averages.ema, "schedule every three steps", "update", "model"),
+    Fault(averages.ema, "schedule every three steps", "update", "model", "schedule"),
     Fault(averages.ema, "schedule one step ahead", "update", "model", "schedule"),
     Fault(averages.ema, "decay", "state", "average", "decay"),
     Fault(averages.ema, "average before the update", "state", "average", "before the update"),
