@@ -184,23 +184,36 @@ class _Search:
         return cause if cause and cause.name == Kind.FACTOR and cause.code else None
 
     def constants(self) -> Cause | None:
-        """Find another constant that a sum, a product or a power has."""
-        return self._first(self._alone(lambda each: each.name == CONSTANT))
+        """Find another constant that a sum, a product or a power has.
+
+        Several may explain the same, as 2 * x / 8 does with 4 or with 4 * x: a base and a divisor of its exponent do.
+        What a user writes is a short number, so that those which need a long one are left out beside it.
+        """
+        found = list(self._fitting(self._alone(lambda each: each.name == CONSTANT)))
+        short = [each for each in found if all(value is None or _is_short(value) for _, value in each[0])]
+        causes = [self._cause(changed, apart) for changed, apart in short or found]
+        self._confirmed = (short or found)[0][0] if causes else []
+        return either(causes) if causes else None
 
     def two(self) -> Cause | None:
         """Find two changes that do."""
         return self._first(self._two())
 
     def _first(self, fitting: Iterator[tuple[list[Changed], float]]) -> Cause | None:
+        for changed, apart in self._fitting(fitting):
+            self._confirmed = changed
+            return self._cause(changed, apart)
+        return None
+
+    def _fitting(self, fitting: Iterator[tuple[list[Changed], float]]) -> Iterator[tuple[list[Changed], float]]:
+        """Of changes that fit, give those that what they were not fitted to confirms."""
         assert self.ours is not None
         for changed, apart in fitting:
             free = sum(value is not None for _, value in changed)
             count = equations(self.ours, self.target, self.limit)
             fit = Fit(distance(self.ours, self.target), apart * self.limit, count, free)
             if self.evidence.confirms(changed, fit):
-                self._confirmed = changed
-                return self._cause(changed, apart)
-        return None
+                yield changed, apart
 
     def explains(self, outputs: Sequence[tuple[Port, np.ndarray]]) -> bool:
         """Tell whether with the cause torch's whole model gives what the JAX side's own model does."""
@@ -336,6 +349,23 @@ _UNSAFE = (
     "https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where",
 )
 """What to do about a gradient that is not a number where the value is one, and where that is documented."""
+
+
+def _is_short(value: float) -> bool:
+    """Tell whether a fitted number is one of at most four digits, as far as it is known."""
+    return abs(float(f"{value:.4g}") - value) <= 1e-9 * abs(value)
+
+
+def either(causes: Sequence[Cause]) -> Cause:
+    """Say all causes that fit equally well."""
+    if len(causes) == 1:
+        return causes[0]
+    return Cause(
+        " or ".join(dict.fromkeys(cause.name for cause in causes)),
+        ", or ".join(dict.fromkeys(cause.explanation for cause in causes)),
+        "; or ".join(dict.fromkeys(cause.fix for cause in causes if cause.fix)),
+        ", ".join(dict.fromkeys(cause.source for cause in causes if cause.source)),
+    )
 
 
 def _window(found: Found) -> Window:

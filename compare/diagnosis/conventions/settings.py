@@ -62,6 +62,8 @@ def _normalized(call: Call, place: Place) -> Code | None:
 def _constant(call: Call, place: Place) -> Code:
     del place
     value = source(call["other"] if "other" in call else call["exponent"])
+    if call.name == "rpow":
+        return Code(around=f"{value} ** x")
     sign = {"mul": "*", "rmul": "*", "truediv": "/", "div": "/", "add": "+", "radd": "+", "sub": "-", "pow": "**"}
     written = f"{value} * x" if call.name in ("mul", "rmul") else f"x {sign[call.name]} {value}"
     return Code(around=written)
@@ -164,6 +166,13 @@ SETTINGS = (
         name=CONSTANT,
         functions=("pow",),
         argument="exponent",
+        fix=_constant,
+        source=f"{DOCS}torch.pow.html",
+    ),
+    Setting(
+        name=CONSTANT,
+        functions=("rpow",),
+        argument="other",
         fix=_constant,
         source=f"{DOCS}torch.pow.html",
     ),
