@@ -53,6 +53,12 @@ class Reach(NamedTuple):
 
 def explained(followed: Followed, first: Divergence, steps: Steps) -> list[Divergence]:
     """Give the first divergence and those that are left when it is mended, each with its cause if one is found."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what an edit does, such as a schedule that is stepped too early
+        return _explained(followed, first, steps)
+
+
+def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Divergence]:
     found: list[Divergence] = []
     edits: list[Edit] = []
     while len(found) < SEVERAL:
@@ -116,9 +122,7 @@ def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Rea
     farthest = reach
     for edit in (*EDITS, *_of_state(followed, steps, edits, reach)):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what an edit does, such as a schedule that is stepped too early
-                now = _reach(followed, steps, [*edits, edit])
+            now = _reach(followed, steps, [*edits, edit])
         except (RuntimeError, InputError, InternalError, NondeterministicError):  # torch refuses the edited step
             continue
         if now is not None and _goes_on(followed, reach, now):

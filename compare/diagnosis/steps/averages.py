@@ -64,6 +64,8 @@ def edits(found: Difference, history: Sequence[Mapping[str, np.ndarray]]) -> Ite
     if found.name not in rules:
         return
     rule = _at_all_steps(rules[found.name], found.name, history)
+    if rule is None:
+        return
     for made in _other_rules(found, rule):
         if all(made.gives(found.tensors, name, other) for name, other in rules.items() if _same_kind(other, rule)):
             same = {name: other for name, other in rules.items() if _same_kind(other, rule)}
@@ -94,24 +96,34 @@ def _rule(name: str, found: Difference) -> Rule | None:
     """Find the rule by which torch's tensor follows another; None where none gives it."""
     tensor = found.tensors[name]
     leaf = name.partition(".")[2]
-    near = ULPS * 4 * EPSILON64
     for source, other in found.tensors.items():
         if source == name or other.torch.shape != tensor.torch.shape or source.partition(".")[2] != leaf:
             continue
         decay = _decay(tensor.torch, tensor.before, other.torch)
         if decay is None:
             continue
-        if distance(decay * tensor.before + (1 - decay) * other.torch, tensor.torch) <= near:
+        if _holds(decay, tensor.torch, tensor.before, other.torch):
             return Rule(decay, source)
     return None
 
 
-def _at_all_steps(rule: Rule, name: str, history: Sequence[Mapping[str, np.ndarray]]) -> Rule:
-    """Add the decays of all steps where they are not the same."""
-    solved = (_decay(after[name], before[name], after[rule.source]) for before, after in pairwise(history))
-    decays = [decay for decay in solved if decay is not None]
+def _at_all_steps(rule: Rule, name: str, history: Sequence[Mapping[str, np.ndarray]]) -> Rule | None:
+    """Add the decays of all steps where they are not the same; None where the rule does not hold at all of them.
+
+    A tensor that follows the weights from before the update seems not to move at the first step.
+    """
+    decays = []
+    for before, after in pairwise(history):
+        decay = _decay(after[name], before[name], after[rule.source])
+        if decay is not None and not _holds(decay, after[name], before[name], after[rule.source]):
+            return None
+        decays += [] if decay is None else [decay]
     same = all(abs(decay - rule.decay) <= _NEAR for decay in decays)
     return rule if same else rule._replace(all=tuple(decays))
+
+
+def _holds(decay: float, after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> bool:
+    return distance(decay * before + (1 - decay) * follows, after) <= ULPS * 4 * EPSILON64
 
 
 def _decay(after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> float | None:
