@@ -10,6 +10,7 @@ from programs.averages import ema, warm_up
 from programs.common import Pair, TorchNet, drawn
 from programs.ensembles import devices
 from programs.faults import FAULTS, PROGRAMS, Fault
+from programs.noise import noisy
 
 import compare
 
@@ -81,6 +82,20 @@ def test_the_users_generators_are_left_as_they_were() -> None:
     after = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index] # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert before[1] == after[1]
+
+
+def test_random_numbers_and_tables_are_weighed_as_in_a_model() -> None:
+    right = checked(noisy())
+    assert right.verdict == "precision", str(right)
+    assert [note.name for note in right.notes] == ["numbers rounded to float32"]
+    idle = checked(noisy("idle"))
+    assert idle.verdict == "precision", str(idle)
+    assert any("a draw that changes nothing" in each.reason for each in idle.not_compared)
+    same = checked(noisy("same key"))
+    assert same.verdict == "mismatch"
+    assert same.divergence is not None
+    assert same.divergence.cause is not None
+    assert same.divergence.cause.name == "random key used twice"
 
 
 def refused(original: Any, port: Any, batches: Any, message: str) -> None:

@@ -13,6 +13,7 @@ from compare.alignment.pairings import NotCompared
 from compare.comparison.converted import wrongly_converted
 from compare.comparison.draw_choices import settled
 from compare.comparison.draw_parameters import RATE, other_parameter
+from compare.comparison.excuses import Measures, excuses
 from compare.comparison.explanation import explained
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.independent import Independent, independent
@@ -22,7 +23,6 @@ from compare.comparison.program import ProgramCheck, ProgramPair, checked_batche
 from compare.comparison.random_keys import reused_key
 from compare.comparison.runs import Runs
 from compare.comparison.selection import Selection
-from compare.comparison.tables import other_program, rounded_tables
 from compare.device import resolve, running
 from compare.diagnosis.structure.budget import Budget
 from compare.errors import InputError
@@ -39,7 +39,7 @@ from compare.torch_side.idle_draws import change_nothing
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.side import Torch
 from compare.verdict.divergence import Cause, Divergence
-from compare.verdict.first_difference import Found, first_divergence
+from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, SoFar, follow
 from compare.weights.links import named
 
@@ -152,19 +152,8 @@ class _Check:
         return dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
 
     def _excuses(self, followed: Followed) -> list[Cause]:
-        """Weigh what the runs that were moved by float64 rounding do not explain, and give what explains it."""
-        excuses = []
-        if first := first_divergence(followed):
-            tables = self.runs.weigh_tables(followed, self.jax)
-            if _went(followed, first):
-                excuses.append(rounded_tables(tables, first, followed.quantity(first.pairing), self.pair.jax.name))
-        if first := first_divergence(followed):
-            quantity = followed.quantity(first.pairing)
-            if quantity.alone[first.divergence.step]:
-                self.runs.weigh_float32(followed)
-                if _went(followed, first):
-                    excuses.append(other_program(first, quantity, self.pair.jax.name))
-        return excuses
+        measures = Measures(lambda followed: self.runs.weigh_tables(followed, self.jax), self.runs.weigh_float32)
+        return excuses(followed, measures, self.pair.jax.name)
 
     def _idle_draws(self) -> list[NotCompared]:
         """List all draws that one side alone makes; nothing if one of them has an effect."""
@@ -317,12 +306,6 @@ def _told(more: Divergence, *found: Divergence | None) -> bool:
         and more.cause.name == RATE
         and any(each and each.cause and each.cause.name == "dropout rate" for each in found)
     )
-
-
-def _went(followed: Followed, first: Found) -> bool:
-    """Tell whether what was the first divergence is none any more."""
-    now = first_divergence(followed)
-    return now is None or now.pairing is not first.pairing or now.divergence.step != first.divergence.step
 
 
 @contextlib.contextmanager

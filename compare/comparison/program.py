@@ -10,19 +10,24 @@ import numpy as np
 
 from compare import bugs
 from compare.alignment.optimizer_state import Settings
-from compare.alignment.pairings import Alignment, Pairing
+from compare.alignment.pairings import Alignment, NotCompared, Pairing
 from compare.alignment.program import align_program
+from compare.comparison.excuses import Measures, excuses
 from compare.comparison.flattened import Features, image_before, linear_layers, orders
 from compare.comparison.later_steps import LaterSteps
 from compare.comparison.program_causes import explained
 from compare.comparison.program_optimizers import Programs, explained_update
+from compare.comparison.random_keys import reused_key
 from compare.comparison.readings import Gradients, without_undone
 from compare.comparison.selection import Selection
 from compare.comparison.steps import Stepper
+from compare.comparison.tables import Tables, rounded_arrays
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError
+from compare.jax_side.keys import StepKeys
 from compare.jax_side.program import JaxProgram
+from compare.jax_side.program_inquiries import KeyedProgramRun, idle_program_draws
 from compare.jax_side.program_run import JaxProgramRun
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.report.findings import Run, settings
@@ -33,8 +38,9 @@ from compare.torch_side.control import ControlledRun
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
+from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.first_difference import first_divergence
-from compare.verdict.following import Followed, SoFar, Streams, follow, weigh_noise
+from compare.verdict.following import Followed, SoFar, Streams, follow, weigh_float32, weigh_noise, weigh_tables
 from compare.verdict.quantity import FACTOR
 from compare.weights.find import find_links
 from compare.weights.links import WeightMap, named, to_jax
@@ -154,6 +160,9 @@ class ProgramCheck:
         self.jax = pair.jax_run("float64")
         self._settings: Mapping[str, Settings] = {}
         self._started = list(self.jax.values)
+        self._keys: list[StepKeys] = []
+        self._idle: list[NotCompared] = []
+        """What the JAX side draws without any effect."""
         self.later, self.gradients = LaterSteps(), Gradients()
 
     def report(self) -> Report:
@@ -163,17 +172,43 @@ class ProgramCheck:
             self.later.complete = True
             followed = follow(self._streams(), self._align, self.steps, self._stepping)
         followed = without_undone(self.gradients.compared(followed))
-        found = self._findings(followed)
+        # From here on there is a report, and nothing that fails takes it away.
+        with bugs.collected() as failed:
+            if self.jax.unreplayed:
+                self._idle = bugs.attempt("drawing random numbers anew", self._idle_draws) or []
+            found = self._explained(followed)
+        return dataclasses.replace(found, bugs=failed)
+
+    def _explained(self, followed: Followed) -> Report:
+        found, notes = self._findings(followed), list[Cause]()
         if found.divergence:
             self.progress(Progress("measuring what rounding does", found=lambda: found))
-            self._weigh_noise(followed)
+            bugs.attempt("measuring what rounding does", lambda: self._weigh_noise(followed))
+            measures = Measures(self._weigh_tables, self._weigh_float32)
+            weigh = functools.partial(excuses, followed, measures, self.pair.jax.name)
+            notes = bugs.attempt("measuring what tables in float32 do", weigh) or []
             found = self._findings(followed)
+        divergences: list[Divergence] = []
         if found.divergence:
             self.progress(Progress("looking for the cause", found=lambda: found))
             search = functools.partial(explained, followed, found.divergence, self)
-            divergence, *others = bugs.attempt("the search for the cause", search) or [found.divergence]
-            found = dataclasses.replace(found, divergence=divergence, others=others)
-        return found
+            divergences = bugs.attempt("the search for the cause", search) or [found.divergence]
+        # Replayed draws are right whatever the keys are, so that a reused key shows in no number.
+        reused = bugs.attempt("looking at random keys", self._reused_key)
+        divergences += [reused] if reused else []
+        if not divergences:
+            return dataclasses.replace(found, notes=notes)
+        return dataclasses.replace(found, divergence=divergences[0], others=divergences[1:])
+
+    def _reused_key(self) -> Divergence | None:
+        return reused_key(self._keys, self.stepper.draws, len(self.pair.batches), self.jax.hints)
+
+    def _idle_draws(self) -> list[NotCompared]:
+        """List all draws that the JAX side alone makes; nothing if one of them has an effect."""
+        run = self.pair.jax_run("float32")
+        sites = idle_program_draws(run, self.pair.batches[0], self.stepper.draws[0])
+        places = [", ".join(filter(None, (str(site), site.place))) for site in sites]
+        return [NotCompared("jax", place, "a draw that changes nothing, which torch does not make") for place in places]
 
     def update_explained(self, followed: Followed, pairing: Pairing) -> Explained:
         """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
@@ -217,8 +252,12 @@ class ProgramCheck:
             lambda: self._torch(lambda: self.pair.torch_run("float32")),
             lambda: self.later.watched("torch", self._torch(torch64)),
             lambda: self.later.watched("jax", self.stepper.jax(self._jax_afresh)),
-            lambda: self.stepper.jax(lambda: self.pair.jax_run("float32")),
+            lambda: self.stepper.jax(self._jax32),
         )
+
+    def _jax32(self) -> KeyedProgramRun:
+        self._keys = []
+        return KeyedProgramRun(self.pair.jax_run("float32"), self._keys)
 
     def _jax_afresh(self, draw: int = 0) -> JaxProgramRun:
         """Start the compiled run again from the beginning, moved by rounding if that is asked for."""
@@ -237,6 +276,34 @@ class ProgramCheck:
         draws = range(_MOVED + 1)
         weigh_noise(followed, [self._torch(functools.partial(self._torch_moved, draw)) for draw in draws], "torch")
         weigh_noise(followed, [self.stepper.jax(functools.partial(self._jax_afresh, draw)) for draw in draws], "jax")
+
+    def _weigh_tables(self, followed: Followed) -> Tables:
+        """Measure what the float32 rounding of each side's tables does."""
+        linked = {link.torch for link in self.pair.links}
+        ours = rounded_arrays(dict(self.pair.torch_run("float64").model.named_buffers()), linked)
+        tables = Tables([*ours.values(), *self.stepper.constants], list(self.jax.constants.values()))
+
+        def torch_moved(draw: int) -> TorchProgramRun:
+            run = self.pair.torch_run("float64")
+            run.move_tables(draw, ours)
+            return run
+
+        def jax_moved(draw: int) -> JaxProgramRun:
+            run = self._jax_afresh()
+            run.tables = draw
+            return run
+
+        draws = range(_MOVED + 1)
+        if tables.torch:
+            weigh_tables(followed, [self._torch(functools.partial(torch_moved, draw)) for draw in draws], "torch")
+        if tables.jax:
+            weigh_tables(followed, [self.stepper.jax(functools.partial(jax_moved, draw)) for draw in draws], "jax")
+        return tables
+
+    def _weigh_float32(self, followed: Followed) -> None:
+        """Compare both sides in float32."""
+        torch = self._torch(lambda: self.pair.torch_run("float32"))
+        weigh_float32(followed, torch, self.stepper.jax(lambda: self.pair.jax_run("float32")))
 
     def _stepping(self, doing: str, done: int, of: int, followed: SoFar) -> None:
         doing = doing if done else f"tracing and compiling {doing}"
@@ -260,8 +327,8 @@ class ProgramCheck:
             first and first.divergence,
             [],
             settings(self.steps, pair.device),
-            followed.not_compared,
-            nondeterministic=[*pair.nondeterministic, *dict.fromkeys(self.jax.unreplayed)],
+            [*followed.not_compared, *self._idle],
+            nondeterministic=[*pair.nondeterministic, *([] if self._idle else dict.fromkeys(self.jax.unreplayed))],
             pinned=[
                 *(f"torch: {what}" for what in list(self.stepper.pinned)),
                 *(f"jax: {what}" for what in self.jax.pinned),

@@ -64,20 +64,18 @@ def _model(pairing: Pairing) -> str:
 
 
 def without_undone(followed: Followed) -> Followed:
-    """Leave out what a module takes where all that this call of it gives is the same on both sides."""
-    wrong: dict[tuple[str, int], bool] = {}
-    for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True):
+    """Leave out what a module takes where, when it first differs, all that this call gives is the same on both sides."""
+    pairs = list(zip(followed.pairings, followed.quantities, strict=True))
+    given: dict[tuple[str, int], list[np.ndarray]] = {}
+    for pairing, quantity in pairs:
         if pairing.ports is not None and pairing.ports[0].kind == "output":
-            call = pairing.ports[0][:2]
-            wrong[call] = wrong.get(call, False) or bool(np.any(quantity.ratio > FACTOR))
+            given.setdefault(pairing.ports[0][:2], []).append(quantity.ratio > FACTOR)
 
-    def undone(pairing: Pairing) -> bool:
-        taken = pairing.ports is not None and pairing.ports[0].kind == "input" and not pairing.decides
-        return taken and pairing.ports is not None and wrong.get(pairing.ports[0][:2]) is False
+    def undone(pairing: Pairing, wrong: np.ndarray) -> bool:
+        if pairing.ports is None or pairing.ports[0].kind != "input" or pairing.decides or not wrong.any():
+            return False
+        outputs, first = given.get(pairing.ports[0][:2], []), int(np.argmax(wrong))
+        return bool(outputs) and not any(output[first] for output in outputs)
 
-    left = [
-        (pairing, quantity)
-        for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True)
-        if not undone(pairing)
-    ]
+    left = [(pairing, quantity) for pairing, quantity in pairs if not undone(pairing, quantity.ratio > FACTOR)]
     return followed._replace(pairings=[p for p, _ in left], quantities=[q for _, q in left])

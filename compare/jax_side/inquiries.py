@@ -54,7 +54,7 @@ def read_keys(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> StepKeys:
         read = jax.jit(lambda values, *state: reading_keys(model, values, sites, run.hints)(*state))
         values, inputs = replayable(draws, run.dtype), run.arguments(batch)
         found = read(values, run.params, run.buffers, run.rngs, *inputs)
-        moved = read(values, run.params, run.buffers, run.rngs, *jax.tree.map(_next, inputs))
+        moved = read(values, run.params, run.buffers, run.rngs, *jax.tree.map(next_integers, inputs))
     pairs = [(one.key, other.key) for one, other in zip(found, moved, strict=True) if one and other]
     # Keys that change when the batch's integers do are made from the batch, as in `key =
     # jax.random.key(batch["seed"])`. They repeat because the batch does.
@@ -98,6 +98,6 @@ def draws_of_torch_alone(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> li
     return [number for place, number in enumerate(numbers) if place not in met]
 
 
-def _next(leaf: Any) -> Any:
+def next_integers(leaf: Any) -> Any:
     """Give other integers, as those that a batch may have for a key."""
     return leaf + 1 if getattr(getattr(leaf, "dtype", None), "kind", "") in ("i", "u") else leaf

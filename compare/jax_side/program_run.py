@@ -9,7 +9,7 @@ import numpy as np
 
 from compare.errors import InputError
 from compare.jax_side.layers import nnx_layers, state_layers
-from compare.jax_side.lift import traced, traces_apart
+from compare.jax_side.lift import Tables, traced, traces_apart
 from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.naming import naming
 from compare.jax_side.program import JaxProgram
@@ -53,7 +53,7 @@ class JaxProgramRun:
                         lift_nnx(value)
                 self.structure = Structure(state)
         self.leaves = self.structure.leaves
-        with self._precision():
+        with self.precision():
             self.values = [self._cast(array) for array in arrays]
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution; filled by the first step."""
@@ -62,8 +62,14 @@ class JaxProgramRun:
         self.unreplayed: list[str] = []
         """Random numbers that one side draws and the other does not, for a person to read."""
         self.guessed: list[str] = []
+        self.constants: dict[bytes, str] = {}
+        """What its program holds in float32, once the float64 run is compiled: see `lift.Tables`."""
+        self.tables = 0
+        """Which movement of its float32 tables it is for, 0 for none."""
         self._own = object()
-        self._step = jax.jit(self._run) if compiled_by_user(self._user_step) else None
+        self.compiled_by_user = compiled_by_user(self._user_step)
+        """Whether the step is compiled as a whole, so that its Python runs once."""
+        self._step = jax.jit(self._run) if self.compiled_by_user else None
         """One step, compiled; None for one that is traced each time."""
         self._compiled: dict[str, Any] = {}
         """The programs of a step that is traced each time, by their fingerprints."""
@@ -76,13 +82,14 @@ class JaxProgramRun:
         import jax
 
         run = copy.copy(self)
-        if not compiled_by_user(self._user_step):
+        if not self.compiled_by_user:
             with jax.enable_x64(False):
                 _, run._user_step = _built(self.side)
         run.values = list(values)
         return run
 
-    def _precision(self) -> Any:
+    def precision(self) -> Any:
+        """Give the context in which arrays of this run's precision are made."""
         import jax
 
         return jax.enable_x64(self.dtype == "float64")
@@ -121,7 +128,7 @@ class JaxProgramRun:
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace weights, by name."""
-        with self._precision():
+        with self.precision():
             self.values = [
                 self._cast(np.array(arrays[leaf.name])) if leaf.name in arrays else value
                 for leaf, value in zip(self.leaves, self.values, strict=True)
@@ -137,11 +144,11 @@ class JaxProgramRun:
         noise, ulps = np.random.default_rng(seed), ULPS * float(np.finfo(self.dtype).eps)
         self.load({n: array * (1 + noise.choice((-ulps, ulps), array.shape)) for n, array in self.arrays().items()})
 
-    def _run(self, values: list[Any], batch: Any, draws: Any, gradients: Any) -> Any:
+    def _run(self, values: list[Any], batch: Any, draws: Any, gradients: Any, tables: Any) -> Any:
         """Trace the user's step, and run what comes of it with an eye on what is named."""
-        return self._watched(self._traced(self._whole, values, batch, draws), values, batch, draws, gradients)
+        return self._watched(self._traced(self.whole, values, batch, draws), values, batch, draws, gradients, tables)
 
-    def _whole(self, values: list[Any], batch: Any) -> Any:
+    def whole(self, values: list[Any], batch: Any) -> Any:
         """Take the user's step, from arrays to arrays."""
         state = self.structure.put_together(values)
         with naming(dict(_objects(state))):
@@ -165,7 +172,7 @@ class JaxProgramRun:
         self.unreplayed += unreplayed
         return found
 
-    def _unjitted(self, values: list[Any], batch: Any, draws: Any, gradients: Any) -> Any:
+    def _unjitted(self, values: list[Any], batch: Any, draws: Any, gradients: Any, tables: Any) -> Any:
         """Take a step whose Python is to run each time: trace it again, and compile what comes of it once."""
         import jax
 
@@ -177,7 +184,7 @@ class JaxProgramRun:
             def step(values: list[Any], batch: Any, stopped: list[Looked] = stopped) -> Any:
                 try:
                     with looking(known):
-                        return self._whole(values, batch)
+                        return self.whole(values, batch)
                 except Looked as looked:
                     stopped.append(looked)
                     return list(values), {}
@@ -189,21 +196,25 @@ class JaxProgramRun:
             if key not in self._compiled:
                 # A step that stopped at a value computes only that value: XLA removes the rest of the program.
                 self._compiled[key] = jax.jit((lambda *args, run=run: run(*args)[2]) if stopped else run)
-            found = self._compiled[key](values, batch, draws, gradients)
+            found = self._compiled[key](values, batch, draws, gradients, tables)
             if not stopped:
                 return found
             del self.unreplayed[missing:]  # the rest of the step has yet to draw
             known.append(looked_at(found))
             before.restore()
 
-    def _watched(self, program: tuple[Any, Any], values: list[Any], batch: Any, draws: Any, gradients: Any) -> Any:
+    def _watched(
+        self, program: tuple[Any, Any], values: list[Any], batch: Any, draws: Any, gradients: Any, tables: Any
+    ) -> Any:
         """Run the program of a step, with an eye on what is named."""
         import jax
 
         closed, shape = program
         arguments = jax.tree.leaves((values, batch, draws))
         watch = Watch([(leaf.name, value) for leaf, value in zip(self.leaves, values, strict=True)], gradients)
-        watcher = LiftingWatcher(watch, self.pinned) if self.dtype == "float64" else Watcher(watch)
+        watcher: LiftingWatcher | Watcher = Watcher(watch)
+        if self.dtype == "float64":
+            watcher = LiftingWatcher(watch, self.pinned, Tables(tables, self.constants))
         outputs = watcher.run(closed, arguments)
         self.kinds.update(watch.kinds)
         after, shown = jax.tree.unflatten(jax.tree.structure(shape), outputs)
@@ -220,12 +231,15 @@ class JaxProgramRun:
         With `gradients`, optimizers are given these in the place of what the step computes, as far as they can be.
         """
         before = self.arrays()
-        with self._precision():
-            adapt = self.side.batch
-            adapted = batch if adapt is None else call_user_code("batch=", functools.partial(adapt, batch))
-            inputs = mapped(adapted, self._array)
+        with self.precision():
+            inputs = self.inputs(batch)
             step = functools.partial(
-                self._step or self._unjitted, self.values, inputs, replayable(draws, self.dtype), dict(gradients or {})
+                self._step or self._unjitted,
+                self.values,
+                inputs,
+                replayable(draws, self.dtype),
+                dict(gradients or {}),
+                np.int32(self.tables),
             )
             self.values, shown, inside = call_user_code("the JAX step", step, given=described(inputs))
         if "loss" in shown:
@@ -247,6 +261,12 @@ class JaxProgramRun:
             shown={name: value for name, value in shown.items() if name not in ("loss", "gradients")},
             forward=seen.forward,
         )
+
+    def inputs(self, batch: Any) -> Any:
+        """Adapt a batch, and give it as arrays of JAX's."""
+        adapt = self.side.batch
+        adapted = batch if adapt is None else call_user_code("batch=", functools.partial(adapt, batch))
+        return mapped(adapted, self._array)
 
     def _array(self, value: Any) -> Any:
         import jax.numpy as jnp

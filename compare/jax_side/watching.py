@@ -9,7 +9,7 @@ import numpy as np
 
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.labels import LOOK, Label
-from compare.jax_side.lift import Lifter
+from compare.jax_side.lift import Lifter, Tables
 from compare.jax_side.primitives import NAME, Cond
 from compare.step.observation import Port
 
@@ -132,8 +132,8 @@ class Watcher(_Watching, Interpreter):
 class LiftingWatcher(_Watching, Lifter):
     """Runs a program in float64, and reads what is named."""
 
-    def __init__(self, watch: Watch, pinned: list[str]) -> None:
-        Lifter.__init__(self, pinned)
+    def __init__(self, watch: Watch, pinned: list[str], tables: Tables | None = None) -> None:
+        Lifter.__init__(self, pinned, tables)
         self.watch = watch
 
 

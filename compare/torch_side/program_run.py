@@ -2,13 +2,14 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compare.errors import InputError
 from compare.numerics.distance import ULPS
+from compare.numerics.tables import movement
 from compare.step.batch import checked_scalar, described, mapped
 from compare.step.observation import Observation, Port, to_numpy
 from compare.step.user_code import call_user_code
@@ -134,6 +135,13 @@ class TorchProgramRun:
             for parameter in [*self.parameters.values(), *self._numbers().values()]:
                 noise = self.tensor(self.noise.choice((-1.0, 1.0), tuple(parameter.shape)))
                 parameter.mul_(1 + ULPS * torch.finfo(parameter.dtype).eps * noise)
+
+    def move_tables(self, draw: int, names: Collection[str]) -> None:
+        """Move some buffers by the float32 rounding that is in them; what else is in float32, where it is used."""
+        self.tables = draw
+        for name, buffer in self.model.named_buffers():
+            if name in names and buffer.is_floating_point():
+                buffer.add_(self.tensor(movement(to_numpy(buffer), draw)))
 
     def step(self, batch: Any, record: Record | None = None) -> Observation:
         """Take one step of the program, and show everything that it changes."""
