@@ -91,6 +91,11 @@ def test_random_numbers_and_tables_are_weighed_as_in_a_model() -> None:
     idle = checked(noisy("idle"))
     assert idle.verdict == "precision", str(idle)
     assert any("a draw that changes nothing" in each.reason for each in idle.not_compared)
+    rate = checked(noisy("rate"))
+    # The scales are within the module on the torch side, and before it on the other: what it takes is no finding.
+    assert rate.divergence is not None
+    assert rate.divergence.stage == "loss", str(rate)
+    assert [other.cause and other.cause.name for other in rate.others] == ["probability of a random mask"]
     same = checked(noisy("same key"))
     assert same.verdict == "mismatch"
     assert same.divergence is not None

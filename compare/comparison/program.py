@@ -12,6 +12,7 @@ from compare import bugs
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment, NotCompared, Pairing
 from compare.alignment.program import align_program
+from compare.comparison.draw_parameters import other_parameter
 from compare.comparison.excuses import Measures, excuses
 from compare.comparison.flattened import Features, image_before, linear_layers, orders
 from compare.comparison.later_steps import LaterSteps
@@ -187,18 +188,23 @@ class ProgramCheck:
             measures = Measures(self._weigh_tables, self._weigh_float32)
             weigh = functools.partial(excuses, followed, measures, self.pair.jax.name)
             notes = bugs.attempt("measuring what tables in float32 do", weigh) or []
+            followed = without_undone(followed)
             found = self._findings(followed)
         divergences: list[Divergence] = []
         if found.divergence:
             self.progress(Progress("looking for the cause", found=lambda: found))
             search = functools.partial(explained, followed, found.divergence, self)
             divergences = bugs.attempt("the search for the cause", search) or [found.divergence]
-        # Replayed draws are right whatever the keys are, so that a reused key shows in no number.
-        reused = bugs.attempt("looking at random keys", self._reused_key)
-        divergences += [reused] if reused else []
+        # Replayed draws are right whatever the keys and probabilities are, so that these show in no number.
+        for doing, look in (("parameters of draws", self._other_parameter), ("random keys", self._reused_key)):
+            if more := bugs.attempt(f"looking at {doing}", look):
+                divergences.append(more)
         if not divergences:
             return dataclasses.replace(found, notes=notes)
         return dataclasses.replace(found, divergence=divergences[0], others=divergences[1:])
+
+    def _other_parameter(self) -> Divergence | None:
+        return other_parameter(self._keys, self.stepper.draws, self.jax.hints)
 
     def _reused_key(self) -> Divergence | None:
         return reused_key(self._keys, self.stepper.draws, len(self.pair.batches), self.jax.hints)

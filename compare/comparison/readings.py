@@ -64,7 +64,7 @@ def _model(pairing: Pairing) -> str:
 
 
 def without_undone(followed: Followed) -> Followed:
-    """Leave out what a module takes where, when it first differs, all that this call gives is the same on both sides."""
+    """Leave out what a module takes where all that it gives of it agrees when it first differs."""
     pairs = list(zip(followed.pairings, followed.quantities, strict=True))
     given: dict[tuple[str, int], list[np.ndarray]] = {}
     for pairing, quantity in pairs:

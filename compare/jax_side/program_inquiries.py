@@ -27,24 +27,28 @@ class KeyedProgramRun:
 
         self._run, self._keys = run, keys
         self._sites: list[Site] = []
-        self._read: Any = jax.jit(reading_keys(run.whole, self._sites)) if run.compiled_by_user else None
+
+        def read(values: Any, *state: Any) -> Any:
+            return reading_keys(run.whole, values, self._sites, run.hints)(*state)
+
+        self._read: Any = jax.jit(read) if run.compiled_by_user else None
 
     def step(self, batch: Any, draws: Sequence[Draw]) -> Observation:
         """Take one step."""
         if draws and self._read is not None:
-            self._keys.append(self._step_keys(batch))
+            self._keys.append(self._step_keys(batch, draws))
         return self._run.step(batch, draws)
 
-    def _step_keys(self, batch: Any) -> StepKeys:
+    def _step_keys(self, batch: Any, draws: Sequence[Draw]) -> StepKeys:
         import jax
 
         with self._run.precision(), traces_apart(self):
-            inputs = self._run.inputs(batch)
-            keys = self._read(self._run.values, inputs)
-            moved = self._read(self._run.values, jax.tree.map(next_integers, inputs))
-        pairs = zip(jax.tree.leaves(keys), jax.tree.leaves(moved), strict=True)
+            values, inputs = replayable(draws, self._run.dtype), self._run.inputs(batch)
+            found = self._read(values, self._run.values, inputs)
+            moved = self._read(values, self._run.values, jax.tree.map(next_integers, inputs))
+        pairs = [(one.key, other.key) for one, other in zip(found, moved, strict=True) if one and other]
         from_batch = any(not np.array_equal(one, other) for one, other in pairs)
-        return StepKeys(self._sites, [None if each is None else np.asarray(each) for each in keys], from_batch)
+        return StepKeys(self._sites, jax.tree.map(np.asarray, found), from_batch)
 
 
 def idle_program_draws(run: JaxProgramRun, batch: Any, draws: Sequence[Draw]) -> list[Site]:
