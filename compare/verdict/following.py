@@ -198,12 +198,13 @@ def follow(
 
 def _cut(quantities: Iterable[Quantity], steps: int) -> list[Quantity]:
     """Copy what was weighed in the first steps: another step, or its noise, may be half done."""
-    per_step = ("error64", "error_torch", "error_jax", "cancellation")
+    per_step = ("error_torch", "error_jax", "cancellation")
     measured = ("noise", "tables", "between32")
     return _linked(
         [
             dataclasses.replace(
                 quantity,
+                error64=quantity.decisive64[:steps],
                 **{name: getattr(quantity, name)[:steps] for name in per_step},
                 **{name: getattr(quantity, name) if len(getattr(quantity, name)) == steps else [] for name in measured},
             )

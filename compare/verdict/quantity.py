@@ -114,6 +114,9 @@ class Quantity:
     subjects: tuple[tuple[str, ...], tuple[str, ...]] = field(default=((), ()), repr=False)
     """The tensors, or the module, to which it belongs on the torch and on the JAX side: see `Pairing.subjects`."""
 
+    overflows: set[int] = field(default_factory=set, repr=False)
+    """The steps at which a value is finite in float32 on one side only."""
+
     rounds_alone: bool = True
     """Whether at step 0 each side's rounding is its own, and no optimizer has yet made more of it."""
 
@@ -153,16 +156,18 @@ class Quantity:
         return self.sizes[step]
 
     def add_jax(self, jax32: np.ndarray, jax64: np.ndarray) -> None:
-        """Weigh the same step of the JAX side.
-
-        A value that is finite in float32 on one side only makes the two infinitely far apart, in float64 too.
-        """
+        """Weigh the same step of the JAX side."""
         self.error_jax.append(distance(jax32, jax64))
         # A value that overflows in float32 on one side alone, as exp(100) in an unshifted softmax does, is
         # fine in float64 on both. The float64 runs cannot show it, so the float32 runs decide here.
         step = len(self.error_jax) - 1
         if self.lost_by(step) is not None:
-            self.error64[step] = np.inf
+            self.overflows.add(step)
+
+    @property
+    def decisive64(self) -> list[float]:
+        """`error64`, but infinite at `overflows`: there the float32 runs decide."""
+        return [np.inf if step in self.overflows else error for step, error in enumerate(self.error64)]
 
     def lost_by(self, step: int) -> str | None:
         """Tell which side, "torch" or "JAX", is alone in being finite in one of its two precisions only."""
