@@ -395,3 +395,13 @@ def test_markdown_has_what_matters_first_and_the_rest_folded() -> None:
     outside_code = re.sub(r"`[^`]*`", "", hostile().to_markdown())
     assert not re.search(r"(?<!\\)<script", outside_code)
     assert hostile().to_markdown().count("not compared on the") == 1
+
+
+def test_without_a_size_of_rounding_none_is_named() -> None:
+    report = synthetic()
+    assert report.divergence is not None
+    infinite = dataclasses.replace(report.divergence, error64=np.inf, expected64=np.inf)
+    lost = dataclasses.replace(report, divergence=infinite)
+    assert "infinitely far apart\n" in str(lost)
+    assert "Rounding would be about" not in lost.to_html()
+    assert "Rounding would be about" in report.to_html()

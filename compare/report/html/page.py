@@ -78,6 +78,7 @@ def _templates() -> Environment:
     templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     templates.filters |= {
         "short": short,
+        "is_finite": math.isfinite,
         "prose": _prose,
         "places": _places,
         "remarks": _remarks,
