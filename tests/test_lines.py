@@ -1,0 +1,135 @@
+"""The user's lines, on both sides, that a finding comes from, and where they are shown."""
+
+import inspect
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import linen, nnx
+from torch import nn
+
+import compare
+from compare.command_line import interruptible
+from compare.jax_side import made as jax_made
+from compare.report.annotations import annotations
+from compare.report.progress import Progress
+from compare.torch_side import made as torch_made
+
+
+class Original(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(3, 4), nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return nn.functional.gelu(self.norm(self.fc(x)))
+
+
+class Port(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.fc = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.LayerNorm(4, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return nnx.gelu(self.norm(self.fc(x)))
+
+
+def mse(output: Any, target: Any) -> Any:
+    return ((output - target) ** 2).sum()
+
+
+@pytest.fixture(scope="module")
+def report() -> compare.Report:
+    """Compare a port with a wrong epsilon, activation, loss and learning rate."""
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(5, 3)), rng.normal(size=(5, 4))) for _ in range(2)]
+    with torch_made.noted(), jax_made.noted():
+        original = compare.Torch(Original(), nn.MSELoss(), lambda params: torch.optim.SGD(params, 0.1))
+        return compare.check(original, compare.Flax(Port(nnx.Rngs(0)), mse, optax.sgd(0.2)), batches)
+
+
+def line_of(function: Any, text: str) -> int:
+    lines, first = inspect.getsourcelines(function)
+    return first + next(number for number, line in enumerate(lines) if text in line)
+
+
+@pytest.mark.parametrize(
+    ("title", "side", "function", "text"),
+    [
+        ("LayerNorm epsilon", "torch", Original.__init__, "nn.LayerNorm(4)"),
+        ("LayerNorm epsilon", "jax", Port.__init__, "nnx.LayerNorm(4"),
+        ("activation", "torch", None, "gelu"),
+        ("activation", "jax", Port.__call__, "nnx.gelu"),
+        ("reduction", "jax", mse, "def mse"),
+        ("learning rate", "jax", None, "optax.sgd(0.2)"),
+    ],
+)
+def test_lines(report: compare.Report, title: str, side: str, function: Any, text: str) -> None:
+    group = next(each for each in report.groups if each.title == title)
+    line = group.line(side)
+    if title == "activation" and side == "torch":  # the end of the model: it is called by nobody
+        assert line is None
+        return
+    assert line
+    assert line.source.file == __file__
+    assert text in line.source.text
+    if function is not None:
+        assert line.source.line == line_of(function, text)
+
+
+def test_they_are_in_the_json_and_the_text(report: compare.Report) -> None:
+    found = json.loads(report.to_json())["reports"][0]
+    (group,) = (each for each in found["groups"] if each["title"] == "LayerNorm epsilon")
+    assert {line["side"]: line["role"] for line in group["lines"]} == {"torch": "called", "jax": "called"}
+    assert [line["role"] for line in group["lines"] if "LayerNorm" in line["text"]] == ["made", "made"]
+    assert f"{Path(__file__).name}:{line_of(Port.__init__, 'LayerNorm')}" in str(report)
+
+
+def test_annotations(report: compare.Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    first, *_ = annotations(report)
+    line = line_of(Port.__init__, "LayerNorm")
+    assert first.startswith(f"::error file=tests/test_lines.py,line={line},title=LayerNorm epsilon::epsilon: ")
+    assert "%0Afix: nnx.LayerNorm(..., epsilon=1e-05)" in first
+
+
+def test_layers_that_linen_makes_while_it_runs() -> None:
+    class Compact(linen.Module):
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            x = linen.Dense(4, name="fc")(x)
+            return linen.LayerNorm(name="norm")(x)
+
+    class Plain(Original):
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.norm(self.fc(x))
+
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    import jax
+
+    variables = Compact().init(jax.random.key(0), x)
+    report = compare.check(compare.Torch(Plain()), compare.Flax((Compact(), variables)), [(x, None)])
+    (group,) = report.groups
+    line = group.line("jax")
+    assert line
+    assert (str(line.role), line.source.text) == ("made", 'return linen.LayerNorm(name="norm")(x)')
+
+
+def test_a_line_of_progress_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruptible, "INTERVAL", 0.05)
+    monkeypatch.setattr(sys, "stderr", printed := io.StringIO())
+    with interruptible.shown(quiet=False) as show:
+        show(Progress("step 3 of 10", 2, 10))
+        time.sleep(0.3)
+    assert "netparity: step 3 of 10, 0 s" in printed.getvalue()
+    monkeypatch.setattr(sys, "stderr", silent := io.StringIO())
+    with interruptible.shown(quiet=True):
+        time.sleep(0.2)
+    assert not silent.getvalue()
