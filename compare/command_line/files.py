@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from compare.errors import InputError
 from compare.mending.patch import diff
@@ -104,12 +104,12 @@ def job_summary(reports: "Sequence[Report]") -> None:
             print(f"warning: GITHUB_STEP_SUMMARY, {path}, cannot be written: {error.strerror}", file=sys.stderr)
 
 
-def annotate(reports: "Sequence[Report]") -> None:
+def annotate(reports: "Sequence[Report]", stream: TextIO) -> None:
     """Print annotations where a job of GitHub Actions reads them."""
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for report in reports:
             for line in annotations(report):
-                print(line)
+                print(line, file=stream)
 
 
 STDOUT = Path("-")

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     path.write_bytes(content if isinstance(content, bytes) else content.encode())
         if OF_REPORTS.items() <= outputs.items():
             job_summary(work.finished)
-            annotate(work.finished)
+            annotate(work.finished, sys.stderr if _is_taken(options) else sys.stdout)
         return Status.FINE if all(each.ok for each in work.finished) else Status.MISMATCH
     except InputError as error:
         parser.exit(Status.NOT_COMPARED, f"error: {error}\n")
@@ -108,17 +108,20 @@ def _print(options: argparse.Namespace, found: list[Any]) -> None:
     from compare.report import text
 
     show: Callable[..., None] = options.show or (published.show if options.outputs is OF_CELLS else text.show)
-    # What goes to standard output is then the file alone.
-    printed = any(getattr(options, kind, None) == STDOUT for kind in options.outputs)
     try:
         with printable(sys.stdout):
             more = {"verbose": options.verbose} if "verbose" in options else {}
-            show(found, Console(stderr=printed), **more)
+            show(found, Console(stderr=_is_taken(options)), **more)
             if getattr(options, "power", False) and not all(each.ok for each in found):
                 print("\npower is measured once the port matches")
             sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # as before `| head`, where rich exits: files are written all the same
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_taken(options: argparse.Namespace) -> bool:
+    """Tell whether a file is printed on standard output, which then has nothing else."""
+    return any(getattr(options, kind, None) == STDOUT for kind in options.outputs)
 
 
 def _load_frameworks() -> None:
