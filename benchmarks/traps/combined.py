@@ -2,8 +2,8 @@
 
     python -m benchmarks.traps.combined [--examples 200] [--seed 0] [--json FILE]
 
-Each example sets two or three settings of a right port wrong. Its reports are followed as a user would: what the fix
-of the first divergence names is set as the fix says, and the port is checked again.
+Each example sets two or three settings of a right port wrong. Its reports are followed as a user would: the code of
+the first divergence's fix is put into the port and run, and the port is checked again.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,9 @@ from torch import nn
 from torch.nn import functional
 
 import compare
+from compare.verdict.fix import Code
 
+from .fixes import MODULES, names_of
 from .state import BatchNorm
 from .training import clip_like_torch, clipped
 from .trap import Pair
@@ -36,6 +38,39 @@ from .trap import Pair
 WIDTH, HIDDEN, CLASSES, COUNT = 8, 16, 4, 12
 ROUNDS = 6
 """Reports that are followed at most; each mends one setting or more."""
+
+
+Put = Callable[[Code], Any]
+"""Gives a setting its value by what a fix says, as code that is run; None if the fix says something else."""
+
+
+def keyword(call: str, name: str) -> Put:
+    """Take a keyword argument of a call."""
+    return lambda code: code.keywords.get(name) if code.call.endswith(call) else None
+
+
+def of_x(code: Code) -> Any:
+    """Take the expression as a function of x."""
+    expression = str(code)
+    return (lambda x: eval(expression, dict(MODULES), {"x": x})) if names_of(expression) == {"x"} else None
+
+
+def whole_loss(code: Code) -> Any:
+    """Take the expression as a loss of logits and labels."""
+    expression = str(code)
+    if names_of(expression) != {"logits", "labels"}:
+        return None
+    return lambda logits, labels: eval(expression, dict(MODULES), {"logits": logits, "labels": labels})
+
+
+def first_of_chain(code: Code) -> Any:
+    """Take what is to come before the optimizer."""
+    return eval(code.arguments[0], dict(MODULES)) if code.call == "optax.chain" else None
+
+
+def copied(code: Code) -> Any:
+    """Take the advice to copy the weights."""
+    return "right" if code.call == "compare.copy_weights" else None
 
 
 class Slip(NamedTuple):
@@ -48,28 +83,36 @@ class Slip(NamedTuple):
     """Its name on the torch side, in which "*" is anything."""
     cause: str
     """A regular expression, which the name of the cause must contain."""
-    fix: str
-    """A regular expression for what the fix must contain: with a group, its text is the setting's value."""
+    put: Put
+
+
+def tanh_gelu(x: Any) -> Any:
+    return jax.nn.gelu(x, approximate=True)
+
+
+def exact_gelu(x: Any) -> Any:
+    return jax.nn.gelu(x, approximate=False)
 
 
 SLIPS = {
-    "conversion": Slip("transposed", "right", "parameters", "linear2.weight", "converted weight", "copy_weights"),
-    "norm1 epsilon": Slip(1e-6, 1e-5, "forward", "norm1", "epsilon", r"nnx\.LayerNorm\(\.\.\..* epsilon=([^,)]+)"),
-    "gelu": Slip(True, False, "forward", "between norm1 and linear2", "activation", r"gelu\(x, approximate=(\w+)\)"),
-    "norm2 epsilon": Slip(1e-3, 1e-5, "forward", "norm2", "epsilon", r"BatchNorm\(\.\.\..* epsilon=([^,)]+)"),
-    "slope": Slip(0.01, 0.2, "forward", "between norm2 and norm3", "slope", r"negative_slope=([^,)]+)"),
-    "groups": Slip(2, 4, "forward", "norm3", "groups", r"num_groups=(\d+)"),
-    "norm3 epsilon": Slip(1e-4, 1e-5, "forward", "norm3", "epsilon", r"nnx\.GroupNorm\(\.\.\..* epsilon=([^,)]+)"),
-    "smoothing": Slip(0.0, 0.1, "loss", "loss", "label smoothing", r"smooth_labels\(labels, alpha=([^,)]+)\)"),
-    "reduction": Slip("sum", "mean", "loss", "loss", "reduction", r'reduction="(\w+)"'),
-    "clipping": Slip(None, 0.05, "update", "*", "clipping", r"clip_by_global_norm\(([^)]+)\)"),
-    "learning_rate": Slip(2e-2, 1e-2, "update", "*", "learning rate", r"\Wlearning_rate=([^,)]+)"),
-    "b1": Slip(0.8, 0.9, "update", "*", "first moment", r"\Wb1=([^,)]+)"),
-    "b2": Slip(0.99, 0.999, "update", "*", "second moment", r"\Wb2=([^,)]+)"),
-    "eps": Slip(1e-6, 1e-8, "update", "*", "epsilon", r"\Weps=([^,)]+)"),
-    "weight_decay": Slip(1e-4, 1e-2, "update", "*", "weight decay", r"\Wweight_decay=([^,)]+)"),
-    "momentum": Slip(0.99, 0.9, "buffers", "norm2.*", "momentum", r"momentum=([^,)]+)"),
-}
+    "conversion": Slip("transposed", "right", "parameters", "linear2.weight", "converted weight", copied),
+    "norm1 epsilon": Slip(1e-6, 1e-5, "forward", "norm1", "epsilon", keyword("LayerNorm", "epsilon")),
+    "gelu": Slip(tanh_gelu, exact_gelu, "forward", "between norm1 and linear2", "activation", of_x),
+    "norm2 epsilon": Slip(1e-3, 1e-5, "forward", "norm2", "epsilon", keyword("BatchNorm", "epsilon")),
+    "slope": Slip(jax.nn.leaky_relu, lambda x: jax.nn.leaky_relu(x, 0.2), "forward", "between norm2 and norm3",
+                  "slope", of_x),
+    "groups": Slip(2, 4, "forward", "norm3", "groups", keyword("GroupNorm", "num_groups")),
+    "norm3 epsilon": Slip(1e-4, 1e-5, "forward", "norm3", "epsilon", keyword("GroupNorm", "epsilon")),
+    "smoothing": Slip(0.0, 0.1, "loss", "loss", "label smoothing", whole_loss),
+    "reduction": Slip("sum", "mean", "loss", "loss", "reduction", whole_loss),
+    "clipping": Slip(optax.identity(), clip_like_torch(0.05), "update", "*", "clipping", first_of_chain),
+    "learning_rate": Slip(2e-2, 1e-2, "update", "*", "learning rate", keyword("adamw", "learning_rate")),
+    "b1": Slip(0.8, 0.9, "update", "*", "first moment", keyword("adamw", "b1")),
+    "b2": Slip(0.99, 0.999, "update", "*", "second moment", keyword("adamw", "b2")),
+    "eps": Slip(1e-6, 1e-8, "update", "*", "epsilon", keyword("adamw", "eps")),
+    "weight_decay": Slip(1e-4, 1e-2, "update", "*", "weight decay", keyword("adamw", "weight_decay")),
+    "momentum": Slip(0.99, 0.9, "buffers", "norm2.*", "momentum", keyword("BatchNorm", "momentum")),
+}  # fmt: skip
 RIGHT = {name: slip.right for name, slip in SLIPS.items()}
 
 
@@ -96,11 +139,11 @@ class Port(nnx.Module):
         self.norm2 = BatchNorm(HIDDEN, epsilon=settings["norm2 epsilon"], momentum=settings["momentum"], rngs=rngs)
         self.norm3 = nnx.GroupNorm(HIDDEN, num_groups=settings["groups"], epsilon=settings["norm3 epsilon"], rngs=rngs)
         self.linear3 = nnx.Linear(HIDDEN, CLASSES, rngs=rngs)
-        self.approximate, self.slope = settings["gelu"], settings["slope"]
+        self.gelu, self.slope = settings["gelu"], settings["slope"]
 
     def __call__(self, x: Any) -> Any:
-        x = jax.nn.gelu(self.norm1(self.linear1(x)), approximate=self.approximate)
-        x = jax.nn.leaky_relu(self.norm2(self.linear2(x)), self.slope)
+        x = self.gelu(self.norm1(self.linear1(x)))
+        x = self.slope(self.norm2(self.linear2(x)))
         return self.linear3(self.norm3(x))
 
 
@@ -120,7 +163,6 @@ def pair(settings: Mapping[str, Any]) -> Pair:
     adam = optax.adamw(
         *(settings[name] for name in ("learning_rate", "b1", "b2", "eps")), weight_decay=settings["weight_decay"]
     )
-    clip = optax.identity() if settings["clipping"] is None else clip_like_torch(settings["clipping"])
     rng = np.random.default_rng(0)
     batches = [(rng.standard_normal((COUNT, WIDTH), np.float32), rng.integers(0, CLASSES, COUNT)) for _ in range(2)]
     return Pair(
@@ -129,21 +171,20 @@ def pair(settings: Mapping[str, Any]) -> Pair:
             nn.CrossEntropyLoss(label_smoothing=0.1),
             lambda params: clipped(torch.optim.AdamW(params, 1e-2), 0.05),
         ),
-        compare.Flax(port, loss, optax.chain(clip, adam)),
+        compare.Flax(port, settings.get("loss", loss), optax.chain(settings["clipping"], adam)),
         batches,
     )
 
 
 def followed(names: tuple[str, ...]) -> dict[str, Any]:
     """Set some settings wrong, and follow the reports until they say match, or say nothing that helps."""
-    settings = RIGHT | {name: SLIPS[name].wrong for name in names}
+    settings, left = RIGHT | {name: SLIPS[name].wrong for name in names}, [n for n in SLIPS if n in names]
     found: dict[str, Any] = {"slips": names, "first": None, "reports": 0, "match": False}
     for _ in range(ROUNDS):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             report = compare.check(*pair(settings), steps=3, device="cpu")
         found["reports"] += 1
-        left = [name for name in SLIPS if settings[name] != RIGHT[name]]
         if report.ok:
             found["match"] = report.verdict == compare.Verdict.MATCH and not left
             break
@@ -151,31 +192,28 @@ def followed(names: tuple[str, ...]) -> dict[str, Any]:
         assert divergence is not None
         said = {name: value for name in left if (value := _said(SLIPS[name], divergence)) is not None}
         if found["first"] is None:
-            expected = SLIPS[left[0]]
-            together = [name for name in left if SLIPS[name][2:4] == expected[2:4]]
-            placed = divergence.stage == expected.stage and fnmatch.fnmatch(divergence.torch, expected.place)
-            found["first"] = placed and set(said) == set(together) and all(said[name] == RIGHT[name] for name in said)
+            expected = SLIPS[left[0]] if left else None
+            together = [name for name in left if expected and SLIPS[name][2:4] == expected[2:4]]
+            placed = expected and divergence.stage == expected.stage
+            placed = placed and expected and fnmatch.fnmatch(divergence.torch, expected.place)
+            found["first"] = bool(placed) and set(said) == set(together)
             found["said"] = "" if found["first"] else str(report)
         if not said:
             break
-        settings |= said
+        for name, value in said.items():  # a loss is written as a whole
+            settings["loss" if SLIPS[name].put is whole_loss else name] = value
+        left = [name for name in left if name not in said]
     return found
 
 
 def _said(slip: Slip, divergence: compare.Divergence) -> Any:
-    """Give the value that a report's fix has for a setting; None if it does not name the setting."""
+    """Give the value that the code of a report's fix has for a setting; None if it says nothing of it."""
     cause = divergence.cause
     if cause is None or slip.stage != divergence.stage or not fnmatch.fnmatch(divergence.torch, slip.place):
         return None
-    match = re.search(slip.fix, cause.fix)
-    if match is None or not re.search(slip.cause, cause.name):
+    if not re.search(slip.cause, cause.name):
         return None
-    if not match.groups():
-        return slip.right
-    text = match[1]
-    if isinstance(slip.right, bool):
-        return text == "True"
-    return text if isinstance(slip.right, str) else type(slip.right)(float(text))
+    return next((value for code in cause.code if (value := slip.put(code)) is not None), None)
 
 
 def main() -> int:
