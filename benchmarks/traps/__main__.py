@@ -32,14 +32,16 @@ from compare.torch_side.control import ControlledRun
 from compare.torch_side.run import TorchRun
 from compare.weights.links import to_jax
 
-from . import forward, optimizers, state, training
+from . import forward, optimizers, state, structure, training
 from .fixes import fixed
 from .trap import Pair, Trap
 
 CATALOGUE = [
     *state.WEIGHTS,
     *forward.TRAPS,
+    *(trap for trap in structure.TRAPS if trap.stage == "forward"),
     *training.TRAPS,
+    *(trap for trap in structure.TRAPS if trap.stage != "forward"),
     *optimizers.TRAPS,
     *state.BUFFERS,
     *state.DATA,

@@ -305,7 +305,7 @@ ARCHITECTURES = [
             "no one for queries": ("leaves out add",),
             "relu for elu": ("relu",),
             "keys as they are": ("leaves out",),
-            "memory transposed": ("transpose",),
+            "memory transposed": ("transpose", "exchanges"),
             "mean of keys": ("mean",),
             "not divided": ("leaves out the quotient",),
         },

@@ -6,12 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
-from compare.diagnosis.structure.graph import Node, Operation, Ref
+from compare.diagnosis.structure.edit import TRANSPOSES, Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.graph import Node, Operation, Path, Ref
 
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "ravel"}
-
-_TRANSPOSES = {"transpose", "permute", "swapaxes", "movedim", "moveaxis", "T", "mT", "t"}
 
 MOST = 4
 """Axes, at most, of which every order is tried."""
@@ -117,7 +115,7 @@ def _listed(sizes: Sequence[int]) -> str:
 
 def transposed(context: Context, node: Node) -> Iterator[Edit]:
     """List a reshape in the place of a transpose, and other transposes to the same shape."""
-    if node.name not in _TRANSPOSES or not isinstance(node.args[0], Ref):
+    if node.name not in TRANSPOSES or not isinstance(node.args[0], Ref):
         return
 
     def compute(operation: Operation) -> Any:
@@ -261,15 +259,27 @@ def shifted(context: Context, node: Node) -> Iterator[Edit]:
             return operation.having(path, turned).run()
 
         yield one(Kind.SLICE, node, back, f"rolls the other way in {shown(node)}", "roll as torch does")
-    for position, own in enumerate(node.args[1:], 1):
-        if node.name in ("flip", "cumsum", "softmax", "log_softmax", "glu", "argmax", "normalize") and position == 1:
-            for axis in range(context.value(node.args[0].number).dim()):
+    if node.name in _ALONG:
+        yield from _along_another(context, node)
 
-                def along(operation: Operation, axis: int = axis) -> Any:
-                    return operation.having(("args", 1), axis).run()
 
-                does = f"goes along axis {axis} in {shown(node)}, torch along {own}"
-                yield one(Kind.AXIS, node, along, does, f"go along axis {own}")
+_ALONG = {"flip", "cumsum", "softmax", "log_softmax", "glu", "argmax", "argmin", "normalize"}
+"""Functions that go along one axis."""
+
+
+def _along_another(context: Context, node: Node) -> Iterator[Edit]:
+    given: list[tuple[Path, Any]] = []
+    given += [(("kwargs", name), node.kwargs[name]) for name in ("dim", "axis") if name in node.kwargs]
+    place = 2 if node.name == "normalize" else 1
+    given += [(("args", place), own) for own in node.args[place : place + 1]]
+    for path, own in given:
+        for axis in range(context.value(node.args[0].number).dim()):
+
+            def along(operation: Operation, path: Path = path, axis: int = axis) -> Any:
+                return operation.having(path, axis).run()
+
+            does = f"goes along axis {axis} in {shown(node)}, torch along {own}"
+            yield one(Kind.AXIS, node, along, does, f"go along axis {own}")
 
 
 GENERATORS = (slices, parts, reshaped, transposed, shifted)

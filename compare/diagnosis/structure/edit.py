@@ -66,6 +66,8 @@ DIFFERENT = 4
 JOINING = {"add": "sum", "mul": "product", "sub": "difference", "div": "quotient", "maximum": "maximum"}
 """What two tensors become."""
 
+TRANSPOSES = {"transpose", "permute", "swapaxes", "movedim", "moveaxis", "T", "mT", "t"}
+
 END = "end"
 """The name of the operation that does nothing, after the value that differs: something may be added there."""
 

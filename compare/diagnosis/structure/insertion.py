@@ -10,11 +10,17 @@ Unary = tuple[str, Callable[[Any], Any]]
 """A function of one tensor, and what it is called."""
 
 
+_LAYERS = {"linear", "bilinear", "embedding", "embedding_bag", "layer_norm", "group_norm", "batch_norm", "rms_norm"}
+_LAYERS |= {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)}
+
+
 def put_in(context: Context, node: Node) -> Iterator[Edit]:
     """List what the JAX side may apply where torch applies nothing: to a result, or to one operand."""
     if len(node.outputs) != 1 or not context.value(node.outputs[0]).is_floating_point():
         return
-    for path, number in context.data(node):
+    # A parameter of the user's own, such as a table of biases, may be transposed; a layer's weights are mapped.
+    own = [] if node.name in _LAYERS else [each for each in node.inputs if each[1] in context.parameters]
+    for path, number in (*context.data(node), *own):
         maker = context.makers.get(number)
         if maker is not None and len(context.users.get(number, [])) == 1:
             continue  # used once: before this operation is the same as after the one that makes it

@@ -2,9 +2,10 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from compare.diagnosis.structure.edit import JOINING, Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.edit import JOINING, TRANSPOSES, Context, Edit, Kind, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
 
 
@@ -74,9 +75,10 @@ def _exchanged(context: Context, before: Node, after: Node, path: Path) -> Itera
         return applied(operation, before, start, applied(operation, after, path, operation.value(source)))
 
     does = f"applies {shown(after)} before {shown(before)}, torch after it"
-    yield one(
-        Kind.MOVED, after, compute, does, f"apply {before.name} to {context.named(source)} first, then {after.name}"
-    )
+    fix = f"apply {before.name} to {context.named(source)} first, then {after.name}"
+    # An axis that is exchanged before another operation is that operation over another axis.
+    odd = not {before.name, after.name}.isdisjoint(TRANSPOSES)
+    yield replace(one(Kind.MOVED, after, compute, does, fix), odd=odd)
 
 
 def _joined_first(context: Context, before: Node, after: Node, path: Path) -> Iterator[Edit]:

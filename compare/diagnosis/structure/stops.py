@@ -43,18 +43,12 @@ def stopped(found: Found, rerun: Rerun, held_out: Iterable[tuple[Rerun, np.ndarr
 
     """
     assert found.target is not None
-    if not found.target.any():
-        says = "no gradient reaches any parameter of the JAX side: all are zero"
-        fix = f"leave out {STOP} between the parameters and the loss"
-        return Cause(Kind.STOPPED, f"{Kind.STOPPED}: {says}", fix, parts=(Part(Kind.STOPPED, says, fix),))
     elsewhere = list(itertools.islice(held_out, CONFIRMATIONS))
     budget.start()
     try:
         context = _opened(rerun)
-        if context is None:
-            return None
-        for edits in _listed(context):
-            if not budget.left():
+        for edits in _listed(context) if context else ():
+            if context is None or not budget.left():
                 break
             apart = _leaves(found, rerun, edits, context, found.target)
             # Weights that are moved have rounding of their own: its margin is counted once more.
@@ -64,7 +58,13 @@ def stopped(found: Found, rerun: Rerun, held_out: Iterable[tuple[Rerun, np.ndarr
                 return told([edits], apart)
     finally:
         budget.stop()
-    return None
+    return None if found.target.any() else _nothing_reaches()
+
+
+def _nothing_reaches() -> Cause:
+    says = "no gradient reaches any parameter of the JAX side: all are zero"
+    fix = f"see what is between the parameters and the loss: {STOP}, or a function without a gradient such as jnp.round"
+    return Cause(Kind.STOPPED, f"{Kind.STOPPED}: {says}", fix, parts=(Part(Kind.STOPPED, says, fix),))
 
 
 def _opened(rerun: Rerun) -> Context | None:
