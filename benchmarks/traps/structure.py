@@ -134,7 +134,7 @@ TRAPS = [
     trap("nearest for bilinear", 'interpolate(mode="bilinear").', 'resize(..., "nearest").',
          f"{TORCH}torch.nn.functional.interpolate.html",
          (lambda x: functional.interpolate(x, scale_factor=2, mode="bilinear"), _resized),
-         "resampling", "bilinear", image),
+         "resizing", "linear", image),
     trap("labels not shifted", "logits[:-1] against labels[1:].", "Against labels[:-1].",
          "https://huggingface.co/docs/transformers/tasks/language_modeling",
          (lambda o, t: functional.cross_entropy(o[:-1], t[1:]), _next), "slice", r"\[1:\]", labelled, ("loss", "loss")),

@@ -236,7 +236,7 @@ ARCHITECTURES = [
     Architecture(
         "message passing", MessagesT, MessagesJ, _list,
         {
-            "source for target": ("exchange", "takes", "0 for 1", "1 for 0"),
+            "source for target": ("exchange", "takes", "0 for 1", "1 for 0", "in the order 1, 0"),
             "ends exchanged": ("order",),
             "target twice": ("takes",),
             "no tanh": ("the identity", "leaves out tanh"),
@@ -257,7 +257,7 @@ ARCHITECTURES = [
             "factors not squared": ("leaves out pow",),
             "squares added": ("add of", "sign"),
             "no half": ("leaves out mul",),
-            "deep of the cross": ("takes",),
+            "deep of the cross": ("has the output of add (graphs.py", "takes"),
         },
         (("crosses itself", "no half"), ("factors not squared", "squares added")),
     ),

@@ -107,7 +107,11 @@ class Context:
                 self.users.setdefault(number, []).append(node)
         self.from_parameters = self._from_parameters()
         """The values that a parameter goes into."""
-        self._known = sorted(inside | set(self.ports.values()))
+        # Indices do not come from where the difference does, and are few: any of them may be taken for another.
+        indices = {
+            n for n, value in enumerate(self.graph.values) if not (value.is_floating_point() or value.is_complex())
+        }
+        self._known = sorted(inside | set(self.ports.values()) | indices)
 
     def _from_parameters(self) -> set[int]:
         root = self.modules.get("")

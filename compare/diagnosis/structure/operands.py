@@ -13,7 +13,7 @@ def other_operands(context: Context, node: Node) -> Iterator[Edit]:
     """List what else an operation may take of what there is by then."""
     if node.frozen:
         return
-    for path, number in context.data(node):
+    for path, number in _taken(context, node):
         own = context.named(number)
         for other in context.likes(node, number):
 
@@ -29,6 +29,34 @@ def other_operands(context: Context, node: Node) -> Iterator[Edit]:
                 f"takes {name} {place}, where torch takes {own}",
                 f"take {own}, and not {name}",
             )
+
+
+def _taken(context: Context, node: Node) -> list[tuple[Path, int]]:
+    """List what an operation takes that is no parameter: real numbers, and indices or masks."""
+    return [each for each in node.inputs if each[1] not in context.parameters]
+
+
+def other_at_every_use(context: Context, node: Node) -> Iterator[Edit]:
+    """List what may be taken for a value wherever it is used: the sources of edges for their targets."""
+    if node.name != END:
+        return
+    for number, users in context.users.items():
+        uses = [(user, path) for user in users for path, other in _taken(context, user) if other == number]
+        if len(uses) < 2 or any(user.frozen for user, _ in uses):
+            continue
+        own = context.named(number)
+        for other in context.likes(uses[0][0], number):
+
+            def compute(operation: Operation, number: int = number, other: int = other) -> Any:
+                for path, each in operation.node.inputs:
+                    if each == number:
+                        operation = operation.having(path, operation.value(other))
+                return operation.run()
+
+            name = context.named(other)
+            at = tuple((user.number, compute) for user, _ in uses)
+            does = f"takes {name} wherever torch takes {own}"
+            yield Edit(Kind.OPERAND, at, does, f"take {own}, and not {name}")
 
 
 def swapped_operands(context: Context, node: Node) -> Iterator[Edit]:
@@ -119,4 +147,4 @@ def delayed(context: Context, node: Node) -> Iterator[Edit]:
                 yield one(Kind.OPERAND, node, compute, does, f"take {own}, and not {what[:-1]}")
 
 
-GENERATORS = (other_operands, swapped_operands, exchanged_between, joined, delayed)
+GENERATORS = (other_operands, swapped_operands, exchanged_between, other_at_every_use, joined, delayed)
