@@ -28,8 +28,19 @@ def trap(
     place: tuple[str, str] = BETWEEN,
 ) -> Trap:
     """Describe one; the JAX side's function takes whether it is to be wrong."""
-    return Trap(name, place[0], torch_does, jax_does, source, build(*pair), {"wrong": True}, {"wrong": False}, place,
-                cause, fix)  # fmt: skip
+    return Trap(
+        name=name,
+        stage=place[0],
+        torch=torch_does,
+        jax=jax_does,
+        source=source,
+        build=build(*pair),
+        wrong={"wrong": True},
+        right={"wrong": False},
+        place=place,
+        cause=cause,
+        fix=fix,
+    )
 
 
 def labelled(ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
