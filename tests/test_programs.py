@@ -10,6 +10,7 @@ from programs.averages import ema, warm_up
 from programs.common import Pair, TorchNet, drawn
 from programs.ensembles import devices
 from programs.faults import FAULTS, PROGRAMS, Fault
+from programs.loops import pmapped
 from programs.noise import noisy
 
 import compare
@@ -30,7 +31,7 @@ def checked(pair: Pair, **settings: Any) -> compare.Report:
 
 
 def needs_devices(program: Any) -> None:
-    if program is devices and len(jax.devices()) < 2:
+    if program in (devices, pmapped) and len(jax.devices()) < 2:
         pytest.skip("needs two devices: XLA_FLAGS=--xla_force_host_platform_device_count=2")
 
 

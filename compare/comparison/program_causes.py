@@ -187,9 +187,14 @@ def _of_state(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
     if found is None:
         return []
     if pairing.stage == Stage.GRADIENT:
-        each = [_difference(followed, place, reach.step, torch, jax) for place in _places(followed, Stage.GRADIENT)]
-        wrong = [one for one in each if one is not None and distance(one.jax, one.torch) > one.near]
-        return list(scales.edits(found, wrong))
+        places = _places(followed, Stage.GRADIENT)
+        each = [one for place in places if (one := _difference(followed, place, reach.step, torch, jax)) is not None]
+        wrong = [one for one in each if distance(one.jax, one.torch) > one.near]
+        return list(
+            scales.edits(
+                found, wrong, [one for one in each if distance(one.jax, one.torch) <= one.near and one.torch.any()]
+            )
+        )
     tensors = dict(_tensors(followed, reach.step, torch, jax, before))
     return list(averages.edits(dataclasses.replace(found, tensors=tensors), _history(followed, steps, edits)))
 

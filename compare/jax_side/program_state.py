@@ -57,12 +57,13 @@ class Structure:
         self._graph, nnx_state = _split(list(self.objects.values()))
         self._nnx_tree: Any = jax.tree.structure(nnx_state)
         optimizers = _optimizer_paths(state)
-        self.leaves = [*self._nnx_leaves(nnx_state, optimizers), *self._plain_leaves(paths, optimizers)]
+        self.leaves = [*self._nnx_leaves(nnx_state, paths, optimizers), *self._plain_leaves(paths, optimizers)]
 
-    def _nnx_leaves(self, nnx_state: Any, optimizers: Sequence[str]) -> list[Leaf]:
+    def _nnx_leaves(self, nnx_state: Any, paths: Sequence[Any], optimizers: Sequence[str]) -> list[Leaf]:
         from flax import nnx
 
         names = list(self.objects)
+        keys = {name: _keys(path) for name, (path, _) in zip(self._names, paths, strict=True)}
         # optax's own states hold nnx variables where their `init` was given an nnx state.
         remembered = {
             root for root in names if isinstance(self.objects[root], nnx.Optimizer) or _under(root, optimizers)
@@ -73,7 +74,9 @@ class Structure:
             name = "/".join(filter(None, [root, *map(str, path[1:])]))
             random = isinstance(variable, nnx.RngState)
             role = Role.OTHER if random else Role.OPTIMIZER if root in remembered else Role.WEIGHTS
-            found.append(Leaf(name, role if _floating(variable) or role == Role.OPTIMIZER else Role.OTHER))
+            # The state of `nnx.split` is a tree of variables: each has its place in it, as an array would.
+            place = keys[root] if isinstance(self.objects[root], nnx.Variable) else ()
+            found.append(Leaf(name, role if _floating(variable) or role == Role.OPTIMIZER else Role.OTHER, place))
         return found
 
     def _plain_leaves(self, paths: Sequence[Any], optimizers: Sequence[str]) -> list[Leaf]:

@@ -20,6 +20,7 @@ from compare.step.draws import Draw
 from compare.step.places import users_line
 from compare.step.user_code import passes_on
 from compare.torch_side.random_calls import RandomCall, random
+from compare.torch_side.scaling import KERNELS
 from compare.torch_side.shuffles import KIND, shuffling
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ class ControlledRun:
     def _operation(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation of aten in place of torch."""
         if self.lift:
+            if (kernel := KERNELS.get(operation.overloadpacket.__name__)) is not None:
+                return kernel(*args, **kwargs)
             args, kwargs = self._lifted(operation, args, kwargs)
         if not random(operation):
             output = operation(*args, **kwargs)

@@ -36,6 +36,8 @@ class Watch:
         """Those that something has changed after the backward pass."""
         self._latest: dict[Any, Any] = {}
         """The gradient of each parameter after the backward pass."""
+        self._looked: set[int] = set()
+        """The optimizers whose gradients have been seen since their last step."""
         self._events: list[Event] = []
         self._backward: list[tuple[int, Any]] = []
         """What was differentiated, with the number of events before it."""
@@ -75,9 +77,14 @@ class Watch:
 
     def _given(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Keep the gradients that an optimizer is given; those of a second time within the step under a number."""
+        # With a closure, the gradients are made while the optimizer steps: they are looked at afterwards.
+        if kwargs.get("closure") is None and not any(callable(each) for each in args[1:]):
+            self._look_at(optimizer)
+
+    def _look_at(self, optimizer: Any) -> None:
         import torch
 
-        del args, kwargs
+        self._looked.add(id(optimizer))
         self._seen()
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -94,6 +101,9 @@ class Watch:
 
     def _updated(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         del args, kwargs
+        if id(optimizer) not in self._looked:
+            self._look_at(optimizer)
+        self._looked.discard(id(optimizer))
         for group in optimizer.param_groups:
             self._events += [(Stage.UPDATE, self.run.name_of(parameter)) for parameter in group["params"]]
 

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from programs import adversarial, averages, ensembles, plain
+from programs import adversarial, averages, ensembles, loops, plain
 
 
 class Fault(NamedTuple):
@@ -33,6 +33,9 @@ PROGRAMS = (
     plain.spikes,
     plain.twins,
     plain.clipped_in_chain,
+    loops.closure,
+    loops.scaler,
+    loops.pmapped,
 )
 
 FAULTS = (
@@ -78,5 +81,8 @@ FAULTS = (
     Fault(plain.clipped_in_chain, "no 1e-6", "update", "model", "clipping"),
     Fault(plain.clipped_in_chain, "bound", "update", "model", "clipping"),
     Fault(plain.clipped_in_chain, "rate", "update", "model", "learning rate"),
+    Fault(loops.closure, "second moment", "update", "model"),
+    Fault(loops.scaler, "no hook", "gradient", "model.fc1.weight", "scale"),
+    Fault(loops.pmapped, "summed over devices", "gradient", "model", "scale"),
     Fault(plain.twins, "every step", "forward", "first"),
 )

@@ -11,12 +11,13 @@ from compare.numerics.distance import distance
 from compare.torch_side.program_run import TorchProgramRun
 
 
-def edits(found: Difference, gradients: Sequence[Difference]) -> Iterator[Edit]:
+def edits(found: Difference, gradients: Sequence[Difference], equal: Sequence[Difference]) -> Iterator[Edit]:
     """Give the factor that the JAX side's gradients have over torch's, if all that differ at this step have the same.
 
     Args:
         found: What differs first, a gradient.
         gradients: All gradients of this step that differ.
+        equal: Those that do not. Where some are of the same model, a factor for all of them would be no fix.
 
     """
     if not found.torch.any() or found.torch.size < 2:
@@ -32,13 +33,23 @@ def edits(found: Difference, gradients: Sequence[Difference]) -> Iterator[Edit]:
     if any(distance(exact * each.torch, each.jax) > each.near for each in gradients):
         return
     names = frozenset(each.name for each in gradients)
+    some = {_model(each) for each in gradients} & {_model(each) for each in equal}
+    explanation, fix = _explanation(exact, whole, share), _fix(exact)
+    if some:
+        which = ", ".join(each.name for each in gradients)
+        explanation = f"the JAX side's optimizer is given {exact:.12g} times torch's gradients of {which} alone"
+        fix = f"multiply the gradients of {which} by {1 / exact:.12g} on the JAX side"
     yield Edit(
         name="gradient sign" if exact == -1 else "gradient scale",
-        explanation=_explanation(exact, whole, share),
-        fix=_fix(exact),
+        explanation=explanation,
+        fix=fix,
         during=lambda run: _scaled(run, exact, names),
         free=1,
     )
+
+
+def _model(gradient: Difference) -> str:
+    return gradient.name.partition(".")[0]
 
 
 def _explanation(exact: float, whole: int, share: int) -> str:
