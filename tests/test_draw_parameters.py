@@ -192,3 +192,44 @@ def test_a_layout_that_shapes_leave_open(keep: float, verdict: str) -> None:
 
     report = check(dropout, port, SQUARE, batch=swapped)
     assert report.verdict == verdict, str(report)
+
+
+def torch_program() -> Any:
+    model = Original(dropout)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def step(state: Any, batch: Any) -> Any:
+        del state
+        optimizer.zero_grad()
+        loss = model(batch).square().mean()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer}, step
+
+
+def jax_program(noise: JaxNoise) -> Callable[[], Any]:
+    def loss(params: Any, x: Any, key: Any) -> Any:
+        h = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
+        return jnp.mean((noise(h, key) @ params["second"]["kernel"] + params["second"]["bias"]) ** 2)
+
+    @jax.jit
+    def step(state: Any, batch: Any) -> Any:
+        key, own = jax.random.split(state["key"])
+        value, gradients = jax.value_and_grad(loss)(state["params"], batch, own)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, state["params"], gradients)
+        return {"params": params, "key": key}, {"loss": value}
+
+    return lambda: ({"params": PARAMS, "key": jax.random.key(0)}, step)
+
+
+@pytest.mark.parametrize(
+    ("noise", "verdict"),
+    [(kept(0.8), "match"), (dropped(0.2), "match"), (kept(0.3), "mismatch"), (dropped(0.3), "mismatch")],
+    ids=["kept", "dropped", "wrongly kept", "wrongly dropped"],
+)
+def test_programs(noise: JaxNoise, verdict: str) -> None:
+    programs = compare.TorchProgram(torch_program), compare.JaxProgram(jax_program(noise))
+    report = compare.check(*programs, [BATCH[0]], steps=2, device="cpu")
+    assert report.verdict == verdict, str(report)

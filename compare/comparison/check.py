@@ -6,13 +6,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from compare import bugs
 from compare.alignment.pairings import NotCompared
 from compare.comparison.converted import wrongly_converted
-from compare.comparison.draw_choices import settled
-from compare.comparison.draw_parameters import RATE, other_parameter
+from compare.comparison.draw_choices import settle
+from compare.comparison.draw_parameters import known, other_parameter
 from compare.comparison.excuses import Measures, excuses
 from compare.comparison.explanation import explained
 from compare.comparison.from_torch import FromTorch
@@ -34,7 +32,6 @@ from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show, ignore
 from compare.report.report import Report
 from compare.step import batch as batching
-from compare.step.draws import Hints
 from compare.torch_side.idle_draws import change_nothing
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.side import Torch
@@ -146,7 +143,7 @@ class _Check:
         # Replayed draws are right whatever the JAX side's keys and probabilities are, so that these show in no number:
         # they are looked at by themselves.
         for doing, look in (("parameters of draws", self._other_parameter), ("random keys", self._reused_key)):
-            if (more := bugs.attempt(f"looking at {doing}", look)) and not _told(more, divergence, *others):
+            if (more := bugs.attempt(f"looking at {doing}", look)) and not known(more, divergence, *others):
                 divergence, *others = [*([divergence] if divergence else []), *others, more]
                 notes = []
         return dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
@@ -176,23 +173,17 @@ class _Check:
         first = first_divergence(followed)
         if not self._keys or not (self.jax.unreplayed or (first and first.divergence.step == 0)):
             return False
-        pair, before, keys = self.pair, self.pair.hints, self._keys[0]
+        pair = self.pair
 
-        def agreement(hints: Hints) -> tuple[float, float]:
-            pair.hints = hints
+        def first_step() -> tuple[Followed, list[str]]:
             jax = pair.jax_run("float64")
-            tried = follow(self.runs.streams(jax, lambda: pair.jax_run("float32")), self.runs.align, 1)
-            place = None if (found := first_divergence(tried)) is None else tried.pairings.index(found.pairing)
-            return -len(jax.unreplayed), np.inf if place is None else place
+            streams = self.runs.streams(jax, lambda: pair.jax_run("float32"))
+            return follow(streams, self.runs.align, 1), jax.unreplayed
 
-        found = before
-        try:
-            found = settled(before, keys, self.runs.stepper.draws[0], agreement)
-        finally:
-            pair.hints = found
-        if found != before:
+        changed = settle(pair, self._keys[0], self.runs.stepper.draws[0], first_step)
+        if changed:
             self.jax = pair.jax_run("float64")
-        return found != before
+        return changed
 
     def _other_parameter(self) -> Divergence | None:
         return other_parameter(self._keys, self.runs.stepper.draws, self.pair.hints)
@@ -297,15 +288,6 @@ def _checked_steps(steps: int | None, batches: int) -> int:
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise InputError(f"steps must be a positive whole number, not {steps!r}")
     return steps
-
-
-def _told(more: Divergence, *found: Divergence | None) -> bool:
-    """Tell whether a probability that differs is the rate of a dropout that is a finding already."""
-    return (
-        more.cause is not None
-        and more.cause.name == RATE
-        and any(each and each.cause and each.cause.name == "dropout rate" for each in found)
-    )
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ since each gives the JAX side numbers that it may draw itself.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from compare.jax_side.draw_matching import match
 from compare.jax_side.keys import SiteRead, StepKeys
 from compare.step.draws import Draw, Hints, Site
 from compare.step.layouts import draw_layouts
+from compare.verdict.first_difference import first_divergence
+from compare.verdict.following import Followed
 
 _MOST = 8
 """Replays that are tried: each is compiled anew."""
@@ -33,6 +35,40 @@ class _Change(NamedTuple):
         """Give the hints with this change."""
         reflected = hints.reflected ^ self.reflected
         return hints._replace(reflected=reflected, layouts=(*hints.layouts, *self.layouts))
+
+
+class Pair(Protocol):
+    """What is replayed by its hints: a pair of models or of programs."""
+
+    hints: Hints
+
+
+def settle(
+    pair: Pair, keys: StepKeys, draws: Sequence[Draw], first_step: Callable[[], tuple[Followed, list[str]]]
+) -> bool:
+    """Give a pair the hints under which both sides agree for longest at the first step; tell whether they are others.
+
+    Args:
+        pair: Both sides.
+        keys: What the JAX side draws with at the first step.
+        draws: What torch drew there.
+        first_step: Follows both sides through the first step under the hints that the pair has then, and tells what was
+            drawn on one side only.
+
+    """
+    before = found = pair.hints
+
+    def agreement(hints: Hints) -> tuple[float, float]:
+        pair.hints = hints
+        followed, unreplayed = first_step()
+        first = first_divergence(followed)
+        return -len(unreplayed), np.inf if first is None else followed.pairings.index(first.pairing)
+
+    try:
+        found = settled(before, keys, draws, agreement)
+    finally:
+        pair.hints = found
+    return found != before
 
 
 def settled(

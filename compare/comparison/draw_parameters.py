@@ -72,6 +72,12 @@ def other_parameter(steps: Sequence[StepKeys], draws: Sequence[Sequence[Draw]], 
     return None
 
 
+def known(more: Divergence, *found: Divergence | None) -> bool:
+    """Tell whether a probability that differs is the rate of a dropout that is a finding already."""
+    names = [each.cause.name for each in found if each and each.cause]
+    return more.cause is not None and more.cause.name == RATE and "dropout rate" in names
+
+
 def both_parameters(keys: StepKeys, draws: Sequence[Draw], hints: Hints) -> Iterator[Parameter]:
     """List the parameters of all draws that have a partner, of those kinds whose replay hides them."""
     replayed = [draw for draw in draws if not draw.backward]

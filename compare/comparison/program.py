@@ -12,7 +12,8 @@ from compare import bugs
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment, NotCompared, Pairing
 from compare.alignment.program import align_program
-from compare.comparison.draw_parameters import other_parameter
+from compare.comparison.draw_choices import settle
+from compare.comparison.draw_parameters import known, other_parameter
 from compare.comparison.excuses import Measures, excuses
 from compare.comparison.flattened import Features, image_before, linear_layers, orders
 from compare.comparison.later_steps import LaterSteps
@@ -34,6 +35,7 @@ from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
+from compare.step.draws import NO_HINTS
 from compare.step.observation import Observation, Port, Stream, halves, to_numpy
 from compare.torch_side.control import ControlledRun
 from compare.torch_side.program import TorchProgram
@@ -77,6 +79,8 @@ class ProgramPair:
     ) -> None:
         self.selection = selection or Selection()
         self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
+        self.hints = NO_HINTS
+        """What is known of the JAX side's draws."""
         self.nondeterministic: list[str] = []
         self._first: dict[Port, np.ndarray] = {}
         self._probe()
@@ -147,7 +151,7 @@ class ProgramPair:
 
     def jax_run(self, dtype: str) -> JaxProgramRun:
         """Start a run of the JAX side, its state from the torch side's values."""
-        run = JaxProgramRun(self.jax, dtype)
+        run = JaxProgramRun(self.jax, dtype, self.hints)
         run.load(to_jax(self.links, self.start, run.arrays()))
         return run
 
@@ -168,17 +172,47 @@ class ProgramCheck:
 
     def report(self) -> Report:
         """Follow both programs, and name what differs."""
-        followed = follow(self._streams(), self._align, self.steps, self._stepping)
-        if self.later.any:  # now it is known what there is to be paired
-            self.later.complete = True
-            followed = follow(self._streams(), self._align, self.steps, self._stepping)
-        followed = without_undone(self.gradients.compared(followed))
+        followed = self._followed()
         # From here on there is a report, and nothing that fails takes it away.
         with bugs.collected() as failed:
+            doing = "trying other replays of random numbers"
+            if bugs.attempt(doing, lambda: self._other_draws(followed)):
+                followed = self._followed()
             if self.jax.unreplayed:
                 self._idle = bugs.attempt("drawing random numbers anew", self._idle_draws) or []
             found = self._explained(followed)
         return dataclasses.replace(found, bugs=failed)
+
+    def _followed(self) -> Followed:
+        """Follow both programs through all steps."""
+        followed = follow(self._streams(), self._align, self.steps, self._stepping)
+        if self.later.any:  # now it is known what there is to be paired
+            self.later.complete = True
+            followed = follow(self._streams(), self._align, self.steps, self._stepping)
+        return without_undone(self.gradients.compared(followed))
+
+    def _other_draws(self, followed: Followed) -> bool:
+        """Try other replays of torch's draws where both sides differ, and tell whether one of them is meant."""
+        first, pair = first_divergence(followed), self.pair
+        if not self._keys or not (self.jax.unreplayed or (first and first.divergence.step == 0)):
+            return False
+
+        def first_step() -> tuple[Followed, list[str]]:
+            jax = pair.jax_run("float64")
+            streams = Streams(
+                lambda: self._torch(lambda: pair.torch_run("float32")),
+                lambda: self._torch(lambda: pair.torch_run("float64")),
+                lambda: self.stepper.jax(lambda: jax),
+                lambda: self.stepper.jax(lambda: pair.jax_run("float32")),
+            )
+            kinds = pair.torch_modules, self.jax.kinds
+            align = functools.partial(align_program, pair.links, kinds=kinds, settings=self._settings)
+            return follow(streams, align, 1), jax.unreplayed
+
+        if changed := settle(pair, self._keys[0], self.stepper.draws[0], first_step):
+            self.jax = pair.jax_run("float64")
+            self._started, self.later, self.gradients = list(self.jax.values), LaterSteps(), Gradients()
+        return changed
 
     def _explained(self, followed: Followed) -> Report:
         found, notes = self._findings(followed), list[Cause]()
@@ -197,7 +231,7 @@ class ProgramCheck:
             divergences = bugs.attempt("the search for the cause", search) or [found.divergence]
         # Replayed draws are right whatever the keys and probabilities are, so that these show in no number.
         for doing, look in (("parameters of draws", self._other_parameter), ("random keys", self._reused_key)):
-            if more := bugs.attempt(f"looking at {doing}", look):
+            if (more := bugs.attempt(f"looking at {doing}", look)) and not known(more, *divergences):
                 divergences.append(more)
         if not divergences:
             return dataclasses.replace(found, notes=notes)

@@ -24,8 +24,8 @@ class KeyedRun(NamedTuple):
 
     def step(self, batch: Batch, draws: Sequence[Draw]) -> Observation:
         """Take one step."""
-        if draws:
-            self.keys.append(read_keys(self.run, batch, draws))
+        # One entry a step, so that they are those of the step of the same number.
+        self.keys.append(read_keys(self.run, batch, draws) if draws else StepKeys([], [], from_batch=False))
         return self.run.step(batch, draws)
 
 

@@ -35,8 +35,8 @@ class KeyedProgramRun:
 
     def step(self, batch: Any, draws: Sequence[Draw]) -> Observation:
         """Take one step."""
-        if draws and self._read is not None:
-            self._keys.append(self._step_keys(batch, draws))
+        if self._read is not None:
+            self._keys.append(self._step_keys(batch, draws) if draws else StepKeys([], [], from_batch=False))
         return self._run.step(batch, draws)
 
     def _step_keys(self, batch: Any, draws: Sequence[Draw]) -> StepKeys:
@@ -48,7 +48,7 @@ class KeyedProgramRun:
             moved = self._read(values, self._run.values, jax.tree.map(next_integers, inputs))
         pairs = [(one.key, other.key) for one, other in zip(found, moved, strict=True) if one and other]
         from_batch = any(not np.array_equal(one, other) for one, other in pairs)
-        return StepKeys(self._sites, jax.tree.map(np.asarray, found), from_batch)
+        return StepKeys(list(self._sites), jax.tree.map(np.asarray, found), from_batch)
 
 
 def idle_program_draws(run: JaxProgramRun, batch: Any, draws: Sequence[Draw]) -> list[Site]:
