@@ -26,7 +26,7 @@ def real(array: np.ndarray) -> np.ndarray:
 
 
 def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0, size: float | None = None) -> float:
-    """‖a - b‖ / ‖b‖ in float64; infinity where a value is finite on one side only.
+    """‖a - b‖ / ‖b‖ in float64; infinity where a value is finite on one side only, or infinite with two signs.
 
     Where only `b` is zero it is ‖a‖ / `otherwise`, and 1 without that. Arrays of two shapes are infinitely far apart.
     `size` is ‖b‖, where it is known.
@@ -46,6 +46,10 @@ def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0, size: float |
         # ‖b‖ = 0 leaves nothing to be relative to. A difference of two equal numbers is then measured by
         # these numbers (`otherwise`). Without that the distance is 1: no digit is right.
         return difference / (size or otherwise or difference)
-    # Infinities and NaN on both sides, as in a loss that overflows on both, are agreement only if they
-    # agree everywhere.
-    return 0.0 if np.array_equal(a, b, equal_nan=True) else np.inf
+    # An infinity that both sides have at the same place is agreement, such as the logits of actions that a mask
+    # rules out; the rest is weighed without it. So is a NaN that both have.
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if not (same & ~np.isfinite(b)).any():
+        return np.inf
+    left = np.where(same, 0.0, a), np.where(same, 0.0, b)
+    return distance(*left, otherwise) if all(np.isfinite(each).all() for each in left) else np.inf
