@@ -19,6 +19,7 @@ from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.precision import precision_causes
 from compare.comparison.program import ProgramCheck, ProgramPair, checked_batches
 from compare.comparison.random_keys import reused_key
+from compare.comparison.readings import without_undone_outputs
 from compare.comparison.runs import Runs
 from compare.comparison.selection import Selection
 from compare.device import resolve, running
@@ -134,6 +135,7 @@ class _Check:
             # most checks match.
             bugs.attempt("measuring what rounding does", lambda: self.runs.weigh_noise(followed, self.jax))
             excuses = bugs.attempt("measuring what tables in float32 do", lambda: self._excuses(followed)) or []
+            followed = without_undone_outputs(followed)
             found = self._findings(followed)
         divergence, others, notes = self._causes(followed, found)
         notes = notes if divergence else [*excuses, *notes]

@@ -3,12 +3,12 @@
 Torch's loop clips gradients before it hands them to the optimizer, and optax's chain clips them inside of it: then
 those are compared that the backward pass has left, and what clipping makes of them is compared as moments and updates.
 And a module may do what torch does before it, as to divide an image by 255: its input differs, and all that it gives
-agrees.
+agrees. So may a loss do what torch's model does at its end, as to take a sigmoid.
 """
 
 import numpy as np
 
-from compare.alignment.pairings import Pairing, Read
+from compare.alignment.pairings import NotCompared, Pairing, Read
 from compare.step.observation import Observation
 from compare.step.stage import Stage
 from compare.verdict.following import Followed
@@ -79,3 +79,25 @@ def without_undone(followed: Followed) -> Followed:
 
     left = [(pairing, quantity) for pairing, quantity in pairs if not undone(pairing, quantity.ratio > FACTOR)]
     return followed._replace(pairings=[p for p, _ in left], quantities=[q for _, q in left])
+
+
+_MADE_UP_FOR = (
+    "it differs, and the loss makes up for it: loss, gradients and updates agree. Leave the loss out of the check to "
+    "compare it"
+)
+
+
+def without_undone_outputs(followed: Followed) -> Followed:
+    """Leave out what the model gives where nothing else that decides differs: loss, gradients and updates agree."""
+    pairs = list(zip(followed.pairings, followed.quantities, strict=True))
+    wrong = [pairing for pairing, quantity in pairs if pairing.decides and np.any(quantity.ratio > FACTOR)]
+    seen = {pairing.stage for pairing, quantity in pairs if any(size for size, _ in quantity.sizes)}
+    proved = {Stage.LOSS, Stage.GRADIENT} <= seen  # a loss alone is one number, and zero gradients say nothing
+    if not wrong or not proved or any(pairing.stage != Stage.FORWARD for pairing in wrong):
+        return followed
+    left = [(pairing, quantity) for pairing, quantity in pairs if not any(pairing is each for each in wrong)]
+    return followed._replace(
+        pairings=[p for p, _ in left],
+        quantities=[q for _, q in left],
+        not_compared=[*followed.not_compared, *(NotCompared("torch", each.torch, _MADE_UP_FOR) for each in wrong)],
+    )

@@ -116,7 +116,8 @@ def relation(torch: np.ndarray, jax: np.ndarray, limit: float) -> Relation | Non
     torch, jax = np.asarray(torch, np.float64), np.asarray(jax, np.float64)
     # The first that fits is taken, so the order of the candidates is the order of what is simpler: moved
     # axes have no free number, an order of slices has one choice, a factor has a fitted number.
-    return next((each for each in _candidates(torch, jax) if distance(each.apply(torch), jax) <= limit), None)
+    with np.errstate(invalid="ignore"):  # of infinities, as in the logits of a mask
+        return next((each for each in _candidates(torch, jax) if distance(each.apply(torch), jax) <= limit), None)
 
 
 def _candidates(torch: np.ndarray, jax: np.ndarray) -> Iterator[Relation]:
