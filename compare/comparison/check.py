@@ -17,7 +17,8 @@ from compare.comparison.from_torch import FromTorch
 from compare.comparison.independent import Independent, independent
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.precision import precision_causes
-from compare.comparison.program import ProgramCheck, ProgramPair, checked_batches
+from compare.comparison.program import ProgramCheck, checked_batches
+from compare.comparison.program_pair import ProgramPair
 from compare.comparison.random_keys import reused_key
 from compare.comparison.readings import without_undone_outputs
 from compare.comparison.runs import Runs

@@ -1,4 +1,4 @@
-"""A comparison of two programs: the state mapped, both steps followed, and what differs named."""
+"""A comparison of two programs: both steps followed, and what differs named."""
 
 import dataclasses
 import functools
@@ -15,145 +15,32 @@ from compare.alignment.program import align_program
 from compare.comparison.draw_choices import settle
 from compare.comparison.draw_parameters import known, other_parameter
 from compare.comparison.excuses import Measures, excuses
-from compare.comparison.flattened import Features, image_before, linear_layers, orders
 from compare.comparison.later_steps import LaterSteps
 from compare.comparison.program_causes import explained
 from compare.comparison.program_optimizers import Programs, explained_update
+from compare.comparison.program_pair import ProgramPair
 from compare.comparison.random_keys import reused_key
 from compare.comparison.readings import Gradients, without_undone
-from compare.comparison.selection import Selection
 from compare.comparison.steps import Stepper
 from compare.comparison.tables import Tables, rounded_arrays
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError
 from compare.jax_side.keys import StepKeys
-from compare.jax_side.program import JaxProgram
 from compare.jax_side.program_inquiries import KeyedProgramRun, idle_program_draws
 from compare.jax_side.program_run import JaxProgramRun
-from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
-from compare.step.draws import NO_HINTS
-from compare.step.observation import Observation, Port, Stream, halves, to_numpy
-from compare.torch_side.control import ControlledRun
-from compare.torch_side.program import TorchProgram
+from compare.step.observation import Observation, Stream, halves, to_numpy
 from compare.torch_side.program_run import TorchProgramRun
-from compare.torch_side.record import Record
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, SoFar, Streams, follow, weigh_float32, weigh_noise, weigh_tables
-from compare.verdict.quantity import FACTOR
-from compare.weights.find import find_links
-from compare.weights.links import WeightMap, named, to_jax
-from compare.weights.roots import find_roots
+from compare.weights.links import named
 
 _MOVED = 2
 """Runs that rounding has moved. The effect of a single one may be twenty times too small by accident."""
-
-
-class ProgramPair:
-    """Two programs, their batches, and which tensor of one state is which of the other.
-
-    Args:
-        torch: The original.
-        jax: The port.
-        batches: The steps' batches, at least one.
-        weights: As for `compare.check`.
-        device: "cpu" or "cuda".
-
-    Raises:
-        InputError: Where the states cannot be mapped.
-
-    """
-
-    def __init__(
-        self,
-        torch: TorchProgram,
-        jax: JaxProgram,
-        batches: list[Any],
-        weights: Mapping[str, str | None] | None,
-        device: str,
-        selection: Selection | None = None,
-    ) -> None:
-        self.selection = selection or Selection()
-        self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
-        self.hints = NO_HINTS
-        """What is known of the JAX side's draws."""
-        self.nondeterministic: list[str] = []
-        self._first: dict[Port, np.ndarray] = {}
-        self._probe()
-        run, port = TorchProgramRun(torch, "float32", device), JaxProgramRun(jax, "float32")
-        self.start = run.arrays()
-        """The torch side's values at the start, by name."""
-        self.size = sum(array.size for array in self.start.values())
-        self.links = self._find_links(run, port, weights)
-        if not any(link.torch in run.trained for link in self.links):
-            raise InputError("no tensor that torch's optimizers train has a partner in the JAX state")
-
-    def _find_links(
-        self, run: TorchProgramRun, port: JaxProgramRun, weights: Mapping[str, str | None] | None
-    ) -> WeightMap:
-        """Map the weights; where a linear layer takes an image's features, a step shows the port's order of them."""
-        features: Features = {path: () for path, kind in self.torch_modules.items() if "Linear" in kind}
-        images = [path for path in features if image_before(self._first, path)]
-
-        def mapped_with(features: Features) -> WeightMap:
-            layers = run.layers(features), port.layers()
-            return find_links(*layers, weights, roots=find_roots(*layers, run.models))
-
-        links = mapped_with(features)
-        while any(not features[path] for path in images):
-            jax = port.afresh(port.values)
-            jax.load(to_jax(links, self.start, jax.arrays()))
-            seen = {port: to_numpy(value) for port, value in jax.step(self.batches[0], self.draws).forward.items()}
-            found, _ = orders(linear_layers(links, features), self._first, seen)
-            if not found:
-                break
-            features |= found
-            links = mapped_with(features)
-        self._first = {}
-        return links
-
-    def _probe(self) -> None:
-        """Take torch's first step twice: see its modules, what it overwrites in place, and if it repeats itself."""
-        record, again = Record(), Record()
-        with ControlledRun() as first:
-            seen = TorchProgramRun(self.torch, "float32", self.device).step(self.batches[0], record)
-        self.draws = first.draws
-        self.torch_modules, self.overwritten = record.modules, record.changed()
-        linear = {path for path, kind in record.modules.items() if "Linear" in kind}
-        # The inputs of linear layers, and the images before them: from these it is seen in which order they are.
-        kept = {
-            port: x for port, x in record.seen.items() if port.path in linear or (port.kind == "output" and x.ndim > 2)
-        }
-        self._first = {port: np.array(to_numpy(x)) for port, x in kept.items()}
-        with ControlledRun(replay=first.draws):
-            repeated = TorchProgramRun(self.torch, "float32", self.device).step(self.batches[0], again)
-        for name, value in {"loss": seen.loss, **seen.shown}.items():
-            other = repeated.loss if name == "loss" else repeated.shown.get(name)
-            if value is None or other is None:
-                continue
-            apart = distance(to_numpy(other), to_numpy(value))
-            if apart > FACTOR * ULPS * EPSILON32:
-                self.nondeterministic.append(
-                    f"the torch step is not deterministic: the same batch and the same random numbers of torch's gave "
-                    f"{name} twice, {apart:.0e} apart. Does it draw from numpy or random, or keep something between "
-                    "calls?"
-                )
-
-    def torch_run(self, dtype: str) -> TorchProgramRun:
-        """Start a run of the torch side."""
-        run = TorchProgramRun(self.torch, dtype, self.device, self.overwritten)
-        run.kinds = self.torch_modules  # a module may run at later steps alone
-        return run
-
-    def jax_run(self, dtype: str) -> JaxProgramRun:
-        """Start a run of the JAX side, its state from the torch side's values."""
-        run = JaxProgramRun(self.jax, dtype, self.hints)
-        run.load(to_jax(self.links, self.start, run.arrays()))
-        return run
 
 
 class ProgramCheck:
