@@ -147,6 +147,13 @@ def test_which_of_two_functions_is_not_guessed(tmp_path: Path) -> None:
     assert file.after(EXACT, lines[1]) == "def forward(x):\n    return nnx.relu(jax.nn.gelu(x, approximate=False))\n"
 
 
+def test_of_two_functions_the_one_that_the_cause_names_is_meant(tmp_path: Path) -> None:
+    file = File(tmp_path, f"{HEAD}def forward(x):\n    return nnx.relu(nnx.silu(x))\n")
+    lines = [file.line(Role.COMPUTED, each) for each in ("nnx.relu(nnx.silu(x))", "nnx.silu(x)")]
+    code = Code("jax.nn.gelu", ("x",), {"approximate": False}, instead="jax.nn.silu")
+    assert file.after(code, *lines) == "def forward(x):\n    return nnx.relu(jax.nn.gelu(x, approximate=False))\n"
+
+
 def test_what_a_layer_gives_and_takes(mend: Any) -> None:
     text = "def forward(layer, x):\n    return {}\n"
     code = Code("jnp.transpose", ("y", "(0, 2, 1)"))

@@ -3,6 +3,7 @@
 The tables of what may be otherwise are in `compare.diagnosis.conventions`.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -132,13 +133,13 @@ def _other_activations(number: int, call: Call) -> Iterator[Counterfactual]:
         return  # not the function at its defaults: a setting says more
     if call.name == "gelu" and call["approximate"] == "tanh":
         own = "the tanh approximation of GELU"
-    for name, (function, _) in known.items():
+    for name, (function, theirs) in known.items():
         if name != own:
 
             def rewrite(call: Call, function: Callable[[Any], Any] = function) -> Any:
                 return function(call.input)
 
-            code = known[own][1]
+            code = dataclasses.replace(known[own][1], instead=theirs.call if theirs.around == "{}" else "")
 
             def fix(call: Call, place: Place, code: Code = code) -> Code:
                 del call, place

@@ -57,7 +57,8 @@ def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     same = [call for call in calls if _is(file.meaning(call.func), code.call)]
     others = [call for call in calls if _named(file.meaning(call.func)) in ONE_ARGUMENT]
     unknown = [call for call in calls if file.meaning(call.func) is None and len(call.args) == 1]
-    call = _only(same) or _only(others) or (None if others else _only(unknown))
+    wrong = [call for call in calls if code.instead and _is(file.meaning(call.func), code.instead)]
+    call = _only(same) or _only(wrong) or _only(others) or (None if others else _only(unknown))
     if call is None and code.call == ATTENTION and "scale" in code.keywords:  # written out by hand
         return exchange_constant(file, Code(around=f"x * {source(code.keywords['scale'])}"), lines)
     if call is None:

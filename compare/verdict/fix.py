@@ -24,6 +24,8 @@ class Code:
     """Keyword arguments as values."""
     around: str = "{}"
     """An expression with "{}" in the place of the call: "{} / 0.5"."""
+    instead: str = ""
+    """The function that the JAX side calls in its place, where that is known: "jax.nn.relu"."""
 
     def __str__(self) -> str:
         """Render it as source."""
