@@ -6,28 +6,28 @@ A change that removes it is a hypothesis. It is a cause only if it holds at othe
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
-from compare.diagnosis.changes import Changed, combined, identity, in_words, together
+from compare.diagnosis.changes import Changed, combined, in_words, together
 from compare.diagnosis.conventions.settings import CONSTANT
-from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
+from compare.diagnosis.counterfactuals import Counterfactual
+from compare.diagnosis.experiment import Experiment, HeldOutExperiment, rerun_at
 from compare.diagnosis.held_out import MARGIN, STEPS, Evidence, Fit, HeldOut, equations
 from compare.diagnosis.place import Place
 from compare.diagnosis.related import equations_of, related_cause
-from compare.diagnosis.rewriting import Call, Rerun, Rewrite, Window
+from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.edit import WHOLE
-from compare.diagnosis.structure.edit import Kind as Structure
 from compare.diagnosis.structure.search import StructureSearch, Surroundings
 from compare.diagnosis.structure.step import is_whole
 from compare.diagnosis.structure.stops import stopped
 from compare.errors import InputError, Signal
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.numerics.fitting import fitted
-from compare.numerics.relations import Kind, Relation, relation
+from compare.numerics.relations import Kind, relation
 from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.step.observation import Port, to_numpy
@@ -67,12 +67,12 @@ def explain(
     stage = found.divergence.stage
     if stage in (Stage.UPDATE, Stage.PARAMETERS):
         return Searched()
-    rerun, (held_out, others) = _rerun(found, run, batch, draws), itertools.tee(held_out)
+    rerun, (held_out, others) = rerun_at(found, run, batch, draws), itertools.tee(held_out)
     search = _Search(found, rerun, place, held_out)
     searches = [search.exact, search.settings, search.constants, search.two]
     structure: StructureSearch | None = None
     if stage in (Stage.FORWARD, Stage.LOSS) and surroundings is not None and not search.is_data:
-        elsewhere = ((_rerun(found, other.run, other.batch, other.draws), other.target) for other in others)
+        elsewhere = ((rerun_at(found, other.run, other.batch, other.draws), other.target) for other in others)
         structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
         # From the most to the least specific, since the first that is confirmed is taken: changes without a free
         # number, a function's own setting, such as the scale of attention, then edits of single operations, and last
@@ -81,7 +81,7 @@ def explain(
         searches = [*exact, structure.one, search.constants, search.two, structure.two]
     if surroundings is not None and surroundings.gradients is not None:
         gradients, steps = surroundings.gradients
-        every = ((_rerun(gradients, other.run, other.batch, other.draws), other.target) for other in steps)
+        every = ((rerun_at(gradients, other.run, other.batch, other.draws), other.target) for other in steps)
         searches.insert(1, partial(stopped, gradients, rerun, every, surroundings.budget))
     if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
         outputs = surroundings.outputs() if stage == Stage.FORWARD and surroundings is not None else []
@@ -90,69 +90,13 @@ def explain(
     return Searched(*search.related())
 
 
-def _rerun(found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Rerun:
-    """Give the part of a step in which a divergence arises, to be run again as often as wanted."""
-    part = run.without_update(loss=found.divergence.stage not in (Stage.FORWARD, Stage.BUFFERS))
-    return Rerun(part, batch, draws, _window(found), FUNCTIONS)
-
-
-class _Step:
-    """A step of the torch side that is run with changes, and what the JAX side gives there."""
-
-    def __init__(self, found: Found, rerun: Rerun, target: np.ndarray) -> None:
-        self.found, self.rerun, self.target = found, rerun, target
-
-    def calls(self) -> list[Call]:
-        """List the calls that may be changed: of a buffer, those of the module that has it."""
-        calls = self.rerun.calls()
-        if self.found.divergence.stage == Stage.BUFFERS:
-            path = self.found.pairing.torch.rpartition(".")[0]
-            return [call if call.module == path else dataclasses.replace(call, name="") for call in calls]
-        return calls
-
-    def candidates(self) -> list[Counterfactual]:
-        """List what may be otherwise."""
-        every = counterfactuals(self.calls(), gradient=self.found.divergence.stage == Stage.GRADIENT)
-        return [each for each in every if each.name != Structure.STOPPED]  # which is proved by all gradients at once
-
-    def observe(self, rewrites: Mapping[int, Rewrite]) -> np.ndarray | None:
-        """Run the step; None where a rewrite does not apply."""
-        try:
-            seen = self.found.pairing.torch_array(self.rerun(rewrites))
-        except (Signal, InputError, KeyError):  # KeyError: the step no longer reaches the place
-            return None
-        return np.array(seen, np.float64)
-
-
-class _Elsewhere(_Step):
-    """A held-out step. Its candidates are listed anew, since they depend on its data, such as a mask."""
-
-    def measure(self, hypothesis: Sequence[Changed] | Relation | None) -> float | None:
-        """Give how far torch is from the JAX side with a hypothesis; None where it does not apply."""
-        if isinstance(hypothesis, Relation):
-            ours = self.observe({})
-            try:
-                given = None if ours is None else hypothesis.again(ours, self.target).apply(ours)
-            except (ValueError, IndexError):
-                return None
-        elif hypothesis is None:
-            given = self.observe({})
-        else:
-            own = {identity(each): each for each in self.candidates()}
-            keys = [(identity(each), value) for group, value in hypothesis for each in group]
-            if any(key not in own for key, _ in keys):
-                return None
-            given = self.observe(combined([([own[key]], value) for key, value in keys]))
-        return None if given is None else distance(given, self.target)
-
-
 class _Search:
     """The search for the cause of one divergence in what a model or a loss computes."""
 
     def __init__(self, found: Found, rerun: Rerun, place: Place, held_out: Iterable[HeldOut]) -> None:
         assert found.target is not None
         self.found, self.target, self.place = found, found.target, place
-        self.step = _Step(found, rerun, found.target)
+        self.step = Experiment(found, rerun, found.target)
         self.limit = found.limit
         self.ours = self.step.observe({})
         self.evidence = Evidence(self._elsewhere(held_out), found.limit)
@@ -275,7 +219,9 @@ class _Search:
     def _elsewhere(self, held_out: Iterable[HeldOut]) -> Iterator[Callable[[object], float | None]]:
         """Make held-out steps, leaving out what is this step once more, as data that no weight changes."""
         for other in itertools.islice(held_out, STEPS):
-            step = _Elsewhere(self.found, _rerun(self.found, other.run, other.batch, other.draws), other.target)
+            step = HeldOutExperiment(
+                self.found, rerun_at(self.found, other.run, other.batch, other.draws), other.target
+            )
             ours = step.observe({})
             if ours is not None and self.ours is not None and distance(ours, self.ours) > self.limit:
                 yield step.measure  # type: ignore[misc]
@@ -366,14 +312,3 @@ def either(causes: Sequence[Cause]) -> Cause:
         "; or ".join(dict.fromkeys(cause.fix for cause in causes if cause.fix)),
         ", ".join(dict.fromkeys(cause.source for cause in causes if cause.source)),
     )
-
-
-def _window(found: Found) -> Window:
-    """Give the part of the step in which a divergence arises."""
-    stage = found.divergence.stage
-    ports = found.pairing.ports
-    if ports is not None:
-        return Window(found.before.ports[0] if found.before and found.before.ports else None, ports[0])
-    if stage == Stage.LOSS and found.before and found.before.ports:
-        return Window(found.before.ports[0])
-    return Window()

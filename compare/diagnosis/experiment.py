@@ -1,0 +1,86 @@
+"""Experiments of the search for causes: steps of the torch side, run with changes."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from compare.diagnosis.changes import Changed, combined, identity
+from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
+from compare.diagnosis.rewriting import Call, Rerun, Rewrite, Window
+from compare.diagnosis.structure.edit import Kind as Structure
+from compare.errors import InputError, Signal
+from compare.numerics.distance import distance
+from compare.numerics.relations import Relation
+from compare.step.batch import Batch
+from compare.step.draws import Draw
+from compare.step.stage import Stage
+from compare.torch_side.run import TorchRun
+from compare.verdict.first_difference import Found
+
+
+def rerun_at(found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Rerun:
+    """Give the part of a step in which a divergence arises, to be run again as often as wanted."""
+    part = run.without_update(loss=found.divergence.stage not in (Stage.FORWARD, Stage.BUFFERS))
+    return Rerun(part, batch, draws, _window(found), FUNCTIONS)
+
+
+class Experiment:
+    """A step of the torch side that is run with changes, and what the JAX side gives there."""
+
+    def __init__(self, found: Found, rerun: Rerun, target: np.ndarray) -> None:
+        self.found, self.rerun, self.target = found, rerun, target
+
+    def calls(self) -> list[Call]:
+        """List the calls that may be changed: of a buffer, those of the module that has it."""
+        calls = self.rerun.calls()
+        if self.found.divergence.stage == Stage.BUFFERS:
+            path = self.found.pairing.torch.rpartition(".")[0]
+            return [call if call.module == path else dataclasses.replace(call, name="") for call in calls]
+        return calls
+
+    def candidates(self) -> list[Counterfactual]:
+        """List what may be otherwise."""
+        every = counterfactuals(self.calls(), gradient=self.found.divergence.stage == Stage.GRADIENT)
+        return [each for each in every if each.name != Structure.STOPPED]  # which is proved by all gradients at once
+
+    def observe(self, rewrites: Mapping[int, Rewrite]) -> np.ndarray | None:
+        """Run the step; None where a rewrite does not apply."""
+        try:
+            seen = self.found.pairing.torch_array(self.rerun(rewrites))
+        except (Signal, InputError, KeyError):  # KeyError: the step no longer reaches the place
+            return None
+        return np.array(seen, np.float64)
+
+
+class HeldOutExperiment(Experiment):
+    """A held-out step. Its candidates are listed anew, since they depend on its data, such as a mask."""
+
+    def measure(self, hypothesis: Sequence[Changed] | Relation | None) -> float | None:
+        """Give how far torch is from the JAX side with a hypothesis; None where it does not apply."""
+        if isinstance(hypothesis, Relation):
+            ours = self.observe({})
+            try:
+                given = None if ours is None else hypothesis.again(ours, self.target).apply(ours)
+            except (ValueError, IndexError):
+                return None
+        elif hypothesis is None:
+            given = self.observe({})
+        else:
+            own = {identity(each): each for each in self.candidates()}
+            keys = [(identity(each), value) for group, value in hypothesis for each in group]
+            if any(key not in own for key, _ in keys):
+                return None
+            given = self.observe(combined([([own[key]], value) for key, value in keys]))
+        return None if given is None else distance(given, self.target)
+
+
+def _window(found: Found) -> Window:
+    """Give the part of the step in which a divergence arises."""
+    stage = found.divergence.stage
+    ports = found.pairing.ports
+    if ports is not None:
+        return Window(found.before.ports[0] if found.before and found.before.ports else None, ports[0])
+    if stage == Stage.LOSS and found.before and found.before.ports:
+        return Window(found.before.ports[0])
+    return Window()
