@@ -49,7 +49,17 @@ class Gradients:
             for pairing, quantity in pairs
             if pairing.stage != Stage.GRADIENT or (id(pairing) in accumulated) == (_model(pairing) in self.chosen)
         ]
-        return followed._replace(pairings=[p for p, _ in left], quantities=[q for _, q in left])
+        # A gradient that one side alone is given at some step says nothing: see `compare.verdict.following`.
+        alone = [NotCompared("jax", f"gradient of {p.jax}", _OTHER_STEPS) for p, q in left if q.decides < p.decides]
+        left = [(pairing, quantity) for pairing, quantity in left if quantity.decides or not pairing.decides]
+        return followed._replace(
+            pairings=[p for p, _ in left],
+            quantities=[q for _, q in left],
+            not_compared=[*followed.not_compared, *alone],
+        )
+
+
+_OTHER_STEPS = "the two optimizers are given gradients at other steps: what they make of them is compared"
 
 
 def _as_accumulated(read: Read) -> Read:
