@@ -2,11 +2,13 @@
 
     python benchmarks/cost.py [--sizes small medium large] [--steps 10] [--rounds 3]
 
-Shown are time and peak memory, the medians over the rounds. Each measurement is a process of its own; the four
+Shown are time and peak memory, the medians over the rounds; the second ratio is that of a check with all questions to
+one with `--quick`. Each measurement is a process of its own; the four
 trainings run one after another in one process.
 """
 
 import argparse
+import functools
 import gc
 import json
 import resource
@@ -161,18 +163,23 @@ def four_trainings(size: Size) -> None:
         gc.collect()
 
 
-def check(size: Size) -> None:
+def check(size: Size, *, quick: bool = False) -> None:
     torch.manual_seed(0)
     report = compare.check(
         compare.Torch(TorchModel(size), torch_loss, torch_adam),
         compare.Flax(FlaxModel(size), jax_loss, OPTAX_ADAM),
         batches(size.steps),
         device="cpu",
+        quick=quick,
     )
     assert report.ok, str(report)
 
 
-WORK: dict[str, Callable[[Size], None]] = {"trainings": four_trainings, "check": check}
+WORK: dict[str, Callable[[Size], None]] = {
+    "trainings": four_trainings,
+    "check": check,
+    "quick": functools.partial(check, quick=True),
+}
 
 
 def measure(work: str, size: Size) -> dict[str, float]:
@@ -195,12 +202,14 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": time.perf_counter() - began, "mebibytes": peak}))
         return
-    table = Table("parameters", "trainings", "check", "ratio", "trainings' memory", "check's memory", "ratio")
+    table = Table(
+        "parameters", "trainings", "check", "ratio", "with --quick", "ratio", "trainings' memory", "check's", "ratio"
+    )
     for name in options.sizes:
         size = SIZES[name]._replace(steps=options.steps)
         count = sum(parameter.numel() for parameter in TorchModel(size).parameters())
-        rounds = [(measure("trainings", size), measure("check", size)) for _ in range(options.rounds)]
-        alone, checked = (
+        rounds = [tuple(measure(work, size) for work in WORK) for _ in range(options.rounds)]
+        alone, checked, quick = (
             {key: median(each[key] for each in work) for key in work[0]} for work in zip(*rounds, strict=True)
         )
         ratios = {key: checked[key] / alone[key] for key in alone}
@@ -209,6 +218,8 @@ def main() -> None:
             f"{alone['seconds']:.1f} s",
             f"{checked['seconds']:.1f} s",
             f"{ratios['seconds']:.2f}",
+            f"{quick['seconds']:.1f} s",
+            f"{checked['seconds'] / quick['seconds']:.2f}",
             f"{alone['mebibytes']:.0f} MiB",
             f"{checked['mebibytes']:.0f} MiB",
             f"{ratios['mebibytes']:.2f}",

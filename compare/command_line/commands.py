@@ -68,6 +68,8 @@ def check(options: argparse.Namespace, work: Work) -> None:
     arguments = arguments_of(options.pair)
     if options.steps is not None:
         arguments["steps"] = options.steps
+    if options.quick:
+        arguments["quick"] = True
     if options.device != "auto":
         arguments["device"] = options.device
     if options.stages is not None:
@@ -86,6 +88,7 @@ def check(options: argparse.Namespace, work: Work) -> None:
     if options.power and report.ok:
         from compare.faults.power import power
 
+        arguments.pop("quick", None)  # power has questions of its own
         measured = power(**{"name": options.pair, "progress": work.progress, "seed": options.seed} | arguments)
         work.finished[-1] = dataclasses.replace(work.finished[-1], power=measured)
 

@@ -67,7 +67,14 @@ def parser_of_all() -> argparse.ArgumentParser:
         metavar="package.module:function",
         help="or file.py:function: it returns the arguments of compare.check, as a tuple or as a dict",
     )
-    own.add_argument("--steps", type=_whole, help="training steps (as the function says, else one for each batch)")
+    own.add_argument(
+        "--steps",
+        type=_whole,
+        help="training steps (as the function says, else as many as batches, optimizer and schedule need)",
+    )
+    own.add_argument(
+        "--quick", action="store_true", help="do not ask whether it matches from other weights and batches too"
+    )
     own.add_argument(
         "--fix", action="store_true", help="apply what the findings say to the files of the port, and check again"
     )
@@ -79,7 +86,7 @@ def parser_of_all() -> argparse.ArgumentParser:
         metavar="WHAT=REASON",
         help='let something differ, such as "buffers: *.running_var=we keep those of Flax"; repeatable',
     )
-    own.add_argument("--verbose", action="store_true", help="also of a match, show all that was compared")
+    own.add_argument("--verbose", action="store_true", help="also of a match, show all that was compared, and what ran")
     own.add_argument("--power", action="store_true", help="plant faults, and say which of them the check notices")
     _gives(own, commands.check, OF_CHECK)
     forward = others.add_parser(

@@ -207,7 +207,7 @@ def _arguments(options: argparse.Namespace) -> list[str]:
     if options.stages is not None:
         given += ["--stages", options.stages]
     given += [part for each in options.accept for part in ("--accept", each)]
-    return [*given, *(f"--{name}" for name in ("quiet", "power", "verbose") if getattr(options, name))]
+    return [*given, *(f"--{name}" for name in ("quiet", "power", "verbose", "quick") if getattr(options, name))]
 
 
 def in_a_process(arguments: Sequence[str], outputs: Mapping[str, str], folder: Path) -> Check:

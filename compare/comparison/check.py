@@ -1,7 +1,9 @@
 """Compare a PyTorch model, its loss and its optimizer with a JAX port: `compare.check`."""
 
 import contextlib
+import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,24 +13,31 @@ from compare.alignment.pairings import NotCompared
 from compare.comparison.converted import wrongly_converted
 from compare.comparison.draw_choices import settle
 from compare.comparison.draw_parameters import known, other_parameter
+from compare.comparison.enough_steps import LEAST as LEAST_STEPS
+from compare.comparison.enough_steps import default_steps, schedule_change
 from compare.comparison.excuses import Measures, excuses
 from compare.comparison.explanation import explained
+from compare.comparison.float32 import other_in_float32, weigh_float32_program
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.independent import Independent, independent
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.precision import precision_causes
 from compare.comparison.program import ProgramCheck, checked_batches
 from compare.comparison.program_pair import ProgramPair
+from compare.comparison.provenance import what_ran
+from compare.comparison.questions import Ask, Programs, questioned
 from compare.comparison.random_keys import reused_key
 from compare.comparison.readings import without_undone_outputs
 from compare.comparison.runs import Runs
 from compare.comparison.selection import Selection
+from compare.comparison.steps import JaxSteps
 from compare.device import resolve, running
 from compare.diagnosis.structure.budget import Budget
 from compare.errors import InputError
 from compare.jax_side.inquiries import KeyedRun, draws_of_torch_alone, idle_draws
 from compare.jax_side.keys import StepKeys
 from compare.jax_side.program import JaxProgram
+from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show, ignore
@@ -40,6 +49,7 @@ from compare.torch_side.side import Torch
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, SoFar, follow
+from compare.verdict.quantity import Verdict
 from compare.weights.links import named
 
 
@@ -55,6 +65,7 @@ def check(
     device: str = "auto",
     name: str = "port",
     progress: Show = ignore,
+    quick: bool = False,
 ) -> Report:
     """Compare a PyTorch training program with its port.
 
@@ -68,7 +79,8 @@ def check(
         batches: `[(inputs, target), ...]` as NumPy arrays of any shape, in torch's layout, cycled until `steps`. Inputs
             may be an array, a tuple (positional) or a dict (keyword). Floating-point arrays, which must be finite, are
             cast to each precision; integers and booleans stay as they are. Without a loss, a target is not needed.
-        steps: How many, at least 1; as many as there are batches if not given.
+        steps: How many, at least 1. If not given, one for each batch, and with an optimizer at least 3 and past the
+            next change of its settings, as far as that comes within 32.
         weights: `{"torch name or regex": "flax/path"}`, for tensors that cannot be matched automatically. A path with
             ".T" at its end is a matrix to be transposed, "name[0:8]" a part of a tensor; None means no partner.
         accept: What is known to differ and may, with the reason: `{"buffers: *.running_var": "we keep Flax's"}`. Each
@@ -78,6 +90,8 @@ def check(
         device: "auto" (a GPU where both frameworks see one), "cpu" or "cuda".
         name: What to call the pair in the report.
         progress: Called with a `compare.Progress` before whatever is done next; `print` shows it.
+        quick: Whether to leave out the second question: a step from other weights and on other batches of the same
+            shapes. A match then says so.
 
     Returns:
         The report. A mismatch is in it, and raises nothing: `report.raise_on_mismatch()` does.
@@ -90,10 +104,11 @@ def check(
     """
     selection = Selection(stages, accept)
     if isinstance(torch, TorchProgram) or isinstance(jax, JaxProgram):
-        found = _check_programs(torch, jax, batches, steps, weights, device, name, progress, selection)
+        found = _check_programs(torch, jax, batches, steps, weights, device, name, progress, selection, quick=quick)
     else:
         with prepared(torch, jax, batches, steps, weights, device, progress, selection) as (pair, steps):
-            found = _Check(pair, name, steps, progress).report()
+            found = _Check(pair, name, steps, progress).report(quick=quick)
+            found = dataclasses.replace(found, settings=found.settings | what_ran(pair, weights))
     chosen = {} if selection.stages is None else {"stages": [str(stage) for stage in selection.stages]}
     accepted = selection.acceptance.found(found.quantities)
     return dataclasses.replace(found, accepted=accepted, settings=found.settings | chosen)
@@ -106,17 +121,23 @@ LEAST = 10.0
 class _Check:
     """One comparison: follows both sides, and explains what differs."""
 
-    def __init__(self, pair: MappedPair, name: str, steps: int, progress: Show) -> None:
+    def __init__(
+        self, pair: MappedPair, name: str, steps: int, progress: Show, compiled: tuple[JaxRun, JaxRun] | None = None
+    ) -> None:
         self.pair, self.name, self.steps, self.progress = pair, name, steps, progress
         self.started = time.monotonic()
         self.runs = Runs(pair)
-        self.jax = pair.jax_run("float64")
+        self.compiled = compiled
+        """Runs of the JAX side in float64 and float32 that have compiled their steps, if there are any."""
+        self.jax = self._again(compiled[0]) if compiled else pair.jax_run("float64")
+        self.jax32: JaxRun | None = None
+        """The float32 run that was taken last."""
         self._keys: list[StepKeys] = []
         self._idle: list[NotCompared] = []
         """What one side draws without any effect, and the other does not draw."""
 
-    def report(self) -> Report:
-        """Follow both sides, and explain what differs."""
+    def report(self, *, quick: bool) -> Report:
+        """Follow both sides, explain what differs, and if nothing does, ask what the match is worth."""
         followed = self._follow()
         # From here on there is a report, and nothing that fails takes it away.
         with bugs.collected() as failed:
@@ -126,9 +147,47 @@ class _Check:
             if self.jax.unreplayed:
                 self._idle = bugs.attempt("drawing random numbers anew", self._idle_draws) or []
             found = self._explained(followed)
+            if self.compiled is None and found.ok:
+                assert self.jax32
+                compiled = self.jax, self.jax32
+                draws = self.runs.stepper.draws[0]
+                programs, ask = Programs(*compiled, draws), self._elsewhere(compiled, found)
+                found = questioned(self.runs, found, followed, programs, ask, quick=quick)
         return dataclasses.replace(found, bugs=failed)
 
+    def _elsewhere(self, compiled: tuple[JaxRun, JaxRun], found: Report) -> Ask:
+        """Give what takes one step of the same pair from other weights and on other batches."""
+
+        def show(_: Progress) -> None:
+            self.progress(Progress("asking from other weights and batches", found=lambda: found))
+
+        def ask(pair: MappedPair) -> tuple[Report, Followed]:
+            other = _Check(pair, self.name, 1, show, compiled)
+            followed = other._follow()
+            return other._explained(followed), followed
+
+        return ask
+
+    def _again(self, run: JaxRun) -> JaxRun:
+        """Start a run again from the pair's weights, with the step that it has compiled."""
+        run = copy.copy(run)
+        self.pair.load(run)
+        return run
+
     def _explained(self, followed: Followed) -> Report:
+        assert self.jax32
+        judge = functools.partial(weigh_float32_program, self.runs, followed, self.jax32)
+        lower = bugs.attempt("judging the float32 program", judge)
+        found = self._explained64(followed)
+        if other := other_in_float32(followed):
+            if found.divergence is None:
+                return dataclasses.replace(found, divergence=other, notes=[])
+            return dataclasses.replace(found, others=[*found.others, other])
+        if lower and found.verdict == Verdict.MATCH:
+            return dataclasses.replace(found, notes=[lower])
+        return found
+
+    def _explained64(self, followed: Followed) -> Report:
         found, excuses = self._findings(followed), list[Cause]()
         if found.divergence:
             self.progress(Progress("measuring what rounding does", found=lambda: found))
@@ -140,7 +199,12 @@ class _Check:
             found = self._findings(followed)
         divergence, others, notes = self._causes(followed, found)
         notes = notes if divergence else [*excuses, *notes]
-        if wrong := bugs.attempt("looking at the port's own weights", lambda: wrongly_converted(self.pair)):
+        wrong = (
+            None
+            if self.compiled
+            else bugs.attempt("looking at the port's own weights", lambda: wrongly_converted(self.pair))
+        )
+        if wrong:
             others = [*wrong[1:], *([divergence] if divergence else []), *others]
             divergence, notes = wrong[0], []
         # Replayed draws are right whatever the JAX side's keys and probabilities are, so that these show in no number:
@@ -202,9 +266,10 @@ class _Check:
         streams = self.runs.streams(self.jax, self._jax32)
         return follow(streams, self.runs.align, self.steps, self._stepping, in_pairs=in_pairs)
 
-    def _jax32(self) -> KeyedRun:
+    def _jax32(self) -> JaxSteps:
         self._keys = []
-        return KeyedRun(self.pair.jax_run("float32"), self._keys)
+        self.jax32 = self._again(self.compiled[1]) if self.compiled else self.pair.jax_run("float32")
+        return self.jax32 if self.compiled else KeyedRun(self.jax32, self._keys)
 
     def _stepping(self, doing: str, done: int, of: int, followed: SoFar) -> None:
         """Show that a step begins, with the report of the steps before it."""
@@ -273,21 +338,24 @@ def _check_programs(
     name: str,
     progress: Show,
     selection: Selection,
+    *,
+    quick: bool,
 ) -> Report:
     for side, kind, what in ((torch, TorchProgram, "TorchProgram"), (jax, JaxProgram, "JaxProgram")):
         if not isinstance(side, kind):
             other = type(side).__name__
             raise InputError(f"a program is compared with a program: give a compare.{what}, not a {other}")
     listed = checked_batches(batches)
-    steps = _checked_steps(steps, len(listed))
+    steps = _checked_steps(steps, max(len(listed), LEAST_STEPS))
     device = resolve(device)
     progress(Progress("mapping the weights"))
     with running(device, 0):
-        return ProgramCheck(ProgramPair(torch, jax, listed, weights, device, selection), name, steps, progress).report()
+        pair = ProgramPair(torch, jax, listed, weights, device, selection)
+        return ProgramCheck(pair, name, steps, progress).report(quick=quick)
 
 
-def _checked_steps(steps: int | None, batches: int) -> int:
-    steps = batches if steps is None else steps
+def _checked_steps(steps: int | None, default: int) -> int:
+    steps = default if steps is None else steps
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise InputError(f"steps must be a positive whole number, not {steps!r}")
     return steps
@@ -309,7 +377,7 @@ def prepared(
     selection = selection or Selection()
     torch, jax = selection.cut(torch), selection.cut(jax)
     given = batching.checked(batches, loss=torch.loss is not None)
-    steps = _checked_steps(steps, len(given))
+    _checked_steps(steps, 1)
     if not isinstance(weights, Mapping | None):
         raise InputError(f"weights must be a dict of torch names or patterns and their partners, not {weights!r}")
     device = resolve(device)
@@ -317,7 +385,8 @@ def prepared(
         raise InputError(f"progress must be a function of a compare.Progress, such as print, not {progress!r}")
     progress(Progress("mapping the weights"))
     with running(device, sum(parameter.numel() for parameter in torch.model.parameters())):
-        yield MappedPair(torch, jax, given, weights, device, selection), steps
+        pair = MappedPair(torch, jax, given, weights, device, selection)
+        yield pair, default_steps(pair, schedule_change(pair)) if steps is None else steps
 
 
 def _check_sides(torch: Any, jax: Any) -> None:

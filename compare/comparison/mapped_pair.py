@@ -5,6 +5,7 @@ whether it repeats itself; the JAX model is traced. `find_links` then pairs the 
 image flattened in another order is found by one run of both models from scattered weights.
 """
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -68,6 +69,10 @@ class MappedPair:
         self.size = sum(parameter.numel() for parameter in torch.model.parameters())
         self.overwritten: frozenset[Port] = frozenset()
         """What the torch model overwrites in place, and a record must copy."""
+        self.start: Mapping[str, np.ndarray] | None = None
+        """What the torch side starts from, where that is not what its model has."""
+        self.other_mode = False
+        """Whether both sides are in another mode than the torch model is."""
         self.nondeterministic: list[str] = []
         """How the torch side disagrees with itself, for a person to read."""
         self.probed: list[Draw] = []
@@ -146,9 +151,26 @@ class MappedPair:
             self.features |= found
             self.links = map_with({})
 
+    def elsewhere(self, start: Mapping[str, np.ndarray], batches: list[Batch]) -> "MappedPair":
+        """Give the same pair with other weights and buffers of torch's to start from, and on other batches."""
+        other = copy.copy(self)
+        other.start, other.batches = start, batches
+        return other
+
+    def in_other_mode(self) -> "MappedPair":
+        """Give the same pair in evaluation where it is in training, and the other way round."""
+        other = copy.copy(self)
+        other.training, other.keep_modes, other.other_mode = not self.training, False, True
+        return other
+
     def torch_run(self, dtype: str) -> TorchRun:
         """Start a run of the torch side."""
-        return TorchRun(self.torch, dtype, self.device, self.overwritten)
+        run = TorchRun(self.torch, dtype, self.device, self.overwritten)
+        if self.other_mode:
+            run.model.train(self.training)
+        if self.start is not None:
+            run.load(self.start)
+        return run
 
     def jax_run(self, dtype: str) -> JaxRun:
         """Start a run of the JAX side from the torch model's weights."""
@@ -174,8 +196,10 @@ class MappedPair:
 
     def as_jax(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Convert the torch model's weights to JAX's layout; `arrays` are JAX's, for what has no link."""
-        tensors = kept_tensors(self.torch.model)
-        return to_jax(self.links, {name: to_numpy(tensor) for name, tensor in tensors.items()}, arrays)
+        start = self.start
+        if start is None:
+            start = {name: to_numpy(tensor) for name, tensor in kept_tensors(self.torch.model).items()}
+        return to_jax(self.links, start, arrays)
 
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizer's, by parameter."""

@@ -19,6 +19,7 @@ from compare.comparison.later_steps import LaterSteps
 from compare.comparison.program_causes import explained
 from compare.comparison.program_optimizers import Programs, explained_update
 from compare.comparison.program_pair import ProgramPair
+from compare.comparison.program_questions import questioned_program
 from compare.comparison.random_keys import reused_key
 from compare.comparison.readings import Gradients, without_undone
 from compare.comparison.steps import Stepper
@@ -57,7 +58,16 @@ class ProgramCheck:
         """What the JAX side draws without any effect."""
         self.later, self.gradients = LaterSteps(), Gradients()
 
-    def report(self) -> Report:
+    def report(self, *, quick: bool) -> Report:
+        """Follow both programs, name what differs, and if nothing does, ask what the match is worth."""
+        followed, found = self._answered()
+        return questioned_program(self.jax, found, followed, self._elsewhere, quick=quick)
+
+    def _elsewhere(self, near: bool) -> tuple[Followed, Report]:
+        """Take a step from other weights and on other batches."""
+        return ProgramCheck(self.pair.elsewhere(near=near), self.name, 1, self.progress)._answered()
+
+    def _answered(self) -> tuple[Followed, Report]:
         """Follow both programs, and name what differs."""
         followed = self._followed()
         # From here on there is a report, and nothing that fails takes it away.
@@ -68,7 +78,7 @@ class ProgramCheck:
             if self.jax.unreplayed:
                 self._idle = bugs.attempt("drawing random numbers anew", self._idle_draws) or []
             found = self._explained(followed)
-        return dataclasses.replace(found, bugs=failed)
+        return followed, dataclasses.replace(found, bugs=failed)
 
     def _followed(self) -> Followed:
         """Follow both programs through all steps."""

@@ -1,16 +1,19 @@
 """Two programs, and which tensor of one state is which of the other."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from compare.comparison.elsewhere import perturbed, scattered
 from compare.comparison.flattened import Features, image_before, linear_layers, orders
 from compare.comparison.selection import Selection
 from compare.errors import InputError
 from compare.jax_side.program import JaxProgram
 from compare.jax_side.program_run import JaxProgramRun
 from compare.numerics.distance import EPSILON32, ULPS, distance
+from compare.step.batch import Batch
 from compare.step.draws import NO_HINTS
 from compare.step.observation import Port, to_numpy
 from compare.torch_side.control import ControlledRun
@@ -51,6 +54,8 @@ class ProgramPair:
         self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
         self.hints = NO_HINTS
         """What is known of the JAX side's draws."""
+        self.moved = False
+        """Whether the torch side starts from other values than those that it makes."""
         self.nondeterministic: list[str] = []
         self._first: dict[Port, np.ndarray] = {}
         self._probe()
@@ -113,9 +118,20 @@ class ProgramPair:
                     "calls?"
                 )
 
+    def elsewhere(self, *, near: bool) -> "ProgramPair":
+        """Give the same pair from other weights and on other batches of the same shapes."""
+        other, run = copy.copy(self), TorchProgramRun(self.torch, "float32", self.device)
+        linked = {link.torch for link in self.links}
+        run.load(scattered(run.arrays(), linked & run.parameters.keys(), near=near))
+        other.start, other.moved = run.arrays(), True
+        other.batches = [batch.inputs for batch in perturbed([Batch(batch) for batch in self.batches])]
+        return other
+
     def torch_run(self, dtype: str) -> TorchProgramRun:
         """Start a run of the torch side."""
         run = TorchProgramRun(self.torch, dtype, self.device, self.overwritten)
+        if self.moved:
+            run.load(self.start)
         run.kinds = self.torch_modules  # a module may run at later steps alone
         return run
 

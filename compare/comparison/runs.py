@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
+from compare.comparison.elsewhere import moved_inputs
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.steps import JaxSteps, Stepper
 from compare.comparison.tables import Tables, rounded_arrays
@@ -13,7 +14,7 @@ from compare.jax_side.inquiries import named_constants
 from compare.jax_side.run import JaxRun
 from compare.step.observation import Observation
 from compare.torch_side.run import TorchRun
-from compare.verdict.following import Followed, Streams, weigh_float32, weigh_noise, weigh_tables
+from compare.verdict.following import Followed, Streams, weigh_float32, weigh_noise, weigh_spread32, weigh_tables
 
 IN_PAIRS = 16_000_000
 """Number of parameters from which on memory is scarcer than time."""
@@ -111,6 +112,26 @@ class Runs:
         if tables.jax:
             weigh_tables(followed, [self.stepper.jax(functools.partial(jax_moved, d)) for d in draws], "jax")
         return tables
+
+    def weigh_spread32(self, followed: Followed, jax32: JaxRun, lowest: float) -> None:
+        """Measure what rounding does to the JAX side's float32 program; `jax32` is compiled already.
+
+        `lowest` is the machine epsilon of the lowest precision in it, by which weights and inputs are moved.
+        """
+
+        def moved(draw: int) -> JaxRun:
+            run = copy.copy(jax32)
+            self.pair.load(run)
+            if draw:
+                run.perturb(draw, lowest)
+            return run
+
+        streams = []
+        for draw in range(_MOVED + 1):
+            stepper = copy.copy(self.stepper)
+            stepper.batches = [moved_inputs(batch, draw, lowest) for batch in self.pair.batches]
+            streams.append(stepper.jax(functools.partial(moved, draw)))
+        weigh_spread32(followed, streams, lowest)
 
     def weigh_float32(self, followed: Followed) -> None:
         """Compare both sides in float32."""

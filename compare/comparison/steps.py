@@ -44,6 +44,8 @@ class Stepper:
         """What could not be lifted to float64 on the torch side, for a person to read."""
         self.constants: dict[str, None] = {}
         """The float32 tensors, beside buffers, that the torch side uses, for a person to read."""
+        self.reached: dict[str, bool] = {}
+        """Whether any step of torch's reached what a program does with some data only, such as clipping."""
 
     def torch(self, start: Callable[[], TorchRun]) -> Stream:
         """Take torch's steps in halves; the run is there with the first."""
@@ -64,6 +66,8 @@ class Stepper:
                 shown = [run.update()]
             self.pinned |= dict.fromkeys(controlled.pinned)
             self.constants |= dict.fromkeys(controlled.constants)
+            for what, reached in controlled.reached.items():
+                self.reached[what] = self.reached.get(what, False) or reached
             yield shown.pop()
 
     def jax(self, start: Callable[[], JaxSteps]) -> Stream:

@@ -1,5 +1,6 @@
 """Questions to a run of the JAX side that need no step: its constants, its random keys, draws without effect."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,12 +9,16 @@ import numpy as np
 from compare.jax_side.draw_matching import match
 from compare.jax_side.idle_draws import reseeding
 from compare.jax_side.keys import StepKeys, reading_keys
+from compare.jax_side.lift import lift
 from compare.jax_side.lines import constant_lines
-from compare.jax_side.replay import replayable
+from compare.jax_side.reading import ForeignCall, foreign_calls
+from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.run import JaxRun
+from compare.jax_side.static import by_port as seen_by_port
 from compare.step.batch import Batch
 from compare.step.draws import Draw, Site
 from compare.step.observation import Observation
+from compare.step.user_code import call_user_code
 
 
 class KeyedRun(NamedTuple):
@@ -39,6 +44,41 @@ def named_constants(run: JaxRun, batch: Batch) -> list[str]:
     with run.precision():
         lines = constant_lines(jax.make_jaxpr(traced)(run.params, *run.arguments(batch)))
     return [f"{what}, {lines[key]}" if lines.get(key) else what for key, what in run.constants.items()]
+
+
+def placed_calls(run: JaxRun, batch: Batch) -> list[ForeignCall]:
+    """List the calls out of the model, its loss and their gradient, with the user's lines, which a step has lost."""
+    import jax
+
+    def traced(params: Any, inputs: Any, target: Any) -> Any:
+        def model(params: Any) -> Any:
+            loss, (seen, _, _) = run.with_loss(params, run.buffers, run.rngs, inputs, target)
+            return (0.0 if loss is None else loss), seen[0]
+
+        return jax.value_and_grad(model, has_aux=True)(params) if run.side.loss else model(params)
+
+    with run.precision():
+        return foreign_calls(jax.make_jaxpr(traced)(run.params, *run.arguments(batch)))
+
+
+def evaluated(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> Observation:
+    """Run forward, and the loss if there is one, without a gradient: a program of its own."""
+    import jax
+
+    def traced(params: Any, buffers: Any, rngs: Any, inputs: Any, target: Any, draws: Any) -> Any:
+        def model(params: Any) -> Any:
+            return run.with_loss(params, buffers, rngs, inputs, target)
+
+        loss, (seen, after, _) = replaying(model, draws, run.unreplayed, run.guessed, run.hints)(params)
+        return loss, seen, after
+
+    with run.precision(), jax.disable_jit(run.unroll):
+        program = lift(traced, run.pinned) if run.dtype == "float64" else traced
+        arguments = run.params, run.buffers, run.rngs, *run.arguments(batch), replayable(draws, run.dtype)
+        step = functools.partial(jax.jit(program), *arguments)
+        loss, seen, after = call_user_code(f"the {run.side.name} side", step)
+    buffers = dict(zip(run.buffer_names, jax.tree.leaves(after), strict=True))
+    return Observation(loss=loss, forward=seen_by_port(seen), buffers=buffers)
 
 
 def read_keys(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> StepKeys:

@@ -59,6 +59,9 @@ JIT = "jit"
 BITS = frozenset({"random_bits", "rng_bit_generator", "rng_uniform"})
 """Operations that draw random bits."""
 
+_FOREIGN = frozenset({"callback", "ffi", "tf", "outside"})
+"""Words in the names of operations whose results are computed outside the program."""
+
 NAME = "name"
 """What `jax.ad_checkpoint.checkpoint_name` leaves behind: an identity, with the name given as a parameter."""
 
@@ -94,6 +97,16 @@ def is_program(value: Any) -> bool:
     from jax.extend.core import ClosedJaxpr, Jaxpr
 
     return isinstance(value, ClosedJaxpr | Jaxpr)
+
+
+def is_foreign(eqn: Any) -> bool:
+    """Tell whether an operation leaves the program, for Python or for compiled code of another library.
+
+    They are known by words in their names: `pure_callback`, `io_callback`, `ffi_call`, `call_tf`. What only shows
+    values, `debug_callback` and `debug_print`, gives nothing back and may stay.
+    """
+    words = set(eqn.primitive.name.split("_"))
+    return bool(words & _FOREIGN) and "debug" not in words
 
 
 class Program(NamedTuple):

@@ -14,6 +14,7 @@ from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.naming import naming
 from compare.jax_side.program import JaxProgram
 from compare.jax_side.program_state import Role, Structure, is_nnx, path_name
+from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.unjitted import Looked, Remembered, compiled_by_user, fingerprint, looked_at, looking
 from compare.jax_side.watching import LiftingWatcher, Watch, Watcher, sorted_out
@@ -66,6 +67,8 @@ class JaxProgramRun:
         """What its program holds in float32, once the float64 run is compiled: see `lift.Tables`."""
         self.tables = 0
         """Which movement of its float32 tables it is for, 0 for none."""
+        self.foreign: dict[ForeignCall, None] = {}
+        """Calls out of the program, for Python or another library."""
         self._own = object()
         self.compiled_by_user = compiled_by_user(self._user_step)
         """Whether the step is compiled as a whole, so that its Python runs once."""
@@ -170,6 +173,7 @@ class JaxProgramRun:
         with traces_apart(self._own):
             found = traced(program, (values, batch, draws), self.pinned, lift=self.dtype == "float64")
         self.unreplayed += unreplayed
+        self.foreign |= dict.fromkeys(foreign_calls(found[0]))
         return found
 
     def _unjitted(self, values: list[Any], batch: Any, draws: Any, gradients: Any, tables: Any) -> Any:

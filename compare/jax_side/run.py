@@ -124,9 +124,9 @@ class JaxRun(CompiledStep):
                 if self.optimizer is not self.side.optimizer:
                     self.state_names = [*map(without_level, self.state_names)]
 
-    def perturb(self, seed: int) -> None:
+    def perturb(self, seed: int, epsilon: float | None = None) -> None:
         """Change parameters by a few units in the last place, to see what follows; the optimizer starts afresh."""
-        noise, ulps = np.random.default_rng(seed), ULPS * float(np.finfo(self.dtype).eps)
+        noise, ulps = np.random.default_rng(seed), ULPS * (epsilon or float(np.finfo(self.dtype).eps))
         moved = {name: array for name, array in self.arrays().items() if name in self.param_names}
         self.load({name: array * (1 + noise.choice((-ulps, ulps), array.shape)) for name, array in moved.items()})
 
@@ -169,6 +169,11 @@ class JaxRun(CompiledStep):
         with self.precision():
             compiled = functools.partial(self.compiled.lower, *self._arguments(batch, draws))
             call_user_code(f"a step of the {self.side.name} side", compiled).compile()
+
+    def program(self, batch: Batch, draws: Sequence[Draw]) -> Any:
+        """Give the traced program of a step. A step that was taken before was traced then, and is not traced again."""
+        with self.precision():
+            return self.compiled.trace(*self._arguments(batch, draws)).jaxpr
 
     def _arguments(self, batch: Batch, draws: Sequence[Draw], given: tuple[Any, ...] = ()) -> tuple[Any, ...]:
         state = self.params, self.buffers, self.rngs, self.state

@@ -82,6 +82,12 @@ class Findings:
     are found with every part of a step started from the torch side's values."""
     nondeterministic: list[str] = field(default_factory=list)
     """What was drawn at random on one side only, or not repeated: nothing is proved while there is any."""
+    unproved: list[Cause] = field(default_factory=list)
+    """Why nothing is proved although nothing differs: a callback into Python, or nothing that decides."""
+    limits: list[str] = field(default_factory=list)
+    """What a match does not cover, for its headline: "in 1 step: momentum and schedule not reached"."""
+    unexercised: list[str] = field(default_factory=list)
+    """What no batch and no weight of this check exercises, and what would; a line each under the headline."""
     pinned: list[str] = field(default_factory=list)
     """What could not be lifted to float64, on either side: differences of float32's size may come from it."""
     bugs: list[Bug] = field(default_factory=list)
@@ -100,7 +106,7 @@ class Findings:
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of all quantities and steps; equal to "match", "precision" or "mismatch"."""
-        if self.divergence or self.nondeterministic:
+        if self.divergence or self.nondeterministic or self.unproved:
             return Verdict.MISMATCH
         if self.notes:
             return Verdict.PRECISION
@@ -176,11 +182,16 @@ class Findings:
             found = "nondeterministic, so that nothing is proved"
         elif self.divergence:
             found += f" at {self.divergence.headline}"
+        elif self.unproved:
+            found += f": nothing is proved, {self.unproved[0].name}"
         elif self.notes:
             found += f": the same mathematics, but {self.notes[0].name}"
         elif self.verdict == Verdict.PRECISION:
             found += ": the same mathematics, but one side rounds more"
-        return found
+        if not self.limits or not self.ok:
+            return found
+        limits = "; ".join(self.limits)
+        return f"{found} {limits}" if self.verdict == Verdict.MATCH else f"{found} ({limits})"
 
     @property
     def ok(self) -> bool:
@@ -204,6 +215,9 @@ class Findings:
             "verdicts": [str(verdict) for verdict in self.verdicts],
             "divergence": self.divergence and self.divergence.to_dict(),
             "nondeterministic": self.nondeterministic,
+            "unproved": [dataclasses.asdict(cause) for cause in self.unproved],
+            "limits": self.limits,
+            "unexercised": self.unexercised,
             "pinned": self.pinned,
             "bugs": [dataclasses.asdict(bug) for bug in self.bugs],
             "others": [other.to_dict() for other in self.others],

@@ -20,6 +20,10 @@ def to_markdown(report: "Findings") -> str:
     """Give the verdict, the first divergence with its cause and fix, and what was compared folded away."""
     lines = [f"### {_SIGN[report.verdict]} {_plain(report.name)}: {_plain(report.headline)}", ""]
     lines += [f"- {_plain(line)}" for line in report.nondeterministic]
+    for reason in report.unproved:
+        lines += _cause(reason.explanation, reason.fix)
+    if report.ok:
+        lines += [f"- nothing here exercises {_plain(line)}" for line in report.unexercised]
     groups = report.groups
     if len(groups) == 1:
         lines += _group(report, groups[0])

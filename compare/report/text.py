@@ -14,6 +14,7 @@ from compare.report.findings import SHOWN_GROUPS, float32_difference
 from compare.report.groups import SHOWN_PLACES
 from compare.report.places import listed
 from compare.report.power import show as show_power
+from compare.report.ran import ran
 from compare.report.wording import SIGN, counted
 from compare.step.stage import Stage
 from compare.verdict.quantity import Verdict
@@ -39,18 +40,20 @@ def to_text(report: "Findings") -> str:
     return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())
 
 
-def show(reports: "list[Findings]", console: Console, *, verbose: bool = True) -> None:
+def show(reports: "list[Findings]", console: Console, *, verbose: bool | None = None) -> None:
     """Print the tables, what their columns mean, and for each report its first divergence, its notes or its verdict.
 
-    A match is one line, with what was compared, unless all is asked for.
+    With `verbose=False` a match is one line, with what was compared; with True all that ran is described too.
     """
-    brief = [report for report in reports if not verbose and report.stages and report.verdict == Verdict.MATCH]
+    brief = [report for report in reports if verbose is False and report.stages and report.verdict == Verdict.MATCH]
     reports = [report for report in reports if report not in brief]
     if reports:
-        _show(reports, console)
+        _show(reports, console, verbose=bool(verbose))
     for report in brief:
         for part in _parts(report, f": {_covered(report)}"):
             console.print(part)
+        for line in ran(report, verbose=False):
+            console.print(Text(line, style="dim"))
         if report.power:
             console.print()
             show_power(report.power, console)
@@ -66,7 +69,7 @@ def _covered(report: "Findings") -> str:
     return "; ".join([f"{report.compared} ({stages})", *rest]) + (", see --verbose" if rest else "")
 
 
-def _show(reports: "list[Findings]", console: Console) -> None:
+def _show(reports: "list[Findings]", console: Console, *, verbose: bool) -> None:
     if losses := all(len(report.torch.losses32) for report in reports):
         console.print(table(reports))
     staged = [report for report in reports if report.stages]
@@ -84,7 +87,10 @@ def _show(reports: "list[Findings]", console: Console) -> None:
         else "Rounding shrinks in float64, a bug does not: docs/verdict.md.",
     ]
     console.print()
-    for line in (*caption, *(line for report in reports for line in _left_out(report))):
+    for line in (
+        *caption,
+        *(line for report in reports for line in (*ran(report, verbose=verbose), *_left_out(report))),
+    ):
         console.print(Text(line, style="dim"))
     for report in reports:
         if report.stages or report.verdict != Verdict.MATCH:  # which the table has said
@@ -152,6 +158,8 @@ def _parts(report: "Findings", more: str = "") -> Iterator[RenderableType]:
         f"{'' if more else NEWLINE}{SIGN[verdict]} {report.name}: {report.headline}{more}", style=_STYLE[verdict]
     )
     rows = [("", line) for line in report.nondeterministic]
+    for reason in report.unproved:
+        rows += _cause(reason.explanation, reason.fix)
     if len(groups) == 1:
         rows += _rows(report, groups[0])
     uneven = report.uneven
@@ -163,6 +171,9 @@ def _parts(report: "Findings", more: str = "") -> Iterator[RenderableType]:
         sides = zip((report.jax.side, report.torch.side), (uneven.error_jax[0], uneven.error_torch[0]), strict=True)
         rows.append(("rounding", " and ".join(f"{error:.1e} on the {side} side" for side, error in sides)))
     rows += _accepted(report)
+    if report.ok and report.unexercised:
+        yield Text(f"  {verdict}, but nothing here exercises:")
+        rows += [("", line) for line in report.unexercised]
     if rows:
         yield _grid(rows)
     if len(groups) > 1:

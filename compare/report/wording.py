@@ -5,6 +5,6 @@ from compare.verdict.quantity import Verdict
 SIGN = {Verdict.MATCH: "✓", Verdict.PRECISION: "≈", Verdict.MISMATCH: "✗"}
 
 
-def counted(number: int, what: str) -> str:
-    """Like "1 step" and "3 steps"."""
-    return f"{number} {what}" + ("s" if number != 1 else "")
+def counted(number: int, what: str, several: str = "") -> str:
+    """Like "1 step" and "3 steps"; `several` is the plural, where it is not the word with an s."""
+    return f"{number} {what if number == 1 else several or what + 's'}"

@@ -117,6 +117,15 @@ class TorchProgramRun:
         tensors = {**self.model.state_dict(keep_vars=True), **self._numbers()}
         return {name: np.array(to_numpy(tensor)) for name, tensor in tensors.items()}
 
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace parameters, buffers and bare tensors, by name."""
+        import torch
+
+        with torch.no_grad():
+            for name, tensor in {**self.model.state_dict(keep_vars=True), **self._numbers()}.items():
+                if name in arrays:
+                    tensor.copy_(torch.from_numpy(np.array(arrays[name], order="C")))
+
     def tensor(self, array: Any) -> Any:
         """Copy an array of a batch as a tensor."""
         import torch

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -147,6 +147,18 @@ class TorchRun:
         # Not detach(), which would count as a call of the user's where calls are listed.
         return Observation(loss.data, gradients, forward=record.seen)
 
+    def evaluate(self, batch: Batch) -> Observation:
+        """Run forward, and the loss if there is one, without a gradient."""
+        import torch
+
+        record = Record(self.overwritten)
+        with torch.enable_grad():  # without, some modules take another way
+            output = self.forward(batch, record)
+            loss = None
+            if self.loss is not None:
+                loss = checked_loss("torch", self.loss, output, mapped(batch.target, self.tensor)).data
+        return Observation(loss, forward=record.seen, buffers=self.buffers())
+
     def update(self) -> Observation:
         """Take the second half of a step, if there is an optimizer: the update. It may clip gradients in place."""
         import torch
@@ -164,6 +176,15 @@ class TorchRun:
     def arrays(self) -> dict[str, np.ndarray]:
         """Copy parameters and buffers, by name."""
         return {name: np.array(to_numpy(tensor)) for name, tensor in kept_tensors(self.model).items()}
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace parameters and buffers, by name."""
+        import torch
+
+        with torch.no_grad():
+            for name, tensor in kept_tensors(self.model).items():
+                if name in arrays:
+                    tensor.copy_(torch.from_numpy(np.array(arrays[name], order="C")))
 
     def buffers(self) -> dict[str, "torch.Tensor"]:
         """Give what the model keeps beside its parameters, such as running statistics, by name."""

@@ -125,6 +125,8 @@ class Divergence:
     """The path of the module that differs on the torch and on the JAX side; None where the place is not one module."""
     lines: tuple[Line, ...] = ()
     """The lines of the user's code that it comes from, on both sides, as far as they are known."""
+    question: str = ""
+    """"" where it shows with the weights and batches given; else what was asked: "from other weights and batches"."""
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON holds of it."""
@@ -134,4 +136,5 @@ class Divergence:
     def headline(self) -> str:
         """Where, and if that is known why, in one line."""
         place = f"step {self.step}, {self.stage}" + (f", {self.torch}" if self.torch != self.stage else "")
+        place += f", {self.question}" if self.question else ""
         return f"{place}: {self.cause.name}" if self.cause else place

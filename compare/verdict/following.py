@@ -207,7 +207,7 @@ def follow(
 def _cut(quantities: Iterable[Quantity], steps: int) -> list[Quantity]:
     """Copy what was weighed in the first steps: another step, or its noise, may be half done."""
     per_step = ("error_torch", "error_jax", "cancellation")
-    measured = ("noise", "tables", "between32")
+    measured = ("noise", "tables", "between32", "spread32")
     return _linked(
         [
             dataclasses.replace(
@@ -259,6 +259,20 @@ def weigh_float32(followed: Followed, torch32: Stream, jax32: Stream) -> None:
         quantity.add_between32(jax, torch)
 
     _weigh_pairs(followed, {"torch": torch32, "jax": jax32}, add)
+
+
+def weigh_spread32(followed: Followed, moved: Sequence[Stream], lowest: float) -> None:
+    """Measure what the rounding of float32, or of a lower precision in it, does to the JAX side's float32 program.
+
+    Args:
+        followed: What following both sides has found, to which this is added.
+        moved: Float32 runs of the JAX side, each moved in its own way.
+        lowest: The machine epsilon by which they were moved.
+
+    """
+    for quantity in followed.quantities:
+        quantity.lowest = lowest
+    _weigh_pairs(followed, {f"jax {number}": run for number, run in enumerate(moved)}, Quantity.add_spread32)
 
 
 def _weigh_pairs(

@@ -33,6 +33,13 @@ LOST = 0.5
 """The relative error at which no binary digit is correct."""
 
 
+MULTIPLE = 1000.0
+"""So many times torch's float32 rounding the JAX side's may be before it must be shown to be rounding: see `lower`."""
+
+NOISY = 2.0**16
+"""So many times torch's, and not more, where both sides round alone: a program that noisy is another one in float32."""
+
+
 class Verdict(StrEnum):
     """What a comparison found."""
 
@@ -107,6 +114,13 @@ class Quantity:
 
     between32: list[float] = field(default_factory=list)
     """d(jax32, torch32); empty where it was not measured."""
+
+    spread32: list[float] = field(default_factory=list)
+    """The largest d of two float32 runs of the JAX side, moved by the rounding of the lowest precision that its program
+    has; empty where it was not measured."""
+
+    lowest: float = EPSILON32
+    """The machine epsilon of that precision."""
 
     update: "Quantity | None" = field(default=None, repr=False)
     """Of a parameter, its updates: after one that was nothing but rounding, the parameter proves nothing."""
@@ -187,18 +201,58 @@ class Quantity:
         """Weigh the same step of both sides in float32: for where float64 is another program, see `alone`."""
         self.between32.append(distance(jax32, torch32))
 
+    def add_spread32(self, step: int, one: np.ndarray, other: np.ndarray) -> None:
+        """Weigh the same step of two float32 runs of the JAX side, each moved by rounding; the largest counts."""
+        _add_largest(self.spread32, step, distance(one, other))
+
+    @property
+    def apart32(self) -> np.ndarray:
+        """Whether the JAX side's two precisions are more than `MULTIPLE` times as far apart as torch's, at each step.
+
+        That is rare among right ports, and then it must be shown to be rounding: see `other32`. Where torch has exactly
+        zero, what the JAX side has is a residue, of which no digit is right in either precision.
+        """
+        sizes = np.array([size for size, _ in self.sizes])[: len(self.error_jax)]
+        apart: np.ndarray = (np.asarray(self.error_jax) > MULTIPLE * self._fair32) & (sizes > 0)
+        return apart
+
+    @property
+    def other32(self) -> np.ndarray:
+        """Whether the JAX side is another program in float32, at each step; nowhere if `spread32` was not measured.
+
+        Rounding that is amplified moves a float32 run as much when its weights and inputs are moved by a few units in
+        the last place. What does not move with them is no rounding. The distances are held against the larger of both
+        precisions, since what is zero in exact arithmetic is larger in float32 by eight orders of magnitude.
+        """
+        error = np.asarray(self.error_jax)
+        if not self.spread32:
+            return np.zeros(len(error), bool)
+        with np.errstate(invalid="ignore"):
+            other: np.ndarray = self.apart32 & (error / (1 + error) > FACTOR * _near(self.spread32)[: len(error)])
+        if self.rounds_alone and self.lowest == EPSILON32 and self.stage in (Stage.FORWARD, Stage.LOSS, Stage.GRADIENT):
+            other[0] |= self.error_torch[0] < LOST and self.sizes[0][0] > 0 and error[0] > NOISY * self._fair32[0]
+        return other
+
+    @property
+    def _fair32(self) -> np.ndarray:
+        """Torch's float32 rounding at each step, with a floor."""
+        return self._floored(_near(self.error_torch))[: len(self.error_jax)]
+
     @property
     def rounding(self) -> np.ndarray:
         """How much float32 rounding is fair at each step, of shape `(steps,)`: the sides' own, with a floor.
 
         The JAX side's counts too. Some of its algorithms round worse, such as the variance of Flax's norms. A bug is
-        in both of its precisions alike, and adds nothing to how far these are apart.
+        in both of its precisions alike, and adds nothing to how far these are apart. Where it is another program in
+        float32, what its precisions are apart is no rounding, and counts up to `MULTIPLE` times torch's.
         """
         # The maximum over neighbouring steps, as a single error may be small by accident: the loss is one
         # number, and its error crosses zero. Of errors with a normal distribution one in 12 is a tenth of
         # their deviation or less.
-        own = np.maximum(self.error_torch, self.error_jax) if self.error_jax else self.error_torch
-        return self._floored(_near(own))
+        if not self.error_jax:
+            return self._floored(_near(self.error_torch))
+        jax = np.where(self.other32, np.minimum(self.error_jax, MULTIPLE * self._fair32), self.error_jax)
+        return self._floored(_near(np.maximum(self.error_torch, jax)))
 
     @property
     def expected(self) -> np.ndarray:
@@ -325,7 +379,7 @@ class Quantity:
 
         Precision is judged on what is continuous in the weights, outputs and losses: a gradient jumps with a ReLU.
         """
-        if self.decides and (self.ratio > FACTOR).any():
+        if self.decides and ((self.ratio > FACTOR).any() or self.other32.any()):
             return Verdict.MISMATCH
         if self.rounds_alone and self.stage in (Stage.FORWARD, Stage.LOSS) and not 1 / FACTOR < self.imbalance < FACTOR:
             return Verdict.PRECISION

@@ -1,0 +1,56 @@
+"""Whether the JAX side's float32 program is the one that its float64 run proves: it is what people run."""
+
+from compare.comparison.runs import Runs
+from compare.jax_side.reading import lowest_precision
+from compare.jax_side.run import JaxRun
+from compare.verdict.divergence import Cause, Divergence
+from compare.verdict.following import Followed
+
+DOCS = "docs/verdict.md#float32-is-judged-too"
+
+
+def weigh_float32_program(runs: Runs, followed: Followed, jax32: JaxRun) -> Cause | None:
+    """Measure whether what the JAX side's precisions are apart is rounding, where it is much more than torch's.
+
+    Returns:
+        The lower precision in the program that makes it so, if there is one.
+
+    """
+    apart = [quantity for quantity in followed.quantities if quantity.decides and quantity.apart32.any()]
+    if not apart:
+        return None
+    name, lowest = lowest_precision(jax32.program(runs.pair.batches[0], runs.stepper.draws[0]))
+    runs.weigh_spread32(followed, jax32, lowest)
+    if name in ("float32", "float64"):
+        return None
+    first = apart[0]
+    step = int(first.apart32.argmax())
+    return Cause(
+        f"{name} on the {runs.pair.jax.name} side",
+        f"the {runs.pair.jax.name} side's program computes in {name}; first seen at {first.torch} ({first.stage}): its "
+        f"rounding is {first.error_jax[step]:.1e} on the JAX side and {first.error_torch[step]:.1e} on the torch side",
+        f"compute it in float32: leave out {name}, or have it on both sides",
+        "docs/precision.md",
+    )
+
+
+def other_in_float32(followed: Followed) -> Divergence | None:
+    """Give the first place at which the JAX side is another program in float32 than in float64."""
+    found = [(int(q.other32.argmax()), q) for q in followed.quantities if q.decides and q.other32.any()]
+    if not found:
+        return None
+    step, quantity = min(found, key=lambda each: each[0])
+    spread = quantity.spread32[step] if quantity.spread32 else 0.0
+    return Divergence(
+        step,
+        quantity.stage,
+        quantity.torch,
+        quantity.jax,
+        quantity.error64[step],
+        float(quantity.rounding[step]),
+        float(quantity.expected[step]),
+        opinion=f"the JAX side in float32 is {quantity.error_jax[step]:.1e} from itself in float64, where torch is "
+        f"{quantity.error_torch[step]:.1e}. Moved by rounding, it changes by {spread:.1e}: this is no rounding. Does "
+        "the port ask for a dtype, or does it amplify its own rounding?",
+        question="in float32, where this is another program",
+    )

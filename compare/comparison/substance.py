@@ -1,0 +1,160 @@
+"""Whether a match has substance: what decides, what was reached, and what nothing here exercises."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from compare.comparison.mapped_pair import MappedPair
+from compare.report.wording import counted
+from compare.step.batch import Batch, mapped
+from compare.step.stage import Stage
+from compare.verdict.divergence import Cause
+from compare.verdict.following import Followed
+from compare.verdict.quantity import Quantity
+
+_COMPUTED = (Stage.FORWARD, Stage.LOSS, Stage.GRADIENT, Stage.UPDATE)
+"""Stages whose numbers both sides compute. Others may hold infinities for good reasons, such as a mask."""
+
+
+def without_substance(pair: MappedPair, followed: Followed) -> list[Cause]:
+    """Say why a match of what was followed would prove nothing; an empty list if it does."""
+    deciding = [quantity for quantity in followed.quantities if quantity.decides]
+    found = []
+    if pair.torch_parameters and not any(link.compared for link in pair.links):
+        found.append(
+            Cause(
+                "no weight is paired",
+                "the torch model has parameters, and none of them is held against any of the JAX side's",
+                "leave out weights=, or name partners in it",
+            )
+        )
+    outputs = _of(deciding, Stage.FORWARD)
+    if not outputs and not _of(deciding, Stage.LOSS):
+        found.append(Cause("no output decides", "no output of the two models is held against the other's", ""))
+    if broken := [each for each in deciding if each.stage in _COMPUTED and _nan(each)]:
+        found.append(
+            Cause(
+                "NaN on both sides",
+                f"{_named(broken)}: NaN equals NaN, and says nothing of the port",
+                "give weights and batches for which the torch side is finite",
+            )
+        )
+    elif outputs and all(np.isinf(_sizes(each)).all() for each in outputs):
+        found.append(Cause("infinity on both sides", f"{_named(outputs)}: no output is finite", ""))
+    return found
+
+
+def without_gradient(pair: MappedPair, runs: Iterable[Followed]) -> list[Cause]:
+    """Say so if every gradient is zero in all runs: then nothing says how the port learns."""
+    gradients = [each for followed in runs for each in _of(followed.quantities, Stage.GRADIENT)]
+    if pair.torch.loss is None or any(_sizes(each).any() for each in gradients):
+        return []
+    return [
+        Cause(
+            "every gradient is zero",
+            "the torch side's gradient of every parameter that is compared is zero at every step",
+            "give batches at which the loss depends on the weights",
+        )
+    ]
+
+
+def constant_outputs(followed: Followed, other: Followed) -> list[Cause]:
+    """Say so if no output changes with weights and batches: any constant would match."""
+    before = {(each.torch, each.jax): each for each in _of(followed.quantities, Stage.FORWARD) if each.decides}
+    pairs = [
+        (before[each.torch, each.jax], each)
+        for each in _of(other.quantities, Stage.FORWARD)
+        if (each.torch, each.jax) in before
+    ]
+    if not pairs or any(one.sizes[0] != two.sizes[0] for one, two in pairs):
+        return []
+    return [
+        Cause(
+            "the outputs depend on nothing",
+            f"{_named([one for one, _ in pairs])}: torch gives the same from other weights and on other batches",
+            "give weights and batches on which the output depends",
+        )
+    ]
+
+
+def not_reached(pair: MappedPair, followed: Followed, steps: int, change: int | None) -> list[str]:
+    """Give what a match says that it does not cover, for its headline.
+
+    Args:
+        pair: Both sides.
+        followed: What the steps have shown.
+        steps: How many were asked for.
+        change: Before which step torch's settings first change; None if they do not.
+
+    """
+    found = []
+    if pair.torch.optimizer is not None:
+        if steps == 1:
+            found.append("in 1 step: momentum and schedule not reached")
+        elif change is not None and change >= steps:
+            found.append(f"in {counted(steps, 'step')}: the schedule's first change, at step {change}, is not reached")
+        # What else an update shows, the optimizer's state, is a difference of nothing.
+        updates = [each for each in _of(followed.quantities, Stage.UPDATE) if any(whole for _, whole in each.sizes)]
+        if updates and not any(_sizes(each).any() for each in updates):
+            found.append("without any update: no parameter was changed, as with a learning rate of 0")
+    if infinite := [e for e in _of(followed.quantities, *_COMPUTED) if e.decides and np.isinf(_sizes(e)).any()]:
+        found.append(f"with infinity on both sides in {_named(infinite)}")
+    return found
+
+
+def not_exercised(
+    pair: MappedPair, followed: Followed, other: Followed | None, reached: Mapping[str, bool]
+) -> list[str]:
+    """Give what no batch and no weight exercises, a line each, with what would."""
+    never = [f"{what}; a batch at which it does would" for what, met in reached.items() if not met]
+    return list(dict.fromkeys([*_without_gradient(followed, other), *_inputs(pair.batches), *never]))
+
+
+def _without_gradient(followed: Followed, other: Followed | None) -> Iterator[str]:
+    moved = {each.torch for each in _of(other.quantities, Stage.GRADIENT) if _sizes(each).any()} if other else set()
+    still = [
+        each.torch
+        for each in _of(followed.quantities, Stage.GRADIENT)
+        if each.decides and not _sizes(each).any() and each.torch not in moved
+    ]
+    if still:
+        shown = ", ".join(still[:3]) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
+        yield f"{shown}: the gradient is zero at every step; batches on which the loss depends on it would"
+
+
+def _inputs(batches: Iterable[Batch]) -> Iterator[str]:
+    """Name inputs that are constant, flags that are all set, and axes of length one."""
+    for what, part in (("inputs", 0), ("target", 1)):
+        arrays = [dict(_leaves(batch[part], what)) for batch in batches]
+        for name, first in arrays[0].items():
+            same = [each[name] for each in arrays if name in each]
+            values = {value for array in same for value in np.unique(array)[:3].tolist()}
+            if len(values) == 1 and first.size > 1:
+                yield f"{name}: all its elements are {values.pop():g}; a batch with others would"
+            if 1 in first.shape and all(array.shape == first.shape for array in same) and first.size > 1:
+                yield f"axis {first.shape.index(1)} of {name}, which has length one; a batch with more would"
+
+
+def _leaves(tree: object, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    number = 0
+    found: list[np.ndarray] = []
+    mapped(tree, lambda leaf: found.append(leaf) if isinstance(leaf, np.ndarray) else None)
+    for number, array in enumerate(found):
+        yield name if len(found) == 1 else f"{name}[{number}]", array
+
+
+def _of(quantities: Iterable[Quantity], *stages: Stage) -> list[Quantity]:
+    return [quantity for quantity in quantities if quantity.stage in stages]
+
+
+def _sizes(quantity: Quantity) -> np.ndarray:
+    return np.array([size for size, _ in quantity.sizes])
+
+
+def _nan(quantity: Quantity) -> bool:
+    return bool(np.isnan(_sizes(quantity)).any())
+
+
+def _named(quantities: list[Quantity]) -> str:
+    names = [quantity.torch for quantity in quantities]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,69 @@
+"""What a traced JAX program contains: calls that leave it, and the numbers that it brings along."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compare.jax_side.lines import line
+from compare.jax_side.primitives import Program, is_foreign, is_tracer, programs
+
+
+class ForeignCall(NamedTuple):
+    """One call out of the program."""
+
+    name: str
+    """The operation: "pure_callback"."""
+    place: str
+    """The user's line, "port.py:12", where it is known."""
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.place}" if self.place else self.name
+
+
+def foreign_calls(program: Any) -> list[ForeignCall]:
+    """List the calls of Python or of another library in a traced program and the programs in it, each once."""
+    return list(
+        dict.fromkeys(ForeignCall(eqn.primitive.name, line(eqn)) for eqn in equations(program) if is_foreign(eqn))
+    )
+
+
+def equations(program: Any) -> Iterator[Any]:
+    """Give all operations of a traced program, and of the programs within them."""
+    for eqn in Program.of(program).equations:
+        yield eqn
+        for nested in programs(eqn):
+            yield from equations(nested)
+
+
+def arrays(program: Any) -> Iterator[np.ndarray]:
+    """Give the arrays of floating-point numbers that a traced program and the programs within it contain."""
+    for value in Program.of(program).constants:
+        if not is_tracer(value) and getattr(getattr(value, "dtype", None), "kind", "") == "f":
+            yield np.asarray(value)
+    for eqn in Program.of(program).equations:
+        for nested in programs(eqn):
+            yield from arrays(nested)
+
+
+def lowest_precision(program: Any) -> tuple[str, float]:
+    """Give the floating-point type with the fewest bits that a traced program computes in, and its machine epsilon.
+
+    A product may be computed in fewer bits than its operands have, as in TF32.
+    """
+    import jax.numpy as jnp
+
+    found = {"float32": float(jnp.finfo("float32").eps)}
+    for eqn in equations(program):
+        for variable in eqn.outvars:
+            dtype = getattr(variable.aval, "dtype", None)
+            if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+                found.setdefault(str(dtype), float(jnp.finfo(dtype).eps))
+        found |= {
+            name: epsilon for name, epsilon in _ALGORITHMS.items() if name in str(eqn.params.get("precision", ""))
+        }
+    return max(found.items(), key=lambda each: each[1])
+
+
+_ALGORITHMS = {"TF32": 2.0**-10, "BF16": 2.0**-7, "_F16": 2.0**-10}
+"""Machine epsilons of the precisions in the names of `jax.lax.DotAlgorithmPreset`."""

@@ -1,0 +1,64 @@
+"""Dishonest, broken and vacuous ports are no plain match, and their honest twins are: one of each group, small.
+
+`python -m benchmarks.honesty` tries all of them.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+from honesty.bases import NET, TOKENS, Base
+from honesty.corpus import CORPUS, Kind, dishonest, honest, is_plain_match
+
+import compare
+
+_CHOSEN = {
+    "foreign: backward": "nothing is proved, the JAX side calls pure_callback",
+    "foreign: optimizer": "nothing is proved, the JAX side calls pure_callback",
+    "precision: gradient": "in float32, where this is another program",
+    "noise: both_rates": "mismatch",
+    "noise: noisy_output": "mismatch",
+    "not finite: not_a_number": "NaN on both sides",
+    "nothing compared: constant_output": "the outputs depend on nothing",
+    "recorded: outputs": "from other weights and batches",
+    "one step: one_step": "match in 1 step: momentum and schedule not reached",
+    "one step: schedule": "schedule",
+    "not exercised: full_mask": "match",
+    "not exercised: clipping": "match",
+    "fresh: zero_gate": "from other weights and batches",
+    "as given: no_rate": "match without any update",
+    "as given: evaluation": "match in evaluation mode",
+    "sizes: same_size": "with another batch size",
+    "closure: own_targets": "from other weights and batches",
+    "batch=: from_the_batch": "from other weights and batches",
+}
+"""What the headline of a dishonest port says, by its kind."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CORPUS if kind.name in _CHOSEN], ids=lambda kind: kind.name)
+def test_a_dishonest_port_is_no_plain_match_and_its_twin_is(kind: Kind) -> None:
+    base = kind.bases[0]
+    found, twin = dishonest(kind, base), honest(kind, base)
+    assert not is_plain_match(found)
+    assert not isinstance(found, compare.InputError), found
+    assert _CHOSEN[kind.name] in found.headline
+    assert not isinstance(twin, compare.InputError), twin
+    assert twin.verdict == "match", twin.headline
+
+
+def test_every_chosen_kind_is_in_the_corpus() -> None:
+    assert _CHOSEN.keys() <= {kind.name for kind in CORPUS}
+    assert sum(len(kind.bases) for kind in CORPUS) >= 80
+
+
+@pytest.mark.parametrize("base", [NET, TOKENS], ids=lambda base: base.name)
+def test_quick_leaves_the_second_question_out_and_says_so(base: Base) -> None:
+    report = compare.check(base.original(), base.port(), base.batches(), quick=True)
+    assert report.headline.startswith("match without the second question")
+    assert report.ok
