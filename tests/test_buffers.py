@@ -149,3 +149,23 @@ def test_a_momentum_has_its_fix_beside_other_norms() -> None:
     report = compare.check(compare.Torch(Original()), compare.Flax(Port()), batches, device="cpu")
     assert "BatchNorm1d momentum" in report.to_mend, str(report)
     assert "nnx.BatchNorm(..., momentum=0.9)" in [group.fix for group in report.groups]
+
+
+def test_an_average_of_all_batches_has_no_momentum() -> None:
+    """Torch's `momentum=None` takes 1, 1/2, 1/3 of a batch: what explains one step is no setting of the JAX side's."""
+    model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.BatchNorm1d(3, momentum=None))
+    rngs = nnx.Rngs(0)
+    rng = np.random.default_rng(0)
+    report = compare.check(
+        compare.Torch(model, torch.nn.MSELoss(), lambda params: torch.optim.SGD(params, 0.1)),
+        compare.Flax(
+            nnx.Sequential(nnx.Linear(5, 3, rngs=rngs), nnx.BatchNorm(3, momentum=0.9, rngs=rngs)),
+            lambda output, target: jnp.mean((output - target) ** 2),
+            optax.sgd(0.1),
+        ),
+        [(rng.normal(size=(6, 5)), rng.normal(size=(6, 3))) for _ in range(3)],
+        device="cpu",
+    )
+    assert report.divergence is not None
+    assert report.divergence.torch == "1.running_mean"
+    assert report.divergence.cause is None

@@ -42,6 +42,9 @@ class Experiment:
     def candidates(self) -> list[Counterfactual]:
         """List what may be otherwise."""
         every = counterfactuals(self.calls(), gradient=self.found.divergence.stage == Stage.GRADIENT)
+        # BatchNorm with momentum=None averages all batches alike: what its call takes is another number at each step,
+        # and no momentum of a layer does the same.
+        every = (each for each in every if each.name != "momentum" or not self.rerun.averages_all(each.call.module))
         return [each for each in every if each.name != Structure.STOPPED]  # which is proved by all gradients at once
 
     def observe(self, rewrites: Mapping[int, Rewrite]) -> np.ndarray | None:

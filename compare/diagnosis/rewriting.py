@@ -140,6 +140,10 @@ class Rerun:
         other._window = Window(self._window.start)
         return other
 
+    def averages_all(self, path: str) -> bool:
+        """Tell whether a norm averages the statistics of all batches alike, as torch does with `momentum=None`."""
+        return getattr(self._run.model.get_submodule(path), "momentum", 0.0) is None
+
     def calls(self) -> list[Call]:
         """List the calls in the window, in order of execution."""
         found: list[Call] = []

@@ -8,7 +8,7 @@ and explains more numbers than it was fitted to.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from compare.diagnosis.optimizers.calls import Call
+from compare.diagnosis.optimizers.calls import Call, Code
 from compare.diagnosis.optimizers.evidence import Evidence, OptimizerRun
 from compare.diagnosis.optimizers.families import Family, families, told_family
 from compare.diagnosis.optimizers.fit import Fit, Fitter
@@ -16,7 +16,7 @@ from compare.diagnosis.optimizers.names import optimizer_call
 from compare.diagnosis.optimizers.rates import fitted_rates, rates_of
 from compare.diagnosis.optimizers.schedules import told_rates
 from compare.diagnosis.optimizers.search import SEVERAL, Search, Searcher
-from compare.diagnosis.optimizers.some_parameters import Assignment, assigned
+from compare.diagnosis.optimizers.some_parameters import Assignment, assigned, decay_mask
 from compare.diagnosis.optimizers.some_parameters import told as told_some
 from compare.diagnosis.optimizers.told import Told, rates_in_words
 from compare.diagnosis.optimizers.trial import Bench
@@ -117,7 +117,7 @@ def _cause(evidence: Evidence, parts: Sequence[Told], left: str) -> Cause:
     says = ". Besides, ".join(part.says for part in parts)
     count = len(evidence.steps)
     over = f", at all {count} steps" if count > 1 else ""
-    fixes = fixes_of(evidence.kind, parts)
+    fixes = fixes_of(evidence.kind, parts, decay_mask(evidence))
     return Cause(
         name,
         f"{name}: {says}. With that on the torch side the difference {left}{over}",
@@ -127,9 +127,18 @@ def _cause(evidence: Evidence, parts: Sequence[Told], left: str) -> Cause:
     )
 
 
-def fixes_of(kind: str, parts: Sequence[Told]) -> list[Call | str]:
-    """Write what mends all parts: one call, as far as it goes, and what no call does."""
+def fixes_of(kind: str, parts: Sequence[Told], mask: Code | None = None) -> list[Call | str]:
+    """Write what mends all parts: one call, as far as it goes, and what no call does.
+
+    Args:
+        kind: The class of torch's optimizer.
+        parts: What differs.
+        mask: Of what torch decays, where it does not decay all.
+
+    """
     arguments = {key: value for part in parts for key, value in part.arguments.items()}
+    if mask is not None and arguments.get("weight_decay"):
+        arguments = {"mask": mask} | arguments
     before = [part.before for part in parts if part.before]
     function = next((part.function for part in parts if part.function), "")
     fixes: list[Call | str] = []

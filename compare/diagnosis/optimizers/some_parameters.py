@@ -1,8 +1,8 @@
 """Finds what the JAX side does differently to some parameters only: masks, frozen parameters, parameter groups."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -281,7 +281,9 @@ def _told_decay(evidence: Evidence, found: Assignment, paths: list[str], every: 
     by_jax = [p for p in every if (found.treatments[p].value if p in found.treatments else decay.get(p))]
     value = max((decay.get(path, 0.0) for path in every), default=0.0)
     says = f"torch decays {_listed(by_torch) or 'nothing'}, and the JAX side {_listed(by_jax) or 'nothing'}"
-    keyword = {} if set(by_torch) == set(every) else {"mask": Code(mask_of(by_torch, every))}
+    keyword: dict[str, Any] = {} if set(by_torch) == set(every) else {"mask": Code(mask_of(by_torch, every))}
+    if not keyword and by_jax:
+        keyword = {"mask": None}  # the JAX side has one
     told = Told("weight decay mask", says, source=COMBINING)
     if not by_jax:
         told = replace(
@@ -292,15 +294,28 @@ def _told_decay(evidence: Evidence, found: Assignment, paths: list[str], every: 
     return replace(told, before=Call("optax.add_decayed_weights", (value,), keyword))
 
 
+def decay_mask(evidence: Evidence) -> Code | None:
+    """Write the mask of what torch decays; None where its parameter groups have one weight decay."""
+    if len({float(group.get("weight_decay", 0.0)) for group in evidence.steps[0].groups}) == 1:
+        return None
+    pairs = {each.pairing.jax: each.pairing.torch for each in evidence.steps[0].results if not each.is_state}
+    decay = _decays(evidence, pairs)
+    return Code(mask_of([path for path in pairs if decay[path]], list(pairs)))
+
+
 def _torch_decay(evidence: Evidence, found: Assignment) -> dict[str, float]:
     """Give torch's weight decay of each parameter, by the JAX side's path."""
+    return _decays(evidence, found.torch_names)
+
+
+def _decays(evidence: Evidence, torch_names: Mapping[str, str]) -> dict[str, float]:
     step = evidence.steps[0]
     order = [index for group in step.groups for index in group["params"]]
     decays = [float(group.get("weight_decay", 0.0)) for group in step.groups for _ in group["params"]]
     by_index = dict(zip(order, decays, strict=True))
     names = evidence.parameter_names
     by_name = {names[index]: decay for index, decay in by_index.items() if index < len(names)}
-    return {path: by_name.get(name.partition("[")[0], 0.0) for path, name in found.torch_names.items()}
+    return {path: by_name.get(name.partition("[")[0], 0.0) for path, name in torch_names.items()}
 
 
 def _listed(paths: Sequence[str], most: int = 4) -> str:
