@@ -25,6 +25,8 @@ def wrongly_converted(pair: MappedPair) -> list[Divergence]:
     wrong = [(link, ours, theirs) for link, ours, theirs in both if distance(theirs, ours) > near]
     parameters = {link.torch for link, _, _ in both if link.torch in pair.torch_parameters}
     converted = parameters - {link.torch for link, _, _ in wrong}
+    # By chance no weight agrees to float32's rounding. More than half: the user meant to convert them
+    # all.
     if 2 * len(converted) <= len(parameters):
         return []
     opinion = f"the port came with torch's weights, but for {len(wrong)} of {len(both)}: look at their conversion"

@@ -36,6 +36,8 @@ class Experiment:
         calls = self.rerun.calls()
         if self.found.divergence.stage == Stage.BUFFERS:
             path = self.found.pairing.torch.rpartition(".")[0]
+            # A running mean is written by its own norm alone. The other calls keep their numbers, and without a
+            # name no convention applies to them.
             return [call if call.module == path else dataclasses.replace(call, name="") for call in calls]
         return calls
 
@@ -64,6 +66,7 @@ class HeldOutExperiment(Experiment):
         if isinstance(hypothesis, Relation):
             ours = self.observe({})
             try:
+                # A factor or an order must be the same here; only which elements are masked may depend on the data.
                 given = None if ours is None else hypothesis.again(ours, self.target).apply(ours)
             except (ValueError, IndexError):
                 return None
@@ -71,6 +74,8 @@ class HeldOutExperiment(Experiment):
             given = self.observe({})
         else:
             own = {identity(each): each for each in self.candidates()}
+            # A hypothesis from another step refers to that step's calls. It is found again here by what it
+            # changes and where, and keeps its fitted value: nothing is fitted at a held-out step.
             keys = [(identity(each), value) for group, value in hypothesis for each in group]
             if any(key not in own for key, _ in keys):
                 return None

@@ -42,6 +42,7 @@ def named(tree: Any, what: str, root: str, path: str = "", kind: str = "") -> An
     import jax
     from jax.ad_checkpoint import checkpoint_name
 
+    # jax.tree.map visits leaves without their names, and `leaves` knows which arrays are numeric.
     known = {id(array): leaf for leaf, array in leaves(tree)}
 
     def name(array: Any) -> Any:

@@ -38,4 +38,6 @@ def place_name(before: Port, port: Port) -> str:
     """Name the place at which a tensor is computed: its module, if the tensor before it is of the same call."""
     if before[:2] == port[:2]:
         return port.module
+    # What a module takes is inside of it, and so is what leads to what it gives: only the other two ends
+    # are outside.
     return str(Between(before.module, port.module, takes=before.kind == "input", gives=port.kind == "output"))

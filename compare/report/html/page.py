@@ -94,6 +94,7 @@ def _source(templates: Environment, name: str) -> str:
 
 def _prose(text: str) -> Markup:
     """Escape a sentence, and let no line end within a number such as 1e-05."""
+    # Escaped first: the only markup in the result is the one that is added here.
     return Markup(_SMALL_NUMBER.sub(r'<span class="number">\g<0></span>', str(escape(text))))
 
 
