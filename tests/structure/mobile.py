@@ -280,7 +280,7 @@ ARCHITECTURES = [
             "swish for hardswish": ("silu", "swish"),
             "second hardswish left out": ("the identity", "leaves out hardswish"),
             "largest": ("max", "largest"),
-            "hardswish for relu": ("hardswish", "hard_swish"),
+            "hardswish for relu": ("hardswish", "hard_swish", "hard swish"),
             "sigmoid": ("sigmoid",),
             "no hardsigmoid": ("the identity", "leaves out hardsigmoid"),
             "excitation left out": ("leaves out the product",),
@@ -307,7 +307,7 @@ ARCHITECTURES = [
         "feature pyramid", PyramidT, PyramidJ, normal((2, 3, 8, 8)),
         {
             "no relu": ("the identity", "leaves out relu"),
-            "bilinear": ("bilinear",),
+            "bilinear": ("bilinear", "\"linear\""),
             "tiled": ("tile",),
             "fine left out": ("leaves out the sum",),
             "multiplied": ("mul of",),
