@@ -151,3 +151,12 @@ def test_losses_of_two_names_are_refused() -> None:
 
     with pytest.raises(compare.InputError, match="the JAX step shows 'train_loss' and no \"loss\""):
         checked(original(), compare.JaxProgram(build))
+
+
+def test_a_state_without_an_optimizer_is_refused() -> None:
+    def build() -> Any:
+        state, step = original().build()
+        return {"model": state["model"]}, step
+
+    with pytest.raises(compare.InputError, match="the torch state holds no torch.optim.Optimizer"):
+        checked(compare.TorchProgram(build), with_optax(optax.sgd(0.1)))

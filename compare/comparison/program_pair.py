@@ -64,6 +64,11 @@ class ProgramPair:
         """The torch side's values at the start, by name."""
         self.size = sum(array.size for array in self.start.values())
         self.links = self._find_links(run, port, weights)
+        if not run.optimizers:
+            raise InputError(
+                "the torch state holds no torch.optim.Optimizer, so that nothing says what is trained: add it to the "
+                'state that build() gives, as {"model": model, "optimizer": optimizer}'
+            )
         if not any(link.torch in run.trained for link in self.links):
             raise InputError("no tensor that torch's optimizers train has a partner in the JAX state")
 
