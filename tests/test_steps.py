@@ -158,5 +158,5 @@ def test_a_state_without_an_optimizer_is_refused() -> None:
         state, step = original().build()
         return {"model": state["model"]}, step
 
-    with pytest.raises(compare.InputError, match="the torch state holds no torch.optim.Optimizer"):
+    with pytest.raises(compare.InputError, match=r"the torch state holds no torch\.optim\.Optimizer"):
         checked(compare.TorchProgram(build), with_optax(optax.sgd(0.1)))
