@@ -166,13 +166,13 @@ def check(drawn: Drawn, in_table: float = 0.0, elsewhere: float = 0.0) -> compar
 
 def main(count: int, start: int = 0) -> None:
     """Draw so many right ports, and print the verdicts of each: right, a fault in the table, a fault elsewhere."""
-    from compare.comparison.check import _Check
+    from compare.comparison.pair_check import PairCheck
 
     def verdict_alone(self: Any, followed: Any, found: compare.Report) -> Any:
         """Look for no causes: only the verdict counts here."""
         return found.divergence, [], []
 
-    setattr(_Check, "_causes", verdict_alone)  # noqa: B010 - to a method, mypy lets nothing be assigned
+    setattr(PairCheck, "_causes", verdict_alone)  # noqa: B010 - to a method, mypy lets nothing be assigned
     verdicts: dict[str, list[str]] = {"right": [], "in_table": [], "elsewhere": []}
     for seed in range(start, start + count):
         drawn = draw(seed)

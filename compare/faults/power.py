@@ -28,7 +28,8 @@ from compare.step.stage import Stage
 from compare.torch_side.side import Torch
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, follow
-from compare.verdict.quantity import FACTOR, LOST
+from compare.verdict.neighbours import LOST
+from compare.verdict.quantity import FACTOR
 
 FURTHER = 4
 """Where a fault changes nothing, this many times as many steps are tried, and at least `AT_LEAST`."""

@@ -7,31 +7,20 @@ d(jax64, torch64) is the algorithms' difference, and d(torch32, torch64) tells h
 it is smaller by 2**-29, the ratio of the two machine epsilons. docs/verdict.md has the measurements.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from compare.numerics.distance import EPSILON32, EPSILON64, ULPS, distance, norm, real
 from compare.step.stage import Stage
+from compare.verdict.neighbours import LOST, add_largest, near
 
 FACTOR = 16.0
 """The one safety factor: this many times what rounding explains is more than rounding.
 
 The worst right port measured has 6; the smallest bug measured, an eps of 1e-7 for 1e-8, has 5e8: docs/verdict.md.
 """
-
-WINDOW = 8
-"""How many steps on either side count for the rounding of a step: a scalar's error changes sign, and is small there."""
-
-ONSET = 1e6
-"""A step's error is not as small by accident as this, beside those of the steps after it."""
-
-LOST = 0.5
-"""The relative error at which no binary digit is correct."""
-
 
 MULTIPLE = 1000.0
 """So many times torch's float32 rounding the JAX side's may be before it must be shown to be rounding: see `lower`."""
@@ -49,33 +38,6 @@ class Verdict(StrEnum):
     """The same mathematics, one side at lower precision."""
     MISMATCH = "mismatch"
     """A different program: the port has a bug."""
-
-
-def _near(errors: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The largest error of each step and its neighbours; a step before the first that is lost has none after it."""
-    errors = np.asarray(errors)
-    # Once a run has lost every digit, its errors are of the order of 1 and would excuse the steps before,
-    # which are right.
-    largest, lost = _largest(errors), np.flatnonzero(errors >= LOST)
-    if len(lost):
-        largest[: lost[0]] = _largest(errors[: lost[0]])
-    return largest
-
-
-def _largest(errors: np.ndarray) -> np.ndarray:
-    if not len(errors):
-        return errors
-    # A moving maximum. At the ends the nearest step stands in for those that were not taken.
-    padded = np.pad(errors, WINDOW, mode="edge")
-    largest: np.ndarray = sliding_window_view(padded, 2 * WINDOW + 1).max(axis=1)
-    # An error that is small by accident is so by a few orders of magnitude. If a later step's is larger by more,
-    # something began there: Adam made a whole step of what is zero but for rounding, and that is no excuse for before.
-    past: np.ndarray = sliding_window_view(padded[: len(padded) - WINDOW], WINDOW + 1).max(axis=1)
-    return np.minimum(largest, ONSET * np.maximum(past, EPSILON64))
-
-
-def _add_largest(errors: list[float], step: int, error: float) -> None:
-    errors[step:] = [max([error, *errors[step : step + 1]]), *errors[step + 1 :]]
 
 
 @dataclass
@@ -191,11 +153,11 @@ class Quantity:
 
     def add_noise(self, step: int, one: np.ndarray, other: np.ndarray) -> None:
         """Weigh the same step of two float64 runs of one side; of several such pairs, the largest counts."""
-        _add_largest(self.noise, step, distance(one, other))
+        add_largest(self.noise, step, distance(one, other))
 
     def add_tables(self, step: int, one: np.ndarray, other: np.ndarray) -> None:
         """Weigh the same step of two float64 runs of one side whose float32 tables differ; the largest counts."""
-        _add_largest(self.tables, step, distance(one, other))
+        add_largest(self.tables, step, distance(one, other))
 
     def add_between32(self, jax32: np.ndarray, torch32: np.ndarray) -> None:
         """Weigh the same step of both sides in float32: for where float64 is another program, see `alone`."""
@@ -203,7 +165,7 @@ class Quantity:
 
     def add_spread32(self, step: int, one: np.ndarray, other: np.ndarray) -> None:
         """Weigh the same step of two float32 runs of the JAX side, each moved by rounding; the largest counts."""
-        _add_largest(self.spread32, step, distance(one, other))
+        add_largest(self.spread32, step, distance(one, other))
 
     @property
     def apart32(self) -> np.ndarray:
@@ -228,7 +190,7 @@ class Quantity:
         if not self.spread32:
             return np.zeros(len(error), bool)
         with np.errstate(invalid="ignore"):
-            other: np.ndarray = self.apart32 & (error / (1 + error) > FACTOR * _near(self.spread32)[: len(error)])
+            other: np.ndarray = self.apart32 & (error / (1 + error) > FACTOR * near(self.spread32)[: len(error)])
         if self.rounds_alone and self.lowest == EPSILON32 and self.stage in (Stage.FORWARD, Stage.LOSS, Stage.GRADIENT):
             other[0] |= self.error_torch[0] < LOST and self.sizes[0][0] > 0 and error[0] > NOISY * self._fair32[0]
         return other
@@ -236,7 +198,7 @@ class Quantity:
     @property
     def _fair32(self) -> np.ndarray:
         """Torch's float32 rounding at each step, with a floor."""
-        return self._floored(_near(self.error_torch))[: len(self.error_jax)]
+        return self._floored(near(self.error_torch))[: len(self.error_jax)]
 
     @property
     def rounding(self) -> np.ndarray:
@@ -250,20 +212,20 @@ class Quantity:
         # number, and its error crosses zero. Of errors with a normal distribution one in 12 is a tenth of
         # their deviation or less.
         if not self.error_jax:
-            return self._floored(_near(self.error_torch))
+            return self._floored(near(self.error_torch))
         jax = np.where(self.other32, np.minimum(self.error_jax, MULTIPLE * self._fair32), self.error_jax)
-        return self._floored(_near(np.maximum(self.error_torch, jax)))
+        return self._floored(near(np.maximum(self.error_torch, jax)))
 
     @property
     def expected(self) -> np.ndarray:
         """The float64 difference that rounding explains at each step, of shape `(steps,)`."""
-        return np.maximum(self.expected_alone, _near(self.tables)) if self.tables else self.expected_alone
+        return np.maximum(self.expected_alone, near(self.tables)) if self.tables else self.expected_alone
 
     @property
     def expected_alone(self) -> np.ndarray:
         """The same without the rounding of tables: from equal values, only the part that has a table has it."""
         expected: np.ndarray = self.rounding * (EPSILON64 / EPSILON32)
-        return np.maximum(expected, _near(self.noise)) if self.noise else expected
+        return np.maximum(expected, near(self.noise)) if self.noise else expected
 
     @property
     def alone(self) -> np.ndarray:
@@ -290,7 +252,7 @@ class Quantity:
         """The float32 difference of both sides over the rounding of the side that has less, of shape `(steps,)`."""
         # In float32 the unit roundoff is 2**29 times larger, and so is what may hide below it. This is used
         # only where float64 cannot be, see `alone`, and against the side that rounds less.
-        least = np.minimum(_near(self.error_torch), _near(self.error_jax))
+        least = np.minimum(near(self.error_torch), near(self.error_jax))
         ratio: np.ndarray = np.asarray(self.between32) / self._floored(least)
         return np.where(self._from_float64, ratio[: len(self.error64)], np.inf)
 

@@ -10,7 +10,8 @@ from compare.alignment.pairings import Pairing
 from compare.numerics.distance import EPSILON64, ULPS, norm
 from compare.step.observation import Observation
 from compare.step.stage import Stage
-from compare.verdict.quantity import FACTOR, LOST, Quantity
+from compare.verdict.neighbours import LOST
+from compare.verdict.quantity import FACTOR, Quantity
 
 if TYPE_CHECKING:
     import torch
