@@ -79,10 +79,12 @@ def _with_cause(
 ) -> Divergence:
     """Add the cause: of an update, what all steps of its optimizer prove, else the edits that fit."""
     pairing = followed.pairings[reach.place]
-    proved = fitting and not fitting[0].free
+    unseen = _gradients_unseen(followed)
+    # Where gradients are seen, the optimizer's own steps prove more, and give the call of optax that mends them.
+    proved = fitting and not fitting[0].free and unseen
     if pairing.stage == Stage.UPDATE and divergence.stage == Stage.UPDATE and not proved:
         known = steps.update_explained(followed, pairing)
-        if known.cause is not None and _gradients_unseen(followed):
+        if known.cause is not None and unseen:
             return dataclasses.replace(divergence, details=_or_gradients(known.cause))
         if known.cause is not None:
             return dataclasses.replace(divergence, cause=known.cause)

@@ -41,4 +41,5 @@ def _largest(errors: np.ndarray) -> np.ndarray:
 
 
 def add_largest(errors: list[float], step: int, error: float) -> None:
+    """Note an error of a step; of several, the largest counts."""
     errors[step:] = [max([error, *errors[step : step + 1]]), *errors[step + 1 :]]
