@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from compare.alignment.pairings import NotCompared, Pairing
-from compare.alignment.partners import Call, Kinds, partners
+from compare.alignment.partners import Call, Kinds, partners, unpaired
 from compare.alignment.tensors import TensorPairs
 from compare.step.arguments import Names
 from compare.step.layouts import ActivationLayouts
@@ -49,7 +49,7 @@ def align_modules(
     pairings.sort(key=lambda pairing: rank[pairing.ports[0]] if pairing.ports else 0)
     if torch.forward and torch.loss is None:
         pairings += _no_output(pairings, torch_calls, jax_calls)
-    return pairings, _not_compared(pairings, torch_calls, jax_calls, partner)
+    return pairings, _not_compared(links, pairings, torch_calls, jax_calls, partner)
 
 
 def _no_output(
@@ -77,6 +77,7 @@ def _no_output(
 
 
 def _not_compared(
+    links: Sequence[Link],
     pairings: Sequence[Pairing],
     torch: dict[Call, list[Port]],
     jax: dict[Call, list[Port]],
@@ -84,22 +85,23 @@ def _not_compared(
 ) -> list[NotCompared]:
     """Name the calls of which no output is compared, and the model's outputs that are not."""
     held = [{each.ports[side] for each in pairings if each.ports} for side in (0, 1)]
+    reasons = unpaired(links, torch, jax)
     found = []
     for call, ports in torch.items():
         alone = [port for port in ports if port.kind == "output" and port not in held[0]]
         if call[0] and len(alone) < sum(port.kind == "output" for port in ports):
             continue
-        reason = _OTHER_STRUCTURE if call in partner else _ALONE
+        reason = _OTHER_STRUCTURE if call in partner else reasons[0][call]
         found += [NotCompared("torch", str(port), reason) for port in (alone[:1] if call[0] else alone)]
     alone = [port for port in jax.get(("", 0), []) if port.kind == "output" and port not in held[1]]
     found += [NotCompared("jax", str(port), _OTHER_STRUCTURE) for port in alone]
     met = set(partner.values())
-    return found + [NotCompared("jax", str(ports[-1]), _ALONE) for call, ports in jax.items() if call not in met]
+    return found + [
+        NotCompared("jax", str(ports[-1]), reasons[1][call]) for call, ports in jax.items() if call not in met
+    ]
 
 
 _OTHER_STRUCTURE = "its partner's output has another structure or shape"
-
-_ALONE = "no module of the other side holds the same weights; its output is checked as input of the next module"
 
 
 def _calls(forward: Iterable[Port]) -> dict[Call, list[Port]]:

@@ -15,6 +15,9 @@ Kinds = tuple[Mapping[str, str], Mapping[str, str]]
 _Groups = dict[tuple[str, str], list[Call]]
 """Calls by their parent and class."""
 
+_Weighted = dict[frozenset[int], list[list[Call]]]
+"""For each set of weights, the modules that hold exactly these, each as the list of its calls."""
+
 
 def partners(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call], kinds: Kinds) -> dict[Call, Call]:
     """Pair calls of modules that hold the same weights.
@@ -27,8 +30,7 @@ def partners(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call], 
 
 def _with_weights(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) -> dict[Call, Call]:
     """Pair the calls of modules that hold the same weights."""
-    ours = _by_weights([(link.torch, ".", None) for link in links], torch)
-    theirs = _by_weights([(link.jax, "/", _layer(link)) for link in links], jax)
+    ours, theirs = _weighted(links, torch, jax)
     found: dict[Call, Call] = {("", 0): ("", 0)}
     # Weights have been matched already, so the set of weights that a module holds identifies it, whatever
     # its name and however deep it is: a container holds the union of its children's.
@@ -46,6 +48,41 @@ def _with_weights(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Ca
             if len(calls) == len(partner_calls):
                 found |= dict(zip(calls, partner_calls, strict=True))
     return found
+
+
+def _weighted(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) -> tuple[_Weighted, _Weighted]:
+    """Give the calls of both sides by the weights that they hold."""
+    ours = _by_weights([(link.torch, ".", None) for link in links], torch)
+    return ours, _by_weights([(link.jax, "/", _layer(link)) for link in links], jax)
+
+
+def unpaired(
+    links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]
+) -> tuple[dict[Call, str], dict[Call, str]]:
+    """Give the reason for each call of the torch and of the JAX side that has no partner, if it has none."""
+    sides = _weighted(links, torch, jax)
+    # A call that holds no weights is in no group.
+    found = (dict.fromkeys(torch, _NO_WEIGHTS), dict.fromkeys(jax, _NO_WEIGHTS))
+    for reasons, own, other in zip(found, sides, reversed(sides), strict=True):
+        for weights, modules in own.items():
+            for calls in modules:
+                reasons |= dict.fromkeys(calls, _reason(calls, other.get(weights, [])))
+    return found
+
+
+def _reason(calls: Sequence[Call], others: Sequence[Sequence[Call]]) -> str:
+    """Tell why the calls of a module have no partner among the modules that hold the same weights."""
+    if not others:
+        return "no module of the other side holds the same weights"
+    if any(len(other) == len(calls) for other in others):
+        return "the other side has another number of modules around the same weights"
+    here, there = len(calls), len(others[0])
+    return f"its calls cannot be paired: {here} on this side, {there} of the module with the same weights on the other"
+
+
+_NO_WEIGHTS = (
+    "it holds no weights, and the other side has no module of the same class, called as often, in the same place"
+)
 
 
 def _layer(link: Link) -> int | None:

@@ -1,0 +1,62 @@
+"""What a report of two programs says beside its findings: what is not compared and why, and what ran."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from flax import nnx
+from programs.common import FlaxNet, TorchNet
+
+import compare
+
+
+def original() -> Any:
+    model = TorchNet(outputs=1)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+
+    def step(_: Any, batch: Any) -> Any:
+        loss = model(batch["x"]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer}, step
+
+
+def port(calls: int = 1) -> Any:
+    model = FlaxNet(nnx.Rngs(0), outputs=1)
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(state: Any, batch: Any) -> Any:
+        def loss_fn(model: Any) -> Any:
+            return sum(jnp.square(model(batch["x"])).mean() for _ in range(calls)) / calls
+
+        loss, gradients = nnx.value_and_grad(loss_fn)(state["model"])
+        state["optimizer"].update(state["model"], gradients)
+        return state, {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer}, step
+
+
+def checked(calls: int = 1) -> compare.Report:
+    batches = [{"x": np.random.default_rng(0).normal(size=(6, 5))}]
+    sides = compare.TorchProgram(original), compare.JaxProgram(lambda: port(calls))
+    return compare.check(*sides, batches, steps=2, device="cpu", quick=True)
+
+
+def test_modules_called_another_number_of_times_are_not_compared_for_that_reason() -> None:
+    report = checked(calls=2)
+    assert report.verdict == "match"
+    torch_side = {each.name: each.reason for each in report.not_compared if each.side == "torch"}
+    assert set(torch_side) == {"model output", "model.fc1 output", "model.fc2 output"}
+    assert set(torch_side.values()) == {
+        "its calls cannot be paired: 1 on this side, 2 of the module with the same weights on the other"
+    }
+
+
+def test_modules_called_equally_often_are_compared() -> None:
+    assert not any("output" in each.name for each in checked().not_compared)
