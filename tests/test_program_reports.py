@@ -1,5 +1,6 @@
 """What a report of two programs says beside its findings: what is not compared and why, and what ran."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -60,3 +61,28 @@ def test_modules_called_another_number_of_times_are_not_compared_for_that_reason
 
 def test_modules_called_equally_often_are_compared() -> None:
     assert not any("output" in each.name for each in checked().not_compared)
+
+
+def test_what_ran_is_described() -> None:
+    report = checked()
+    ran = report.settings
+    assert ran["batches"] == ["{x: float64 (6, 5)}"]
+    assert ran["torch"]["optimizers"]["optimizer"].startswith("Adam (")
+    assert "adam" in ran["jax"]["optimizers"]["optimizer"]
+    assert (
+        f"ran: 2 steps of the user's program on 1 batch, torch optimizer Adam; source: torch {ran['torch']['source']}"
+        in (" ".join(str(report).split()))
+    )
+
+
+def test_the_hash_of_the_source_changes_with_a_partial_argument_alone() -> None:
+    batches = [{"x": np.random.default_rng(0).normal(size=(6, 5))}]
+
+    def sources(calls: int) -> Any:
+        sides = compare.TorchProgram(original), compare.JaxProgram(functools.partial(port, calls))
+        settings = compare.check(*sides, batches, steps=1, device="cpu", quick=True).settings
+        return settings["torch"]["source"], settings["jax"]["source"]
+
+    first, again, other = sources(1), sources(1), sources(2)
+    assert first == again
+    assert (first[0] == other[0], first[1] == other[1]) == (True, False)

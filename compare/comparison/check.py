@@ -11,6 +11,7 @@ from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.pair_check import PairCheck
 from compare.comparison.program import ProgramCheck, checked_batches
 from compare.comparison.program_pair import ProgramPair
+from compare.comparison.program_provenance import what_programs_ran
 from compare.comparison.provenance import what_ran
 from compare.comparison.selection import Selection
 from compare.device import resolve, running
@@ -108,7 +109,9 @@ def _check_programs(
     progress(Progress("mapping the weights"))
     with running(device, 0):
         pair = ProgramPair(torch, jax, listed, weights, device, selection)
-        return ProgramCheck(pair, name, steps, progress).report(quick=quick)
+        checked = ProgramCheck(pair, name, steps, progress)
+        found = checked.report(quick=quick)
+        return dataclasses.replace(found, settings=found.settings | what_programs_ran(pair, checked.jax, weights))
 
 
 def _checked_steps(steps: int | None, default: int) -> int:

@@ -40,14 +40,15 @@ class _Side:
         """Give names, the optimizer as it is written, and the hash of all source that is the user's."""
         return {
             "model": self.classes[0].__qualname__ if self.classes else "",
-            "loss": _name(self.loss),
+            "loss": callable_name(self.loss),
             "optimizer": optimizer and " ".join(optimizer.split()),
-            "batch": _name(self.batch),
-            "source": _hash([*self.classes, *self.functions]),
+            "batch": callable_name(self.batch),
+            "source": source_hash([*self.classes, *self.functions]),
         }
 
 
-def _name(function: Any) -> str | None:
+def callable_name(function: Any) -> str | None:
+    """Name a function or an object that is called; None where there is none."""
     if function is None:
         return None
     return (
@@ -72,7 +73,7 @@ def _jax_classes(side: Any) -> list[Any]:
     return [type(side.model[0])]
 
 
-def _hash(parts: list[Any]) -> str:
+def source_hash(parts: list[Any]) -> str:
     """Hash the source of classes and functions that are no library's; of other callables, that of their class."""
     digest = hashlib.sha256()
     for part in parts:

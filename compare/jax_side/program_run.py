@@ -44,8 +44,8 @@ class JaxProgramRun:
 
         self.side, self.dtype, self.hints = side, dtype, hints
         with jax.enable_x64(False):
-            state, self._user_step = _built(side)
-            self._state = state
+            state, self.user_step = _built(side)
+            self.user_state = state
             self.structure = Structure(state)
             arrays = self.structure.take_apart(state)
             if dtype == "float64":
@@ -70,7 +70,7 @@ class JaxProgramRun:
         self.foreign: dict[ForeignCall, None] = {}
         """Calls out of the program, for Python or another library."""
         self._own = object()
-        self.compiled_by_user = compiled_by_user(self._user_step)
+        self.compiled_by_user = compiled_by_user(self.user_step)
         """Whether the step is compiled as a whole, so that its Python runs once."""
         self._step = jax.jit(self._run) if self.compiled_by_user else None
         """One step, compiled; None for one that is traced each time."""
@@ -87,7 +87,7 @@ class JaxProgramRun:
         run = copy.copy(self)
         if not self.compiled_by_user:
             with jax.enable_x64(False):
-                _, run._user_step = _built(self.side)
+                _, run.user_step = _built(self.side)
         run.values = list(values)
         return run
 
@@ -122,7 +122,7 @@ class JaxProgramRun:
             for leaf, value in zip(self.leaves, self.values, strict=True)
             if leaf.role == Role.WEIGHTS and leaf.name not in inside
         }
-        return [*found, *state_layers(self._state, rest)]
+        return [*found, *state_layers(self.user_state, rest)]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give the weights by name."""
@@ -155,7 +155,7 @@ class JaxProgramRun:
         """Take the user's step, from arrays to arrays."""
         state = self.structure.put_together(values)
         with naming(dict(_objects(state))):
-            function = functools.partial(self._user_step, state, batch)
+            function = functools.partial(self.user_step, state, batch)
             given = call_user_code("the JAX step", function, given=described(batch))
         state, shown = _checked(given)
         return self.structure.take_apart(state), shown
@@ -181,7 +181,7 @@ class JaxProgramRun:
         import jax
 
         known: list[Any] = []
-        before = Remembered(self._user_step)
+        before = Remembered(self.user_step)
         while True:
             stopped: list[Looked] = []
 

@@ -16,11 +16,14 @@ def ran(report: "Findings", *, verbose: bool) -> Iterator[str]:
         return
     sides = {run.side: settings[run.side] for run in (report.torch, report.jax)}
     batches = counted(settings["batches_count"], "batch", "batches")
-    optimizer = (
-        f", torch optimizer {sides['torch']['optimizer'].partition(' ')[0]}" if sides["torch"]["optimizer"] else ""
-    )
+    torch = sides["torch"]
+    # A program has optimizers by name, a model has at most one.
+    optimizers = list(torch.get("optimizers", {}).values()) or [torch["optimizer"]] * bool(torch.get("optimizer"))
+    named = ", ".join(text.partition(" ")[0] for text in optimizers)
+    optimizer = f", torch optimizer{'s' * (len(optimizers) > 1)} {named}" if named else ""
+    mode = "of the user's program" if settings["mode"] == "program" else f"in {settings['mode']} mode"
     hashes = ", ".join(f"{name} {side['source']}" for name, side in sides.items())
-    yield f"ran: {counted(report.steps, 'step')} in {settings['mode']} mode on {batches}{optimizer}; source: {hashes}"
+    yield f"ran: {counted(report.steps, 'step')} {mode} on {batches}{optimizer}; source: {hashes}"
     if verbose:
         yield from _all(settings, sides)
 
@@ -30,8 +33,9 @@ def _all(settings: dict[str, Any], sides: dict[str, dict[str, Any]]) -> Iterator
         yield f"batch: {batch}"
     for name, side in sides.items():
         for what, value in side.items():
-            if value is not None:
-                yield f"{name} {what}: {value}"
+            for each in [f"{key}: {text}" for key, text in value.items()] if isinstance(value, dict) else [value]:
+                if each is not None:
+                    yield f"{name} {what}: {each}"
     yield f"weights=: {settings['weights']}"
     yield f"device: {settings['device']}; matrix products in float32: {settings['float32_matmul_precision']}"
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())

@@ -52,7 +52,7 @@ class TorchProgramRun:
         self.after: list[Callable[[TorchProgramRun, Mapping[str, Any]], None]] = []
         """Changes of the state that a step leaves; given are its floating-point tensors from before."""
         with seeded():
-            state, self._step = _built(side)
+            state, self.user_step = _built(side)
         self._entries: dict[str, Any] = dict(state)
         self.state = State(self._entries)
         self.model = self.state.container()
@@ -167,7 +167,7 @@ class TorchProgramRun:
             inputs = mapped(batch, self.tensor)
             shown = call_user_code(
                 "the torch step",
-                functools.partial(self._step, self._entries, inputs),
+                functools.partial(self.user_step, self._entries, inputs),
                 given=described(inputs),
                 inside=lambda: record.running,
             )
