@@ -9,12 +9,14 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from rich.console import Console
 from torch import nn
 
 import compare
 from compare.command_line.accepting import accepted
 from compare.command_line.main import main
 from compare.comparison.shapes_by_layer import shapes_by_layer
+from compare.report.text import show
 
 VARIANCE = {"buffers: *.running_var": "we keep the biased variance"}
 
@@ -169,6 +171,21 @@ def test_a_match_is_one_line(written: str, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "✓ mine.py:pair: match: 2 tensors over 1 step (forward 2)\n"
     assert main(["check", written, "--device", "cpu", "--verbose"]) == 0
     assert "farthest from rounding at" in capsys.readouterr().out
+
+
+def test_verbose_names_all_that_is_not_compared() -> None:
+    original = nn.Sequential(*(nn.BatchNorm1d(3) for _ in range(5)))
+    port = nnx.Sequential(*(nnx.BatchNorm(3, rngs=nnx.Rngs(0)) for _ in range(5)))
+    report = compare.check(compare.Torch(original.eval()), compare.Flax(port), [(np.ones((4, 3)), None)], quick=True)
+    printed = {}
+    for verbose in (None, True):
+        console = Console(width=300, color_system=None, force_jupyter=False)
+        with console.capture() as capture:
+            show([report], console, verbose=verbose)
+        printed[verbose] = capture.get()
+    assert "0.num_batches_tracked and 4 more" in printed[None]
+    names = ", ".join(f"{number}.num_batches_tracked" for number in range(5))
+    assert names in printed[True]
 
 
 def test_json_on_standard_output_is_alone_there(written: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,88 +1,128 @@
 """Compares the shapes of both forward passes layer by layer, up to the first that differs, without any weights."""
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+from compare.comparison.layer_rows import WHOLE, Calls, rows
 from compare.errors import InputError, UserCodeError
+from compare.jax_side.program import JaxProgram
 from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.report.shapes import Call, Row, Shape, Shapes
 from compare.step import batch as batching
 from compare.step.observation import Port
 from compare.step.places import Source
+from compare.torch_side.program import TorchProgram
 from compare.torch_side.record import Record
 from compare.torch_side.run import TorchRun
 from compare.torch_side.side import Torch
 from compare.weights.layers import KINDS
 
-WHOLE = "the model"
-"""The name of what no layer is."""
-
 
 def shapes_by_layer(torch: Torch, jax: Flax | Jax, batches: Any, *, device: str = "cpu", name: str = "port") -> Shapes:
-    """Run the torch model forward once, trace the JAX model, and hold the layers' shapes against each other.
+    """Run the torch model forward once, trace the JAX model, and compare the layers' shapes.
 
     Layers are partners by their kinds, in order of execution: weights need not fit, nor have names alike.
 
     Raises:
-        InputError: For what are no sides or batches.
+        InputError: For what are no sides or batches, and for programs.
 
     """
+    if isinstance(torch, TorchProgram) or isinstance(jax, JaxProgram):
+        raise InputError(
+            "compare.TorchProgram and compare.JaxProgram have no shapes check: a program is compared as a whole. Use "
+            "`netparity check`"
+        )
     if not isinstance(torch, Torch) or not isinstance(jax, Flax | Jax):
         raise InputError("shapes are compared of a compare.Torch and a compare.Flax or compare.Jax")
     given = batching.checked(batches, loss=torch.loss is not None)[0]
-    errors = []
+    errors, raised = [], ["", ""]
     record = Record(placed=True)
     try:
         TorchRun(torch, "float32", device).forward(given, record)
     except UserCodeError as error:
         errors.append(str(error))
+        raised[0] = record.running
     run = JaxRun(jax, "float32", training=torch.model.training)
     try:
         run.probe(given)
     except UserCodeError as error:
         errors.append(str(error))
-    kinds = {path: type(module).__name__ for path, module in run.record.modules.items()}
-    ours = list(_calls({port: tuple(x.shape) for port, x in record.seen.items()}, record.modules, record.calls))
-    theirs = list(_calls({port: tuple(x.shape) for port, x in run.record.seen.items()}, kinds, run.record.calls))
-    return Shapes(name, ("torch", jax.name), list(_up_to_first(_rows(ours, theirs))), errors)
+        raised[1] = run.record.running
+    kinds = {path: _class(module) for path, module in run.record.modules.items()}
+    ours = list(_calls(_shapes(record.seen), record.modules, record.calls, raised[0]))
+    cells = _cells(run.record.modules, run.record.hidden)
+    kinds = {path: kind for path, kind in kinds.items() if not any(f"{path}/".startswith(f"{cell}/") for cell in cells)}
+    hidden = [path for path in run.record.hidden if path in kinds]
+    theirs = list(_calls(_shapes(run.record.seen), kinds, run.record.calls, raised[1], hidden))
+    return Shapes(name, ("torch", jax.name), list(_up_to_first(rows(ours, theirs))), errors)
+
+
+def _shapes(seen: Mapping[Port, Any]) -> dict[Port, Shape]:
+    return {port: tuple(x.shape) for port, x in seen.items()}
+
+
+def _class(module: Any) -> str:
+    """Name the class of a module; of Flax's RNN that of its cell, which says what kind of layer it is."""
+    name = type(module).__name__
+    cell = type(getattr(module, "cell", None)).__name__
+    return cell if name == "RNN" and cell in KINDS else name
+
+
+def _cells(modules: Mapping[str, Any], hidden: Mapping[str, None]) -> set[str]:
+    """Find the cells that Flax's RNN runs: that layer and its cell are one layer in torch."""
+    return {
+        path
+        for outer, path in pairwise(modules)  # the cell is what it runs first
+        if path in hidden
+        and type(modules[outer]).__name__ == "RNN"
+        and type(modules[path]) is type(getattr(modules[outer], "cell", None))
+    }
 
 
 def _calls(
-    shapes: Mapping[Port, Shape], kinds: Mapping[str, str], sources: Mapping[str, Source | None]
-) -> Iterator[Call]:
-    """List the calls of layers that have weights of their own kind, and the whole model, in order of execution."""
+    shapes: Mapping[Port, Shape],
+    kinds: Mapping[str, str],
+    sources: Mapping[str, Source | None],
+    raised: str,
+    hidden: Sequence[str] = (),
+) -> Iterator[Calls]:
+    """List the calls of each layer that has weights of its own kind, and of the model, in order of execution.
+
+    Args:
+        shapes: Of what each module takes and gives.
+        kinds: The class of each module that ran.
+        sources: The lines that call them.
+        raised: The module that raised an error; "" if none did.
+        hidden: Modules that ran inside a transformation of JAX, out of which no shapes come.
+
+    """
     for path, kind in kinds.items():
         is_layer = kind in KINDS or not any(other.startswith(path) for other in kinds if other != path)
-        calls = sorted({port.call for port in shapes if port.path == path})
-        if path and is_layer:
-            for call in calls:
-                given = [shape for port, shape in shapes.items() if port[:3] == (path, call, "output")]
-                yield Call(
-                    path + (f" (call {call})" if call else ""), kind, given[0] if given else None, sources.get(path)
+        if not path or not is_layer:
+            continue
+        if path in hidden:
+            yield [Call(path, kind, None, sources.get(path), inside=True)]
+        elif calls := sorted({port.call for port in shapes if port.path == path}):
+            outputs = [_output(shapes, path, call) for call in calls]
+            yield [
+                Call(
+                    path + (f" (call {call})" if call else ""),
+                    kind,
+                    shape,
+                    sources.get(path),
+                    raised=path == raised and call == calls[-1],
                 )
-    outputs = [shape for port, shape in shapes.items() if port[:3] == ("", 0, "output")]
-    if outputs:
-        yield Call(WHOLE, kinds.get("", ""), outputs[0])
+                for call, shape in zip(calls, outputs, strict=True)
+            ]
+    if (shape := _output(shapes, "", 0)) is not None:
+        yield [Call(WHOLE, kinds.get("", ""), shape)]
 
 
-def _rows(ours: Sequence[Call], theirs: Sequence[Call]) -> Iterator[Row]:
-    """Put partners side by side: calls of the same kind, in the same order."""
-    torch, jax = ([_kind(call) for call in side] for side in (ours, theirs))
-    # As a diff of two files: kinds of layers in order of execution, so that a layer that one side lacks
-    # shifts nothing.
-    matcher = difflib.SequenceMatcher(a=torch, b=jax, autojunk=False)
-    for what, first, last, start, end in matcher.get_opcodes():
-        if what == "equal":
-            yield from (Row(a, b) for a, b in zip(ours[first:last], theirs[start:end], strict=True))
-        else:
-            yield from (Row(call, None) for call in ours[first:last])
-            yield from (Row(None, call) for call in theirs[start:end])
-
-
-def _kind(call: Call) -> str:
-    return call.name if call.name == WHOLE else KINDS.get(call.kind, call.kind)
+def _output(shapes: Mapping[Port, Shape], path: str, call: int) -> Shape | None:
+    """Give the shape of the first output of a call; None if there is none."""
+    return next((shape for port, shape in shapes.items() if port[:3] == (path, call, "output")), None)
 
 
 def _up_to_first(rows: Iterator[Row]) -> Iterator[Row]:

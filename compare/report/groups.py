@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from compare.mending.patch import Patch, patch_of
 from compare.report.places import listed
-from compare.report.wording import counted
+from compare.report.wording import at, counted
 from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Detail, Divergence, Line, Part, Role
 from compare.verdict.fix import Code
@@ -101,7 +101,7 @@ class Group:
             # A cause that has the name of a layer needs no class, as "LayerNorm left out".
             return self.name if self.kind in self.name else f"{self.kind} {self.name}"
         several = self.kind and len(self.places) > 1
-        return f"difference in {self.kind}" if several else f"difference at {self.places[0][0]}"
+        return f"difference in {self.kind}" if several else f"difference {at(self.places[0][0])}"
 
     @property
     def summary(self) -> str:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from compare.report.places import listed
 from compare.step.places import Source
 
 Shape = tuple[int, ...]
@@ -21,9 +22,15 @@ class Call:
     kind: str
     """The name of its class."""
     shape: Shape | None
-    """Of what it gives; None if it gave nothing, since it raised an error."""
+    """Of what it gives; None if that is not known, as where it raised an error."""
     source: Source | None = None
     """The line that calls it."""
+    times: int = 1
+    """How many calls of the layer this stands for."""
+    inside: bool = False
+    """Whether it runs inside a transformation of JAX, such as a scan, out of which no shapes come."""
+    raised: bool = False
+    """Whether it raised an error."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +39,33 @@ class Row:
 
     torch: Call | None
     jax: Call | None
+    not_comparable: str = ""
+    """Why the shapes of partners say nothing, as where one is called once per time step."""
+
+    @property
+    def compared(self) -> tuple[Shape, Shape] | None:
+        """The shapes of both sides; None where there are none to compare."""
+        if self.not_comparable or self.torch is None or self.jax is None:
+            return None
+        shapes = self.torch.shape, self.jax.shape
+        return None if shapes[0] is None or shapes[1] is None else (shapes[0], shapes[1])
 
     @property
     def differs(self) -> bool:
         """Whether both give something, and of sizes that no order of axes explains."""
-        if self.torch is None or self.jax is None or self.torch.shape is None or self.jax.shape is None:
-            return False
-        return not alike(self.torch.shape, self.jax.shape)
+        return self.compared is not None and not alike(*self.compared)
+
+    @property
+    def agrees_but_for(self) -> str:
+        """What differs of shapes that agree: the "order" of axes, or how they are "joined"; else ""."""
+        if self.compared is None or self.differs or self.compared[0] == self.compared[1]:
+            return ""
+        return "order" if sorted(self.compared[0]) == sorted(self.compared[1]) else "joined"
+
+    @property
+    def raised(self) -> bool:
+        """Whether the layer raised an error, on either side."""
+        return any(call is not None and call.raised for call in (self.torch, self.jax))
 
 
 @dataclass(frozen=True)
@@ -74,10 +101,8 @@ def show(shapes: Shapes, console: Console) -> None:
     for heading in (shapes.sides[0], "gives", shapes.sides[1], "gives", ""):
         out.add_column(heading, overflow="fold")
     for row in shapes.rows:
-        both = row.torch is not None and row.jax is not None
-        sign = Text("✗", style="bold red") if row.differs else Text("✓" if both else "", style="green")
         cells = [text for call in (row.torch, row.jax) for text in _cells(call)]
-        out.add_row(*map(Text, cells), sign)
+        out.add_row(*map(Text, cells), _sign(row))
     console.print(out)
     for error in shapes.errors:
         console.print(Text(f"\n{error}", style="bold red"))
@@ -94,10 +119,36 @@ def show(shapes: Shapes, console: Console) -> None:
             if call.source is not None:
                 console.print(Text(f"  {side} at  {call.source}  {call.source.text}"))
     elif shapes.ok:
-        console.print(Text(f"\n✓ {shapes.name}: all shapes agree, but for the order of axes", style="green"))
+        console.print(Text(f"\n✓ {shapes.name}: {_agreement(shapes.rows)}", style="green"))
+
+
+def _agreement(rows: Sequence[Row]) -> str:
+    """Say what agrees: by name, where axes are in another order and what could not be compared."""
+    said = ["all shapes agree"]
+    for names, what in (
+        (
+            [row.torch.name for row in rows if row.torch and row.agrees_but_for == "order"],
+            "the order of axes differs at",
+        ),
+        ([row.torch.name for row in rows if row.torch and row.agrees_but_for == "joined"], "axes are joined at"),
+        ([row.torch.name for row in rows if row.torch and row.not_comparable], "not comparable:"),
+    ):
+        if names:
+            said.append(f"{what} {listed(dict.fromkeys(names), '.')}")
+    return "; ".join(said)
+
+
+def _sign(row: Row) -> Text:
+    if row.not_comparable:
+        return Text(f"not comparable ({row.not_comparable})", style="dim")
+    if row.differs or row.raised:
+        return Text("✗", style="bold red")
+    return Text("" if row.compared is None else "✓", style="green")
 
 
 def _cells(call: Call | None) -> tuple[str, str]:
     if call is None:
         return "", ""
-    return f"{call.name} {call.kind}".strip(), "" if call.shape is None else str(call.shape)
+    shape = "" if call.shape is None else str(call.shape)
+    shape = "an error" if call.raised else f"{call.times} calls {shape}".rstrip() if call.times > 1 else shape
+    return f"{call.name} {call.kind}".strip(), shape

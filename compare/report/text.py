@@ -15,7 +15,7 @@ from compare.report.groups import SHOWN_PLACES
 from compare.report.places import listed
 from compare.report.power import show as show_power
 from compare.report.ran import ran
-from compare.report.wording import SIGN, counted
+from compare.report.wording import SIGN, at, counted
 from compare.step.stage import Stage
 from compare.verdict.quantity import Verdict
 
@@ -29,7 +29,7 @@ _STYLE = {Verdict.MATCH: "green", Verdict.PRECISION: "yellow", Verdict.MISMATCH:
 NEWLINE = "\n"
 
 _SHOWN = 3
-"""Up to so many tensors that were not compared, or not lifted, are all named. The JSON has all."""
+"""Up to so many tensors that were not compared, or not lifted, are all named. `--verbose` and the JSON name all."""
 
 
 def to_text(report: "Findings") -> str:
@@ -89,7 +89,7 @@ def _show(reports: "list[Findings]", console: Console, *, verbose: bool) -> None
     console.print()
     for line in (
         *caption,
-        *(line for report in reports for line in (*ran(report, verbose=verbose), *_left_out(report))),
+        *(line for report in reports for line in (*ran(report, verbose=verbose), *_left_out(report, verbose=verbose))),
     ):
         console.print(Text(line, style="dim"))
     for report in reports:
@@ -140,14 +140,15 @@ def stages(report: "Findings") -> Table:
     return out
 
 
-def _left_out(report: "Findings") -> Iterator[str]:
-    """Say how much was not compared, and why."""
+def _left_out(report: "Findings", *, verbose: bool) -> Iterator[str]:
+    """Say how much was not compared, and why; with `verbose`, by all names."""
     reasons = [(f"not compared on the {side} side, {reason}", names) for side, reason, names in report.left_out()]
     if report.pinned:
         reasons.append(("not lifted to float64", report.pinned))
     for reason, names in reasons:
-        shown = names if len(names) <= _SHOWN else names[:1]
-        more = f" and {len(names) - 1} more" if len(names) > _SHOWN else ""
+        whole = verbose or len(names) <= _SHOWN
+        shown = names if whole else names[:1]
+        more = "" if whole else f" and {len(names) - 1} more"
         yield f"{reason}: {', '.join(shown)}{more}"
 
 
@@ -164,7 +165,7 @@ def _parts(report: "Findings", more: str = "") -> Iterator[RenderableType]:
         rows += _rows(report, groups[0])
     uneven = report.uneven
     if uneven and report.ok:
-        rows.append(("where", f"first at {uneven.torch}"))
+        rows.append(("where", f"first {at(uneven.torch)}"))
     for note in report.notes:
         rows += _cause(note.explanation, note.fix)
     if uneven and report.ok and not report.notes:

@@ -1,0 +1,94 @@
+"""Puts the layers of two models side by side by their kinds, in order of execution."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from compare.report.shapes import Call, Row, alike
+from compare.weights.layers import KINDS
+
+WHOLE = "the model"
+"""The name of what no layer is."""
+
+Calls = Sequence[Call]
+"""All calls of one layer."""
+
+_RECURRENT = ("lstm", "gru", "rnn")
+
+_PAIR = 1_000_000
+"""What a pair counts: more than all agreements of shapes and names together."""
+
+
+def rows(ours: Sequence[Calls], theirs: Sequence[Calls]) -> Iterator[Row]:
+    """Put partners side by side: layers of the same kind, in the same order."""
+    ahead = iter(_pairs(ours, theirs))
+    i = j = 0
+    for a, b in (*ahead, (len(ours), len(theirs))):
+        yield from (Row(_merged(calls), None) for calls in ours[i:a])
+        yield from (Row(None, _merged(calls)) for calls in theirs[j:b])
+        if a < len(ours) and b < len(theirs):
+            yield from _partners(ours[a], theirs[b])
+        i, j = a + 1, b + 1
+
+
+def _pairs(ours: Sequence[Calls], theirs: Sequence[Calls]) -> list[tuple[int, int]]:
+    """Find the longest common subsequence of kinds; of several, the one with the most equal shapes and names.
+
+    A layer that one side lacks shifts nothing. Shapes only break ties: if they counted for more, a layer of another
+    size would get the next layer as its partner, and the difference would not show.
+    """
+    n, m = len(ours), len(theirs)
+    best = [[0] * (m + 1) for _ in range(n + 1)]
+    for i, j in product(reversed(range(n)), reversed(range(m))):
+        best[i][j] = max(best[i + 1][j], best[i][j + 1], _score(ours[i], theirs[j]) + best[i + 1][j + 1])
+    pairs, i, j = [], 0, 0
+    while i < n and j < m:
+        if (score := _score(ours[i], theirs[j])) and best[i][j] == score + best[i + 1][j + 1]:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+        elif best[i][j] == best[i + 1][j]:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
+def _score(ours: Calls, theirs: Calls) -> int:
+    a, b = ours[0], theirs[0]
+    if _kind(a) != _kind(b):
+        return -_PAIR
+    same_shape = a.shape is not None and b.shape is not None and alike(a.shape, b.shape)
+    return _PAIR + same_shape + (a.name.replace(".", "/") == b.name)
+
+
+def _partners(ours: Calls, theirs: Calls) -> Iterator[Row]:
+    """Give a row for each call; one row where one side calls the layer more often, so that no call has a partner."""
+    a, b = _merged(ours), _merged(theirs)
+    failed = any(call.raised for call in (*ours, *theirs))
+    if b.inside or (len(ours) != len(theirs) and not failed):
+        yield Row(a, b, _reason(a, b))
+    else:
+        pairs = zip(ours, theirs, strict=False)
+        yield from (Row(*pair) for pair in pairs)
+        shared = min(len(ours), len(theirs))
+        yield from (Row(call, None) for call in ours[shared:])
+        yield from (Row(None, call) for call in theirs[shared:])
+
+
+def _merged(calls: Calls) -> Call:
+    """Make one of all calls of a layer; it has their shape, if that is the same."""
+    shape = calls[0].shape if len({call.shape for call in calls}) == 1 else None
+    raised = any(call.raised for call in calls)
+    return dataclasses.replace(calls[0], shape=shape, times=len(calls), raised=raised)
+
+
+def _reason(a: Call, b: Call) -> str:
+    """Say why calls have no shapes to compare."""
+    once = a.times == 1 or b.times == 1
+    if _kind(a) in _RECURRENT and once:
+        return "once per time step"
+    return "inside scan, vmap or checkpoint" if b.inside else f"{a.times} and {b.times} calls"
+
+
+def _kind(call: Call) -> str:
+    return call.name if call.name == WHOLE else KINDS.get(call.kind, call.kind)
