@@ -44,7 +44,8 @@ def pair(loss=stuck):
 
 NOTEBOOK = """
 import os, pathlib, time
-from compare.command_line import main as command_line
+from compare.command_line import commands
+from compare.command_line.main import main
 
 def run(variant, **settings):
     if variant == "adam":
@@ -52,8 +53,8 @@ def run(variant, **settings):
         time.sleep(600)
     return right(variant, **settings)
 
-right, command_line.run = command_line.run, run
-status = command_line.main(["--variant", "manual", "--variant", "adam", "--steps", "2", "--html", "out.html"])
+right, commands.run = commands.run, run
+status = main(["--variant", "manual", "--variant", "adam", "--steps", "2", "--html", "out.html"])
 os._exit(status)
 """
 

@@ -136,7 +136,7 @@ def _first(
     """Weigh what both sides show, and give the first thing that decides and differs."""
     before = {(each.stage, each.torch): float(each.expected.max()) for each in followed.quantities if each.decides}
     for pairing in pair.align(torch64, jax64, {}).pairings:
-        if not pairing.decides:
+        if not pairing.decides or (pairing.stage, pairing.torch) not in before:
             continue
         quantity = Quantity(pairing.stage, pairing.torch, pairing.jax)
         ours32, ours, theirs = shown(pairing.torch_array, torch32), *_both(pairing, torch64, jax64)
@@ -146,7 +146,7 @@ def _first(
         quantity.add_difference(theirs, ours)
         if jax32 is not None:
             quantity.add_jax(pairing.jax_array(jax32), theirs)
-        known = before.get((pairing.stage, pairing.torch), 0.0)
+        known = before[pairing.stage, pairing.torch]
         if quantity.ratio[0] > FACTOR and quantity.error64[0] > FACTOR * known:
             where = pairing.stage, pairing.torch, pairing.jax
             rounding = float(quantity.rounding[0])

@@ -74,7 +74,7 @@ class PairCheck:
                 compiled = self.jax, self.jax32
                 draws = self.runs.stepper.draws[0]
                 programs, ask = Programs(*compiled, draws), self._elsewhere(compiled, found)
-                found = questioned(self.runs, found, followed, programs, ask, quick=quick)
+                found = questioned(self.runs, found, without_undone_outputs(followed), programs, ask, quick=quick)
         return dataclasses.replace(found, bugs=failed)
 
     def _elsewhere(self, compiled: tuple[JaxRun, JaxRun], found: Report) -> Ask:
@@ -85,8 +85,9 @@ class PairCheck:
 
         def ask(pair: MappedPair) -> tuple[Report, Followed]:
             other = PairCheck(pair, self.name, 1, show, compiled)
+            other._idle = self._idle
             followed = other._follow()
-            return other._explained(followed), followed
+            return other._explained(followed), without_undone_outputs(followed)
 
         return ask
 
@@ -101,10 +102,9 @@ class PairCheck:
         judge = functools.partial(weigh_float32_program, self.runs, followed, self.jax32)
         lower = bugs.attempt("judging the float32 program", judge)
         found = self._explained64(followed)
-        if other := other_in_float32(followed):
-            if found.divergence is None:
-                return dataclasses.replace(found, divergence=other, notes=[])
-            return dataclasses.replace(found, others=[*found.others, other])
+        # Where float64 differs, what float32 makes of it is no second finding.
+        if found.divergence is None and (other := other_in_float32(followed)):
+            return dataclasses.replace(found, divergence=other, notes=[])
         if lower and found.verdict == Verdict.MATCH:
             return dataclasses.replace(found, notes=[lower])
         return found

@@ -39,7 +39,7 @@ class _Side:
     def described(self, optimizer: str | None) -> dict[str, Any]:
         """Give names, the optimizer as it is written, and the hash of all source that is the user's."""
         return {
-            "model": self.classes[0].__qualname__ if self.classes else "",
+            "model": (callable_name(self.classes[0]) or "") if self.classes else "",
             "loss": callable_name(self.loss),
             "optimizer": optimizer and " ".join(optimizer.split()),
             "batch": callable_name(self.batch),
@@ -80,7 +80,7 @@ def source_hash(parts: list[Any]) -> str:
         for each in (part, type(part)):
             try:
                 source = inspect.getsource(each)
-            except (TypeError, OSError):
+            except (TypeError, OSError, IndexError):  # IndexError: doctest's own lines of another block
                 continue
             digest.update(source.encode())
             break

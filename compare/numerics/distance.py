@@ -18,6 +18,12 @@ def norm(array: np.ndarray) -> float:
     return math.sqrt(np.dot(flat, flat))
 
 
+def norm_of_finite(array: np.ndarray) -> float:
+    """The norm without the infinities, such as those of a mask; of nothing but infinities it is infinite."""
+    infinite = np.isinf(array)
+    return norm(array if infinite.all() or not infinite.any() else np.where(infinite, 0.0, array))
+
+
 def real(array: np.ndarray) -> np.ndarray:
     """Give an array in float64, a complex one as real and imaginary parts."""
     if not np.iscomplexobj(array):

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from compare.numerics.distance import EPSILON32, EPSILON64, ULPS, distance, norm, real
+from compare.numerics.distance import EPSILON32, EPSILON64, ULPS, distance, norm, norm_of_finite, real
 from compare.step.stage import Stage
 from compare.verdict.neighbours import LOST, add_largest, near
 
@@ -127,7 +127,7 @@ class Quantity:
     def _sizes(self, step: int, torch64: np.ndarray, operands: np.ndarray | None) -> tuple[float, float]:
         if step == len(self.sizes):
             with np.errstate(over="ignore"):
-                size = norm(real(torch64))
+                size = norm_of_finite(real(torch64))
                 self.sizes.append((size, 0.0 if operands is None else norm(operands)))
         return self.sizes[step]
 

@@ -138,7 +138,7 @@ def fixes_of(kind: str, parts: Sequence[Told], mask: Code | None = None) -> list
     """
     arguments = {key: value for part in parts for key, value in part.arguments.items()}
     if mask is not None and arguments.get("weight_decay"):
-        arguments = {"mask": mask} | arguments
+        arguments = arguments | {"mask": arguments.get("mask", mask)}
     before = [part.before for part in parts if part.before]
     function = next((part.function for part in parts if part.function), "")
     fixes: list[Call | str] = []
