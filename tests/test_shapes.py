@@ -169,3 +169,45 @@ def test_links_to_headings_of_the_readme_lead_somewhere() -> None:
     known = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
     for page in (ROOT / "docs").glob("*.md"):
         assert set(re.findall(r"\.\./README\.md#([\w-]+)", page.read_text(encoding="utf-8"))) <= known, page
+
+
+class Projections(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.out(torch.softmax(self.q(x) @ self.k(x).mT, -1) @ self.v(x))
+
+
+class Fused(nnx.Module):
+    def __init__(self, width: int) -> None:
+        self.qkv = nnx.Linear(4, width, rngs=nnx.Rngs(0))
+        self.out = nnx.Linear(4, 4, rngs=nnx.Rngs(1))
+
+    def __call__(self, x: Any) -> Any:
+        q, k, v = jnp.split(self.qkv(x)[..., :12], 3, -1)
+        return self.out(nnx.softmax(q @ k.mT, -1) @ v)
+
+
+@pytest.mark.parametrize(("width", "ok"), [(12, True), (13, False)])
+def test_one_layer_for_several_is_no_difference_where_sizes_add_up(width: int, ok: bool) -> None:
+    assert shapes_by_layer(compare.Torch(Projections()), compare.Flax(Fused(width)), SEQUENCES).ok == ok
+
+
+def test_both_directions_of_a_recurrent_layer() -> None:
+    class Original(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 6, bidirectional=True, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.lstm(x)[0]
+
+    def port(hidden: int) -> Any:
+        rngs = nnx.Rngs(0)
+        each = [nnx.RNN(nnx.LSTMCell(4, hidden, rngs=rngs), rngs=rngs) for _ in range(2)]
+        return compare.Flax(nnx.Bidirectional(*each, rngs=rngs))
+
+    assert shapes_by_layer(compare.Torch(Original()), port(6), SEQUENCES).ok
+    assert not shapes_by_layer(compare.Torch(Original()), port(5), SEQUENCES).ok

@@ -1,8 +1,9 @@
 """Puts the layers of two models side by side by their kinds, in order of execution."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import accumulate, product, takewhile
 
 from compare.report.shapes import Call, Row, alike
 from compare.weights.layers import KINDS
@@ -13,14 +14,50 @@ WHOLE = "the model"
 Calls = Sequence[Call]
 """All calls of one layer."""
 
-_RECURRENT = ("lstm", "gru", "rnn")
+RECURRENT = ("lstm", "gru", "rnn")
 
 _PAIR = 1_000_000
 """What a pair counts: more than all agreements of shapes and names together."""
 
 
-def rows(ours: Sequence[Calls], theirs: Sequence[Calls]) -> Iterator[Row]:
+def rows(ours: Sequence[Calls], theirs: Sequence[Calls]) -> list[Row]:
     """Put partners side by side: layers of the same kind, in the same order."""
+    aligned = list(_aligned(ours, theirs))
+    return [
+        dataclasses.replace(row, not_comparable="one layer for several") if _fused(aligned, number) else row
+        for number, row in enumerate(aligned)
+    ]
+
+
+def _fused(rows: Sequence[Row], number: int) -> bool:
+    """Whether one side has one layer for several of the other, such as query, key and value: their sizes add up."""
+    row = rows[number]
+    if not row.differs or row.torch is None or row.jax is None:
+        return False
+    for alone, whole in ((row.torch, row.jax), (row.jax, row.torch)):
+        on_torch = alone is row.torch
+        before = _lonely(rows[:number][::-1], alone, on_torch=on_torch)
+        after = _lonely(rows[number + 1 :], alone, on_torch=on_torch)
+        # Any of the parts may be the one that was paired.
+        sums = {b + a for b in (0, *accumulate(before)) for a in (0, *accumulate(after))}
+        if _size(whole) - _size(alone) in sums - {0}:
+            return True
+    return False
+
+
+def _lonely(rows: Sequence[Row], like: Call, *, on_torch: bool) -> Iterator[int]:
+    """Give the sizes of the next layers without a partner that are of the same kind."""
+    for row in takewhile(lambda row: row.torch is None or row.jax is None, rows):
+        call = row.torch if on_torch else row.jax
+        if call is not None and call.shape is not None and _kind(call) == _kind(like):
+            yield _size(call)
+
+
+def _size(call: Call) -> int:
+    return math.prod(call.shape or ())
+
+
+def _aligned(ours: Sequence[Calls], theirs: Sequence[Calls]) -> Iterator[Row]:
     ahead = iter(_pairs(ours, theirs))
     i = j = 0
     for a, b in (*ahead, (len(ours), len(theirs))):
@@ -85,7 +122,7 @@ def _merged(calls: Calls) -> Call:
 def _reason(a: Call, b: Call) -> str:
     """Say why calls have no shapes to compare."""
     once = a.times == 1 or b.times == 1
-    if _kind(a) in _RECURRENT and once:
+    if _kind(a) in RECURRENT and once:
         return "once per time step"
     return "inside scan, vmap or checkpoint" if b.inside else f"{a.times} and {b.times} calls"
 

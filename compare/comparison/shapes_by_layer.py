@@ -1,10 +1,10 @@
 """Compares the shapes of both forward passes layer by layer, up to the first that differs, without any weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from compare.comparison.layer_rows import WHOLE, Calls, rows
+from compare.comparison.layer_rows import RECURRENT, WHOLE, Calls, rows
 from compare.errors import InputError, UserCodeError
 from compare.jax_side.program import JaxProgram
 from compare.jax_side.run import JaxRun
@@ -105,7 +105,7 @@ def _calls(
         if path in hidden:
             yield [Call(path, kind, None, sources.get(path), inside=True)]
         elif calls := sorted({port.call for port in shapes if port.path == path}):
-            outputs = [_output(shapes, path, call) for call in calls]
+            outputs = [_output(shapes, path, call, kind) for call in calls]
             yield [
                 Call(
                     path + (f" (call {call})" if call else ""),
@@ -120,12 +120,15 @@ def _calls(
         yield [Call(WHOLE, kinds.get("", ""), shape)]
 
 
-def _output(shapes: Mapping[Port, Shape], path: str, call: int) -> Shape | None:
+def _output(shapes: Mapping[Port, Shape], path: str, call: int, kind: str = "") -> Shape | None:
     """Give the shape of the first output of a call; None if there is none."""
-    return next((shape for port, shape in shapes.items() if port[:3] == (path, call, "output")), None)
+    outputs = [shape for port, shape in shapes.items() if port[:3] == (path, call, "output")]
+    if KINDS.get(kind) in RECURRENT:  # Flax may give the carry first, which has one axis less than the sequence
+        return max(outputs, key=len, default=None)
+    return next(iter(outputs), None)
 
 
-def _up_to_first(rows: Iterator[Row]) -> Iterator[Row]:
+def _up_to_first(rows: Iterable[Row]) -> Iterator[Row]:
     for row in rows:
         yield row
         if row.differs:
