@@ -136,6 +136,7 @@ def _first(
     """Weigh what both sides show, and give the first thing that decides and differs."""
     before = {(each.stage, each.torch): float(each.expected.max()) for each in followed.quantities if each.decides}
     for pairing in pair.align(torch64, jax64, {}).pairings:
+        # What the first question has left out, such as an output that the loss makes up for, is left out here too.
         if not pairing.decides or (pairing.stage, pairing.torch) not in before:
             continue
         quantity = Quantity(pairing.stage, pairing.torch, pairing.jax)

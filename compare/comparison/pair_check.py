@@ -85,6 +85,7 @@ class PairCheck:
 
         def ask(pair: MappedPair) -> tuple[Report, Followed]:
             other = PairCheck(pair, self.name, 1, show, compiled)
+            # Draws that have no effect were proved to have none here, and have none from other weights either.
             other._idle = self._idle
             followed = other._follow()
             return other._explained(followed), without_undone_outputs(followed)

@@ -61,6 +61,8 @@ def explained(followed: Followed, first: Divergence, steps: Steps) -> list[Diver
 def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Divergence]:
     found: list[Divergence] = []
     edits: list[Edit] = []
+    # One cause after another: with the edits that are known in force, both sides agree up to the next place. So a
+    # second fault is not blamed on the first, and one that only follows from the first is never met.
     while len(found) < SEVERAL:
         reach = _reach(followed, steps, edits)
         if reach is None:
@@ -134,6 +136,8 @@ def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Rea
             best, farthest = [edit], now
         elif now == farthest and best:
             best.append(edit)
+    # A fitted number can imitate what needs none: a rate of one half is half of the gradients. What needs none is
+    # meant.
     fewest = min((edit.free for edit in best), default=0)
     return [edit for edit in best if edit.free == fewest]
 
@@ -147,10 +151,13 @@ def _goes_on(followed: Followed, reach: Reach, now: Reach) -> bool:
 
 def _reach(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Reach | None:
     """Find where both sides first differ with these edits; None if they do not."""
+    # The rounding of the float32 runs and of the moved runs stays as it was measured without edits. An edit changes
+    # what is computed, and not how well: measuring again would cost six runs for each edit.
     fresh = [dataclasses.replace(quantity, error64=[], sizes=[]) for quantity in followed.quantities]
     pairs = list(zip(followed.pairings, fresh, strict=True))
     both = steps.both(edits)
     for step, (_, torch, jax) in zip(range(followed.steps), both, strict=False):
+        # In order of computation: the first place that differs is the one that the others may follow from.
         for place, (pairing, quantity) in enumerate(pairs):
             if pairing.decides and _differs(pairing, quantity, torch, jax):
                 return Reach(step, place)
@@ -180,6 +187,7 @@ def _of_state(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
     if pairing.stage not in (Stage.GRADIENT, Stage.STATE, Stage.BUFFERS):
         return []
     both = steps.both(edits)
+    # Both sides are taken to the step in question, since a rule of an average needs the tensors from before it.
     before = dict(steps.start())
     for _ in range(reach.step):
         run, *_ = next(both)

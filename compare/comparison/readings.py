@@ -42,6 +42,7 @@ class Gradients:
             if pairing.stage == Stage.GRADIENT:
                 key, wrong = (_model(pairing), id(pairing) in accumulated), quantity.ratio > FACTOR
                 agree[key] = min(agree.get(key, len(wrong)), int(np.argmax(wrong)) if wrong.any() else len(wrong))
+        # All gradients of a model at once: one that agrees either way must not hide another that agrees in neither.
         models = {model for model, _ in agree}
         self.chosen = frozenset(model for model in models if agree[model, True] > agree[model, False])
         left = [
@@ -101,6 +102,8 @@ def without_undone_outputs(followed: Followed) -> Followed:
     """Leave out what the model gives where nothing else that decides differs: loss, gradients and updates agree."""
     pairs = list(zip(followed.pairings, followed.quantities, strict=True))
     wrong = [pairing for pairing, quantity in pairs if pairing.decides and np.any(quantity.ratio > FACTOR)]
+    # Gradients are the stronger witness: they hold as many equations as there are weights, and a loss of another output
+    # has the same ones only if it is the same function of the weights.
     seen = {pairing.stage for pairing, quantity in pairs if any(size for size, _ in quantity.sizes)}
     proved = {Stage.LOSS, Stage.GRADIENT} <= seen  # a loss alone is one number, and zero gradients say nothing
     if not wrong or not proved or any(pairing.stage != Stage.FORWARD for pairing in wrong):

@@ -194,6 +194,8 @@ class _Search:
         return None, (Detail(DetailKind.VALUES, farthest),)
 
     def _related(self, ours: np.ndarray) -> Cause | None:
+        # With `momentum=None` torch takes 1/n of the n-th batch. A factor that explains one step is then true of that
+        # step alone.
         path = self.found.pairing.torch.rpartition(".")[0]
         if self.found.divergence.stage == Stage.BUFFERS and self.step.rerun.averages_all(path):
             return None  # each step has another factor

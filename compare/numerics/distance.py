@@ -55,6 +55,7 @@ def distance(a: np.ndarray, b: np.ndarray, otherwise: float = 0.0, size: float |
     # An infinity that both sides have at the same place is agreement, such as the logits of actions that a mask
     # rules out; the rest is weighed without it. So is a NaN that both have.
     same = (a == b) | (np.isnan(a) & np.isnan(b))
+    # Nothing is left out, so that the overflow is in the norm itself: numbers past 1e154 have no finite square.
     if not (same & ~np.isfinite(b)).any():
         return np.inf
     left = np.where(same, 0.0, a), np.where(same, 0.0, b)

@@ -51,6 +51,7 @@ class TorchProgramRun:
         """Changes of the user's step, in force while it runs."""
         self.after: list[Callable[[TorchProgramRun, Mapping[str, Any]], None]] = []
         """Changes of the state that a step leaves; given are its floating-point tensors from before."""
+        # The user draws the initial weights. Each run must draw the same, whatever ran before it in this process.
         with seeded():
             state, self.user_step = _built(side)
         self._entries: dict[str, Any] = dict(state)
@@ -177,6 +178,7 @@ class TorchProgramRun:
                 f"{type(shown).__name__}"
             )
         self.kinds.update({path: kind for path, kind in record.modules.items() if path not in self.kinds})
+        # After the step and before anything is read: what an edit leaves is what the step would have left.
         for change_after in self.after:
             change_after(self, before)
         after = self.floating()

@@ -92,6 +92,8 @@ class Watch:
                 name = numbered(name, self.gradients)
                 self.gradients[name] = torch.zeros_like(parameter) if gradient is None else gradient.detach().clone()
                 self._events.append((Stage.GRADIENT, name))
+                # Clipping, unscaling and decay by hand happen between the backward pass and here. JAX does some of it
+                # inside of the optimizer, so that both are kept: see `compare.comparison.readings`.
                 before = self._latest.pop(parameter, None)
                 if before is not None and gradient is not None and not torch.equal(before, gradient):
                     self.accumulated[name] = before
@@ -109,6 +111,8 @@ class Watch:
 
     def _seen(self) -> None:
         """Note which modules have run by now."""
+        # A module is ranked when the next gradient or update is seen, which is late enough: within a forward pass the
+        # record keeps the order.
         known = {event for event in self._events if event[0] == Stage.FORWARD}
         self._events += [(Stage.FORWARD, port) for port in self.record.seen if (Stage.FORWARD, port) not in known]
 
@@ -126,6 +130,7 @@ class Watch:
         for name, value in shown.items():
             stage = Stage.LOSS if name == "loss" else Stage.SHOWN
             for rank, tensor in self._backward:
+                # By value, as a step shows `loss.item()` or a detached copy as often as the tensor itself.
                 if value.numel() == 1 and float(value) == float(tensor):
                     ranks.setdefault((stage, name), rank - 0.5)
         return ranks

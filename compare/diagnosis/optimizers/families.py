@@ -68,6 +68,8 @@ class Family:
 def families(evidence: Evidence) -> list[Family]:
     """Give the other optimizers that explain all updates, those without a fitted number before others."""
     steps = evidence.steps
+    # Each candidate takes every step anew. From a size on that would cost more than the check, and steps with gaps have
+    # no state to start from.
     size = sum(result.jax.size for result in steps[0].results if not result.is_state)
     if size > LARGEST or len(steps) < FEWEST or [step.number for step in steps] != list(range(len(steps))):
         return []
@@ -87,6 +89,7 @@ def families(evidence: Evidence) -> list[Family]:
             if left is not None:
                 found.append(Family(candidate, rates[0], free, left))
                 break
+    # An optimizer that explains all with torch's own rates leaves no room for one that needs another rate.
     least = min((each.free for each in found), default=0)
     return [each for each in found if each.free == least]
 
@@ -116,6 +119,8 @@ _SAME |= {"Adam": _ADAMS, "AdamW": _ADAMS}
 
 def _of_other_names(adam: Mapping[str, float], decay: float, momentum: float) -> Iterator[Candidate]:
     yield Candidate("optax.sgd", {})
+    # People carry the numbers over: the momentum of SGD becomes b1, and the other way round. Optax's own default is
+    # tried beside it.
     for value in dict.fromkeys((momentum, adam["b1"], 0.9)):
         yield Candidate("optax.sgd", {"momentum": value})
         yield Candidate("optax.sgd", {"momentum": value, "nesterov": True})

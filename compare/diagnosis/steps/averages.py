@@ -96,6 +96,8 @@ def _rule(name: str, found: Difference) -> Rule | None:
     """Find the rule by which torch's tensor follows another; None where none gives it."""
     tensor = found.tensors[name]
     leaf = name.partition(".")[2]
+    # Names decide which tensor is followed, since the shapes of many layers are equal: the rest of the path is the
+    # same.
     for source, other in found.tensors.items():
         if source == name or other.torch.shape != tensor.torch.shape or source.partition(".")[2] != leaf:
             continue
@@ -128,14 +130,16 @@ def _holds(decay: float, after: np.ndarray, before: np.ndarray, follows: np.ndar
 
 def _decay(after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> float | None:
     """Solve after = d before + (1 - d) follows for d by least squares; None where before equals what it follows."""
-    # after - follows = d (before - follows): one unknown, and as many equations as the tensor has
-    # elements.
+    # after - follows = d (before - follows) is one unknown in as many equations as there are elements: the least-squares
+    # solution is the projection onto the way from what is followed to the old value.
     way = (before - follows).ravel()
     size = float(way @ way)
-    # If the average is nearly the weights themselves, d is the quotient of two roundings.
+    # An average that starts as a copy has no way to go: any d fits, and the quotient of two roundings would decide. A
+    # single number fits any d as well.
     if size <= (EPSILON64 * 1e4) ** 2 * float(np.vdot(follows, follows)) or way.size < 2:
         return None
     decay = float((after - follows).ravel() @ way) / size
+    # A copy is told from an average by what the projection leaves of d, which is rounding alone.
     return 0.0 if abs(decay) < 1e-12 else decay
 
 
@@ -168,6 +172,8 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
             lambda old, before, after: (1 - decay) * old + decay * after,
         )
     fitted = _decay(tensor.jax, tensor.before, source.torch)
+    # The number is what the user wrote, not what least squares solve for: with the short one, the whole tensor must
+    # come out to rounding, at every step. That confirms it.
     if fitted is not None and (short := _shortest(fitted)) is not None:
         yield _Other(
             "average's decay",

@@ -45,6 +45,8 @@ def _not_zeroed(run: TorchProgramRun) -> Iterator[None]:
     import torch
 
     with contextlib.ExitStack() as stack:
+        # On the classes, as a step may call `zero_grad` of the model as well as of the optimizer, and a user's optimizer may
+        # have its own.
         for cls in {torch.optim.Optimizer, torch.nn.Module, *map(type, run.optimizers.values())}:
             if "zero_grad" in vars(cls):
                 stack.enter_context(mock.patch.object(cls, "zero_grad"))
@@ -97,6 +99,7 @@ def _never_scheduled(run: TorchProgramRun) -> Iterator[None]:
 def _scheduled_ahead(run: TorchProgramRun) -> Iterator[None]:
     """Step each scheduler once before the first step of the run."""
     for scheduler in _schedulers(run):
+        # An edit is made anew at each step of a run, and the run's objects live as long as it does: they remember.
         if not vars(scheduler).get("netparity_ahead"):
             vars(scheduler)["netparity_ahead"] = True
             scheduler.step()
@@ -123,6 +126,7 @@ def _scheduled_at_each_update(run: TorchProgramRun) -> Iterator[None]:
     """Step each scheduler after each step of the program, and not where the user does."""
     schedulers = _schedulers(run)
     steps = [scheduler.step for scheduler in schedulers]
+    # The steps were bound before they are taken away, and are taken after the step: where the user's own would stand.
     with _never_scheduled(run):
         yield
     for step in steps:

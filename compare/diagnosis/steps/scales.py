@@ -24,12 +24,15 @@ def edits(found: Difference, gradients: Sequence[Difference], equal: Sequence[Di
         return
     # Least squares: f minimizes ‖f · torch - jax‖.
     factor = float(np.vdot(found.torch, found.jax) / np.vdot(found.torch, found.torch))
+    # A count of micro-batches or of devices is a whole number, and its inverse the other mistake. Any other factor has
+    # many explanations, of which this one would be a guess.
     whole = round(factor) if abs(factor) >= 1 else 0
     share = round(1 / factor) if factor and abs(factor) < 1 else 0
     exact = float(whole) if whole else 1 / share if share else 0.0
     if exact in (0.0, 1.0) or abs(exact - factor) > 1e-9 * abs(exact):
         # A number of batches or devices, or a sign, has a known meaning. Any other factor may be a coincidence.
         return
+    # Every gradient that differs must have this very factor: one number, fitted to one tensor, is confirmed by all others.
     if any(distance(exact * each.torch, each.jax) > each.near for each in gradients):
         return
     names = frozenset(each.name for each in gradients)
