@@ -224,7 +224,7 @@ class JaxProgramRun:
         after, shown = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         # A lifted step may return float64 where the state has float32 counters, and the next step would be
         # compiled again.
-        # A step that gives back another dtype, as a Python number added to a counter does, would be compiled again each time.
+        # A step that gives back another dtype, as a number added to a counter does, would be compiled again each time.
         kept = [new.astype(old.dtype) if _number(old) else new for old, new in zip(values, after, strict=True)]
         return kept, shown, watcher.shown
 

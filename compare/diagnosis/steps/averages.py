@@ -130,8 +130,8 @@ def _holds(decay: float, after: np.ndarray, before: np.ndarray, follows: np.ndar
 
 def _decay(after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> float | None:
     """Solve after = d before + (1 - d) follows for d by least squares; None where before equals what it follows."""
-    # after - follows = d (before - follows) is one unknown in as many equations as there are elements: the least-squares
-    # solution is the projection onto the way from what is followed to the old value.
+    # after - follows = d (before - follows) is one unknown in as many equations as there are elements: the least-
+    # squares solution is the projection onto the way from what is followed to the old value.
     way = (before - follows).ravel()
     size = float(way @ way)
     # An average that starts as a copy has no way to go: any d fits, and the quotient of two roundings would decide. A

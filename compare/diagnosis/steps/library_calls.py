@@ -45,8 +45,8 @@ def _not_zeroed(run: TorchProgramRun) -> Iterator[None]:
     import torch
 
     with contextlib.ExitStack() as stack:
-        # On the classes, as a step may call `zero_grad` of the model as well as of the optimizer, and a user's optimizer may
-        # have its own.
+        # On the classes, as a step may call `zero_grad` of the model as well as of the optimizer, and a user's
+        # optimizer may have its own.
         for cls in {torch.optim.Optimizer, torch.nn.Module, *map(type, run.optimizers.values())}:
             if "zero_grad" in vars(cls):
                 stack.enter_context(mock.patch.object(cls, "zero_grad"))

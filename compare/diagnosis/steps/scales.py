@@ -32,7 +32,8 @@ def edits(found: Difference, gradients: Sequence[Difference], equal: Sequence[Di
     if exact in (0.0, 1.0) or abs(exact - factor) > 1e-9 * abs(exact):
         # A number of batches or devices, or a sign, has a known meaning. Any other factor may be a coincidence.
         return
-    # Every gradient that differs must have this very factor: one number, fitted to one tensor, is confirmed by all others.
+    # Every gradient that differs must have this very factor: one number, fitted to one tensor, is confirmed by all
+    # others.
     if any(distance(exact * each.torch, each.jax) > each.near for each in gradients):
         return
     names = frozenset(each.name for each in gradients)
