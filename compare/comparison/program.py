@@ -24,6 +24,7 @@ from compare.comparison.random_keys import reused_key
 from compare.comparison.readings import Gradients, without_undone
 from compare.comparison.steps import Stepper
 from compare.comparison.tables import Tables, rounded_arrays
+from compare.comparison.taken_updates import taken_updates
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError
@@ -152,6 +153,10 @@ class ProgramCheck:
         accumulated = pairing.torch.partition(".")[0] in self.gradients.chosen
         programs = Programs(self.pair.links, self.stepper, self.pair.torch_run, self._jax_afresh, accumulated)
         return explained_update(programs, followed, pairing)
+
+    def updates_taken(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit]) -> Edit | None:
+        """Give the edit with which the optimizer of a pairing updates as the port's does, if there can be one."""
+        return taken_updates(self.both, self.pair.links, edits, pairing, followed.steps)
 
     def start(self) -> Mapping[str, np.ndarray]:
         """Give the torch side's floating-point tensors from before the first step, by name."""

@@ -40,6 +40,9 @@ class Steps(Protocol):
     def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
         """Take the steps of both sides, torch's with edits; the run is given as it is after the step."""
 
+    def updates_taken(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit]) -> Edit | None:
+        """Give the edit with which the optimizer of a pairing updates as the port's does, if there can be one."""
+
     def start(self) -> Mapping[str, np.ndarray]:
         """Give the torch side's floating-point tensors from before the first step, by name."""
 
@@ -70,10 +73,20 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
         divergence = _divergence(followed, reach) if found else first
         fitting = _fitting(followed, steps, edits, reach)
         found.append(_with_cause(divergence, followed, steps, reach, fitting))
-        if not fitting:
+        # Without an edit, a cause is that of an optimizer: what is independent of it is seen with the port's updates.
+        known = found[-1].cause is not None
+        edit = fitting[0] if fitting else _updates_taken(followed, steps, reach, edits) if known else None
+        if edit is None:
             break
-        edits.append(fitting[0])
+        edits.append(edit)
     return found or [first]
+
+
+def _updates_taken(followed: Followed, steps: Steps, reach: Reach, edits: Sequence[Edit]) -> Edit | None:
+    try:
+        return steps.updates_taken(followed, followed.pairings[reach.place], edits)
+    except (RuntimeError, InputError, InternalError, NondeterministicError):  # as in `_fitting`
+        return None
 
 
 def _with_cause(
@@ -155,13 +168,20 @@ def _reach(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Reach | N
     # what is computed, and not how well: measuring again would cost six runs for each edit.
     fresh = [dataclasses.replace(quantity, error64=[], sizes=[]) for quantity in followed.quantities]
     pairs = list(zip(followed.pairings, fresh, strict=True))
+    hidden = frozenset[str]().union(*(edit.hides for edit in edits))
     both = steps.both(edits)
     for step, (_, torch, jax) in zip(range(followed.steps), both, strict=False):
         # In order of computation: the first place that differs is the one that the others may follow from.
         for place, (pairing, quantity) in enumerate(pairs):
-            if pairing.decides and _differs(pairing, quantity, torch, jax):
+            if pairing.decides and not _is_hidden(pairing, hidden) and _differs(pairing, quantity, torch, jax):
                 return Reach(step, place)
     return None
+
+
+def _is_hidden(pairing: Pairing, hidden: frozenset[str]) -> bool:
+    """Whether it is an update of these parameters, or what their optimizer remembers of them."""
+    names = (pairing.link.torch,) if pairing.link else pairing.torch.split(" + ")
+    return pairing.stage == Stage.UPDATE and any(name.partition("[")[0] in hidden for name in names)
 
 
 def _differs(pairing: Pairing, quantity: Quantity, torch: Observation, jax: Observation) -> bool:

@@ -63,6 +63,7 @@ def edits(found: Difference, history: Sequence[Mapping[str, np.ndarray]]) -> Ite
     }
     if found.name not in rules:
         return
+    rules |= _of_one_element(found, root, rules[found.name])
     rule = _at_all_steps(rules[found.name], found.name, history)
     if rule is None:
         return
@@ -107,6 +108,21 @@ def _rule(name: str, found: Difference) -> Rule | None:
         if _holds(decay, tensor.torch, tensor.before, other.torch):
             return Rule(decay, source)
     return None
+
+
+def _of_one_element(found: Difference, root: str, rule: Rule) -> dict[str, Rule]:
+    """Give the rules of a module's tensors of one element: these show no decay, but can confirm that of another."""
+    followed = rule.source.partition(".")[0]
+    rules = {}
+    for name, tensor in found.tensors.items():
+        own, _, leaf = name.partition(".")
+        source = f"{followed}.{leaf}"
+        if own == root and tensor.torch.size == 1 and source in found.tensors:
+            other = found.tensors[source]
+            alike = other.torch.shape == tensor.torch.shape
+            if alike and _holds(rule.decay, tensor.torch, tensor.before, other.torch):
+                rules[name] = Rule(rule.decay, source)
+    return rules
 
 
 def _at_all_steps(rule: Rule, name: str, history: Sequence[Mapping[str, np.ndarray]]) -> Rule | None:

@@ -41,6 +41,8 @@ class Edit:
     """How many numbers were fitted to what the JAX side gives."""
     source: str = ""
     """Where the convention is documented."""
+    hides: frozenset[str] = frozenset()
+    """The parameters whose updates are the port's with it: neither these nor their optimizer's state are compared."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,83 @@
+"""Gives an optimizer of torch's step the port's updates, to see what differs besides that optimizer.
+
+An optimizer that differs moves all weights that it trains, and with them everything at later steps. With the updates of
+the port in their place, both sides go on from the same weights: what differs then is independent of that optimizer.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from compare.alignment.pairings import Pairing
+from compare.diagnosis.steps.edit import Edit
+from compare.step.observation import Observation, to_numpy
+from compare.torch_side.program_run import OneOptimizer, TorchProgramRun
+from compare.weights.links import WeightMap, to_torch
+
+Both = Callable[[Sequence[Edit]], Iterator[tuple[TorchProgramRun, Observation, Observation]]]
+"""Takes the steps of both sides, torch's with edits."""
+
+_Values = Mapping[str, np.ndarray]
+"""The weights of the optimizer after a step, by torch's names."""
+
+
+def taken_updates(both: Both, links: WeightMap, edits: Sequence[Edit], pairing: Pairing, steps: int) -> Edit | None:
+    """Make the edit that gives the weights of a pairing's optimizer the port's values after each of its steps.
+
+    None where that cannot be done: the optimizer is stepped twice within a step, or the step changes the weights again.
+    """
+    parameter = pairing.link.torch if pairing.link else pairing.torch.partition(" + ")[0]
+    taken: list[_Values] = []
+    name, own = "", frozenset[str]()
+    for _, (run, torch, jax) in zip(range(steps), both(edits), strict=False):
+        views = {each: frozenset(OneOptimizer(run, each).parameters) for each in run.optimizers}
+        name = next((each for each, parameters in views.items() if parameter in parameters), "")
+        if not name or any("#" in gradient for gradient in torch.gradients):
+            return None
+        own = views[name]
+        linked = [link for link in links if link.torch in own and link.jax in jax.parameters]
+        arrays = {link.jax: to_numpy(jax.parameters[link.jax]) for link in linked}
+        like = {link.torch: to_numpy(torch.parameters[link.torch]) for link in linked}
+        taken.append(to_torch(linked, arrays, like))
+    edit = Edit(name, "", "", during=_Taking(name, taken), hides=own)
+    return edit if taken and _holds(both([*edits, edit]), taken) else None
+
+
+class _Taking:
+    """Writes the values of each step in the place of what an optimizer makes of its weights."""
+
+    def __init__(self, name: str, taken: Sequence[_Values]) -> None:
+        self.name, self.taken = name, taken
+        self.done: weakref.WeakKeyDictionary[TorchProgramRun, int] = weakref.WeakKeyDictionary()
+        """How many steps a run has taken."""
+
+    @contextlib.contextmanager
+    def __call__(self, run: TorchProgramRun) -> Iterator[None]:
+        number = self.done.get(run, 0)
+        self.done[run] = number + 1
+        values = self.taken[number]
+
+        def take(*_: Any) -> None:
+            run.load(values)
+
+        handle = run.optimizers[self.name].register_step_post_hook(take)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _holds(both: Iterator[tuple[TorchProgramRun, Observation, Observation]], taken: Sequence[_Values]) -> bool:
+    """Tell whether the weights have the port's values at the end of each step.
+
+    They have not if the user's step changes them after the optimizer, as by a decay of its own: the values that the
+    port has at the end of its step are then none that its optimizer made.
+    """
+    return all(
+        np.array_equal(to_numpy(torch.parameters[name]), value)
+        for values, (_, torch, _) in zip(taken, both, strict=False)
+        for name, value in values.items()
+    )

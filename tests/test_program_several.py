@@ -1,0 +1,90 @@
+"""What differs in a step independently of an optimizer that differs is listed too; what only follows from it is not."""
+
+import copy
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+from programs.common import FlaxNet, TorchNet
+
+import compare
+
+BATCHES = [{"x": np.random.default_rng(seed).normal(size=(6, 5))} for seed in range(3)]
+
+
+def original(shrink: float = 1.0) -> Any:
+    model = TorchNet(outputs=1)  # so that a bias has one element, which shows no decay by itself
+    average, optimizer = copy.deepcopy(model), torch.optim.RMSprop(model.parameters(), 1e-2)
+
+    def step(_: Any, batch: Any) -> Any:
+        loss = (model(batch["x"]) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for old, new in zip(average.parameters(), model.parameters(), strict=True):
+                if shrink != 1.0:
+                    new.mul_(shrink)
+                old.lerp_(new, 0.1)
+        return {"loss": loss}
+
+    return {"model": model, "average": average, "optimizer": optimizer}, step
+
+
+def port(transformation: Any, taken: float = 0.1, shrink: float = 1.0) -> Any:
+    model = FlaxNet(nnx.Rngs(0), outputs=1)
+    optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(state: Any, batch: Any) -> Any:
+        loss, gradients = nnx.value_and_grad(lambda model: ((model(batch["x"]) - 1) ** 2).mean())(state["model"])
+        state["optimizer"].update(state["model"], gradients)
+        new = jax.tree.map(lambda value: shrink * value, nnx.state(state["model"], nnx.Param))
+        nnx.update(state["model"], new)
+        nnx.update(state["average"], optax.incremental_update(new, nnx.state(state["average"], nnx.Param), taken))
+        return state, {"loss": loss}
+
+    return {"model": model, "average": nnx.clone(model), "optimizer": optimizer}, step
+
+
+RIGHT = {"decay": 0.99, "eps": 1e-8, "eps_in_sqrt": False}
+
+
+def places(settings: dict[str, Any], taken: float = 0.1, shrink: float = 1.0) -> list[tuple[str, str | None]]:
+    sides = (
+        compare.TorchProgram(lambda: original(shrink)),
+        compare.JaxProgram(lambda: port(optax.rmsprop(1e-2, **settings), taken, shrink)),
+    )
+    report = compare.check(*sides, BATCHES, steps=3, device="cpu", quick=True)
+    found = [report.divergence, *report.others] if report.divergence else []
+    return [(each.torch.partition(".")[0], each.cause.name if each.cause else None) for each in found]
+
+
+@pytest.mark.parametrize("taken", [0.2, 0.03])
+def test_an_average_that_differs_besides_its_optimizer(taken: float) -> None:
+    first, second = places(RIGHT | {"decay": 0.9}, taken)
+    assert first[0] == "model"
+    assert first[1] is not None
+    assert second == ("average", "average's decay")
+
+
+def test_what_follows_from_an_optimizer_is_not_listed() -> None:
+    assert [place for place, _ in places(RIGHT | {"decay": 0.9})] == ["model"]
+
+
+def test_an_average_alone() -> None:
+    assert places(RIGHT, 0.2) == [("average", "average's decay")]
+
+
+@pytest.mark.parametrize("shrink", [1.0, 0.999])
+def test_nothing_differs(shrink: float) -> None:
+    assert places(RIGHT, shrink=shrink) == []
+
+
+def test_weights_that_the_step_changes_after_the_optimizer() -> None:
+    """The port's values at the end of its step are then not its optimizer's, and nothing more is claimed."""
+    assert [place for place, _ in places(RIGHT | {"decay": 0.9}, shrink=0.999)] == ["model"]
