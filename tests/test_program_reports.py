@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import torch
 from flax import nnx
 from programs.common import FlaxNet, TorchNet
@@ -86,3 +87,9 @@ def test_the_hash_of_the_source_changes_with_a_partial_argument_alone() -> None:
     first, again, other = sources(1), sources(1), sources(2)
     assert first == again
     assert (first[0] == other[0], first[1] == other[1]) == (True, False)
+
+
+def test_power_refuses_programs() -> None:
+    batches = [{"x": np.ones((6, 5))}]
+    with pytest.raises(compare.InputError, match=r"not in programs\. Measure the step's model, loss and optimizer"):
+        compare.power(compare.TorchProgram(original), compare.JaxProgram(port), batches)  # type: ignore[arg-type]

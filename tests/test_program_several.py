@@ -12,6 +12,7 @@ from flax import nnx
 from programs.common import FlaxNet, TorchNet
 
 import compare
+from compare.verdict.divergence import DetailKind, Divergence
 
 BATCHES = [{"x": np.random.default_rng(seed).normal(size=(6, 5))} for seed in range(3)]
 
@@ -54,13 +55,17 @@ def port(transformation: Any, taken: float = 0.1, shrink: float = 1.0) -> Any:
 RIGHT = {"decay": 0.99, "eps": 1e-8, "eps_in_sqrt": False}
 
 
-def places(settings: dict[str, Any], taken: float = 0.1, shrink: float = 1.0) -> list[tuple[str, str | None]]:
+def listed(settings: dict[str, Any], taken: float = 0.1, shrink: float = 1.0) -> list[Divergence]:
     sides = (
         compare.TorchProgram(lambda: original(shrink)),
         compare.JaxProgram(lambda: port(optax.rmsprop(1e-2, **settings), taken, shrink)),
     )
     report = compare.check(*sides, BATCHES, steps=3, device="cpu", quick=True)
-    found = [report.divergence, *report.others] if report.divergence else []
+    return [report.divergence, *report.others] if report.divergence else []
+
+
+def places(settings: dict[str, Any], taken: float = 0.1, shrink: float = 1.0) -> list[tuple[str, str | None]]:
+    found = listed(settings, taken, shrink)
     return [(each.torch.partition(".")[0], each.cause.name if each.cause else None) for each in found]
 
 
@@ -86,5 +91,11 @@ def test_nothing_differs(shrink: float) -> None:
 
 
 def test_weights_that_the_step_changes_after_the_optimizer() -> None:
-    """The port's values at the end of its step are then not its optimizer's, and nothing more is claimed."""
-    assert [place for place, _ in places(RIGHT | {"decay": 0.9}, shrink=0.999)] == ["model"]
+    """The port's values at the end of its step are then not its optimizer's, and the search ends."""
+    (only,) = listed(RIGHT | {"decay": 0.9}, shrink=0.999)
+    assert (only.torch.partition(".")[0], only.details[-1].kind) == ("model", DetailKind.UNSEARCHED)
+
+
+def test_a_search_that_goes_on_to_the_end_says_nothing_of_more() -> None:
+    for found in listed(RIGHT | {"decay": 0.9}, 0.2):
+        assert DetailKind.UNSEARCHED not in [detail.kind for detail in found.details]

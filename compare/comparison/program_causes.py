@@ -77,9 +77,13 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
         known = found[-1].cause is not None
         edit = fitting[0] if fitting else _updates_taken(followed, steps, reach, edits) if known else None
         if edit is None:
+            found[-1] = dataclasses.replace(found[-1], details=(*found[-1].details, _UNSEARCHED))
             break
         edits.append(edit)
     return found or [first]
+
+
+_UNSEARCHED = Detail(DetailKind.UNSEARCHED, "the search ended here, and more may differ: mend this and check again")
 
 
 def _updates_taken(followed: Followed, steps: Steps, reach: Reach, edits: Sequence[Edit]) -> Edit | None:

@@ -17,6 +17,7 @@ from compare.diagnosis.rewriting import Call
 from compare.errors import InputError, InternalError, NondeterministicError, NotApplicable
 from compare.faults.planted_run import Fault, PlantedRun, same
 from compare.faults.program import faults, shuffled
+from compare.jax_side.program import JaxProgram
 from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.numerics.distance import distance
@@ -25,6 +26,7 @@ from compare.report.progress import Progress, Show, ignore
 from compare.report.wording import counted
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
+from compare.torch_side.program import TorchProgram
 from compare.torch_side.side import Torch
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, follow
@@ -86,6 +88,8 @@ def power(
     for what, value, least in (("faults", faults, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"{what} must be a whole number of at least {least}, not {value!r}")
+    if isinstance(torch, TorchProgram) or isinstance(jax, JaxProgram):
+        raise InputError(_NO_PROGRAMS)
     import torch as framework
 
     count, outcomes = faults, list[Outcome]()
@@ -103,6 +107,13 @@ def power(
             progress(Progress(f"planting: {fault.what} ({fault.where})", len(outcomes), count))
             outcomes.append(planting.outcome(fault))
     return Power(name, outcomes, steps, seed)
+
+
+_NO_PROGRAMS = (
+    "power plants faults in compare.Torch models only, not in programs. Measure the step's model, loss and optimizer with "
+    "compare.Torch and compare.Flax or compare.Jax. For the step itself, change a number in a copy of build(), such as an "
+    "average's decay, and see that compare.check reports it"
+)
 
 
 class Change(NamedTuple):

@@ -83,6 +83,8 @@ class DetailKind(StrEnum):
     """That several causes explain these steps equally well."""
     CANDIDATE = "candidate"
     """One of these causes."""
+    UNSEARCHED = "unsearched"
+    """That the search ended here, so that more may differ."""
 
 
 @dataclass(frozen=True)
