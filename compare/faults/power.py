@@ -110,9 +110,9 @@ def power(
 
 
 _NO_PROGRAMS = (
-    "power plants faults in compare.Torch models only, not in programs. Measure the step's model, loss and optimizer with "
-    "compare.Torch and compare.Flax or compare.Jax. For the step itself, change a number in a copy of build(), such as an "
-    "average's decay, and see that compare.check reports it"
+    "power plants faults in compare.Torch models only, not in programs. Measure the step's model, loss and optimizer "
+    "with compare.Torch and compare.Flax or compare.Jax. For the step itself, change a number in a copy of build(), "
+    "such as an average's decay, and see that compare.check reports it"
 )
 
 
