@@ -141,18 +141,27 @@ def test_the_layers_with_another_order_of_axes_are_named() -> None:
 def test_a_scanned_block_takes_no_partner_from_the_layers_after_it() -> None:
     original = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)), nn.Linear(4, 7))
 
-    class Blocks(nnx.Module):
-        def __init__(self) -> None:
-            self.block = nnx.vmap(lambda key: nnx.Linear(4, 4, rngs=nnx.Rngs(key)))(
-                jax.random.split(jax.random.key(0), 3)
-            )
-            self.head = nnx.Linear(4, 7, rngs=nnx.Rngs(1))
+    class Block(linen.Module):
+        @linen.compact
+        def __call__(self, x: Any, _: Any) -> Any:
+            return linen.Dense(4)(x), None
 
+    class Blocks(linen.Module):
+        width: int
+
+        @linen.compact
         def __call__(self, x: Any) -> Any:
-            x = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.block)
-            return self.head(x)
+            scan = linen.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+            return linen.Dense(self.width)(scan()(x, None)[0])
 
-    assert shapes_by_layer(compare.Torch(original), compare.Flax(Blocks()), SEQUENCES).ok
+    def port(width: int) -> Any:
+        return compare.Flax((Blocks(width), Blocks(width).init(jax.random.key(0), jnp.zeros((3, 5, 4)))))
+
+    assert shapes_by_layer(compare.Torch(original), port(7), SEQUENCES).ok
+    wrong = shapes_by_layer(compare.Torch(original), port(6), SEQUENCES).first
+    assert wrong
+    assert wrong.torch
+    assert wrong.torch.name == "3"
 
 
 def test_a_program_has_no_shapes_check() -> None:

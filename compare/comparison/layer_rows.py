@@ -80,7 +80,10 @@ def _pairs(ours: Sequence[Calls], theirs: Sequence[Calls]) -> list[tuple[int, in
         best[i][j] = max(best[i + 1][j], best[i][j + 1], _score(ours[i], theirs[j]) + best[i + 1][j + 1])
     pairs, i, j = [], 0, 0
     while i < n and j < m:
-        if (score := _score(ours[i], theirs[j])) and best[i][j] == score + best[i + 1][j + 1]:
+        # A scanned layer stands for many of torch. What comes after it belongs to the last of equally good partners,
+        # what comes before it to the first.
+        late = best[i][j] == best[i + 1][j] and any(calls[0].inside for calls in theirs[:j])
+        if not late and best[i][j] == _score(ours[i], theirs[j]) + best[i + 1][j + 1]:
             pairs.append((i, j))
             i, j = i + 1, j + 1
         elif best[i][j] == best[i + 1][j]:
