@@ -40,9 +40,9 @@ def fails(*args: Any, **kwargs: Any) -> Any:
     ("broken", "doing"),
     [
         ("compare.comparison.explanation.explain", "the search for the cause at 1"),
-        ("compare.comparison.check.independent", "looking for independent differences"),
+        ("compare.comparison.pair_check.independent", "looking for independent differences"),
         ("compare.comparison.runs.weigh_noise", "measuring what rounding does"),
-        ("compare.comparison.check.wrongly_converted", "looking at the port's own weights"),
+        ("compare.comparison.pair_check.wrongly_converted", "looking at the port's own weights"),
     ],
 )
 def test_the_report_stands(broken: str, doing: str, monkeypatch: pytest.MonkeyPatch) -> None:
