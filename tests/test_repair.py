@@ -172,3 +172,21 @@ def test_a_port_is_mended_by_the_command_alone(tmp_path: Path) -> None:
     assert "✓ port.py:pair: match" in done.stdout
     assert "mended: LayerNorm epsilon, " in done.stdout
     assert json.loads((tmp_path / "out.json").read_text())["reports"][0]["verdict"] == "match"
+
+
+def test_what_is_left_has_its_reason(tmp_path: Path) -> None:
+    program = Program(tmp_path, alpha="2")
+    program.wrong_fix = "alpha"
+    repair = Repair(program.check, program.said.append)
+    tried = repair.run()
+    without = [
+        {"title": "beta", "patch": None, "fix": "beta = 1"},
+        {"title": "gamma", "patch": None, "fix": ""},
+    ]
+    last = Checked(1, "", report([*map(dict, tried.groups), *without]))
+    assert repair.left(last) == [
+        "alpha, whose patch did not help",
+        "beta, whose fix above is for you to put in: it is not known which expression of your file it changes",
+        "gamma, for which no fix is known",
+    ]
+    assert repair.left(Checked(0, "", report([]))) == []

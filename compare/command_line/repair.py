@@ -77,6 +77,23 @@ class Repair:
             now = self._round(number, now, chosen)
         return now
 
+    def left(self, last: Checked) -> list[str]:
+        """Say of each finding that is left why it was not mended."""
+        if last.is_match or last.report is None:
+            return []
+        return [f"{group['title']}, {self._reason(group)}" for group in last.groups]
+
+    def _reason(self, group: Mapping[str, Any]) -> str:
+        if group["patch"] is not None:
+            return (
+                "whose patch did not help"
+                if _key(group) in self.rejected
+                else f"for which {ROUNDS} rounds were too few"
+            )
+        if not group["fix"]:
+            return "for which no fix is known"
+        return "whose fix above is for you to put in: it is not known which expression of your file it changes"
+
     def _chosen(self, now: Checked) -> list[Mapping[str, Any]]:
         """List the findings whose patches are to be applied together; two that change one expression are not."""
         chosen: list[Mapping[str, Any]] = []
@@ -189,6 +206,8 @@ def repaired(options: argparse.Namespace) -> int:
         print(last.text, end="")
         if repair.kept:
             print(f"\nmended: {', '.join(repair.kept)}")
+        if left := repair.left(last):
+            print(f"\nnot mended by --fix: {'; '.join(left)}")
         for kind, path in asked.items():
             if last.folder is not None and (found := last.folder / f"{kind}{path.suffix}").is_file():
                 with opened(path) as partial:
