@@ -273,3 +273,8 @@ def test_patches_of_one_call_go_together_unless_they_change_the_same(tmp_path: P
 
     assert both({"b1": 0.5}, {"b2": 0.5}) == "tx = optax.adam(1e-3, b1=0.5, b2=0.5)\n"
     assert both({"learning_rate": 0.1}, {"learning_rate": 0.2}) == "tx = optax.adam(0.1)\n"
+
+
+def test_a_setting_that_is_there_already_is_no_patch(mend: Any) -> None:
+    made = "nnx.LayerNorm(8, epsilon=1e-05, rngs=rngs)"
+    assert mend(f"def make(rngs):\n    return {made}\n", Role.MADE, made, LAYER) is None

@@ -75,11 +75,12 @@ def patch_of(codes: Sequence[Code], lines: Sequence[Line]) -> Patch | None:
     try:
         edits = [edit for code in codes for edit in _edits(code, lines, files)]
         unique = tuple(dict.fromkeys(edits))
-        for name in {edit.file for edit in unique}:
-            applied(files[name].text, [edit for edit in unique if edit.file == name])
+        names = {edit.file for edit in unique}
+        after = {name: applied(files[name].text, [edit for edit in unique if edit.file == name]) for name in names}
     except Unfit:
         return None
-    return Patch(unique)
+    # A fix that is there already changes nothing: what it was found for is somewhere else.
+    return Patch(unique) if any(after[name] != files[name].text for name in names) else None
 
 
 def _changes(edits: Iterable[Edit]) -> Iterator[Change]:
