@@ -108,6 +108,9 @@ def without_undone_outputs(followed: Followed) -> Followed:
     proved = {Stage.LOSS, Stage.GRADIENT} <= seen  # a loss alone is one number, and zero gradients say nothing
     if not wrong or not proved or any(pairing.stage != Stage.FORWARD for pairing in wrong):
         return followed
+    # Where the model is given something else, such as an image on its side, a loss that agrees has not seen it.
+    if any(np.any(quantity.ratio > FACTOR) for pairing, quantity in pairs if not pairing.decides):
+        return followed
     left = [(pairing, quantity) for pairing, quantity in pairs if not any(pairing is each for each in wrong)]
     return followed._replace(
         pairings=[p for p, _ in left],
