@@ -1,5 +1,6 @@
 """Whether the JAX side's float32 program is the one that its float64 run proves: it is what people run."""
 
+from compare.comparison.precision import named_algorithm
 from compare.comparison.runs import Runs
 from compare.jax_side.reading import lowest_precision
 from compare.jax_side.run import JaxRun
@@ -21,6 +22,11 @@ def weigh_float32_program(runs: Runs, followed: Followed, jax32: JaxRun) -> Caus
         return None
     name, lowest = lowest_precision(jax32.program(runs.pair.batches[0], runs.stepper.draws[0]))
     runs.weigh_spread32(followed, jax32, lowest)
+    pairs = zip(followed.pairings, followed.quantities, strict=True)
+    first_other = next(((p, q) for p, q in pairs if p.ports and q.decides and q.other32.any()), None)
+    if first_other and named_algorithm(runs, *first_other):  # rounding all the same, as that of a fast variance
+        for quantity in followed.quantities:
+            quantity.spread32.clear()
     if name in ("float32", "float64"):
         return None
     first = apart[0]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from compare.alignment.pairings import Pairing
 from compare.comparison.runs import Runs
 from compare.diagnosis.precision_causes import fast_variance, low_precision, without_fast_variance
 from compare.jax_side.side import Flax, Jax
@@ -10,7 +11,7 @@ from compare.step.observation import Observation
 from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
-from compare.verdict.quantity import Verdict
+from compare.verdict.quantity import Quantity, Verdict
 
 
 def precision_causes(runs: Runs, followed: Followed) -> list[Cause]:
@@ -29,19 +30,29 @@ def precision_causes(runs: Runs, followed: Followed) -> list[Cause]:
         cause = low_precision(ours.module, quantity, "torch", controlled.dtypes)
         return [cause] if cause else []
 
-    def jax(dtype: str, side: Flax | Jax) -> np.ndarray:
-        return pairing.jax_array(Observation(forward=pair.jax_run_of(side, dtype).forward(batch, draws)))
-
     probe = pair.jax_run("float32")
     probe.probe(batch)
     kept = {str(array.dtype) for name, array in probe.arrays().items() if name in probe.param_names}
     if cause := low_precision(theirs.module, quantity, pair.jax.name, probe.dtypes, kept):
         return [cause]
+    cause = named_algorithm(runs, pairing, quantity)
+    return [cause] if cause else []
+
+
+def named_algorithm(runs: Runs, pairing: Pairing, quantity: Quantity) -> Cause | None:
+    """Look for an algorithm of the JAX side's that is known to round more, and that explains a module's rounding."""
+    assert pairing.ports is not None
+    pair, path = runs.pair, pairing.ports[1].path
+    batch, draws = pair.batches[0], runs.stepper.draws[0]
+
+    def jax(dtype: str, side: Flax | Jax) -> np.ndarray:
+        return pairing.jax_array(Observation(forward=pair.jax_run_of(side, dtype).forward(batch, draws)))
+
     # Each candidate is an experiment: the JAX side's rounding with the norms of this module alone, then
     # of the whole model.
-    for path in dict.fromkeys((theirs.path, "")):  # where the rounding shows, or anywhere before
-        if found_norms := without_fast_variance(pair.jax, path):
+    for each in dict.fromkeys((path, "")):  # where the rounding shows, or anywhere before
+        if found_norms := without_fast_variance(pair.jax, each):
             slow, norms = found_norms
             if cause := fast_variance(norms, quantity, distance(jax("float32", slow), jax("float64", pair.jax))):
-                return [cause]
-    return []
+                return cause
+    return None
