@@ -1,5 +1,6 @@
 """The operations of a step of the torch side as a graph whose values are known."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,7 +53,7 @@ class Node:
     stopped: bool = False
     """Whether torch computes it without gradients."""
 
-    @property
+    @functools.cached_property  # the search asks for it a hundred thousand times
     def inputs(self) -> list[tuple[Path, int]]:
         """The tensors among its arguments: where each is, and which value it is."""
         found: list[tuple[Path, int]] = []
