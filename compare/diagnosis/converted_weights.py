@@ -23,11 +23,11 @@ def misconverted(link: Link, ours: np.ndarray, theirs: np.ndarray, limit: float)
     how = relation(ours, theirs, limit)
     if not how:
         return None
-    moved = "" if link.jax_view.axes is None else f", its axes {link.jax_view.axes} there being torch's"
+    moved = "" if link.jax_view.axes is None else f".transpose{link.jax_view.axes}"
     return Cause(
         "converted weight",
         f"converted weight: what the port came with is {how}",
-        f"{link.jax} is to hold {link.torch}{moved}: {_COPY} copies it so",
+        f"{link.jax}{moved} must equal {link.torch}: {_COPY} copies it that way",
         "https://flax.readthedocs.io/en/latest/guides/converting_and_upgrading/convert_pytorch_to_flax.html",
         (_COPY,),
         () if how.kind in (Kind.ORDER, Kind.MASKED) else (_converted(how),),
@@ -36,4 +36,4 @@ def misconverted(link: Link, ours: np.ndarray, theirs: np.ndarray, limit: float)
 
 def _converted(how: Relation) -> Part:
     """Describe the conversion without the weight's name: it is the same mistake for all that were converted so."""
-    return Part("converted weight", f"what the port came with is {how}", f"{_COPY} copies each weight as it is to be")
+    return Part("converted weight", f"what the port came with is {how}", f"{_COPY} copies each weight as it must be")
