@@ -9,7 +9,7 @@ from compare.comparison.enough_steps import LEAST as LEAST_STEPS
 from compare.comparison.enough_steps import default_steps, schedule_change
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.pair_check import PairCheck
-from compare.comparison.program import ProgramCheck, checked_batches
+from compare.comparison.program_check import ProgramCheck, checked_batches
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.program_provenance import what_programs_ran
 from compare.comparison.provenance import what_ran

@@ -14,6 +14,7 @@ from compare.alignment.forward import align_modules
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.alignment.training import Constant, align_training
+from compare.comparison.elsewhere import is_statistic, perturbed
 from compare.comparison.flattened import Features, FlattenedFeatures
 from compare.comparison.selection import Selection
 from compare.comparison.shapes import first_difference
@@ -151,10 +152,14 @@ class MappedPair:
             self.features |= found
             self.links = map_with({})
 
-    def elsewhere(self, start: Mapping[str, np.ndarray], batches: list[Batch]) -> "MappedPair":
+    def movable(self, name: str) -> bool:
+        """Tell whether a tensor may have any value: a parameter or a statistic, but no table and no counter."""
+        return name in self.torch_parameters or is_statistic(name)
+
+    def elsewhere(self, start: Mapping[str, np.ndarray]) -> "MappedPair":
         """Give the same pair with other weights and buffers of torch's to start from, and on other batches."""
         other = copy.copy(self)
-        other.start, other.batches = start, batches
+        other.start, other.batches = start, perturbed(self.batches)
         return other
 
     def in_other_mode(self) -> "MappedPair":

@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from compare.comparison.elsewhere import perturbed, scattered
+from compare.alignment.optimizer_state import Settings
+from compare.alignment.pairings import Alignment
+from compare.alignment.program import align_program
+from compare.comparison.elsewhere import is_statistic, perturbed
 from compare.comparison.flattened import Features, image_before, linear_layers, orders
 from compare.comparison.selection import Selection
 from compare.errors import InputError
@@ -15,7 +18,7 @@ from compare.jax_side.program_run import JaxProgramRun
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.step.batch import Batch
 from compare.step.draws import NO_HINTS
-from compare.step.observation import Port, to_numpy
+from compare.step.observation import Observation, Port, to_numpy
 from compare.torch_side.control import ControlledRun
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_run import TorchProgramRun
@@ -60,9 +63,10 @@ class ProgramPair:
         self._first: dict[Port, np.ndarray] = {}
         self._probe()
         run, port = TorchProgramRun(torch, "float32", device), JaxProgramRun(jax, "float32")
-        self.start = run.arrays()
+        self.start: Mapping[str, np.ndarray] = run.arrays()
         """The torch side's values at the start, by name."""
         self.size = sum(array.size for array in self.start.values())
+        self._parameters = frozenset(run.parameters)
         self.links = self._find_links(run, port, weights)
         if not run.optimizers:
             raise InputError(
@@ -85,7 +89,8 @@ class ProgramPair:
 
         links = mapped_with(features)
         while any(not features[path] for path in images):
-            jax = port.afresh(port.values)
+            jax = copy.copy(port)
+            jax.restart()
             jax.load(to_jax(links, self.start, jax.arrays()))
             seen = {port: to_numpy(value) for port, value in jax.step(self.batches[0], self.draws).forward.items()}
             found, _ = orders(linear_layers(links, features), self._first, seen)
@@ -103,6 +108,7 @@ class ProgramPair:
             seen = TorchProgramRun(self.torch, "float32", self.device).step(self.batches[0], record)
         self.draws = first.draws
         self.torch_modules, self.overwritten = record.modules, record.changed()
+        self.kinds: tuple[Mapping[str, str], dict[str, str]] = self.torch_modules, {}
         linear = {path for path, kind in record.modules.items() if "Linear" in kind}
         # The inputs of linear layers, and the images before them: from these it is seen in which order they are.
         kept = {
@@ -123,12 +129,14 @@ class ProgramPair:
                     "calls?"
                 )
 
-    def elsewhere(self, *, near: bool) -> "ProgramPair":
+    def movable(self, name: str) -> bool:
+        """Tell whether a tensor may have any value: a parameter or a statistic, but no table and no counter."""
+        return name in self._parameters or is_statistic(name)
+
+    def elsewhere(self, start: Mapping[str, np.ndarray]) -> "ProgramPair":
         """Give the same pair from other weights and on other batches of the same shapes."""
-        other, run = copy.copy(self), TorchProgramRun(self.torch, "float32", self.device)
-        linked = {link.torch for link in self.links}
-        run.load(scattered(run.arrays(), linked & run.parameters.keys(), near=near))
-        other.start, other.moved = run.arrays(), True
+        other = copy.copy(self)
+        other.start, other.moved = start, True
         other.batches = [batch.inputs for batch in perturbed([Batch(batch) for batch in self.batches])]
         return other
 
@@ -143,5 +151,15 @@ class ProgramPair:
     def jax_run(self, dtype: str) -> JaxProgramRun:
         """Start a run of the JAX side, its state from the torch side's values."""
         run = JaxProgramRun(self.jax, dtype, self.hints)
-        run.load(to_jax(self.links, self.start, run.arrays()))
+        run.kinds = self.kinds[1]  # filled by the first run that takes a step
+        self.load(run)
         return run
+
+    def load(self, run: JaxProgramRun) -> None:
+        """Start a run of the JAX side again, its state from the torch side's values."""
+        run.restart()
+        run.load(to_jax(self.links, self.start, run.arrays()))
+
+    def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
+        """Pair everything that a step of both sides shows; `settings` are torch's optimizers', by parameter."""
+        return self.selection.applied(align_program(self.links, torch, jax, self.kinds, settings))

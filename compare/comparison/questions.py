@@ -5,18 +5,17 @@ calls torch, or that ignores its weights is equal there too.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from compare import bugs
 from compare.comparison.conditions import under_other_conditions
-from compare.comparison.elsewhere import perturbed, scattered
 from compare.comparison.enough_steps import schedule_change
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
-from compare.comparison.second_answers import DOCS, ELSEWHERE, QUICK, differs_elsewhere, foreign
+from compare.comparison.second_answers import DOCS, QUICK, Ask, asked_elsewhere, differs_elsewhere, foreign
 from compare.comparison.substance import (
     constant_outputs,
     not_exercised,
@@ -24,7 +23,6 @@ from compare.comparison.substance import (
     without_gradient,
     without_substance,
 )
-from compare.errors import InputError
 from compare.jax_side.inquiries import placed_calls
 from compare.jax_side.reading import arrays, foreign_calls
 from compare.jax_side.run import JaxRun
@@ -35,17 +33,6 @@ from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
 from compare.verdict.quantity import Verdict
-
-Ask = Callable[[MappedPair], tuple[Report, Followed]]
-"""Takes one step of a pair, with what is compiled already."""
-
-
-class Elsewhere(NamedTuple):
-    """A step from other weights and on other batches."""
-
-    report: Report
-    followed: Followed
-    pair: MappedPair
 
 
 class Programs(NamedTuple):
@@ -79,7 +66,7 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
         limits.append(QUICK)
         unproved = [*without_gradient(pair, [followed]), *recorded(pair, programs)]
     else:
-        answer = _elsewhere(pair, ask)
+        answer = asked_elsewhere(pair, ask)
         if isinstance(answer, Cause):
             unproved = [answer]
         elif isinstance(answer, str):
@@ -107,54 +94,6 @@ def _foreign(pair: MappedPair, programs: Programs) -> list[Cause]:
         placed = bugs.attempt("placing a call out of the program", lambda: placed_calls(programs.float32, batch)) or []
         calls = [*placed, *calls]
     return foreign(pair.jax.name, calls)
-
-
-def _elsewhere(pair: MappedPair, ask: Ask) -> "Elsewhere | Cause | str":
-    """Take a step from other weights and on other batches, or say why that is not possible."""
-    reason = ""
-    for other in _pairs_elsewhere(pair):
-        try:
-            report, followed = ask(other)
-            return Elsewhere(report, followed, other)
-        except InputError as error:
-            reason = str(error).partition("\n")[0]
-            if _torch_takes(other):
-                name = pair.jax.name
-                return Cause(
-                    f"the {name} side fails {ELSEWHERE}",
-                    f"torch takes a step {ELSEWHERE} of the same shapes, and the {name} side does not: {reason}",
-                    "",
-                    DOCS,
-                )
-        except Exception as error:  # noqa: BLE001 - the first question has its answer
-            bugs.report("the second question", error)
-            return "without the second question, which failed"
-    return f"without the second question: torch takes no step {ELSEWHERE}: {reason}"
-
-
-def _pairs_elsewhere(pair: MappedPair) -> Iterator[MappedPair]:
-    """Give the pair with weights farther and nearer."""
-    run = pair.torch_run("float32")
-    linked = {link.torch for link in pair.links}
-    moved = {name for name in run.arrays() if name in linked and _movable(pair, name)}
-    given = run.arrays()
-    for near in (False, True):
-        run.load(scattered(given, moved, near=near))
-        yield pair.elsewhere(run.arrays(), perturbed(pair.batches))
-
-
-def _movable(pair: MappedPair, name: str) -> bool:
-    return name in pair.torch_parameters or name.rpartition(".")[2] in ("running_mean", "running_var")
-
-
-def _torch_takes(pair: MappedPair) -> bool:
-    """Tell whether torch takes a step of a pair, and its loss is finite."""
-    try:
-        with ControlledRun(lift=True):
-            seen = pair.torch_run("float64").step(pair.batches[0])
-    except InputError:
-        return False
-    return seen.loss is None or bool(np.isfinite(to_numpy(seen.loss)))
 
 
 def recorded(pair: MappedPair, programs: Programs) -> list[Cause]:

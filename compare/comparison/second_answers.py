@@ -1,17 +1,80 @@
-"""What is said of a match after the second question, of models and of programs alike."""
+"""The second question to a match, of models or programs: does it hold from other weights and on other batches too."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from compare import bugs
+from compare.comparison.elsewhere import scattered
+from compare.errors import InputError
 from compare.jax_side.reading import ForeignCall
 from compare.report.report import Report
+from compare.step.observation import to_numpy
+from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Cause
+from compare.verdict.following import Followed
 
 QUICK = "without the second question: only these weights and batches were tried (--quick)"
 
 ELSEWHERE = "from other weights and batches"
 
 DOCS = "docs/match.md"
+
+Ask = Callable[[Any], tuple[Report, Followed]]
+"""Takes one step of a pair, with what is compiled already."""
+
+
+class Elsewhere(NamedTuple):
+    """A step from other weights and on other batches."""
+
+    report: Report
+    followed: Followed
+    pair: Any
+
+
+def asked_elsewhere(pair: Any, ask: Ask) -> Elsewhere | Cause | str:
+    """Take a step from other weights and on other batches, or say why that is not possible."""
+    reason = ""
+    for other in _pairs_elsewhere(pair):
+        try:
+            report, followed = ask(other)
+            return Elsewhere(report, followed, other)
+        except InputError as error:
+            reason = str(error).partition("\n")[0]
+            if _torch_takes(other):
+                name = pair.jax.name
+                return Cause(
+                    f"the {name} side fails {ELSEWHERE}",
+                    f"torch takes a step {ELSEWHERE} of the same shapes, and the {name} side does not: {reason}",
+                    "",
+                    DOCS,
+                )
+        except Exception as error:  # noqa: BLE001 - the first question has its answer
+            bugs.report("the second question", error)
+            return "without the second question, which failed"
+    return f"without the second question: torch takes no step {ELSEWHERE}: {reason}"
+
+
+def _pairs_elsewhere(pair: Any) -> Iterator[Any]:
+    """Give the pair with weights farther and nearer."""
+    run = pair.torch_run("float32")
+    given = run.arrays()
+    moved = {link.torch for link in pair.links if link.torch in given and pair.movable(link.torch)}
+    for near in (False, True):
+        run.load(scattered(given, moved, near=near))
+        yield pair.elsewhere(run.arrays())
+
+
+def _torch_takes(pair: Any) -> bool:
+    """Tell whether torch takes a step of a pair, and its loss is finite."""
+    try:
+        with ControlledRun(lift=True):
+            seen = pair.torch_run("float64").step(pair.batches[0])
+    except InputError:
+        return False
+    return seen.loss is None or bool(np.isfinite(to_numpy(seen.loss)))
 
 
 def foreign(side: str, calls: Iterable[ForeignCall]) -> list[Cause]:

@@ -1,8 +1,7 @@
 """A run of a JAX program, in one precision: each step is the user's own, traced and compiled."""
 
-import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,8 @@ class JaxProgramRun:
                 self.structure = Structure(state)
         self.leaves = self.structure.leaves
         with self.precision():
-            self.values = [self._cast(array) for array in arrays]
+            self._start = [self._cast(array) for array in arrays]
+        self.values = list(self._start)
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution; filled by the first step."""
         self.pinned: list[str] = []
@@ -77,19 +77,17 @@ class JaxProgramRun:
         self._compiled: dict[str, Any] = {}
         """The programs of a step that is traced each time, by their fingerprints."""
 
-    def afresh(self, values: Sequence[Any]) -> "JaxProgramRun":
-        """Start another run with these values, with what is compiled already.
+    def restart(self) -> None:
+        """Start again from the values that `build` made, with what is compiled already.
 
         A step that is traced each time is built anew: it may count in Python.
         """
         import jax
 
-        run = copy.copy(self)
         if not self.compiled_by_user:
             with jax.enable_x64(False):
-                _, run.user_step = _built(self.side)
-        run.values = list(values)
-        return run
+                _, self.user_step = _built(self.side)
+        self.values = list(self._start)
 
     def precision(self) -> Any:
         """Give the context in which arrays of this run's precision are made."""
@@ -146,6 +144,11 @@ class JaxProgramRun:
         """Change weights by a few units in the last place, to see what follows."""
         noise, ulps = np.random.default_rng(seed), ULPS * float(np.finfo(self.dtype).eps)
         self.load({n: array * (1 + noise.choice((-ulps, ulps), array.shape)) for n, array in self.arrays().items()})
+
+    def move_tables(self, draw: int, names: Container[str]) -> None:
+        """Move what the program holds in float32 by the rounding that is in it; none of its arrays is known as such."""
+        del names
+        self.tables = draw
 
     def _run(self, values: list[Any], batch: Any, draws: Any, gradients: Any, tables: Any) -> Any:
         """Trace the user's step, and run what comes of it with an eye on what is named."""

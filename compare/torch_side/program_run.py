@@ -11,7 +11,7 @@ from compare.errors import InputError
 from compare.numerics.distance import ULPS
 from compare.numerics.tables import movement
 from compare.step.batch import checked_scalar, described, mapped
-from compare.step.observation import Observation, Port, to_numpy
+from compare.step.observation import Observation, Port, halves, to_numpy
 from compare.step.user_code import call_user_code
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_state import State, seeded
@@ -42,6 +42,7 @@ class TorchProgramRun:
 
         self.dtype, self.device, self.overwritten = getattr(torch, dtype), device, overwritten
         self.lifted = dtype == "float64"
+        self._second = Observation()
         self.tables = 0
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution."""
@@ -201,6 +202,16 @@ class TorchProgramRun:
             forward=record.seen,
             order=watch.order(values),
         )
+
+    def backward(self, batch: Any) -> Observation:
+        """Take a step, and show its first half; `update` shows the second."""
+        first, self._second = halves(self.step(batch))
+        return first
+
+    def update(self) -> Observation:
+        """Show the second half of the step that `backward` has taken."""
+        second, self._second = self._second, Observation()
+        return second
 
     def floating(self) -> "dict[str, torch.Tensor]":
         """Give the floating-point tensors of the state: parameters, buffers and bare tensors."""

@@ -1,0 +1,177 @@
+"""One comparison, of models or of programs: followed, explained and questioned."""
+
+import abc
+import copy
+import dataclasses
+from typing import Any
+
+from compare import bugs
+from compare.alignment.pairings import NotCompared
+from compare.comparison.common_runs import CommonRuns
+from compare.comparison.draw_choices import settle
+from compare.comparison.draw_parameters import known, other_parameter
+from compare.comparison.excuses import Measures, excuses
+from compare.comparison.random_keys import reused_key
+from compare.comparison.steps import JaxSteps
+from compare.jax_side.keys import StepKeys
+from compare.report.findings import Run, settings
+from compare.report.progress import Progress, Show
+from compare.report.report import Report
+from compare.verdict.divergence import Cause, Divergence
+from compare.verdict.first_difference import first_divergence
+from compare.verdict.following import Followed, SoFar
+from compare.weights.links import named
+
+
+class CommonCheck(abc.ABC):
+    """One comparison: follows both sides, and explains what differs.
+
+    Args:
+        runs: Of both sides.
+        name: What the pair is called.
+        steps: How many are taken.
+        progress: Called before whatever is done next.
+        compiled: Runs of the JAX side in float64 and float32 that have compiled their steps, if there are any.
+
+    """
+
+    runs: Any
+    pair: Any
+    jax: Any
+
+    def __init__(
+        self, runs: CommonRuns, name: str, steps: int, progress: Show, compiled: tuple[Any, Any] | None = None
+    ) -> None:
+        self.runs, self.pair = runs, runs.pair
+        self.name, self.steps, self.progress = name, steps, progress
+        self.compiled = compiled
+        self.jax = runs.again(copy.copy(compiled[0])) if compiled else self.pair.jax_run("float64")
+        self.jax32: Any = None
+        """The float32 run that was taken last."""
+        self._keys: list[StepKeys] = []
+        self.idle: list[NotCompared] = []
+        """What one side draws without any effect, and the other does not draw."""
+
+    def report(self, *, quick: bool) -> Report:
+        """Follow both sides, explain what differs, and if nothing does, ask what the match is worth."""
+        followed = self._follow()
+        # From here on there is a report, and nothing that fails takes it away.
+        with bugs.collected() as failed:
+            doing = "trying other replays of random numbers"
+            if bugs.attempt(doing, lambda: self._other_draws(followed)):
+                followed = self._follow()
+            if self.jax.unreplayed:
+                self.idle = bugs.attempt("drawing random numbers anew", self._idle_draws) or []
+            found = self._explained(followed)
+            if self.compiled is None and found.ok:
+                found = self._questioned(found, self.runs.read(followed), quick=quick)
+        return dataclasses.replace(found, bugs=failed)
+
+    def answered(self) -> tuple[Report, Followed]:
+        """Follow both sides and explain what differs, as the answer to a question of another check."""
+        followed = self._follow()
+        return self._explained(followed), self.runs.read(followed)
+
+    @abc.abstractmethod
+    def _keyed(self, run: Any, keys: list[StepKeys]) -> JaxSteps:
+        """Give a run whose random keys are read before each step at which torch draws."""
+
+    @abc.abstractmethod
+    def _idle_draws(self) -> list[NotCompared]:
+        """List all draws that one side alone makes; nothing if one of them has an effect."""
+
+    @abc.abstractmethod
+    def _causes(self, followed: Followed, found: Report) -> tuple[Divergence | None, list[Divergence], list[Cause]]:
+        """Give the first divergence and the others with their causes, or the causes of a precision verdict."""
+
+    @abc.abstractmethod
+    def _questioned(self, found: Report, followed: Followed, *, quick: bool) -> Report:
+        """Ask what a match is worth, and add the answers to the report."""
+
+    def _follow(self) -> Followed:
+        followed: Followed = self.runs.follow(self.jax, self._jax32, self.steps, self._stepping)
+        return followed
+
+    def _jax32(self) -> JaxSteps:
+        self._keys = []
+        self.jax32 = self.runs.again(copy.copy(self.compiled[1])) if self.compiled else self.pair.jax_run("float32")
+        return self.jax32 if self.compiled else self._keyed(self.jax32, self._keys)
+
+    def _other_draws(self, followed: Followed) -> bool:
+        """Try other replays of torch's draws where both sides differ, and tell whether one of them is meant."""
+        first = first_divergence(followed)
+        if not self._keys or not (self.jax.unreplayed or (first and first.divergence.step == 0)):
+            return False
+
+        def first_step() -> tuple[Followed, list[str]]:
+            jax = self.pair.jax_run("float64")
+            return self.runs.follow(jax, lambda: self.pair.jax_run("float32"), 1), jax.unreplayed
+
+        changed = settle(self.pair, self._keys[0], self.runs.stepper.draws[0], first_step)
+        if changed:
+            self.jax = self.pair.jax_run("float64")
+        return changed
+
+    def _explained(self, followed: Followed) -> Report:
+        found, notes = self._findings(followed), list[Cause]()
+        if found.divergence:
+            self.progress(Progress("measuring what rounding does", found=lambda: found))
+            # Only if something differs: two more float64 runs of each side cost as much as the check itself, and
+            # most checks match.
+            bugs.attempt("measuring what rounding does", lambda: self.runs.weigh_noise(followed, self.jax))
+            notes = bugs.attempt("measuring what tables in float32 do", lambda: self._excuses(followed)) or []
+            followed = self.runs.read(followed)
+            found = self._findings(followed)
+        divergence, others, causes = self._causes(followed, found)
+        notes = causes if divergence else [*notes, *causes]
+        # Replayed draws are right whatever the JAX side's keys and probabilities are, so that these show in no number:
+        # they are looked at by themselves.
+        for doing, look in (("parameters of draws", self._other_parameter), ("random keys", self._reused_key)):
+            if (more := bugs.attempt(f"looking at {doing}", look)) and not known(more, divergence, *others):
+                divergence, *others = [*([divergence] if divergence else []), *others, more]
+                notes = []
+        return dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
+
+    def _excuses(self, followed: Followed) -> list[Cause]:
+        measures = Measures(lambda followed: self.runs.weigh_tables(followed, self.jax), self.runs.weigh_float32)
+        return excuses(followed, measures, self.pair.jax.name)
+
+    def _other_parameter(self) -> Divergence | None:
+        return other_parameter(self._keys, self.runs.stepper.draws, self.pair.hints)
+
+    def _reused_key(self) -> Divergence | None:
+        return reused_key(self._keys, self.runs.stepper.draws, len(self.pair.batches), self.pair.hints)
+
+    def _stepping(self, doing: str, done: int, of: int, followed: SoFar) -> None:
+        """Show that a step begins, with the report of the steps before it."""
+        doing = doing if done else f"tracing and compiling {doing}"
+        self.progress(Progress(doing, done, of, lambda: self._so_far(followed())))
+
+    def _so_far(self, followed: Followed | None) -> Report | None:
+        if followed is None:
+            return None
+        name = f"{self.name}, the first {followed.steps} of {self.steps} steps"
+        return dataclasses.replace(self._findings(self.runs.so_far(followed)), name=name)
+
+    def _findings(self, followed: Followed) -> Report:
+        """Give what following both sides has shown, before anything of it is explained."""
+        pair, losses, first = self.pair, followed.losses, first_divergence(followed)
+        unreplayed = [] if self.idle else dict.fromkeys(self.jax.unreplayed)
+        return Report(
+            self.name,
+            Run("torch", losses["torch32"], losses["torch64"]),
+            Run(pair.jax.name, losses["jax32"], losses["jax64"]),
+            followed.quantities,
+            first and first.divergence,
+            [],
+            settings(self.steps, pair.device),
+            [*followed.not_compared, *self.idle],
+            nondeterministic=[*pair.nondeterministic, *unreplayed],
+            pinned=[
+                *(f"torch: {what}" for what in list(self.runs.stepper.pinned)),
+                *(f"{pair.jax.name}: {what}" for what in self.jax.pinned),
+            ],
+            stages=True,
+            modules=pair.kinds,
+            weights=[(named(link, "torch"), named(link, "jax")) for link in pair.links if link.compared],
+        )

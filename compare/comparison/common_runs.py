@@ -1,0 +1,167 @@
+"""The runs of one comparison, of models or of programs: both sides in both precisions, and runs that rounding moved."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from compare.alignment.optimizer_state import Settings
+from compare.alignment.pairings import Alignment
+from compare.comparison.steps import JaxSteps, Stepper
+from compare.comparison.tables import Tables, rounded_arrays
+from compare.step.draws import Hints
+from compare.step.observation import Observation
+from compare.verdict.following import Followed, SoFar, Streams, follow, weigh_float32, weigh_noise, weigh_tables
+from compare.weights.links import Link
+
+IN_PAIRS = 16_000_000
+"""Number of parameters from which on memory is scarcer than time."""
+
+MOVED = 2
+"""How often each side is moved. With one random direction, the effect can be twenty times too small by accident."""
+
+
+class Pair(Protocol):
+    """Both sides of a comparison, and which tensor of one is which of the other."""
+
+    batches: list[Any]
+    hints: Hints
+    size: int
+    device: str
+    nondeterministic: list[str]
+    kinds: Any
+    jax: Any
+
+    @property
+    def links(self) -> Iterable[Link]:
+        """Which tensor is which."""
+
+    def torch_run(self, dtype: str) -> Any:
+        """Start a run of the torch side."""
+
+    def jax_run(self, dtype: str) -> Any:
+        """Start a run of the JAX side from the torch side's weights."""
+
+    def load(self, run: Any) -> None:
+        """Start a run of the JAX side again from the torch side's weights, with what it has compiled."""
+
+    def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
+        """Pair everything that a step of both sides shows; `settings` are torch's optimizers', by parameter."""
+
+
+def unseen(_doing: str, _done: int, _of: int, _so_far: SoFar) -> None:
+    """Show no progress."""
+
+
+class CommonRuns:
+    """Starts runs of a pair, which all take the same steps.
+
+    Args:
+        pair: Both sides.
+        torch_run: Starts a run of the torch side in a precision; the pair's own runs by default.
+
+    """
+
+    pair: Any
+    torch_run: Callable[[str], Any]
+
+    def __init__(self, pair: Pair, torch_run: Callable[[str], Any] | None = None) -> None:
+        self.pair = pair
+        self.torch_run = torch_run or pair.torch_run
+        self.stepper = Stepper(pair.batches, pair.size)
+        self._settings: Mapping[str, Settings] = {}
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether only two runs at a time fit in memory."""
+        return bool(self.pair.size >= IN_PAIRS)
+
+    def follow(
+        self, jax64: Any, jax32: Callable[[], JaxSteps], steps: int, progress: Callable[..., None] = unseen
+    ) -> Followed:
+        """Take all four runs through the steps, and weigh what they show."""
+        return follow(self.streams(jax64, jax32), self.align, steps, progress, in_pairs=self.in_pairs)
+
+    def streams(self, jax64: Any, jax32: Callable[[], JaxSteps]) -> Streams:
+        """Start the runs of both sides: each is there with its first step, and the compiled one begins afresh."""
+
+        def torch64() -> Any:
+            run = self.torch_run("float64")
+            self._settings = run.settings()
+            return run
+
+        return Streams(
+            lambda: self.stepper.torch(lambda: self.torch_run("float32")),
+            lambda: self.stepper.torch(torch64),
+            lambda: self.stepper.jax(lambda: self.again(jax64)),
+            lambda: self.stepper.jax(jax32),
+        )
+
+    def again(self, jax: Any) -> Any:
+        """Start a run of the JAX side again."""
+        self.pair.load(jax)
+        return jax
+
+    def align(self, torch: Observation, jax: Observation) -> Alignment:
+        """Pair everything that a step of both sides shows."""
+        found: Alignment = self.pair.align(torch, jax, self._settings)
+        return found
+
+    def read(self, followed: Followed) -> Followed:
+        """Leave out what differs and is made up for, once rounding was weighed."""
+        return followed
+
+    def so_far(self, followed: Followed) -> Followed:
+        """Give what the steps that were followed show while more are on their way."""
+        return followed
+
+    def weigh_noise(self, followed: Followed, jax: Any) -> None:
+        """Measure what rounding does to each side, beside a run that is not moved; `jax` is compiled already."""
+
+        def moved(run: Any, draw: int) -> Any:
+            if draw:
+                run.perturb(draw)
+            return run
+
+        def torch(draw: int) -> Any:
+            return moved(self.torch_run("float64"), draw)
+
+        def jax_moved(draw: int) -> Any:
+            return moved(self.again(copy.copy(jax)), draw)
+
+        draws = range(MOVED + 1)
+        weigh_noise(followed, [self.stepper.torch(functools.partial(torch, draw)) for draw in draws], "torch")
+        weigh_noise(followed, [self.stepper.jax(functools.partial(jax_moved, draw)) for draw in draws], "jax")
+
+    def weigh_tables(self, followed: Followed, jax: Any) -> Tables:
+        """Measure what the float32 rounding of each side's tables does; `jax` is compiled already."""
+        buffers = dict(self.pair.torch_run("float64").model.named_buffers())
+        ours = rounded_arrays(buffers, {link.torch for link in self.pair.links})
+        theirs, constants = self.jax_tables(jax)
+
+        def torch_moved(draw: int) -> Any:
+            run = self.torch_run("float64")
+            run.move_tables(draw, ours)
+            return run
+
+        def jax_moved(draw: int) -> Any:
+            run = self.again(copy.copy(jax))
+            run.move_tables(draw, theirs)
+            return run
+
+        draws = range(MOVED + 1)
+        tables = Tables([*ours.values(), *self.stepper.constants], [*theirs.values(), *constants])
+        if tables.torch:
+            weigh_tables(followed, [self.stepper.torch(functools.partial(torch_moved, d)) for d in draws], "torch")
+        if tables.jax:
+            weigh_tables(followed, [self.stepper.jax(functools.partial(jax_moved, d)) for d in draws], "jax")
+        return tables
+
+    def jax_tables(self, jax: Any) -> tuple[Mapping[str, str], Sequence[str]]:
+        """Describe the buffers that the JAX side holds in float32, by name, and the constants of its program."""
+        return {}, list(jax.constants.values())
+
+    def weigh_float32(self, followed: Followed) -> None:
+        """Compare both sides in float32."""
+        torch32 = self.stepper.torch(lambda: self.torch_run("float32"))
+        weigh_float32(followed, torch32, self.stepper.jax(lambda: self.pair.jax_run("float32")))

@@ -1,0 +1,118 @@
+"""One comparison of two programs: see `common_check`."""
+
+import copy
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from compare import bugs
+from compare.alignment.pairings import NotCompared, Pairing
+from compare.comparison.common_check import CommonCheck
+from compare.comparison.program_causes import explained
+from compare.comparison.program_optimizers import Programs, explained_update
+from compare.comparison.program_pair import ProgramPair
+from compare.comparison.program_questions import questioned_program
+from compare.comparison.program_runs import ProgramRuns
+from compare.comparison.taken_updates import taken_updates
+from compare.diagnosis.optimizers.explain import Explained
+from compare.diagnosis.steps.edit import Edit
+from compare.errors import InputError
+from compare.jax_side.keys import StepKeys
+from compare.jax_side.program_inquiries import KeyedProgramRun, idle_program_draws
+from compare.jax_side.program_run import JaxProgramRun
+from compare.report.progress import Progress, Show
+from compare.report.report import Report
+from compare.step.observation import Observation, to_numpy
+from compare.torch_side.program_run import TorchProgramRun
+from compare.verdict.divergence import Cause, Divergence
+from compare.verdict.following import Followed
+
+
+class ProgramCheck(CommonCheck):
+    """One comparison of programs."""
+
+    runs: ProgramRuns
+    pair: ProgramPair
+    jax: JaxProgramRun
+
+    def __init__(
+        self,
+        pair: ProgramPair,
+        name: str,
+        steps: int,
+        progress: Show,
+        compiled: tuple[JaxProgramRun, JaxProgramRun] | None = None,
+    ) -> None:
+        super().__init__(ProgramRuns(pair), name, steps, progress, compiled)
+
+    def _keyed(self, run: JaxProgramRun, keys: list[StepKeys]) -> KeyedProgramRun:
+        return KeyedProgramRun(run, keys)
+
+    def _questioned(self, found: Report, followed: Followed, *, quick: bool) -> Report:
+        def ask(pair: ProgramPair) -> tuple[Report, Followed]:
+            other = ProgramCheck(pair, self.name, 1, self.progress, (self.jax, self.jax32))
+            other.idle = self.idle
+            return other.answered()
+
+        return questioned_program(self.pair, self.jax, found, followed, ask, quick=quick)
+
+    def _causes(self, followed: Followed, found: Report) -> tuple[Divergence | None, list[Divergence], list[Cause]]:
+        if found.divergence is None:
+            return None, [], []
+        self.progress(Progress("looking for the cause", found=lambda: found))
+        search = functools.partial(explained, followed, found.divergence, self)
+        first, *others = bugs.attempt("the search for the cause", search) or [found.divergence]
+        return first, others, []
+
+    def _idle_draws(self) -> list[NotCompared]:
+        run = self.pair.jax_run("float32")
+        sites = idle_program_draws(run, self.pair.batches[0], self.runs.stepper.draws[0])
+        places = [", ".join(filter(None, (str(site), site.place))) for site in sites]
+        return [NotCompared("jax", place, "a draw that changes nothing, which torch does not make") for place in places]
+
+    def update_explained(self, followed: Followed, pairing: Pairing) -> Explained:
+        """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
+        accumulated = pairing.torch.partition(".")[0] in self.runs.gradients.chosen
+        programs = Programs(self.pair.links, self.runs.stepper, self.pair.torch_run, self._jax_again, accumulated)
+        return explained_update(programs, followed, pairing)
+
+    def updates_taken(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit]) -> Edit | None:
+        """Give the edit with which the optimizer of a pairing updates as the port's does, if there can be one."""
+        return taken_updates(self.both, self.pair.links, edits, pairing, followed.steps)
+
+    def start(self) -> Mapping[str, np.ndarray]:
+        """Give the torch side's floating-point tensors from before the first step, by name."""
+        run = self.pair.torch_run("float64")
+        return {name: to_numpy(tensor).copy() for name, tensor in run.floating().items()}
+
+    def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
+        """Take the steps of both sides in float64, torch's with edits; the run is given as it is after the step."""
+        run = self.pair.torch_run("float64")
+        run.during += [edit.during for edit in edits]
+        run.after += [edit.after for edit in edits]
+        jax = self._jax_again()
+        for number, torch in enumerate(self.runs.stepper.whole(run)):
+            batch = self.pair.batches[number % len(self.pair.batches)]
+            yield run, torch, jax.step(batch, self.runs.stepper.draws[number])
+
+    def _jax_again(self) -> JaxProgramRun:
+        run: JaxProgramRun = self.runs.again(copy.copy(self.jax))
+        return run
+
+
+def checked_batches(batches: Any) -> list[Any]:
+    """Check the batches of a program: pytrees of NumPy arrays.
+
+    Raises:
+        InputError: If there is none, or an array is neither NumPy's nor finite.
+
+    """
+    from compare.step.batch import checked_array, mapped
+
+    if not isinstance(batches, Sequence) or isinstance(batches, str) or not len(batches):
+        raise InputError(f"batches must be a list of dicts of NumPy arrays, not a {type(batches).__name__}")
+    return [
+        mapped(batch, functools.partial(checked_array, f"batches[{number}]")) for number, batch in enumerate(batches)
+    ]
