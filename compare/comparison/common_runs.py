@@ -2,17 +2,15 @@
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.comparison.steps import JaxSteps, Stepper
 from compare.comparison.tables import Tables, rounded_arrays
-from compare.step.draws import Hints
 from compare.step.observation import Observation
-from compare.verdict.following import Followed, SoFar, Streams, follow, weigh_float32, weigh_noise, weigh_tables
-from compare.weights.links import Link
+from compare.verdict.following import Followed, Streams, follow, weigh_float32, weigh_noise, weigh_tables
 
 IN_PAIRS = 16_000_000
 """Number of parameters from which on memory is scarcer than time."""
@@ -21,53 +19,18 @@ MOVED = 2
 """How often each side is moved. With one random direction, the effect can be twenty times too small by accident."""
 
 
-class Pair(Protocol):
-    """Both sides of a comparison, and which tensor of one is which of the other."""
-
-    batches: list[Any]
-    hints: Hints
-    size: int
-    device: str
-    nondeterministic: list[str]
-    kinds: Any
-    jax: Any
-
-    @property
-    def links(self) -> Iterable[Link]:
-        """Which tensor is which."""
-
-    def torch_run(self, dtype: str) -> Any:
-        """Start a run of the torch side."""
-
-    def jax_run(self, dtype: str) -> Any:
-        """Start a run of the JAX side from the torch side's weights."""
-
-    def load(self, run: Any) -> None:
-        """Start a run of the JAX side again from the torch side's weights, with what it has compiled."""
-
-    def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
-        """Pair everything that a step of both sides shows; `settings` are torch's optimizers', by parameter."""
-
-
-def unseen(_doing: str, _done: int, _of: int, _so_far: SoFar) -> None:
-    """Show no progress."""
-
-
 class CommonRuns:
     """Starts runs of a pair, which all take the same steps.
 
     Args:
-        pair: Both sides.
+        pair: Both sides: a `MappedPair` or a `ProgramPair`.
         torch_run: Starts a run of the torch side in a precision; the pair's own runs by default.
 
     """
 
-    pair: Any
-    torch_run: Callable[[str], Any]
-
-    def __init__(self, pair: Pair, torch_run: Callable[[str], Any] | None = None) -> None:
+    def __init__(self, pair: Any, torch_run: Callable[[str], Any] | None = None) -> None:
         self.pair = pair
-        self.torch_run = torch_run or pair.torch_run
+        self.torch_run: Callable[[str], Any] = torch_run or pair.torch_run
         self.stepper = Stepper(pair.batches, pair.size)
         self._settings: Mapping[str, Settings] = {}
 
@@ -76,9 +39,7 @@ class CommonRuns:
         """Whether only two runs at a time fit in memory."""
         return bool(self.pair.size >= IN_PAIRS)
 
-    def follow(
-        self, jax64: Any, jax32: Callable[[], JaxSteps], steps: int, progress: Callable[..., None] = unseen
-    ) -> Followed:
+    def follow(self, jax64: Any, jax32: Callable[[], JaxSteps], steps: int, progress: Callable[..., None]) -> Followed:
         """Take all four runs through the steps, and weigh what they show."""
         return follow(self.streams(jax64, jax32), self.align, steps, progress, in_pairs=self.in_pairs)
 

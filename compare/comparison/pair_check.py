@@ -18,7 +18,7 @@ from compare.comparison.questions import Programs, questioned
 from compare.comparison.runs import Runs
 from compare.comparison.second_answers import Ask
 from compare.diagnosis.structure.budget import Budget
-from compare.jax_side.inquiries import KeyedRun, draws_of_torch_alone, idle_draws
+from compare.jax_side.inquiries import KeyedRun, draws_of_torch_alone, idle_draws, read_keys
 from compare.jax_side.keys import StepKeys
 from compare.jax_side.run import JaxRun
 from compare.report.progress import Progress, Show
@@ -53,7 +53,7 @@ class PairCheck(CommonCheck):
         return super()._follow()
 
     def _keyed(self, run: JaxRun, keys: list[StepKeys]) -> KeyedRun:
-        return KeyedRun(run, keys)
+        return KeyedRun(run, keys, functools.partial(read_keys, run))
 
     def _questioned(self, found: Report, followed: Followed, *, quick: bool) -> Report:
         compiled = self.jax, self.jax32

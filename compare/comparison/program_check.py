@@ -15,12 +15,14 @@ from compare.comparison.program_optimizers import Programs, explained_update
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.program_questions import questioned_program
 from compare.comparison.program_runs import ProgramRuns
+from compare.comparison.steps import JaxSteps
 from compare.comparison.taken_updates import taken_updates
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError
+from compare.jax_side.inquiries import KeyedRun
 from compare.jax_side.keys import StepKeys
-from compare.jax_side.program_inquiries import KeyedProgramRun, idle_program_draws
+from compare.jax_side.program_inquiries import idle_program_draws, key_reader
 from compare.jax_side.program_run import JaxProgramRun
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
@@ -47,8 +49,9 @@ class ProgramCheck(CommonCheck):
     ) -> None:
         super().__init__(ProgramRuns(pair), name, steps, progress, compiled)
 
-    def _keyed(self, run: JaxProgramRun, keys: list[StepKeys]) -> KeyedProgramRun:
-        return KeyedProgramRun(run, keys)
+    def _keyed(self, run: JaxProgramRun, keys: list[StepKeys]) -> JaxSteps:
+        # A step in plain Python may count, and must not be traced once more to read its keys.
+        return KeyedRun(run, keys, key_reader(run)) if run.compiled_by_user else run
 
     def _questioned(self, found: Report, followed: Followed, *, quick: bool) -> Report:
         def ask(pair: ProgramPair) -> tuple[Report, Followed]:

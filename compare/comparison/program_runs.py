@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from compare.alignment.pairings import Alignment
-from compare.comparison.common_runs import CommonRuns, Pair, unseen
+from compare.comparison.common_runs import CommonRuns
 from compare.comparison.later_steps import LaterSteps
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.readings import Gradients, without_undone
@@ -20,16 +20,12 @@ class ProgramRuns(CommonRuns):
     pair: ProgramPair
     torch_run: Callable[[str], TorchProgramRun]
 
-    def __init__(self, pair: Pair, torch_run: Callable[[str], TorchProgramRun] | None = None) -> None:
+    def __init__(self, pair: ProgramPair, torch_run: Callable[[str], TorchProgramRun] | None = None) -> None:
         super().__init__(pair, torch_run)
         self.later, self.gradients = LaterSteps(), Gradients()
 
     def follow(
-        self,
-        jax64: JaxProgramRun,
-        jax32: Callable[[], JaxSteps],
-        steps: int,
-        progress: Callable[..., None] = unseen,
+        self, jax64: JaxProgramRun, jax32: Callable[[], JaxSteps], steps: int, progress: Callable[..., None]
     ) -> Followed:
         """Take all four runs through the steps, and once more where later steps have shown what is to be paired."""
         followed = super().follow(jax64, jax32, steps, progress)

@@ -1,7 +1,7 @@
 """Questions to a run of the JAX side that need no step: its constants, its random keys, draws without effect."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,14 +24,17 @@ from compare.step.user_code import call_user_code
 class KeyedRun(NamedTuple):
     """A run whose random keys are read before each step at which torch draws."""
 
-    run: JaxRun
+    run: Any
     keys: list[StepKeys]
+    read: Callable[[Any, Sequence[Draw]], StepKeys]
+    """Reads the keys of the next step, without taking it."""
 
-    def step(self, batch: Batch, draws: Sequence[Draw]) -> Observation:
+    def step(self, batch: Any, draws: Sequence[Draw]) -> Observation:
         """Take one step."""
         # One entry a step, so that they are those of the step of the same number.
-        self.keys.append(read_keys(self.run, batch, draws) if draws else StepKeys([], [], from_batch=False))
-        return self.run.step(batch, draws)
+        self.keys.append(self.read(batch, draws) if draws else StepKeys([], [], from_batch=False))
+        seen: Observation = self.run.step(batch, draws)
+        return seen
 
 
 def named_constants(run: JaxRun, batch: Batch) -> list[str]:
@@ -95,11 +98,18 @@ def read_keys(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> StepKeys:
         values, inputs = replayable(draws, run.dtype), run.arguments(batch)
         found = read(values, run.params, run.buffers, run.rngs, *inputs)
         moved = read(values, run.params, run.buffers, run.rngs, *jax.tree.map(next_integers, inputs))
+    return step_keys(sites, found, moved)
+
+
+def step_keys(sites: Sequence[Site], found: Any, moved: Any) -> StepKeys:
+    """Give what was read, once on the batch and once on one with other integers."""
+    import jax
+
     pairs = [(one.key, other.key) for one, other in zip(found, moved, strict=True) if one and other]
     # Keys that change when the batch's integers do are made from the batch, as in `key =
     # jax.random.key(batch["seed"])`. They repeat because the batch does.
     from_batch = any(not np.array_equal(one, other) for one, other in pairs)
-    return StepKeys(sites, jax.tree.map(np.asarray, found), from_batch)
+    return StepKeys(list(sites), jax.tree.map(np.asarray, found), from_batch)
 
 
 def idle_draws(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> list[Site] | None:
@@ -118,15 +128,20 @@ def idle_draws(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> list[Site] |
 
     with run.precision(), jax.disable_jit(run.unroll):
         arguments = run.params, *run.arguments(batch), replayable(draws, run.dtype)
-        # An experiment: draws that change nothing under three seeds, in the outputs, the loss and all
-        # gradients, have no effect.
-        first, *others = [jax.tree.leaves(jax.jit(shown)(seed, *arguments)) for seed in range(3)]
-    equal = [
+        same = same_for_all_seeds(shown, arguments)
+    return alone if same and not any(site.obstacle for site in alone) else None
+
+
+def same_for_all_seeds(shown: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
+    """Tell whether a program gives the same under three seeds: draws that change nothing there have no effect."""
+    import jax
+
+    first, *others = [jax.tree.leaves(jax.jit(shown)(seed, *arguments)) for seed in range(3)]
+    return all(
         np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f")
         for each in others
         for one, other in zip(first, each, strict=True)
-    ]
-    return alone if all(equal) and not any(site.obstacle for site in alone) else None
+    )
 
 
 def draws_of_torch_alone(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> list[int]:

@@ -2,17 +2,14 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from compare.errors import InputError
-from compare.numerics.distance import ULPS
-from compare.numerics.tables import movement
 from compare.step.batch import checked_scalar, described, mapped
-from compare.step.observation import Observation, Port, halves, to_numpy
+from compare.step.observation import Observation, Port, halves
 from compare.step.user_code import call_user_code
+from compare.torch_side.common_run import CommonRun
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_state import State, seeded
 from compare.torch_side.program_watch import Watch
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class TorchProgramRun:
+class TorchProgramRun(CommonRun):
     """A run of a torch program, in one precision.
 
     Args:
@@ -40,14 +37,10 @@ class TorchProgramRun:
     def __init__(self, side: TorchProgram, dtype: str, device: str, overwritten: frozenset[Port] = frozenset()) -> None:
         import torch
 
-        self.dtype, self.device, self.overwritten = getattr(torch, dtype), device, overwritten
-        self.lifted = dtype == "float64"
+        super().__init__(dtype, device, overwritten)
         self._second = Observation()
-        self.tables = 0
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution."""
-        self.noise: np.random.Generator | None = None
-        """What moves the run, if anything does: see `perturb`."""
         self.during: list[Callable[[TorchProgramRun], contextlib.AbstractContextManager[Any]]] = []
         """Changes of the user's step, in force while it runs."""
         self.after: list[Callable[[TorchProgramRun, Mapping[str, Any]], None]] = []
@@ -114,45 +107,13 @@ class TorchProgramRun:
         """Give the bare tensors that hold floating-point numbers."""
         return {name: tensor for name, tensor in self.state.tensors().items() if tensor.is_floating_point()}
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Copy parameters, buffers and bare tensors, by name."""
-        tensors = {**self.model.state_dict(keep_vars=True), **self._numbers()}
-        return {name: np.array(to_numpy(tensor)) for name, tensor in tensors.items()}
+    def kept(self) -> "dict[str, torch.Tensor]":
+        """Give parameters, buffers and bare tensors, by name."""
+        return {**self.model.state_dict(keep_vars=True), **self._numbers()}
 
-    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replace parameters, buffers and bare tensors, by name."""
-        import torch
-
-        with torch.no_grad():
-            for name, tensor in {**self.model.state_dict(keep_vars=True), **self._numbers()}.items():
-                if name in arrays:
-                    tensor.copy_(torch.from_numpy(np.array(arrays[name], order="C")))
-
-    def tensor(self, array: Any) -> Any:
-        """Copy an array of a batch as a tensor."""
-        import torch
-
-        if not isinstance(array, np.ndarray | np.generic):
-            return array
-        dtype = str(self.dtype).removeprefix("torch.") if array.dtype.kind == "f" else array.dtype
-        return torch.from_numpy(np.array(array, dtype)).to(self.device)
-
-    def perturb(self, seed: int) -> None:
-        """Change parameters by a few units in the last place, to see what follows."""
-        import torch
-
-        self.noise = np.random.default_rng(seed)
-        with torch.no_grad():
-            for parameter in [*self.parameters.values(), *self._numbers().values()]:
-                noise = self.tensor(self.noise.choice((-1.0, 1.0), tuple(parameter.shape)))
-                parameter.mul_(1 + ULPS * torch.finfo(parameter.dtype).eps * noise)
-
-    def move_tables(self, draw: int, names: Collection[str]) -> None:
-        """Move some buffers by the float32 rounding that is in them; what else is in float32, where it is used."""
-        self.tables = draw
-        for name, buffer in self.model.named_buffers():
-            if name in names and buffer.is_floating_point():
-                buffer.add_(self.tensor(movement(to_numpy(buffer), draw)))
+    def weights(self) -> "list[torch.Tensor]":
+        """Give parameters and bare tensors."""
+        return [*self.parameters.values(), *self._numbers().values()]
 
     def step(self, batch: Any, record: Record | None = None) -> Observation:
         """Take one step of the program, and show everything that it changes."""

@@ -4,17 +4,17 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from compare.errors import InputError
 from compare.numerics.distance import ULPS
-from compare.numerics.tables import movement
 from compare.step.batch import Batch, called, check_call, checked_loss, described_call, mapped
-from compare.step.observation import Observation, Port, joined, to_numpy
+from compare.step.observation import Observation, Port, joined
 from compare.step.user_code import call_user_code
+from compare.torch_side.common_run import CommonRun
 from compare.torch_side.copies import Copies, in_plain_containers
 from compare.torch_side.layers import kept_tensors
 from compare.torch_side.record import Record
@@ -26,27 +26,24 @@ if TYPE_CHECKING:
     import torch
 
 
-class TorchRun:
-    """A training run on a copy of the model, in one precision."""
+class TorchRun(CommonRun):
+    """A training run on a copy of the model, in one precision.
+
+    A gradient whose elements are zero in exact arithmetic has rounding of the size of the others in them, and an
+    optimizer that divides by their size makes more of it: every gradient of a run that is moved is moved as well.
+    """
 
     def __init__(self, side: Torch, dtype: str, device: str, overwritten: frozenset[Port] = frozenset()) -> None:
         import torch
 
-        self.dtype = getattr(torch, dtype)
-        self.lifted = dtype == "float64"
-        self.device = device
+        super().__init__(dtype, device, overwritten)
         copies = Copies(*(each for each in (side.model, side.loss) if isinstance(each, torch.nn.Module)))
         self._unhooked = copies.unhooked
         self.model, *losses = (_cast(module, device, self.dtype) for module in copies.modules)
         for module in in_plain_containers(self.model):
             _cast(module, device, self.dtype)
         self.loss = losses[0] if losses else copies.of(side.loss, "Torch(loss=...)")
-        self.overwritten = overwritten
         self.parameters = dict(self.model.named_parameters())
-        self.noise: np.random.Generator | None = None
-        """What moves it, if anything does: see `perturb`."""
-        self.tables = 0
-        """Which movement of its float32 tables it is for, 0 for none: see `move_tables`."""
         self.optimizer: torch.optim.Optimizer | None = None
         if side.optimizer is not None:
             self.optimizer = self._made(copies.of(side.optimizer, "Torch(optimizer=...)"))
@@ -173,18 +170,13 @@ class TorchRun:
             updates=updates, parameters=self.parameters, optimizer=self.optimizer_state(), buffers=self.buffers()
         )
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Copy parameters and buffers, by name."""
-        return {name: np.array(to_numpy(tensor)) for name, tensor in kept_tensors(self.model).items()}
+    def kept(self) -> "dict[str, torch.Tensor]":
+        """Give parameters and buffers, by name."""
+        return kept_tensors(self.model)
 
-    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replace parameters and buffers, by name."""
-        import torch
-
-        with torch.no_grad():
-            for name, tensor in kept_tensors(self.model).items():
-                if name in arrays:
-                    tensor.copy_(torch.from_numpy(np.array(arrays[name], order="C")))
+    def weights(self) -> "list[torch.Tensor]":
+        """Give the parameters."""
+        return list(self.parameters.values())
 
     def buffers(self) -> dict[str, "torch.Tensor"]:
         """Give what the model keeps beside its parameters, such as running statistics, by name."""
@@ -216,34 +208,12 @@ class TorchRun:
         """The first parameter group's; 0 without an optimizer."""
         return float(self.optimizer.param_groups[0].get("lr", 0)) if self.optimizer is not None else 0.0
 
-    def perturb(self, seed: int) -> None:
-        """Change parameters, and every gradient from here on, by a few units in the last place, to see what follows.
-
-        So is what transcendental functions give, by the `ControlledRun` around a step. A gradient whose elements are
-        zero in exact arithmetic has rounding of the size of the others in them, and an optimizer that divides by their
-        size makes more of it.
-        """
-        import torch
-
-        self.noise = np.random.default_rng(seed)  # not torch's: what torch draws is recorded, and replayed
-        with torch.no_grad():
-            for param in self.parameters.values():
-                noise = self.tensor(self.noise.choice((-1.0, 1.0), tuple(param.shape)))  # none is small by accident
-                param.mul_(1 + ULPS * torch.finfo(param.dtype).eps * noise)
-
     def move_tables(self, draw: int, names: Collection[str]) -> None:
-        """Move some of the model's buffers, and all of the loss's, by the float32 rounding that is in them.
-
-        Other tensors that the program holds in float32 are moved where they are used, by the `ControlledRun`.
-        """
+        """Move some of the model's buffers, and all of the loss's, by the float32 rounding that is in them."""
         import torch
 
-        self.tables = draw
-        own = self.loss.buffers() if isinstance(self.loss, torch.nn.Module) else ()
-        named = [buffer for name, buffer in self.model.named_buffers() if name in names]
-        for buffer in (*named, *own):
-            if buffer.is_floating_point() or buffer.is_complex():
-                buffer.add_(self.tensor(movement(to_numpy(buffer), draw)))
+        super().move_tables(draw, names)
+        self.move(list(self.loss.buffers()) if isinstance(self.loss, torch.nn.Module) else [], draw)
 
     def _perturb_gradients(self, generator: np.random.Generator) -> None:
         """Move each gradient by as much of its norm as is fair rounding for it."""
@@ -277,16 +247,6 @@ class TorchRun:
         with torch.no_grad():
             for param in self.parameters.values():
                 param.mul_(self.tensor(generator.uniform(0.7, 1.3, tuple(param.shape))))
-
-    def tensor(self, array: Any) -> Any:
-        """Copy an array: torch.from_numpy shares memory, and a step in place would change the user's batch."""
-        import torch
-
-        if not isinstance(array, np.ndarray | np.generic):
-            return array
-        # Cast by NumPy: a run that lifts would take a cast by torch for one of the model's.
-        dtype = str(self.dtype).removeprefix("torch.") if array.dtype.kind == "f" else array.dtype
-        return torch.from_numpy(np.array(array, dtype)).to(self.device)
 
 
 def _dense(gradient: "torch.Tensor") -> "torch.Tensor":

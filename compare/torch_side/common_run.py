@@ -1,0 +1,95 @@
+"""What a run of a model and a run of a program share: their tensors, by name, and how they are moved by rounding."""
+
+import abc
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compare.numerics.distance import ULPS
+from compare.numerics.tables import movement
+from compare.step.observation import Port, to_numpy
+
+if TYPE_CHECKING:
+    import torch
+
+
+class CommonRun(abc.ABC):
+    """A run of the torch side in one precision.
+
+    Args:
+        dtype: "float32" or "float64".
+        device: "cpu" or "cuda".
+        overwritten: What its modules overwrite in place after it was recorded, and a record must copy.
+
+    """
+
+    model: "torch.nn.Module"
+
+    def __init__(self, dtype: str, device: str, overwritten: frozenset[Port]) -> None:
+        import torch
+
+        self.dtype, self.device, self.overwritten = getattr(torch, dtype), device, overwritten
+        self.lifted = dtype == "float64"
+        self.noise: np.random.Generator | None = None
+        """What moves it, if anything does: see `perturb`."""
+        self.tables = 0
+        """Which movement of its float32 tables it is for, 0 for none: see `move_tables`."""
+
+    @abc.abstractmethod
+    def kept(self) -> "dict[str, torch.Tensor]":
+        """Give all that the run keeps from step to step, by name, but for optimizers."""
+
+    @abc.abstractmethod
+    def weights(self) -> "list[torch.Tensor]":
+        """Give what `perturb` moves."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Copy what the run keeps, by name."""
+        return {name: np.array(to_numpy(tensor)) for name, tensor in self.kept().items()}
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace what the run keeps, by name."""
+        import torch
+
+        with torch.no_grad():
+            for name, tensor in self.kept().items():
+                if name in arrays:
+                    tensor.copy_(torch.from_numpy(np.array(arrays[name], order="C")))
+
+    def tensor(self, array: Any) -> Any:
+        """Copy an array: torch.from_numpy shares memory, and a step in place would change the user's batch."""
+        import torch
+
+        if not isinstance(array, np.ndarray | np.generic):
+            return array
+        # Cast by NumPy: a run that lifts would take a cast by torch for one of the model's.
+        dtype = str(self.dtype).removeprefix("torch.") if array.dtype.kind == "f" else array.dtype
+        return torch.from_numpy(np.array(array, dtype)).to(self.device)
+
+    def perturb(self, seed: int) -> None:
+        """Change weights, and all that is moved with them, by a few units in the last place, to see what follows.
+
+        So is what transcendental functions give, by the `ControlledRun` around a step.
+        """
+        import torch
+
+        self.noise = np.random.default_rng(seed)  # not torch's: what torch draws is recorded, and replayed
+        with torch.no_grad():
+            for weight in self.weights():
+                noise = self.tensor(self.noise.choice((-1.0, 1.0), tuple(weight.shape)))  # none is small by accident
+                weight.mul_(1 + ULPS * torch.finfo(weight.dtype).eps * noise)
+
+    def move_tables(self, draw: int, names: Collection[str]) -> None:
+        """Move some of the model's buffers by the float32 rounding that is in them.
+
+        Other tensors that the program holds in float32 are moved where they are used, by the `ControlledRun`.
+        """
+        self.tables = draw
+        self.move([buffer for name, buffer in self.model.named_buffers() if name in names], draw)
+
+    def move(self, buffers: "list[torch.Tensor]", draw: int) -> None:
+        """Move tensors by the float32 rounding that is in them."""
+        for buffer in buffers:
+            if buffer.is_floating_point() or buffer.is_complex():
+                buffer.add_(self.tensor(movement(to_numpy(buffer), draw)))
