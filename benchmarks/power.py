@@ -2,7 +2,7 @@
 
     python benchmarks/power.py [--faults 20] [--steps 3] [--seed 0] [--json FILE] [NAME ...]
 
-The pairs are those of tests/pairs. Names choose some: "resnet", "recurrent.lstm_in_nnx", "bert".
+The pairs are those of tests/pairs and tests/programs. Names choose some: "resnet", "recurrent.lstm_in_nnx", "bert".
 """
 
 import argparse
@@ -24,6 +24,13 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the pairs, which th
 
 from pairs import recurrent, resnet, scanned, transformer
 from pairs.transformers_pairs import pair as of_transformers
+from programs.faults import PROGRAMS
+
+
+def program(make: Callable[[], Any]) -> Any:
+    pair = make()
+    return compare.TorchProgram(pair.original), compare.JaxProgram(pair.port), pair.batches
+
 
 PAIRS: dict[str, Callable[[], Any]] = {
     "resnet.in_nnx": resnet.in_nnx,
@@ -41,6 +48,7 @@ PAIRS: dict[str, Callable[[], Any]] = {
     "scanned.in_equinox": scanned.in_equinox,
     "scanned.in_haiku": scanned.in_haiku,
     **{f"transformers {name}": partial(of_transformers, name) for name in ("gpt2", "bert", "t5", "vit")},
+    **{f"program {make.__name__}": partial(program, make) for make in PROGRAMS},
 }
 
 

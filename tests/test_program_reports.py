@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 import torch
 from flax import nnx
+from programs.averages import ema
 from programs.common import FlaxNet, TorchNet
 
 import compare
@@ -89,7 +89,22 @@ def test_the_hash_of_the_source_changes_with_a_partial_argument_alone() -> None:
     assert (first[0] == other[0], first[1] == other[1]) == (True, False)
 
 
-def test_power_refuses_programs() -> None:
-    batches = [{"x": np.ones((6, 5))}]
-    with pytest.raises(compare.InputError, match=r"not in programs\. Measure the step's model, loss and optimizer"):
-        compare.power(compare.TorchProgram(original), compare.JaxProgram(port), batches)  # type: ignore[arg-type]
+def test_power_plants_faults_in_programs() -> None:
+    rng = np.random.default_rng(0)
+    batches = [{"x": rng.normal(size=(6, 5))} for _ in range(2)]
+    power = compare.power(compare.TorchProgram(original), compare.JaxProgram(port), batches, faults=22, device="cpu")
+    assert power.missed == [], str(power)
+    kinds = {outcome.kind for outcome in power.outcomes}
+    # Of the loop, of the optimizer, of the model and of the loss, which stands in the step.
+    assert {"second update", "gradients not zeroed", "gradient", "Adam eps", "weight", "mean or sum"} <= kinds
+    # What watches the step calls torch too, and is not the user's.
+    assert not any(outcome.where == "detach" for outcome in power.outcomes)
+
+
+def test_power_plants_faults_in_averages_and_clipping() -> None:
+    pair = ema()
+    sides = compare.TorchProgram(pair.original), compare.JaxProgram(pair.port)
+    power = compare.power(*sides, pair.batches, faults=16, steps=4, device="cpu")
+    found = {outcome.fault: outcome for outcome in power.outcomes}
+    for fault in ("clipping left out", "schedule left out", "change of the state times 1.000001"):
+        assert found[fault].caught, str(power)

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from compare.comparison.enough_steps import LEAST as LEAST_STEPS
@@ -75,78 +76,68 @@ def check(
 
     """
     selection = Selection(stages, accept)
-    if isinstance(torch, TorchProgram) or isinstance(jax, JaxProgram):
-        found = _check_programs(torch, jax, batches, steps, weights, device, name, progress, selection, quick=quick)
-    else:
-        with prepared(torch, jax, batches, steps, weights, device, progress, selection) as (pair, steps):
-            found = PairCheck(pair, name, steps, progress).report(quick=quick)
-            found = dataclasses.replace(found, settings=found.settings | what_ran(pair, weights))
+    with prepared(torch, jax, batches, steps, weights, device, progress, selection) as (pair, steps):
+        if isinstance(pair, ProgramPair):
+            programs = ProgramCheck(pair, name, steps, progress)
+            found, ran = programs.report(quick=quick), what_programs_ran(pair, programs.jax, weights)
+        else:
+            found, ran = PairCheck(pair, name, steps, progress).report(quick=quick), what_ran(pair, weights)
     chosen = {} if selection.stages is None else {"stages": [str(stage) for stage in selection.stages]}
     accepted = selection.acceptance.found(found.quantities)
-    return dataclasses.replace(found, accepted=accepted, settings=found.settings | chosen)
+    return dataclasses.replace(found, accepted=accepted, settings=found.settings | ran | chosen)
 
 
-def _check_programs(
-    torch: Any,
-    jax: Any,
-    batches: Any,
-    steps: int | None,
-    weights: Mapping[str, str | None] | None,
-    device: str,
-    name: str,
-    progress: Show,
-    selection: Selection,
-    *,
-    quick: bool,
-) -> Report:
-    for side, kind, what in ((torch, TorchProgram, "TorchProgram"), (jax, JaxProgram, "JaxProgram")):
-        if not isinstance(side, kind):
-            other = type(side).__name__
-            raise InputError(f"a program is compared with a program: give a compare.{what}, not a {other}")
-    listed = checked_batches(batches)
-    steps = _checked_steps(steps, max(len(listed), LEAST_STEPS))
-    device = resolve(device)
-    progress(Progress("mapping the weights"))
-    with running(device, 0):
-        pair = ProgramPair(torch, jax, listed, weights, device, selection)
-        checked = ProgramCheck(pair, name, steps, progress)
-        found = checked.report(quick=quick)
-        return dataclasses.replace(found, settings=found.settings | what_programs_ran(pair, checked.jax, weights))
-
-
-def _checked_steps(steps: int | None, default: int) -> int:
-    steps = default if steps is None else steps
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+def _check_steps(steps: Any) -> None:
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
         raise InputError(f"steps must be a positive whole number, not {steps!r}")
-    return steps
 
 
 @contextlib.contextmanager
 def prepared(
-    torch: Torch,
-    jax: Flax | Jax,
+    torch: Torch | TorchProgram,
+    jax: Flax | Jax | JaxProgram,
     batches: Any,
     steps: int | None,
     weights: Mapping[str, str | None] | None,
     device: str,
     progress: Show,
     selection: Selection | None = None,
-) -> Iterator[tuple[MappedPair, int]]:
+) -> Iterator[tuple[MappedPair | ProgramPair, int]]:
     """Check what the user gives and map the weights: the pair and its steps, while both frameworks are set up."""
-    _check_sides(torch, jax)
     selection = selection or Selection()
-    torch, jax = selection.cut(torch), selection.cut(jax)
-    given = batching.checked(batches, loss=torch.loss is not None)
-    _checked_steps(steps, 1)
+    make = _programs if isinstance(torch, TorchProgram) or isinstance(jax, JaxProgram) else _models
+    size, mapped, default = make(torch, jax, batches, selection)
+    _check_steps(steps)
     if not isinstance(weights, Mapping | None):
         raise InputError(f"weights must be a dict of torch names or patterns and their partners, not {weights!r}")
     device = resolve(device)
     if not callable(progress):
         raise InputError(f"progress must be a function of a compare.Progress, such as print, not {progress!r}")
     progress(Progress("mapping the weights"))
-    with running(device, sum(parameter.numel() for parameter in torch.model.parameters())):
-        pair = MappedPair(torch, jax, given, weights, device, selection)
-        yield pair, default_steps(pair, schedule_change(pair)) if steps is None else steps
+    with running(device, size):
+        pair = mapped(weights, device, selection)
+        yield pair, default(pair) if steps is None else steps
+
+
+_Made = tuple[int, Callable[..., Any], Callable[[Any], int]]
+"""The number of parameters, as far as it is known, what maps the weights, and what says how many steps to take."""
+
+
+def _programs(torch: Any, jax: Any, batches: Any, _: Selection) -> _Made:
+    for side, kind, what in ((torch, TorchProgram, "TorchProgram"), (jax, JaxProgram, "JaxProgram")):
+        if not isinstance(side, kind):
+            other = type(side).__name__
+            raise InputError(f"a program is compared with a program: give a compare.{what}, not a {other}")
+    given = checked_batches(batches)
+    return 0, functools.partial(ProgramPair, torch, jax, given), lambda _: max(len(given), LEAST_STEPS)
+
+
+def _models(torch: Any, jax: Any, batches: Any, selection: Selection) -> _Made:
+    _check_sides(torch, jax)
+    torch, jax = selection.cut(torch), selection.cut(jax)
+    given = batching.checked(batches, loss=torch.loss is not None)
+    size = sum(parameter.numel() for parameter in torch.model.parameters())
+    return size, functools.partial(MappedPair, torch, jax, given), lambda p: default_steps(p, schedule_change(p))
 
 
 def _check_sides(torch: Any, jax: Any) -> None:

@@ -23,7 +23,7 @@ from compare.verdict.following import Followed, SoFar
 from compare.weights.links import named
 
 
-def _unseen(_doing: str, _done: int, _of: int, _so_far: SoFar) -> None:
+def unseen(_doing: str, _done: int, _of: int, _so_far: SoFar) -> None:
     """Show no progress."""
 
 
@@ -109,7 +109,7 @@ class CommonCheck(abc.ABC):
 
         def first_step() -> tuple[Followed, list[str]]:
             jax = self.pair.jax_run("float64")
-            return self.runs.follow(jax, lambda: self.pair.jax_run("float32"), 1, _unseen), jax.unreplayed
+            return self.runs.follow(jax, lambda: self.pair.jax_run("float32"), 1, unseen), jax.unreplayed
 
         changed = settle(self.pair, self._keys[0], self.runs.stepper.draws[0], first_step)
         if changed:

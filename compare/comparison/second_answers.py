@@ -70,8 +70,9 @@ def _pairs_elsewhere(pair: Any) -> Iterator[Any]:
 def _torch_takes(pair: Any) -> bool:
     """Tell whether torch takes a step of a pair, and its loss is finite."""
     try:
+        run = pair.torch_run("float64")  # outside: what a program draws while it is built is no draw of its step
         with ControlledRun(lift=True):
-            seen = pair.torch_run("float64").step(pair.batches[0])
+            seen = run.step(pair.batches[0])
     except InputError:
         return False
     return seen.loss is None or bool(np.isfinite(to_numpy(seen.loss)))

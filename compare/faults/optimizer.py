@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compare.diagnosis.optimizers.names import in_words
-from compare.faults.planted_run import Fault, PlantedRun, other, shown
-from compare.torch_side.run import TorchRun
+from compare.faults.planted_run import AnyRun, Fault, PlantedRun, other, shown
 
 if TYPE_CHECKING:
     import torch
@@ -17,25 +16,31 @@ AHEAD = 10_000
 """Steps in which a schedule must change anything, to be one."""
 
 
-def of_optimizer(run: TorchRun) -> Iterator[Fault]:
-    """List what can be wrong in an optimizer: the learning rate, any other setting, a parameter that it leaves out."""
-    assert run.optimizer is not None
-    name, group = type(run.optimizer).__name__, run.optimizer.param_groups[0]
-    yield Fault("learning rate", f"learning rate times {1 + RATE:g}", name, lambda run, s: _scale(run, 1 + s * RATE))
-    for parameter in run.settings():
+def of_optimizer(run: AnyRun, path: str) -> Iterator[Fault]:
+    """List what can be wrong in an optimizer: the learning rate, any other setting, a parameter that it leaves out.
 
-        def freeze(run: PlantedRun, _: float, parameter: str = parameter) -> None:
-            _scale(run, 0.0, (parameter,))
+    `path` is that of the optimizer in the state of a program, "" for that of a model.
+    """
+    optimizer = run.optimizers[path]
+    name, group = type(optimizer).__name__, optimizer.param_groups[0]
+    where = f"{name} {path}".strip()
+    yield Fault(
+        "learning rate", f"learning rate times {1 + RATE:g}", where, lambda run, s: _scale(run, path, 1 + s * RATE)
+    )
+    for parameter in run.trained_by(optimizer):
+
+        def freeze(run: AnyRun, _: float, parameter: str = parameter) -> None:
+            _scale(run, path, 0.0, (parameter,))
 
         yield Fault("frozen parameter", "parameter never updated", parameter, freeze, sized=False)
     for key, value in _settings(group).items():
 
-        def plant(run: PlantedRun, times: float, key: str = key, value: Any = value) -> None:
-            _set(run, key, not value if isinstance(value, bool) else other(key, value, times))
+        def plant(run: AnyRun, times: float, key: str = key, value: Any = value) -> None:
+            _set(run, path, key, not value if isinstance(value, bool) else other(key, value, times))
 
         new = not value if isinstance(value, bool) else other(key, value, 1.0)
         said, sized = f"{in_words(key)}: {shown(value)} → {shown(new)}", not isinstance(value, bool)
-        yield Fault(f"{name} {key}", said, name, plant, sized, "on these batches, every update is the same with it")
+        yield Fault(f"{name} {key}", said, where, plant, sized, "on these batches, every update is the same with it")
 
 
 _NEEDS = {"nesterov": "momentum", "dampening": "momentum", "decoupled_weight_decay": "weight_decay"}
@@ -61,10 +66,9 @@ def _settings(group: Mapping[str, Any]) -> dict[str, float | bool]:
     }
 
 
-def _set(run: PlantedRun, key: str, value: Any) -> None:
+def _set(run: AnyRun, path: str, key: str, value: Any) -> None:
     """Change a setting where it is as in the first parameter group, again at each step, whatever a schedule does."""
-    optimizer = run.optimizer
-    assert optimizer is not None
+    optimizer = run.optimizers[path]
     name, _, position = key.partition("[")
     groups = [group for group in optimizer.param_groups if group.get(name) == optimizer.param_groups[0][name]]
 
@@ -80,25 +84,24 @@ def _set(run: PlantedRun, key: str, value: Any) -> None:
     optimizer.register_step_pre_hook(write)
 
 
-def _scale(run: PlantedRun, factor: float, names: Sequence[str] | None = None) -> None:
+def _scale(run: AnyRun, path: str, factor: float, names: Sequence[str] | None = None) -> None:
     """Multiply the steps of some or all parameters: as another learning rate would, whatever the schedule."""
-    optimizer = run.optimizer
-    assert optimizer is not None
-    before: dict[str, torch.Tensor] = {}
+    optimizer = run.optimizers[path]
+    trained, before = run.trained_by(optimizer), dict[str, "torch.Tensor"]()
 
     def keep(*_: Any) -> None:
-        before.update({name: run.parameters[name].detach().clone() for name in names or run.parameters})
+        before.update({name: trained[name].detach().clone() for name in names or trained})
 
     def scale(*_: Any) -> None:
         for name, old in before.items():
-            now = run.parameters[name].data
+            now = trained[name].data
             now.copy_(old + factor * (now - old))
 
     optimizer.register_step_pre_hook(keep)
     optimizer.register_step_post_hook(scale)
 
 
-def of_schedule(make: Callable[[str], PlantedRun]) -> Iterator[Fault]:
+def of_schedule(make: Callable[[str], Any]) -> Iterator[Fault]:
     """Let the schedule be a step ahead: without gradients, a step of the optimizer is one of the schedule alone."""
     optimizer = make("float64").optimizer
     assert optimizer is not None

@@ -8,16 +8,22 @@ the torch side with it as the other way round.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.program_pair import ProgramPair
 from compare.diagnosis.counterfactuals import FUNCTIONS
 from compare.diagnosis.rewriting import Call, Rewrite, Window, rewriting
 from compare.step.batch import Batch, mapped
-from compare.step.observation import Observation
+from compare.step.observation import Observation, Port
+from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
 from compare.torch_side.run import TorchRun
+
+if TYPE_CHECKING:
+    import torch
 
 SIZE = 2.0**-20
 """Of the smallest faults, about a millionth, relative to what has them."""
@@ -36,21 +42,25 @@ class Site(NamedTuple):
     """Which call of this function in this module, from 0: in `train()`, or at another step, there may be others."""
 
 
-class PlantedRun(TorchRun):
-    """A run of the torch side, for faults to be planted in."""
+class Planted:
+    """What a run of the torch side has in addition, for faults to be planted in it."""
+
+    overwritten: frozenset[Port]
+    parameters: "dict[str, torch.nn.Parameter]"
+    model: "torch.nn.Module"
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.rewrites: dict[Site, Rewrite] = {}
         """What is computed in place of a function."""
-        self.exchanged: dict[int, Batch] = {}
+        self.exchanged: dict[int, Any] = {}
         """What comes in place of a batch, by its identity."""
 
-    def backward(self, batch: Batch, record: Record | None = None) -> Observation:
-        """Take the first half of a step, with the faults."""
+    def with_faults(self, take: Callable[[Any, Any], Observation], batch: Any, record: Record | None) -> Observation:
+        """Take a step, or its first half, with the faults."""
         batch = self.exchanged.get(id(batch), batch)
         if not self.rewrites:
-            return super().backward(batch, record)
+            return take(batch, record)
         calls: Counter[tuple[str, str]] = Counter()
 
         def rewritten(call: Call) -> Any:
@@ -59,7 +69,53 @@ class PlantedRun(TorchRun):
             return self.rewrites.get(site, Call.run)(call)
 
         with rewriting(Window(), self.overwritten, lambda _: rewritten, FUNCTIONS) as record:
-            return super().backward(batch, record)
+            return take(batch, record)
+
+    def trained_by(self, optimizer: "torch.optim.Optimizer") -> "dict[str, torch.Tensor]":
+        """Give the parameters that an optimizer has, by name."""
+        raise NotImplementedError
+
+
+class PlantedRun(Planted, TorchRun):
+    """A run of the torch side, for faults to be planted in."""
+
+    def backward(self, batch: Batch, record: Record | None = None) -> Observation:
+        """Take the first half of a step, with the faults."""
+        return self.with_faults(super().backward, batch, record)
+
+    @property
+    def optimizers(self) -> "dict[str, torch.optim.Optimizer]":
+        """The optimizer, if there is one."""
+        return {} if self.optimizer is None else {"": self.optimizer}
+
+    def trained_by(self, optimizer: "torch.optim.Optimizer") -> "dict[str, torch.Tensor]":
+        """Give the parameters that an optimizer has, by name."""
+        own = {id(each) for group in optimizer.param_groups for each in group["params"]}
+        return {name: parameter for name, parameter in self.parameters.items() if id(parameter) in own}
+
+
+class PlantedProgramRun(Planted, TorchProgramRun):
+    """A run of a torch program, for faults to be planted in."""
+
+    def step(self, batch: Any, record: Record | None = None) -> Observation:
+        """Take a step, with the faults."""
+        return self.with_faults(super().step, batch, record)
+
+    def trained_by(self, optimizer: "torch.optim.Optimizer") -> "dict[str, torch.Tensor]":
+        """Give the parameters that an optimizer has, by name."""
+        return {self.name_of(each): each for group in optimizer.param_groups for each in group["params"]}
+
+
+AnyRun = PlantedRun | PlantedProgramRun
+
+
+def started(pair: MappedPair | ProgramPair, dtype: str) -> AnyRun:
+    """Start a run of the torch side of a pair."""
+    if isinstance(pair, ProgramPair):
+        run = PlantedProgramRun(pair.torch, dtype, pair.device, pair.overwritten)
+        run.kinds = pair.torch_modules
+        return run
+    return PlantedRun(pair.torch, dtype, pair.device, pair.overwritten)
 
 
 class Fault(NamedTuple):
@@ -70,7 +126,7 @@ class Fault(NamedTuple):
     """As in "epsilon: 1e-05 → 0.0001"."""
     where: str
     """As in "layer_norm in encoder.0.norm1"."""
-    plant: Callable[[PlantedRun, float], None]
+    plant: Callable[[Any, float], None]
     """Makes it wrong in a run that has not begun, as many times its size."""
     sized: bool = True
     """Whether it can be larger and smaller."""

@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.comparison.check import prepared
+from compare.comparison.common_check import unseen
 from compare.comparison.converted import wrongly_converted
 from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.program_pair import ProgramPair
+from compare.comparison.program_runs import ProgramRuns
 from compare.comparison.runs import Runs
 from compare.comparison.selection import Selection
 from compare.diagnosis.rewriting import Call
 from compare.errors import InputError, InternalError, NondeterministicError, NotApplicable
-from compare.faults.planted_run import Fault, PlantedRun, same
+from compare.faults.planted_run import AnyRun, Fault, same, started
 from compare.faults.program import faults, shuffled
 from compare.jax_side.program import JaxProgram
-from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.numerics.distance import distance
 from compare.report.power import Outcome, Power, Why
@@ -29,7 +31,7 @@ from compare.step.stage import Stage
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.side import Torch
 from compare.verdict.first_difference import first_divergence
-from compare.verdict.following import Followed, follow
+from compare.verdict.following import Followed
 from compare.verdict.neighbours import LOST
 from compare.verdict.quantity import FACTOR
 
@@ -46,8 +48,8 @@ LARGER = (1e1, 1e2, 1e4, 1e6, 1e9, 1e12)
 
 
 def power(
-    torch: Torch,
-    jax: Flax | Jax,
+    torch: Torch | TorchProgram,
+    jax: Flax | Jax | JaxProgram,
     batches: Any,
     *,
     steps: int | None = None,
@@ -88,8 +90,6 @@ def power(
     for what, value, least in (("faults", faults, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"{what} must be a whole number of at least {least}, not {value!r}")
-    if isinstance(torch, TorchProgram) or isinstance(jax, JaxProgram):
-        raise InputError(_NO_PROGRAMS)
     import torch as framework
 
     count, outcomes = faults, list[Outcome]()
@@ -109,13 +109,6 @@ def power(
     return Power(name, outcomes, steps, seed)
 
 
-_NO_PROGRAMS = (
-    "power plants faults in compare.Torch models only, not in programs. Measure the step's model, loss and optimizer "
-    "with compare.Torch and compare.Flax or compare.Jax. For the step itself, change a number in a copy of build(), "
-    "such as an average's decay, and see that compare.check reports it"
-)
-
-
 class Change(NamedTuple):
     """What a fault changes, beside what rounding would."""
 
@@ -133,16 +126,20 @@ class Change(NamedTuple):
 class Planting:
     """A mapped pair whose JAX side is compiled once, to be checked with one fault after another."""
 
-    def __init__(self, pair: MappedPair, steps: int, seed: int) -> None:
+    def __init__(self, pair: MappedPair | ProgramPair, steps: int, seed: int) -> None:
         self.pair, self.steps, self.seed = pair, steps, seed
         self.fault: Fault | None = None
         """Which is in the torch side at the moment."""
-        self.runs = Runs(pair, lambda dtype: self.planted(dtype, self.fault))
-        self._compiled: list[tuple[JaxRun, Any]] = []
 
-    def planted(self, dtype: str, fault: Fault | None = None, times: float = 1.0) -> PlantedRun:
+        def torch_run(dtype: str) -> Any:
+            return self.planted(dtype, self.fault)
+
+        self.runs = ProgramRuns(pair, torch_run) if isinstance(pair, ProgramPair) else Runs(pair, torch_run)
+        self._compiled: list[tuple[Any, Any]] = []
+
+    def planted(self, dtype: str, fault: Fault | None = None, times: float = 1.0) -> AnyRun:
         """Start a run of the torch side, with a fault or without."""
-        run = PlantedRun(self.pair.torch, dtype, self.pair.device, self.pair.overwritten)
+        run = started(self.pair, dtype)
         if fault is not None:
             fault.plant(run, times)
         return run
@@ -150,7 +147,8 @@ class Planting:
     def check_that_it_matches(self, name: str) -> None:
         """Raise InputError if it does not: a fault would then be one of two."""
         followed, unreplayed = self._check(None)
-        if first_divergence(followed) or unreplayed or self.pair.nondeterministic or wrongly_converted(self.pair):
+        converted = isinstance(self.pair, MappedPair) and wrongly_converted(self.pair)
+        if first_divergence(followed) or unreplayed or self.pair.nondeterministic or converted:
             raise InputError(
                 f"power is measured on a port that matches, and {name} does not: see what compare.check(...) says of it"
             )
@@ -174,7 +172,7 @@ class Planting:
             return False
         return True
 
-    def _record(self, run: PlantedRun, steps: int) -> None:
+    def _record(self, run: AnyRun, steps: int) -> None:
         """Take steps, for their random numbers."""
         self._begin()
         for _ in itertools.islice(self.runs.stepper.whole(run), steps):
@@ -208,8 +206,7 @@ class Planting:
         self._begin()
         self.fault = fault
         jax64, jax32 = self._jax_runs()
-        streams = self.runs.streams(jax64, lambda: jax32)
-        followed = follow(streams, self.runs.align, self.steps, in_pairs=self.runs.in_pairs)
+        followed = self.runs.follow(jax64, lambda: self.runs.again(jax32), self.steps, unseen)
         if first_divergence(followed):
             self.runs.weigh_noise(followed, jax64)
         if first_divergence(followed):
@@ -220,13 +217,15 @@ class Planting:
             self._compiled.clear()
         return followed, unreplayed
 
-    def _jax_runs(self) -> list[JaxRun]:
+    def _jax_runs(self) -> list[Any]:
         """Give the JAX side's two runs, which are compiled once, at their start."""
         if not self._compiled:
-            self._compiled = [(run, run.rngs) for run in map(self.pair.jax_run, ("float64", "float32"))]
+            made = [self.pair.jax_run(dtype) for dtype in ("float64", "float32")]
+            self._compiled = [(run, getattr(run, "rngs", None)) for run in made]
         for run, rngs in self._compiled:
             self.pair.load(run)
-            run.rngs = rngs
+            if rngs is not None:  # a program's are part of its state
+                run.rngs = rngs
         return [run for run, _ in self._compiled]
 
     def _why(self, fault: Fault, followed: Followed) -> tuple[Why, str]:
@@ -265,7 +264,9 @@ class Planting:
                 Why.STEPS,
                 f"in {counted(self.steps, 'step')}, nothing reaches the schedule's first change: take {fault.needed}",
             )
-        still = [name for name, module in self.pair.torch.model.named_modules() if not module.training]
+        # A program says by itself which of its modules are in training.
+        model = self.pair.torch.model if isinstance(self.pair, MappedPair) else None
+        still = model is not None and any(not module.training for module in model.modules())
         if still and (change := self._first_change(fault, self.steps, training=True)):
             step, stage = change
             return Why.OFF, f"the model is in eval(), where it is off: in train() it shows at step {step}, {stage}"
@@ -342,5 +343,7 @@ class Planting:
             (Stage.UPDATE, {**seen.updates, **seen.optimizer}),
             (Stage.PARAMETERS, seen.parameters),
             (Stage.BUFFERS, {name: buffer for name, buffer in seen.buffers.items() if name in compared}),
+            (Stage.STATE, {name: tensor for name, tensor in seen.state.items() if name in compared}),
+            (Stage.SHOWN, seen.shown),
         )
         return {(stage, str(name)): to_numpy(value) for stage, found in fields for name, value in found.items()}

@@ -1,25 +1,30 @@
-"""Faults that a program can have: `faults` lists them, in every place, and `shuffled` chooses among them by chance.
+"""Faults that a training can have: `faults` lists them, in every place, and `shuffled` chooses among them by chance.
 
-What may go wrong in a function of torch is what `compare.counterfactuals` knows.
+Those of a program's step are in `step.py`. What may go wrong in a function of torch is what `counterfactuals` knows.
 """
 
 import contextlib
 import itertools
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
-from compare.diagnosis.rewriting import Rerun, Rewrite, Window
+from compare.diagnosis.rewriting import Call, Rewrite, Window, rewriting
 from compare.errors import InputError
 from compare.faults.optimizer import of_optimizer, of_schedule
-from compare.faults.planted_run import SIZE, Fault, PlantedRun, Site, other, shown
-from compare.step.batch import Batch, mapped
+from compare.faults.planted_run import SIZE, AnyRun, Fault, PlantedProgramRun, PlantedRun, Site, other, shown
+from compare.faults.step import of_step
+from compare.step.batch import mapped
 from compare.step.draws import Draw
+from compare.step.user_code import of_a_library
 from compare.torch_side.control import ControlledRun
-from compare.torch_side.run import TorchRun
+from compare.torch_side.record import Record
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 FIRST = (
     *("weight", "epsilon", "momentum", "learning rate", "shifted schedule", "stale buffer", "bias left out"),
     *("swapped weights", "dropout rate", "loss", "stopped gradient", "frozen parameter", "order of batches"),
+    *("clipping", "schedule", "state", "gradient", "gradients not zeroed", "second update"),
 )
 """The kinds that come before others, where there are too many."""
 
@@ -48,9 +54,9 @@ def shuffled(candidates: Sequence[Fault], rng: np.random.Generator) -> Iterator[
 
 
 def faults(
-    make: Callable[[str], PlantedRun], batches: Sequence[Batch], draws: Sequence[Draw], rng: np.random.Generator
+    make: Callable[[str], AnyRun], batches: Sequence[Any], draws: Sequence[Draw], rng: np.random.Generator
 ) -> list[Fault]:
-    """List what can be wrong in a program, in every place.
+    """List what can be wrong in a training, in every place.
 
     Args:
         make: Starts a run of the torch side in a precision.
@@ -59,18 +65,25 @@ def faults(
         rng: Chooses which element of a parameter is wrong.
 
     """
-    run = make("float64")
-    trained, optimized = run.loss is not None, run.optimizer is not None
+    run, once, record = make("float64"), make("float64"), Record()
+    with ControlledRun(lift=True, replay=draws):
+        seen = once.step(batches[0], record)
     found = [*_of_weights(run, rng), *_of_buffers(make, batches[0], rng), *_of_batches(batches)]
-    if trained:
-        found += [Fault("loss", f"loss times {1 + SIZE:.7g}", "loss", _longer_loss), *_of_gradients(run)]
-    if optimized:
-        found += [*of_optimizer(run), *of_schedule(make)]
+    trained = True
+    if isinstance(run, PlantedProgramRun):
+        found += of_step(run, seen)
+    elif trained := run.loss is not None:
+        found.append(Fault("loss", f"loss times {1 + SIZE:.7g}", "loss", _longer_loss))
+    found += _of_gradients(run, record.modules) if trained else ()
+    for path in run.optimizers:
+        found += of_optimizer(run, path)
+    if isinstance(run, PlantedRun) and run.optimizer is not None:
+        found += of_schedule(make)
     found += _of_functions(make, batches[0], draws, gradient=trained)
     return found
 
 
-def _of_weights(run: TorchRun, rng: np.random.Generator) -> Iterator[Fault]:
+def _of_weights(run: AnyRun, rng: np.random.Generator) -> Iterator[Fault]:
     alike: dict[tuple[Any, ...], list[str]] = {}
     for name, param in run.parameters.items():
         if param.numel():
@@ -82,7 +95,7 @@ def _of_weights(run: TorchRun, rng: np.random.Generator) -> Iterator[Fault]:
         # and not n²/2.
         for pair in itertools.pairwise(names):
 
-            def swap(run: PlantedRun, _: float, pair: tuple[str, str] = pair) -> None:
+            def swap(run: AnyRun, _: float, pair: tuple[str, str] = pair) -> None:
                 a, b = (run.parameters[name].data for name in pair)
                 kept = a.clone()
                 a.copy_(b)
@@ -93,12 +106,12 @@ def _of_weights(run: TorchRun, rng: np.random.Generator) -> Iterator[Fault]:
             yield Fault("swapped weights", "swapped weights", " and ".join(pair), swap, sized=False, unread=unread)
 
 
-def _element(kind: str, name: str, tensor: "torch.Tensor", rng: np.random.Generator, run: TorchRun) -> Fault:
+def _element(kind: str, name: str, tensor: "torch.Tensor", rng: np.random.Generator, run: AnyRun) -> Fault:
     """Change one element by a millionth of itself."""
     at = tuple(int(rng.integers(size)) for size in tensor.shape)
 
-    def plant(run: PlantedRun, times: float) -> None:
-        array = {**run.parameters, **run.buffers()}[name].data
+    def plant(run: AnyRun, times: float) -> None:
+        array = {**run.parameters, **dict(run.model.named_buffers())}[name].data
         value = float(array[at])
         # Rounded to float32, so that the runs in both precisions start from the same value.
         array[at] = float(np.float32(value + times * SIZE * (abs(value) or 1.0)))
@@ -109,33 +122,37 @@ def _element(kind: str, name: str, tensor: "torch.Tensor", rng: np.random.Genera
     return Fault(kind, f"{kind} off by {SIZE:.0e} of itself", f"{name}[{index}]", plant, unread=unread)
 
 
-def _of_buffers(make: Callable[[str], PlantedRun], batch: Batch, rng: np.random.Generator) -> Iterator[Fault]:
+def _of_buffers(make: Callable[[str], AnyRun], batch: Any, rng: np.random.Generator) -> Iterator[Fault]:
     """Change a buffer at the start, or leave out what is written to it: in train mode, at least."""
     run = make("float64")
-    before = {name: array.clone() for name, array in run.buffers().items() if array.is_floating_point()}
-    run.model.train()
+    before = {name: array.clone() for name, array in run.model.named_buffers() if array.is_floating_point()}
     with ControlledRun(lift=True), contextlib.suppress(InputError):  # which may be too small for train mode
-        run.forward(batch)
+        if isinstance(run, PlantedProgramRun):
+            run.step(batch)
+        else:
+            run.model.train()
+            run.forward(batch)
+    after = dict(run.model.named_buffers())
     for name, array in before.items():
         if not array.numel():
             continue
         yield _element("buffer", name, array, rng, run)
-        if array.equal(run.buffers()[name]):
+        if array.equal(after[name]):
             continue
 
-        def stale(run: PlantedRun, _: float, name: str = name) -> None:
+        def stale(run: AnyRun, _: float, name: str = name) -> None:
             path, leaf = name.rpartition(".")[::2]
-            module, kept = run.model.get_submodule(path), run.buffers()[name].clone()
+            module, kept = run.model.get_submodule(path), run.model.get_buffer(name).clone()
             # Put in its place, and not written to it: the backward pass may still read what was there.
             run.model.register_forward_hook(lambda *_: setattr(module, leaf, kept.clone()))
 
         yield Fault("stale buffer", "buffer never updated", name, stale, sized=False)
 
 
-def _of_batches(batches: Sequence[Batch]) -> Iterator[Fault]:
+def _of_batches(batches: Sequence[Any]) -> Iterator[Fault]:
     first, second = batches[0], batches[-1] if len(batches) < 3 else batches[1]
 
-    def exchange(run: PlantedRun, _: float) -> None:
+    def exchange(run: AnyRun, _: float) -> None:
         run.exchanged = {id(first): second, id(second): first}
 
     unread = "there is only one batch: give two" if len(batches) == 1 else "these two batches are equal"
@@ -148,12 +165,12 @@ def _longer_loss(run: PlantedRun, times: float) -> None:
     run.loss = lambda output, target: loss(output, target) * (1 + times * SIZE)
 
 
-def _of_gradients(run: TorchRun) -> Iterator[Fault]:
+def _of_gradients(run: AnyRun, ran: Container[str]) -> Iterator[Fault]:
     for path, module in run.model.named_modules():
-        if not path or any(True for _ in module.children()):
+        if not path or path not in ran or any(True for _ in module.children()):
             continue
 
-        def stop(run: PlantedRun, _: float, path: str = path) -> None:
+        def stop(run: AnyRun, _: float, path: str = path) -> None:
             def detached(module: Any, args: Any, output: Any) -> Any:
                 del module, args
                 return mapped(output, lambda leaf: leaf.detach() if hasattr(leaf, "detach") else leaf)
@@ -164,10 +181,25 @@ def _of_gradients(run: TorchRun) -> Iterator[Fault]:
 
 
 def _of_functions(
-    make: Callable[[str], PlantedRun], batch: Batch, draws: Sequence[Draw], *, gradient: bool
+    make: Callable[[str], AnyRun], batch: Any, draws: Sequence[Draw], *, gradient: bool
 ) -> Iterator[Fault]:
-    run = make("float64").without_update()  # the optimizer's calls are none of the model's
-    calls = Rerun(run, batch, draws, Window(), FUNCTIONS).calls()
+    run = make("float64")
+    program = isinstance(run, PlantedProgramRun)
+    calls: list[Call] = []
+    users: list[bool] = []
+    """Whether the user's code makes each, and neither an optimizer nor this package."""
+
+    def listed(call: Call) -> Any:
+        calls.append(call)
+        users.append(not program or bool(call.module) or _is_users(sys._getframe(1)))
+        return call.run()
+
+    with (
+        rewriting(Window(), run.overwritten, lambda _: listed, FUNCTIONS) as record,
+        ControlledRun(lift=True, replay=draws),
+    ):
+        # Of a model without the update: the optimizer's calls are none of the model's.
+        run.step(batch, record) if isinstance(run, PlantedProgramRun) else run.backward(batch, record)
     counts: Counter[tuple[str, str]] = Counter()
     sites = []
     for call in calls:
@@ -175,8 +207,19 @@ def _of_functions(
         counts[call.name, call.module] += 1
     for of_gradient in (False, True)[: 1 + gradient]:
         for each in counterfactuals(calls, gradient=of_gradient):
-            if not each.may_be_torchs:
+            if not each.may_be_torchs and users[each.number]:
                 yield _of_function(each, sites[each.number], gradient=of_gradient)
+
+
+def _is_users(frame: FrameType | None) -> bool:
+    """Tell whether a call of torch comes from the user's code: not from an optimizer, nor from what watches a step."""
+    while frame := frame.f_back if frame else None:
+        file = Path(frame.f_code.co_filename)
+        if "optim" in file.parts or (file.parent.name == "torch_side" and "compare" in file.parts):
+            return False
+        if not of_a_library(str(file)):
+            return True
+    return False
 
 
 def _of_function(each: Counterfactual, site: Site, *, gradient: bool) -> Fault:
@@ -185,7 +228,7 @@ def _of_function(each: Counterfactual, site: Site, *, gradient: bool) -> Fault:
             return fixed
         return each_of(other(setting, value, times))
 
-    def plant(run: PlantedRun, times: float) -> None:
+    def plant(run: AnyRun, times: float) -> None:
         run.rewrites[site] = rewrite(times)
 
     # The closures keep nothing of the call, whose arguments are activations of the whole batch.
