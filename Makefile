@@ -56,7 +56,7 @@ benchmark: $(INSTALLED)
 	$(BIN)/python benchmarks/cost.py
 
 traps: $(INSTALLED)
-	$(BIN)/python -m benchmarks.traps --fixes
+	$(BIN)/python -m benchmarks.traps --fixes --processes 2
 
 power: $(INSTALLED)
 	$(BIN)/python benchmarks/power.py

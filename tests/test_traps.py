@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.traps.__main__ import CATALOGUE, STAGES, outcome
+from benchmarks.traps.examine import CATALOGUE, STAGES, outcome
 from benchmarks.traps.trap import Trap
 
 FIRST = {next(trap.name for trap in CATALOGUE if trap.stage == stage) for stage in STAGES}

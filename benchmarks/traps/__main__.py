@@ -1,240 +1,25 @@
 """Every trap, right and wrong, through `compare.check` and through what people use today.
 
-    python -m benchmarks.traps [--only NAME] [--fixes] [--json FILE] [--docs FILE]
+    python -m benchmarks.traps [--only NAME] [--fixes] [--processes N] [--json FILE] [--docs FILE] [--readme FILE]
 
 Caught: the wrong half is no match. Placed: the report first shows it where it is. Explained: with its cause and its
 fix. `--fixes` puts each printed fix that is code into the wrong half, which must then match.
 """
 
 import argparse
-import fnmatch
 import json
 import re
 import sys
-import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import chex
-import jax
-import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import compare
-from compare.device import taking_turns
-from compare.jax_side.run import JaxRun
-from compare.torch_side.control import ControlledRun
-from compare.torch_side.run import TorchRun
-from compare.weights.links import to_jax
+from benchmarks.parts import spread
 
-from . import forward, optimizers, state, structure, training
-from .fixes import fixed
-from .trap import Pair, Trap
-
-CATALOGUE = [
-    *state.WEIGHTS,
-    *forward.TRAPS,
-    *(trap for trap in structure.TRAPS if trap.stage == "forward"),
-    *training.TRAPS,
-    *(trap for trap in structure.TRAPS if trap.stage != "forward"),
-    *optimizers.TRAPS,
-    *state.BUFFERS,
-    *state.DATA,
-    *state.PRECISION,
-    *state.RANDOM,
-    *state.OTHER,
-]
-STAGES = list(dict.fromkeys(trap.stage for trap in CATALOGUE))
-
-
-class Outcome(NamedTuple):
-    """What `compare.check` says of a wrong half, and of its right half."""
-
-    caught: bool
-    placed: bool
-    explained: bool
-    false_alarm: bool
-    fix: str
-    said: str
-    cause: compare.Cause | None = None
-    seconds: tuple[float, float] = (0.0, 0.0)
-    """Of the check of the right half, and of the wrong half's, which looks for the cause as well."""
-
-
-def checked(trap: Trap, settings: dict[str, Any]) -> compare.Report | str:
-    """Compare one half; the message where `compare.check` refuses it."""
-    return compared(trap, trap.build(**settings))
-
-
-def compared(trap: Trap, pair: Pair) -> compare.Report | str:
-    """Compare a pair of a trap's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return compare.check(*pair, steps=trap.steps, device="cpu", **trap.more)
-        except compare.InputError as error:
-            return str(error)
-
-
-def outcome(trap: Trap) -> Outcome:
-    began = time.perf_counter()
-    right = checked(trap, trap.right)
-    between = time.perf_counter()
-    wrong = checked(trap, trap.wrong)
-    seconds = between - began, time.perf_counter() - between
-    return judged(trap, right, wrong)._replace(seconds=seconds)
-
-
-def judged(trap: Trap, right: compare.Report | str, wrong: compare.Report | str) -> Outcome:
-    false_alarm = isinstance(right, str) or right.verdict != trap.allowed or bool(right.nondeterministic)
-    if isinstance(wrong, str):
-        named = trap.verdict == "error" and trap.place[1] in wrong
-        return Outcome(named, named, named, false_alarm, "", wrong)
-    said = str(wrong)
-    if wrong.nondeterministic:
-        found = trap.verdict == "nondeterministic"
-        return Outcome(True, found, found, false_alarm, "", said)
-    if wrong.verdict == "precision" and trap.verdict == "precision":
-        note = wrong.notes[0] if wrong.notes else None
-        first = next(q for q in wrong.quantities if q.verdict == "precision")
-        placed = (first.stage, True) == (trap.place[0], fnmatch.fnmatch(first.torch, trap.place[1]))
-        cause: Any = note
-    else:
-        divergence = wrong.divergence
-        placed = divergence is not None and divergence.stage == trap.place[0]
-        placed = placed and divergence is not None and fnmatch.fnmatch(divergence.torch, trap.place[1])
-        cause = divergence and divergence.cause
-    explained = bool(trap.cause and cause and re.search(trap.cause, cause.name) and re.search(trap.fix, cause.fix))
-    caught = wrong.verdict == trap.verdict
-    return Outcome(
-        caught, caught and placed, caught and placed and explained, false_alarm, cause.fix if cause else "", said, cause
-    )
-
-
-def mends(trap: Trap, cause: compare.Cause | None) -> bool | None:
-    """Put the fix of a cause into the wrong half: whether it then matches; None if the fix is no code."""
-    pair = None if cause is None else fixed(trap, cause)
-    if pair is None:
-        return None
-    report = compared(trap, pair)
-    return not isinstance(report, str) and report.verdict in ("match", trap.allowed)
-
-
-class Steps(NamedTuple):
-    """What both sides show to people who compare in float32."""
-
-    outputs: tuple[np.ndarray, np.ndarray]
-    losses: tuple[list[float], list[float]]
-    gradients: tuple[Any, Any]
-
-
-def steps(pair: Pair, more: dict[str, Any], count: int = 10) -> Steps:
-    """Train both sides in float32 from the same weights; each draws its own random numbers, as they do."""
-    with taking_turns():
-        comparison = compare_setup(pair, more)
-        ours, theirs, links = comparison
-        data = [compare_batch(batch) for batch in pair.batches]
-        outputs: Any = None
-        gradients: Any = None
-        losses: tuple[list[float], list[float]] = ([], [])
-        for number in range(count):
-            batch = data[number % len(data)]
-            with ControlledRun():
-                mine = ours.step(batch)
-            other = theirs.step(batch)
-            losses[0].append(float(mine.loss))
-            losses[1].append(float(other.loss))
-            if outputs is None:
-                outputs = tuple(np.asarray(_last(seen.forward)) for seen in (mine, other))
-                shown = {name: np.array(value.detach()) for name, value in mine.gradients.items()}
-                linked = [link for link in links if link.torch in shown]
-                gradients = (
-                    to_jax(linked, shown, {k: np.asarray(v) for k, v in other.gradients.items()}),
-                    {link.jax: np.asarray(other.gradients[link.jax]) for link in linked},
-                )
-    return Steps(outputs, losses, gradients)
-
-
-def compare_setup(pair: Pair, more: dict[str, Any]) -> tuple[TorchRun, JaxRun, Any]:
-    from compare.comparison.mapped_pair import MappedPair
-
-    checked_batches = [compare_batch(batch) for batch in pair.batches]
-    mapped = MappedPair(pair.torch, pair.jax, checked_batches, more.get("weights"), "cpu")
-    theirs = mapped.jax_run("float32")
-    if "converted" in more:
-        theirs.load(JaxRun(pair.jax, "float32", training=mapped.training).arrays())
-    return mapped.torch_run("float32"), theirs, mapped.links
-
-
-def compare_batch(batch: Any) -> Any:
-    from compare.step.batch import Batch
-
-    return Batch(*batch)
-
-
-def _last(forward: Any) -> Any:
-    return [value for port, value in forward.items() if port.path == "" and port.kind == "output"][-1]
-
-
-def aligned(outputs: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    ours, theirs = (np.array(output.detach() if hasattr(output, "detach") else output) for output in outputs)
-    return ours, np.moveaxis(theirs, -1, 1) if ours.ndim == 4 else theirs
-
-
-def _assert_close(seen: Steps) -> bool:
-    try:
-        torch.testing.assert_close(*(torch.tensor(output) for output in aligned(seen.outputs)))
-    except AssertionError:
-        return False
-    return True
-
-
-def _allclose(**tolerances: Any) -> Callable[[Steps], bool]:
-    def close(seen: Steps) -> bool:
-        ours, theirs = aligned(seen.outputs)
-        return ours.shape == theirs.shape and bool(np.allclose(theirs, ours, **tolerances))
-
-    return close
-
-
-def _chex(seen: Steps) -> bool:
-    try:
-        chex.assert_trees_all_close(*seen.gradients)
-    except AssertionError:
-        return False
-    return True
-
-
-TODAY: dict[str, Callable[[Steps], bool]] = {
-    "torch.testing.assert_close, outputs": _assert_close,
-    "numpy.allclose, outputs": _allclose(),
-    "allclose(rtol=1e-3, atol=1e-3), outputs": _allclose(rtol=1e-3, atol=1e-3),
-    "allclose(rtol=1e-3), ten losses": lambda seen: bool(np.allclose(*seen.losses, rtol=1e-3, atol=0)),
-    "chex.assert_trees_all_close, gradients": _chex,
-}
-
-
-def today(trap: Trap) -> dict[str, tuple[bool, bool]]:
-    """For each thing that people use, whether it notices the wrong half, and whether it fails the right one."""
-    found = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        seen: list[Steps | None] = []
-        for settings in (trap.wrong, trap.right):
-            pair = trap.build(**settings)
-            more = trap.more | ({"converted": True} if trap.stage == "weights" else {})
-            try:
-                seen.append(steps(pair, more))
-            except compare.InputError:
-                seen.append(None)
-    for name, same in TODAY.items():
-        found[name] = (seen[0] is None or not same(seen[0]), seen[1] is not None and not same(seen[1]))
-    return found
+from .examine import CATALOGUE, STAGES, TODAY, Examined, Outcome, examined
+from .trap import Trap
 
 
 def documented(traps: list[Trap], outcomes: dict[str, Outcome]) -> str:
@@ -262,32 +47,64 @@ def documented(traps: list[Trap], outcomes: dict[str, Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def in_readme(text: str, found: dict[str, Examined]) -> str:
+    """Put the figures into the table of the README."""
+    ours, traps = [each.ours for each in found.values()], len(found)
+    caught, placed, explained, alarms = (
+        sum(getattr(each, what) for each in ours) for what in ("caught", "placed", "explained", "false_alarm")
+    )
+    lines = [
+        f"| criterion | caught, of {traps} | placed | explained | false alarms |",
+        "|---|---|---|---|---|",
+        f"| `compare.check` | {caught} | {placed} | {explained} | {alarms} |",
+    ]
+    for name in TODAY:
+        wrong, right = (sum(each.others[name][i] for each in found.values()) for i in (0, 1))
+        call, _, of = name.rpartition(", ")
+        lines.append(f"| `{call}`, {of} | {wrong} | | | {right} |")
+    before, rest = text.split(README_START)
+    return before + README_START + "\n\n" + "\n".join(lines) + "\n\n" + README_END + rest.split(README_END)[1]
+
+
+README_START, README_END = "<!-- traps: the figures that `make traps` prints -->", "<!-- /traps -->"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.traps", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="those with this in their name")
     parser.add_argument("--fixes", action="store_true", help="put each printed fix into the wrong half")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--docs", type=Path)
+    parser.add_argument("--docs", type=Path, help="the page to write")
+    parser.add_argument("--readme", type=Path, help="the README whose table is to be written")
     arguments = parser.parse_args()
-    console, progress = Console(), Console(stderr=True)
+    console = Console()
     traps = [trap for trap in CATALOGUE if arguments.only in trap.name]
-    outcomes: dict[str, Outcome] = {}
-    others: dict[str, dict[str, tuple[bool, bool]]] = {}
-    mended: dict[str, bool | None] = {}
-    for number, trap in enumerate(track(traps, console=progress)):
-        outcomes[trap.name] = outcome(trap)
-        others[trap.name] = today(trap)
-        if arguments.fixes:
-            mended[trap.name] = mends(trap, outcomes[trap.name].cause)
-        if number % 10 == 9:
-            jax.clear_caches()
+    asked = [(trap.name, arguments.fixes) for trap in traps]
+    done = track(spread(examined, asked, arguments.processes), total=len(traps), console=Console(stderr=True))
+    by_name = dict(done)
+    found = {trap.name: by_name[trap.name] for trap in traps}
+    tabulate(console, traps, found)
+    if arguments.json:
+        shown = {name: {**each._asdict(), "ours": each.ours._asdict()} for name, each in found.items()}
+        arguments.json.write_text(json.dumps(shown, indent=1))
+    if arguments.docs:
+        arguments.docs.write_text(documented(traps, {name: each.ours for name, each in found.items()}))
+    if arguments.readme:
+        arguments.readme.write_text(in_readme(arguments.readme.read_text(), found))
+    missed = any(not each.ours.caught or each.ours.false_alarm for each in found.values())
+    return int(missed or any(each.mended is False for each in found.values()))
+
+
+def tabulate(console: Console, traps: list[Trap], found: dict[str, Examined]) -> None:
+    """Print the figures by stage, those of what people use, and what is wanting."""
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "traps", "caught", "placed", "explained", "false alarms"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for stage in [*STAGES, "all"]:
-        of = [outcomes[trap.name] for trap in traps if stage in (trap.stage, "all")]
+        of = [found[trap.name].ours for trap in traps if stage in (trap.stage, "all")]
         sums = (sum(getattr(each, what) for each in of) for what in ("caught", "placed", "explained", "false_alarm"))
         if of:
             table.add_row(stage, str(len(of)), *map(str, sums), end_section=stage == STAGES[-1])
@@ -297,41 +114,22 @@ def main() -> int:
     for heading in ("what people use", "caught", "false alarms"):
         beside.add_column(heading, justify="left" if heading == "what people use" else "right")
     for name in TODAY:
-        wrong, right = (sum(others[trap.name][name][i] for trap in traps) for i in (0, 1))
+        wrong, right = (sum(each.others[name][i] for each in found.values()) for i in (0, 1))
         beside.add_row(name, str(wrong), str(right))
     console.print(beside)
-    for trap in traps:
-        found = outcomes[trap.name]
-        wanting = [what for what in ("caught", "placed", "explained") if not getattr(found, what)]
-        if wanting or found.false_alarm:
-            console.print(
-                f"{trap.name}: not {wanting[0] if wanting else 'right'}"
-                + (" (false alarm)" if found.false_alarm else ""),
-                style="dim",
-            )
-    seconds = [sum(outcomes[trap.name].seconds[i] for trap in traps) for i in (0, 1)]
+    for name, each in found.items():
+        wanting = [what for what in ("caught", "placed", "explained") if not getattr(each.ours, what)]
+        if wanting or each.ours.false_alarm:
+            alarm = " (false alarm)" if each.ours.false_alarm else ""
+            console.print(f"{name}: not {wanting[0] if wanting else 'right'}{alarm}", style="dim")
+    seconds = [sum(each.ours.seconds[i] for each in found.values()) for i in (0, 1)]
     console.print(
         f"right halves: {seconds[0]:.0f} s; wrong halves, each with a search for its cause: {seconds[1]:.0f} s"
     )
-    if arguments.fixes:
-        tried = {name: right for name, right in mended.items() if right is not None}
+    tried = {name: each.mended for name, each in found.items() if each.mended is not None}
+    if tried:
         console.print(f"printed fixes put in: {sum(tried.values())} of {len(tried)} then match")
         console.print(", ".join(name for name, right in tried.items() if not right), style="dim")
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps(
-                {
-                    "ours": {n: o._replace(cause=None)._asdict() for n, o in outcomes.items()},
-                    "others": others,
-                    "fixed": mended,
-                },
-                indent=1,
-            )
-        )
-    if arguments.docs:
-        arguments.docs.write_text(documented(traps, outcomes))
-    missed = any(not found.caught or found.false_alarm for found in outcomes.values())
-    return int(missed or not all(right is not False for right in mended.values()))
 
 
 if __name__ == "__main__":
