@@ -5,9 +5,12 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from compare.errors import InputError
+
+T = TypeVar("T")
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -75,23 +78,54 @@ def taking_turns(alone: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on(device: str) -> Iterator[None]:
-    """Run JAX on `device`, and float32 matrix products in full float32 on both sides, while this lasts.
+    """Run JAX on `device`, and float32 in full precision on both sides, while this lasts.
 
-    JAX's default on Ampere and later GPUs is TF32, which keeps 10 bits of a float32's 23: jax issue #12008.
+    JAX's default on Ampere and later GPUs is TF32, which keeps 10 bits of a float32's 23: jax issue #12008. PyTorch's is
+    TF32 too, for convolutions and recurrent layers.
     """
     import jax
+
+    with _full_float32(), jax.default_device(jax.devices(device)[0]), jax.default_matmul_precision("highest"):
+        yield
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """Keep PyTorch's products of matrices, convolutions and recurrent layers in float32, while this lasts.
+
+    PyTorch has an old interface to these settings, for all operations at once, and a new one, for each. It raises an
+    error when the old one is read while the two disagree. So both are set.
+    """
     import torch
 
+    backends = torch.backends
+    settings = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    settings += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]  # type: ignore[attr-defined]
+    before = [each.fp32_precision for each in settings]
+    matmul, cudnn = _unless_mixed(torch.get_float32_matmul_precision), _unless_mixed(lambda: backends.cudnn.allow_tf32)
+    torch.set_float32_matmul_precision("highest")
+    backends.cudnn.allow_tf32 = False
+    for each in settings:
+        each.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if cudnn is not None:
+            backends.cudnn.allow_tf32 = cudnn
+        for each, precision in zip(settings, before, strict=True):
+            each.fp32_precision = precision
+
+
+def _unless_mixed(read: Callable[[], T]) -> T | None:
+    """Read a setting by the old interface; None where the new one has set something else for some operations."""
     with warnings.catch_warnings():
         # PyTorch 2.9 warns of this function, which later versions keep; it says so once in a process.
         warnings.filterwarnings("ignore", "Please use the new API settings to control TF32", UserWarning)
-        before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with jax.default_device(jax.devices(device)[0]), jax.default_matmul_precision("highest"):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+        with contextlib.suppress(RuntimeError):
+            return read()
+    return None
 
 
 @contextlib.contextmanager

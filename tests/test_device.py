@@ -6,6 +6,7 @@ import torch
 
 import compare
 from compare import device
+from compare.diagnosis.on_cpu import arguments_on_cpu
 
 
 @pytest.mark.parametrize("lacking", [["torch"], ["jax"], ["torch", "jax"]])
@@ -36,3 +37,31 @@ def test_precision_and_threads_are_set_and_given_back() -> None:
         assert torch.get_num_threads() == threads
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_settings_of_the_new_interface_are_set_and_given_back() -> None:
+    """PyTorch raises an error when the old interface is read after the new one has set single operations."""
+    settings = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    before = [each.fp32_precision for each in settings]
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32", "PyTorch's default, which a check must not have"
+    try:
+        for mine in (["tf32", "ieee", "tf32"], ["ieee", "tf32", "tf32"], ["tf32", "tf32", "ieee"]):
+            for each, precision in zip(settings, mine, strict=True):
+                each.fp32_precision = precision
+            with device.on("cpu"):
+                assert [each.fp32_precision for each in settings] == ["ieee"] * 3
+                assert not torch.backends.cudnn.allow_tf32
+            assert [each.fp32_precision for each in settings] == mine
+    finally:
+        for each, precision in zip(settings, before, strict=True):
+            each.fp32_precision = precision
+
+
+def test_what_is_tried_names_no_gpu() -> None:
+    gpu = torch.device("cuda:1")
+    assert arguments_on_cpu(({"device": gpu}, [gpu, "cuda:0", "reflect"], 3)) == (
+        {"device": torch.device("cpu")},
+        [torch.device("cpu"), "cpu", "reflect"],
+        3,
+    )
+    assert arguments_on_cpu((0, True), "to") == ("cpu", True)

@@ -10,8 +10,10 @@ from compare.verdict.following import Followed
 DOCS = "docs/verdict.md#float32-is-judged-too"
 
 
-def weigh_float32_program(runs: Runs, followed: Followed, jax32: JaxRun) -> Cause | None:
+def weigh_float32_program(runs: Runs, followed: Followed, jax32: JaxRun, jax64: JaxRun) -> Cause | None:
     """Measure whether what the JAX side's precisions are apart is rounding, where it is much more than torch's.
+
+    Both runs of the JAX side are compiled already.
 
     Returns:
         The lower precision in the program that makes it so, if there is one.
@@ -22,6 +24,9 @@ def weigh_float32_program(runs: Runs, followed: Followed, jax32: JaxRun) -> Caus
         return None
     name, lowest = lowest_precision(jax32.program(runs.pair.batches[0], runs.stepper.draws[0]))
     runs.weigh_spread32(followed, jax32, lowest)
+    if any(quantity.decides and quantity.other32.any() for quantity in followed.quantities):
+        # Such as the gradient of a softmax that is 1 at one place: one library gives its rounding, and another zero.
+        runs.weigh_noise(followed, jax64)
     pairs = zip(followed.pairings, followed.quantities, strict=True)
     first_other = next(((p, q) for p, q in pairs if p.ports and q.decides and q.other32.any()), None)
     if first_other and named_algorithm(runs, *first_other):  # rounding all the same, as that of a fast variance

@@ -75,7 +75,7 @@ class PairCheck(CommonCheck):
         return ask
 
     def _explained(self, followed: Followed) -> Report:
-        judge = functools.partial(weigh_float32_program, self.runs, followed, self.jax32)
+        judge = functools.partial(weigh_float32_program, self.runs, followed, self.jax32, self.jax)
         lower = bugs.attempt("judging the float32 program", judge)
         found = super()._explained(followed)
         # Where float64 differs, what float32 makes of it is no second finding.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compare import bugs
+from compare.diagnosis.on_cpu import arguments_on_cpu, computed_on_cpu
 from compare.errors import NotApplicable, Signal
 from compare.step.batch import Batch
 from compare.step.draws import Draw
@@ -94,7 +95,9 @@ Rewrite = Callable[[Call], Any]
 def _rewritten(rewrite: Rewrite, call: "Call") -> Any:
     """Run a rewrite. An error that torch raises means that it does not apply; others are bugs of this package."""
     try:
-        return rewrite(call)
+        return computed_on_cpu(
+            lambda args, kwargs: rewrite(replace(call, args=args, kwargs=kwargs)), call.args, call.kwargs, call.name
+        )
     except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
         raise NotApplicable(f"{call.name}: {error}") from error
     except (KeyError, AttributeError, ArithmeticError, AssertionError) as error:
@@ -145,11 +148,12 @@ class Rerun:
         return getattr(self._run.model.get_submodule(path), "momentum", 0.0) is None
 
     def calls(self) -> list[Call]:
-        """List the calls in the window, in order of execution."""
+        """List the calls in the window, in order of execution: with arguments on the CPU, where rewrites run."""
         found: list[Call] = []
 
         def listed(call: Call) -> Any:
-            found.append(call)
+            args, kwargs = (arguments_on_cpu(each, call.name, lambda x: x.cpu()) for each in (call.args, call.kwargs))
+            found.append(replace(call, args=args, kwargs=kwargs))
             return call.run()
 
         self._observe(lambda number: listed)

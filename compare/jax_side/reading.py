@@ -59,10 +59,20 @@ def lowest_precision(program: Any) -> tuple[str, float]:
             dtype = getattr(variable.aval, "dtype", None)
             if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
                 found.setdefault(str(dtype), float(jnp.finfo(dtype).eps))
-        found |= {
-            name: epsilon for name, epsilon in _ALGORITHMS.items() if name in str(eqn.params.get("precision", ""))
-        }
+        named = _named(eqn.params.get("precision"))
+        found |= {name: epsilon for name, epsilon in _ALGORITHMS.items() if name in named}
     return max(found.items(), key=lambda each: each[1])
+
+
+def _named(precision: Any) -> str:
+    """Name the algorithm of a product: on a GPU, `jax.lax.Precision` has TF32 for all but its highest."""
+    import jax
+
+    each = precision if isinstance(precision, tuple) else (precision,)
+    on_gpu = getattr(jax.config.jax_default_device, "platform", "") == "gpu"  # type: ignore[attr-defined]
+    if on_gpu and any(one in (jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGH) for one in each):
+        return "TF32"
+    return str(precision)
 
 
 _ALGORITHMS = {"TF32": 2.0**-10, "BF16": 2.0**-7, "_F16": 2.0**-10}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.errors import InputError
-from compare.step.user_code import call_user_code
+from compare.step.user_code import call_user_code, on_another_device
 
 
 class Batch(NamedTuple):
@@ -132,7 +132,7 @@ def checked_loss(side: str, loss: Callable[[Any, Any], Any], output: Any, target
     call = f"the {side} loss"
     check_call(call, loss, (output, target), {}, "It is called with the model's output and the batch's target")
     given = f"output {described(output)}, target {described(target)}"
-    value = call_user_code(call, functools.partial(loss, output, target), given=given)
+    value = call_user_code(call, functools.partial(loss, output, target), given=given, advice=on_another_device)
     checked_scalar(call, value)
     return value
 

@@ -86,6 +86,13 @@ def call_user_code(
         ) from error
 
 
+def on_another_device(error: BaseException) -> str:
+    """Advise where torch raises that one tensor is on a GPU and another one is not."""
+    if not isinstance(error, RuntimeError) or "cuda" not in str(error) or "device" not in str(error):
+        return ""
+    return "Make both on the same device (device=x.device), or compare on the CPU: device='cpu', or --device cpu"
+
+
 @contextlib.contextmanager
 def at_step(step: int, batches: int) -> Iterator[None]:
     """Let an error of the user's code say at which step it was raised, and on which of the batches."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from compare.errors import InputError
 from compare.step.batch import checked_scalar, described, mapped
 from compare.step.observation import Observation, Port, halves
-from compare.step.user_code import call_user_code
+from compare.step.user_code import call_user_code, on_another_device
 from compare.torch_side.common_run import CommonRun
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_state import State, seeded
@@ -133,6 +133,7 @@ class TorchProgramRun(CommonRun):
                 functools.partial(self.user_step, self._entries, inputs),
                 given=described(inputs),
                 inside=lambda: record.running,
+                advice=on_another_device,
             )
         if not isinstance(shown, Mapping):
             raise InputError(

@@ -13,7 +13,7 @@ from compare.errors import InputError
 from compare.numerics.distance import ULPS
 from compare.step.batch import Batch, called, check_call, checked_loss, described_call, mapped
 from compare.step.observation import Observation, Port, joined
-from compare.step.user_code import call_user_code
+from compare.step.user_code import call_user_code, on_another_device
 from compare.torch_side.common_run import CommonRun
 from compare.torch_side.copies import Copies, in_plain_containers
 from compare.torch_side.layers import kept_tensors
@@ -101,6 +101,7 @@ class TorchRun(CommonRun):
                 functools.partial(self.model, *args, **kwargs),
                 given=described_call(args, kwargs),
                 inside=lambda: record.running if record is not None else "",
+                advice=on_another_device,
             )
 
     def step(self, batch: Batch, record: "Record | None" = None) -> Observation:

@@ -63,36 +63,26 @@ class Quantity:
     """d(jax32, jax64)."""
     cancellation: list[float] = field(default_factory=list)
     """How much larger than the quantity itself were the numbers that it is a difference of; 1 where it is none."""
-
     sizes: list[tuple[float, float]] = field(default_factory=list, repr=False)
     """‖torch64‖, and that of what it is a difference of: a difference of zero has none of its own."""
-
     noise: list[float] = field(default_factory=list)
     """The largest d of two float64 runs of one side, each moved by rounding; empty where it was not measured."""
-
     tables: list[float] = field(default_factory=list)
     """The largest d of two float64 runs of one side, with its float32 tables as they are or moved by half a unit; empty
     where it was not measured."""
-
     between32: list[float] = field(default_factory=list)
     """d(jax32, torch32); empty where it was not measured."""
-
     spread32: list[float] = field(default_factory=list)
     """The largest d of two float32 runs of the JAX side, moved by the rounding of the lowest precision that its program
     has; empty where it was not measured."""
-
     lowest: float = EPSILON32
     """The machine epsilon of that precision."""
-
     update: "Quantity | None" = field(default=None, repr=False)
     """Of a parameter, its updates: after one that was nothing but rounding, the parameter proves nothing."""
-
     subjects: tuple[tuple[str, ...], tuple[str, ...]] = field(default=((), ()), repr=False)
     """The tensors, or the module, to which it belongs on the torch and on the JAX side: see `Pairing.subjects`."""
-
     overflows: set[int] = field(default_factory=set, repr=False)
     """The steps at which a value is finite in float32 on one side only."""
-
     rounds_alone: bool = True
     """Whether at step 0 each side's rounding is its own, and no optimizer has yet made more of it."""
 
@@ -153,11 +143,20 @@ class Quantity:
 
     def add_noise(self, step: int, one: np.ndarray, other: np.ndarray) -> None:
         """Weigh the same step of two float64 runs of one side; of several such pairs, the largest counts."""
-        add_largest(self.noise, step, distance(one, other))
+        add_largest(self.noise, step, self._beside_torch(step, one, other))
 
     def add_tables(self, step: int, one: np.ndarray, other: np.ndarray) -> None:
         """Weigh the same step of two float64 runs of one side whose float32 tables differ; the largest counts."""
-        add_largest(self.tables, step, distance(one, other))
+        add_largest(self.tables, step, self._beside_torch(step, one, other))
+
+    def _beside_torch(self, step: int, one: np.ndarray, other: np.ndarray) -> float:
+        """Give how far two arrays are apart, in units of what the sides' difference is measured in, ‖torch64‖.
+
+        What is zero in exact arithmetic, such as the gradient of a softmax that is 1 at one place, has any size: in one
+        run 1e-21, and in another, by rounding, 1e-6. Relative to the larger of the two that would be no more than 1.
+        """
+        size, otherwise = self.sizes[step]
+        return distance(one, other, otherwise, size)
 
     def add_between32(self, jax32: np.ndarray, torch32: np.ndarray) -> None:
         """Weigh the same step of both sides in float32: for where float64 is another program, see `alone`."""
@@ -192,7 +191,10 @@ class Quantity:
         with np.errstate(invalid="ignore"):
             other: np.ndarray = self.apart32 & (error / (1 + error) > FACTOR * near(self.spread32)[: len(error)])
         if self.rounds_alone and self.lowest == EPSILON32 and self.stage in (Stage.FORWARD, Stage.LOSS, Stage.GRADIENT):
-            other[0] |= self.error_torch[0] < LOST and self.sizes[0][0] > 0 and error[0] > NOISY * self._fair32[0]
+            # What rounding moves by its own size, even in float64, has a correct digit on no side: torch's is luck.
+            luck = bool(self.noise) and self.noise[0] >= LOST
+            has_digits = self.error_torch[0] < LOST and self.sizes[0][0] > 0 and not luck
+            other[0] |= has_digits and error[0] > NOISY * self._fair32[0]
         return other
 
     @property

@@ -103,7 +103,7 @@ class GptT(nn.Module):
         self.register_buffer("hidden", torch.triu(torch.ones(T, T, dtype=torch.bool), 1), persistent=False)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.wte(ids) + self.wpe(torch.arange(T))
+        x = self.wte(ids) + self.wpe(torch.arange(T, device=ids.device))
         y = self.ln1(x)
         q, k, v = (f(y).view(B, T, H, D // H).transpose(1, 2) for f in (self.query, self.key, self.val))
         scores = q @ k.transpose(-2, -1) / math.sqrt(D // H)
@@ -194,7 +194,7 @@ class RotaryT(nn.Module):
         self.q, self.k, self.o = nn.Linear(D, 8), nn.Linear(D, 8), nn.Linear(T, 3)
 
     def turn(self, x: torch.Tensor) -> torch.Tensor:
-        angles = torch.arange(T)[:, None] * 0.5 ** torch.arange(4)
+        angles = (torch.arange(T)[:, None] * 0.5 ** torch.arange(4)).to(x.device)
         sin, cos = angles.sin(), angles.cos()
         a, b = x[..., :4], x[..., 4:]
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)

@@ -100,7 +100,7 @@ def jax_masked(faults: frozenset[str]) -> Callable[..., Any]:
 def contrasted(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     a, b = functional.normalize(output, dim=-1), functional.normalize(target, dim=-1)
     logits = a @ b.T * 5.0
-    labels = torch.arange(len(a))
+    labels = torch.arange(len(a), device=a.device)
     return functional.cross_entropy(logits, labels) + 0.5 * (a * b).sum(-1).mean()
 
 

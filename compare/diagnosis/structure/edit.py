@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from compare.diagnosis.structure.graph import Compute, Graph, Node, Path, Ref
+from compare.diagnosis.structure.graph import Compute, Graph, Node, Path, Ref, memory
 from compare.jax_side.from_data import Value
 from compare.step.observation import Port
 from compare.verdict.fix import Code
@@ -148,7 +148,7 @@ class Context:
     def likes(self, node: Node, number: int) -> Iterator[int]:
         """List other values of the same shape and dtype that exist when an operation is computed, the latest first."""
         own = self.value(number)
-        seen = {_memory(own)}
+        seen = {memory(own)}
         count = 0
         # The latest first: a port that takes a wrong tensor most often takes a neighbour of the right one.
         for other in reversed(self._known):
@@ -158,9 +158,8 @@ class Context:
                 continue
             if maker < 0 and self.graph.since[other] > self.position(node):
                 continue
-            # Two names of one memory with equal strides are the same operand.
-            if _memory(tensor) not in seen:
-                seen.add(_memory(tensor))
+            if memory(tensor) not in seen:
+                seen.add(memory(tensor))
                 yield other
                 count += 1
             if count == LATEST:
@@ -182,10 +181,6 @@ class Context:
 
 LATEST = 24
 """Values to try, at most, in the place of one."""
-
-
-def _memory(tensor: Any) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
 def shown(node: Node) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from compare.diagnosis.on_cpu import arguments_on_cpu, stays
 from compare.errors import InputError, Signal
 
 if TYPE_CHECKING:
@@ -73,6 +74,12 @@ class Node:
         return found
 
 
+def on_cpu(node: Node) -> Node:
+    """Give the same operation for values on the CPU."""
+    args, kwargs = arguments_on_cpu(node.args, node.name), arguments_on_cpu(node.kwargs, node.name)
+    return replace(node, function=stays if node.name == "cuda" else node.function, args=args, kwargs=kwargs)
+
+
 @dataclass(frozen=True)
 class Operation:
     """An operation at the time when it is computed: what an edit sees."""
@@ -135,6 +142,16 @@ class Graph:
             self.made_by[len(self.values) - 1] = made_by
         return len(self.values) - 1
 
+    def on_cpu(self) -> "Graph":
+        """Give the same graph with all values on the CPU: see `compare.diagnosis.on_cpu`."""
+        if all(value.device.type == "cpu" for value in self.values):
+            return self
+        copies: dict[Any, torch.Tensor] = {}
+        for value in self.values:  # names of one memory stay so
+            copies.setdefault(memory(value), value.cpu())
+        values = [copies[memory(value)] for value in self.values]
+        return replace(self, nodes=[on_cpu(node) for node in self.nodes], values=values)
+
     def cone(self, end: int, cut: Iterable[int]) -> list[Node]:
         """List the operations that a value comes from, as far back as the values of `cut`, which are given."""
         cut, found, left = set(cut), dict[int, Node](), [end]
@@ -180,6 +197,11 @@ class Graph:
                 if moved is None or number not in moved:
                     fresh[number] = tensor
         return value(end)
+
+
+def memory(tensor: Any) -> tuple[Any, ...]:
+    """Identify the numbers that a tensor refers to: two names of one memory with equal strides are the same."""
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def _resolved(item: Any, value: "Callable[[int], torch.Tensor]") -> Any:

@@ -13,11 +13,11 @@ from pathlib import Path as FilePath
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from compare.diagnosis.on_cpu import computed_on_cpu, mapped_arguments
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.decompositions import DECOMPOSITIONS
-from compare.diagnosis.structure.graph import FAILURES, Compute, Graph, Node, Operation, Ref, tensors
+from compare.diagnosis.structure.graph import FAILURES, Compute, Graph, Node, Operation, Ref, on_cpu, tensors
 from compare.errors import NotApplicable
-from compare.step.batch import mapped
 from compare.step.observation import Observation, Port
 from compare.torch_side.record import Record, leaves
 
@@ -112,7 +112,7 @@ class _Tape(Record):
         def known(item: Any) -> Any:
             return Ref(self.number(item)) if hasattr(item, "detach") else item
 
-        references = _mapped(args, known), _mapped(kwargs, known)
+        references = mapped_arguments(args, known), mapped_arguments(kwargs, known)
         pure = _on_copy(function) if overwrites else function
         module = self.inside[-1] if self.inside else ""
         node = Node(number, name, pure, *references, (), module, *_call_site())
@@ -123,7 +123,7 @@ class _Tape(Record):
         if edit is None:
             given = function(*args, **kwargs)
         else:
-            given = _applied(edit, Operation(node, args, kwargs, self.live.__getitem__))
+            given = _applied(edit, Operation(on_cpu(node), args, kwargs, lambda known: self.live[known].cpu()))
             if target is not None:
                 given = target.copy_(given)
         made = [target] if target is not None else tensors(given)
@@ -140,24 +140,18 @@ class _Tape(Record):
 
 def _applied(edit: Compute, operation: Operation) -> Any:
     try:
-        return edit(operation)
+        return computed_on_cpu(
+            lambda args, kwargs: edit(replace(operation, args=args, kwargs=kwargs)),
+            operation.args,
+            operation.kwargs,
+            operation.node.name,
+        )
     except FAILURES as error:
         raise NotApplicable(str(error)) from error
 
 
 _RANDOM = {"bernoulli", "rand", "randn", "randint", "rand_like", "randn_like", "normal", "uniform", "randperm"}
 _RANDOM |= {"dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "rrelu"}
-
-
-def _mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
-    if isinstance(tree, tuple | list) and hasattr(tree, "_fields"):
-        return tree
-    if isinstance(tree, dict):
-        return {key: _mapped(value, function) for key, value in tree.items()}
-    if isinstance(tree, tuple | list):
-        kind = type(tree) if type(tree) in (tuple, list) else tuple
-        return kind(_mapped(value, function) for value in tree)
-    return mapped(tree, function)
 
 
 def _overwrites(function: Any, args: Any, kwargs: Any) -> bool:

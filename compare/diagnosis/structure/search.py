@@ -262,10 +262,13 @@ class StructureSearch:
 
     def _confirmed(self, edits: Sequence[Edit]) -> bool:
         """Run the whole step with the edits."""
-        if any(self.here.context.graph.nodes[number].name == END for number in changes(edits)):
+        graph = self.here.context.graph
+        if any(graph.nodes[number].name == END for number in changes(edits)):
             return True  # nothing that torch calls is edited
         try:
-            seen = edited(self.rerun, changes(edits), self.here.context.graph)
+            # The run goes on behind the place, on a GPU too. What is edited may be an index there, and not one that exists.
+            graph.evaluate(graph.nodes, changes(edits), self.here.end)
+            seen = edited(self.rerun, changes(edits), graph)
             array = np.asarray(self.found.pairing.torch_array(seen), np.float64)
         except FAILURES:
             return False

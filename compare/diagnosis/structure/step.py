@@ -52,6 +52,7 @@ def opened(
     value = _value(found, step)
     if value is None or distance(array_of(graph.values[value]), found.pairing.torch_array(step.seen)) != 0:
         return None  # tensors were overwritten by something that the graph does not see
+    graph = graph.on_cpu()
     end = found.pairing.ports
     before = list(itertools.takewhile(lambda port: end is None or port != end[0], ports))
     # Where the JAX side has torch's values, nothing that comes before can be the cause.

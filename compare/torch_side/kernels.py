@@ -1,4 +1,4 @@
-"""What a gradient scaler does, in float64: torch's own kernels for it know float32 alone."""
+"""In float64, what torch's own kernels compute in float32 alone: a gradient scaler, and a weight norm on a GPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,8 +27,25 @@ def _update(scale: Any, tracker: Any, found_inf: Any, growth: float, backoff: fl
     return scale
 
 
+def _weight_norm(v: Any, g: Any, dim: int = 0) -> tuple[Any, Any]:
+    """Give the normalized weight, and the norms; the CUDA kernel takes their roots by sqrtf, also in float64."""
+    import torch
+
+    norms = torch.norm_except_dim(v, 2, dim)
+    return v * (g / norms), norms
+
+
+def _weight_norm_backward(grad_w: Any, v: Any, g: Any, norms: Any, dim: int) -> tuple[Any, Any]:
+    """Give the gradients of the direction and of the length."""
+    axes = [axis for axis in range(v.ndim) if axis != dim % v.ndim]
+    along = (grad_w * v).sum(axes, keepdim=True) / norms
+    return g / norms * (grad_w - v * along / norms), along.reshape(g.shape)
+
+
 KERNELS: dict[str, Callable[..., Any]] = {
     "_amp_foreach_non_finite_check_and_unscale_": _unscale,
     "_amp_update_scale_": _update,
+    "_weight_norm_interface": _weight_norm,
+    "_weight_norm_interface_backward": _weight_norm_backward,
 }
 """By the operation's name."""
