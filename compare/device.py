@@ -6,7 +6,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from compare.errors import InputError
 
@@ -80,8 +80,8 @@ def taking_turns(alone: bool = True) -> Iterator[None]:
 def on(device: str) -> Iterator[None]:
     """Run JAX on `device`, and float32 in full precision on both sides, while this lasts.
 
-    JAX's default on Ampere and later GPUs is TF32, which keeps 10 bits of a float32's 23: jax issue #12008. PyTorch's is
-    TF32 too, for convolutions and recurrent layers.
+    JAX's default on Ampere and later GPUs is TF32, which keeps 10 bits of a float32's 23: jax issue #12008. PyTorch's
+    is TF32 too, for convolutions and recurrent layers.
     """
     import jax
 
@@ -98,9 +98,9 @@ def _full_float32() -> Iterator[None]:
     """
     import torch
 
-    backends = torch.backends
+    backends: Any = torch.backends
     settings = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
-    settings += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]  # type: ignore[attr-defined]
+    settings += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
     before = [each.fp32_precision for each in settings]
     matmul, cudnn = _unless_mixed(torch.get_float32_matmul_precision), _unless_mixed(lambda: backends.cudnn.allow_tf32)
     torch.set_float32_matmul_precision("highest")

@@ -1,5 +1,7 @@
 """Which device is taken, and what is said where it is missing."""
 
+from typing import Any
+
 import jax
 import pytest
 import torch
@@ -41,16 +43,17 @@ def test_precision_and_threads_are_set_and_given_back() -> None:
 
 def test_settings_of_the_new_interface_are_set_and_given_back() -> None:
     """PyTorch raises an error when the old interface is read after the new one has set single operations."""
-    settings = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    backends: Any = torch.backends
+    settings = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
     before = [each.fp32_precision for each in settings]
-    assert torch.backends.cudnn.conv.fp32_precision == "tf32", "PyTorch's default, which a check must not have"
+    assert backends.cudnn.conv.fp32_precision == "tf32", "PyTorch's default, which a check must not have"
     try:
         for mine in (["tf32", "ieee", "tf32"], ["ieee", "tf32", "tf32"], ["tf32", "tf32", "ieee"]):
             for each, precision in zip(settings, mine, strict=True):
                 each.fp32_precision = precision
             with device.on("cpu"):
                 assert [each.fp32_precision for each in settings] == ["ieee"] * 3
-                assert not torch.backends.cudnn.allow_tf32
+                assert not backends.cudnn.allow_tf32
             assert [each.fp32_precision for each in settings] == mine
     finally:
         for each, precision in zip(settings, before, strict=True):

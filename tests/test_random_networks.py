@@ -106,7 +106,7 @@ def test_a_right_port_is_no_mismatch(specification: Specification) -> None:
 
 
 def test_a_gradient_that_is_all_rounding_is_no_mismatch_by_any_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a CUDA build of PyTorch attention is computed by separate operations, whose residue here is 1e-21, not 1e-6."""
+    """With a GPU, attention is computed by separate operations, whose residue here is 1e-21, and not 1e-6."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert checked(ATTENDING, ATTENDING).verdict == "match"
     faster = replace(ATTENDING, optimizer=replace(ATTENDING.optimizer, learning_rate=0.0101))

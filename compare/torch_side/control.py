@@ -19,8 +19,8 @@ from compare.numerics.tables import movement
 from compare.step.draws import Draw
 from compare.step.places import users_line
 from compare.step.user_code import passes_on
-from compare.torch_side.random_calls import RandomCall, random
 from compare.torch_side.kernels import KERNELS
+from compare.torch_side.random_calls import RandomCall, random
 from compare.torch_side.shuffles import KIND, shuffling
 
 if TYPE_CHECKING:

@@ -152,11 +152,10 @@ class Quantity:
     def _beside_torch(self, step: int, one: np.ndarray, other: np.ndarray) -> float:
         """Give how far two arrays are apart, in units of what the sides' difference is measured in, ‖torch64‖.
 
-        What is zero in exact arithmetic, such as the gradient of a softmax that is 1 at one place, has any size: in one
-        run 1e-21, and in another, by rounding, 1e-6. Relative to the larger of the two that would be no more than 1.
+        A residue of what is zero in exact arithmetic has any size: 1e-21 in one run, and 1e-6 in another, by rounding.
         """
-        size, otherwise = self.sizes[step]
-        return distance(one, other, otherwise, size)
+        size, otherwise = self.sizes[step]  # where torch has exactly zero, relative to what the other side has
+        return distance(one, other, otherwise, size if size or otherwise else None)
 
     def add_between32(self, jax32: np.ndarray, torch32: np.ndarray) -> None:
         """Weigh the same step of both sides in float32: for where float64 is another program, see `alone`."""

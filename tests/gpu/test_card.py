@@ -103,7 +103,7 @@ class Series(torch.nn.Module):
 
 class SeriesPort(nn.Module):
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> Any:
         return nn.RNN(nn.OptimizedLSTMCell(16), name="lstm")(x)
 
 

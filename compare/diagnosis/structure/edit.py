@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compare.diagnosis.structure.graph import Compute, Graph, Node, Path, Ref, memory
 from compare.jax_side.from_data import Value

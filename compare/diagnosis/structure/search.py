@@ -266,7 +266,7 @@ class StructureSearch:
         if any(graph.nodes[number].name == END for number in changes(edits)):
             return True  # nothing that torch calls is edited
         try:
-            # The run goes on behind the place, on a GPU too. What is edited may be an index there, and not one that exists.
+            # The run goes on behind the place, on a GPU too, where what is edited may be an index out of range.
             graph.evaluate(graph.nodes, changes(edits), self.here.end)
             seen = edited(self.rerun, changes(edits), graph)
             array = np.asarray(self.found.pairing.torch_array(seen), np.float64)
