@@ -4,7 +4,8 @@ import numpy as np
 
 from compare.alignment.pairings import Pairing
 from compare.comparison.runs import Runs
-from compare.diagnosis.precision_causes import fast_variance, low_precision, without_fast_variance
+from compare.diagnosis.precision_causes import fast_variance, low_precision, lower_products, without_fast_variance
+from compare.jax_side.reading import lowest_precision
 from compare.jax_side.side import Flax, Jax
 from compare.numerics.distance import distance
 from compare.step.observation import Observation
@@ -45,8 +46,9 @@ def named_algorithm(runs: Runs, pairing: Pairing, quantity: Quantity) -> Cause |
     pair, path = runs.pair, pairing.ports[1].path
     batch, draws = pair.batches[0], runs.stepper.draws[0]
 
-    def jax(dtype: str, side: Flax | Jax) -> np.ndarray:
-        return pairing.jax_array(Observation(forward=pair.jax_run_of(side, dtype).forward(batch, draws)))
+    def jax(dtype: str, side: Flax | Jax, full: bool = False) -> np.ndarray:
+        run = pair.jax_run_of(side, dtype)
+        return pairing.jax_array(Observation(forward=run.forward(batch, draws, full=full)))
 
     # Each candidate is an experiment: the JAX side's rounding with the norms of this module alone, then
     # of the whole model.
@@ -55,4 +57,8 @@ def named_algorithm(runs: Runs, pairing: Pairing, quantity: Quantity) -> Cause |
             slow, norms = found_norms
             if cause := fast_variance(norms, quantity, distance(jax("float32", slow), jax("float64", pair.jax))):
                 return cause
-    return None
+    lowest, _ = lowest_precision(pair.jax_run("float32").program(batch, draws))
+    if lowest in ("float32", "float64"):
+        return None
+    full = distance(jax("float32", pair.jax, full=True), jax("float64", pair.jax, full=True))
+    return lower_products(path, pair.jax.name, lowest, quantity, full)

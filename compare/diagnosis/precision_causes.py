@@ -47,6 +47,34 @@ def low_precision(
     )
 
 
+def lower_products(name: str, side: str, lowest: str, quantity: Quantity, full: float) -> Cause | None:
+    """Tell whether operations in fewer bits than float32 has are what rounds: in full float32, they do not.
+
+    Args:
+        name: What rounds more.
+        side: The JAX side's name.
+        lowest: What the traced program asks for, such as "TF32".
+        quantity: How much both sides round there.
+        full: How much the JAX side rounds with every operation in full float32.
+
+    """
+    if not _explains(quantity, full):
+        return None
+    return Cause(
+        f"{lowest} on the {side} side",
+        f"the {side} side computes in {lowest}, first seen at {name}: its rounding is {quantity.error_jax[0]:.1e}, and "
+        f"{full:.1e} in full float32; torch's is {quantity.error_torch[0]:.1e}",
+        f"None is needed if {lowest} is meant. Otherwise leave `precision` and `reduce_precision` out, or give "
+        "precision=jax.lax.Precision.HIGHEST",
+        f"{DOCS}#matrix-products-on-a-gpu",
+    )
+
+
+def _explains(quantity: Quantity, without: float) -> bool:
+    """Tell whether the JAX side without a candidate rounds like torch, and far less than with it."""
+    return without <= FACTOR * quantity.error_torch[0] and without * FACTOR <= quantity.error_jax[0]
+
+
 def without_fast_variance(side: Flax | Jax, path: str) -> tuple[Flax, list[str]] | None:
     """Give the JAX side with the norms of an nnx model at a path taking their variance in two passes, and their paths.
 
@@ -75,9 +103,8 @@ def fast_variance(norms: list[str], quantity: Quantity, slow: float) -> Cause | 
 
     """
     # E[x²] - E[x]² loses about log10(E[x]² / Var[x]) digits (Chan, Golub and LeVeque, "Algorithms for
-    # computing the sample variance", 1983). It is the cause only if the two-pass formula rounds like
-    # torch, and far less than the fast one.
-    if slow > FACTOR * quantity.error_torch[0] or slow * FACTOR > quantity.error_jax[0]:
+    # computing the sample variance", 1983).
+    if not _explains(quantity, slow):
         return None
     called = ", ".join(name or "the model" for name in norms)
     return Cause(

@@ -59,6 +59,9 @@ def lowest_precision(program: Any) -> tuple[str, float]:
             dtype = getattr(variable.aval, "dtype", None)
             if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
                 found.setdefault(str(dtype), float(jnp.finfo(dtype).eps))
+        if eqn.primitive.name == "reduce_precision":
+            bits = eqn.params["mantissa_bits"]
+            found.setdefault(f"{bits} bits of mantissa", 2.0**-bits)
         named = _named(eqn.params.get("precision"))
         found |= {name: epsilon for name, epsilon in _ALGORITHMS.items() if name in named}
     return max(found.items(), key=lambda each: each[1])

@@ -8,6 +8,7 @@ import numpy as np
 
 from compare.jax_side.compiled_step import CompiledStep
 from compare.jax_side.computed import Computed
+from compare.jax_side.full_float32 import in_full_float32
 from compare.jax_side.functional import cast
 from compare.jax_side.given import Given
 from compare.jax_side.levels import of_parameters, without_level
@@ -76,9 +77,16 @@ class JaxRun(CompiledStep):
         self.shapes = {port: tuple(program.out_avals[number].shape) for port, number in ports.items()}
 
     def forward(
-        self, batch: Batch, draws: Sequence[Draw] = (), given: Mapping[Port, np.ndarray] | None = None
+        self,
+        batch: Batch,
+        draws: Sequence[Draw] = (),
+        given: Mapping[Port, np.ndarray] | None = None,
+        full: bool = False,
     ) -> dict[Port, Any]:
-        """Run the model forward alone, and show what its modules take and give; it goes on with what is `given`."""
+        """Run the model forward alone, and show what its modules take and give; it goes on with what is `given`.
+
+        With `full`, nothing is computed in fewer bits than float32 has.
+        """
         import jax
 
         ports = {port: (value, True) for port, value in (given or {}).items()}
@@ -91,7 +99,8 @@ class JaxRun(CompiledStep):
 
         with self.precision():
             inputs = self.arguments(batch)[0]
-            seen = jax.jit(traced)(self.params, self.buffers, self.rngs, inputs, replayable(draws, self.dtype))
+            forward = jax.jit(in_full_float32(traced) if full else traced)
+            seen = forward(self.params, self.buffers, self.rngs, inputs, replayable(draws, self.dtype))
         return seen_by_port(seen)
 
     def arrays(self) -> dict[str, np.ndarray]:
