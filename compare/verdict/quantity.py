@@ -187,12 +187,13 @@ class Quantity:
         error = np.asarray(self.error_jax)
         if not self.spread32:
             return np.zeros(len(error), bool)
+        # What rounding does in float64, as where two numbers are equal but for it, it may do in float32 as well.
+        noise = near(self.noise)[: len(error)] if self.noise else np.zeros(len(error))
         with np.errstate(invalid="ignore"):
-            other: np.ndarray = self.apart32 & (error / (1 + error) > FACTOR * near(self.spread32)[: len(error)])
+            share = error / (1 + error)
+            other: np.ndarray = self.apart32 & (share > FACTOR * np.maximum(near(self.spread32)[: len(error)], noise))
         if self.rounds_alone and self.lowest == EPSILON32 and self.stage in (Stage.FORWARD, Stage.LOSS, Stage.GRADIENT):
-            # What rounding moves by its own size, even in float64, has a correct digit on no side: torch's is luck.
-            luck = bool(self.noise) and self.noise[0] >= LOST
-            has_digits = self.error_torch[0] < LOST and self.sizes[0][0] > 0 and not luck
+            has_digits = self.error_torch[0] < LOST and self.sizes[0][0] > 0 and share[0] > FACTOR * noise[0]
             other[0] |= has_digits and error[0] > NOISY * self._fair32[0]
         return other
 
