@@ -243,12 +243,22 @@ def weigh_noise(followed: Followed, moved: Sequence[Stream], side: str) -> None:
         side: Which one's they are, "torch" or "jax".
 
     """
-    _weigh_pairs(followed, {f"{side} {number}": run for number, run in enumerate(moved)}, Quantity.add_noise)
+
+    def add(quantity: Quantity, step: int, one: np.ndarray, other: np.ndarray) -> None:
+        quantity.add_moved(quantity.noise, step, one, other)
+        if side == "torch":
+            quantity.add_moved(quantity.torch_noise, step, one, other)
+
+    _weigh_pairs(followed, {f"{side} {number}": run for number, run in enumerate(moved)}, add)
 
 
 def weigh_tables(followed: Followed, moved: Sequence[Stream], side: str) -> None:
     """Measure what the float32 rounding of one side's tables does: the arguments are those of `weigh_noise`."""
-    _weigh_pairs(followed, {f"{side} {number}": run for number, run in enumerate(moved)}, Quantity.add_tables)
+
+    def add(quantity: Quantity, step: int, one: np.ndarray, other: np.ndarray) -> None:
+        quantity.add_moved(quantity.tables, step, one, other)
+
+    _weigh_pairs(followed, {f"{side} {number}": run for number, run in enumerate(moved)}, add)
 
 
 def weigh_float32(followed: Followed, torch32: Stream, jax32: Stream) -> None:

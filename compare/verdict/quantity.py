@@ -67,6 +67,8 @@ class Quantity:
     """‖torch64‖, and that of what it is a difference of: a difference of zero has none of its own."""
     noise: list[float] = field(default_factory=list)
     """The largest d of two float64 runs of one side, each moved by rounding; empty where it was not measured."""
+    torch_noise: list[float] = field(default_factory=list)
+    """The same of the torch side alone."""
     tables: list[float] = field(default_factory=list)
     """The largest d of two float64 runs of one side, with its float32 tables as they are or moved by half a unit; empty
     where it was not measured."""
@@ -141,21 +143,12 @@ class Quantity:
             return None
         return "JAX" if np.isinf(self.error_jax[step]) else "torch"
 
-    def add_noise(self, step: int, one: np.ndarray, other: np.ndarray) -> None:
-        """Weigh the same step of two float64 runs of one side; of several such pairs, the largest counts."""
-        add_largest(self.noise, step, self._beside_torch(step, one, other))
-
-    def add_tables(self, step: int, one: np.ndarray, other: np.ndarray) -> None:
-        """Weigh the same step of two float64 runs of one side whose float32 tables differ; the largest counts."""
-        add_largest(self.tables, step, self._beside_torch(step, one, other))
-
-    def _beside_torch(self, step: int, one: np.ndarray, other: np.ndarray) -> float:
-        """Give how far two arrays are apart, in units of what the sides' difference is measured in, ‖torch64‖.
-
-        A residue of what is zero in exact arithmetic has any size: 1e-21 in one run, and 1e-6 in another, by rounding.
-        """
+    def add_moved(self, moved: list[float], step: int, one: np.ndarray, other: np.ndarray) -> None:
+        """Weigh the same step of two float64 runs of one side: for `noise`, `torch_noise` or `tables`."""
+        # In units of what the sides' difference is measured in, ‖torch64‖. A residue of what is zero in exact
+        # arithmetic has any size: 1e-21 in one run, and 1e-6 in another, by rounding.
         size, otherwise = self.sizes[step]  # where torch has exactly zero, relative to what the other side has
-        return distance(one, other, otherwise, size if size or otherwise else None)
+        add_largest(moved, step, distance(one, other, otherwise, size if size or otherwise else None))
 
     def add_between32(self, jax32: np.ndarray, torch32: np.ndarray) -> None:
         """Weigh the same step of both sides in float32: for where float64 is another program, see `alone`."""
@@ -188,7 +181,8 @@ class Quantity:
         if not self.spread32:
             return np.zeros(len(error), bool)
         # What rounding does in float64, as where two numbers are equal but for it, it may do in float32 as well.
-        noise = near(self.noise)[: len(error)] if self.noise else np.zeros(len(error))
+        # The torch side's, since a port may amplify its own rounding.
+        noise = near(self.torch_noise)[: len(error)] if self.torch_noise else np.zeros(len(error))
         with np.errstate(invalid="ignore"):
             share = error / (1 + error)
             other: np.ndarray = self.apart32 & (share > FACTOR * np.maximum(near(self.spread32)[: len(error)], noise))
