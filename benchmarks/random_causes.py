@@ -1,6 +1,6 @@
 """How often a printed cause is false, over random networks with one fault each.
 
-    python benchmarks/random_causes.py [--examples 150] [--unknown 60] [--seed 0] [--processes 1] [--json FILE]
+    python -m benchmarks.random_causes [--examples 150] [--unknown 60] [--seed 0] [--processes 1] [--json FILE]
 
 A cause is true if its name is one of the planted fault: `networks.faults.CAUSES`. Of faults that no table knows every
 cause is false. All that a report prints is judged, the first divergence and whatever differs besides.
@@ -8,7 +8,6 @@ cause is false. All that a report prints is judged, the first divergence and wha
 
 import argparse
 import json
-import multiprocessing
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -22,6 +21,8 @@ from rich.progress import track
 from rich.table import Table
 
 import compare
+
+from .parts import spread
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -83,13 +84,11 @@ def main() -> None:
     programs += drawn(arguments.unknown, arguments.seed, unknown_faults) if arguments.unknown else []
     programs = [programs[i] for i in np.random.default_rng(arguments.seed).permutation(len(programs))]
     console, outcomes = Console(), []
-    # A process ends after some programs: what was compiled for them is of no use to others.
-    with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=20) as pool:
-        running = pool.imap_unordered(outcome, programs)
-        for found in track(running, console=Console(stderr=True), total=len(programs)):
-            outcomes.append(found)
-            if arguments.json:
-                arguments.json.write_text("\n".join(map(json.dumps, outcomes)))
+    running = spread(outcome, programs, arguments.processes)
+    for found in track(running, console=Console(stderr=True), total=len(programs)):
+        outcomes.append(found)
+        if arguments.json:
+            arguments.json.write_text("\n".join(map(json.dumps, outcomes)))
     tried = [each for each in outcomes if "caught" in each]
     kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for each in sorted(tried, key=lambda each: each["fault"]):

@@ -1,13 +1,12 @@
 """How often a right port is called wrong and a fault is missed or misplaced, over random networks.
 
-    python benchmarks/random_networks.py [--examples 1000] [--seed 0] [--processes 2] [--json FILE]
+    python -m benchmarks.random_networks [--examples 1000] [--seed 0] [--processes 2] [--json FILE]
 
 Each example is a training program drawn at random, compared with its port, and with its port with one fault.
 """
 
 import argparse
 import json
-import multiprocessing
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,6 +20,8 @@ from rich.progress import track
 from rich.table import Table
 
 import compare
+
+from .parts import spread
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -93,15 +94,12 @@ def main() -> None:
     console = Console()
     outcomes = []
     programs = drawn(arguments.examples, arguments.seed)
-    context = multiprocessing.get_context("spawn")
-    # A process ends after some programs: what was compiled for them is of no use to others.
-    with context.Pool(arguments.processes, maxtasksperchild=20) as pool:
-        running = pool.imap_unordered(outcome, programs)
-        for found in track(running, console=Console(stderr=True), total=len(programs)):
-            if found is not None:
-                outcomes.append(found)
-            if arguments.json:
-                arguments.json.write_text("\n".join(map(json.dumps, outcomes)))
+    running = spread(outcome, programs, arguments.processes)
+    for found in track(running, console=Console(stderr=True), total=len(programs)):
+        if found is not None:
+            outcomes.append(found)
+        if arguments.json:
+            arguments.json.write_text("\n".join(map(json.dumps, outcomes)))
     errors = [each for each in outcomes if "error" in each]
     outcomes = [each for each in outcomes if "error" not in each]
     verdicts = Counter(each["right"] for each in outcomes)

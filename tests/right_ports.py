@@ -2,11 +2,10 @@
 
 Each is a small language or diffusion model: a table of one of several kinds, which torch holds in float32 and the port
 computes, or the other way about; layers that are frozen; dropout of rate 0 that draws; a mask of a large number.
-`python tests/right_ports.py 100` draws as many and prints what became of them.
+`python -m benchmarks.right_ports` draws many.
 """
 
 import math
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -162,32 +161,3 @@ def check(drawn: Drawn, in_table: float = 0.0, elsewhere: float = 0.0) -> compar
         device="cpu",
         name=str(drawn),
     )
-
-
-def main(count: int, start: int = 0) -> None:
-    """Draw so many right ports, and print the verdicts of each: right, a fault in the table, a fault elsewhere."""
-    from compare.comparison.pair_check import PairCheck
-
-    def verdict_alone(self: Any, followed: Any, found: compare.Report) -> Any:
-        """Look for no causes: only the verdict counts here."""
-        return found.divergence, [], []
-
-    setattr(PairCheck, "_causes", verdict_alone)  # noqa: B010 - to a method, mypy lets nothing be assigned
-    verdicts: dict[str, list[str]] = {"right": [], "in_table": [], "elsewhere": []}
-    for seed in range(start, start + count):
-        drawn = draw(seed)
-        for what in verdicts:
-            report = check(drawn, FAULT * (what == "in_table"), FAULT * (what == "elsewhere"))
-            verdicts[what].append(str(report.verdict))
-            if (what == "right") != report.ok:
-                print(what, drawn, report.headline, flush=True)
-        jax.clear_caches()
-        print(
-            seed,
-            {what: {each: seen.count(each) for each in sorted({*seen})} for what, seen in verdicts.items()},
-            flush=True,
-        )
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))

@@ -1,6 +1,6 @@
 """Any network, any optimizer, any seed: a right port is no mismatch, and one fault is found where it is.
 
-`make test-all` draws three times as many. `benchmarks/random_networks.py` runs a thousand of them and counts.
+`make test-all` draws three times as many. `python -m benchmarks.random_networks` runs a thousand of them and counts.
 """
 
 import os

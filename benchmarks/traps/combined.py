@@ -1,6 +1,6 @@
 """Two and three traps at once in one model: the first is found first, and the printed fixes lead to a match.
 
-    python -m benchmarks.traps.combined [--examples 200] [--seed 0] [--json FILE]
+    python -m benchmarks.traps.combined [--examples 200] [--seed 0] [--processes 1] [--json FILE]
 
 Each example sets two or three settings of a right port wrong. Its reports are followed as a user would: the code of
 the first divergence's fix is put into the port and run, and the port is checked again.
@@ -30,6 +30,7 @@ from torch.nn import functional
 import compare
 from compare.verdict.fix import Code
 
+from ..parts import spread
 from .fixes import MODULES, names_of
 from .state import BatchNorm
 from .training import clip_like_torch, clipped
@@ -224,16 +225,16 @@ def main() -> int:
     )
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
     every = [names for size in (2, 3) for names in itertools.combinations(SLIPS, size)]
     chosen = [every[i] for i in rng.permutation(len(every))[: arguments.examples]]
     console, outcomes = Console(), []
-    for number, names in enumerate(track(chosen, console=Console(stderr=True))):
-        outcomes.append(followed(names))
-        if number % 10 == 9:
-            jax.clear_caches()
+    running = spread(followed, chosen, arguments.processes)
+    for each in track(running, console=Console(stderr=True), total=len(chosen)):
+        outcomes.append(each)
         if arguments.json:
             arguments.json.write_text(json.dumps(outcomes, indent=1))
     for size in (2, 3):
