@@ -14,7 +14,7 @@ from compare.comparison.exchanged import exchanged_output
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.held_out import held_out
 from compare.comparison.independent import Independent
-from compare.comparison.lines import lines_of
+from compare.comparison.lines import holders, lines_of
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
 from compare.comparison.trained_alone import trained_alone
@@ -71,7 +71,8 @@ def explained(
             # A cause that explains the whole model says more than the order of two of its modules.
             if not each.known or (searched.cause and searched.cause.name in OF_THE_MODEL):
                 found = searched
-        divergences.append(dataclasses.replace(found, lines=tuple(lines_of(runs.pair, each.pairing))))
+        codes = found.cause.code if found.cause else ()
+        divergences.append(dataclasses.replace(found, lines=tuple(lines_of(runs.pair, each.pairing, codes))))
         if found.cause and found.cause.name == MODE:  # what the norm keeps follows from its mode
             others[:] = [other for other in others if not _kept_by(other.divergence, found.torch)]
         if found.cause and (whole or found.cause.name in OF_THE_MODEL):
@@ -189,4 +190,6 @@ def _place(pair: MappedPair, found: Found) -> Place:
     if ports is None or ports[1].kind == "output":  # of a layer, it or one inside it
         layers = [end, *layers, *(path for path in order[after:] if path.startswith(f"{end}/" if end else ""))]
     modules = [pair.jax_modules[path] for path in dict.fromkeys(layers) if path in pair.jax_modules]
+    if order == [""] and (held := holders(pair)):  # no module of a pure function is seen to run
+        return place_of(held[0], held)
     return place_of(next(iter(pair.jax_modules.values()), None), modules)

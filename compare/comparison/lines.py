@@ -2,21 +2,30 @@
 
 import inspect
 import linecache
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from compare.alignment.pairings import Pairing
 from compare.comparison.mapped_pair import MappedPair
+from compare.diagnosis.place import named
 from compare.jax_side.side import Flax, Jax
 from compare.step.made import made_at
 from compare.step.places import Source
 from compare.step.stage import Stage
 from compare.verdict.divergence import Line, Role
+from compare.verdict.fix import Code
 from compare.weights.layers import at_path
 
 
-def lines_of(pair: MappedPair, pairing: Pairing) -> Iterator[Line]:
-    """Give where the layers of both sides were made and called, what computes the value, the loss or the optimizer."""
+def lines_of(pair: MappedPair, pairing: Pairing, codes: Sequence[Code] = ()) -> Iterator[Line]:
+    """Give where the layers of both sides were made and called, what computes the value, the loss or the optimizer.
+
+    Args:
+        pair: Both sides.
+        pairing: What differs.
+        codes: The fix: of a pure function, the one layer whose class it names is where the fix belongs.
+
+    """
     if pairing.stage == Stage.LOSS:
         yield from _defined(pair)
     elif pairing.stage == Stage.UPDATE:
@@ -26,6 +35,21 @@ def lines_of(pair: MappedPair, pairing: Pairing) -> Iterator[Line]:
         yield from _made(pair, ours, theirs)
     else:
         yield from _of_ports(pair, pairing)
+
+    if isinstance(pair.jax, Jax) and pairing.stage == Stage.FORWARD:
+        calls = {code.call for code in codes}
+        made = {made_at(each) for each in holders(pair) if named(type(each)) in calls}
+        if len(made) == 1:
+            yield from _line("jax", Role.MADE, made.pop())
+
+
+def holders(pair: MappedPair) -> list[Any]:
+    """Give the modules, such as Equinox's, in which a pure function has its parameters."""
+    if not isinstance(pair.jax, Jax):
+        return []
+    paths = dict.fromkeys(link.jax.rpartition("/")[0] for link in pair.links)
+    found = [_module(pair, path) for path in paths]
+    return [each for each in found if each is not None and type(each).__module__ != "builtins"]
 
 
 def _of_ports(pair: MappedPair, pairing: Pairing) -> Iterator[Line]:

@@ -1,7 +1,7 @@
 """Arguments of a call in the user's file: set or added, under the name that the function has for them."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import libcst
@@ -27,6 +27,23 @@ def set_keywords(file: SourceFile, call: libcst.Call, function: Any, keywords: M
         else:
             edits.append(file.exchanged(call.args[at].value, value))
     return [*edits, *([_added(file, call, added)] if added else [])]
+
+
+def left_out(file: SourceFile, call: libcst.Call, function: Any, names: Iterable[str]) -> list[Edit]:
+    """Take arguments out of a call, each with the comma before it."""
+    order, edits = parameters(function), []
+    for name in names:
+        at = _position(call.args, order, name)
+        if at is None:
+            continue
+        start, end = file.range(call.args[at].value)[1], file.range(call.args[at])[1]
+        if at:
+            edits.append(Edit(file.file, file.range(call.args[at - 1].value)[1], start, ""))
+        elif len(call.args) > 1:
+            edits.append(Edit(file.file, file.range(call.args[0])[0], file.range(call.args[1])[0], ""))
+        else:
+            edits.append(Edit(file.file, file.range(call.args[0])[0], end, ""))
+    return edits
 
 
 def parameters(function: Any) -> list[str]:

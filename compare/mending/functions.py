@@ -55,12 +55,12 @@ def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     """Put a function of one argument, or its setting, in the place of the one that computes what differs."""
     calls = [call for call in _expressions(file, lines) if isinstance(call, libcst.Call)]
     same = [call for call in calls if _is(file.meaning(call.func), code.call)]
+    if code.call == ATTENTION and not same:  # written out by hand
+        return _attention(file, code, lines, calls)
     others = [call for call in calls if _named(file.meaning(call.func)) in ONE_ARGUMENT]
     unknown = [call for call in calls if file.meaning(call.func) is None and len(call.args) == 1]
     wrong = [call for call in calls if code.instead and _is(file.meaning(call.func), code.instead)]
     call = _only(same) or _only(wrong) or _only(others) or (None if others else _only(unknown))
-    if call is None and code.call == ATTENTION and "scale" in code.keywords:  # written out by hand
-        return exchange_constant(file, Code(around=f"x * {source(code.keywords['scale'])}"), lines)
     if call is None:
         raise Unfit("which call is meant is not known")
     if call in same and code.around == "{}":
@@ -68,6 +68,20 @@ def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     if code.arguments == ("...",):
         raise Unfit("another function may take other arguments")
     return _put(file, call, str(code), {"x": call.args[0].value})
+
+
+_CAUSAL = "jnp.where(jnp.tril(jnp.ones(x.shape[-2:], bool)), x, -jnp.inf)"
+
+
+def _attention(file: SourceFile, code: Code, lines: Sequence[Line], calls: Sequence[libcst.Call]) -> list[Edit]:
+    """Change an attention that is no call of a function: its factor, or what its softmax is given."""
+    if "scale" in code.keywords:
+        return exchange_constant(file, Code(around=f"x * {source(code.keywords['scale'])}"), lines)
+    softmax = _only([call for call in calls if _named(file.meaning(call.func)) == "softmax" and call.args])
+    if softmax is None or code.keywords != {"is_causal": True}:
+        raise Unfit("which part of the attention is meant is not known")
+    scores = softmax.args[0].value
+    return _put(file, scores, _CAUSAL, {"x": scores})
 
 
 def exchange_reduction(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:

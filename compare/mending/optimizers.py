@@ -1,11 +1,12 @@
 """Fixes of an optimizer: settings of its call, another function, and transformations before it."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import libcst
 
-from compare.mending.calls import accepts, parameters, set_keywords
+from compare.mending.calls import accepts, left_out, parameters, set_keywords
 from compare.mending.names import Naming
 from compare.mending.syntax import Edit, SourceFile, Unfit
 from compare.verdict.divergence import Line
@@ -20,7 +21,8 @@ def mend_optimizer(file: SourceFile, code: Code, line: Line) -> list[Edit]:
     naming = Naming(file)
     wanted = [str(code)] if code.call != CHAIN else list(code.arguments)
     *before, last = [libcst.parse_expression(text) for text in wanted]
-    edits = _changed(file, call, last, naming)
+    taken_over = [name for each in before for name in _TAKEN_OVER.get(_kind_of(each), ())]
+    edits = _changed(file, call, last, naming, taken_over)
     chain = file.above(call, libcst.Call)
     is_in_chain = chain is not None and _name(file, chain.func) == "chain"
     kept = _parts(file, file.expression(line.source.span), call) if is_in_chain else []
@@ -62,6 +64,10 @@ _KINDS = {
     "scale": "scale",
 }
 """Which transformations do the same thing in another way."""
+
+
+_TAKEN_OVER = {"decay": ("weight_decay",)}
+"""Which arguments of an optimizer say what a transformation before it does."""
 
 
 def _kind(file: SourceFile, node: libcst.BaseExpression) -> str:
@@ -121,8 +127,19 @@ def _plain(function: Any) -> Any:
     return None if function is None else inspect.unwrap(function)
 
 
-def _changed(file: SourceFile, call: libcst.Call, wanted: libcst.BaseExpression, naming: Naming) -> list[Edit]:
-    """Change the user's call to what a fix says of it: `optax.adamw(..., weight_decay=0.01)`."""
+def _changed(
+    file: SourceFile, call: libcst.Call, wanted: libcst.BaseExpression, naming: Naming, taken_over: Sequence[str]
+) -> list[Edit]:
+    """Change the user's call to what a fix says of it: `optax.adamw(..., weight_decay=0.01)`.
+
+    Args:
+        file: The file that the call is in.
+        call: The call.
+        wanted: What the fix has in its place.
+        naming: Of the file.
+        taken_over: Arguments that go, since something else in the fix does the same.
+
+    """
     if not isinstance(wanted, libcst.Call):
         raise Unfit("the fix is no call")
     values = {each.keyword.value: naming(_NEW.code_for_node(each.value)) for each in wanted.args if each.keyword}
@@ -131,9 +148,11 @@ def _changed(file: SourceFile, call: libcst.Call, wanted: libcst.BaseExpression,
     old, new = _plain(file.meaning(call.func)), _function_of(wanted)
     if new is None or new is old:
         return set_keywords(file, call, old, values)
-    _check_arguments(call, old, new)
+    if any(accepts(new, name) for name in taken_over):
+        taken_over = ()
+    _check_arguments(call, old, new, taken_over)
     function = file.exchanged(call.func, naming(_NEW.code_for_node(wanted.func)))
-    return [function, *set_keywords(file, call, new, values)]
+    return [function, *left_out(file, call, old, taken_over), *set_keywords(file, call, new, values)]
 
 
 def _function_of(wanted: libcst.Call) -> Any:
@@ -146,10 +165,12 @@ def _function_of(wanted: libcst.Call) -> Any:
     return _plain(at)
 
 
-def _check_arguments(call: libcst.Call, old: Any, new: Any) -> None:
+def _check_arguments(call: libcst.Call, old: Any, new: Any, taken_over: Sequence[str]) -> None:
     """Raise Unfit where the arguments of one function mean something else to another."""
     order, other = parameters(old), parameters(new)
     for number, argument in enumerate(call.args):
         name = argument.keyword.value if argument.keyword else (order[number : number + 1] or [""])[0]
+        if name in taken_over:
+            continue
         if argument.star or not accepts(new, name) or (not argument.keyword and other[number : number + 1] != [name]):
             raise Unfit(f"the other optimizer takes no {name}")

@@ -28,7 +28,22 @@ def _other_loss(name: str) -> Rewrite:
     return compute
 
 
-_REGRESSION = ("mse_loss", "l1_loss", "huber_loss")
+def _half_mse(call: Call) -> Any:
+    return _other_loss("mse_loss")(call) / 2
+
+
+_OTHER_LOSSES: dict[str, tuple[str, Rewrite]] = {
+    **{name: (f"torch's {name}", _other_loss(name)) for name in ("mse_loss", "l1_loss", "huber_loss")},
+    "half": ("half of torch's mse_loss, as optax.l2_loss does", _half_mse),
+}
+
+_REGRESSION = [
+    (ours, *_OTHER_LOSSES[theirs])
+    for ours in ("mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss")
+    for theirs in _OTHER_LOSSES
+    # Half of it is a factor, which has a name of its own. A smooth L1 loss is a Huber loss over its beta.
+    if theirs != ours and (ours, theirs) not in (("mse_loss", "half"), ("smooth_l1_loss", "huber_loss"))
+]
 
 
 def _code(call: Call, place: Place) -> Code | None:
@@ -113,14 +128,12 @@ LOSS_FUNCTIONS = (
         Alternative(
             name="another loss",
             functions=(ours,),
-            compute=_other_loss(theirs),
-            jax_does=f"computes torch's {theirs}, torch {ours}",
+            compute=compute,
+            jax_does=f"computes {theirs}, torch {ours}",
             fix=_code,
             source=f"{DOCS}torch.nn.MSELoss.html",
         )
-        for ours in _REGRESSION
-        for theirs in _REGRESSION
-        if ours != theirs
+        for ours, theirs, compute in _REGRESSION
     ),
     Alternative(
         name="broadcasting",

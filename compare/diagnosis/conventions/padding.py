@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from compare.diagnosis.conventions.base import CONVOLUTIONS, DOCS, TRANSPOSED, Alternative
+from compare.diagnosis.conventions.base import CONVOLUTIONS, DOCS, FLAX, TRANSPOSED, Alternative
 from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
 from compare.verdict.fix import Code
@@ -80,6 +80,31 @@ def _padded(pads: Callable[[Call], Pads], value: float) -> Rewrite:
         return call.run(**{_first(call): functional.pad(call.input, flat, value=value), "padding": 0})
 
     return compute
+
+
+def _wrapped(mode: str) -> Rewrite:
+    """Pad by elements of the input, as Flax's convolutions do, and call the function without any padding."""
+
+    def compute(call: Call) -> Any:
+        from torch.nn import functional
+
+        flat: list[int] = []
+        for axis in reversed(range(len(_size(call)))):
+            reach = (_size(call)[axis] - 1) * _dilation(call, axis)
+            flat += [reach // 2, reach - reach // 2]
+        return call.run(**{_first(call): functional.pad(call.input, flat, mode=mode), "padding": 0})
+
+    return compute
+
+
+def _causal(call: Call) -> Pads:
+    return [((_size(call)[0] - 1) * _dilation(call, 0), 0)]
+
+
+def _shorter_than_input(call: Call) -> bool:
+    """Tell whether the input has enough elements to pad with."""
+    reach = [(size - 1) * _dilation(call, axis) for axis, size in enumerate(_size(call))]
+    return all(0 < each < size for each, size in zip(reach, call.input.shape[2:], strict=True))
 
 
 def _first(call: Call) -> str:
@@ -201,6 +226,29 @@ PADDING = (
         jax_does=_SAME,
         fix=convolution_fix,
         source="https://github.com/google/flax/issues/963",
+    ),
+    *(
+        Alternative(
+            name="padding",
+            functions=CONVOLUTIONS,
+            compute=_wrapped(mode),
+            jax_does=does,
+            fix=convolution_fix,
+            source=f"{FLAX}linear.html",
+            applies=_shorter_than_input,
+        )
+        for mode, does in (
+            ("circular", 'pads as "CIRCULAR" does: with the other end of the input'),
+            ("reflect", 'pads as "REFLECT" does: with the input, mirrored at its ends'),
+        )
+    ),
+    Alternative(
+        name="padding",
+        functions=("conv1d",),
+        compute=_padded(_causal, 0.0),
+        jax_does='pads as "CAUSAL" does: at the start alone',
+        fix=convolution_fix,
+        source=f"{FLAX}linear.html",
     ),
     _transposed(
         lambda call: _crop(call, _transposed_same), 'pads as "SAME" does: the output is stride times the input'
