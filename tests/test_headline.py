@@ -255,7 +255,7 @@ def test_outputs_without_a_loss_are_held_against_each_other(give: Callable[[Any]
     torch.manual_seed(0)
     report = compare.check(compare.Torch(Two()), compare.Flax(TwoPort(give)), [(_normal(4, WIDTH), None)], device="cpu")
     assert report.verdict == verdict, str(report)
-    assert verdict == "match" or "output" in str(report)
+    assert verdict == "match" or "output" in str(report) or "the end of the model" in str(report)
 
 
 def test_outputs_in_another_order_are_named_as_such() -> None:

@@ -1,14 +1,17 @@
 """Finds the lines of the user's code, on both sides, that a difference comes from."""
 
+import dataclasses
 import inspect
 import linecache
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from compare.alignment.pairings import Pairing
 from compare.comparison.mapped_pair import MappedPair
 from compare.diagnosis.place import named
 from compare.jax_side.side import Flax, Jax
+from compare.step.assigned import given_to, made_in
 from compare.step.made import made_at
 from compare.step.places import Source
 from compare.step.stage import Stage
@@ -29,7 +32,7 @@ def lines_of(pair: MappedPair, pairing: Pairing, codes: Sequence[Code] = ()) -> 
     if pairing.stage == Stage.LOSS:
         yield from _defined(pair)
     elif pairing.stage == Stage.UPDATE:
-        yield from _line("jax", Role.MADE, made_at(pair.jax.optimizer))
+        yield from _line("jax", Role.MADE, _optimizer(pair.jax))
     elif pairing.ports is None:
         ours, theirs = pairing.torch.rpartition(".")[0], pairing.jax.rpartition("/")[0]
         yield from _made(pair, ours, theirs)
@@ -38,18 +41,23 @@ def lines_of(pair: MappedPair, pairing: Pairing, codes: Sequence[Code] = ()) -> 
 
     if isinstance(pair.jax, Jax) and pairing.stage == Stage.FORWARD:
         calls = {code.call for code in codes}
-        made = {made_at(each) for each in holders(pair) if named(type(each)) in calls}
+        made = {
+            _made_at(partial(_module, pair), path, "/") for path, each in _holders(pair) if named(type(each)) in calls
+        }
         if len(made) == 1:
             yield from _line("jax", Role.MADE, made.pop())
 
 
 def holders(pair: MappedPair) -> list[Any]:
     """Give the modules, such as Equinox's, in which a pure function has its parameters."""
-    if not isinstance(pair.jax, Jax):
-        return []
-    paths = dict.fromkeys(link.jax.rpartition("/")[0] for link in pair.links)
-    found = [_module(pair, path) for path in paths]
-    return [each for each in found if each is not None and type(each).__module__ != "builtins"]
+    return [each for _, each in _holders(pair)] if isinstance(pair.jax, Jax) else []
+
+
+def _holders(pair: MappedPair) -> Iterator[tuple[str, Any]]:
+    for path in dict.fromkeys(link.jax.rpartition("/")[0] for link in pair.links):
+        module = _module(pair, path)
+        if module is not None and type(module).__module__ != "builtins":
+            yield path, module
 
 
 def _of_ports(pair: MappedPair, pairing: Pairing) -> Iterator[Line]:
@@ -67,9 +75,31 @@ def _of_ports(pair: MappedPair, pairing: Pairing) -> Iterator[Line]:
 
 
 def _made(pair: MappedPair, torch: str, jax: str) -> Iterator[Line]:
-    module = dict(pair.torch.model.named_modules()).get(torch)
-    yield from _line("torch", Role.MADE, made_at(module) if module is not None else None)
-    yield from _line("jax", Role.MADE, made_at(_module(pair, jax)))
+    modules = dict(pair.torch.model.named_modules())
+    yield from _line("torch", Role.MADE, _made_at(modules.get, torch, "."))
+    yield from _line("jax", Role.MADE, _made_at(partial(_module, pair), jax, "/"))
+
+
+def _made_at(module: Callable[[str], Any], path: str, separator: str) -> Source | None:
+    """Give where a module was made: noted when it was, or as the class that holds it has it."""
+    this = module(path)
+    if this is None:
+        return None
+    if noted := made_at(this):
+        return noted
+    parts, parents = path.split(separator), []
+    for depth in reversed(range(len(parts))):
+        parent = module(separator.join(parts[:depth]))
+        if parent is not None and not parts[depth].isdecimal():
+            parents.append((parent, parts[depth]))
+    return made_in(parents, type(this))
+
+
+def _optimizer(side: Flax | Jax) -> Source | None:
+    """Give where the optimizer was made, or what the call that made the side was given for it."""
+    noted, call = made_at(side.optimizer), made_at(side)
+    position = [each.name for each in dataclasses.fields(side)].index("optimizer")
+    return noted or (given_to(call, "optimizer", position) if call else None)
 
 
 def _module(pair: MappedPair, path: str) -> Any:

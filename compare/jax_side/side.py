@@ -8,6 +8,7 @@ from compare.errors import InputError
 from compare.jax_side import functional
 from compare.jax_side.functional import Functional
 from compare.jax_side.layers import linen_layers, nnx_layers, pytree_layers
+from compare.step.made import note
 from compare.weights.layers import Layer
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Flax:
     name = "flax"
 
     def __post_init__(self) -> None:
+        note(self)
         from flax import linen, nnx
 
         pair = isinstance(self.model, tuple) and len(self.model) == 2
@@ -111,6 +113,7 @@ class Jax:
     name = "jax"
 
     def __post_init__(self) -> None:
+        note(self)
         if not callable(self.apply):
             raise InputError(f"Jax(apply=...) must be a function of (params, *inputs), not {_kind(self.apply)}")
         _check_optimizer(self)

@@ -22,8 +22,8 @@ def ran(report: "Findings", *, verbose: bool) -> Iterator[str]:
     named = ", ".join(text.partition(" ")[0] for text in optimizers)
     optimizer = f", torch optimizer{'s' * (len(optimizers) > 1)} {named}" if named else ""
     mode = "of the user's program" if settings["mode"] == "program" else f"in {settings['mode']} mode"
-    hashes = ", ".join(f"{name} {side['source']}" for name, side in sides.items())
-    yield f"ran: {counted(report.steps, 'step')} {mode} on {batches}{optimizer}; source: {hashes}"
+    hashes = "; source: " + ", ".join(f"{name} {side['source']}" for name, side in sides.items())
+    yield f"ran: {counted(report.steps, 'step')} {mode} on {batches}{optimizer}{hashes if report.ok or verbose else ''}"
     if verbose:
         yield from _all(settings, sides)
 

@@ -72,20 +72,23 @@ def _covered(report: "Findings") -> str:
 def _show(reports: "list[Findings]", console: Console, *, verbose: bool) -> None:
     if losses := all(len(report.torch.losses32) for report in reports):
         console.print(table(reports))
-    staged = [report for report in reports if report.stages]
+    # Where something differs, everything after it differs too: a table of that says nothing.
+    staged = [report for report in reports if report.stages and (report.ok or verbose)]
     for number, report in enumerate(staged):
         if losses or number:
             console.print()
         console.print(stages(report))
     timed = any(report.torch.seconds is not None for report in reports)
-    of_what = "" if staged else " of the two sides' losses"
-    caption = [
-        *(["time: one float32 training run, compiled before; torch and NumPy on one thread."] if timed else []),
-        f"{'float32, float64' if losses else 'float64'}: the largest relative difference{of_what}.",
-        "rounding: what rounding would explain of it there. See docs/verdict.md."
-        if staged
-        else "Rounding shrinks in float64, a bug does not: docs/verdict.md.",
-    ]
+    caption = []
+    if timed:
+        caption.append("time: one float32 training run, compiled before; torch and NumPy on one thread.")
+    if losses or staged:
+        where = "" if staged else " of the two sides' losses"
+        caption.append(f"{'float32, float64' if losses else 'float64'}: the largest relative difference{where}.")
+    if staged:
+        caption.append("rounding: what rounding would explain of it there. See docs/verdict.md.")
+    elif not any(report.stages for report in reports):
+        caption.append("Rounding shrinks in float64, a bug does not: docs/verdict.md.")
     console.print()
     for line in (
         *caption,
@@ -220,25 +223,42 @@ def _rows(report: "Findings", group: "Group") -> Iterator[tuple[str, str]]:
     if first.opinion:
         yield "hint", first.opinion
     if group.cause:
-        yield from _cause(group.explanation, group.fix)
+        yield from _cause(group.explanation, "" if group.patch else group.fix)
     if group.patch:
-        yield from _patch(group.patch)
+        yield "fix", _patched(group.fix, group.patch)
 
 
 def _lines(group: "Group", sides: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """Show the lines of the user's code; what the patch changes stands there."""
+    """Show the lines of the user's code, of a long one the expression; what the patch changes stands there."""
     for key, side in zip(("torch", "jax"), sides, strict=True):
         line = group.line(key)
         if line and (key == "torch" or not group.patch):
-            yield f"{side} at", f"{line.source}  {shortened(line.source.text)}"
+            text = line.source.text
+            yield f"{side} at", f"{line.source}  {text if len(text) <= _LONGEST else shortened(line.source.expression)}"
 
 
-def _patch(patch: "Patch") -> Iterator[tuple[str, str]]:
-    """Show the first lines that a patch changes."""
+def _patched(fix: str, patch: "Patch") -> str:
+    """Show a fix, and the first lines that its patch changes."""
     first, *others = patch.changes
-    removed, added = ([f"{sign} {shortened(line.strip())}" for line in lines] for sign, lines in first.signed)
+    removed, added = ([line.strip() for line in lines] for _, lines in first.signed)
+    start = _start(removed[0], added[0]) if removed and added else 0
+    shown = [
+        f"{sign} {_from(line, start)}" for sign, lines in zip("-+", (removed, added), strict=True) for line in lines
+    ]
     more = [f"and {counted(len(others), 'more change')}: --patch FILE writes all"] if others else []
-    yield "patch", "\n".join([first.place, *removed, *added, *more])
+    return "\n".join([f"{first.place}: {fix}", *shown, *more])
+
+
+def _start(old: str, new: str) -> int:
+    """Give from where on a line is shown that is too long: the beginning of a word a little before what changes."""
+    if max(len(old), len(new)) <= _LONGEST:
+        return 0
+    same = next((at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other), len(old))
+    return old.rfind(" ", 0, max(same - _LONGEST // 3, 0)) + 1
+
+
+def _from(line: str, start: int) -> str:
+    return shortened(f"... {line[start:]}" if start else line)
 
 
 def shortened(line: str) -> str:
@@ -246,7 +266,8 @@ def shortened(line: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..."
 
 
-_LONGEST = 120
+_LONGEST = 66
+"""Characters of a line of the user's that is shown."""
 
 
 def _cause(explanation: str, fix: str) -> Iterator[tuple[str, str]]:

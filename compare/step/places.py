@@ -35,6 +35,15 @@ class Source:
         return f"{os.path.basename(self.file)}:{self.line}"
 
     @property
+    def expression(self) -> str:
+        """The expression itself, if it is within the line; else the line."""
+        if self.span is None or self.span[0] != self.span[1]:
+            return self.text
+        whole = linecache.getline(self.file, self.line).rstrip("\n")
+        found = whole.encode()[self.span[2] : self.span[3]].decode("utf-8", "ignore")
+        return found if found and found in self.text else self.text
+
+    @property
     def is_installed(self) -> bool:
         """Whether it is code of an installed package, which is not the user's to change."""
         return of_a_library(self.file)
