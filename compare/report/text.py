@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from compare.mending.patch import Patch
     from compare.report.findings import Findings
     from compare.report.groups import Group
+    from compare.step.places import Source
 
 _STYLE = {Verdict.MATCH: "green", Verdict.PRECISION: "yellow", Verdict.MISMATCH: "bold red"}
 
@@ -231,10 +232,9 @@ def _rows(report: "Findings", group: "Group") -> Iterator[tuple[str, str]]:
 def _lines(group: "Group", sides: tuple[str, str]) -> Iterator[tuple[str, str]]:
     """Show the lines of the user's code, of a long one the expression; what the patch changes stands there."""
     for key, side in zip(("torch", "jax"), sides, strict=True):
-        line = group.line(key)
-        if line and (key == "torch" or not group.patch):
-            text = line.source.text
-            yield f"{side} at", f"{line.source}  {text if len(text) <= _LONGEST else shortened(line.source.expression)}"
+        found = group.line(key)
+        if found and (key == "torch" or not group.patch):
+            yield f"{side} at", f"{found.source}  {line(found.source)}"
 
 
 def _patched(fix: str, patch: "Patch") -> str:
@@ -257,13 +257,17 @@ def _start(old: str, new: str) -> int:
     return old.rfind(" ", 0, max(same - _LONGEST // 3, 0)) + 1
 
 
-def _from(line: str, start: int) -> str:
-    return shortened(f"... {line[start:]}" if start else line)
+def _from(text: str, start: int) -> str:
+    return _shortened(f"... {text[start:]}" if start else text)
 
 
-def shortened(line: str) -> str:
-    """Cut a line that is too long to show."""
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..."
+def line(source: "Source") -> str:
+    """Show a line of the user's; of a long one the expression."""
+    return source.text if len(source.text) <= _LONGEST else _shortened(source.expression)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
 
 
 _LONGEST = 66

@@ -11,7 +11,7 @@ from compare.report.plot import DIVERGENCE, FLOAT32, FLOAT64, GRID, JAX, NOTE, T
 if TYPE_CHECKING:
     from compare.report.findings import Findings
 
-_SIZES = {"wide": (10.5, 5.2), "narrow": (4.7, 5.2)}
+_SIZES = {"wide": (7.4, 3.6), "narrow": (4.7, 4.4)}
 """In inches; a page shows the one that fits its width."""
 
 _VARIABLES = {
@@ -29,7 +29,9 @@ _VARIABLES = {
 
 
 def drawings(report: "Findings") -> dict[str, str]:
-    """Draw the losses for a wide and for a narrow screen."""
+    """Draw the losses for a wide and for a narrow screen; a single step has no course to draw."""
+    if len(report.torch.losses32) < 2:
+        return {}
     return {screen: _drawing(report, size) for screen, size in _SIZES.items()}
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compare.report.html.origin import first_square, mark
 from compare.verdict.quantity import FACTOR
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def map_data(report: "Findings") -> dict[str, Any]:
         "expected": _packed(expected, ~wrong),
         "torch32": _packed(torch32, wrong),
         "jax32": _packed(jax32, wrong),
-        "first": _first(report),
+        "first": first_square(report),
+        "mark": mark(report),
     }
 
 
@@ -61,17 +63,3 @@ def _packed(values: np.ndarray, upward: np.ndarray) -> str:
         coded = np.clip(np.where(upward, np.ceil(exact), np.floor(exact)), 1, 60000)
     coded = np.select([np.isnan(values), np.isinf(values), values == 0], [65535, 65534, 0], coded)
     return base64.b64encode(coded.astype("<u2").tobytes()).decode()
-
-
-def _first(report: "Findings") -> list[int] | None:
-    """Give the row and the step of the first divergence."""
-    divergence = report.divergence
-    if divergence is None:
-        return None
-    for row, quantity in enumerate(report.quantities):
-        if (
-            quantity.stage == divergence.stage
-            and (quantity.ratio[divergence.step : divergence.step + 1] > FACTOR).any()
-        ):
-            return [row, divergence.step]
-    return None

@@ -16,7 +16,9 @@ from compare.report.findings import SHOWN_GROUPS, float32_difference
 from compare.report.groups import SHOWN_PLACES
 from compare.report.html.drawing import drawings
 from compare.report.html.map_data import differing, map_data
-from compare.report.html.trees import trees
+from compare.report.html.origin import mark
+from compare.report.html.trees import UNFOLDED, size, trees
+from compare.report.text import line
 from compare.report.wording import SIGN
 from compare.verdict.divergence import DetailKind
 from compare.verdict.quantity import Verdict
@@ -42,6 +44,7 @@ def to_html(report: "Findings") -> str:
     # The policy lets no script run but this one and lets nothing be fetched, whatever the names in a report contain.
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     has_losses = len(report.torch.losses32) > 0
+    columns = trees(report)
     return templates.get_template("page.html").render(
         report=report,
         sign=SIGN[report.verdict],
@@ -55,9 +58,11 @@ def to_html(report: "Findings") -> str:
         difference=float32_difference(report) if has_losses else None,
         drawings=drawings(report) if has_losses else {},
         differing=differing(report),
-        columns=trees(report),
+        columns=columns,
+        unfolded=max((size(column.rows) for column in columns), default=0) <= UNFOLDED,
         advice=ADVICE,
         data=map_data(report),
+        mark=mark(report),
     )
 
 
@@ -83,6 +88,7 @@ def _templates() -> Environment:
         "places": _places,
         "remarks": _remarks,
         "settings": _settings,
+        "line": line,
     }
     return templates
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from compare.report.html.origin import first_names
 from compare.step.stage import Stage
 from compare.verdict.quantity import FACTOR
 
 if TYPE_CHECKING:
     from compare.report.findings import Findings
 
-_UNFOLDED, _OUTLINED = 40, 400
+UNFOLDED, _OUTLINED = 40, 400
 """A tree of at most so many rows is unfolded altogether, or down to its modules. What differs is always unfolded."""
 
 
@@ -84,10 +85,14 @@ def trees(report: "Findings") -> list[Column]:
         for number, link in enumerate(weights):
             names.setdefault(link[side], []).append(number)
         root = _tree(kinds, names, separator)
-        first = "" if report.divergence is None else (report.divergence.torch, report.divergence.jax)[side]
-        tree = _Tree(_states(report, side, names), first, len(kinds) + len(names))
+        tree = _Tree(_states(report, side, names), first_names(report)[side], len(kinds) + len(names))
         columns.append(Column(run.side, root.kind, list(tree.rows(root))))
     return columns
+
+
+def size(rows: Sequence[Row]) -> int:
+    """Count the rows of a tree that are to be seen as it is unfolded at first."""
+    return sum(1 + (size(row.inside) if row.open else 0) for row in rows)
 
 
 _ORDER = {stage: number for number, stage in enumerate(Stage)}
@@ -160,7 +165,7 @@ class _Tree(NamedTuple):
                 yield from self._of_list(child)
                 continue
             inside = list(self.rows(child))
-            small = self.size <= (_UNFOLDED if child.tensors else _OUTLINED)
+            small = self.size <= (UNFOLDED if child.tensors else _OUTLINED)
             opened = small or any(row.differs or row.open for row in inside)
             yield self._row(child.label, child.kind, child.path, inside=inside, open=bool(inside) and opened)
 

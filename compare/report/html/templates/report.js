@@ -43,7 +43,17 @@ function made(parent, tag, look, text) {
   return element;
 }
 
-// The map. Each stage has a canvas of its own; of several steps in one column, the worst is drawn.
+// What is filtered: a part of a name, and whether to show only what differs. The map and the trees both ask.
+
+const wanted = document.getElementById("filter"), differing = document.getElementById("differing");
+const asked = (text, differs) => text.toLowerCase().includes(wanted.value.trim().toLowerCase()) && (!differing.checked || differs);
+
+function whenFiltered(update) {
+  wanted.addEventListener("input", update);
+  differing.addEventListener("change", update);
+}
+
+// The map. Each stage has a canvas of its own; of several tensors or steps in one square, the worst is drawn.
 
 const map = document.getElementById("map");
 if (map && tensors.length && steps) {
@@ -56,44 +66,69 @@ if (map && tensors.length && steps) {
     if (!block || block.stage !== stage) {
       const element = made(map, "div", "stage");
       made(element, "span", "", stage);
-      block = { stage, first: index, rows: 0, canvas: made(element, "canvas") };
+      block = { stage, element, all: [], rows: [], canvas: made(element, "canvas") };
       blocks.push(block);
     }
-    block.rows += 1;
+    block.all.push(index);
   });
-  for (const { canvas, rows } of blocks) canvas.style.height = `${rows * Math.max(3, Math.min(14, Math.floor(260 / rows)))}px`;
   const axis = made(map, "div", "steps");
-  made(axis, "span", "", "step 0");
-  if (steps > 1) made(axis, "span", "", `step ${steps - 1}`);
+  made(axis, "span", "", steps > 1 ? "step 0" : "0 digits");
+  made(axis, "span", "", steps > 1 ? `step ${steps - 1}` : "16 digits");
   const origin = data.first && made(map, "div", "mark origin");
   const chosen = made(map, "div", "mark chosen");
   const line = data.first && made(map, "div", "mark line");
-  const flag = data.first && made(map, "div", "mark flag", "first divergence");
+  const flag = data.first && made(map, "div", "mark flag", data.mark);
+  const wrongAt = (row, step) => ratio(row, step) > factor;
+
+  /** Show the rows that the filter leaves. */
+  function fill() {
+    const everyStep = [...Array(steps).keys()];
+    const fits = (index) => asked(tensors[index].slice(0, 3).join(" "), differing.checked && everyStep.some((s) => wrongAt(index, s)));
+    for (const block of blocks) {
+      block.rows = block.all.filter(fits);
+      block.element.hidden = !block.rows.length;
+    }
+    const left = blocks.flatMap(({ rows }) => rows);
+    const tall = Math.min(12, 400 / left.length);
+    for (const { rows, canvas } of blocks) canvas.style.height = `${Math.max(8, Math.round(rows.length * tall))}px`;
+    if (left.length && !left.includes(row)) row = left[0];
+    paint();
+    show();
+  }
 
   function colours() {
     const style = getComputedStyle(document.documentElement);
     const read = (name) => style.getPropertyValue(name).trim().match(/[0-9a-f]{2}/gi).map((pair) => parseInt(pair, 16));
     const [few, many] = [read("--few"), read("--many")];
     const scale = Array.from({ length: 65 }, (_, i) => few.map((low, j) => Math.round(low + ((many[j] - low) * i) / 64)));
-    return { scale, wrong: read("--wrong"), follows: read("--follows") };
+    return { scale, wrong: read("--wrong"), follows: read("--follows"), panel: read("--panel") };
   }
 
   function paint() {
-    const { scale, wrong, follows } = colours();
-    for (const { canvas, first, rows } of blocks) {
-      const columns = Math.max(1, Math.min(steps, Math.floor(canvas.clientWidth * devicePixelRatio)));
+    const { scale, wrong, follows, panel } = colours();
+    for (const { canvas, rows } of blocks) {
+      if (!rows.length) continue;
+      const lines = Math.max(1, Math.min(rows.length, Math.floor(canvas.clientHeight * devicePixelRatio)));
+      const columns = steps > 1 ? Math.max(1, Math.min(steps, Math.floor(canvas.clientWidth * devicePixelRatio))) : 64;
       canvas.width = columns;
-      canvas.height = rows;
-      const context = canvas.getContext("2d"), image = context.createImageData(columns, rows);
-      for (let r = 0; r < rows; r++) {
+      canvas.height = lines;
+      const context = canvas.getContext("2d"), image = context.createImageData(columns, lines);
+      for (let r = 0; r < lines; r++) {
+        const together = rows.slice(Math.floor((r * rows.length) / lines), Math.ceil(((r + 1) * rows.length) / lines));
         for (let column = 0; column < columns; column++) {
-          const start = Math.floor((column * steps) / columns), end = Math.ceil(((column + 1) * steps) / columns);
-          let least = 16, differs = false;
-          for (let s = start; s < end; s++) {
-            least = Math.min(least, digits(first + r, s));
-            differs ||= ratio(first + r, s) > factor;
+          const start = steps > 1 ? Math.floor((column * steps) / columns) : 0;
+          const end = steps > 1 ? Math.ceil(((column + 1) * steps) / columns) : 1;
+          let least = 16, differs = false, decides = false;
+          for (const index of together) {
+            for (let s = start; s < end; s++) {
+              const here = wrongAt(index, s);
+              least = Math.min(least, digits(index, s));
+              differs ||= here;
+              decides ||= here && tensors[index][3];
+            }
           }
-          const colour = differs ? (tensors[first + r][3] ? wrong : follows) : scale[Math.round(least * 4)];
+          let colour = differs ? (decides ? wrong : follows) : scale[Math.round(least * 4)];
+          if (steps === 1 && column > Math.max(1, least * 4)) colour = panel; // a bar
           image.data.set([...colour, 255], 4 * (r * columns + column));
         }
       }
@@ -102,17 +137,21 @@ if (map && tensors.length && steps) {
     mark();
   }
 
-  /** Where a square lies within the map, in CSS pixels. */
+  /** Where a square lies within the map, in CSS pixels; nothing of a row that is filtered out. */
   function place(row, step) {
-    const block = blocks.find(({ first, rows }) => row < first + rows);
+    const block = blocks.find(({ rows }) => rows.includes(row));
+    if (!block) return null;
     const outer = map.getBoundingClientRect(), inner = block.canvas.getBoundingClientRect();
-    const width = inner.width / steps, tall = inner.height / block.rows;
-    return { x: inner.left - outer.left + step * width, y: inner.top - outer.top + (row - block.first) * tall, width, tall };
+    const width = inner.width / steps, tall = inner.height / block.rows.length;
+    return { x: inner.left - outer.left + step * width, y: inner.top - outer.top + block.rows.indexOf(row) * tall, width, tall };
   }
 
   /** Put a frame around a square, and never one too small to see. */
   function frame(element, row, step, room) {
-    const { x, y, width, tall } = place(row, step);
+    const at = place(row, step);
+    element.hidden = !at;
+    if (!at) return;
+    const { x, y, width, tall } = at;
     const wide = Math.max(width, 6) + 2 * room, high = Math.max(tall, 6) + 2 * room;
     const [left, top] = [x + (width - wide) / 2, y + (tall - high) / 2];
     Object.assign(element.style, { left: `${left}px`, top: `${top}px`, width: `${wide}px`, height: `${high}px` });
@@ -122,7 +161,10 @@ if (map && tensors.length && steps) {
     frame(chosen, row, step, 3);
     if (!data.first) return;
     frame(origin, ...data.first, 3);
-    const top = place(0, data.first[1]), spot = place(...data.first), middle = top.x + top.width / 2;
+    const spot = place(...data.first);
+    line.hidden = flag.hidden = !spot;
+    if (!spot) return;
+    const middle = spot.x + spot.width / 2;
     Object.assign(line.style, { left: `${middle}px`, top: "1.3rem" });
     line.style.height = `${Math.max(0, spot.y - 2 - line.offsetTop)}px`;
     const room = map.clientWidth - flag.offsetWidth;
@@ -166,26 +208,34 @@ if (map && tensors.length && steps) {
   }
 
   function choose(newRow, newStep) {
-    row = Math.max(0, Math.min(tensors.length - 1, newRow));
+    row = newRow;
     step = Math.max(0, Math.min(steps - 1, newStep));
     mark();
     show();
   }
 
+  /** The row so many below the chosen one, of those that are shown. */
+  function below(offset) {
+    const shownRows = blocks.flatMap(({ rows }) => rows);
+    return shownRows[Math.max(0, Math.min(shownRows.length - 1, shownRows.indexOf(row) + offset))] ?? row;
+  }
+
   function stageAt(offset) {
-    const now = blocks.findIndex(({ first, rows }) => row < first + rows);
-    return blocks[Math.max(0, Math.min(blocks.length - 1, now + offset))].first;
+    const seen = blocks.filter(({ rows }) => rows.length);
+    const now = seen.findIndex(({ rows }) => rows.includes(row));
+    return seen[Math.max(0, Math.min(seen.length - 1, now + offset))]?.rows[0] ?? row;
   }
 
   map.addEventListener("click", (event) => {
-    const near = blocks.map((block) => [block, block.canvas.getBoundingClientRect()]);
+    const near = blocks.filter(({ rows }) => rows.length).map((block) => [block, block.canvas.getBoundingClientRect()]);
+    if (!near.length) return;
     const [block, box] = near.find(([, { bottom }]) => event.clientY < bottom) || near.at(-1);
     const inside = (value, from, size, count) => Math.max(0, Math.min(count - 1, Math.floor(((value - from) / size) * count)));
-    choose(block.first + inside(event.clientY, box.top, box.height, block.rows), inside(event.clientX, box.left, box.width, steps));
+    choose(block.rows[inside(event.clientY, box.top, box.height, block.rows.length)], inside(event.clientX, box.left, box.width, steps));
   });
   map.addEventListener("keydown", (event) => {
     const moves = {
-      ArrowDown: () => choose(row + 1, step), ArrowUp: () => choose(row - 1, step),
+      ArrowDown: () => choose(below(1), step), ArrowUp: () => choose(below(-1), step),
       ArrowRight: () => choose(row, step + 1), ArrowLeft: () => choose(row, step - 1),
       Home: () => choose(row, 0), End: () => choose(row, steps - 1),
       PageDown: () => choose(stageAt(1), step), PageUp: () => choose(stageAt(-1), step),
@@ -201,7 +251,8 @@ if (map && tensors.length && steps) {
   });
   new ResizeObserver(paint).observe(map);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
-  show();
+  whenFiltered(fill);
+  fill();
 }
 
 // The lines between the two trees, from what is to be seen of each weight: itself, or the folded module around it.
@@ -241,11 +292,8 @@ if (trees) {
   }
 
   // A filter hides rows whose names lack it, and those that agree; a module stays for the sake of what is in it.
-  const wanted = document.getElementById("filter"), differing = document.getElementById("differing");
-
   function filtered() {
-    const part = wanted.value.trim().toLowerCase();
-    const fits = (row) => row.textContent.toLowerCase().includes(part) && (!differing.checked || row.querySelector(".mismatch"));
+    const fits = (row) => asked(row.textContent, row.querySelector(".mismatch"));
     for (const row of trees.querySelectorAll("div.row")) row.classList.toggle("hidden", !fits(row));
     for (const module of [...trees.querySelectorAll("details")].reverse()) {
       const inside = module.querySelector(":scope > .inside > :not(.hidden)");
@@ -254,8 +302,7 @@ if (trees) {
     connect();
   }
 
-  wanted.addEventListener("input", filtered);
-  differing.addEventListener("change", filtered);
+  whenFiltered(filtered);
   trees.addEventListener("toggle", connect, true);
   new ResizeObserver(connect).observe(trees);
 }
