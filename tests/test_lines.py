@@ -20,6 +20,7 @@ from compare.command_line import interruptible
 from compare.jax_side import made as jax_made
 from compare.report.annotations import annotations
 from compare.report.progress import Progress
+from compare.step.assigned import made_in
 from compare.torch_side import made as torch_made
 
 
@@ -133,3 +134,39 @@ def test_a_line_of_progress_now_and_then(monkeypatch: pytest.MonkeyPatch) -> Non
     with interruptible.shown(quiet=True):
         time.sleep(0.2)
     assert not silent.getvalue()
+
+
+class Deep(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, *, wide: bool) -> None:
+        self.first, self.last = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+        self.norms = nnx.List([nnx.LayerNorm(4, rngs=rngs) for _ in range(2)])
+        if wide:
+            self.either = nnx.Linear(4, 4, rngs=rngs)
+        else:
+            self.either = nnx.Linear(4, 4, use_bias=False, rngs=rngs)
+
+
+def test_what_a_class_assigns_is_found_in_its_source() -> None:
+    """No notes were taken while this model was made."""
+    model = Deep(nnx.Rngs(0), wide=True)
+    last = made_in([(model, "last")], nnx.Linear)
+    assert last is not None
+    assert last.expression == "nnx.Linear(4, 4, rngs=rngs)"
+    norm = made_in([(model.norms, "1"), (model, "norms")], nnx.LayerNorm)
+    assert norm is not None
+    assert norm.line == line_of(Deep, "self.norms")
+    assert made_in([(model, "either")], nnx.Linear) is None  # one of two calls: which one is not known
+    assert made_in([(nnx.Sequential(model), "layers")], nnx.Linear) is None
+
+
+def test_a_report_from_python_has_lines_and_patches() -> None:
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(5, 3)), rng.normal(size=(5, 4))) for _ in range(2)]
+    original = compare.Torch(Original(), nn.MSELoss(), lambda params: torch.optim.SGD(params, 0.1))
+    optimizer = optax.sgd(0.2)
+    found = compare.check(original, compare.Flax(Port(nnx.Rngs(0)), mse, optimizer), batches, device="cpu")
+    patches = {group.title: group.patch for group in found.groups}
+    assert all(patches.values()), str(found)
+    changed = {title: patch.changes[0].added[0].strip() for title, patch in patches.items() if patch}
+    assert changed["LayerNorm epsilon"] == "self.norm = nnx.LayerNorm(4, epsilon=1e-05, rngs=rngs)"
+    assert changed["learning rate"] == "optimizer = optax.sgd(0.1)"

@@ -278,3 +278,31 @@ def test_patches_of_one_call_go_together_unless_they_change_the_same(tmp_path: P
 def test_a_setting_that_is_there_already_is_no_patch(mend: Any) -> None:
     made = "nnx.LayerNorm(8, epsilon=1e-05, rngs=rngs)"
     assert mend(f"def make(rngs):\n    return {made}\n", Role.MADE, made, LAYER) is None
+
+
+CHAIN = Code("optax.chain", ("optax.add_decayed_weights(0.1)", "optax.adam(...)"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("optax.adamw(2e-3, weight_decay=0.1)", "optax.chain(optax.add_decayed_weights(0.1), optax.adam(2e-3))"),
+        (
+            "optax.adamw(weight_decay=0.2, learning_rate=1e-3, b1=0.8)",
+            "optax.chain(optax.add_decayed_weights(0.1), optax.adam(learning_rate=1e-3, b1=0.8))",
+        ),
+        ("optax.adamw(1e-3, mask=None)", None),  # what it leaves undecayed would be lost
+    ],
+)
+def test_a_decay_that_the_optimizer_has_goes_into_a_chain(before: str, after: str | None, mend: Any) -> None:
+    assert mend(f"tx = {before}\n", Role.MADE, before, CHAIN) == (after and f"tx = {after}\n")
+
+
+def test_a_mask_that_attention_written_by_hand_lacks(mend: Any) -> None:
+    text = "def attend(q, k, v):\n    return jax.nn.softmax({}) @ v\n"
+    made = "jax.nn.softmax(q @ k.T)"
+    masked = "(lambda x: jnp.where(jnp.tril(jnp.ones(x.shape[-2:], bool)), x, -jnp.inf))(q @ k.T)"
+    causal = Code("jax.nn.dot_product_attention", keywords={"is_causal": True})
+    assert mend(text.format("q @ k.T"), Role.COMPUTED, made, causal) == text.format(masked)
+    open_ = Code("jax.nn.dot_product_attention", keywords={"is_causal": False})
+    assert mend(text.format("q @ k.T"), Role.COMPUTED, made, open_) is None  # whose mask is somewhere else
