@@ -7,6 +7,7 @@ import time
 from compare import bugs
 from compare.alignment.pairings import NotCompared
 from compare.comparison.common_check import CommonCheck
+from compare.comparison.compilation import with_compilation
 from compare.comparison.converted import wrongly_converted
 from compare.comparison.explanation import explained
 from compare.comparison.float32 import other_in_float32, weigh_float32_program
@@ -80,7 +81,10 @@ class PairCheck(CommonCheck):
         found = super()._explained(followed)
         # Where float64 differs, what float32 makes of it is no second finding.
         if found.divergence is None and (other := other_in_float32(followed)):
-            return dataclasses.replace(found, divergence=other, notes=[])
+            compiled = bugs.attempt(
+                "running it op by op", lambda: with_compilation(self.runs, followed, other, self.jax32)
+            )
+            return dataclasses.replace(found, divergence=compiled or other, notes=[])
         if lower and found.verdict == Verdict.MATCH:
             return dataclasses.replace(found, notes=[lower])
         return found

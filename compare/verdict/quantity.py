@@ -166,7 +166,7 @@ class Quantity:
         zero, what the JAX side has is a residue, of which no digit is right in either precision.
         """
         sizes = np.array([size for size, _ in self.sizes])[: len(self.error_jax)]
-        apart: np.ndarray = (np.asarray(self.error_jax) > MULTIPLE * self._fair32) & (sizes > 0)
+        apart: np.ndarray = (np.asarray(self.error_jax) > MULTIPLE * self.fair32) & (sizes > 0)
         return apart
 
     @property
@@ -188,11 +188,11 @@ class Quantity:
             other: np.ndarray = self.apart32 & (share > FACTOR * np.maximum(near(self.spread32)[: len(error)], noise))
         if self.rounds_alone and self.lowest == EPSILON32 and self.stage in (Stage.FORWARD, Stage.LOSS, Stage.GRADIENT):
             has_digits = self.error_torch[0] < LOST and self.sizes[0][0] > 0 and share[0] > FACTOR * noise[0]
-            other[0] |= has_digits and error[0] > NOISY * self._fair32[0]
+            other[0] |= has_digits and error[0] > NOISY * self.fair32[0]
         return other
 
     @property
-    def _fair32(self) -> np.ndarray:
+    def fair32(self) -> np.ndarray:
         """Torch's float32 rounding at each step, with a floor."""
         return self._floored(near(self.error_torch))[: len(self.error_jax)]
 
@@ -209,7 +209,7 @@ class Quantity:
         # their deviation or less.
         if not self.error_jax:
             return self._floored(near(self.error_torch))
-        jax = np.where(self.other32, np.minimum(self.error_jax, MULTIPLE * self._fair32), self.error_jax)
+        jax = np.where(self.other32, np.minimum(self.error_jax, MULTIPLE * self.fair32), self.error_jax)
         return self._floored(near(np.maximum(self.error_torch, jax)))
 
     @property

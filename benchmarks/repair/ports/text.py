@@ -21,7 +21,7 @@ class Original(torch.nn.Module):
 
     def forward(self, tokens):
         x = self.conv(self.embed(tokens).transpose(1, 2)).transpose(1, 2)
-        x = functional.relu6(self.norm(x)).amax(1)
+        x = functional.relu6(self.norm(x)).mean(1)
         return self.out(torch.tanh(self.hidden(x)))
 
 
@@ -34,7 +34,7 @@ class Port(nn.Module):
 
     def __call__(self, tokens):
         x = self.conv(self.embed(tokens))
-        x = nn.relu6(self.norm(x)).max(axis=1)
+        x = nn.relu6(self.norm(x)).mean(axis=1)
         return self.out(jnp.tanh(self.hidden(x)))
 
 
@@ -59,7 +59,7 @@ FAULTS = {
     "epsilon": ("nn.LayerNorm(epsilon=1e-5)", "nn.LayerNorm()"),
     "relu6": ("nn.relu6(", "nn.gelu("),
     "tanh": ("jnp.tanh(", "nn.sigmoid("),
-    "pooling": (").max(axis=1)", ").mean(axis=1)"),
+    "pooling": (").mean(axis=1)", ").max(axis=1)"),
     "ignored labels": ("jnp.where(labels == -100, 0.0, 1.0)", "jnp.ones(labels.shape)"),
     "learning rate": ("optax.adamax(4e-3", "optax.adamax(2e-3"),
     "b1": ("b1=0.9,", "b1=0.8,"),

@@ -87,7 +87,21 @@ def _has_positions(call: Call) -> bool:
     return getattr(second, "ndim", 0) > 1 and second.shape[-1] > 1
 
 
+def _ignores(call: Call) -> bool:
+    labels = call["target"]
+    return not labels.is_floating_point() and call["ignore_index"] < 0 and bool((labels == call["ignore_index"]).any())
+
+
 LOSS_FUNCTIONS = (
+    Alternative(
+        name="ignored labels",
+        functions=("cross_entropy", "nll_loss"),
+        compute=lambda call: call.run(target=call["target"].clamp(min=0)),
+        jax_does="counts what torch's loss ignores, as of class 0",
+        fix=_code,
+        source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
+        applies=_ignores,
+    ),
     *(
         Alternative(
             name="order of the targets",

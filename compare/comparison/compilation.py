@@ -1,0 +1,52 @@
+"""Whether a difference comes from how XLA compiles the JAX side's step, and not from the port."""
+
+import dataclasses
+import itertools
+
+from compare.comparison.runs import Runs
+from compare.jax_side.reading import equations
+from compare.jax_side.run import JaxRun
+from compare.numerics.distance import distance
+from compare.torch_side.control import ControlledRun
+from compare.verdict.divergence import Cause, Divergence
+from compare.verdict.following import Followed
+from compare.verdict.quantity import FACTOR
+
+BATCHES = 2
+"""So many are tried at most: one to find it, and one to confirm it."""
+
+
+def with_compilation(runs: Runs, followed: Followed, found: Divergence, jax32: JaxRun) -> Divergence:
+    """Give a divergence of the float32 program its cause, if operation by operation the JAX side computes torch's."""
+    import jax
+
+    pairs = zip(followed.pairings, followed.quantities, strict=True)
+    pairing, quantity = next((p, q) for p, q in pairs if (q.stage, q.torch) == (found.stage, found.torch))
+    if found.step > 0:
+        return found
+    fair, apart = FACTOR * float(quantity.fair32[0]), []
+    for batch in itertools.islice(runs.pair.batches, BATCHES):
+        with ControlledRun() as controlled:
+            ours = pairing.torch_array(runs.torch_run("float32").step(batch))
+        # Each primitive is compiled alone, and none is computed twice.
+        with jax.disable_jit():
+            theirs = pairing.jax_array(runs.pair.jax_run("float32").step(batch, controlled.draws))
+        apart.append(distance(theirs, ours))
+    if max(apart) > fair:
+        return found
+    explanation = (
+        f"what XLA makes of the whole step: operation by operation, under jax.disable_jit(), the {runs.pair.jax.name} "
+        f"side is {max(apart):.1e} from torch there, and compiled {quantity.error_jax[0]:.1e} from itself in float64"
+    )
+    program = jax32.program(runs.pair.batches[0], runs.stepper.draws[0])
+    has_maximum = {"reduce_max", "eq"} <= {each.primitive.name for each in equations(program)}
+    cause = Cause("compilation", explanation + _MAXIMUM * has_maximum, _FIX * has_maximum, _SOURCE)
+    return dataclasses.replace(found, cause=cause, opinion="")
+
+
+_MAXIMUM = (
+    ". The program has a maximum, whose gradient goes where x == max(x): compiled, x may be computed twice, with other "
+    "rounding, and is then equal nowhere"
+)
+_FIX = "give a maximum its gradient by an index: jnp.take_along_axis(x, jnp.argmax(x, axis, keepdims=True), axis)"
+_SOURCE = "https://github.com/jax-ml/jax/issues/40564"
