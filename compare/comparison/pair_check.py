@@ -81,9 +81,8 @@ class PairCheck(CommonCheck):
         found = super()._explained(followed)
         # Where float64 differs, what float32 makes of it is no second finding.
         if found.divergence is None and (other := other_in_float32(followed)):
-            compiled = bugs.attempt(
-                "running it op by op", lambda: with_compilation(self.runs, followed, other, self.jax32)
-            )
+            ask = functools.partial(with_compilation, self.runs, followed, other, self.jax32)
+            compiled = bugs.attempt("running the JAX side operation by operation", ask)
             return dataclasses.replace(found, divergence=compiled or other, notes=[])
         if lower and found.verdict == Verdict.MATCH:
             return dataclasses.replace(found, notes=[lower])
