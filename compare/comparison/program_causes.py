@@ -8,50 +8,21 @@ next place that differs.
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
 
-import numpy as np
-
-from compare.alignment.pairings import Pairing, Read
-from compare.diagnosis.optimizers.explain import Explained
-from compare.diagnosis.steps import averages, scales
-from compare.diagnosis.steps.edit import Difference, Edit, StateTensor
-from compare.diagnosis.steps.library_calls import EDITS
+from compare.alignment.pairings import Pairing
+from compare.comparison.suggested_edits import Reach, Steps, computed, suggested
+from compare.comparison.update_steps import other_steps
+from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError, InternalError, NondeterministicError
-from compare.numerics.distance import distance
-from compare.step.observation import Observation, to_numpy
+from compare.step.observation import Observation
 from compare.step.stage import Stage
-from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence
 from compare.verdict.following import Followed
 from compare.verdict.quantity import FACTOR, Quantity
 
 SEVERAL = 4
 """Causes that are looked for in one comparison, at most."""
-
-
-class Steps(Protocol):
-    """Takes both sides through the steps of a comparison, in float64."""
-
-    def update_explained(self, followed: Followed, pairing: Pairing) -> Explained:
-        """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
-
-    def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
-        """Take the steps of both sides, torch's with edits; the run is given as it is after the step."""
-
-    def updates_taken(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit]) -> Edit | None:
-        """Give the edit with which the optimizer of a pairing updates as the port's does, if there can be one."""
-
-    def start(self) -> Mapping[str, np.ndarray]:
-        """Give the torch side's floating-point tensors from before the first step, by name."""
-
-
-class Reach(NamedTuple):
-    """How far two sides agree: the first step and quantity at which they do not."""
-
-    step: int
-    place: int
 
 
 def explained(followed: Followed, first: Divergence, steps: Steps) -> list[Divergence]:
@@ -72,7 +43,7 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
             break
         divergence = _divergence(followed, reach) if found else first
         fitting = _fitting(followed, steps, edits, reach)
-        found.append(_with_cause(divergence, followed, steps, reach, fitting))
+        found.append(_with_cause(divergence, followed, steps, reach, fitting, edits))
         # Without an edit, a cause is that of an optimizer: what is independent of it is seen with the port's updates.
         known = found[-1].cause is not None
         edit = fitting[0] if fitting else _updates_taken(followed, steps, reach, edits) if known else None
@@ -94,7 +65,12 @@ def _updates_taken(followed: Followed, steps: Steps, reach: Reach, edits: Sequen
 
 
 def _with_cause(
-    divergence: Divergence, followed: Followed, steps: Steps, reach: Reach, fitting: Sequence[Edit]
+    divergence: Divergence,
+    followed: Followed,
+    steps: Steps,
+    reach: Reach,
+    fitting: Sequence[Edit],
+    edits: Sequence[Edit],
 ) -> Divergence:
     """Add the cause: of an update, what all steps of its optimizer prove, else the edits that fit."""
     pairing = followed.pairings[reach.place]
@@ -108,8 +84,10 @@ def _with_cause(
         if known.cause is not None:
             return dataclasses.replace(divergence, cause=known.cause)
         if not fitting:
-            return dataclasses.replace(divergence, details=known.details)
-    return dataclasses.replace(divergence, cause=_cause(fitting)) if fitting else divergence
+            divergence = dataclasses.replace(divergence, details=known.details)
+    if fitting:
+        return dataclasses.replace(divergence, cause=_cause(fitting))
+    return dataclasses.replace(divergence, cause=other_steps(followed, steps, edits, reach))
 
 
 def _gradients_unseen(followed: Followed) -> bool:
@@ -141,12 +119,12 @@ def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Rea
     # them has no fitted number: it then explains as much with less.
     best: list[Edit] = []
     farthest = reach
-    for edit in (*EDITS, *_of_state(followed, steps, edits, reach)):
+    for edit in suggested(followed, steps, edits, reach):
         try:
             now = _reach(followed, steps, [*edits, edit])
         except (RuntimeError, InputError, InternalError, NondeterministicError):  # torch refuses the edited step
             continue
-        if now is not None and _goes_on(followed, reach, now):
+        if now is not None and (_goes_on(followed, reach, now) or (edit.whole and now.step == reach.step)):
             continue
         now = now or Reach(followed.steps, 0)
         if now > farthest:
@@ -189,89 +167,12 @@ def _is_hidden(pairing: Pairing, hidden: frozenset[str]) -> bool:
 
 
 def _differs(pairing: Pairing, quantity: Quantity, torch: Observation, jax: Observation) -> bool:
-    ours, theirs = _computed(pairing.torch_array, torch), _computed(pairing.jax_array, jax)
+    ours, theirs = computed(pairing.torch_array, torch), computed(pairing.jax_array, jax)
     if ours is None or theirs is None:
         quantity.add_absent("error64", on_both=ours is None and theirs is None)
     else:
         quantity.add_difference(theirs, ours, pairing.operands and pairing.operands(torch))
     return bool(quantity.ratio[-1] > FACTOR)
-
-
-def _computed(read: Read, seen: Observation) -> np.ndarray | None:
-    try:
-        array: np.ndarray = read(seen)
-    except KeyError:
-        return None
-    return array
-
-
-def _of_state(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> list[Edit]:
-    """Give the edits that what both sides have at this place suggests."""
-    pairing = followed.pairings[reach.place]
-    if pairing.stage not in (Stage.GRADIENT, Stage.STATE, Stage.BUFFERS):
-        return []
-    both = steps.both(edits)
-    # Both sides are taken to the step in question, since a rule of an average needs the tensors from before it.
-    before = dict(steps.start())
-    for _ in range(reach.step):
-        run, *_ = next(both)
-        before = {name: to_numpy(tensor).copy() for name, tensor in run.floating().items()}
-    _, torch, jax = next(both)
-    found = _difference(followed, reach.place, reach.step, torch, jax)
-    if found is None:
-        return []
-    if pairing.stage == Stage.GRADIENT:
-        places = _places(followed, Stage.GRADIENT)
-        each = [one for place in places if (one := _difference(followed, place, reach.step, torch, jax)) is not None]
-        wrong = [one for one in each if distance(one.jax, one.torch) > one.near]
-        return list(
-            scales.edits(
-                found, wrong, [one for one in each if distance(one.jax, one.torch) <= one.near and one.torch.any()]
-            )
-        )
-    tensors = dict(_tensors(followed, reach.step, torch, jax, before))
-    return list(averages.edits(dataclasses.replace(found, tensors=tensors), _history(followed, steps, edits)))
-
-
-def _history(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> list[dict[str, np.ndarray]]:
-    """Give torch's floating-point tensors before the first step and after each."""
-    copies = [dict(steps.start())]
-    for _, (run, *_) in zip(range(followed.steps), steps.both(edits), strict=False):
-        copies.append({name: to_numpy(tensor).copy() for name, tensor in run.floating().items()})
-    return copies
-
-
-def _places(followed: Followed, *stages: Stage) -> list[int]:
-    return [place for place, pairing in enumerate(followed.pairings) if pairing.stage in stages]
-
-
-def _difference(followed: Followed, place: int, step: int, torch: Observation, jax: Observation) -> Difference | None:
-    pairing, quantity = followed.pairings[place], followed.quantities[place]
-    ours, theirs = _computed(pairing.torch_array, torch), _computed(pairing.jax_array, jax)
-    if ours is None or theirs is None or ours.shape != theirs.shape:
-        return None
-    near = FACTOR * float(quantity.expected[step])
-    return Difference(step, pairing.stage, pairing.torch, ours, theirs, near)
-
-
-def _tensors(
-    followed: Followed, step: int, torch: Observation, jax: Observation, before: dict[str, np.ndarray]
-) -> Iterator[tuple[str, StateTensor]]:
-    """List the tensors of the state that are whole tensors of torch's, in torch's layout."""
-    for place in _places(followed, Stage.PARAMETERS, Stage.BUFFERS, Stage.STATE):
-        found = _difference(followed, place, step, torch, jax)
-        if found is not None and found.name in before and before[found.name].size == found.torch.size:
-            shaped = _in_layout(followed.pairings[place], before[found.name], found.torch)
-            if shaped is not None:
-                yield found.name, StateTensor(shaped, found.torch, found.jax, found.near)
-
-
-def _in_layout(pairing: Pairing, before: np.ndarray, like: np.ndarray) -> np.ndarray | None:
-    """Give torch's value from before the step in the layout that is compared."""
-    only = {pairing.torch: before}
-    seen = Observation(parameters=only, buffers=only, state=only)
-    array = _computed(pairing.torch_array, seen)
-    return array if array is not None and array.shape == like.shape else None
 
 
 def _divergence(followed: Followed, reach: Reach) -> Divergence:

@@ -87,6 +87,11 @@ class TorchProgramRun(CommonRun):
             )
         return self._names[id(parameter)]
 
+    def trained_tensors(self) -> "list[torch.Tensor]":
+        """Give the tensors that an optimizer has."""
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        return [parameter for group in groups for parameter in group["params"]]
+
     def _cast(self, tensor: "torch.Tensor") -> "torch.Tensor":
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 

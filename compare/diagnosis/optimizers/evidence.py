@@ -138,7 +138,8 @@ class Recorder:
             self.evidence.parameter_names = [names.get(id(param), "") for param in params]
             run.optimizer.register_step_pre_hook(self._keep)  # after the user's hooks, which came first
 
-    def _keep(self, optimizer: Any, *_: Any) -> None:
+    def _keep(self, optimizer: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> None:
+        closure = any(callable(each) for each in (*args[1:], *(kwargs or {}).values()))
         evidence = self.evidence
         evidence.rates.append(float(optimizer.param_groups[0].get("lr", 0.0)))
         evidence.counts += [int(each.last_epoch) for each in evidence.schedulers[:1]]
@@ -146,7 +147,10 @@ class Recorder:
             return
         self._before = {
             "parameters": {name: param.detach().clone() for name, param in self._run.parameters.items()},
-            "given": {n: None if p.grad is None else p.grad.clone() for n, p in self._run.parameters.items()},
+            # A closure has yet to compute them: they are those that the step shows.
+            "given": {n: None if p.grad is None else p.grad.clone() for n, p in self._run.parameters.items()}
+            if not closure
+            else {},
             "state": copied(optimizer.state_dict()),
         }
 
@@ -157,6 +161,7 @@ class Recorder:
         # An optimizer that is stepped several times within a step, or not at each, is not taken apart.
         if not before or len(self.evidence.rates) != self._added:
             return
+        before["given"] = before["given"] or {name: torch.gradients[name] for name in self._run.parameters}
         step = OptimizerStep(
             number,
             gradients={

@@ -102,10 +102,10 @@ def _rule(name: str, found: Difference) -> Rule | None:
     for source, other in found.tensors.items():
         if source == name or other.torch.shape != tensor.torch.shape or source.partition(".")[2] != leaf:
             continue
-        decay = _decay(tensor.torch, tensor.before, other.torch)
+        decay = decay_of(tensor.torch, tensor.before, other.torch)
         if decay is None:
             continue
-        if _holds(decay, tensor.torch, tensor.before, other.torch):
+        if holds(decay, tensor.torch, tensor.before, other.torch):
             return Rule(decay, source)
     return None
 
@@ -120,7 +120,7 @@ def _of_one_element(found: Difference, root: str, rule: Rule) -> dict[str, Rule]
         if own == root and tensor.torch.size == 1 and source in found.tensors:
             other = found.tensors[source]
             alike = other.torch.shape == tensor.torch.shape
-            if alike and _holds(rule.decay, tensor.torch, tensor.before, other.torch):
+            if alike and holds(rule.decay, tensor.torch, tensor.before, other.torch):
                 rules[name] = Rule(rule.decay, source)
     return rules
 
@@ -132,19 +132,20 @@ def _at_all_steps(rule: Rule, name: str, history: Sequence[Mapping[str, np.ndarr
     """
     decays = []
     for before, after in pairwise(history):
-        decay = _decay(after[name], before[name], after[rule.source])
-        if decay is not None and not _holds(decay, after[name], before[name], after[rule.source]):
+        decay = decay_of(after[name], before[name], after[rule.source])
+        if decay is not None and not holds(decay, after[name], before[name], after[rule.source]):
             return None
         decays += [] if decay is None else [decay]
     same = all(abs(decay - rule.decay) <= _NEAR for decay in decays)
     return rule if same else rule._replace(all=tuple(decays))
 
 
-def _holds(decay: float, after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> bool:
+def holds(decay: float, after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> bool:
+    """Tell whether after = decay before + (1 - decay) follows, to float64's rounding."""
     return distance(decay * before + (1 - decay) * follows, after) <= ULPS * 4 * EPSILON64
 
 
-def _decay(after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> float | None:
+def decay_of(after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> float | None:
     """Solve after = d before + (1 - d) follows for d by least squares; None where before equals what it follows."""
     # after - follows = d (before - follows) is one unknown in as many equations as there are elements: the least-
     # squares solution is the projection onto the way from what is followed to the old value.
@@ -187,7 +188,7 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
             rule.call,
             lambda old, before, after: (1 - decay) * old + decay * after,
         )
-    fitted = _decay(tensor.jax, tensor.before, source.torch)
+    fitted = decay_of(tensor.jax, tensor.before, source.torch)
     # The number is what the user wrote, not what least squares solve for: with the short one, the whole tensor must
     # come out to rounding, at every step. That confirms it.
     if fitted is not None and (short := _shortest(fitted)) is not None:

@@ -39,6 +39,8 @@ class Edit:
     """Makes the change when a step is done; given are the state's floating-point tensors before the step."""
     free: int = 0
     """How many numbers were fitted to what the JAX side gives."""
+    whole: bool = False
+    """Whether the whole step must agree with it, since it changes much: part of a step may agree by accident."""
     source: str = ""
     """Where the convention is documented."""
     hides: frozenset[str] = frozenset()

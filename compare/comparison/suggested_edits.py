@@ -1,0 +1,133 @@
+"""Which edits of torch's step are tried: what its loop and modules allow, and what the first difference suggests."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from compare.alignment.pairings import Pairing, Read
+from compare.diagnosis.optimizers.explain import Explained
+from compare.diagnosis.steps import averages, followers, kept, loops, modules, scales
+from compare.diagnosis.steps.edit import Difference, Edit, StateTensor
+from compare.diagnosis.steps.library_calls import EDITS
+from compare.numerics.distance import distance
+from compare.step.observation import Observation
+from compare.step.stage import Stage
+from compare.torch_side.program_run import TorchProgramRun
+from compare.verdict.following import Followed
+from compare.verdict.quantity import FACTOR
+
+
+class Steps(Protocol):
+    """Takes both sides through the steps of a comparison, in float64."""
+
+    def update_explained(self, followed: Followed, pairing: Pairing) -> Explained:
+        """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
+
+    def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
+        """Take the steps of both sides, torch's with edits; the run is given as it is after the step."""
+
+    def updates_taken(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit]) -> Edit | None:
+        """Give the edit with which the optimizer of a pairing updates as the port's does, if there can be one."""
+
+    def start(self) -> Mapping[str, np.ndarray]:
+        """Give the torch side's floating-point tensors from before the first step, by name."""
+
+
+class Reach(NamedTuple):
+    """How far two sides agree: the first step and quantity at which they do not."""
+
+    step: int
+    place: int
+
+
+def suggested(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Iterator[Edit]:
+    """Give the edits to be tried at a place, with others in force already."""
+    yield from EDITS
+    loop = loops.Loop()
+    run, *_ = next(steps.both([*edits, Edit("", "", "", during=lambda run: loop.watching(run))]))
+    yield from loops.edits(run, loop)
+    yield from modules.edits(run)
+    yield from _of_place(followed, steps, edits, reach)
+
+
+def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Iterator[Edit]:
+    """Give the edits that what both sides have at this place suggests."""
+    pairing = followed.pairings[reach.place]
+    if pairing.stage == Stage.GRADIENT:
+        _, torch, jax = next(itertools.islice(steps.both(edits), reach.step, None))
+        yield from _of_gradient(followed, reach, torch, jax)
+    elif pairing.stage in (Stage.STATE, Stage.BUFFERS):
+        run, torch_history, jax_history = _histories(followed, steps, edits)
+        before, after = torch_history[reach.step : reach.step + 2]
+        tensors = {
+            each.torch: StateTensor(before[name], after[name], jax_history[reach.step + 1][name], near)
+            for each, near in _kept(followed, reach.step)
+            if (name := each.torch) in before
+        }
+        if pairing.torch not in tensors:
+            return
+        this = tensors[pairing.torch]
+        found = Difference(reach.step, pairing.stage, pairing.torch, this.torch, this.jax, this.near, tensors)
+        known = list(averages.edits(found, torch_history))
+        yield from [*known, *followers.edits(found.name, torch_history, jax_history)]
+        if not known:
+            yield from kept.edits(found, kept.momenta(run))
+
+
+def _of_gradient(followed: Followed, reach: Reach, torch: Observation, jax: Observation) -> Iterator[Edit]:
+    def difference(place: int) -> Difference | None:
+        pairing, quantity = followed.pairings[place], followed.quantities[place]
+        ours, theirs = computed(pairing.torch_array, torch), computed(pairing.jax_array, jax)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            return None
+        near = FACTOR * float(quantity.expected[reach.step])
+        return Difference(reach.step, pairing.stage, pairing.torch, ours, theirs, near)
+
+    places = (place for place, pairing in enumerate(followed.pairings) if pairing.stage == Stage.GRADIENT)
+    each = [one for place in places if (one := difference(place)) is not None]
+    wrong = [one for one in each if distance(one.jax, one.torch) > one.near]
+    equal = [one for one in each if distance(one.jax, one.torch) <= one.near and one.torch.any()]
+    if (found := difference(reach.place)) is not None:
+        yield from scales.edits(found, wrong, equal)
+
+
+def _kept(followed: Followed, step: int) -> Iterator[tuple[Pairing, float]]:
+    """List the pairings of the state's tensors, each with the distance that rounding explains at a step."""
+    for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True):
+        if pairing.stage in (Stage.PARAMETERS, Stage.BUFFERS, Stage.STATE):
+            yield pairing, FACTOR * float(quantity.expected[step])
+
+
+def _histories(
+    followed: Followed, steps: Steps, edits: Sequence[Edit]
+) -> tuple[TorchProgramRun, followers.History, followers.History]:
+    """Give the state's tensors of both sides before the first step and after each, by torch's names.
+
+    All are in the layout that is compared. Those of which a part alone is compared are left out.
+    """
+    pairings, start = [pairing for pairing, _ in _kept(followed, 0)], steps.start()
+    first = {}
+    for pairing in pairings:
+        if pairing.torch in start:
+            only = {pairing.torch: start[pairing.torch]}
+            array = computed(pairing.torch_array, Observation(parameters=only, buffers=only, state=only))
+            if array is not None and array.size == start[pairing.torch].size:
+                first[pairing.torch] = np.array(array)
+    torch_history, jax_history = [first], [first]
+    for _, taken in zip(range(followed.steps), steps.both(edits), strict=False):
+        run, torch, jax = taken
+        for history, seen, read in ((torch_history, torch, "torch_array"), (jax_history, jax, "jax_array")):
+            arrays = {each.torch: computed(getattr(each, read), seen) for each in pairings if each.torch in first}
+            history.append({name: np.array(array) for name, array in arrays.items() if array is not None})
+    return run, torch_history, jax_history
+
+
+def computed(read: Read, seen: Observation) -> np.ndarray | None:
+    """Read a tensor; None where a step does not compute it."""
+    try:
+        array: np.ndarray = read(seen)
+    except KeyError:
+        return None
+    return array

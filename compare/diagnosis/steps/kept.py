@@ -1,0 +1,92 @@
+"""Tensors of the state that a step changes by a rule of its own, such as statistics: left alone, or moved farther."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors
+from compare.numerics.distance import distance
+from compare.torch_side.program_run import TorchProgramRun
+
+
+def edits(found: Difference, momenta: Mapping[str, float]) -> Iterator[Edit]:
+    """Give what the JAX step can have done to a tensor in the place of torch's change.
+
+    Args:
+        found: What differs first.
+        momenta: The momentum of the norm that each tensor belongs to, as torch counts it.
+
+    """
+    root = found.name.partition(".")[0]
+    own = {
+        name: tensor
+        for name, tensor in found.tensors.items()
+        if name.partition(".")[0] == root and distance(tensor.jax, tensor.torch) > tensor.near
+    }
+    if found.name not in own:
+        return
+    still = frozenset(name for name, each in own.items() if distance(each.jax, each.before) <= each.near)
+    if found.name in still:
+        yield Edit(
+            name="not updated",
+            explanation=f"torch changes {_listed(still)} in the step, and the JAX step leaves it as it is",
+            fix="give what the step makes of it back with the state, as nnx.merge or has_aux=True does",
+            after=lambda run, before: _moved(run, before, still, 0.0),
+        )
+        return
+    share = _share(own[found.name])
+    if share is None:
+        return
+    moved = frozenset(name for name, each in own.items() if _is_moved(each, share))
+    if found.name in moved and len(moved) == len(own):
+        yield Edit(
+            name="running statistics' momentum",
+            explanation=f"each step moves {_listed(moved)} {share:.6g} times as far as torch's",
+            fix=_fix(momenta.get(found.name), share),
+            after=lambda run, before: _moved(run, before, moved, share),
+            free=1,
+        )
+
+
+def _share(tensor: StateTensor) -> float | None:
+    """Solve jax - before = share (torch - before); None where too few numbers would confirm it."""
+    way = (tensor.torch - tensor.before).ravel()
+    size = float(way @ way)
+    if way.size < 2 or not size:
+        return None
+    share = float((tensor.jax - tensor.before).ravel() @ way) / size
+    return float(f"{share:.9g}")
+
+
+def _is_moved(tensor: StateTensor, share: float) -> bool:
+    made = tensor.before + share * (tensor.torch - tensor.before)
+    return distance(made, tensor.jax) <= max(tensor.near, 1e-8)
+
+
+def _fix(momentum: float | None, share: float) -> str:
+    if momentum is None:
+        return f"take {1 / share:.6g} times as much of the new value in each step"
+    flax, ports = 1 - momentum, 1 - share * momentum
+    return f"momentum={flax:.6g}: Flax's is 1 minus torch's {momentum:.6g}, and the port has {ports:.6g}"
+
+
+def _moved(run: TorchProgramRun, before: Tensors, names: frozenset[str], share: float) -> None:
+    """Let the step have moved some tensors another part of the way."""
+    now: Mapping[str, Any] = run.floating()
+    for name in names:
+        if name in now and now[name].shape == before[name].shape:
+            now[name].data.copy_(before[name] + share * (now[name].data - before[name]))
+
+
+def _listed(names: frozenset[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
+
+
+def momenta(run: TorchProgramRun) -> dict[str, float]:
+    """Give the momentum of the norm that each running statistic belongs to."""
+    found: dict[str, float] = {}
+    for path, module in run.model.named_modules():
+        momentum = getattr(module, "momentum", None)
+        if getattr(module, "running_mean", None) is not None and isinstance(momentum, float):
+            found |= {f"{path}.{name}": momentum for name in ("running_mean", "running_var")}
+    return found

@@ -1,0 +1,256 @@
+"""Edits of a training loop: accumulation over backward passes, the order of updates, a model in another's place.
+
+None of them has a number that is fitted. What a loop does, such as how many backward passes make an update, is seen in
+its first step.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from compare.diagnosis.steps.edit import Edit
+from compare.torch_side.program_run import TorchProgramRun
+
+
+@dataclasses.dataclass
+class Loop:
+    """What a step of torch's is seen to do."""
+
+    backwards: int = 0
+    """How many backward passes it makes, for all its updates together."""
+    updates: int = 0
+    """How many updates."""
+    clipping: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    """The arguments of `clip_grad_norm_`, but for the parameters."""
+    second_order: bool = False
+    """Whether it differentiates a gradient."""
+
+    @property
+    def parts(self) -> int:
+        """How many backward passes make an update, where it is the same number for each."""
+        return self.backwards // self.updates if self.updates and self.backwards % self.updates == 0 else 1
+
+    @contextlib.contextmanager
+    def watching(self, run: TorchProgramRun) -> Iterator[None]:
+        """See what the step does that runs while this lasts."""
+        import torch
+
+        def counted(original: Callable[..., Any], see: Callable[..., None]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                see(*args, **kwargs)
+                return original(*args, **kwargs)
+
+            return call
+
+        def backward(*_: Any, **__: Any) -> None:
+            self.backwards += 1
+
+        def grad(*_: Any, create_graph: bool = False, **__: Any) -> None:
+            self.second_order |= create_graph
+
+        def clip(_: Any, *args: Any, **kwargs: Any) -> None:
+            self.clipping = args, kwargs
+
+        def update(*_: Any) -> None:
+            self.updates += 1
+
+        with contextlib.ExitStack() as stack:
+            for module, name, see in (
+                (torch.autograd, "backward", backward),
+                (torch.autograd, "grad", grad),
+                (torch.nn.utils, "clip_grad_norm_", clip),
+            ):
+                stack.enter_context(mock.patch.object(module, name, counted(getattr(module, name), see)))
+            for optimizer in run.optimizers.values():
+                stack.callback(optimizer.register_step_post_hook(update).remove)
+            yield
+
+
+def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
+    """Give the edits that a loop of this kind can have."""
+    if loop.parts > 1:
+        yield from _of_accumulation(loop)
+    if loop.second_order:
+        yield Edit(
+            name="gradient penalty",
+            explanation="torch differentiates through a gradient that it computes (create_graph=True), and the JAX "
+            "step does not",
+            fix="leave out jax.lax.stop_gradient around the gradient of the penalty",
+            whole=True,
+            during=_penalty_detached,
+        )
+    for path in run.optimizers:
+        for leave_out in (_never_stepped, _never_applied):
+            yield Edit(
+                name="update left out",
+                explanation=f"torch steps {path}, and the JAX step does not change what it trains",
+                fix=f"apply the updates of {path}: params = optax.apply_updates(params, updates)",
+                whole=True,
+                during=functools.partial(leave_out, path=path),
+            )
+        if len(run.optimizers) > 1:
+            yield Edit(
+                name="order of updates",
+                explanation=f"torch steps {path} before it computes what the other optimizers are given, and the JAX "
+                "step after it",
+                fix=f"update {path} first, and compute the other gradients with the updated weights",
+                whole=True,
+                during=functools.partial(_postponed, path=path),
+            )
+
+
+def _of_accumulation(loop: Loop) -> Iterator[Edit]:
+    parts = loop.parts
+    yield Edit(
+        name="sum of micro-batches",
+        explanation=f"torch's gradients are the mean of {parts} backward passes, and those of the JAX step are "
+        f"{parts} times as large before they are clipped or used: their sum",
+        fix=f"gradients = jax.tree.map(lambda leaf: leaf / {parts}, gradients)",
+        whole=True,
+        during=lambda run: _gradients(run, lambda parameter, gradient: gradient * parts),
+    )
+    yield Edit(
+        name="mean of micro-batches",
+        explanation=f"torch's gradients are the sum of {parts} backward passes, and those of the JAX step are their "
+        "mean",
+        fix=f"gradients = jax.tree.map(lambda leaf: leaf * {parts}, gradients)",
+        whole=True,
+        during=lambda run: _gradients(run, lambda parameter, gradient: gradient / parts),
+    )
+    for scale in (1, parts):
+        yield Edit(
+            name="last micro-batch alone",
+            explanation=f"torch adds up the gradients of {parts} backward passes, and the JAX step has those of the "
+            "last alone",
+            fix="total = jax.tree.map(jnp.add, total, gradients), with the total of the micro-batches before",
+            whole=True,
+            during=functools.partial(_gradients, change=functools.partial(_last, scale=scale)),
+        )
+        if loop.clipping is not None:
+            yield Edit(
+                name="clipping of each micro-batch",
+                explanation=f"torch clips the gradients once, when those of {parts} backward passes are added up, and "
+                "the JAX step clips those of each before it adds them up",
+                fix="add up the gradients of the micro-batches first, and clip the total",
+                whole=True,
+                during=functools.partial(_each_clipped, clipping=loop.clipping, scale=scale),
+            )
+
+
+@contextlib.contextmanager
+def _gradients(run: TorchProgramRun, change: Callable[[Any, Any], Any]) -> Iterator[None]:
+    """Change what each backward pass adds to the gradients."""
+    with contextlib.ExitStack() as stack:
+        for parameter in run.trained_tensors():
+            if parameter.requires_grad:
+                hook = parameter.register_hook(lambda gradient, p=parameter: change(p, gradient))
+                stack.callback(hook.remove)
+        yield
+
+
+def _last(parameter: Any, gradient: Any, scale: int) -> Any:
+    if parameter.grad is not None:
+        parameter.grad.zero_()  # what the passes before have left
+    return gradient * scale
+
+
+@contextlib.contextmanager
+def _each_clipped(run: TorchProgramRun, clipping: Any, scale: int) -> Iterator[None]:
+    """Clip what each backward pass adds to the gradients, and the total no more.
+
+    With `scale`, as it would be clipped if torch did not divide the loss by the number of passes.
+    """
+    import torch
+
+    args, kwargs = clipping
+    clip, original = torch.nn.utils.clip_grad_norm_, torch.autograd.backward
+
+    def backward(*given: Any, **more: Any) -> None:
+        trained = run.trained_tensors()
+        before = [None if each.grad is None else each.grad.clone() for each in trained]
+        for each in trained:
+            each.grad = None
+        original(*given, **more)
+        with torch.no_grad():
+            own = [each for each in trained if each.grad is not None]
+            for gradient in [each.grad for each in own if each.grad is not None]:
+                gradient.mul_(scale)
+            clip(own, *args, **kwargs)
+            for each, kept in zip(trained, before, strict=True):
+                added = None if each.grad is None else each.grad / scale
+                each.grad = added if kept is None else kept if added is None else kept + added
+
+    with (
+        mock.patch.object(torch.autograd, "backward", backward),
+        mock.patch.object(torch.nn.utils, "clip_grad_norm_", return_value=torch.zeros(())),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _penalty_detached(_: TorchProgramRun) -> Iterator[None]:
+    import torch
+
+    original = torch.autograd.grad
+
+    def grad(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        return tuple(each if each is None else each.detach() for each in found)
+
+    with mock.patch.object(torch.autograd, "grad", grad):
+        yield
+
+
+def _never_stepped(run: TorchProgramRun, path: str) -> Any:
+    return mock.patch.object(run.optimizers[path], "step")
+
+
+@contextlib.contextmanager
+def _never_applied(run: TorchProgramRun, path: str) -> Iterator[None]:
+    """Let an optimizer remember what it does, and leave its parameters as they are."""
+    before: dict[Any, Any] = {}
+
+    def keep(optimizer: Any, *_: Any) -> None:
+        before.update({each: each.detach().clone() for group in optimizer.param_groups for each in group["params"]})
+
+    def restore(*_: Any) -> None:
+        for parameter, value in before.items():
+            parameter.data.copy_(value)
+
+    optimizer = run.optimizers[path]
+    with contextlib.ExitStack() as stack:
+        stack.callback(optimizer.register_step_pre_hook(keep).remove)
+        stack.callback(optimizer.register_step_post_hook(restore).remove)
+        yield
+
+
+@contextlib.contextmanager
+def _postponed(run: TorchProgramRun, path: str) -> Iterator[None]:
+    """Step an optimizer after the next of the others, with the gradients that it is given now."""
+    optimizer = run.optimizers[path]
+    step = optimizer.step
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    late: list[list[Any]] = []
+
+    def keep(*_: Any, **__: Any) -> None:
+        late.append([None if each.grad is None else each.grad.clone() for each in parameters])
+
+    def catch_up(*_: Any) -> None:
+        while late:
+            now, given = [each.grad for each in parameters], late.pop(0)
+            for each, gradient in zip(parameters, given, strict=True):
+                each.grad = gradient
+            step()
+            for each, gradient in zip(parameters, now, strict=True):
+                each.grad = gradient
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(optimizer, "step", keep))
+        for other in run.optimizers.values():
+            if other is not optimizer:
+                stack.callback(other.register_step_post_hook(catch_up).remove)
+        yield
+        catch_up()
