@@ -8,10 +8,10 @@ next place that differs.
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from compare.alignment.pairings import Pairing
-from compare.comparison.suggested_edits import Reach, Steps, computed, suggested
+from compare.comparison.suggested_edits import Reach, Steps, computed, of_functions, suggested
 from compare.comparison.update_steps import other_steps
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError, InternalError, NondeterministicError
@@ -115,16 +115,27 @@ def _or_gradients(cause: Cause) -> tuple[Detail, ...]:
 
 def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> list[Edit]:
     """Give the edits with which both sides agree longest, if any agrees beyond where they differ now."""
+    # Those of functions are many, and are tried where no edit of the loop fits.
+    for candidates in (suggested(followed, steps, edits, reach), of_functions(followed, steps, edits, reach)):
+        if best := _best(candidates, followed, steps, edits, reach):
+            return best
+    return []
+
+
+def _best(
+    candidates: Iterable[Edit], followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
+) -> list[Edit]:
     # An edit is judged by how far both sides agree with it. Of edits with equal reach all are reported, unless one of
     # them has no fitted number: it then explains as much with less.
     best: list[Edit] = []
     farthest = reach
-    for edit in suggested(followed, steps, edits, reach):
+    for edit in candidates:
         try:
             now = _reach(followed, steps, [*edits, edit])
         except (RuntimeError, InputError, InternalError, NondeterministicError):  # torch refuses the edited step
             continue
-        if now is not None and (_goes_on(followed, reach, now) or (edit.whole and now.step == reach.step)):
+        agrees = (followed.steps if now is None else now.step) - reach.step
+        if agrees < edit.agrees or (now is not None and _goes_on(followed, reach, now)):
             continue
         now = now or Reach(followed.steps, 0)
         if now > farthest:

@@ -31,6 +31,9 @@ from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
 
+KEPT = 2_000_000
+"""Number of the torch state's elements, times steps, up to which all steps of the JAX side are kept."""
+
 
 class ProgramCheck(CommonCheck):
     """One comparison of programs."""
@@ -48,6 +51,9 @@ class ProgramCheck(CommonCheck):
         compiled: tuple[JaxProgramRun, JaxProgramRun] | None = None,
     ) -> None:
         super().__init__(ProgramRuns(pair), name, steps, progress, compiled)
+        self._seen: list[Observation] = []
+        """The JAX side's steps in float64 that were kept, and the run that takes the next."""
+        self._kept_run: JaxProgramRun | None = None
 
     def _keyed(self, run: JaxProgramRun, keys: list[StepKeys]) -> JaxSteps:
         # A step in plain Python may count, and must not be traced once more to read its keys.
@@ -90,15 +96,31 @@ class ProgramCheck(CommonCheck):
         run = self.pair.torch_run("float64")
         return {name: to_numpy(tensor).copy() for name, tensor in run.floating().items()}
 
-    def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
-        """Take the steps of both sides in float64, torch's with edits; the run is given as it is after the step."""
+    def torch(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation]]:
+        """Take the steps of the torch side in float64, with edits; the run is given as it is after the step."""
         run = self.pair.torch_run("float64")
         run.during += [edit.during for edit in edits]
         run.after += [edit.after for edit in edits]
-        jax = self._jax_again()
-        for number, torch in enumerate(self.runs.stepper.whole(run)):
-            batch = self.pair.batches[number % len(self.pair.batches)]
-            yield run, torch, jax.step(batch, self.runs.stepper.draws[number])
+        for seen in self.runs.stepper.whole(run):
+            yield run, seen
+
+    def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
+        """Take the steps of both sides in float64, torch's with edits; the run is given as it is after the step."""
+        # The JAX side takes the same steps whatever edits torch's has: small ones are kept, and not taken again.
+        whole = self.pair.size * self.steps <= KEPT
+        jax = self._jax_again() if not whole else None
+        for number, (run, torch) in enumerate(self.torch(edits)):
+            if jax is None:
+                self._kept_run = self._kept_run or self._jax_again()
+                if number == len(self._seen):
+                    self._seen.append(self._jax_step(self._kept_run, number))
+                yield run, torch, self._seen[number]
+            else:
+                yield run, torch, self._jax_step(jax, number)
+
+    def _jax_step(self, run: JaxProgramRun, number: int) -> Observation:
+        batch = self.pair.batches[number % len(self.pair.batches)]
+        return run.step(batch, self.runs.stepper.draws[number])
 
     def _jax_again(self) -> JaxProgramRun:
         run: JaxProgramRun = self.runs.again(copy.copy(self.jax))

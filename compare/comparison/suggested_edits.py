@@ -8,9 +8,10 @@ import numpy as np
 
 from compare.alignment.pairings import Pairing, Read
 from compare.diagnosis.optimizers.explain import Explained
-from compare.diagnosis.steps import averages, followers, kept, loops, modules, scales
+from compare.diagnosis.steps import averages, followers, functions, kept, loops, modules, scales
 from compare.diagnosis.steps.edit import Difference, Edit, StateTensor
 from compare.diagnosis.steps.library_calls import EDITS
+from compare.errors import InputError, InternalError, NondeterministicError
 from compare.numerics.distance import distance
 from compare.step.observation import Observation
 from compare.step.stage import Stage
@@ -24,6 +25,9 @@ class Steps(Protocol):
 
     def update_explained(self, followed: Followed, pairing: Pairing) -> Explained:
         """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
+
+    def torch(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation]]:
+        """Take the steps of the torch side, with edits; the run is given as it is after the step."""
 
     def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
         """Take the steps of both sides, torch's with edits; the run is given as it is after the step."""
@@ -74,6 +78,31 @@ def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
         yield from [*known, *followers.edits(found.name, torch_history, jax_history)]
         if not known:
             yield from kept.edits(found, kept.momenta(run))
+
+
+def of_functions(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Iterator[Edit]:
+    """Give the edits of the functions that the step calls at which the two sides first differ."""
+    pairing = followed.pairings[reach.place]
+    if pairing.stage not in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN, Stage.GRADIENT):
+        return
+    calls = functions.Calls()
+    listing = [*edits, Edit("", "", "", during=calls.listing)]
+    _, _, jax = next(itertools.islice(steps.both(listing), reach.step, None))
+    target = computed(pairing.jax_array, jax)
+    if target is None:
+        return
+
+    def observe(edit: Edit) -> np.ndarray | None:
+        try:
+            _, seen = next(itertools.islice(steps.torch([*edits, edit]), reach.step, None))
+        except (RuntimeError, InputError, InternalError, NondeterministicError):  # torch refuses the edited step
+            return None
+        return computed(pairing.torch_array, seen)
+
+    near = FACTOR * float(followed.quantities[reach.place].expected[reach.step])
+    # The gradient of what no step shows may differ for what shows in values, too.
+    gradients = (False, True) if pairing.stage == Stage.GRADIENT else (False,)
+    yield from functions.edits(calls, observe, np.array(target, np.float64), near, gradients)
 
 
 def _of_gradient(followed: Followed, reach: Reach, torch: Observation, jax: Observation) -> Iterator[Edit]:

@@ -8,21 +8,19 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
-from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
 from compare.diagnosis.rewriting import Call, Rewrite, Window, rewriting
+from compare.diagnosis.steps.functions import is_users
 from compare.errors import InputError
 from compare.faults.optimizer import of_optimizer, of_schedule
 from compare.faults.planted_run import SIZE, AnyRun, Fault, PlantedProgramRun, PlantedRun, Site, other, shown
 from compare.faults.step import of_step
 from compare.step.batch import mapped
 from compare.step.draws import Draw
-from compare.step.user_code import of_a_library
 from compare.torch_side.control import ControlledRun
 from compare.torch_side.record import Record
 
@@ -191,7 +189,7 @@ def _of_functions(
 
     def listed(call: Call) -> Any:
         calls.append(call)
-        users.append(not program or bool(call.module) or _is_users(sys._getframe(1)))
+        users.append(not program or bool(call.module) or is_users(sys._getframe(1)))
         return call.run()
 
     with (
@@ -209,17 +207,6 @@ def _of_functions(
         for each in counterfactuals(calls, gradient=of_gradient):
             if not each.may_be_torchs and users[each.number]:
                 yield _of_function(each, sites[each.number], gradient=of_gradient)
-
-
-def _is_users(frame: FrameType | None) -> bool:
-    """Tell whether a call of torch comes from the user's code: not from an optimizer, nor from what watches a step."""
-    while frame := frame.f_back if frame else None:
-        file = Path(frame.f_code.co_filename)
-        if "optim" in file.parts or (file.parent.name == "torch_side" and "compare" in file.parts):
-            return False
-        if not of_a_library(str(file)):
-            return True
-    return False
 
 
 def _of_function(each: Counterfactual, site: Site, *, gradient: bool) -> Fault:

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from programs import adversarial, averages, ensembles, loops, plain
+from programs import adversarial, averages, ensembles, larger, loops, plain
 
 
 class Fault(NamedTuple):
@@ -36,6 +36,9 @@ PROGRAMS = (
     loops.closure,
     loops.scaler,
     loops.pmapped,
+    larger.dcgan,
+    larger.decoder,
+    larger.single_examples,
 )
 
 FAULTS = (
@@ -51,17 +54,17 @@ FAULTS = (
     Fault(averages.warm_up, "per step", "update", "model", "schedule"),
     Fault(averages.warm_up, "no mask", "update", "model", "groups"),
     Fault(averages.warm_up, "two updates", "update", "model"),  # the schedule goes on twice as fast as well
-    Fault(averages.temperature, "target entropy", "gradient", "log_alpha"),
+    Fault(averages.temperature, "target entropy", "gradient", "log_alpha", "constant"),
     Fault(averages.temperature, "not exponentiated", "gradient", "log_alpha"),
     Fault(averages.temperature, "never updated", "shown", "alpha", "update left out"),
     Fault(adversarial.gan, "momentum", "update", "discriminator", "moment"),
     Fault(adversarial.gan, "smoothed", "loss", ""),
-    Fault(adversarial.gan, "minimax", "shown", "generator_loss"),
+    Fault(adversarial.gan, "minimax", "shown", "generator_loss", "activation"),
     Fault(adversarial.gan, "generator first", "forward", "discriminator", "order of updates"),
     Fault(adversarial.penalty, "eps inside the root", "update", "critic", "eps"),
     Fault(adversarial.penalty, "penalty detached", "gradient", "critic", "gradient penalty"),
     Fault(adversarial.penalty, "one-sided", "loss", ""),
-    Fault(adversarial.penalty, "weight", "loss", ""),
+    Fault(adversarial.penalty, "weight", "loss", "", "constant"),
     Fault(adversarial.actor_critic, "tau", "state", "target_actor", "decay"),
     Fault(adversarial.actor_critic, "maximum", "loss", ""),
     Fault(adversarial.actor_critic, "critics' targets left", "state", "target_first", "not updated"),
@@ -85,4 +88,15 @@ FAULTS = (
     Fault(loops.scaler, "no hook", "gradient", "model.fc1.weight", "scale"),
     Fault(loops.pmapped, "summed over devices", "gradient", "model", "scale"),
     Fault(plain.twins, "every step", "forward", "first", "other steps"),
+    Fault(larger.dcgan, "second forward pass", "buffers", "generator.norm", "twice"),
+    Fault(larger.dcgan, "real alone", "gradient", "discriminator", "first micro-batch"),
+    Fault(larger.dcgan, "generator never updated", "update", "generator", "update left out"),
+    Fault(larger.decoder, "decays to zero", "update", "model", "schedule"),
+    Fault(larger.decoder, "decay for all", "update", "model", "groups"),
+    Fault(larger.decoder, "second moment", "update", "model", "second moment"),
+    Fault(larger.decoder, "each clipped", "gradient", "model", "clipping of each"),
+    Fault(larger.decoder, "summed", "gradient", "model", "sum of micro-batches"),
+    Fault(larger.decoder, "no clipping", "update", "model", "clipping"),
+    Fault(larger.single_examples, "mean clipped", "gradient", "model"),
+    Fault(larger.single_examples, "summed", "gradient", "model", "scale"),
 )

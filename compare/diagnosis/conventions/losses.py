@@ -58,7 +58,9 @@ def _outer(call: Call) -> Any:
 
 
 def _vectors(call: Call) -> bool:
-    return call.input.numel() == max(call.input.shape, default=0) > 1
+    first, second, *_ = call.arguments.values()
+    tensors = hasattr(first, "shape") and hasattr(second, "shape")  # a difference may be one of a number
+    return tensors and first.numel() == max(first.shape, default=0) > 1
 
 
 def _softmaxed(call: Call) -> Any:

@@ -39,8 +39,8 @@ class Edit:
     """Makes the change when a step is done; given are the state's floating-point tensors before the step."""
     free: int = 0
     """How many numbers were fitted to what the JAX side gives."""
-    whole: bool = False
-    """Whether the whole step must agree with it, since it changes much: part of a step may agree by accident."""
+    agrees: int = 0
+    """How many whole steps must agree with it, from that of the difference on: part of a step may do so by accident."""
     source: str = ""
     """Where the convention is documented."""
     hides: frozenset[str] = frozenset()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+from compare.diagnosis.optimizers.evidence import copied
 from compare.diagnosis.steps.edit import Edit
 from compare.torch_side.program_run import TorchProgramRun
 
@@ -20,18 +21,13 @@ class Loop:
     """What a step of torch's is seen to do."""
 
     backwards: int = 0
-    """How many backward passes it makes, for all its updates together."""
-    updates: int = 0
-    """How many updates."""
+    """How many backward passes it has made since an optimizer was stepped."""
+    parts: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How many backward passes make the gradients of each optimizer."""
     clipping: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     """The arguments of `clip_grad_norm_`, but for the parameters."""
     second_order: bool = False
     """Whether it differentiates a gradient."""
-
-    @property
-    def parts(self) -> int:
-        """How many backward passes make an update, where it is the same number for each."""
-        return self.backwards // self.updates if self.updates and self.backwards % self.updates == 0 else 1
 
     @contextlib.contextmanager
     def watching(self, run: TorchProgramRun) -> Iterator[None]:
@@ -54,8 +50,11 @@ class Loop:
         def clip(_: Any, *args: Any, **kwargs: Any) -> None:
             self.clipping = args, kwargs
 
-        def update(*_: Any) -> None:
-            self.updates += 1
+        paths = {id(optimizer): path for path, optimizer in run.optimizers.items()}
+
+        def update(optimizer: Any, *_: Any) -> None:
+            self.parts.setdefault(paths[id(optimizer)], self.backwards)
+            self.backwards = 0
 
         with contextlib.ExitStack() as stack:
             for module, name, see in (
@@ -71,25 +70,26 @@ class Loop:
 
 def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
     """Give the edits that a loop of this kind can have."""
-    if loop.parts > 1:
-        yield from _of_accumulation(loop)
+    for path, parts in loop.parts.items():
+        if parts > 1:
+            yield from _of_accumulation(path, parts, loop.clipping)
     if loop.second_order:
         yield Edit(
             name="gradient penalty",
             explanation="torch differentiates through a gradient that it computes (create_graph=True), and the JAX "
             "step does not",
             fix="leave out jax.lax.stop_gradient around the gradient of the penalty",
-            whole=True,
+            agrees=1,
             during=_penalty_detached,
         )
     for path in run.optimizers:
-        for leave_out in (_never_stepped, _never_applied):
+        for remembered in (False, True):
             yield Edit(
                 name="update left out",
                 explanation=f"torch steps {path}, and the JAX step does not change what it trains",
                 fix=f"apply the updates of {path}: params = optax.apply_updates(params, updates)",
-                whole=True,
-                during=functools.partial(leave_out, path=path),
+                agrees=1,
+                during=functools.partial(_left_out, path=path, remembered=remembered),
             )
         if len(run.optimizers) > 1:
             yield Edit(
@@ -97,58 +97,64 @@ def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
                 explanation=f"torch steps {path} before it computes what the other optimizers are given, and the JAX "
                 "step after it",
                 fix=f"update {path} first, and compute the other gradients with the updated weights",
-                whole=True,
+                agrees=1,
                 during=functools.partial(_postponed, path=path),
             )
 
 
-def _of_accumulation(loop: Loop) -> Iterator[Edit]:
-    parts = loop.parts
-    yield Edit(
-        name="sum of micro-batches",
-        explanation=f"torch's gradients are the mean of {parts} backward passes, and those of the JAX step are "
-        f"{parts} times as large before they are clipped or used: their sum",
-        fix=f"gradients = jax.tree.map(lambda leaf: leaf / {parts}, gradients)",
-        whole=True,
-        during=lambda run: _gradients(run, lambda parameter, gradient: gradient * parts),
-    )
-    yield Edit(
-        name="mean of micro-batches",
-        explanation=f"torch's gradients are the sum of {parts} backward passes, and those of the JAX step are their "
-        "mean",
-        fix=f"gradients = jax.tree.map(lambda leaf: leaf * {parts}, gradients)",
-        whole=True,
-        during=lambda run: _gradients(run, lambda parameter, gradient: gradient / parts),
-    )
-    for scale in (1, parts):
-        yield Edit(
-            name="last micro-batch alone",
-            explanation=f"torch adds up the gradients of {parts} backward passes, and the JAX step has those of the "
-            "last alone",
-            fix="total = jax.tree.map(jnp.add, total, gradients), with the total of the micro-batches before",
-            whole=True,
-            during=functools.partial(_gradients, change=functools.partial(_last, scale=scale)),
-        )
-        if loop.clipping is not None:
+def _of_accumulation(path: str, parts: int, clipping: Any) -> Iterator[Edit]:
+    changed: dict[str, list[Callable[[Any, Any], Any]]] = {
+        "sum of micro-batches": [lambda parameter, gradient: gradient * parts],
+        "mean of micro-batches": [lambda parameter, gradient: gradient / parts],
+        "last micro-batch alone": [functools.partial(_last, scale=scale) for scale in (1, parts)],
+        "first micro-batch alone": [functools.partial(_first, scale=scale) for scale in (1, parts)],
+    }
+    alone = f"torch adds up the gradients of {parts} backward passes for {path}, and the JAX step has those of the"
+    says = {
+        "sum of micro-batches": f"torch's gradients are the mean of {parts} backward passes, and those of the JAX step "
+        f"are {parts} times as large before they are clipped or used: their sum",
+        "mean of micro-batches": f"torch's gradients are the sum of {parts} backward passes, and those of the JAX step "
+        "are their mean",
+        "last micro-batch alone": f"{alone} last alone",
+        "first micro-batch alone": f"{alone} first alone",
+    }
+    fixes = {
+        "sum of micro-batches": f"gradients = jax.tree.map(lambda leaf: leaf / {parts}, gradients)",
+        "mean of micro-batches": f"gradients = jax.tree.map(lambda leaf: leaf * {parts}, gradients)",
+    }
+    for name, changes in changed.items():
+        for change in changes:
             yield Edit(
-                name="clipping of each micro-batch",
-                explanation=f"torch clips the gradients once, when those of {parts} backward passes are added up, and "
-                "the JAX step clips those of each before it adds them up",
-                fix="add up the gradients of the micro-batches first, and clip the total",
-                whole=True,
-                during=functools.partial(_each_clipped, clipping=loop.clipping, scale=scale),
+                name=name,
+                explanation=says[name],
+                fix=fixes.get(name, "add up the gradients of all: total = jax.tree.map(jnp.add, total, gradients)"),
+                agrees=1,
+                during=functools.partial(_gradients, path=path, change=change),
             )
+    for scale in (1, parts) if clipping is not None else ():
+        yield Edit(
+            name="clipping of each micro-batch",
+            explanation=f"torch clips the gradients once, when those of {parts} backward passes are added up, and "
+            "the JAX step clips those of each before it adds them up",
+            fix="add up the gradients of the micro-batches first, and clip the total",
+            agrees=1,
+            during=functools.partial(_each_clipped, clipping=clipping, scale=scale),
+        )
 
 
 @contextlib.contextmanager
-def _gradients(run: TorchProgramRun, change: Callable[[Any, Any], Any]) -> Iterator[None]:
-    """Change what each backward pass adds to the gradients."""
+def _gradients(run: TorchProgramRun, path: str, change: Callable[[Any, Any], Any]) -> Iterator[None]:
+    """Change what each backward pass adds to the gradients of an optimizer."""
     with contextlib.ExitStack() as stack:
-        for parameter in run.trained_tensors():
+        for parameter in (each for group in run.optimizers[path].param_groups for each in group["params"]):
             if parameter.requires_grad:
                 hook = parameter.register_hook(lambda gradient, p=parameter: change(p, gradient))
                 stack.callback(hook.remove)
         yield
+
+
+def _first(parameter: Any, gradient: Any, scale: int) -> Any:
+    return gradient * (0 if parameter.grad is not None and parameter.grad.any() else scale)
 
 
 def _last(parameter: Any, gradient: Any, scale: int) -> Any:
@@ -204,23 +210,24 @@ def _penalty_detached(_: TorchProgramRun) -> Iterator[None]:
         yield
 
 
-def _never_stepped(run: TorchProgramRun, path: str) -> Any:
-    return mock.patch.object(run.optimizers[path], "step")
-
-
 @contextlib.contextmanager
-def _never_applied(run: TorchProgramRun, path: str) -> Iterator[None]:
-    """Let an optimizer remember what it does, and leave its parameters as they are."""
-    before: dict[Any, Any] = {}
+def _left_out(run: TorchProgramRun, path: str, *, remembered: bool) -> Iterator[None]:
+    """Leave the parameters of an optimizer as they are, and what it remembers unless that is to go on."""
+    optimizer = run.optimizers[path]
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    before: list[tuple[Any, dict[str, Any]]] = []
 
-    def keep(optimizer: Any, *_: Any) -> None:
-        before.update({each: each.detach().clone() for group in optimizer.param_groups for each in group["params"]})
+    def keep(*_: Any) -> None:
+        before[:] = [(each.detach().clone(), copied(optimizer.state.get(each, {}))) for each in parameters]
 
     def restore(*_: Any) -> None:
-        for parameter, value in before.items():
-            parameter.data.copy_(value)
+        for each, (value, slots) in zip(parameters, before, strict=True):
+            each.data.copy_(value)
+            for slot, now in optimizer.state.get(each, {}).items() if not remembered else ():
+                # A slot that the first step makes is zero before it, as optax has it from the start.
+                if hasattr(now, "copy_"):
+                    now.copy_(slots[slot]) if slot in slots else now.zero_()
 
-    optimizer = run.optimizers[path]
     with contextlib.ExitStack() as stack:
         stack.callback(optimizer.register_step_pre_hook(keep).remove)
         stack.callback(optimizer.register_step_post_hook(restore).remove)

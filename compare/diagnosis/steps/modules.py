@@ -29,7 +29,7 @@ def _of_target(target: str, source: str) -> Iterator[Edit]:
             name="another model",
             explanation=f"torch calls {meant}, and the JAX step calls {called} in its place",
             fix=f"call {meant}",
-            whole=True,
+            agrees=1,
             during=functools.partial(_replaced, meant=meant, called=called),
         )
 
@@ -40,7 +40,7 @@ def _of_norms(path: str) -> Iterator[Edit]:
         explanation=f"torch runs the norms of {path} in training mode, on the statistics of the batch, and the JAX "
         "step on the running ones",
         fix="run the model in training mode on the JAX side: model.train(), or use_running_average=False",
-        whole=True,
+        agrees=1,
         during=lambda run: _in_mode(run, path, training=True, wanted=False),
     )
     yield Edit(
@@ -48,7 +48,7 @@ def _of_norms(path: str) -> Iterator[Edit]:
         explanation=f"torch runs the norms of {path} in evaluation mode, on their running statistics, and the JAX step "
         "on those of the batch",
         fix="run the model in evaluation mode on the JAX side: model.eval(), or use_running_average=True",
-        whole=True,
+        agrees=1,
         during=lambda run: _in_mode(run, path, training=False, wanted=True),
     )
     yield Edit(
@@ -56,7 +56,7 @@ def _of_norms(path: str) -> Iterator[Edit]:
         explanation=f"torch updates the running statistics of {path} once in each forward pass, and the JAX step "
         "twice, as a second forward pass on the same batch does",
         fix="keep the statistics of one forward pass: make the other in evaluation mode",
-        whole=True,
+        agrees=1,
         during=lambda run: _twice(run, path),
     )
 
