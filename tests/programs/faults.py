@@ -71,7 +71,7 @@ FAULTS = (
     Fault(adversarial.actor_critic, "actor every step", "forward", "actor", "other steps"),
     Fault(ensembles.equinox_step, "copied too often", "state", "target", "other steps"),
     Fault(ensembles.equinox_step, "huber delta", "loss", ""),
-    Fault(ensembles.equinox_step, "target follows", "state", "target", "decay"),
+    Fault(ensembles.equinox_step, "target follows", "state", "target", "other steps"),
     Fault(ensembles.haiku_state, "momentum of the mean", "buffers", "model.mean", "momentum"),
     Fault(ensembles.haiku_state, "state not set", "buffers", "model.mean", "not updated"),
     Fault(ensembles.haiku_state, "no nesterov", "update", "model", "Nesterov"),

@@ -35,8 +35,9 @@ def edits(name: str, torch: History, jax: History) -> Iterator[Edit]:
             for each in (full.partition(".")[2] for full in torch[0] if full.partition(".")[0] == root)
             if f"{other}.{each}" in torch[0] and torch[0][f"{other}.{each}"].shape == torch[0][f"{root}.{each}"].shape
         }
-        yield from _copied(root, other, name, pairs, torch, jax)
-        yield from _averaged(root, other, name, pairs, torch, jax)
+        if name in pairs:  # of the same shape
+            yield from _copied(root, other, name, pairs, torch, jax)
+            yield from _averaged(root, other, name, pairs, torch, jax)
 
 
 def _copied(root: str, other: str, name: str, pairs: Mapping[str, str], torch: History, jax: History) -> Iterator[Edit]:
