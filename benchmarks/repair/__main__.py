@@ -1,6 +1,6 @@
 """How often `netparity check --fix` alone ends in a match: wrong ports as files, with one to four faults each.
 
-    python -m benchmarks.repair [--examples 100] [--seed 0] [--only PORT] [--single] [--in-process] [--json FILE]
+    python -m benchmarks.repair [--examples 100] [--seed 0] [--only PORT] [--single] [--in-process] [--processes N] [--json FILE]
 
 Each example is a right port with some of its text exchanged. `--single` plants each fault by itself.
 """
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 import compare
+from benchmarks.parts import spread
 from compare.command_line.repair import Checked, Repair
 from compare.command_line.user_function import arguments_of
 
@@ -154,13 +155,14 @@ def main() -> int:
     parser.add_argument("--only", action="append")
     parser.add_argument("--single", action="store_true")
     parser.add_argument("--in-process", action="store_true", help="imported anew, without a process for each check")
+    parser.add_argument("--processes", type=int, default=1, help="so many at a time")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     ports = options.only or sorted(path.stem for path in PORTS.glob("[a-z]*.py"))
     outcomes = []
-    for example in single(ports) if options.single else chosen(options.examples, options.seed, ports):
-        outcomes.append(in_process(example) if options.in_process else tried(example))
-        last = outcomes[-1]
+    examples = list(single(ports) if options.single else chosen(options.examples, options.seed, ports))
+    for last in spread(in_process if options.in_process else tried, examples, options.processes):
+        outcomes.append(last)
         print(f"{last['port']}: {', '.join(last['faults']) or 'right'}: {last['verdict']}", end="")
         print(f", {last['rounds']} rounds, {last['seconds']} s", flush=True)
         if options.json:

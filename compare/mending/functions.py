@@ -97,6 +97,27 @@ def exchange_reduction(file: SourceFile, code: Code, lines: Sequence[Line]) -> l
     return [file.exchanged(found[0], code.call.removeprefix("jnp."))]
 
 
+def take_element(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:
+    """Put the choice of one element in the place of a reduction over one axis."""
+    found = [
+        call
+        for call in _expressions(file, lines)
+        if isinstance(call, libcst.Call) and isinstance(call.func, libcst.Attribute)
+        if call.func.attr.value in REDUCTIONS
+    ]
+    if len(found) != 1:
+        raise Unfit("which reduction is meant is not known")
+    values = [each.value for each in found[0].args]
+    if file.meaning(found[0].func) is None and isinstance(found[0].func, libcst.Attribute):  # a method of an array
+        values.insert(0, found[0].func.value)
+    if len(values) != 2:
+        raise Unfit("the axis of the reduction is not known")
+    array, axis = (file.code(each) for each in values)
+    naming = Naming(file)
+    taken = naming(f"jnp.take(x, {code.arguments[1]}, axis=y)")
+    return [*naming.imports(), file.exchanged(found[0], substituted(taken, {"x": array, "y": axis}))]
+
+
 def exchange_constant(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:
     """Put another number into a sum, product or power of the user's."""
     tree = ast.parse(str(code), mode="eval").body

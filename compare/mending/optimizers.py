@@ -17,27 +17,29 @@ CHAIN = "optax.chain"
 
 def mend_optimizer(file: SourceFile, code: Code, line: Line) -> list[Edit]:
     """Change the call that makes the optimizer, inside a chain of transformations too."""
-    call = _optimizer(file, file.expression(line.source.span))
+    made = file.expression(line.source.span)
+    call = _optimizer(file, made)
     naming = Naming(file)
     wanted = [str(code)] if code.call != CHAIN else list(code.arguments)
     *before, last = [libcst.parse_expression(text) for text in wanted]
     taken_over = [name for each in before for name in _TAKEN_OVER.get(_kind_of(each), ())]
     edits = _changed(file, call, last, naming, taken_over)
-    chain = file.above(call, libcst.Call)
-    is_in_chain = chain is not None and _name(file, chain.func) == "chain"
-    kept = _parts(file, file.expression(line.source.span), call) if is_in_chain else []
+    place = _place(file, made, call)
+    is_in_chain = isinstance(made, libcst.Call) and _name(file, made.func) == "chain"
+    kept = [each.value for each in made.args if each.value is not place] if isinstance(made, libcst.Call) else []
+    kept = kept if is_in_chain else []
     added = []
     for each in before:  # what does the same in another way goes
         text = naming(_NEW.code_for_node(each))
         alike = [old for old in kept if _kind(file, old) and _kind(file, old) == _kind_of(each)]
         if len(alike) == 1:
-            if file.range(alike[0]) > file.range(call):
+            if file.range(alike[0]) > file.range(place):
                 raise Unfit("the chain has another order")
             edits.append(file.exchanged(alike[0], text))
             kept.remove(alike[0])
         else:
             added.append(text)
-    start, end = file.range(call)
+    start, end = file.range(place)
     if added and is_in_chain:
         edits.append(Edit(file.file, start, start, "".join(f"{text}, " for text in added)))
     elif added:
@@ -50,9 +52,11 @@ _NEW = libcst.Module([])
 """Writes what is in no file yet."""
 
 
-def _parts(file: SourceFile, made: libcst.BaseExpression, call: libcst.Call) -> list[libcst.BaseExpression]:
-    """Give what else a chain is made of."""
-    return [each.value for each in made.args if each.value is not call] if isinstance(made, libcst.Call) else []
+def _place(file: SourceFile, made: libcst.BaseExpression, call: libcst.Call) -> libcst.BaseExpression:
+    """Give where an optimizer is in a chain: its call, or the variable that it was assigned to."""
+    parts = [each.value for each in made.args] if isinstance(made, libcst.Call) else []
+    named = [each for each in parts if isinstance(each, libcst.Name) and _assigned(file, made, each.value) is call]
+    return named[0] if named else call
 
 
 _KINDS = {

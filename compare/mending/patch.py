@@ -17,6 +17,7 @@ from compare.mending.functions import (
     exchange_function,
     exchange_reduction,
     set_layer,
+    take_element,
 )
 from compare.mending.losses import exchange_loss
 from compare.mending.optimizers import mend_optimizer
@@ -163,6 +164,8 @@ def _ways(code: Code) -> list[tuple[tuple[Role, ...], Mend]]:
             ((Role.CALLED, Role.GIVEN), each(change_result)),
             ((Role.COMPUTED,), change_computed),
         ]
+    if code.call == "jnp.take":
+        return [((Role.COMPUTED,), take_element)]
     if code.call in REDUCTION_CALLS and code.arguments == ("...",) and not code.keywords:
         return [((Role.COMPUTED,), exchange_reduction)]
     if "x" in names and not code.call:

@@ -28,8 +28,9 @@ def functions_alone(context: Context, node: Node) -> Iterator[Edit]:
             assert call is not None
             return rewrite(call)
 
-        fix = str(each.fix(each.call, Place()) or f"compute {node.name} as torch does ({node.line})")
-        yield one(Kind.EXCHANGED, node, compute, f"{each.jax_does} in {shown(node)}", fix)
+        fix = each.fix(each.call, Place()) or f"compute {node.name} as torch does ({node.line})"
+        code = fix if isinstance(fix, Code) else None
+        yield one(Kind.EXCHANGED, node, compute, f"{each.jax_does} in {shown(node)}", str(fix), code)
 
 
 def _filled(context: Context, node: Node) -> tuple[Any, Any]:

@@ -129,6 +129,14 @@ def other_reductions(context: Context, node: Node) -> Iterator[Edit]:
             yield _edit(Kind.AXIS, node, known[given.name], every, given.keepdim, given.name, own)
 
 
+def _taken(node: Node, axes: tuple[int, ...]) -> Code | None:
+    """Write the choice of one element: `jnp.take(x, 0, axis=1)` for x[:, 0]."""
+    given = node.args[1:] if node.name != "select" else node.args[2:]
+    index = given[0] if given and isinstance(given[0], tuple) else given
+    chosen = [each for each in index if isinstance(each, int)]
+    return Code("jnp.take", ("x", str(chosen[0])), {"axis": axes[0]}) if len(chosen) == 1 else None
+
+
 def _edit(
     kind: Kind,
     node: Node,
@@ -144,7 +152,9 @@ def _edit(
         return (made, made) if len(node.outputs) == 2 else made
 
     does = f"takes {name} over axis {_listed(axes)} for {shown(node)}, torch {own}"
-    code = Code(f"jnp.{given}") if kind is Kind.REDUCTION and given in _FUNCTIONS and name in _FUNCTIONS else None
+    code = None
+    if kind is Kind.REDUCTION and name in _FUNCTIONS:
+        code = Code(f"jnp.{given}") if given in _FUNCTIONS else _taken(node, axes) if given == "the element" else None
     return one(kind, node, compute, does, f"take {own}, in torch's layout", code)
 
 

@@ -345,4 +345,5 @@ def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
     explanation = f"{name}: {says}. With that on the torch side the difference is {apart:.1e}"
     codes = [edit.code for edit in first if edit.code] if not others else []
     code = codes[0] if len(codes) == len(first) == 1 else None
-    return Cause(name, explanation, fix, code=(code,) if code else (), parts=(Part(name, says, fix, code),))
+    every = tuple(codes) if len(codes) == len(first) else ()
+    return Cause(name, explanation, fix, code=every, parts=(Part(name, says, fix, code),))
