@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -12,6 +13,8 @@ from programs.averages import ema
 from programs.common import FlaxNet, TorchNet
 
 import compare
+from compare.comparison.program_lines import with_lines
+from compare.verdict.divergence import Divergence
 
 
 def original() -> Any:
@@ -108,3 +111,42 @@ def test_power_plants_faults_in_averages_and_clipping() -> None:
     found = {outcome.fault: outcome for outcome in power.outcomes}
     for fault in ("clipping left out", "schedule left out", "change of the state times 1.000001"):
         assert found[fault].caught, str(power)
+
+
+def test_the_line_that_makes_the_optimizer_of_a_program() -> None:
+    """Of several optimizers, the one that has the name of torch's."""
+
+    def two_torch() -> Any:
+        models = {name: TorchNet(outputs=1) for name in ("actor", "critic")}
+        return models | {f"of_{name}": torch.optim.Adam(each.parameters()) for name, each in models.items()}, print
+
+    def two_jax() -> Any:
+        models = {name: FlaxNet(nnx.Rngs(0), outputs=1) for name in ("actor", "critic")}
+        optimizers = {
+            "of_actor": nnx.Optimizer(models["actor"], optax.adam(1e-2), wrt=nnx.Param),
+            "of_critic": nnx.Optimizer(models["critic"], optax.sgd(1e-2), wrt=nnx.Param),
+        }
+        return models | optimizers, print
+
+    def lines(torch_side: Any, jax_side: Any, *names: str) -> list[str]:
+        found = [Divergence(0, "update", name, name.replace(".", "/"), 1.0, 0.0, 0.0) for name in names]
+        sides = compare.TorchProgram(torch_side), compare.JaxProgram(jax_side)
+        return [line.source.expression for each in with_lines(*sides, found) for line in each.lines]
+
+    assert lines(two_torch, two_jax, "critic.fc1.weight", "actor.fc1.weight") == ["optax.sgd(1e-2)", "optax.adam(1e-2)"]
+    assert lines(original, port, "model.fc1.weight") == ["optax.adam(1e-2)"]
+
+
+def test_the_line_of_an_optimizer_that_only_the_step_knows() -> None:
+    def pure() -> Any:
+        optimizer = optax.adam(3e-3)
+
+        @jax.jit
+        def step(state: Any, batch: Any) -> Any:
+            return optimizer.update(batch, state), {}
+
+        return {"model": FlaxNet(nnx.Rngs(0), outputs=1)}, step
+
+    found = Divergence(0, "update", "model.fc1.weight", "model/fc1/kernel", 1.0, 0.0, 0.0)
+    (known,) = with_lines(compare.TorchProgram(original), compare.JaxProgram(pure), [found])
+    assert [line.source.expression for line in known.lines] == ["optax.adam(3e-3)"]

@@ -1,6 +1,7 @@
 """How often `netparity check --fix` alone ends in a match: wrong ports as files, with one to four faults each.
 
-    python -m benchmarks.repair [--examples 100] [--seed 0] [--only PORT] [--single] [--in-process] [--processes N] [--json FILE]
+    python -m benchmarks.repair [--examples 100] [--seed 0] [--only PORT] [--single] [--in-process]
+        [--processes N] [--json FILE]
 
 Each example is a right port with some of its text exchanged. `--single` plants each fault by itself.
 """

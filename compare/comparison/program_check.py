@@ -11,6 +11,7 @@ from compare import bugs
 from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_check import CommonCheck
 from compare.comparison.program_causes import explained
+from compare.comparison.program_lines import with_lines
 from compare.comparison.program_optimizers import Programs, explained_update
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.program_questions import questioned_program
@@ -72,7 +73,9 @@ class ProgramCheck(CommonCheck):
             return None, [], []
         self.progress(Progress("looking for the cause", found=lambda: found))
         search = functools.partial(explained, followed, found.divergence, self)
-        first, *others = bugs.attempt("the search for the cause", search) or [found.divergence]
+        known = bugs.attempt("the search for the cause", search) or [found.divergence]
+        lined = functools.partial(with_lines, self.pair.torch, self.pair.jax, known)
+        first, *others = bugs.attempt("the search for the lines", lined) or known
         return first, others, []
 
     def _idle_draws(self) -> list[NotCompared]:

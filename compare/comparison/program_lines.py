@@ -1,0 +1,110 @@
+"""Finds the lines of the user's code that a difference between two programs comes from: what their `build` makes."""
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from compare.jax_side import made as jax_made
+from compare.jax_side.program import JaxProgram
+from compare.jax_side.program_state import is_nnx, path_name
+from compare.step.made import made_at
+from compare.step.stage import Stage
+from compare.torch_side import made as torch_made
+from compare.torch_side.program import TorchProgram
+from compare.torch_side.program_state import State, seeded
+from compare.verdict.divergence import Divergence, Line, Role
+
+
+def with_lines(torch: TorchProgram, jax: JaxProgram, found: Sequence[Divergence]) -> list[Divergence]:
+    """Add to each difference where its layer or its optimizer is made; both programs are built once more for it."""
+    with seeded(), torch_made.noted(), jax_made.noted():
+        ours, (theirs, step) = State(torch.build()[0]), jax.build()
+    places = _Places(ours, theirs, step)
+    return [dataclasses.replace(each, lines=tuple(places.lines(each))) for each in found]
+
+
+class _Places:
+    """What two programs are made of, by name.
+
+    Args:
+        ours: Torch's state.
+        theirs: The JAX side's.
+        step: Its step, whose variables may hold an optimizer.
+
+    """
+
+    def __init__(self, ours: State, theirs: Any, step: Any) -> None:
+        import torch
+
+        self.modules = ours.parts(torch.nn.Module)
+        self.optimizers = ours.parts(torch.optim.Optimizer)
+        self.objects, self.theirs = _objects(theirs), _optimizers(theirs, step)
+
+    def lines(self, found: Divergence) -> Iterator[Line]:
+        """Give the lines that are known of a difference."""
+        if found.stage == Stage.UPDATE:
+            made = made_at(self._optimizer(found.torch))
+            if made is not None:
+                yield Line("jax", Role.MADE, made)
+        elif found.modules is not None:
+            for side, module in (("torch", self._ours(found.modules[0])), ("jax", self._theirs(found.modules[1]))):
+                if module is not None and (made := made_at(module)):
+                    yield Line(side, Role.MADE, made)
+
+    def _optimizer(self, parameter: str) -> Any:
+        """Give the JAX side's optimizer of a parameter: the only one, or that of the same name as torch's."""
+        if len(self.theirs) < 2:
+            return next(iter(self.theirs.values()), None)
+        for name, optimizer in self.optimizers.items():
+            trained = {id(each) for group in optimizer.param_groups for each in group["params"]}
+            for root, module in self.modules.items():
+                known = {f"{root}.{path}": each for path, each in module.named_parameters()}
+                if parameter in known and id(known[parameter]) in trained:
+                    return self.theirs.get(name.replace(".", "/"))
+        return None
+
+    def _ours(self, path: str) -> Any:
+        for root, module in self.modules.items():
+            if path == root or path.startswith(f"{root}."):
+                return dict(module.named_modules()).get(path[len(root) + 1 :])
+        return None
+
+    def _theirs(self, path: str) -> Any:
+        from compare.weights.layers import at_path
+
+        for root, module in self.objects.items():
+            if path.startswith(f"{root}/"):
+                keys = path[len(root) + 1 :].split("/")
+                try:
+                    return at_path(module, tuple(int(key) if key.isdecimal() else key for key in keys))
+                except (AttributeError, KeyError, IndexError, TypeError):
+                    return None
+        return None
+
+
+def _objects(state: Any) -> Mapping[str, Any]:
+    import jax
+
+    found = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_nnx)[0]
+    return {path_name(path): each for path, each in found if is_nnx(each)}
+
+
+def _optimizers(state: Any, step: Any) -> dict[str, Any]:
+    """Give the transformations of optax that a state holds, or else those that the step's variables hold."""
+    import jax
+
+    def holds(value: Any) -> bool:
+        return hasattr(value, "tx")
+
+    leaves = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda value: holds(value) or is_nnx(value))[0]
+    found = {path_name(path): each.tx for path, each in leaves if holds(each)}
+    function = inspect.unwrap(step)
+    if found or not inspect.isfunction(function):
+        return found
+    variables = inspect.getclosurevars(function)
+    return {name: each for name, each in {**variables.globals, **variables.nonlocals}.items() if _transforms(each)}
+
+
+def _transforms(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "init") and hasattr(value, "update")
