@@ -1,16 +1,11 @@
 """Whether the JAX side's float32 program is the one that its float64 run proves: it is what people run."""
 
-import dataclasses
-
-import numpy as np
-
 from compare.comparison.precision import named_algorithm
 from compare.comparison.runs import Runs
 from compare.jax_side.reading import lowest_precision
 from compare.jax_side.run import JaxRun
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
-from compare.verdict.quantity import FACTOR
 
 DOCS = "docs/verdict.md#float32-is-judged-too"
 
@@ -32,7 +27,6 @@ def weigh_float32_program(runs: Runs, followed: Followed, jax32: JaxRun, jax64: 
     if any(quantity.decides and quantity.other32.any() for quantity in followed.quantities):
         # Such as the gradient of a softmax that is 1 at one place: one library gives its rounding, and another zero.
         runs.weigh_noise(followed, jax64)
-        _excuse_ties(runs, followed)
     pairs = zip(followed.pairings, followed.quantities, strict=True)
     first_other = next(((p, q) for p, q in pairs if p.ports and q.decides and q.other32.any()), None)
     if first_other and named_algorithm(runs, *first_other):  # rounding all the same, as that of a fast variance
@@ -49,20 +43,6 @@ def weigh_float32_program(runs: Runs, followed: Followed, jax32: JaxRun, jax64: 
         f"compute it in float32: leave out {name}, or have it on both sides",
         "docs/precision.md",
     )
-
-
-def _excuse_ties(runs: Runs, followed: Followed) -> None:
-    """Excuse what is torch's in float32: a program that computes torch's numbers there is no other one.
-
-    At a tie of a maximum the last digit decides where the gradient goes. A tie may be one in float32 on both sides, and
-    in float64 on one of them.
-    """
-    together = followed._replace(quantities=[dataclasses.replace(each, between32=[]) for each in followed.quantities])
-    runs.weigh_float32(together)
-    for quantity, same in zip(followed.quantities, together.quantities, strict=True):
-        other = quantity.other32
-        if other.any() and (np.asarray(same.between32)[other] <= FACTOR * quantity.fair32[other]).all():
-            quantity.spread32.clear()
 
 
 def other_in_float32(followed: Followed) -> Divergence | None:

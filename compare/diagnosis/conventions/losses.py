@@ -79,15 +79,6 @@ def _targets(change: Callable[[Any], Any]) -> Rewrite:
     return compute
 
 
-def _counted(call: Call) -> Any:
-    """Count the labels that torch ignores, as the class to which a port sets them so that they are an index."""
-    return call.run(target=call["target"].clamp(min=0))
-
-
-def _ignores(call: Call) -> bool:
-    return call["ignore_index"] < 0 and bool((call["target"] == call["ignore_index"]).any())
-
-
 def _has_targets(call: Call) -> bool:
     second = list(call.arguments.values())[1]
     return bool(getattr(second, "ndim", 0)) and second.shape[0] > 1
@@ -168,15 +159,6 @@ LOSS_FUNCTIONS = (
         fix=writes("output.reshape", "target.shape"),
         source="https://numpy.org/doc/stable/user/basics.broadcasting.html",
         applies=_vectors,
-    ),
-    Alternative(
-        name="ignored labels",
-        functions=("cross_entropy", "nll_loss"),
-        compute=_counted,
-        jax_does="counts the labels that torch ignores as labels of class 0",
-        fix=_code,
-        source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
-        applies=_ignores,
     ),
     Alternative(
         name="softmax twice",
