@@ -17,6 +17,9 @@ LIBRARIES = (
     "dataclasses",
     "collections",
     "os",
+    "math",
+    "inspect",
+    "contextlib",
     "time",
 )
 """What a script imports is imported; what else it does, such as simulators and loggers, stands aside."""

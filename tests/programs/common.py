@@ -38,8 +38,11 @@ class BatchNorm(nnx.Module):
     def __init__(self, size: int) -> None:
         self.scale, self.bias = nnx.Param(jnp.ones(size)), nnx.Param(jnp.zeros(size))
         self.mean, self.var = nnx.BatchStat(jnp.zeros(size)), nnx.BatchStat(jnp.ones(size))
+        self.use_running_average = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        if self.use_running_average:
+            return (x - self.mean[...]) / jnp.sqrt(self.var[...] + 1e-5) * self.scale[...] + self.bias[...]
         mean, var = x.mean(0), x.var(0)
         self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean
         self.var[...] = 0.9 * self.var[...] + 0.1 * x.var(0, ddof=1)

@@ -41,6 +41,8 @@ def dcgan(fault: str = "") -> Pair:
 
     def port() -> Any:
         generator, discriminator = FlaxNet(nnx.Rngs(0), 4, 5, norm=True), FlaxNet(nnx.Rngs(1), 5, 1, norm=True)
+        if fault == "evaluation mode":
+            generator.eval()
         for_g, for_d = (nnx.Optimizer(m, optax.adam(1e-2, b1=0.5), wrt=nnx.Param) for m in (generator, discriminator))
 
         def entropy(logits: jax.Array, label: float) -> jax.Array:
@@ -180,7 +182,9 @@ def decoder(fault: str = "") -> Pair:
             total, losses = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), batch["tokens"])
             if fault != "summed":
                 total = jax.tree.map(lambda leaf: leaf / len(batch["tokens"]), total)
-            if fault not in ("each clipped", "no clipping"):
+            if fault == "optax's clipping":
+                total, _ = optax.clip_by_global_norm(0.5).update(total, optax.EmptyState())
+            elif fault not in ("each clipped", "no clipping"):
                 total = clip_as_torch(total, 0.5)
             state["optimizer"].update(state["model"], total)
             return state, {"loss": jnp.mean(losses)}

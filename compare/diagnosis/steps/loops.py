@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 from compare.diagnosis.optimizers.evidence import copied
+from compare.diagnosis.steps import clippings
 from compare.diagnosis.steps.edit import Edit
 from compare.torch_side.program_run import TorchProgramRun
 
@@ -82,6 +83,8 @@ def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
             agrees=1,
             during=_penalty_detached,
         )
+    if loop.clipping is not None:
+        yield from clippings.edits(*loop.clipping)
     for path in run.optimizers:
         for remembered in (False, True):
             yield Edit(
