@@ -89,7 +89,7 @@ FAULTS = (
     Fault(loops.pmapped, "summed over devices", "gradient", "model", "scale"),
     Fault(plain.twins, "every step", "forward", "first", "other steps"),
     Fault(larger.dcgan, "second forward pass", "buffers", "generator.norm", "twice"),
-    Fault(larger.dcgan, "evaluation mode", "forward", "generator.norm", "evaluation mode"),
+    Fault(larger.dcgan, "evaluation mode", "forward", "between discriminator", "evaluation mode"),
     Fault(larger.dcgan, "real alone", "gradient", "discriminator", "first micro-batch"),
     Fault(larger.dcgan, "generator never updated", "update", "generator", "update left out"),
     Fault(larger.decoder, "decays to zero", "update", "model", "schedule"),
