@@ -28,7 +28,7 @@ from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.fix import written
 
 SECONDS = 30.0
-"""How long candidates are tried, in one place of a comparison."""
+"""The processor's time for which candidates are tried, in one place of a comparison."""
 
 _Site = tuple[str, int]
 """A function, and which call of it within the step."""
@@ -77,12 +77,12 @@ def edits(
         gradients: Whether to list what shows in values, and what shows in gradients alone.
 
     """
-    end = time.monotonic() + SECONDS
+    end = time.process_time() + SECONDS
     for gradient in gradients:
         listed = counterfactuals(calls.calls, gradient=gradient)
         candidates = [each for each in listed if calls.users[each.number]]
         for group in (*together(candidates), *([each] for each in candidates)):
-            if time.monotonic() > end:
+            if time.process_time() > end:
                 return
             if group[0].of is None:
                 yield _edit(calls, group, None)
