@@ -59,8 +59,7 @@ def main() -> int:
     found = []
     for each in spread(outcome, [Item(seed, what) for seed in seeds for what in WHAT], arguments.processes):
         found.append(each)
-        if not each.expected:
-            print(f"{each.item.what}: {each.text}", flush=True)
+        print(f"{each.verdict:9} {'' if each.expected else '(wrong)'} {each.item.what}: {each.text}", flush=True)
     for what in WHAT:
         print(f"{what}: {dict(Counter(each.verdict for each in found if each.item.what == what))}")
     return int(not all(each.expected for each in found))

@@ -109,7 +109,8 @@ def main() -> None:
             results[each.result] = results.get(each.result, 0) + 1
         alarms += each.result == "false alarm"
         if each.item.faults or each.result != "right":
-            print(f"{each.result:7}{each.search:6.1f}/{each.seconds:5.1f} s  {each.headline}", flush=True)
+            planted = "+".join((each.item.architecture, *sorted(each.item.faults)))
+            print(f"{each.result:7}{each.search:6.1f}/{each.seconds:5.1f} s  {planted}: {each.headline}", flush=True)
         if chosen.show and each.result != "right":
             print("\n".join(each.text.splitlines()[-30:]))
     print(f"{len(tried)} faults, {len(tried) - results.get('missed', 0)} caught, {results}, {alarms} false alarms,")
