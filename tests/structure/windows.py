@@ -266,7 +266,7 @@ ARCHITECTURES = [
             "slopes from zero": ("leaves out add", "adds", "factor 2", "leaves out the sum"),
             "slopes reversed": ("reversal",),
             "bias of the other sign": ("sign", "sub of", "exchanges"),
-            "scaled behind the bias": ("applies div", "div (windows"),
+            "scaled behind the bias": ("applies div", "div (windows", "before the quotient"),
             "not causal": ("left out", "leaves out masked_fill"),
         },
         (("tile for repeat", "not causal"), ("bias of the other sign", "not causal")),
@@ -304,7 +304,7 @@ ARCHITECTURES = [
         {
             "no one for queries": ("leaves out add",),
             "relu for elu": ("relu",),
-            "keys as they are": ("leaves out",),
+            "keys as they are": ("leaves out", "takes the output of k wherever"),
             "memory transposed": ("transpose", "exchanges"),
             "mean of keys": ("mean",),
             "not divided": ("leaves out the quotient",),

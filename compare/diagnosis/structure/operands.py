@@ -1,6 +1,7 @@
 """Edits of operands: another tensor of the same shape, operands exchanged, a tensor added or multiplied."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,15 +38,19 @@ def _taken(context: Context, node: Node) -> list[tuple[Path, int]]:
 
 
 def other_at_every_use(context: Context, node: Node) -> Iterator[Edit]:
-    """List what may be taken for a value wherever it is used: the sources of edges for their targets."""
+    """List what may be taken for a value wherever it is used, or by all operations of one kind: a sum and its count."""
     if node.name != END:
         return
     for number, users in context.users.items():
         uses = [(user, path) for user in users for path, other in _taken(context, user) if other == number]
         if len(uses) < 2 or any(user.frozen for user, _ in uses):
             continue
-        own = context.named(number)
-        for other in context.likes(uses[0][0], number):
+        own, names = context.named(number), [user.name for user, _ in uses]
+        whole = sum(other == number for user in context.graph.nodes for _, other in _taken(context, user))
+        # Behind a place that agrees, it was taken for something else before.
+        every = [""] if whole == len(uses) else []
+        some = [name for name, count in Counter(names).items() if 2 <= count < whole]
+        for other, kind in itertools.product(context.likes(uses[0][0], number), (*every, *some)):
 
             def compute(operation: Operation, number: int = number, other: int = other) -> Any:
                 for path, each in operation.node.inputs:
@@ -54,8 +59,9 @@ def other_at_every_use(context: Context, node: Node) -> Iterator[Edit]:
                 return operation.run()
 
             name = context.named(other)
-            at = tuple((user.number, compute) for user, _ in uses)
-            does = f"takes {name} wherever torch takes {own}"
+            at = tuple((user.number, compute) for user, _ in uses if kind in ("", user.name))
+            where = f"for each {kind} for which" if kind else "wherever"
+            does = f"takes {name} {where} torch takes {own}"
             yield Edit(Kind.OPERAND, at, does, f"take {own}, and not {name}")
 
 

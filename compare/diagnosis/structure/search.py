@@ -3,7 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,16 +15,13 @@ from compare.diagnosis.structure.graph import FAILURES
 from compare.diagnosis.structure.listing import listed
 from compare.diagnosis.structure.norm_order import norms_moved
 from compare.diagnosis.structure.recording import edited
-from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, opened
+from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, moved, opened
 from compare.jax_side.from_data import Value
 from compare.numerics.distance import distance
 from compare.step.batch import Batch
 from compare.step.observation import Port
 from compare.verdict.divergence import Cause, Part
 from compare.verdict.first_difference import Found
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Tried(NamedTuple):
@@ -95,7 +92,7 @@ class StructureSearch:
 
     def two(self) -> Cause | None:
         """Find two edits, after `one` has found none."""
-        return self._within_budget(lambda: self._told(itertools.islice(self._pairs(), 3)))
+        return self._within_budget(lambda: self._told(itertools.islice(self._pairs(), FITTING)))
 
     def _within_budget(self, search: Callable[[], Cause | None]) -> Cause | None:
         import torch
@@ -209,21 +206,21 @@ class StructureSearch:
                 return [[Edit(Kind.MOVED, ((end.number, compute),), does, fix)]]
         return []
 
-    def _different(self, fitting: Iterable[list[Edit]]) -> list[list[Edit]]:
-        """Keep one of the edits that compute the same for all inputs, such as x + x and 2 x: the plainest.
+    def _different(self, fitting: Iterable[list[Edit]]) -> list[list[list[Edit]]]:
+        """Group the edits that compute the same for all inputs, such as x + x and 2 x, the plainest first.
 
         They are not several causes, but several ways to write one. On other values than the step's, edits that only
         agree on this batch separate.
         """
-        kept: list[tuple[list[Edit], np.ndarray | None]] = []
+        groups: list[tuple[list[list[Edit]], np.ndarray | None]] = []
         for edits in fitting:
             array = self._elsewhere(edits)
-            equal = [place for place, (_, other) in enumerate(kept) if _same(array, other)]
-            if not equal:
-                kept.append((edits, array))
-            elif _plainer(edits, kept[equal[0]][0]):
-                kept[equal[0]] = edits, array
-        return [edits for edits, _ in kept]
+            equal = next((group for group, other in groups if _same(array, other)), None)
+            if equal is None:
+                groups.append(([edits], array))
+            else:
+                equal.insert(0 if _plainer(edits, equal[0]) else len(equal), edits)
+        return [group for group, _ in groups]
 
     def _elsewhere(self, edits: Sequence[Edit]) -> np.ndarray | None:
         """Compute what is edited from other values than the step's."""
@@ -232,19 +229,21 @@ class StructureSearch:
         made = {number for node in nodes for number in node.outputs}
         used = {number for node in nodes for _, number in node.inputs}
         used |= {number for number in context.ports.values() if number not in made}
-        moved = {number: _moved(graph.values[number], number) for number in used - made}
+        others = {number: moved(graph.values[number], number) for number in used - made}
         try:
-            return array_of(graph.evaluate(nodes, changes(edits), self.here.end, moved))
+            return array_of(graph.evaluate(nodes, changes(edits), self.here.end, others))
         except FAILURES:
             return None
 
-    def _proved(self, fitting: Sequence[list[Edit]]) -> list[list[Edit]]:
-        """Keep what holds in a run of the whole step, and at other steps.
+    def _proved(self, groups: Sequence[list[list[Edit]]]) -> list[list[Edit]]:
+        """Keep of each group the first that holds in a run of the whole step, if it holds at other steps too.
 
         A tensor proves an edit if it has numbers enough, all different, and one other step does not contradict it. A
         scalar, or a tensor that is constant, needs two other steps at which the sides differ.
         """
-        left = [edits for edits in fitting if self._confirmed(edits)]
+        # What computes the same in this part of the step may not do so before it.
+        first = (next((edits for edits in group[:CONFIRMED] if self._confirmed(edits)), None) for group in groups)
+        left = [edits for edits in first if edits is not None]
         needed = 2 if len(np.unique(self.target[np.isfinite(self.target)].ravel()[:100_000])) < DIFFERENT else 0
         asked = agreed = 0
         for rerun, target in self.held_out:
@@ -281,6 +280,12 @@ def _again(edits: Sequence[Edit], context: Context) -> list[Edit]:
     return [edit for edit in made if edit is not None]
 
 
+CONFIRMED = 4
+"""Ways to write one edit that are tried in a run of the whole step, which takes as long as a step."""
+
+FITTING = 6
+"""Of pairs that fit, so many are looked for: several may be ways to write the same, and the plainest is told."""
+
 TABLES = 60
 """So many edits of tables are tried in all pairs."""
 
@@ -298,25 +303,17 @@ def _plainer(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
     odd, other_odd = (sum(edit.odd for edit in each) for each in (edits, others))
     if odd != other_odd:
         return odd < other_odd
-    last, other_last = (max(number for edit in each for number, _ in edit.at) for each in (edits, others))
-    return [each.kind for each in edits] == [each.kind for each in others] == [Kind.LEFT_OUT] and last > other_last
+    # A count that is left out makes a divisor 1: the quotient behind it is what was left out.
+    left_out, others_left_out = (
+        sorted(number for edit in each if edit.kind == Kind.LEFT_OUT for number, _ in edit.at)
+        for each in (edits, others)
+    )
+    same = sorted(edit.kind for edit in edits) == sorted(edit.kind for edit in others)
+    return same and left_out > others_left_out
 
 
 def _apart_in_place(one: Edit, other: Edit) -> bool:
     return {number for number, _ in one.at}.isdisjoint(number for number, _ in other.at)
-
-
-def _moved(tensor: "torch.Tensor", seed: int) -> "torch.Tensor":
-    """Give other numbers of the same size; booleans and integers stay as they are."""
-    import torch
-
-    if not tensor.is_floating_point():
-        return tensor
-    generator = torch.Generator().manual_seed(seed)
-    # Noise of the tensor's own size, so that signs change and ties break.
-    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
-    finite = torch.isfinite(tensor)
-    return torch.where(finite, tensor + noise * (tensor[finite].std(correction=0) if finite.any() else 1), tensor)
 
 
 def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:

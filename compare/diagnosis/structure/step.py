@@ -98,3 +98,16 @@ def changes(edits: Sequence[Edit]) -> dict[int, Compute]:
 def array_of(tensor: "torch.Tensor") -> np.ndarray:
     """Give a tensor as float64."""
     return tensor.detach().cpu().double().numpy()
+
+
+def moved(tensor: "torch.Tensor", seed: int) -> "torch.Tensor":
+    """Give other numbers of the same size; booleans and integers stay as they are."""
+    import torch
+
+    if not tensor.is_floating_point():
+        return tensor
+    generator = torch.Generator().manual_seed(seed)
+    # Noise of the tensor's own size, so that signs change and ties break.
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+    finite = torch.isfinite(tensor)
+    return torch.where(finite, tensor + noise * (tensor[finite].std(correction=0) if finite.any() else 1), tensor)
