@@ -25,7 +25,7 @@ from compare.diagnosis.search import explain
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import OF_THE_MODEL
 from compare.diagnosis.structure.search import Gradients, Surroundings
-from compare.jax_side.from_data import Value, computed_from_data
+from compare.jax_side.from_data import FromData, computed_from_data
 from compare.jax_side.run import JaxRun
 from compare.step.batch import Batch
 from compare.step.observation import Observation, Port
@@ -129,10 +129,10 @@ def _together(found: Found, pairings: Sequence[Pairing], seen: Observation) -> F
     return found._replace(pairing=pairing, target=of_jax(seen))
 
 
-def _from_data(pair: MappedPair, batch: Batch) -> list[Value]:
-    """Give what the JAX side computes of a batch without any parameter; nothing where that cannot be read."""
+def _from_data(pair: MappedPair, batch: Batch) -> FromData:
+    """Read what the JAX side computes of a batch; nothing where that cannot be read."""
     found = bugs.attempt("reading the JAX side's tables", lambda: computed_from_data(pair.jax_run("float64"), batch))
-    return found or []
+    return found or FromData()
 
 
 def _outputs(

@@ -9,6 +9,7 @@ from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lift import Lifter
 from compare.jax_side.lines import line
 from compare.jax_side.primitives import BITS, KINDS, Kind, called
+from compare.jax_side.reading import equations
 from compare.jax_side.run import JaxRun
 from compare.step.batch import Batch
 
@@ -24,6 +25,15 @@ class Value(NamedTuple):
     """The user's line that computes it, "model.py:12"."""
 
 
+class FromData(NamedTuple):
+    """What is read from the program of the forward pass and the loss."""
+
+    values: Sequence[Value] = ()
+    """What it computes without any parameter, in float64, in order of execution."""
+    operations: frozenset[str] | None = None
+    """The names of the operations that give more than one number; None where the program was not read."""
+
+
 class _Unknown:
     """Stands for what comes from parameters or random numbers."""
 
@@ -31,8 +41,8 @@ class _Unknown:
 _UNKNOWN = _Unknown()
 
 
-def computed_from_data(run: JaxRun, batch: Batch) -> list[Value]:
-    """Give what the forward pass and the loss compute without any parameter, in float64, in order of execution.
+def computed_from_data(run: JaxRun, batch: Batch) -> FromData:
+    """Read the program of the forward pass and the loss.
 
     Args:
         run: In float64.
@@ -58,7 +68,22 @@ def computed_from_data(run: JaxRun, batch: Batch) -> list[Value]:
             return [value for _, value in reader.found]
 
         arrays = jax.jit(values)(inputs)  # compiled at once: single operations would be compiled one by one
-    return [Value(np.asarray(array), place) for array, place in zip(arrays, lines, strict=True)]
+        operations = {_named(eqn) for eqn in equations(program) if np.prod(_shape(eqn), dtype=int) > 1}
+    found = [Value(np.asarray(array), place) for array, place in zip(arrays, lines, strict=True)]
+    return FromData(found, frozenset(operations))
+
+
+def _named(eqn: Any) -> str:
+    """Name an operation; x ** 0.5 is a square root."""
+    half = eqn.primitive.name == "pow" and getattr(eqn.invars[1], "val", None) == ROOT
+    return "sqrt" if half else str(eqn.primitive.name)
+
+
+ROOT = 0.5
+
+
+def _shape(eqn: Any) -> tuple[int, ...]:
+    return getattr(eqn.outvars[0].aval, "shape", ()) if eqn.outvars else ()
 
 
 class _Reader(Lifter):

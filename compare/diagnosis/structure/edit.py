@@ -1,12 +1,12 @@
 """An edit, which is one change of the graph that the JAX side may have made, and the context in which it is made."""
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from compare.diagnosis.structure.graph import Compute, Graph, Node, Path, Ref, memory
-from compare.jax_side.from_data import Value
+from compare.jax_side.from_data import FromData
 from compare.step.observation import Port
 from compare.verdict.fix import Code
 
@@ -91,8 +91,8 @@ class Context:
     ports: Mapping[Port, int]
     parameters: Mapping[int, str]
     modules: "Mapping[str, torch.nn.Module]" = field(default_factory=dict)
-    theirs: Sequence[Value] = ()
-    """What the JAX side computes without any parameter."""
+    theirs: FromData = field(default_factory=FromData)
+    """What the JAX side's program computes."""
 
     def __post_init__(self) -> None:
         self._names: dict[int, str] = dict(self.parameters)

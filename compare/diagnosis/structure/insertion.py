@@ -50,8 +50,10 @@ def _before(
 
 def _functions(context: Context, number: int) -> Iterator[Unary]:
     """List functions of one tensor that keep its shape and have no number to be fitted."""
-    shape = tuple(context.value(number).shape)
-    yield from _pointwise()
+    shape, theirs = tuple(context.value(number).shape), context.theirs.operations
+    # Another divisor in an exponent has the same effect as a root of what comes out: of the two, the JAX side's own
+    # program says which it has.
+    yield from (each for each in _pointwise() if theirs is None or not _IN_JAX.get(each[0], theirs).isdisjoint(theirs))
     yield from _norms(context, number)
     if shape:
         yield from _over_last_axis()
@@ -96,6 +98,17 @@ def _pointwise() -> list[Unary]:
         ("a square", torch.square),
         ("a square root", torch.sqrt),
     ]
+
+
+_IN_JAX = {
+    "a square root": frozenset({"sqrt"}),
+    "exp": frozenset({"exp", "exp2"}),
+    "log": frozenset({"log", "log1p", "log2"}),
+    "sin": frozenset({"sin"}),
+    "cos": frozenset({"cos"}),
+    "abs": frozenset({"abs"}),
+}
+"""The operations of JAX one of which a function needs."""
 
 
 def _over_last_axis() -> list[Unary]:

@@ -16,7 +16,7 @@ from compare.diagnosis.structure.listing import listed
 from compare.diagnosis.structure.norm_order import norms_moved
 from compare.diagnosis.structure.recording import edited
 from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, moved, opened
-from compare.jax_side.from_data import Value
+from compare.jax_side.from_data import FromData
 from compare.numerics.distance import distance
 from compare.step.batch import Batch
 from compare.step.observation import Port
@@ -50,8 +50,8 @@ class Surroundings(NamedTuple):
     """Gives what the JAX side's whole model gives by itself, in torch's layout, by torch's ports."""
     gradients: Gradients | None = None
     """Where a gradient differs first."""
-    theirs: Callable[[Batch], Sequence[Value]] = lambda batch: ()
-    """Gives what the JAX side computes of a batch without any parameter."""
+    theirs: Callable[[Batch], FromData] = lambda batch: FromData()
+    """Gives what the JAX side's program computes of a batch."""
 
 
 class StructureSearch:

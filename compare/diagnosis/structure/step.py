@@ -11,7 +11,7 @@ from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.edit import Context, Edit, end_node
 from compare.diagnosis.structure.graph import FAILURES, Compute
 from compare.diagnosis.structure.recording import Recorded, recorded
-from compare.jax_side.from_data import Value
+from compare.jax_side.from_data import FromData
 from compare.numerics.distance import distance
 from compare.step.observation import Port
 from compare.step.stage import Stage
@@ -19,6 +19,9 @@ from compare.verdict.first_difference import Found
 
 if TYPE_CHECKING:
     import torch
+
+
+_UNREAD = FromData()
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Step:
 
 
 def opened(
-    found: Found, rerun: Rerun, given: Collection[Port], target: np.ndarray, theirs: Sequence[Value] = ()
+    found: Found, rerun: Rerun, given: Collection[Port], target: np.ndarray, theirs: FromData = _UNREAD
 ) -> Step | None:
     """Record a step; None where the value that differs is not in its graph."""
     try:

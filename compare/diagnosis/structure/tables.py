@@ -24,13 +24,13 @@ def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
 
     It is the JAX side's own array, and no number is fitted: that the whole result then comes out is a proof.
     """
-    if node.name == END or not context.theirs:
+    if node.name == END or not context.theirs.values:
         return
     for path, number in node.inputs:
         if number in context.from_parameters or context.value(number).numel() < FEWEST:
             continue
         seen: set[bytes] = set()
-        for place, value in enumerate(context.theirs):
+        for place, value in enumerate(context.theirs.values):
             if (key := value.array.tobytes()) not in seen:
                 seen.add(key)
                 yield from filter(None, (_edit(context, node, path, number, place, turned) for turned in (False, True)))
@@ -38,9 +38,9 @@ def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
 
 def _edit(context: Context, node: Node, path: Path, number: int, place: int, turned: bool) -> Edit | None:
     """Make one edit; a mask that is `turned` is True where the JAX side's is False, as one that hides is."""
-    if place >= len(context.theirs):
+    if place >= len(context.theirs.values):
         return None
-    own, value = context.value(number), context.theirs[place]
+    own, value = context.value(number), context.theirs.values[place]
     array = _shaped(value.array, own)
     if array is None or (turned and array.dtype != bool):
         return None
