@@ -1,6 +1,7 @@
 """Experiments of the search for causes: steps of the torch side, run with changes."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -52,7 +53,9 @@ class Experiment:
     def observe(self, rewrites: Mapping[int, Rewrite]) -> np.ndarray | None:
         """Run the step; None where a rewrite does not apply."""
         try:
-            seen = self.found.pairing.torch_array(self.rerun(rewrites))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is tried: the user's own program has warned already
+                seen = self.found.pairing.torch_array(self.rerun(rewrites))
         except (Signal, InputError, KeyError):  # KeyError: the step no longer reaches the place
             return None
         return np.array(seen, np.float64)

@@ -89,6 +89,13 @@ def _has_positions(call: Call) -> bool:
     return getattr(second, "ndim", 0) > 1 and second.shape[-1] > 1
 
 
+def _other_way(call: Call) -> Any:
+    """Give KL(q ‖ p), where torch's kl_div of the logarithm of q and of p is KL(p ‖ q)."""
+    logarithm = call["log_target"]
+    target = call.input if logarithm else call.input.exp()
+    return call.run(input=call["target"] if logarithm else call["target"].log(), target=target)
+
+
 def _ignores(call: Call) -> bool:
     labels = call["target"]
     return not labels.is_floating_point() and call["ignore_index"] < 0 and bool((labels == call["ignore_index"]).any())
@@ -159,6 +166,14 @@ LOSS_FUNCTIONS = (
         fix=writes("output.reshape", "target.shape"),
         source="https://numpy.org/doc/stable/user/basics.broadcasting.html",
         applies=_vectors,
+    ),
+    Alternative(
+        name="order of the distributions",
+        functions=("kl_div",),
+        compute=_other_way,
+        jax_does="takes the divergence the other way round, KL(q ‖ p) for KL(p ‖ q), p being the target",
+        fix=_code,
+        source=f"{DOCS}torch.nn.KLDivLoss.html",
     ),
     Alternative(
         name="softmax twice",
