@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from flax import nnx
 
 import compare
 import jaxnet
@@ -260,3 +264,29 @@ def test_not_finite_on_one_side_only_is_a_mismatch() -> None:
     assert report.verdict == "mismatch"
     assert report.divergence is not None
     assert (report.divergence.step, report.divergence.stage) == (0, "loss")
+
+
+@pytest.mark.parametrize("side", ["torch", "flax"])
+def test_complex_parameters_are_refused(side: str) -> None:
+    """A copy in float64 would lose their imaginary parts."""
+
+    class Original(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(4, dtype=torch.complex64 if side == "torch" else torch.float32))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * self.scale).abs()
+
+    class Port(nnx.Module):
+        def __init__(self) -> None:
+            self.scale = nnx.Param(jnp.ones(4, jnp.complex64 if side == "flax" else jnp.float32))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return jnp.abs(x * self.scale[...])
+
+    batches = [np.random.default_rng(0).standard_normal((3, 4))]
+    with pytest.raises(compare.InputError, match=rf"the {side} model has complex parameters.*scale \(.*complex64\)"):
+        compare.check(
+            compare.Torch(Original()), compare.Flax(Port()), batches, weights={"scale": "scale"}, device="cpu"
+        )

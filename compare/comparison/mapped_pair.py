@@ -78,13 +78,15 @@ class MappedPair:
         """How the torch side disagrees with itself, for a person to read."""
         self.probed: list[Draw] = []
         """The random numbers of torch's forward pass on the first batch."""
+        _refuse_complex("torch", {name: str(each.dtype) for name, each in torch.model.named_parameters()})
         self._probe()
         # A torch model in half precision is run in float32, and its port then as well.
         self._low = any(parameter.element_size() < 4 for parameter in torch.model.parameters())
         self.torch_parameters = frozenset(name for name, _ in torch.model.named_parameters())
         jax_run = JaxRun(jax, "float32", training=self.training, keep_modes=self.keep_modes)
-        jax_run.probe(batches[0])
         self.given = jax_run.arrays()
+        _refuse_complex(jax.name, {name: str(self.given[name].dtype) for name in jax_run.param_names})
+        jax_run.probe(batches[0])
         """The arrays that the port came with."""
         self.jax_modules, self.jax_calls, self.computed = jax_run.modules, jax_run.calls, jax_run.computed
         self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in jax_run.modules.items()}
@@ -213,3 +215,12 @@ class MappedPair:
         links = sorted(self.links, key=lambda link: rank.get(link.torch.rpartition(".")[0], len(rank)))
         training, rest = align_training(links, torch, jax, settings, self.constants, self.links.apart)
         return self.selection.applied(Alignment(forward + training, not_compared + rest))
+
+
+def _refuse_complex(side: str, dtypes: Mapping[str, str]) -> None:
+    """Refuse complex parameters: a copy of a model in one precision has real ones."""
+    if named := [f"{name} ({dtype})" for name, dtype in dtypes.items() if "complex" in dtype]:
+        raise InputError(
+            f"the {side} model has complex parameters, which cannot be compared: {', '.join(named)}. Hold each as two "
+            "real ones, as torch.view_as_real and jnp.real, jnp.imag give them, and make it complex in the model"
+        )
