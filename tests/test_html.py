@@ -14,6 +14,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from pairs.bottlenecks import pair as resnet_with_mistakes
 
 import compare
 from compare.alignment.pairings import NotCompared
@@ -110,6 +111,24 @@ def precise() -> Report:
     return dataclasses.replace(synthetic(wrong_from=None), notes=[note])
 
 
+def one_step() -> Report:
+    return synthetic(steps=1, wrong_from=0)
+
+
+def uneven() -> Report:
+    """A side that rounds a thousand times more from the second tensor on."""
+    report = synthetic(wrong_from=None)
+    for quantity in report.quantities[1:]:
+        quantity.error_jax = [1e-3] * len(quantity.error_jax)
+    return report
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Report:
+    torch.manual_seed(0)
+    return compare.check(*resnet_with_mistakes(), steps=2, device="cpu", quick=True)
+
+
 @pytest.fixture(scope="module")
 def checked() -> Report:
     """A real pair, whose port has another epsilon."""
@@ -197,6 +216,31 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub(r"(?s)<(style|script|svg).*?</\1>", " ", page)))
 
 
+@pytest.mark.slow
+def test_three_mistakes_in_a_resnet_fit_a_screen(resnet: Report) -> None:
+    summary = "3 things to mend: Conv2d padding (2 layers), BatchNorm2d momentum (13 layers), weight decay"
+    assert resnet.to_mend == summary, str(resnet)
+    assert len(str(resnet).splitlines()) <= 40, str(resnet)
+    padding, momentum, decay = resnet.groups
+    # The line that makes the convolutions with the wrong padding makes others too, which are right.
+    assert padding.patch is None
+    assert momentum.patch
+    assert decay.patch
+
+
+@pytest.mark.slow
+def test_the_page_of_three_mistakes_in_a_resnet_is_short(browser: Browser, resnet: Report) -> None:
+    browser.open(resnet)
+    assert browser.run("return document.documentElement.scrollHeight") < 3000
+    assert browser.complaints() == []
+    browser.run("document.getElementById('filter').value = 'layer2'; document.getElementById('differing').click()")
+    assert browser.figure("torch").startswith("layer2")
+    hidden = "return [...document.querySelectorAll('#map .stage')].filter((stage) => stage.hidden).length"
+    assert browser.run(hidden) == 1  # the loss
+    browser.open(resnet, 400)
+    assert browser.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
 def test_what_matters_comes_first() -> None:
     page = synthetic().to_html()
     body = page[page.index("<body>") :]
@@ -252,7 +296,7 @@ def test_plot_is_a_figure() -> None:
 
 
 @pytest.mark.parametrize(("width", "theme"), SCREENS)
-@pytest.mark.parametrize("make", [synthetic, hostile, precise])
+@pytest.mark.parametrize("make", [synthetic, hostile, precise, one_step, uneven])
 def test_it_fits_and_can_be_read(browser: Browser, make: Any, width: int, theme: str) -> None:
     browser.open(make(), width, theme)
     assert browser.complaints() == []
@@ -375,6 +419,27 @@ def test_a_long_run_is_small_and_opens_at_once(browser: Browser) -> None:
     assert browser.run("return performance.getEntriesByType('resource').length") == 0
     assert browser.run("return performance.getEntriesByType('navigation')[0].loadEventEnd") < 2000
     assert browser.figure("place") == "step 400, forward"
+
+
+def test_a_precision_is_marked_where_it_begins(browser: Browser) -> None:
+    report = uneven()
+    assert report.verdict == "precision"
+    browser.open(report)
+    assert browser.figure("torch") == "layers.1 output"
+    assert browser.run("return document.querySelector('.mark.flag').textContent") == "first uneven rounding"
+    assert browser.run("return document.querySelector('.here').parentElement.textContent").startswith("layers.1 ")
+
+
+def test_a_single_step_has_bars(browser: Browser) -> None:
+    page = one_step().to_html()
+    assert "At the only step: torch" in page
+    browser.open(page)
+    colour = (
+        "const c = document.querySelector('#map canvas').getContext('2d'); return [...c.getImageData(%d, 3, 1, 1).data]"
+    )
+    begun, behind = browser.run(colour % 2), browser.run(colour % 60)  # of the fourth tensor, four digits agree
+    assert begun[0] > begun[2]
+    assert behind[:3] == [245, 246, 244]
 
 
 def test_a_notebook_shows_it(browser: Browser) -> None:

@@ -14,7 +14,7 @@ from compare.comparison.exchanged import exchanged_output
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.held_out import held_out
 from compare.comparison.independent import Independent
-from compare.comparison.lines import holders, lines_of
+from compare.comparison.lines import holders, lines_of, with_counts
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
 from compare.comparison.trained_alone import trained_alone
@@ -78,7 +78,7 @@ def explained(
         if found.cause and (whole or found.cause.name in OF_THE_MODEL):
             # The rest of the forward pass is explained with it.
             others[:] = [other for other in others if other.divergence.stage != Stage.FORWARD]
-    return Causes(divergences, rounding)
+    return Causes(with_counts(runs.pair, divergences), rounding)
 
 
 def _kept_by(found: Divergence, module: str) -> bool:

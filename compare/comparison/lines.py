@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import linecache
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from compare.step.assigned import given_to, made_in
 from compare.step.made import made_at
 from compare.step.places import Source
 from compare.step.stage import Stage
-from compare.verdict.divergence import Line, Role
+from compare.verdict.divergence import Divergence, Line, Role
 from compare.verdict.fix import Code
 from compare.weights.layers import at_path
 
@@ -46,6 +47,18 @@ def lines_of(pair: MappedPair, pairing: Pairing, codes: Sequence[Code] = ()) -> 
         }
         if len(made) == 1:
             yield from _line("jax", Role.MADE, made.pop())
+
+
+def with_counts(pair: MappedPair, found: Sequence[Divergence]) -> list[Divergence]:
+    """Say of each line that makes a layer how many it makes."""
+    if not any(line.role is Role.MADE for each in found for line in each.lines):
+        return list(found)
+    made = Counter(_made_at(partial(_module, pair), path, "/") for path, _ in _holders(pair))
+
+    def counted(line: Line) -> Line:
+        return dataclasses.replace(line, makes=max(made[line.source], 1)) if line.side == "jax" else line
+
+    return [dataclasses.replace(each, lines=tuple(map(counted, each.lines))) for each in found]
 
 
 def holders(pair: MappedPair) -> list[Any]:

@@ -86,7 +86,19 @@ class Group:
     @functools.cached_property
     def patch(self) -> Patch | None:
         """What the fix changes in the user's files; None where it cannot be put in."""
-        return patch_of(self.codes, self.lines)
+        return None if self._others_too else patch_of(self.codes, self.lines)
+
+    @property
+    def _others_too(self) -> bool:
+        """Whether a line makes other layers as well, which are right: a helper that is called with other arguments."""
+        places = [
+            (dict.fromkeys(each.lines), each.modules or (each.torch.rpartition(".")[0],)) for each in self.findings
+        ]
+        return any(
+            line.makes > len({place for lines, place in places if line in lines})
+            for line in self.lines
+            if line.role is Role.MADE
+        )
 
     @property
     def _general(self) -> bool:

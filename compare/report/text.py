@@ -258,20 +258,23 @@ def _start(old: str, new: str) -> int:
 
 
 def _from(text: str, start: int) -> str:
-    return _shortened(f"... {text[start:]}" if start else text)
+    return _shortened(f"... {text[start:]}" if start else text, _LONGEST)
 
 
 def line(source: "Source") -> str:
     """Show a line of the user's; of a long one the expression."""
-    return source.text if len(source.text) <= _LONGEST else _shortened(source.expression)
+    return source.text if len(source.text) <= _BESIDE else _shortened(source.expression, _BESIDE)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 _LONGEST = 66
 """Characters of a line of the user's that is shown."""
+
+_BESIDE = 54
+"""The same beside the name of its file."""
 
 
 def _cause(explanation: str, fix: str) -> Iterator[tuple[str, str]]:

@@ -32,6 +32,8 @@ class Line:
     """"torch" or "jax"."""
     role: Role
     source: Source
+    makes: int = 1
+    """How many layers of the model the line makes, where it makes one: a helper makes many."""
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON holds of it."""

@@ -17,7 +17,7 @@ from compare.report.groups import SHOWN_PLACES
 from compare.report.html.drawing import drawings
 from compare.report.html.map_data import differing, map_data
 from compare.report.html.origin import mark
-from compare.report.html.trees import UNFOLDED, size, trees
+from compare.report.html.trees import SHOWN, size, trees
 from compare.report.text import line
 from compare.report.wording import SIGN
 from compare.verdict.divergence import DetailKind
@@ -59,7 +59,7 @@ def to_html(report: "Findings") -> str:
         drawings=drawings(report) if has_losses else {},
         differing=differing(report),
         columns=columns,
-        unfolded=max((size(column.rows) for column in columns), default=0) <= UNFOLDED,
+        unfolded=max((size(column.rows) for column in columns), default=0) <= SHOWN,
         advice=ADVICE,
         data=map_data(report),
         mark=mark(report),

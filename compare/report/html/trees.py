@@ -14,7 +14,7 @@ from compare.verdict.quantity import FACTOR
 if TYPE_CHECKING:
     from compare.report.findings import Findings
 
-UNFOLDED, _OUTLINED = 40, 400
+_UNFOLDED, _OUTLINED = 40, 400
 """A tree of at most so many rows is unfolded altogether, or down to its modules. What differs is always unfolded."""
 
 
@@ -88,6 +88,10 @@ def trees(report: "Findings") -> list[Column]:
         tree = _Tree(_states(report, side, names), first_names(report)[side], len(kinds) + len(names))
         columns.append(Column(run.side, root.kind, list(tree.rows(root))))
     return columns
+
+
+SHOWN = 16
+"""A section of trees of at most so many rows is unfolded."""
 
 
 def size(rows: Sequence[Row]) -> int:
@@ -165,7 +169,7 @@ class _Tree(NamedTuple):
                 yield from self._of_list(child)
                 continue
             inside = list(self.rows(child))
-            small = self.size <= (UNFOLDED if child.tensors else _OUTLINED)
+            small = self.size <= (_UNFOLDED if child.tensors else _OUTLINED)
             opened = small or any(row.differs or row.open for row in inside)
             yield self._row(child.label, child.kind, child.path, inside=inside, open=bool(inside) and opened)
 
