@@ -198,7 +198,7 @@ def losses() -> Iterator[torch.Tensor]:
         yield getattr(functional, name)(X[:6], X[6:12])
     yield functional.binary_cross_entropy(CHANCES, CHANCES, WEIGHT)
     yield functional.binary_cross_entropy_with_logits(LOGITS, CHANCES, WEIGHT)
-    yield LOGITS - CHANCES
+    yield from (LOGITS - CHANCES, X - X.flip(0))
     yield functional.smooth_l1_loss(LOGITS, CHANCES, beta=0.5)
     yield functional.huber_loss(LOGITS, CHANCES, delta=0.5)
     log_chances = torch.randn(5, 2, 4, dtype=torch.float64).log_softmax(2)
