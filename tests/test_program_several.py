@@ -55,17 +55,23 @@ def port(transformation: Any, taken: float = 0.1, shrink: float = 1.0) -> Any:
 RIGHT = {"decay": 0.99, "eps": 1e-8, "eps_in_sqrt": False}
 
 
-def listed(settings: dict[str, Any], taken: float = 0.1, shrink: float = 1.0) -> list[Divergence]:
+def listed(settings: dict[str, Any], taken: float = 0.1, shrink: float = 1.0, every: int = 1) -> list[Divergence]:
+    def transformation() -> Any:
+        made = optax.rmsprop(1e-2, **settings)
+        return made if every == 1 else optax.MultiSteps(made, every).gradient_transformation()
+
     sides = (
         compare.TorchProgram(lambda: original(shrink)),
-        compare.JaxProgram(lambda: port(optax.rmsprop(1e-2, **settings), taken, shrink)),
+        compare.JaxProgram(lambda: port(transformation(), taken, shrink)),
     )
     report = compare.check(*sides, BATCHES, steps=3, device="cpu", quick=True)
     return [report.divergence, *report.others] if report.divergence else []
 
 
-def places(settings: dict[str, Any], taken: float = 0.1, shrink: float = 1.0) -> list[tuple[str, str | None]]:
-    found = listed(settings, taken, shrink)
+def places(
+    settings: dict[str, Any], taken: float = 0.1, shrink: float = 1.0, every: int = 1
+) -> list[tuple[str, str | None]]:
+    found = listed(settings, taken, shrink, every)
     return [(each.torch.partition(".")[0], each.cause.name if each.cause else None) for each in found]
 
 
@@ -79,6 +85,10 @@ def test_an_average_that_differs_besides_its_optimizer(taken: float) -> None:
 
 def test_what_follows_from_an_optimizer_is_not_listed() -> None:
     assert [place for place, _ in places(RIGHT | {"decay": 0.9})] == ["model"]
+
+
+def test_an_update_at_every_second_step_is_not_left_out() -> None:
+    assert places(RIGHT, every=2)[0] == ("model", "accumulation")
 
 
 def test_an_average_alone() -> None:

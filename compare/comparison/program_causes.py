@@ -7,6 +7,7 @@ next place that differs.
 """
 
 import dataclasses
+import time
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -20,6 +21,9 @@ from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence
 from compare.verdict.following import Followed
 from compare.verdict.quantity import FACTOR, Quantity
+
+SECONDS = 60.0
+"""The processor's time for which edits are tried in one place."""
 
 SEVERAL = 4
 """Causes that are looked for in one comparison, at most."""
@@ -129,13 +133,18 @@ def _best(
     # them has no fitted number: it then explains as much with less.
     best: list[Edit] = []
     farthest = reach
+    end = time.process_time() + SECONDS
     for edit in candidates:
+        if time.process_time() > end:
+            break
         try:
             now = _reach(followed, steps, [*edits, edit])
         except (RuntimeError, InputError, InternalError, NondeterministicError):  # torch refuses the edited step
             continue
         agrees = (followed.steps if now is None else now.step) - reach.step
-        if agrees < edit.agrees or (now is not None and _goes_on(followed, reach, now)):
+        if agrees < edit.agrees and (now is not None or edit.free):
+            continue
+        if now is not None and _goes_on(followed, reach, now):
             continue
         now = now or Reach(followed.steps, 0)
         if now > farthest:

@@ -50,7 +50,7 @@ FAULTS = (
     Fault(averages.ema, "buffers not averaged", "state", "average.norm", "not updated"),
     Fault(averages.accumulation, "each clipped", "gradient", "model", "clipping of each"),
     Fault(averages.accumulation, "last only", "gradient", "model", "last micro-batch"),
-    Fault(averages.accumulation, "summed", "gradient", "model", "sum of micro-batches"),
+    Fault(averages.accumulation, "summed", "gradient", "model", "scale"),
     Fault(averages.warm_up, "per step", "update", "model", "schedule"),
     Fault(averages.warm_up, "no mask", "update", "model", "groups"),
     Fault(averages.warm_up, "two updates", "update", "model"),  # the schedule goes on twice as fast as well
@@ -96,7 +96,7 @@ FAULTS = (
     Fault(larger.decoder, "decay for all", "update", "model", "groups"),
     Fault(larger.decoder, "second moment", "update", "model", "second moment"),
     Fault(larger.decoder, "each clipped", "gradient", "model", "clipping of each"),
-    Fault(larger.decoder, "summed", "gradient", "model", "sum of micro-batches"),
+    Fault(larger.decoder, "summed", "gradient", "model", "scale"),
     Fault(larger.decoder, "optax's clipping", "gradient", "model", "1e-6"),
     Fault(larger.decoder, "no clipping", "update", "model", "clipping"),
     Fault(larger.single_examples, "mean clipped", "gradient", "model"),

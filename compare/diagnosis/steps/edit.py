@@ -23,6 +23,10 @@ def untouched(_run: TorchProgramRun, _before: Tensors) -> None:
     """Change nothing after a step."""
 
 
+ALL = 10**9
+"""As many steps as are taken."""
+
+
 @dataclass(frozen=True)
 class Edit:
     """A change of the torch step, and what it says about the JAX step."""
@@ -40,7 +44,10 @@ class Edit:
     free: int = 0
     """How many numbers were fitted to what the JAX side gives."""
     agrees: int = 0
-    """How many whole steps must agree with it, from that of the difference on: part of a step may do so by accident."""
+    """How many whole steps must agree with it, from that of the difference on, as far as there are as many.
+
+    Part of a step may agree by accident. What was fitted needs all of them.
+    """
     source: str = ""
     """Where the convention is documented."""
     hides: frozenset[str] = frozenset()

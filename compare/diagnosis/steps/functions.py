@@ -6,7 +6,6 @@ Calls are those of the user's step, and neither of its optimizers nor of what wa
 import contextlib
 import functools
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,9 +25,6 @@ from compare.numerics.fitting import fitted
 from compare.step.user_code import of_a_library
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.fix import written
-
-SECONDS = 30.0
-"""The processor's time for which candidates are tried, in one place of a comparison."""
 
 _Site = tuple[str, int]
 """A function, and which call of it within the step."""
@@ -77,13 +73,10 @@ def edits(
         gradients: Whether to list what shows in values, and what shows in gradients alone.
 
     """
-    end = time.process_time() + SECONDS
     for gradient in gradients:
         listed = counterfactuals(calls.calls, gradient=gradient)
         candidates = [each for each in listed if calls.users[each.number]]
         for group in (*together(candidates), *([each] for each in candidates)):
-            if time.process_time() > end:
-                return
             if group[0].of is None:
                 yield _edit(calls, group, None)
             elif (value := _fitted(calls, group, observe, target, near)) is not None:

@@ -13,7 +13,7 @@ from unittest import mock
 
 from compare.diagnosis.optimizers.evidence import copied
 from compare.diagnosis.steps import clippings
-from compare.diagnosis.steps.edit import Edit
+from compare.diagnosis.steps.edit import ALL, Edit
 from compare.torch_side.program_run import TorchProgramRun
 
 
@@ -91,7 +91,7 @@ def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
                 name="update left out",
                 explanation=f"torch steps {path}, and the JAX step does not change what it trains",
                 fix=f"apply the updates of {path}: params = optax.apply_updates(params, updates)",
-                agrees=1,
+                agrees=ALL,  # what is made at some steps alone, as behind optax.MultiSteps, is not left out
                 during=functools.partial(_left_out, path=path, remembered=remembered),
             )
         if len(run.optimizers) > 1:
@@ -106,34 +106,30 @@ def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
 
 
 def _of_accumulation(path: str, parts: int, clipping: Any) -> Iterator[Edit]:
-    changed: dict[str, list[Callable[[Any, Any], Any]]] = {
-        "sum of micro-batches": [lambda parameter, gradient: gradient * parts],
-        "mean of micro-batches": [lambda parameter, gradient: gradient / parts],
-        "last micro-batch alone": [functools.partial(_last, scale=scale) for scale in (1, parts)],
-        "first micro-batch alone": [functools.partial(_first, scale=scale) for scale in (1, parts)],
-    }
     alone = f"torch adds up the gradients of {parts} backward passes for {path}, and the JAX step has those of the"
-    says = {
-        "sum of micro-batches": f"torch's gradients are the mean of {parts} backward passes, and those of the JAX step "
-        f"are {parts} times as large before they are clipped or used: their sum",
-        "mean of micro-batches": f"torch's gradients are the sum of {parts} backward passes, and those of the JAX step "
-        "are their mean",
-        "last micro-batch alone": f"{alone} last alone",
-        "first micro-batch alone": f"{alone} first alone",
-    }
-    fixes = {
-        "sum of micro-batches": f"gradients = jax.tree.map(lambda leaf: leaf / {parts}, gradients)",
-        "mean of micro-batches": f"gradients = jax.tree.map(lambda leaf: leaf * {parts}, gradients)",
-    }
-    for name, changes in changed.items():
-        for change in changes:
-            yield Edit(
-                name=name,
-                explanation=says[name],
-                fix=fixes.get(name, "add up the gradients of all: total = jax.tree.map(jnp.add, total, gradients)"),
-                agrees=1,
-                during=functools.partial(_gradients, path=path, change=change),
-            )
+    both = f"over {parts} backward passes is of their"
+    add = "add up the gradients of all: total = jax.tree.map(jnp.add, total, gradients)"
+    rows: tuple[tuple[str, str, str, Callable[[Any, Any], Any]], ...] = (
+        (
+            "gradient scale",
+            f"the JAX step's gradients are {parts} times torch's before they are clipped or used, as a sum {both} mean",
+            f"gradients = jax.tree.map(lambda leaf: leaf / {parts}, gradients)",
+            lambda parameter, gradient: gradient * parts,
+        ),
+        (
+            "gradient scale",
+            f"the JAX step's gradients are torch's divided by {parts}, as a mean {both} sum",
+            f"gradients = jax.tree.map(lambda leaf: leaf * {parts}, gradients)",
+            lambda parameter, gradient: gradient / parts,
+        ),
+        *(
+            (f"{which} micro-batch alone", f"{alone} {which} alone", add, functools.partial(change, scale=scale))
+            for which, change in (("last", _last), ("first", _first))
+            for scale in (1, parts)
+        ),
+    )
+    for name, says, fix, change in rows:
+        yield Edit(name, says, fix, functools.partial(_gradients, path=path, change=change), agrees=1)
     for scale in (1, parts) if clipping is not None else ():
         yield Edit(
             name="clipping of each micro-batch",
