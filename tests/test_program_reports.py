@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import torch
 from flax import nnx
 from programs.averages import ema
@@ -65,6 +66,12 @@ def test_modules_called_another_number_of_times_are_not_compared_for_that_reason
 
 def test_modules_called_equally_often_are_compared() -> None:
     assert not any("output" in each.name for each in checked().not_compared)
+
+
+def test_large_programs_are_run_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compare.comparison.common_runs.IN_PAIRS", 1)
+    assert checked().verdict == "match"
+    assert checked(calls=2).verdict == "match"
 
 
 def test_what_ran_is_described() -> None:
