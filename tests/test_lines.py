@@ -170,3 +170,33 @@ def test_a_report_from_python_has_lines_and_patches() -> None:
     changed = {title: patch.changes[0].added[0].strip() for title, patch in patches.items() if patch}
     assert changed["LayerNorm epsilon"] == "self.norm = nnx.LayerNorm(4, epsilon=1e-05, rngs=rngs)"
     assert changed["learning rate"] == "optimizer = optax.sgd(0.1)"
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = nn.functional.gelu(self.first(x))
+        return self.last(nn.functional.gelu(self.second(x)))
+
+
+class TwicePort(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.first = nnx.Linear(3, 4, rngs=rngs)
+        self.second, self.last = nnx.Linear(4, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        x = nnx.gelu(self.first(x))
+        return self.last(nnx.gelu(self.second(x)))
+
+
+def test_an_activation_that_stands_twice_is_exchanged_twice() -> None:
+    batches = [(np.random.default_rng(0).normal(size=(5, 3)), None)]
+    found = compare.check(compare.Torch(Twice()), compare.Flax(TwicePort(nnx.Rngs(0))), batches, device="cpu")
+    (group,) = found.groups
+    assert len(group.places) == 2
+    assert group.patch
+    assert [len(change.added) for change in group.patch.changes] == [2]
+    assert "given to self.second(x)" in str(found)  # the torch side's line, which has the other activation

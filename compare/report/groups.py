@@ -86,7 +86,14 @@ class Group:
     @functools.cached_property
     def patch(self) -> Patch | None:
         """What the fix changes in the user's files; None where it cannot be put in."""
-        return None if self._others_too else patch_of(self.codes, self.lines)
+        if self._others_too:
+            return None
+        # Each place has lines of its own: an activation that stands in a block twice is exchanged twice.
+        each = [patch_of(self.codes, finding.lines) for finding in self.findings]
+        found = [patch for patch in each if patch]
+        if len(found) < len(each):
+            return patch_of(self.codes, self.lines)
+        return Patch(tuple(dict.fromkeys(edit for patch in found for edit in patch.edits)))
 
     @property
     def _others_too(self) -> bool:

@@ -17,13 +17,14 @@ from compare.report.power import show as show_power
 from compare.report.ran import ran
 from compare.report.wording import SIGN, at, counted
 from compare.step.stage import Stage
+from compare.verdict.divergence import Role
 from compare.verdict.quantity import Verdict
 
 if TYPE_CHECKING:
     from compare.mending.patch import Patch
     from compare.report.findings import Findings
     from compare.report.groups import Group
-    from compare.step.places import Source
+    from compare.verdict.divergence import Line
 
 _STYLE = {Verdict.MATCH: "green", Verdict.PRECISION: "yellow", Verdict.MISMATCH: "bold red"}
 
@@ -90,7 +91,8 @@ def _show(reports: "list[Findings]", console: Console, *, verbose: bool) -> None
         caption.append("rounding: what rounding would explain of it there. See docs/verdict.md.")
     elif not any(report.stages for report in reports):
         caption.append("Rounding shrinks in float64, a bug does not: docs/verdict.md.")
-    console.print()
+    if losses or staged:
+        console.print()
     for line in (
         *caption,
         *(line for report in reports for line in (*ran(report, verbose=verbose), *_left_out(report, verbose=verbose))),
@@ -234,7 +236,7 @@ def _lines(group: "Group", sides: tuple[str, str]) -> Iterator[tuple[str, str]]:
     for key, side in zip(("torch", "jax"), sides, strict=True):
         found = group.line(key)
         if found and (key == "torch" or not group.patch):
-            yield f"{side} at", f"{found.source}  {line(found.source)}"
+            yield f"{side} at", f"{found.source}  {line(found)}"
 
 
 def _patched(fix: str, patch: "Patch") -> str:
@@ -261,8 +263,11 @@ def _from(text: str, start: int) -> str:
     return _shortened(f"... {text[start:]}" if start else text, _LONGEST)
 
 
-def line(source: "Source") -> str:
+def line(of: "Line") -> str:
     """Show a line of the user's; of a long one the expression."""
+    source = of.source
+    if of.role is Role.GIVEN:  # what differs is computed before it, maybe on another line
+        return _shortened(f"given to {source.expression}", _BESIDE)
     return source.text if len(source.text) <= _BESIDE else _shortened(source.expression, _BESIDE)
 
 
