@@ -90,7 +90,9 @@ def check(options: argparse.Namespace, work: Work) -> None:
 
         arguments.pop("quick", None)  # power has questions of its own
         measured = power(**{"name": options.pair, "progress": work.progress, "seed": options.seed} | arguments)
-        work.finished[-1] = dataclasses.replace(work.finished[-1], power=measured)
+        report = work.finished[-1]
+        lines = [*report.unexercised, *measured.unread]
+        work.finished[-1] = dataclasses.replace(report, power=measured, unexercised=lines)
 
 
 def shapes(options: argparse.Namespace, work: Work) -> None:

@@ -6,19 +6,21 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from compare.comparison.asks_if_traced import asks_if_traced
 from compare.comparison.enough_steps import LEAST as LEAST_STEPS
 from compare.comparison.enough_steps import default_steps, schedule_change
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.pair_check import PairCheck
 from compare.comparison.program_check import ProgramCheck, checked_batches
 from compare.comparison.program_pair import ProgramPair
-from compare.comparison.program_provenance import what_programs_ran
-from compare.comparison.provenance import what_ran
+from compare.comparison.program_provenance import program_parts, what_programs_ran
+from compare.comparison.provenance import jax_parts, what_ran
 from compare.comparison.selection import Selection
 from compare.device import resolve, running
 from compare.errors import InputError
 from compare.jax_side.program import JaxProgram
 from compare.jax_side.side import Flax, Jax
+from compare.jax_side.unjitted import Remembered
 from compare.report.progress import Progress, Show, ignore
 from compare.report.report import Report
 from compare.step import batch as batching
@@ -76,15 +78,23 @@ def check(
 
     """
     selection = Selection(stages, accept)
+    kept = Remembered(jax.batch) if getattr(jax, "batch", None) else None
     with prepared(torch, jax, batches, steps, weights, device, progress, selection) as (pair, steps):
         if isinstance(pair, ProgramPair):
             programs = ProgramCheck(pair, name, steps, progress)
-            found, ran = programs.report(quick=quick), what_programs_ran(pair, programs.jax, weights)
+            found = programs.report(quick=quick)
+            ran, parts = what_programs_ran(pair, programs.jax, weights), program_parts(programs.jax)
         else:
-            found, ran = PairCheck(pair, name, steps, progress).report(quick=quick), what_ran(pair, weights)
+            found = PairCheck(pair, name, steps, progress).report(quick=quick)
+            ran, parts = what_ran(pair, weights), jax_parts(pair.jax)
     chosen = {} if selection.stages is None else {"stages": [str(stage) for stage in selection.stages]}
+    limits = [] if selection.stages is None else [f"of {', '.join(selection.stages)} alone, as stages= says"]
+    limits += ["with a batch= that keeps something from call to call"] if kept and kept.changed else []
     accepted = selection.acceptance.found(found.quantities)
-    return dataclasses.replace(found, accepted=accepted, settings=found.settings | ran | chosen)
+    if asks := asks_if_traced(parts):
+        limits.append(f"where the port is traced by JAX, for which {asks} asks")
+    settings = found.settings | ran | chosen
+    return dataclasses.replace(found, accepted=accepted, settings=settings, limits=[*limits, *found.limits])
 
 
 def _check_steps(steps: Any) -> None:

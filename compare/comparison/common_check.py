@@ -3,14 +3,16 @@
 import abc
 import copy
 import dataclasses
+import functools
 from typing import Any
 
 from compare import bugs
-from compare.alignment.pairings import NotCompared
+from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_runs import CommonRuns
 from compare.comparison.draw_choices import settle
 from compare.comparison.draw_parameters import known, other_parameter
 from compare.comparison.excuses import Measures, excuses
+from compare.comparison.float32 import other_in_float32, weigh_float32_program
 from compare.comparison.random_keys import reused_key
 from compare.comparison.steps import JaxSteps
 from compare.jax_side.keys import StepKeys
@@ -20,6 +22,7 @@ from compare.report.report import Report
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, SoFar
+from compare.verdict.quantity import Quantity, Verdict
 from compare.weights.links import named
 
 
@@ -116,7 +119,27 @@ class CommonCheck(abc.ABC):
             self.jax = self.pair.jax_run("float64")
         return changed
 
+    @abc.abstractmethod
+    def _named(self, pairing: Pairing, quantity: Quantity) -> bool:
+        """Tell whether an algorithm that is known to round more explains what the JAX side's precisions are apart."""
+
     def _explained(self, followed: Followed) -> Report:
+        judge = functools.partial(weigh_float32_program, self.runs, followed, self.jax32, self.jax, self._named)
+        lower = bugs.attempt("judging the float32 program", judge)
+        found = self._explained64(followed)
+        # Where float64 differs, what float32 makes of it is no second finding.
+        if found.divergence is None and (other := other_in_float32(followed)):
+            return dataclasses.replace(found, divergence=self._in_float32(followed, other), notes=[])
+        if lower and found.verdict == Verdict.MATCH:
+            return dataclasses.replace(found, notes=[lower])
+        return found
+
+    def _in_float32(self, followed: Followed, other: Divergence) -> Divergence:
+        """Give what is to be said of a place at which the JAX side is another program in float32."""
+        del followed
+        return other
+
+    def _explained64(self, followed: Followed) -> Report:
         found, notes = self._findings(followed), list[Cause]()
         if found.divergence:
             self.progress(Progress("measuring what rounding does", found=lambda: found))

@@ -10,7 +10,15 @@ from compare.alignment.pairings import Alignment
 from compare.comparison.steps import JaxSteps, Stepper
 from compare.comparison.tables import Tables, rounded_arrays
 from compare.step.observation import Observation
-from compare.verdict.following import Followed, Streams, follow, weigh_float32, weigh_noise, weigh_tables
+from compare.verdict.following import (
+    Followed,
+    Streams,
+    follow,
+    weigh_float32,
+    weigh_noise,
+    weigh_spread32,
+    weigh_tables,
+)
 
 IN_PAIRS = 16_000_000
 """Number of parameters from which on memory is scarcer than time."""
@@ -126,3 +134,22 @@ class CommonRuns:
         """Compare both sides in float32."""
         torch32 = self.stepper.torch(lambda: self.torch_run("float32"))
         weigh_float32(followed, torch32, self.stepper.jax(lambda: self.pair.jax_run("float32")))
+
+    def weigh_spread32(self, followed: Followed, jax32: Any, lowest: float) -> None:
+        """Measure what rounding does to the JAX side's float32 program; `jax32` is compiled already.
+
+        `lowest` is the machine epsilon of the lowest precision in it, by which weights and inputs are moved.
+        """
+
+        def moved(draw: int) -> Any:
+            run = self.again(copy.copy(jax32))
+            if draw:
+                run.perturb(draw, lowest)
+            return run
+
+        streams = []
+        for draw in range(MOVED + 1):
+            stepper = copy.copy(self.stepper)
+            stepper.batches = self.pair.moved_batches(draw, lowest)
+            streams.append(stepper.jax(functools.partial(moved, draw)))
+        weigh_spread32(followed, streams, lowest)

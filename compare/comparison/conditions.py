@@ -1,5 +1,6 @@
 """The forward pass and the loss under other conditions: another batch size, the other mode."""
 
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from compare.jax_side.inquiries import evaluated
 from compare.step.batch import Batch, mapped
 from compare.step.draws import Draw
 from compare.step.observation import Observation, to_numpy
+from compare.step.stage import Stage
 from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Divergence
 from compare.verdict.following import Followed
@@ -30,9 +32,9 @@ class Conditions(NamedTuple):
 
 
 def under_other_conditions(pair: MappedPair, followed: Followed) -> Conditions:
-    """Run both sides forward with a batch of another size, and in the other mode where that makes a difference.
+    """Take both sides through a batch with one example more, shorter examples, and the other mode where that matters.
 
-    Both at once, which is one program to compile; one by one only where that differs or fails.
+    All at once, which is one program to compile; with fewer of them only where that differs or fails.
 
     Args:
         pair: Both sides, from other weights and on other batches.
@@ -42,8 +44,14 @@ def under_other_conditions(pair: MappedPair, followed: Followed) -> Conditions:
     batch = pair.batches[0]
     larger, other = one_more(batch), pair.in_other_mode()
     moded = _mode_matters(pair, other, batch)
-    if larger is not None and moded and _difference(other, larger, followed) is None:
+    shorter = _shorter(pair, larger) if larger is not None else None
+    tried = other if moded else pair
+    if larger is None or shorter is None:
+        at_length: Divergence | str | None = None
+    elif (at_length := _difference(tried, shorter.batch, followed)) is None:
         return Conditions()
+    if larger is not None and (moded or shorter) and _difference(tried, larger, followed) is None:
+        return _of_length(shorter, at_length)
     found = Conditions()
     if larger is not None:
         size = _difference(pair, larger, followed)
@@ -51,15 +59,61 @@ def under_other_conditions(pair: MappedPair, followed: Followed) -> Conditions:
             found = found._replace(divergence=size)
         elif size:
             found = found._replace(unexercised=(f"another batch size: {size}",))
+        elif shorter and not isinstance(at_length, str):
+            found = _of_length(shorter, _difference(pair, shorter.batch, followed))
     if moded:
         given, asked = ("training", "evaluation") if pair.training else ("evaluation", "training")
         mode = _difference(other, batch, followed)
         if isinstance(mode, Divergence):
             where = mode.torch if mode.torch != mode.stage else "the loss"
-            found = found._replace(limits=(f"in {given} mode: in {asked} mode the two sides differ at {where}",))
+            limit = f"in {given} mode: in {asked} mode the two sides differ at {where}"
+            found = found._replace(limits=(*found.limits, limit))
         elif mode:
-            found = found._replace(limits=(f"in {given} mode: {asked} mode cannot be tried, {mode}",))
+            limit = f"in {given} mode: {asked} mode cannot be tried, {mode}"
+            found = found._replace(limits=(*found.limits, limit))
     return found
+
+
+class Shorter(NamedTuple):
+    """A batch whose examples are shorter."""
+
+    batch: Batch
+    axis: int
+    length: int
+    """What it was before."""
+
+
+def _of_length(shorter: Shorter | None, found: Divergence | str | None) -> Conditions:
+    """Say what shorter examples showed. A port for one length is no wrong port: it is a limit, and no mismatch."""
+    if shorter is None or found is None:
+        return Conditions()
+    lengths = f"{shorter.length - 1} in place of {shorter.length} along axis {shorter.axis}"
+    if isinstance(found, str):
+        return Conditions(unexercised=(f"another length, {lengths}: {found}",))
+    return Conditions(limits=(f"at this length: with {lengths} the two sides differ at {found.torch}",))
+
+
+def _shorter(pair: MappedPair, batch: Batch) -> Shorter | None:
+    """Cut a batch by one along its second axis, or its third, if torch takes that; None if it does not."""
+    arrays: list[np.ndarray] = []
+    mapped(batch.inputs, lambda leaf: arrays.append(leaf) if isinstance(leaf, np.ndarray) and leaf.ndim > 1 else None)
+    for axis in (1, 2):
+        lengths = [array.shape[axis] for array in arrays if array.ndim > axis]
+        if not lengths or lengths[0] < 3:
+            continue
+
+        def cut(array: Any, axis: int = axis, length: int = lengths[0]) -> Any:
+            if not isinstance(array, np.ndarray) or array.ndim <= axis or array.shape[axis] != length:
+                return array
+            return np.take(array, np.arange(length - 1), axis)
+
+        made = Batch(mapped(batch.inputs, cut), mapped(batch.target, cut))
+        try:
+            _torch(pair, "float32", made, None)
+        except InputError:
+            continue
+        return Shorter(made, axis, lengths[0])
+    return None
 
 
 def one_more(batch: Batch) -> Batch | None:
@@ -91,10 +145,22 @@ def _mode_matters(pair: MappedPair, other: MappedPair, batch: Batch) -> bool:
     )
 
 
-def _torch(pair: MappedPair, dtype: str, batch: Batch, draws: list[Draw] | None) -> tuple[Observation, list[Draw]]:
+def _torch(
+    pair: MappedPair, dtype: str, batch: Batch, draws: list[Draw] | None, moved: int = 0
+) -> tuple[Observation, list[Draw]]:
     run = pair.torch_run(dtype)
-    with ControlledRun(lift=run.lifted, replay=draws) as controlled:
-        return run.evaluate(batch), controlled.draws
+    if moved:
+        run.perturb(moved)
+    with ControlledRun(lift=run.lifted, moved=run.noise, replay=draws) as controlled:
+        if not _differentiated(pair):
+            return run.evaluate(batch), controlled.draws
+        seen = run.backward(batch)
+        return seen._replace(buffers=run.buffers()), controlled.draws
+
+
+def _differentiated(pair: MappedPair) -> bool:
+    """Tell whether gradients are compared too. On a GPU recurrent layers have none in evaluation mode."""
+    return pair.torch.loss is not None and (pair.training or pair.device == "cpu")
 
 
 def _difference(pair: MappedPair, batch: Batch, followed: Followed) -> Divergence | str | None:
@@ -107,12 +173,15 @@ def _difference(pair: MappedPair, batch: Batch, followed: Followed) -> Divergenc
     name = pair.jax.name
     try:
         run = pair.jax_run("float64")
-        jax64 = evaluated(run, batch, draws)
+        gradient = _differentiated(pair)
+        jax64 = evaluated(run, batch, draws, gradient=gradient)
         if run.unreplayed:
             return f"the {name} side draws other random numbers there"
-        found = _first(pair, followed, torch32, torch64, jax64, None)
+        found = first_difference(pair, followed, (torch32, torch64), jax64)
         if found is not None:
-            found = _first(pair, followed, torch32, torch64, jax64, evaluated(pair.jax_run("float32"), batch, draws))
+            jax32 = evaluated(pair.jax_run("float32"), batch, draws, gradient=gradient)
+            noise = [_torch(pair, "float64", batch, draws, moved)[0] for moved in (1, 2)]
+            found = first_difference(pair, followed, (torch32, torch64), jax64, jax32, noise)
     except InputError as error:
         return f"the {name} side does not take it ({_short(error)})"
     except Exception as error:  # noqa: BLE001 - the first question has its answer
@@ -125,28 +194,44 @@ def _short(error: InputError) -> str:
     return f"{str(error).partition(chr(10))[0]:.80}"
 
 
-def _first(
-    pair: MappedPair,
+def first_difference(
+    pair: Any,
     followed: Followed,
-    torch32: Observation,
-    torch64: Observation,
+    torch: tuple[Observation, Observation],
     jax64: Observation,
-    jax32: Observation | None,
+    jax32: Observation | None = None,
+    noise: Sequence[Observation] = (),
+    but: Collection[Stage] = (),
 ) -> Divergence | None:
-    """Weigh what both sides show, and give the first thing that decides and differs."""
+    """Weigh what both sides show, torch in both precisions, and give the first thing that decides and differs.
+
+    Args:
+        pair: Both sides.
+        followed: What the first question has shown.
+        torch: What torch shows in float32 and in float64.
+        jax64: What the JAX side shows in float64.
+        jax32: In float32, once something differs.
+        noise: What torch shows in float64 where it is moved by rounding, once something differs.
+        but: Stages that are left out.
+
+    """
     before = {(each.stage, each.torch): float(each.expected.max()) for each in followed.quantities if each.decides}
+    torch32, torch64 = torch
     for pairing in pair.align(torch64, jax64, {}).pairings:
         # What the first question has left out, such as an output that the loss makes up for, is left out here too.
-        if not pairing.decides or (pairing.stage, pairing.torch) not in before:
+        if not pairing.decides or pairing.stage in but or (pairing.stage, pairing.torch) not in before:
             continue
         quantity = Quantity(pairing.stage, pairing.torch, pairing.jax)
         ours32, ours, theirs = shown(pairing.torch_array, torch32), *_both(pairing, torch64, jax64)
         if ours32 is None or ours is None or theirs is None:
             continue
-        quantity.add_torch(ours32, ours)
-        quantity.add_difference(theirs, ours)
+        operands = pairing.operands(torch64) if pairing.operands else None
+        quantity.add_torch(ours32, ours, operands)
+        quantity.add_difference(theirs, ours, operands)
         if jax32 is not None:
             quantity.add_jax(pairing.jax_array(jax32), theirs)
+        for each in noise:
+            quantity.add_moved(quantity.noise, 0, pairing.torch_array(each), ours)
         known = before[pairing.stage, pairing.torch]
         if quantity.ratio[0] > FACTOR and quantity.error64[0] > FACTOR * known:
             where = pairing.stage, pairing.torch, pairing.jax

@@ -1,19 +1,33 @@
 """Whether the JAX side's float32 program is the one that its float64 run proves: it is what people run."""
 
-from compare.comparison.precision import named_algorithm
-from compare.comparison.runs import Runs
+from collections.abc import Callable
+from typing import Any
+
+from compare.alignment.pairings import Pairing
+from compare.comparison.common_runs import CommonRuns
 from compare.jax_side.reading import lowest_precision
-from compare.jax_side.run import JaxRun
+from compare.jax_side.same_operations import first_other
+from compare.numerics.distance import EPSILON32
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
+from compare.verdict.quantity import Quantity
 
 DOCS = "docs/verdict.md#float32-is-judged-too"
 
 
-def weigh_float32_program(runs: Runs, followed: Followed, jax32: JaxRun, jax64: JaxRun) -> Cause | None:
+def weigh_float32_program(
+    runs: CommonRuns, followed: Followed, jax32: Any, jax64: Any, named: Callable[[Pairing, Quantity], object]
+) -> Cause | None:
     """Measure whether what the JAX side's precisions are apart is rounding, where it is much more than torch's.
 
     Both runs of the JAX side are compiled already.
+
+    Args:
+        runs: Of both sides.
+        followed: What following them has shown.
+        jax32: A float32 run of the JAX side.
+        jax64: One in float64.
+        named: Tells whether an algorithm that is known to round more explains a quantity.
 
     Returns:
         The lower precision in the program that makes it so, if there is one.
@@ -22,14 +36,18 @@ def weigh_float32_program(runs: Runs, followed: Followed, jax32: JaxRun, jax64: 
     apart = [quantity for quantity in followed.quantities if quantity.decides and quantity.apart32.any()]
     if not apart:
         return None
-    name, lowest = lowest_precision(jax32.program(runs.pair.batches[0], runs.stepper.draws[0]))
+    program = jax32.program(runs.pair.batches[0], runs.stepper.draws[0])
+    name, lowest = lowest_precision(program)
+    if name not in ("float32", "float64") and jax64.traces and first_other(program, jax64.traces[0]):
+        # A lower precision explains rounding, and no other operations than in float64.
+        name, lowest = "float32", EPSILON32
     runs.weigh_spread32(followed, jax32, lowest)
     if any(quantity.decides and quantity.other32.any() for quantity in followed.quantities):
         # Such as the gradient of a softmax that is 1 at one place: one library gives its rounding, and another zero.
         runs.weigh_noise(followed, jax64)
     pairs = zip(followed.pairings, followed.quantities, strict=True)
-    first_other = next(((p, q) for p, q in pairs if p.ports and q.decides and q.other32.any()), None)
-    if first_other and named_algorithm(runs, *first_other):  # rounding all the same, as that of a fast variance
+    found = next(((p, q) for p, q in pairs if p.ports and q.decides and q.other32.any()), None)
+    if found and named(*found):  # rounding all the same, as that of a fast variance
         for quantity in followed.quantities:
             quantity.spread32.clear()
     if name in ("float32", "float64"):

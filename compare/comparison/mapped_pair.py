@@ -14,7 +14,7 @@ from compare.alignment.forward import align_modules
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.alignment.training import Constant, align_training
-from compare.comparison.elsewhere import is_statistic, perturbed
+from compare.comparison.elsewhere import is_statistic, moved_inputs, perturbed
 from compare.comparison.flattened import Features, FlattenedFeatures
 from compare.comparison.selection import Selection
 from compare.comparison.shapes import first_difference
@@ -157,6 +157,10 @@ class MappedPair:
     def movable(self, name: str) -> bool:
         """Tell whether a tensor may have any value: a parameter or a statistic, but no table and no counter."""
         return name in self.torch_parameters or is_statistic(name)
+
+    def moved_batches(self, draw: int, epsilon: float) -> list[Batch]:
+        """Give the batches with their real inputs moved by rounding; draw 0 is as they are."""
+        return [moved_inputs(batch, draw, epsilon) for batch in self.batches]
 
     def elsewhere(self, start: Mapping[str, np.ndarray]) -> "MappedPair":
         """Give the same pair with other weights and buffers of torch's to start from, and on other batches."""

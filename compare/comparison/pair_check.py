@@ -1,20 +1,18 @@
 """One comparison of a model, its loss and its optimizer with a port: see `common_check`."""
 
-import dataclasses
 import functools
 import time
 
 from compare import bugs
-from compare.alignment.pairings import NotCompared
+from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_check import CommonCheck
 from compare.comparison.compilation import with_compilation
 from compare.comparison.converted import wrongly_converted
 from compare.comparison.explanation import explained
-from compare.comparison.float32 import other_in_float32, weigh_float32_program
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.independent import Independent, independent
 from compare.comparison.mapped_pair import MappedPair
-from compare.comparison.precision import precision_causes
+from compare.comparison.precision import named_algorithm, precision_causes
 from compare.comparison.questions import Programs, questioned
 from compare.comparison.runs import Runs
 from compare.comparison.second_answers import Ask
@@ -28,7 +26,7 @@ from compare.torch_side.idle_draws import change_nothing
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed
-from compare.verdict.quantity import Verdict
+from compare.verdict.quantity import Quantity
 
 LEAST = 10.0
 """Seconds that the search for causes of structure may take, however short the check is."""
@@ -75,18 +73,12 @@ class PairCheck(CommonCheck):
 
         return ask
 
-    def _explained(self, followed: Followed) -> Report:
-        judge = functools.partial(weigh_float32_program, self.runs, followed, self.jax32, self.jax)
-        lower = bugs.attempt("judging the float32 program", judge)
-        found = super()._explained(followed)
-        # Where float64 differs, what float32 makes of it is no second finding.
-        if found.divergence is None and (other := other_in_float32(followed)):
-            ask = functools.partial(with_compilation, self.runs, followed, other, self.jax32)
-            compiled = bugs.attempt("running the JAX side operation by operation", ask)
-            return dataclasses.replace(found, divergence=compiled or other, notes=[])
-        if lower and found.verdict == Verdict.MATCH:
-            return dataclasses.replace(found, notes=[lower])
-        return found
+    def _named(self, pairing: Pairing, quantity: Quantity) -> bool:
+        return named_algorithm(self.runs, pairing, quantity) is not None
+
+    def _in_float32(self, followed: Followed, other: Divergence) -> Divergence:
+        ask = functools.partial(with_compilation, self.runs, followed, other, self.jax32)
+        return bugs.attempt("running the JAX side operation by operation", ask) or other
 
     def _idle_draws(self) -> list[NotCompared]:
         batch, draws = self.pair.batches[0], self.runs.stepper.draws[0]

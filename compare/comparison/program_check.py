@@ -23,7 +23,7 @@ from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError
 from compare.jax_side.inquiries import KeyedRun
 from compare.jax_side.keys import StepKeys
-from compare.jax_side.program_inquiries import idle_program_draws, key_reader
+from compare.jax_side.program_inquiries import has_fast_variance, idle_program_draws, key_reader
 from compare.jax_side.program_run import JaxProgramRun
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
@@ -31,6 +31,7 @@ from compare.step.observation import Observation, to_numpy
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
+from compare.verdict.quantity import Quantity
 
 KEPT = 2_000_000
 """Number of the torch state's elements, times steps, up to which all steps of the JAX side are kept."""
@@ -56,6 +57,10 @@ class ProgramCheck(CommonCheck):
         """The JAX side's steps in float64 that were kept, and the run that takes the next."""
         self._kept_run: JaxProgramRun | None = None
 
+    def _named(self, pairing: Pairing, quantity: Quantity) -> bool:
+        del pairing, quantity  # in a program all norms are one question
+        return has_fast_variance(self.jax)
+
     def _keyed(self, run: JaxProgramRun, keys: list[StepKeys]) -> JaxSteps:
         # A step in plain Python may count, and must not be traced once more to read its keys.
         return KeyedRun(run, keys, key_reader(run)) if run.compiled_by_user else run
@@ -66,7 +71,7 @@ class ProgramCheck(CommonCheck):
             other.idle = self.idle
             return other.answered()
 
-        return questioned_program(self.pair, self.jax, found, followed, ask, quick=quick)
+        return questioned_program(self.runs, (self.jax, self.jax32), found, followed, ask, quick=quick)
 
     def _causes(self, followed: Followed, found: Report) -> tuple[Divergence | None, list[Divergence], list[Cause]]:
         if found.divergence is None:

@@ -9,7 +9,7 @@ import numpy as np
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.alignment.program import align_program
-from compare.comparison.elsewhere import is_statistic, perturbed
+from compare.comparison.elsewhere import is_statistic, moved_inputs, perturbed
 from compare.comparison.flattened import Features, image_before, linear_layers, orders
 from compare.comparison.selection import Selection
 from compare.errors import InputError
@@ -132,6 +132,10 @@ class ProgramPair:
     def movable(self, name: str) -> bool:
         """Tell whether a tensor may have any value: a parameter or a statistic, but no table and no counter."""
         return name in self._parameters or is_statistic(name)
+
+    def moved_batches(self, draw: int, epsilon: float) -> list[Any]:
+        """Give the batches with their real numbers moved by rounding; draw 0 is as they are."""
+        return [moved_inputs(Batch(batch), draw, epsilon).inputs for batch in self.batches]
 
     def elsewhere(self, start: Mapping[str, np.ndarray]) -> "ProgramPair":
         """Give the same pair from other weights and on other batches of the same shapes."""

@@ -35,6 +35,12 @@ def what_programs_ran(
     }
 
 
+def program_parts(port: JaxProgramRun) -> list[Any]:
+    """List the classes and functions that are the port, as far as they are known."""
+    nodes = dict(_nodes(port.user_state, "")).values()
+    return [_opened(port.side.build)[0], *(kind for node in nodes for kind in _classes(node)), port.user_step]
+
+
 def _side(build: Any, parts: list[Any], optimizers: Mapping[str, str], batch: Any = None) -> dict[str, Any]:
     function, arguments = _opened(build)
     batch_parts = [] if batch is None else [_opened(batch)[0]]

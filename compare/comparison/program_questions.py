@@ -1,33 +1,138 @@
 """What a match of two programs is worth: see `questions`, which asks the same of models."""
 
+import copy
 import dataclasses
+import functools
 
 import numpy as np
 
+from compare import bugs
+from compare.comparison.conditions import first_difference, one_more
+from compare.comparison.optimizers_alone import until
 from compare.comparison.program_pair import ProgramPair
-from compare.comparison.second_answers import DOCS, QUICK, Ask, asked_elsewhere, differs_elsewhere, foreign
+from compare.comparison.program_runs import ProgramRuns
+from compare.comparison.program_schedules import later_program_updates
+from compare.comparison.recorded import numbers_of_torch, recorded
+from compare.comparison.second_answers import DOCS, QUICK, Ask, Elsewhere, asked_elsewhere, differs_elsewhere, foreign
+from compare.comparison.substance import constant_inputs, gradients_of_zero, never_reached, without_updates
+from compare.errors import InputError
+from compare.jax_side.choices import one_sided
 from compare.jax_side.program_run import JaxProgramRun
+from compare.jax_side.same_operations import other_operations
 from compare.report.report import Report
-from compare.verdict.divergence import Cause
+from compare.step.batch import Batch
+from compare.step.draws import Draw
+from compare.step.observation import Observation
+from compare.step.stage import Stage
+from compare.torch_side.control import ControlledRun
+from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
 
 
 def questioned_program(
-    pair: ProgramPair, jax: JaxProgramRun, found: Report, followed: Followed, ask: Ask, *, quick: bool
+    runs: ProgramRuns,
+    programs: tuple[JaxProgramRun, JaxProgramRun],
+    found: Report,
+    followed: Followed,
+    ask: Ask,
+    *,
+    quick: bool,
 ) -> Report:
-    """Ask what a match is worth, and add the answers to the report."""
-    unproved = [*foreign("jax", jax.foreign), *_without_substance(followed)]
-    limits = ["in 1 step: momentum and schedule not reached"] if followed.steps == 1 else []
+    """Ask what a match is worth, and add the answers to the report.
+
+    Args:
+        runs: Of both programs.
+        programs: Runs of the JAX side in float64 and float32 that have taken their steps.
+        found: A report without a mismatch.
+        followed: What it rests on.
+        ask: Takes a step from other weights and on other batches.
+        quick: Whether to leave that out.
+
+    """
+    pair, jax64 = runs.pair, programs[0]
+    unproved = [*foreign("jax", jax64.foreign), *_without_substance(followed)]
     if unproved:
         return dataclasses.replace(found, unproved=unproved)
+    limits = ["in 1 step: momentum and schedule not reached"] if followed.steps == 1 else []
+    limits += [*without_updates(followed), *_own_state(jax64)]
+    search = functools.partial(recorded, pair, programs[1].program(), runs.stepper.draws[0])
+    held = bugs.attempt("looking for torch's numbers", search) or ""
     answer = QUICK if quick else asked_elsewhere(pair, ask)
+    seen, lines = [followed], list[str]()
     if isinstance(answer, str):
         limits.append(answer)
+        unproved = numbers_of_torch(held)
     elif isinstance(answer, Cause):
         unproved = [answer]
     elif not answer.report.ok:
         return differs_elsewhere(found, answer.report)
-    return dataclasses.replace(found, unproved=unproved, limits=limits)
+    else:
+        seen.append(answer.followed)
+        size = bugs.attempt("trying another batch size", lambda: _other_size(runs, jax64, answer, followed))
+        if isinstance(size, Divergence):
+            return dataclasses.replace(found, divergence=size, notes=[])
+        lines += [size] if size else []
+        if jax64.compiled_by_user:
+            further = functools.partial(later_program_updates, runs, runs.again(copy.copy(jax64)), followed)
+            if later := bugs.attempt("taking further steps", further):
+                limits.append(until(later, "the two programs"))
+        limits += [f"although {held}"] if held else []
+    unproved += gradients_of_zero(seen)
+    other = bugs.attempt("comparing float32's operations with float64's", lambda: _in_float32(programs))
+    limits += [other] if other else []
+    lines += [*constant_inputs([Batch(batch) for batch in pair.batches]), *never_reached(runs.stepper.reached)]
+    lines += one_sided(jax64.chosen)
+    return dataclasses.replace(found, unproved=unproved, limits=limits, unexercised=list(dict.fromkeys(lines)))
+
+
+def _own_state(jax: JaxProgramRun) -> list[str]:
+    """Say so where a step in plain Python keeps something by itself, which may be a count of its calls."""
+    if jax.compiled_by_user:
+        return []
+    kept = jax.kept is not None and jax.kept.changed
+    return ["as far as the steps go: the port's step keeps something in Python, which later steps may use"] * kept
+
+
+def _in_float32(programs: tuple[JaxProgramRun, JaxProgramRun]) -> str:
+    jax64, jax32 = programs
+    return other_operations(jax32.program(), jax64.program())
+
+
+def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, followed: Followed) -> Divergence | str:
+    """Take one step of both programs with an example more: what differs, or why it cannot be tried."""
+    pair: ProgramPair = answer.pair
+    if (more := one_more(Batch(pair.batches[0]))) is None:
+        return ""
+    batch = more.inputs
+
+    def torch(dtype: str, draws: list[Draw] | None, moved: int = 0) -> tuple[Observation, list[Draw]]:
+        run = pair.torch_run(dtype)
+        if moved:
+            run.perturb(moved)
+        with ControlledRun(lift=run.lifted, moved=run.noise, replay=draws) as controlled:
+            return run.step(batch), controlled.draws
+
+    try:
+        torch32, draws = torch("float32", None)
+        torch64, _ = torch("float64", draws)
+    except InputError as error:
+        return f"another batch size: the torch side does not take it ({str(error).partition(chr(10))[0]:.80})"
+    run = copy.copy(jax)
+    run.unreplayed = []
+    pair.load(run)
+    try:
+        jax64 = run.step(batch, draws)
+    except InputError as error:
+        return f"another batch size: the jax side does not take it ({str(error).partition(chr(10))[0]:.80})"
+    if run.unreplayed:
+        return "another batch size: the jax side draws other random numbers there"
+    # Gradients are read before or after clipping, whichever agrees; what is made of them is compared all the same.
+    weighed = functools.partial(first_difference, pair, followed, (torch32, torch64), jax64, but=[Stage.GRADIENT])
+    if weighed() is None:
+        return ""
+    jax32 = pair.jax_run("float32").step(batch, draws)
+    noise = [torch("float64", draws, moved)[0] for moved in (1, 2)]
+    return weighed(jax32=jax32, noise=noise) or ""
 
 
 def _without_substance(followed: Followed) -> list[Cause]:

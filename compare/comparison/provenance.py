@@ -63,6 +63,12 @@ def _classes(modules: list[Any]) -> list[type]:
     return list(dict.fromkeys(type(module) for module in modules))
 
 
+def jax_parts(side: Any) -> list[Any]:
+    """List the classes and functions that are the port, as far as they are known."""
+    update = getattr(side.optimizer, "update", None)
+    return [*_jax_classes(side), *(each for each in (side.loss, side.batch, update) if each is not None)]
+
+
 def _jax_classes(side: Any) -> list[Any]:
     from flax import nnx
 

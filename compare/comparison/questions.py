@@ -5,17 +5,19 @@ calls torch, or that ignores its weights is equal there too.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from compare import bugs
-from compare.comparison.conditions import under_other_conditions
+from compare.comparison.conditions import one_more, under_other_conditions
 from compare.comparison.enough_steps import schedule_change
 from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.optimizers_alone import later_updates, until
+from compare.comparison.recorded import numbers_of_torch, recorded
 from compare.comparison.runs import Runs
-from compare.comparison.second_answers import DOCS, QUICK, Ask, asked_elsewhere, differs_elsewhere, foreign
+from compare.comparison.second_answers import QUICK, Ask, asked_elsewhere, differs_elsewhere, foreign
 from compare.comparison.substance import (
     constant_outputs,
     not_exercised,
@@ -23,12 +25,14 @@ from compare.comparison.substance import (
     without_gradient,
     without_substance,
 )
-from compare.jax_side.inquiries import placed_calls
-from compare.jax_side.reading import arrays, foreign_calls
+from compare.jax_side.choices import one_sided
+from compare.jax_side.inquiries import placed_calls, placed_program, traced_for
+from compare.jax_side.reading import foreign_calls
 from compare.jax_side.run import JaxRun
+from compare.jax_side.same_operations import first_other, other_operations
 from compare.report.report import Report
 from compare.step.draws import Draw
-from compare.step.observation import Observation, to_numpy
+from compare.step.observation import to_numpy
 from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
@@ -62,9 +66,11 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
     if unproved:
         return dataclasses.replace(found, unproved=unproved)
     lines: list[str] = []
+    program = programs.float32.program(pair.batches[0], programs.draws)
+    held = bugs.attempt("looking for torch's numbers", lambda: recorded(pair, program, programs.draws)) or ""
     if quick:
         limits.append(QUICK)
-        unproved = [*without_gradient(pair, [followed]), *recorded(pair, programs)]
+        unproved = [*without_gradient(pair, [followed]), *numbers_of_torch(held)]
     else:
         answer = asked_elsewhere(pair, ask)
         if isinstance(answer, Cause):
@@ -76,6 +82,8 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
             unproved = [*constant_outputs(followed, other), *without_gradient(pair, [followed, other])]
             if not answer.report.ok:
                 return differs_elsewhere(found, answer.report)
+            if later := later_updates(pair, followed, _first_gradients(pair, programs.draws)):
+                limits.append(until(later, "the optimizers alone"))
             # What a lower precision or a table in float32 explains was measured for the steps alone.
             if found.verdict == answer.report.verdict == Verdict.MATCH:
                 conditions = under_other_conditions(answer.pair, followed)
@@ -83,8 +91,49 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
                     return dataclasses.replace(found, divergence=conditions.divergence, notes=[])
                 limits += conditions.limits
                 lines += conditions.unexercised
+        limits += [f"although {held}"] if held else []
     lines += not_exercised(pair, followed, other, runs.stepper.reached)
+    lines += one_sided(programs.float64.chosen)
+    lines += bugs.attempt("tracing a larger batch", lambda: _larger_batch(pair, programs)) or []
+    limits += bugs.attempt("comparing float32's operations with float64's", lambda: _in_float32(pair, programs)) or []
     return dataclasses.replace(found, unproved=unproved, limits=limits, unexercised=lines)
+
+
+def _first_gradients(pair: MappedPair, draws: Sequence[Draw]) -> dict[str, np.ndarray]:
+    """Give the torch side's gradients of the first step, in float64; nothing without an optimizer."""
+    if pair.torch.optimizer is None:
+        return {}
+    run = pair.torch_run("float64")
+    with ControlledRun(lift=True, replay=draws) as controlled:
+        controlled.unfinished = True  # the optimizer may draw as well
+        seen = run.backward(pair.batches[0])
+        return {name: np.array(to_numpy(gradient)) for name, gradient in seen.gradients.items()}
+
+
+def _in_float32(pair: MappedPair, programs: Programs) -> list[str]:
+    """Say so where the JAX side's float32 program has other operations than that which is proved in float64."""
+    batch, traces = pair.batches[0], programs.float64.traces
+    if not traces:
+        return []
+    other = other_operations(programs.float32.program(batch, programs.draws), traces[0])
+    if not other:
+        return []
+    # Traced once more without a replay, operations have the user's lines.
+    return [other_operations(*(placed_program(run, batch) for run in (programs.float32, programs.float64))) or other]
+
+
+def _larger_batch(pair: MappedPair, programs: Programs) -> list[str]:
+    """Say so where the JAX side has other operations for a batch with many times as many examples."""
+    batch = pair.batches[0]
+    if (more := one_more(batch)) is None:
+        return []
+    other = first_other(*traced_for(programs.float32, (batch, more), _LARGER)[::-1], numbers=False)
+    what = f"a batch {_LARGER} times as large: the {pair.jax.name} side has other operations there, first {other}"
+    return [what] if other else []
+
+
+_LARGER = 64
+"""How many times as many examples."""
 
 
 def _foreign(pair: MappedPair, programs: Programs) -> list[Cause]:
@@ -94,43 +143,3 @@ def _foreign(pair: MappedPair, programs: Programs) -> list[Cause]:
         placed = bugs.attempt("placing a call out of the program", lambda: placed_calls(programs.float32, batch)) or []
         calls = [*placed, *calls]
     return foreign(pair.jax.name, calls)
-
-
-def recorded(pair: MappedPair, programs: Programs) -> list[Cause]:
-    """Name arrays in the JAX side's program that are torch's weights, outputs, gradients or updates."""
-    run = pair.torch_run("float32")
-    known = {f"torch's {name}": array for name, array in run.arrays().items() if name in pair.torch_parameters}
-    with ControlledRun(replay=programs.draws):
-        known |= dict(_shown(run.step(pair.batches[0])))
-    held = [each for each in arrays(programs.float32.program(pair.batches[0], programs.draws)) if _telling(each)]
-    for array in held:
-        for name, value in known.items():
-            if array.size >= value.size and _telling(value) and _contains(array, value):
-                return [
-                    Cause(
-                        "the JAX side's program contains torch's numbers",
-                        f"a constant of shape {array.shape} in it contains {name}",
-                        "compute it from the weights and the inputs that the program is given",
-                        DOCS,
-                    )
-                ]
-    return []
-
-
-def _shown(seen: Observation) -> Iterator[tuple[str, np.ndarray]]:
-    for port, value in seen.forward.items():
-        if port.kind == "output":
-            yield f"torch's {port}", to_numpy(value)
-    for what in ("gradients", "updates"):
-        for name, value in getattr(seen, what).items():
-            yield f"torch's {what.removesuffix('s')} of {name}", to_numpy(value)
-
-
-def _telling(array: np.ndarray) -> bool:
-    """Tell whether an array's numbers could not be another's by accident."""
-    return array.size > 1 and bool(np.isfinite(array).all()) and len(np.unique(np.abs(array))) > 2
-
-
-def _contains(array: np.ndarray, value: np.ndarray) -> bool:
-    """Tell whether all of an array's numbers are among those of another, in any layout."""
-    return bool(np.isin(value.astype(np.float32), array.astype(np.float32)).all())

@@ -66,8 +66,7 @@ class Stepper:
                 shown = [run.update()]
             self.pinned |= dict.fromkeys(controlled.pinned)
             self.constants |= dict.fromkeys(controlled.constants)
-            for what, reached in controlled.reached.items():
-                self.reached[what] = self.reached.get(what, False) or reached
+            self._note_reached(controlled)
             yield shown.pop()
 
     def jax(self, start: Callable[[], JaxSteps]) -> Stream:
@@ -83,9 +82,14 @@ class Stepper:
     def whole(self, run: TorchSteps) -> Iterator[Observation]:
         """Take torch's steps one by one."""
         for number, batch in enumerate(itertools.cycle(self.batches)):
-            with self._at(number), self._controlled(run, number):
+            with self._at(number), self._controlled(run, number) as controlled:
                 shown = [run.step(batch)]
+            self._note_reached(controlled)
             yield shown.pop()
+
+    def _note_reached(self, controlled: ControlledRun) -> None:
+        for what, reached in controlled.reached.items():
+            self.reached[what] = self.reached.get(what, False) or reached
 
     def _at(self, number: int) -> contextlib.AbstractContextManager[None]:
         return at_step(number, len(self.batches))

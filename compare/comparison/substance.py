@@ -45,9 +45,14 @@ def without_substance(pair: MappedPair, followed: Followed) -> list[Cause]:
 
 
 def without_gradient(pair: MappedPair, runs: Iterable[Followed]) -> list[Cause]:
-    """Say so if every gradient is zero in all runs: then nothing says how the port learns."""
+    """Say so if there is a loss and every gradient is zero in all runs: then nothing says how the port learns."""
+    return [] if pair.torch.loss is None else gradients_of_zero(runs)
+
+
+def gradients_of_zero(runs: Iterable[Followed]) -> list[Cause]:
+    """Say so if every gradient is zero in all runs."""
     gradients = [each for followed in runs for each in _of(followed.quantities, Stage.GRADIENT)]
-    if pair.torch.loss is None or any(_sizes(each).any() for each in gradients):
+    if not gradients or any(_sizes(each).any() for each in gradients):
         return []
     return [
         Cause(
@@ -93,21 +98,35 @@ def not_reached(pair: MappedPair, followed: Followed, steps: int, change: int | 
             found.append("in 1 step: momentum and schedule not reached")
         elif change is not None and change >= steps:
             found.append(f"in {counted(steps, 'step')}: the schedule's first change, at step {change}, is not reached")
-        # What else an update shows, the optimizer's state, is a difference of nothing.
-        updates = [each for each in _of(followed.quantities, Stage.UPDATE) if any(whole for _, whole in each.sizes)]
-        if updates and not any(_sizes(each).any() for each in updates):
-            found.append("without any update: no parameter was changed, as with a learning rate of 0")
+        found += without_updates(followed)
+    left = [name for name, why in pair.links.apart.items() if name in pair.torch_parameters and "weights=" in why]
+    if left and pair.torch.loss is None:  # with a loss, their gradients must be zero
+        found.append(f"with these values of {', '.join(left[:3])} alone, which weights= leaves out")
     if infinite := [e for e in _of(followed.quantities, *_COMPUTED) if e.decides and np.isinf(_sizes(e)).any()]:
         found.append(f"with infinity on both sides in {_named(infinite)}")
     return found
+
+
+def without_updates(followed: Followed) -> list[str]:
+    """Say so if no update changes anything."""
+    # What else an update shows, the optimizer's state, is a difference of nothing.
+    updates = [each for each in _of(followed.quantities, Stage.UPDATE) if any(whole for _, whole in each.sizes)]
+    if not updates or any(_sizes(each).any() for each in updates):
+        return []
+    return ["without any update: no parameter was changed, as with a learning rate of 0"]
+
+
+def never_reached(reached: Mapping[str, bool]) -> list[str]:
+    """Name what torch's program does with some data only, where no data is such."""
+    return [f"{what}; a batch at which it does would" for what, met in reached.items() if not met]
 
 
 def not_exercised(
     pair: MappedPair, followed: Followed, other: Followed | None, reached: Mapping[str, bool]
 ) -> list[str]:
     """Give what no batch and no weight exercises, a line each, with what would."""
-    never = [f"{what}; a batch at which it does would" for what, met in reached.items() if not met]
-    return list(dict.fromkeys([*_without_gradient(followed, other), *_inputs(pair.batches), *never]))
+    lines = [*_without_gradient(followed, other), *constant_inputs(pair.batches), *never_reached(reached)]
+    return list(dict.fromkeys(lines))
 
 
 def _without_gradient(followed: Followed, other: Followed | None) -> Iterator[str]:
@@ -122,7 +141,7 @@ def _without_gradient(followed: Followed, other: Followed | None) -> Iterator[st
         yield f"{shown}: the gradient is zero at every step; batches on which the loss depends on it would"
 
 
-def _inputs(batches: Iterable[Batch]) -> Iterator[str]:
+def constant_inputs(batches: Iterable[Batch]) -> Iterator[str]:
     """Name inputs that are constant, flags that are all set, and axes of length one."""
     for what, part in (("inputs", 0), ("target", 1)):
         arrays = [dict(_leaves(batch[part], what)) for batch in batches]

@@ -101,6 +101,18 @@ def _scale(run: AnyRun, path: str, factor: float, names: Sequence[str] | None = 
     optimizer.register_step_post_hook(scale)
 
 
+def of_clipping(run: PlantedRun) -> Iterator[Fault]:
+    """Let what clips gradients in a hook of the optimizer be left out, if a step of it calls that."""
+    if not run.clipped:
+        return
+
+    def leave_out(run: PlantedRun, _: float) -> None:
+        run.clips = False
+
+    unread = "no gradient is as large as the limit: give a batch at which one is"
+    yield Fault("clipping", "clipping of gradients left out", run.clipped, leave_out, sized=False, unread=unread)
+
+
 def of_schedule(make: Callable[[str], Any]) -> Iterator[Fault]:
     """Let the schedule be a step ahead: without gradients, a step of the optimizer is one of the schedule alone."""
     optimizer = make("float64").optimizer

@@ -5,10 +5,12 @@ where the JAX side may be one opaque function. The comparison is symmetric: the 
 the torch side with it as the other way round.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 
@@ -78,6 +80,26 @@ class Planted:
 
 class PlantedRun(Planted, TorchRun):
     """A run of the torch side, for faults to be planted in."""
+
+    clips = True
+    """Whether hooks of the optimizer clip gradients."""
+    clipped = ""
+    """Which of torch's functions for that its update has called."""
+
+    def update(self) -> Observation:
+        """Take the second half of a step, with or without clipping."""
+        import torch
+
+        with contextlib.ExitStack() as stack:
+            for name in ("clip_grad_norm_", "clip_grad_value_"):
+                original = getattr(torch.nn.utils, name)
+
+                def clip(*args: Any, name: str = name, original: Any = original, **kwargs: Any) -> Any:
+                    self.clipped = name
+                    return original(*args, **kwargs) if self.clips else torch.zeros(())
+
+                stack.enter_context(mock.patch.object(torch.nn.utils, name, clip))
+            return super().update()
 
     def backward(self, batch: Batch, record: Record | None = None) -> Observation:
         """Take the first half of a step, with the faults."""

@@ -16,7 +16,7 @@ from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counter
 from compare.diagnosis.rewriting import Call, Rewrite, Window, rewriting
 from compare.diagnosis.steps.functions import is_users
 from compare.errors import InputError
-from compare.faults.optimizer import of_optimizer, of_schedule
+from compare.faults.optimizer import of_clipping, of_optimizer, of_schedule
 from compare.faults.planted_run import SIZE, AnyRun, Fault, PlantedProgramRun, PlantedRun, Site, other, shown
 from compare.faults.step import of_step
 from compare.step.batch import mapped
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FIRST = (
     *("weight", "epsilon", "momentum", "learning rate", "shifted schedule", "stale buffer", "bias left out"),
     *("swapped weights", "dropout rate", "loss", "stopped gradient", "frozen parameter", "order of batches"),
-    *("clipping", "schedule", "state", "gradient", "gradients not zeroed", "second update"),
+    *("clipping", "mask", "schedule", "state", "gradient", "gradients not zeroed", "second update"),
 )
 """The kinds that come before others, where there are too many."""
 
@@ -66,7 +66,7 @@ def faults(
     run, once, record = make("float64"), make("float64"), Record()
     with ControlledRun(lift=True, replay=draws):
         seen = once.step(batches[0], record)
-    found = [*_of_weights(run, rng), *_of_buffers(make, batches[0], rng), *_of_batches(batches)]
+    found = [*_of_weights(run, rng), *_of_buffers(make, batches[0], rng), *_of_batches(batches), *_of_masks(batches)]
     trained = True
     if isinstance(run, PlantedProgramRun):
         found += of_step(run, seen)
@@ -76,6 +76,7 @@ def faults(
     for path in run.optimizers:
         found += of_optimizer(run, path)
     if isinstance(run, PlantedRun) and run.optimizer is not None:
+        found += of_clipping(once) if isinstance(once, PlantedRun) else ()
         found += of_schedule(make)
     found += _of_functions(make, batches[0], draws, gradient=trained)
     return found
@@ -155,6 +156,32 @@ def _of_batches(batches: Sequence[Any]) -> Iterator[Fault]:
 
     unread = "there is only one batch: give two" if len(batches) == 1 else "these two batches are equal"
     yield Fault("order of batches", "first two batches exchanged", "batches", exchange, sized=False, unread=unread)
+
+
+def _of_masks(batches: Sequence[Any]) -> Iterator[Fault]:
+    """Let flags in the batches, such as a mask, be set throughout."""
+    leaves: list[np.ndarray] = []
+    mapped(batches[0], lambda leaf: leaves.append(leaf) if isinstance(leaf, np.ndarray) else None)
+    for number, leaf in enumerate(leaves):
+        if leaf.size < 2 or leaf.dtype.kind not in "bif" or not np.isin(leaf, (0, 1)).all():
+            continue
+
+        def fill(run: AnyRun, _: float, number: int = number) -> None:
+            run.exchanged = {id(batch): _filled(batch, number) for batch in batches}
+
+        unread = "no batch has one that is not set, or nothing reads them: give such a batch"
+        where = f"array {number} of the batches"
+        yield Fault("mask", "flags that are all set", where, fill, sized=False, unread=unread)
+
+
+def _filled(batch: Any, number: int) -> Any:
+    """Set all elements of one array of a batch."""
+    numbers = itertools.count()
+
+    def other(leaf: Any) -> Any:
+        return np.ones_like(leaf) if isinstance(leaf, np.ndarray) and next(numbers) == number else leaf
+
+    return mapped(batch, other)
 
 
 def _longer_loss(run: PlantedRun, times: float) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from compare.jax_side.choices import Choice, Choices
 from compare.jax_side.given import by_port
 from compare.jax_side.lift import NARROW, Tables, lift
 from compare.jax_side.mode import with_mode
@@ -50,6 +51,10 @@ class CompiledStep:
         """What could not be lifted to float64, for a person to read."""
         self.constants: dict[bytes, str] = {}
         """What its program holds in float32, beside buffers, once the float64 run is compiled: see `lift.Tables`."""
+        self.chosen: dict[Choice, np.ndarray] = {}
+        """Which sides of the choices in the user's code the float64 run, and all that share its program, have taken."""
+        self.traces: list[Any] = []
+        """The float64 run's programs as they were traced, before they were lifted."""
 
     @functools.cached_property
     def compiled(self) -> Any:
@@ -58,7 +63,8 @@ class CompiledStep:
 
         def lifted(*arguments: Any) -> Any:
             *others, tables = arguments
-            return lift(self._traced, self.pinned, Tables(tables, self.constants))(*others)
+            choices, moved = Choices(), Tables(tables, self.constants)
+            return lift(self._traced, self.pinned, moved, choices, self.traces.append)(*others), choices.made
 
         # `_traced` is one whole training step. XLA may reuse the memory of donated arguments for the results
         # of the same shape, so that parameters and optimizer state exist once:
@@ -132,12 +138,12 @@ class CompiledStep:
             if self.side.optimizer is not None:
                 # With values given, the optimizer gets torch's gradients, and its updates differ only by what the
                 # optimizer does.
-                updates, state = self._updates(given[2] if given else gradients, loss, state, params)
+                updates, state = self.updates(given[2] if given else gradients, loss, state, params)
                 apply = functools.partial(optax.apply_updates, params, updates)
                 params = call_user_code(f"applying the updates of the {self.side.name} optimizer", apply)
         return loss, gradients, updates, params, buffers, rngs, state, seen
 
-    def _updates(self, gradients: Any, loss: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def updates(self, gradients: Any, loss: Any, state: Any, params: Any) -> tuple[Any, Any]:
         """Call the optimizer, with the loss too if it takes that, as `optax.contrib.reduce_on_plateau` does."""
         import optax
 

@@ -1,7 +1,7 @@
 """Questions to a run of the JAX side that need no step: its constants, its random keys, draws without effect."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,37 +51,113 @@ def named_constants(run: JaxRun, batch: Batch) -> list[str]:
 
 def placed_calls(run: JaxRun, batch: Batch) -> list[ForeignCall]:
     """List the calls out of the model, its loss and their gradient, with the user's lines, which a step has lost."""
+    return foreign_calls(placed_program(run, batch))
+
+
+def placed_program(run: JaxRun, batch: Batch) -> Any:
+    """Trace the model, its loss and their gradient: its operations have the user's lines, which a step has lost."""
     import jax
 
-    def traced(params: Any, inputs: Any, target: Any) -> Any:
+    def traced(params: Any, buffers: Any, rngs: Any, inputs: Any, target: Any) -> Any:
         def model(params: Any) -> Any:
-            loss, (seen, _, _) = run.with_loss(params, run.buffers, run.rngs, inputs, target)
+            loss, (seen, _, _) = run.with_loss(params, buffers, rngs, inputs, target)
             return (0.0 if loss is None else loss), seen[0]
 
         return jax.value_and_grad(model, has_aux=True)(params) if run.side.loss else model(params)
 
     with run.precision():
-        return foreign_calls(jax.make_jaxpr(traced)(run.params, *run.arguments(batch)))
+        return jax.make_jaxpr(traced)(run.params, run.buffers, run.rngs, *run.arguments(batch))
 
 
-def evaluated(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> Observation:
-    """Run forward, and the loss if there is one, without a gradient: a program of its own."""
+def traced_for(run: JaxRun, batches: tuple[Batch, Batch], times: int) -> tuple[Any, Any]:
+    """Trace the forward pass and the loss for a batch, and for one with many times as many examples.
+
+    Args:
+        run: Of the JAX side.
+        batches: The same batch twice, the second with an example more: the axis that grows is that of the examples.
+        times: How many times as many.
+
+    """
+    import jax
+
+    def traced(params: Any, buffers: Any, rngs: Any, inputs: Any, target: Any) -> Any:
+        loss, (seen, after, _) = run.with_loss(params, buffers, rngs, inputs, target)
+        return loss, seen[0], after
+
+    def grown(few: Any, more: Any) -> Any:
+        if not hasattr(few, "shape"):
+            return few
+        pairs = zip(few.shape, more.shape, strict=True)
+        return jax.ShapeDtypeStruct([size * times if size != larger else size for size, larger in pairs], few.dtype)
+
+    with run.precision():
+        few, more = (run.arguments(batch) for batch in batches)
+        state = run.params, run.buffers, run.rngs
+        many = jax.tree.map(grown, few, more)
+        return jax.make_jaxpr(traced)(*state, *few), jax.make_jaxpr(lambda *all_: traced(*all_))(*state, *many)
+
+
+def evaluated(run: JaxRun, batch: Batch, draws: Sequence[Draw], *, gradient: bool) -> Observation:
+    """Run forward, and the loss if there is one, with or without its gradient: a program of its own."""
     import jax
 
     def traced(params: Any, buffers: Any, rngs: Any, inputs: Any, target: Any, draws: Any) -> Any:
         def model(params: Any) -> Any:
             return run.with_loss(params, buffers, rngs, inputs, target)
 
-        loss, (seen, after, _) = replaying(model, draws, run.unreplayed, run.guessed, run.hints)(params)
-        return loss, seen, after
+        compute = replaying(model, draws, run.unreplayed, run.guessed, run.hints)
+        if gradient:
+            (loss, (seen, after, _)), gradients = jax.value_and_grad(compute, has_aux=True)(params)
+            return loss, seen, after, gradients
+        loss, (seen, after, _) = compute(params)
+        return loss, seen, after, {}
 
     with run.precision(), jax.disable_jit(run.unroll):
         program = lift(traced, run.pinned) if run.dtype == "float64" else traced
         arguments = run.params, run.buffers, run.rngs, *run.arguments(batch), replayable(draws, run.dtype)
         step = functools.partial(jax.jit(program), *arguments)
-        loss, seen, after = call_user_code(f"the {run.side.name} side", step)
+        loss, seen, after, gradients = call_user_code(f"the {run.side.name} side", step)
     buffers = dict(zip(run.buffer_names, jax.tree.leaves(after), strict=True))
-    return Observation(loss=loss, forward=seen_by_port(seen), buffers=buffers)
+    named = dict(zip(run.param_names, jax.tree.leaves(gradients), strict=True)) if gradient else {}
+    return Observation(loss=loss, forward=seen_by_port(seen), buffers=buffers, gradients=named)
+
+
+def updates_alone(
+    run: JaxRun, gradients: Mapping[str, np.ndarray], factors: np.ndarray, names: Container[str]
+) -> dict[str, np.ndarray]:
+    """Take steps of a run's optimizer alone, with gradients that are multiplied by a factor at each step.
+
+    Returns:
+        Of the parameters of these names, the norm of each one's update, and its sum over the root of its size, of shape
+        `(steps, 2)`.
+
+    """
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    with run.precision():
+        leaves = [jnp.asarray(gradients[name], run.dtype) for name in run.param_names]
+        given = jax.tree.unflatten(jax.tree.structure(run.params), leaves)
+
+        def step(before: Any, factor: Any) -> Any:
+            params, state = before
+            loss = jnp.ones((), run.dtype)
+            updates, state = run.updates(jax.tree.map(lambda each: factor * each, given), loss, state, params)
+            each = zip(run.param_names, jax.tree.leaves(updates), strict=True)
+            made = {name: update for name, update in each if name in names}
+            shown = {n: jnp.stack([jnp.linalg.norm(u.ravel()), u.sum() / u.size**0.5]) for n, u in made.items()}
+            return (optax.apply_updates(params, updates), state), shown
+
+        def steps(params: Any, state: Any, factors: Any) -> Any:
+            return jax.lax.scan(step, (params, state), factors)[1]
+
+        program = lift(steps, []) if run.dtype == "float64" else steps
+        shown = call_user_code(
+            f"the {run.side.name} optimizer's update",
+            functools.partial(jax.jit(program), run.params, run.state, jnp.asarray(factors, run.dtype)),
+        )
+    return {name: np.asarray(values) for name, values in shown.items()}
 
 
 def read_keys(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> StepKeys:

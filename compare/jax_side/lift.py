@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.errors import InputError
+from compare.jax_side.choices import Choices
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lift_modules import lifted_linen
 from compare.jax_side.lines import identity
@@ -34,7 +35,13 @@ class Tables(NamedTuple):
     """Each such number or array is added here by its `lines.identity`, as a person is to read it."""
 
 
-def lift(step: Callable[..., Any], pinned: list[str], tables: Tables | None = None) -> Callable[..., Any]:
+def lift(
+    step: Callable[..., Any],
+    pinned: list[str],
+    tables: Tables | None = None,
+    choices: Choices | None = None,
+    see: Callable[[Any], None] = lambda program: None,
+) -> Callable[..., Any]:
     """Make `step` compute in float64 throughout. Compile it: `jax.jit(lift(step, pinned))`, under `jax.enable_x64()`.
 
     A whole training step is lifted at once, `jax.value_and_grad` inside it: what a function is differentiated to (0
@@ -50,6 +57,8 @@ def lift(step: Callable[..., Any], pinned: list[str], tables: Tables | None = No
         step: A function of pytrees of arrays, floating-point ones in float64, that gives such a pytree.
         pinned: What could not be lifted is added here when the step is traced, for a person to read.
         tables: What is to be done with numbers that were rounded to float32, and whose exact values are lost.
+        choices: Notes what the user's code chooses, if that is asked for.
+        see: Called with the program in float64 as it was traced, before it is lifted.
 
     """
     import jax
@@ -57,8 +66,9 @@ def lift(step: Callable[..., Any], pinned: list[str], tables: Tables | None = No
     @functools.wraps(step)
     def lifted(*args: Any) -> Any:
         closed, shape = traced(step, args, pinned, lift=True)
+        see(closed)
         values = jax.tree.leaves(args)
-        outputs = Lifter(pinned, tables).run(closed, [_narrow(value) for value in values])
+        outputs = Lifter(pinned, tables, choices).run(closed, [_narrow(value) for value in values])
         # The state that a step hands on has the types that it was given.
         kept = [
             _cast(each, variable.aval.dtype) if str(variable.aval.dtype) in NARROW else each
@@ -72,10 +82,10 @@ def lift(step: Callable[..., Any], pinned: list[str], tables: Tables | None = No
 class Lifter(Interpreter):
     """Runs a traced program in float64. What it cannot lift it adds to `pinned`, once."""
 
-    def __init__(self, pinned: list[str], tables: Tables | None = None) -> None:
+    def __init__(self, pinned: list[str], tables: Tables | None = None, choices: Choices | None = None) -> None:
         super().__init__()
         self.pinned = pinned
-        self._tables = tables
+        self._tables, self._choices = tables, choices or Choices()
 
     def constant(self, value: Any) -> Any:
         """Lift a number or an array that the program contains."""
@@ -151,7 +161,13 @@ class Lifter(Interpreter):
         """Evaluate one operation, and the programs that it runs; what goes into a loop or a branch is narrowed."""
         if kind(eqn) not in (None, Kind.CALL):
             args = [_narrow(arg) for arg in args]
-        return super().equation(eqn, args, given)
+        with self._choices.at(eqn, args):
+            return super().equation(eqn, args, given)
+
+    def enclosed(self, program: Any, args: Sequence[Any], given: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
+        """Run a program within a transformation of JAX's, where no choice is noted."""
+        with self._choices.closed():
+            return super().enclosed(program, args, given)
 
     def _parameter(self, value: Any, narrow: Mapping[str, str] = NARROW) -> Any:
         """Lift an operation's parameter: a dtype, or a program that it applies to single elements of its arguments.

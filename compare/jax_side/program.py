@@ -1,10 +1,11 @@
 """A JAX training as its user wrote it: a state, and a step that gives the next state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from compare.errors import InputError
+from compare.step.user_code import call_user_code
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,24 @@ class JaxProgram:
             )
         if self.batch is not None and not callable(self.batch):
             raise InputError(f"JaxProgram(batch=...) must be a function of a batch, not a {type(self.batch).__name__}")
+
+
+def built(side: JaxProgram) -> tuple[Any, Any]:
+    """Build a program: its state and its step."""
+    built = call_user_code("JaxProgram(build)", side.build)
+    if not (isinstance(built, tuple) and len(built) == 2 and callable(built[1])):
+        raise InputError(
+            "JaxProgram(build): build() must give (state, step), a pytree and a function of (state, batch), and gave "
+            f"{type(built).__name__}"
+        )
+    return built
+
+
+def checked_step(given: Any) -> tuple[Any, Any]:
+    """Check what a step gives: the next state and what it shows."""
+    if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)):
+        raise InputError(
+            "the JAX step must give (state, shown), the next state and a dict of what it shows, and gave "
+            f"{type(given).__name__}"
+        )
+    return given

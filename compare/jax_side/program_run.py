@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from compare.errors import InputError
+from compare.jax_side.choices import Choice, Choices, add_choices
 from compare.jax_side.layers import nnx_layers, state_layers
 from compare.jax_side.lift import Tables, traced, traces_apart
 from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.naming import naming
-from compare.jax_side.program import JaxProgram
+from compare.jax_side.program import JaxProgram, built, checked_step
 from compare.jax_side.program_state import Role, Structure, is_nnx, path_name
 from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
@@ -43,7 +44,7 @@ class JaxProgramRun:
 
         self.side, self.dtype, self.hints = side, dtype, hints
         with jax.enable_x64(False):
-            state, self.user_step = _built(side)
+            state, self.user_step = built(side)
             self.user_state = state
             self.structure = Structure(state)
             arrays = self.structure.take_apart(state)
@@ -69,6 +70,12 @@ class JaxProgramRun:
         """Which movement of its float32 tables it is for, 0 for none."""
         self.foreign: dict[ForeignCall, None] = {}
         """Calls out of the program, for Python or another library."""
+        self.traces: list[Any] = []
+        """The programs of its steps as they were traced, before they were lifted."""
+        self.chosen: dict[Choice, np.ndarray] = {}
+        """Which sides of the choices in the user's code the steps in float64 have taken."""
+        self.kept: Remembered | None = None
+        """What a step that is traced each time kept in Python before the first."""
         self._own = object()
         self.compiled_by_user = compiled_by_user(self.user_step)
         """Whether the step is compiled as a whole, so that its Python runs once."""
@@ -86,7 +93,8 @@ class JaxProgramRun:
 
         if not self.compiled_by_user:
             with jax.enable_x64(False):
-                _, self.user_step = _built(self.side)
+                _, self.user_step = built(self.side)
+            self.kept = Remembered(self.user_step)
         self.values = list(self._start)
 
     def precision(self) -> Any:
@@ -140,9 +148,9 @@ class JaxProgramRun:
         pairs = zip(self.leaves, self.values, strict=True)
         return {leaf.name: np.asarray(value) for leaf, value in pairs if leaf.role == Role.OPTIMIZER}
 
-    def perturb(self, seed: int) -> None:
+    def perturb(self, seed: int, epsilon: float | None = None) -> None:
         """Change weights by a few units in the last place, to see what follows."""
-        noise, ulps = np.random.default_rng(seed), ULPS * float(np.finfo(self.dtype).eps)
+        noise, ulps = np.random.default_rng(seed), ULPS * (epsilon or float(np.finfo(self.dtype).eps))
         self.load({n: array * (1 + noise.choice((-ulps, ulps), array.shape)) for n, array in self.arrays().items()})
 
     def move_tables(self, draw: int, names: Container[str]) -> None:
@@ -160,7 +168,7 @@ class JaxProgramRun:
         with naming(dict(_objects(state))):
             function = functools.partial(self.user_step, state, batch)
             given = call_user_code("the JAX step", function, given=described(batch))
-        state, shown = _checked(given)
+        state, shown = checked_step(given)
         return self.structure.take_apart(state), shown
 
     def _traced(self, step: Any, values: list[Any], batch: Any, draws: Any) -> tuple[Any, Any]:
@@ -177,6 +185,7 @@ class JaxProgramRun:
             found = traced(program, (values, batch, draws), self.pinned, lift=self.dtype == "float64")
         self.unreplayed += unreplayed
         self.foreign |= dict.fromkeys(foreign_calls(found[0]))
+        self.traces.append(found[0])
         return found
 
     def _unjitted(self, values: list[Any], batch: Any, draws: Any, gradients: Any, tables: Any) -> Any:
@@ -220,8 +229,9 @@ class JaxProgramRun:
         arguments = jax.tree.leaves((values, batch, draws))
         watch = Watch([(leaf.name, value) for leaf, value in zip(self.leaves, values, strict=True)], gradients)
         watcher: LiftingWatcher | Watcher = Watcher(watch)
+        choices = Choices()
         if self.dtype == "float64":
-            watcher = LiftingWatcher(watch, self.pinned, Tables(tables, self.constants))
+            watcher = LiftingWatcher(watch, self.pinned, Tables(tables, self.constants), choices)
         outputs = watcher.run(closed, arguments)
         self.kinds.update(watch.kinds)
         after, shown = jax.tree.unflatten(jax.tree.structure(shape), outputs)
@@ -229,7 +239,11 @@ class JaxProgramRun:
         # compiled again.
         # A step that gives back another dtype, as a number added to a counter does, would be compiled again each time.
         kept = [new.astype(old.dtype) if _number(old) else new for old, new in zip(values, after, strict=True)]
-        return kept, shown, watcher.shown
+        return kept, shown, watcher.shown, choices.made
+
+    def program(self, *_: Any) -> Any:
+        """Give the traced program of the first step that was taken."""
+        return self.traces[0]
 
     def step(
         self, batch: Any, draws: Sequence[Draw] = (), gradients: Mapping[str, np.ndarray] | None = None
@@ -249,7 +263,8 @@ class JaxProgramRun:
                 dict(gradients or {}),
                 np.int32(self.tables),
             )
-            self.values, shown, inside = call_user_code("the JAX step", step, given=described(inputs))
+            self.values, shown, inside, made = call_user_code("the JAX step", step, given=described(inputs))
+        add_choices(self.chosen, made)
         if "loss" in shown:
             checked_scalar('the "loss" of the JAX step', shown["loss"])
         seen, after = sorted_out(inside), self.arrays()
@@ -332,22 +347,3 @@ def _number(value: Any) -> bool:
     import jax.numpy as jnp
 
     return not jnp.issubdtype(value.dtype, jax.dtypes.extended)
-
-
-def _built(side: JaxProgram) -> tuple[Any, Any]:
-    built = call_user_code("JaxProgram(build)", side.build)
-    if not (isinstance(built, tuple) and len(built) == 2 and callable(built[1])):
-        raise InputError(
-            "JaxProgram(build): build() must give (state, step), a pytree and a function of (state, batch), and gave "
-            f"{type(built).__name__}"
-        )
-    return built
-
-
-def _checked(given: Any) -> tuple[Any, Any]:
-    if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)):
-        raise InputError(
-            "the JAX step must give (state, shown), the next state and a dict of what it shows, and gave "
-            f"{type(given).__name__}"
-        )
-    return given

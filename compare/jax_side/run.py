@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from compare.jax_side.choices import add_choices
 from compare.jax_side.compiled_step import CompiledStep
 from compare.jax_side.computed import Computed
 from compare.jax_side.full_float32 import in_full_float32
@@ -210,6 +211,9 @@ class JaxRun(CompiledStep):
                 values = dict(given.ports), given.chosen, gradients
             step = functools.partial(self.compiled, *self._arguments(batch, draws, values))
             shown = call_user_code(f"a step of the {self.side.name} side", step)
+            if self.dtype == "float64":
+                shown, made = shown
+                add_choices(self.chosen, made)
             loss, gradients, updates, self.params, self.buffers, self.rngs, self.state, seen = shown
         trained = self.side.optimizer is not None
 

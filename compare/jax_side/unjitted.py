@@ -8,6 +8,7 @@ to get the value, and the step is traced again with the value known.
 import contextlib
 import functools
 import hashlib
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FunctionType, MethodType
 from typing import Any
@@ -111,8 +112,10 @@ class Remembered:
 
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any] | None) -> None:
         self._restore: list[Callable[[], None]] = []
+        self._looks: list[tuple[Callable[[], Any], Any]] = []
+        """What gives the content of each, and what it was."""
         self._known: set[int] = set()
         self._remember(function)
 
@@ -120,6 +123,11 @@ class Remembered:
         """Put everything back."""
         for each in self._restore:
             each()
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything of it is another now."""
+        return any(not _same(look(), before) for look, before in self._looks)
 
     def _remember(self, value: Any) -> None:
         if id(value) in self._known:
@@ -135,7 +143,9 @@ class Remembered:
             self._variables(value)
         elif isinstance(value, list):
             self._restore.append(functools.partial(value.__setitem__, slice(None), list(value)))
+            self._looks.append((functools.partial(list, value), list(value)))
         elif isinstance(value, dict):
+            self._looks.append((lambda: list(value.items()), list(value.items())))
             self._restore.append(functools.partial(_refill, value, dict(value)))
         elif _plain(value):
             self._restore.append(functools.partial(_refill, vars(value), dict(vars(value))))
@@ -144,12 +154,33 @@ class Remembered:
         for cell in function.__closure__ or ():
             with contextlib.suppress(ValueError):  # not bound yet
                 self._restore.append(functools.partial(setattr, cell, "cell_contents", cell.cell_contents))
+                self._looks.append((functools.partial(_content, cell), _content(cell)))
                 self._remember(cell.cell_contents)
         for name in _global_names(function.__code__):
             value = function.__globals__.get(name)
             if isinstance(value, int | float | list | dict):
                 self._restore.append(functools.partial(function.__globals__.__setitem__, name, value))
+                self._looks.append((functools.partial(_variable, function.__globals__, name), [value]))
                 self._remember(value)
+
+
+def _content(cell: Any) -> list[Any]:
+    return [cell.cell_contents]
+
+
+def _variable(variables: dict[str, Any], name: str) -> list[Any]:
+    return [variables.get(name)]
+
+
+def _same(now: list[Any], before: list[Any]) -> bool:
+    """Tell whether two lists hold the same objects, or pairs of them."""
+    if len(now) != len(before):
+        return False
+    pairs = zip(now, before, strict=True)
+    return all(
+        all(map(operator.is_, one, other)) if isinstance(one, tuple) and len(one) == 2 == len(other) else one is other
+        for one, other in pairs
+    )
 
 
 def _plain(value: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from compare.jax_side.choices import Choices
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.labels import LOOK, Label
 from compare.jax_side.lift import Lifter, Tables
@@ -132,8 +133,10 @@ class Watcher(_Watching, Interpreter):
 class LiftingWatcher(_Watching, Lifter):
     """Runs a program in float64, and reads what is named."""
 
-    def __init__(self, watch: Watch, pinned: list[str], tables: Tables | None = None) -> None:
-        Lifter.__init__(self, pinned, tables)
+    def __init__(
+        self, watch: Watch, pinned: list[str], tables: Tables | None = None, choices: Choices | None = None
+    ) -> None:
+        Lifter.__init__(self, pinned, tables, choices)
         self.watch = watch
 
 

@@ -68,6 +68,11 @@ class Power:
     """What chose the faults' places."""
 
     @property
+    def unread(self) -> list[str]:
+        """What nothing in the batches reads, a line each for a person who reads the report of the check."""
+        return [f"{each.fault} ({each.where}): {each.explanation}" for each in self.missed if each.why == Why.UNREAD]
+
+    @property
     def caught(self) -> list[Outcome]:
         """Those that were caught."""
         return [outcome for outcome in self.outcomes if outcome.caught]

@@ -61,14 +61,14 @@ def users_line(frames: Iterable[tuple[str, int]], *packages: str) -> str:
 
     """
     known = list(frames)
-    number = _users([file for file, _ in known], packages)
+    number = users_frame([file for file, _ in known], packages)
     return "" if number is None else f"{os.path.basename(known[number][0])}:{known[number][1]}"
 
 
 def source(frames: Iterable[tuple[CodeType, int]], *packages: str) -> Source | None:
     """Give the innermost expression of the user's, of frames as code and the number of the last instruction."""
     known = list(frames)
-    number = _users([code.co_filename for code, _ in known], packages)
+    number = users_frame([code.co_filename for code, _ in known], packages)
     if number is None:
         return None
     code, last = known[number]
@@ -104,7 +104,8 @@ def _is_method_of(value: object, frame: FrameType) -> bool:
     return code.co_argcount > 0 and frame.f_locals.get(code.co_varnames[0]) is value
 
 
-def _users(files: Sequence[str], packages: Iterable[str]) -> int | None:
+def users_frame(files: Sequence[str], packages: Iterable[str]) -> int | None:
+    """Give the number of the innermost frame that is the user's, of the frames' files, innermost first."""
     inside = tuple(
         os.path.dirname(sys.modules[name].__file__ or "") + os.sep for name in packages if name in sys.modules
     )

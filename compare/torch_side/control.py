@@ -21,6 +21,7 @@ from compare.step.places import users_line
 from compare.step.user_code import passes_on
 from compare.torch_side.kernels import KERNELS
 from compare.torch_side.random_calls import RandomCall, random
+from compare.torch_side.reached import Reached
 from compare.torch_side.shuffles import KIND, shuffling
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ class ControlledRun:
         """What was drawn, in order of execution."""
         self.dtypes: set[str] = set()
         """Of everything that was computed, in a run that lifts nothing."""
-        self.reached: dict[str, bool] = {}
-        """Whether the data reached what a program does with some data only, in a run that lifts nothing."""
+        self._reached = Reached()
         self._replay = replay
         self._replayed = 0
         self._anew = anew
@@ -91,6 +91,11 @@ class ControlledRun:
         self.unfinished = False
         """Whether it is entered once more, for the rest of the step."""
         self._stack = contextlib.ExitStack()
+
+    @property
+    def reached(self) -> dict[str, bool]:
+        """Whether the data reached what a program does with some data only, in a run that lifts nothing."""
+        return self._reached.found
 
     @property
     def pinned(self) -> list[str]:
@@ -147,7 +152,7 @@ class ControlledRun:
             if not self.lift and hasattr(output, "dtype"):
                 self.dtypes.add(_dtype(output))
             if not self.lift:
-                self._note_reached(operation, args, kwargs)
+                self._reached.look(operation.overloadpacket.__name__, args, kwargs)
             return output
         call = RandomCall(operation, args, kwargs)
         if not call.draws():
@@ -161,22 +166,6 @@ class ControlledRun:
         output, draw = call.run()
         self.draws.append(draw)
         return output
-
-    def _note_reached(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note whether data reaches what a program does with some data only: ignored labels, and clipping of norms."""
-        name = operation.overloadpacket.__name__
-        if name.startswith("nll_loss") and name.endswith("forward") and len(args) > _IGNORED:
-            labels, ignored = args[1], args[_IGNORED]
-            # Torch ignores -100 in every loss. It is meant where labels are of tokens or points, many in an example.
-            if ignored != _ALWAYS_IGNORED or labels.ndim > 1:
-                self._reach(
-                    f"ignored labels: no target is {ignored}, which torch's loss ignores", (labels == ignored).any()
-                )
-        elif name == "clamp" and args[0].ndim == 0 and 1.0 in (*args[1:], *kwargs.values()):
-            self._reach("clipping by norm: no gradient's norm reaches torch's limit", args[0] < 1)
-
-    def _reach(self, what: str, reached: Any) -> None:
-        self.reached[what] = self.reached.get(what, False) or bool(reached)
 
     def _order(self, count: int, draw: "Callable[[], np.ndarray]") -> "np.ndarray":
         """Give the order in which NumPy or Python shuffles so many things."""
@@ -262,9 +251,6 @@ class ControlledRun:
     def _place(self) -> str:
         return f", in {self._where()}" if self._where is not None and self._where() else ""
 
-
-_IGNORED, _ALWAYS_IGNORED = 4, -100
-"""The position of `ignore_index` among the arguments of aten's nll_loss, and its default."""
 
 _TRANSCENDENTAL = {
     *("exp", "expm1", "log", "log1p", "erf", "erfc", "tanh", "sigmoid", "softplus", "log_sigmoid_forward"),

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import compare
 
-from . import foreign, precisions, recorded, vacuous
+from . import branching, foreign, hidden, precisions, programs, recorded, vacuous
 from .bases import BASES, IMAGES, NET, TOKENS, Base
 
 Make = Callable[[Base], dict[str, Any]]
@@ -25,6 +25,56 @@ class Kind(NamedTuple):
         """Like "foreign: activation"."""
         return f"{self.group}: {self.make.__name__}"
 
+
+_PROGRAMS = (
+    programs.narrow_gradient,
+    programs.narrow_loss,
+    programs.late,
+    programs.same_size,
+    programs.callback,
+    programs.late_rate,
+    programs.unread_average,
+)
+
+_SECOND = [
+    Kind("traced", branching.not_traced, bases=(NET, TOKENS)),
+    Kind("traced", branching.without_gradient, bases=(NET,)),
+    *(Kind("later", make) for make in (branching.late, branching.late_update)),
+    Kind("later", branching.late_by_choice, bases=(NET,)),
+    Kind("later", branching.every_seventh_update, bases=(TOKENS,)),
+    Kind("later", branching.late_rate, bases=(NET, IMAGES)),
+    Kind("other data", branching.data_branch),
+    Kind("sizes", branching.large_batches, bases=(NET, IMAGES)),
+    Kind("sizes", branching.backward_size, bases=(NET, IMAGES)),
+    Kind("sizes", branching.length, bases=(TOKENS,)),
+    Kind("guards", hidden.nan_guard, bases=(NET, IMAGES)),
+    Kind("guards", hidden.true_mask, bases=(NET, TOKENS)),
+    Kind("guards", hidden.clamp, bases=(NET, IMAGES)),
+    Kind("guards", hidden.torch_clamp, hidden.torch_clamp_twin, (NET, TOKENS)),
+    Kind("guards", hidden.relu6, bases=(IMAGES,)),
+    Kind("not exercised", hidden.padding_row, bases=(TOKENS,)),
+    Kind("not exercised", hidden.class_weights, bases=(IMAGES, TOKENS)),
+    *(Kind("stopped gradients", make) for make in (hidden.right_value, hidden.right_gradient)),
+    Kind("ties", hidden.tied, hidden.tied_twin, (NET,)),
+    Kind("ties", hidden.untied, hidden.untied_twin, (NET,)),
+    Kind("left out", hidden.unpaired, bases=(NET, TOKENS)),
+    Kind("left out", hidden.accepted, bases=(NET,)),
+    Kind("left out", hidden.only_forward, bases=(NET, TOKENS)),
+    Kind("batch=", hidden.counting_batch, bases=(NET, TOKENS)),
+    Kind("batch=", hidden.refreshed_closure, bases=(NET, TOKENS)),
+    Kind("recorded", hidden.table_in_buffers, bases=(NET, IMAGES)),
+    Kind("foreign", hidden.ordered_update, bases=(NET,)),
+    Kind("precision", precisions.tiny_gradient, bases=(NET, TOKENS)),
+    Kind("precision", precisions.tiny_rate, bases=(NET, IMAGES)),
+    Kind("precision", hidden.epsilon, bases=(NET,)),
+    *(Kind("program", make, programs.right, (NET,)) for make in _PROGRAMS),
+    *(Kind("program", make, programs.right, (NET,)) for make in (programs.not_a_number, programs.constant_loss)),
+    Kind("program", programs.late_in_python, programs.late_in_python_twin, (NET,)),
+    Kind("program", programs.no_rate, programs.right, (NET,)),
+    Kind("program", programs.own_targets, programs.right, (NET,)),
+    Kind("program", programs.clipping, programs.clipping_twin, (NET,)),
+]
+"""Kinds that were written by an adversary after what catches the first ones was built."""
 
 CORPUS = [
     *(
@@ -65,6 +115,7 @@ CORPUS = [
     Kind("sizes", vacuous.same_size),
     *(Kind("closure", make) for make in (recorded.own_weights, recorded.own_targets)),
     *(Kind("batch=", make) for make in (recorded.from_the_batch, recorded.fails_on_others)),
+    *_SECOND,
 ]
 
 

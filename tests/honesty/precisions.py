@@ -46,6 +46,16 @@ def small_gradient(base: Base) -> dict[str, Any]:
     return {"jax": base.port(wrapped(base, _scaled(1.01, 1.0)))}
 
 
+def tiny_gradient(base: Base) -> dict[str, Any]:
+    """A float32 gradient that is too large by a ten-thousandth."""
+    return {"jax": base.port(wrapped(base, _scaled(1.0001, 1.0)))}
+
+
+def tiny_rate(base: Base) -> dict[str, Any]:
+    """A float32 learning rate that is too large by a ten-thousandth."""
+    return _rated(base, 1.0001, 1.0)
+
+
 def rate(base: Base) -> dict[str, Any]:
     """A float32 learning rate a hundred times too small."""
     return _rated(base, 0.01, 1.0)

@@ -1,0 +1,93 @@
+"""Further steps of two programs, each from torch's values: what a schedule or a count of the optimizers does later."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from compare.alignment.optimizer_state import jax_state
+from compare.alignment.program import slot_names
+from compare.comparison.optimizers_alone import whole_links
+from compare.comparison.program_runs import ProgramRuns
+from compare.jax_side.program_run import JaxProgramRun
+from compare.numerics.distance import EPSILON64, ULPS, distance
+from compare.step.observation import Observation, to_numpy
+from compare.step.stage import Stage
+from compare.verdict.divergence import Divergence
+from compare.verdict.following import Followed
+from compare.verdict.neighbours import LOST
+from compare.verdict.quantity import FACTOR, Quantity
+from compare.weights.links import to_jax
+
+MOST, SECONDS = 32, 3.0
+"""How many steps there are in all, and how long they may take."""
+
+LEAST = 1e-6
+"""The relative difference of an update that counts. What the gradients' rounding makes is not measured here."""
+
+
+def later_program_updates(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Divergence | None:
+    """Take further steps, the JAX side's with torch's weights, optimizer state and gradients; give what differs first.
+
+    Args:
+        runs: Of both programs.
+        jax: A run of the JAX side in float64 that has compiled its step. It may not count in Python.
+        followed: What the steps have shown. Where these steps do not repeat it, nothing is concluded.
+
+    """
+    updates = {
+        quantity.torch: quantity
+        for quantity in followed.quantities
+        if quantity.stage == Stage.UPDATE and quantity.decides and quantity.rounding.max() < LOST
+    }
+    links = [link for link in whole_links(runs.pair.links) if link.torch in updates]
+    loss = next((quantity for quantity in followed.quantities if quantity.stage == Stage.LOSS), None)
+    jax.chosen = {}  # of these steps not everything is compared
+    for number, (torch, own) in enumerate(_steps(runs, jax, followed)):
+        if loss is not None and torch.loss is not None and own.loss is not None:
+            error, expected = distance(to_numpy(own.loss), to_numpy(torch.loss)), float(loss.expected.max())
+            if error > max(LEAST, FACTOR * expected):
+                return _found(number, loss, error, expected, followed)
+        for link in links:
+            ours, theirs = (to_numpy(side.updates[name]) for side, name in ((torch, link.torch), (own, link.jax)))
+            ours, theirs = link.torch_view(ours), link.jax_view(theirs)
+            size = float(np.linalg.norm(ours)) or 1.0
+            rounding = ULPS * EPSILON64 * float(np.linalg.norm(to_numpy(torch.parameters[link.torch]))) / size
+            expected = max(rounding, float(updates[link.torch].expected.max()))
+            error = distance(theirs, ours)
+            if error > max(LEAST, FACTOR * expected):
+                return _found(number, updates[link.torch], error, expected, followed)
+    return None
+
+
+def _found(step: int, quantity: Quantity, error: float, expected: float, followed: Followed) -> Divergence | None:
+    names, rounding = (quantity.stage, quantity.torch, quantity.jax), float(quantity.rounding.max())
+    return Divergence(step, *names, error, rounding, expected) if step >= followed.steps else None
+
+
+def _steps(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Iterator[tuple[Observation, Observation]]:
+    """Take steps of both sides until there are enough, or no time is left."""
+    pair, stepper, start = runs.pair, runs.stepper, time.monotonic()
+    run = pair.torch_run("float64")
+    slots = [each for each in followed.pairings if each.stage == Stage.UPDATE and each.operands is None]
+    stream, names = stepper.whole(run), dict[str, str]()
+    for number in range(MOST):
+        before = Observation(optimizer=run.optimizer_state())
+        jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
+        if number:
+            own = jax.state_arrays()
+            made = jax_state(slots, before, {full: own[name] for full, name in names.items()})
+            jax.load({names[full]: array for full, array in made.items()})
+        seen = next(stream)
+        if any("#" in gradient for gradient in seen.gradients):  # an optimizer that is stepped twice within a step
+            return
+        gradients = {key: to_numpy(value) for key, value in seen.gradients.items()}
+        shared = [dataclasses.replace(link, adds=False) for link in pair.links if link.torch in gradients]
+        given = {link.jax for link in shared}
+        arrays = {key: array for key, array in to_jax(shared, gradients, jax.arrays()).items() if key in given}
+        shown = jax.step(stepper.batches[number % len(stepper.batches)], stepper.draws[number], arrays)
+        names = names or slot_names(pair.links, seen, shown)
+        yield seen, shown
+        if time.monotonic() - start > SECONDS:
+            return

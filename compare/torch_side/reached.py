@@ -1,0 +1,106 @@
+"""What torch's program does with some data only, and whether the data reaches it: bounds, masks, ignored labels."""
+
+import os
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from compare.step.places import users_line
+
+_IGNORED, _ALWAYS_IGNORED = 4, -100
+"""The position of `ignore_index` among the arguments of aten's nll_loss, and its default."""
+
+_WRAPPERS = frozenset({"hardtanh", "relu6", "threshold", "nan_to_num", "clamp", "clip", "where", "masked_fill"})
+"""Functions of torch's in Python that do what their name says, and nothing beside."""
+
+
+class Reached:
+    """Notes for each such place whether any data has reached it."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, bool] = {}
+
+    def look(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look at one operation of aten, by its name."""
+        if name.startswith("nll_loss") and name.endswith("forward") and len(args) > _IGNORED:
+            self._labels(args)
+        elif name == "embedding" and len(args) > 2 and args[2] >= 0:
+            met = (args[1] == args[2]).any()
+            self._note(f"padding: no index is {args[2]}, whose row torch's embedding does not train", met)
+        elif name == "clamp" and args[0].ndim == 0 and 1.0 in (*args[1:], *kwargs.values()):
+            self._note("clipping by norm: no gradient's norm reaches torch's limit", args[0] < 1)
+        elif name in _CHOICES and (place := _users_call()):
+            what, flags = _CHOICES[name]
+            for number, flag in enumerate(flags(args, kwargs)):
+                self._note(f"torch's {name} at {place}: {what[number]}", flag)
+
+    def _labels(self, args: tuple[Any, ...]) -> None:
+        labels, weights, ignored = args[1], args[2], args[_IGNORED]
+        # Torch ignores -100 in every loss. It is meant where labels are of tokens or points, many in an example.
+        if ignored != _ALWAYS_IGNORED or labels.ndim > 1:
+            what = f"ignored labels: no target is {ignored}, which torch's loss ignores"
+            self._note(what, (labels == ignored).any())
+        if weights is not None:
+            present = weights[labels[(labels >= 0) & (labels != ignored)].unique()]
+            for weight in weights.unique()[:_FEW].tolist():
+                what = f"class weights: no target has a class of weight {weight:g} in torch's loss"
+                self._note(what, (present == weight).any())
+
+    def _note(self, what: str, reached: Any) -> None:
+        self.found[what] = self.found.get(what, False) or bool(reached)
+
+
+_FEW = 3
+"""Weights of classes that are looked at."""
+
+
+def _bounds(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    low, high = (*args[1:], *kwargs.values(), None, None)[:2]
+    low, high = kwargs.get("min", low), kwargs.get("max", high if "max" not in kwargs else None)
+    yield True if low is None else (args[0] < low).any()
+    yield True if high is None else (args[0] > high).any()
+
+
+def _condition(args: tuple[Any, ...], _: dict[str, Any]) -> Iterator[Any]:
+    yield args[0].any()
+    yield (~args[0].bool()).any()
+
+
+_CHOICES: dict[str, Any] = {
+    "clamp": (("no element is below its bound", "no element is above its bound"), _bounds),
+    "hardtanh": (("no element is below its bound", "no element is above its bound"), _bounds),
+    "clamp_min": (("no element is below its bound",), lambda args, _: [(args[0] < args[1]).any()]),
+    "clamp_max": (("no element is above its bound",), lambda args, _: [(args[0] > args[1]).any()]),
+    "where": (("its condition is never true", "its condition is never false"), _condition),
+    "masked_fill": (("its mask hides nothing",), lambda args, _: [args[1].any()]),
+    "nan_to_num": (("all elements are finite",), lambda args, _: [(~args[0].isfinite()).any()]),
+}
+"""Operations of aten that choose: what is to be said where one of their sides is never taken, and which were."""
+
+
+def _users_call() -> str:
+    """Name the user's line if it calls the operation that runs now itself, and not through a library; else nothing."""
+    import torch
+
+    library = os.path.dirname(torch.__file__) + os.sep
+    frame: FrameType | None = sys._getframe(1)
+    while frame:
+        code = frame.f_code
+        if code.co_filename.startswith(library) and not _passes(code.co_filename, code.co_name):
+            return ""
+        if not code.co_filename.startswith((library, _OWN)):
+            return users_line([(code.co_filename, frame.f_lineno)], "torch")
+        frame = frame.f_back
+    return ""
+
+
+def _passes(file: str, function: str) -> bool:
+    """Tell whether a function of torch's only hands on what the user calls."""
+    return function in _WRAPPERS or file.endswith(_HANDING_ON)
+
+
+_HANDING_ON = ("_python_dispatch.py", "_ops.py", "_compile.py", "eval_frame.py", os.path.join("torch", "_tensor.py"))
+"""Files of torch's between the user's call and the operation."""
+
+_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
