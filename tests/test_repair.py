@@ -185,8 +185,8 @@ def test_what_is_left_has_its_reason(tmp_path: Path) -> None:
     ]
     last = Checked(1, "", report([*map(dict, tried.groups), *without]))
     assert repair.left(last) == [
-        "alpha, whose patch did not help",
-        "beta, whose fix above is for you to put in: it is not known which expression of your file it changes",
-        "gamma, for which no fix is known",
+        "alpha: its patch did not help",
+        "beta: put its fix in by hand; netparity does not know which expression of your file it changes",
+        "gamma: no fix is known",
     ]
     assert repair.left(Checked(0, "", report([]))) == []

@@ -81,18 +81,18 @@ class Repair:
         """Say of each finding that is left why it was not mended."""
         if last.is_match or last.report is None:
             return []
-        return [f"{group['title']}, {self._reason(group)}" for group in last.groups]
+        return [f"{group['title']}: {self._reason(group)}" for group in last.groups]
 
     def _reason(self, group: Mapping[str, Any]) -> str:
         if group["patch"] is not None:
             return (
-                "whose patch did not help"
+                "its patch did not help"
                 if _key(group) in self.rejected
-                else f"for which {ROUNDS} rounds were too few"
+                else f"{ROUNDS} rounds were too few; run the command again"
             )
         if not group["fix"]:
-            return "for which no fix is known"
-        return "whose fix above is for you to put in: it is not known which expression of your file it changes"
+            return "no fix is known"
+        return "put its fix in by hand; netparity does not know which expression of your file it changes"
 
     def _chosen(self, now: Checked) -> list[Mapping[str, Any]]:
         """List the findings whose patches are to be applied together; two that change one expression are not."""
@@ -207,7 +207,7 @@ def repaired(options: argparse.Namespace) -> int:
         if repair.kept:
             print(f"\nmended: {', '.join(repair.kept)}")
         if left := repair.left(last):
-            print(f"\nnot mended by --fix: {'; '.join(left)}")
+            print("\nnot mended by --fix:", *left, sep="\n  ")
         for kind, path in asked.items():
             if last.folder is not None and (found := last.folder / f"{kind}{path.suffix}").is_file():
                 with opened(path) as partial:

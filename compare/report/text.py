@@ -83,7 +83,7 @@ def _show(reports: "list[Findings]", console: Console, *, verbose: bool) -> None
     timed = any(report.torch.seconds is not None for report in reports)
     caption = []
     if timed:
-        caption.append("time: one float32 training run, compiled before; torch and NumPy on one thread.")
+        caption.append("time: of one float32 training run, without compilation; torch and NumPy on one thread.")
     if losses or staged:
         where = "" if staged else " of the two sides' losses"
         caption.append(f"{'float32, float64' if losses else 'float64'}: the largest relative difference{where}.")

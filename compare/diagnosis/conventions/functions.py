@@ -69,13 +69,16 @@ def _other_reduction(call: Call) -> Any:
 
 
 FUNCTIONS = (
-    Alternative(
-        name="mean or sum",
-        functions=("mean", "sum"),
-        compute=_other_reduction,
-        jax_does="takes the sum in place of the mean, or the mean in place of the sum",
-        fix=lambda call, place: Code(f"jnp.{call.name}"),
-        source=f"{DOCS}torch.mean.html",
+    *(
+        Alternative(
+            name="mean or sum",
+            functions=(ours,),
+            compute=_other_reduction,
+            jax_does=f"takes the {theirs}, torch the {ours}",
+            fix=lambda call, place: Code(f"jnp.{call.name}"),
+            source=f"{DOCS}torch.mean.html",
+        )
+        for ours, theirs in (("mean", "sum"), ("sum", "mean"))
     ),
     *(
         Alternative(

@@ -106,7 +106,7 @@ LOSS_FUNCTIONS = (
         name="ignored labels",
         functions=("cross_entropy", "nll_loss"),
         compute=lambda call: call.run(target=call["target"].clamp(min=0)),
-        jax_does="counts what torch's loss ignores, as of class 0",
+        jax_does="counts the labels that torch's loss ignores, as labels of class 0",
         fix=_code,
         source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
         applies=_ignores,
