@@ -38,7 +38,7 @@ def commands(block: str) -> list[tuple[list[str], str]]:
 
 
 def without_numbers(text: str) -> str:
-    return re.sub(r"\d+\.\d+(e[-+]\d+)?|\d+e[-+]\d+|\d+ ms|\d+\.\d+s", "0.0", text)
+    return re.sub(r"\d+\.\d+s( \(\d+:\d+:\d+\))?|\d+\.\d+(e[-+]\d+)?|\d+e[-+]\d+|\d+ ms", "0.0", text)
 
 
 def run(arguments: list[str], folder: Path) -> tuple[int, str]:
