@@ -164,8 +164,11 @@ def test_no_traceback_and_no_partial_file(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 2
     # A slow machine gets lines of progress before it.
-    said = "".join(line for line in run.stderr.splitlines(keepends=True) if not line.startswith("netparity: "))
-    assert re.fullmatch(r"error: the loss is not finite at step 2.*Lower the learning rate, or take fewer steps\n", said)
+    lines = run.stderr.splitlines(keepends=True)
+    said = "".join(line for line in lines if not line.startswith("netparity: "))
+    assert re.fullmatch(
+        r"error: the loss is not finite at step 2.*Lower the learning rate, or take fewer steps\n", said
+    )
     assert list(tmp_path.iterdir()) == []
 
 
