@@ -1,5 +1,6 @@
 """Fits the free numbers of hypotheses at the first steps that differ, and checks that they hold at all the others."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ EXPLAINED = 0.97
 
 BUDGET = 3_000
 """Updates that a search makes at most, of a small model."""
+
+SECONDS = 10.0
+"""Of the thread's own time, that a search takes at most: some updates cost more than their elements tell."""
 
 Rows = np.ndarray
 """A mask of one step's results, of shape `(results,)`."""
@@ -52,11 +56,12 @@ class Fitter:
         # An update of n elements costs about n: the search takes about as long for every model, some ten
         # seconds.
         self._budget = int(np.clip(3e8 / max(elements, 1), 300, BUDGET))
+        self._since = time.thread_time()
 
     @property
     def spent(self) -> bool:
         """Whether no more updates are made."""
-        return self.bench.made > self._budget
+        return self.bench.made > self._budget or time.thread_time() - self._since > SECONDS
 
     def made(
         self, step: OptimizerStep, fit: Fit, rate: float | None = None, *more: Callable[[Trial], None]
