@@ -35,14 +35,14 @@ class Gradients:
 
     def compared(self, followed: Followed) -> Followed:
         """Leave of both that which agrees with the JAX side's for longer, for all gradients of a model at once."""
-        agree: dict[tuple[str, bool], int] = {}
+        wrong: dict[tuple[str, bool], list[np.ndarray]] = {}
         pairs = list(zip(followed.pairings, followed.quantities, strict=True))
         accumulated = {id(pairing) for pairing in self._accumulated}
         for pairing, quantity in pairs:
             if pairing.stage == Stage.GRADIENT:
-                key, wrong = (_model(pairing), id(pairing) in accumulated), quantity.ratio > FACTOR
-                agree[key] = min(agree.get(key, len(wrong)), int(np.argmax(wrong)) if wrong.any() else len(wrong))
+                wrong.setdefault((_model(pairing), id(pairing) in accumulated), []).append(quantity.ratio > FACTOR)
         # All gradients of a model at once: one that agrees either way must not hide another that agrees in neither.
+        agree = {key: _agreement(np.array(each)) for key, each in wrong.items()}
         models = {model for model, _ in agree}
         self.chosen = frozenset(model for model in models if agree[model, True] > agree[model, False])
         left = [
@@ -61,6 +61,13 @@ class Gradients:
 
 
 _OTHER_STEPS = "the two optimizers are given gradients at other steps: what they make of them is compared"
+
+
+def _agreement(wrong: np.ndarray) -> tuple[int, int]:
+    """Say how many steps gradients agree, and how many of them in the next: the first updates of several in a step."""
+    bad: np.ndarray = np.any(wrong, axis=0)
+    first = int(np.argmax(bad)) if bad.any() else len(bad)
+    return first, -int(wrong[:, first].sum()) if bad.any() else 0
 
 
 def _as_accumulated(read: Read) -> Read:

@@ -33,6 +33,7 @@ PROGRAMS = (
     plain.spikes,
     plain.twins,
     plain.clipped_in_chain,
+    plain.epochs,
     loops.closure,
     loops.scaler,
     loops.pmapped,
@@ -84,6 +85,7 @@ FAULTS = (
     Fault(plain.clipped_in_chain, "no 1e-6", "update", "model", "clipping"),
     Fault(plain.clipped_in_chain, "bound", "update", "model", "clipping"),
     Fault(plain.clipped_in_chain, "rate", "update", "model", "learning rate"),
+    Fault(plain.epochs, "second target", "loss", ""),  # and no word of clipping, which is in the chain
     Fault(loops.closure, "second moment", "update", "model", "second moment"),
     Fault(loops.scaler, "no hook", "gradient", "model.fc1.weight", "scale"),
     Fault(loops.pmapped, "summed over devices", "gradient", "model", "scale"),

@@ -170,3 +170,39 @@ def clipped_in_chain(fault: str = "") -> Pair:
         return {"model": model, "optimizer": optimizer, "key": jax.random.key(0)}, step
 
     return Pair(original, port, drawn(x=(5,), y=(3,)))
+
+
+def epochs(fault: str = "") -> Pair:
+    """Two updates in a step, as of two epochs: clipping in torch's loop and in optax's chain."""
+
+    def original() -> Any:
+        model = TorchNet()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+
+        def step(state: Any, batch: Any) -> Any:
+            for name in ("x", "x2"):
+                loss = functional.mse_loss(model(batch[name]), batch["y"])
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+                optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port() -> Any:
+        model = FlaxNet(nnx.Rngs(0))
+        clip = optax.stateless(lambda updates, params: clip_as_torch(updates, 0.3))
+        optimizer = nnx.Optimizer(model, optax.chain(clip, optax.adam(1e-2)), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            for name in ("x", "x2"):
+                x, y = batch[name], jnp.sin(batch["y"]) if fault == "second target" and name == "x2" else batch["y"]
+                loss, gradients = nnx.value_and_grad(lambda m, x=x, y=y: mse(m(x), y))(state["model"])
+                state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    return Pair(original, port, drawn(x=(5,), x2=(5,), y=(3,)))
