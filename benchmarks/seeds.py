@@ -2,14 +2,14 @@
 
 Prints, for each variant, over all seeds and steps: the largest float64 difference of the loss (asked: 1e-12 at most
 over 100 steps), the largest ratio of a float64 difference to what rounding explains, over every quantity (a
-mismatch is past `compare.verdict.quantity.FACTOR`), and the JAX side's float32 rounding of the first loss over the
+mismatch is past `compare.verdict.ratio.FACTOR`), and the JAX side's float32 rounding of the first loss over the
 other's.
 """
 
 import argparse
 
 import compare
-from compare.verdict.quantity import FACTOR
+from compare.verdict.ratio import FACTOR
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from compare.torch_side.program import TorchProgram
     from compare.torch_side.side import Torch
     from compare.verdict.divergence import Cause, Divergence
-    from compare.verdict.quantity import Verdict
+    from compare.verdict.ratio import Verdict
 
 if TYPE_CHECKING:
     __version__: str

@@ -17,7 +17,7 @@ from compare.report.junit import to_junit
 from compare.report.places import collapsed, listed
 from compare.report.report import Report
 from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence, Part
-from compare.verdict.quantity import Quantity
+from compare.verdict.ratio import Quantity
 
 BLOCKS = [(1, 2), (2, 3), (3, 2)]
 """The number of each layer of a residual network, and how many blocks it has."""

@@ -21,7 +21,7 @@ from compare.alignment.pairings import NotCompared
 from compare.report.findings import Run, settings
 from compare.report.report import Report
 from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence
-from compare.verdict.quantity import Quantity
+from compare.verdict.ratio import Quantity
 
 EVIL = "<!--<script>document.title = 'broken'</script>"
 SCREENS = [(width, theme) for width in (400, 1600) for theme in ("light", "dark")]

@@ -1,6 +1,6 @@
 """What a later step makes of rounding is no excuse for the steps before it began."""
 
-from compare.verdict.quantity import FACTOR, Quantity
+from compare.verdict.ratio import FACTOR, Quantity
 
 OWN = [1e-7, 1e-7]
 

@@ -22,7 +22,7 @@ from compare.report.report import Report
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, SoFar
-from compare.verdict.quantity import Quantity, Verdict
+from compare.verdict.ratio import Quantity, Verdict
 from compare.weights.links import named
 
 

@@ -10,7 +10,7 @@ from compare.numerics.distance import distance
 from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
-from compare.verdict.quantity import FACTOR
+from compare.verdict.ratio import FACTOR
 
 BATCHES = 2
 """So many are tried at most: one to find it, and one to confirm it."""

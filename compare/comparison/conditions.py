@@ -17,7 +17,7 @@ from compare.step.stage import Stage
 from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Divergence
 from compare.verdict.following import Followed
-from compare.verdict.quantity import FACTOR, Quantity
+from compare.verdict.ratio import FACTOR, Quantity
 
 
 class Conditions(NamedTuple):

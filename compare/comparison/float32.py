@@ -10,7 +10,7 @@ from compare.jax_side.same_operations import first_other
 from compare.numerics.distance import EPSILON32
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
-from compare.verdict.quantity import Quantity
+from compare.verdict.ratio import Quantity
 
 DOCS = "docs/verdict.md#float32-is-judged-too"
 

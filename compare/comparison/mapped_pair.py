@@ -32,7 +32,7 @@ from compare.torch_side.layers import kept_tensors, layer_kinds, torch_layers
 from compare.torch_side.record import Record
 from compare.torch_side.run import TorchRun
 from compare.torch_side.side import Torch
-from compare.verdict.quantity import FACTOR
+from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
 from compare.weights.links import WeightMap, to_jax
 

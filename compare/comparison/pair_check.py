@@ -26,7 +26,7 @@ from compare.torch_side.idle_draws import change_nothing
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed
-from compare.verdict.quantity import Quantity
+from compare.verdict.ratio import Quantity
 
 LEAST = 10.0
 """Seconds that the search for causes of structure may take, however short the check is."""

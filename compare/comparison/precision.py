@@ -12,7 +12,7 @@ from compare.step.observation import Observation
 from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
-from compare.verdict.quantity import Quantity, Verdict
+from compare.verdict.ratio import Quantity, Verdict
 
 
 def precision_causes(runs: Runs, followed: Followed) -> list[Cause]:

@@ -20,7 +20,7 @@ from compare.step.observation import Observation
 from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence
 from compare.verdict.following import Followed
-from compare.verdict.quantity import FACTOR, Quantity
+from compare.verdict.ratio import FACTOR, Quantity
 
 SECONDS = 60.0
 """The processor's time for which edits are tried in one place."""

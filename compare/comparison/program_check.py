@@ -31,7 +31,7 @@ from compare.step.observation import Observation, to_numpy
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
-from compare.verdict.quantity import Quantity
+from compare.verdict.ratio import Quantity
 
 KEPT = 2_000_000
 """Number of the torch state's elements, times steps, up to which all steps of the JAX side are kept."""

@@ -23,7 +23,7 @@ from compare.torch_side.control import ControlledRun
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
-from compare.verdict.quantity import FACTOR
+from compare.verdict.ratio import FACTOR
 from compare.weights.find import find_links
 from compare.weights.links import WeightMap, to_jax
 from compare.weights.roots import find_roots

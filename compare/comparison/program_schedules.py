@@ -17,7 +17,7 @@ from compare.step.stage import Stage
 from compare.verdict.divergence import Divergence
 from compare.verdict.following import Followed
 from compare.verdict.neighbours import LOST
-from compare.verdict.quantity import FACTOR, Quantity
+from compare.verdict.ratio import FACTOR, Quantity
 from compare.weights.links import to_jax
 
 MOST, SECONDS = 32, 3.0

@@ -36,7 +36,7 @@ from compare.step.observation import to_numpy
 from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
-from compare.verdict.quantity import Verdict
+from compare.verdict.ratio import Verdict
 
 
 class Programs(NamedTuple):

@@ -12,7 +12,7 @@ from compare.alignment.pairings import NotCompared, Pairing, Read
 from compare.step.observation import Observation
 from compare.step.stage import Stage
 from compare.verdict.following import Followed
-from compare.verdict.quantity import FACTOR
+from compare.verdict.ratio import FACTOR
 
 
 class Gradients:

@@ -10,7 +10,7 @@ from compare.step.batch import Batch, mapped
 from compare.step.stage import Stage
 from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
-from compare.verdict.quantity import Quantity
+from compare.verdict.ratio import Quantity
 
 _COMPUTED = (Stage.FORWARD, Stage.LOSS, Stage.GRADIENT, Stage.UPDATE)
 """Stages whose numbers both sides compute. Others may hold infinities for good reasons, such as a mask."""

@@ -17,7 +17,7 @@ from compare.step.observation import Observation
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.following import Followed
-from compare.verdict.quantity import FACTOR
+from compare.verdict.ratio import FACTOR
 
 
 class Steps(Protocol):

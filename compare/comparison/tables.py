@@ -7,7 +7,7 @@ from compare.numerics.tables import movement
 from compare.step.observation import to_numpy
 from compare.verdict.divergence import Cause
 from compare.verdict.first_difference import Found
-from compare.verdict.quantity import Quantity
+from compare.verdict.ratio import Quantity
 
 DOCS = "docs/precision.md#tables-in-float32"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from compare.jax_side.side import Flax, Jax
 from compare.verdict.divergence import Cause
-from compare.verdict.quantity import FACTOR, Quantity
+from compare.verdict.ratio import FACTOR, Quantity
 
 DOCS = "docs/precision.md"
 

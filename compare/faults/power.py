@@ -33,7 +33,7 @@ from compare.torch_side.side import Torch
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed
 from compare.verdict.neighbours import LOST
-from compare.verdict.quantity import FACTOR
+from compare.verdict.ratio import FACTOR
 
 FURTHER = 4
 """Where a fault changes nothing, this many times as many steps are tried, and at least `AT_LEAST`."""

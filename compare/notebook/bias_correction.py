@@ -8,7 +8,7 @@ import numpy as np
 from compare.notebook.problem import Problem
 from compare.numerics.distance import distance
 from compare.verdict.divergence import Cause
-from compare.verdict.quantity import FACTOR
+from compare.verdict.ratio import FACTOR
 
 if TYPE_CHECKING:
     import optax

@@ -28,7 +28,7 @@ from compare.step.stage import Stage
 from compare.verdict.divergence import Divergence
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import SoFar, Streams, follow
-from compare.verdict.quantity import FACTOR, Quantity
+from compare.verdict.ratio import FACTOR, Quantity
 from compare.weights.links import Link
 from compare.weights.units import View
 

@@ -19,7 +19,7 @@ from compare.report.wording import counted
 from compare.step.stage import Stage
 from compare.verdict.accepting import Accepted
 from compare.verdict.divergence import Cause, Divergence
-from compare.verdict.quantity import Quantity, Verdict
+from compare.verdict.ratio import Quantity, Verdict
 
 if TYPE_CHECKING:
     from compare.report.power import Power

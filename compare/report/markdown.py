@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from compare.report.findings import SHOWN_GROUPS
 from compare.step.stage import Stage
 from compare.verdict.divergence import DetailKind
-from compare.verdict.quantity import Verdict
+from compare.verdict.ratio import Verdict
 
 if TYPE_CHECKING:
     from compare.report.findings import Findings

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from compare.alignment.pairings import NotCompared
-from compare.verdict.quantity import FACTOR, Quantity
+from compare.verdict.ratio import FACTOR, Quantity
 
 
 @dataclass(frozen=True)

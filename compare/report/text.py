@@ -18,7 +18,7 @@ from compare.report.ran import ran
 from compare.report.wording import SIGN, at, counted
 from compare.step.stage import Stage
 from compare.verdict.divergence import Role
-from compare.verdict.quantity import Verdict
+from compare.verdict.ratio import Verdict
 
 if TYPE_CHECKING:
     from compare.mending.patch import Patch

@@ -1,6 +1,6 @@
 """Signs and words that all writers share."""
 
-from compare.verdict.quantity import Verdict
+from compare.verdict.ratio import Verdict
 
 SIGN = {Verdict.MATCH: "✓", Verdict.PRECISION: "≈", Verdict.MISMATCH: "✗"}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from compare.alignment.pairings import Alignment, Pairing
 from compare.errors import InputError
 from compare.step.stage import Stage
-from compare.verdict.quantity import FACTOR, Quantity
+from compare.verdict.ratio import FACTOR, Quantity
 
 
 @dataclass(frozen=True)

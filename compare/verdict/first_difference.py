@@ -12,7 +12,7 @@ from compare.step.observation import Observation
 from compare.verdict.between import place_name
 from compare.verdict.divergence import Divergence
 from compare.verdict.following import Followed
-from compare.verdict.quantity import FACTOR, Quantity
+from compare.verdict.ratio import FACTOR, Quantity
 
 
 class Found(NamedTuple):

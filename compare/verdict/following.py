@@ -11,7 +11,7 @@ from compare.alignment.pairings import Alignment, NotCompared, Pairing, Read, sh
 from compare.errors import InputError
 from compare.step.observation import Observation, Stream, to_numpy
 from compare.step.stage import Stage
-from compare.verdict.quantity import Quantity
+from compare.verdict.ratio import Quantity
 
 
 class Streams(NamedTuple):

@@ -11,7 +11,7 @@ from compare.numerics.distance import EPSILON64, ULPS, norm
 from compare.step.observation import Observation
 from compare.step.stage import Stage
 from compare.verdict.neighbours import LOST
-from compare.verdict.quantity import FACTOR, Quantity
+from compare.verdict.ratio import FACTOR, Quantity
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compare.report.html.origin import first_square, mark
-from compare.verdict.quantity import FACTOR
+from compare.verdict.ratio import FACTOR
 
 if TYPE_CHECKING:
     from compare.report.findings import Findings

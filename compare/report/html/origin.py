@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from compare.verdict.quantity import FACTOR
+from compare.verdict.ratio import FACTOR
 
 if TYPE_CHECKING:
     from compare.report.findings import Findings

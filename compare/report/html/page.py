@@ -21,7 +21,7 @@ from compare.report.html.trees import SHOWN, size, trees
 from compare.report.text import line
 from compare.report.wording import SIGN
 from compare.verdict.divergence import DetailKind
-from compare.verdict.quantity import Verdict
+from compare.verdict.ratio import Verdict
 
 if TYPE_CHECKING:
     from compare.report.findings import Findings

@@ -9,7 +9,7 @@ import numpy as np
 
 from compare.report.html.origin import first_names
 from compare.step.stage import Stage
-from compare.verdict.quantity import FACTOR
+from compare.verdict.ratio import FACTOR
 
 if TYPE_CHECKING:
     from compare.report.findings import Findings
