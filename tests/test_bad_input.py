@@ -142,7 +142,7 @@ def test_the_user_function(
         sys.modules.pop(name, None)
     assert stop.value.code == 2
     printed = capsys.readouterr()
-    assert re.match(f"error: .*{message}", printed.err)
+    assert re.match(f"error: .*{message}", printed.err.lstrip())  # older versions of rich end an empty line
     assert "Traceback" not in printed.err
     assert printed.out == ""
     assert not list(tmp_path.glob("*out.json*"))

@@ -65,11 +65,13 @@ class CommonCheck(abc.ABC):
         # From here on there is a report, and nothing that fails takes it away.
         with bugs.collected() as failed:
             doing = "trying other replays of random numbers"
+            # Before anything is explained: under another replay there may be nothing left to explain.
             if bugs.attempt(doing, lambda: self._other_draws(followed)):
                 followed = self._follow()
             if self.jax.unreplayed:
                 self.idle = bugs.attempt("drawing random numbers anew", self._idle_draws) or []
             found = self._explained(followed)
+            # A check that answers another's question asks none itself, and a mismatch needs no second question.
             if self.compiled is None and found.ok:
                 found = self._questioned(found, self.runs.read(followed), quick=quick)
         return dataclasses.replace(found, bugs=failed)

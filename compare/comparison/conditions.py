@@ -46,10 +46,13 @@ def under_other_conditions(pair: MappedPair, followed: Followed) -> Conditions:
     moded = _mode_matters(pair, other, batch)
     shorter = _shorter(pair, larger) if larger is not None else None
     tried = other if moded else pair
+    # A program is compiled for each shape, and that is the price of these questions. Most ports pass all of them, so
+    # the first program asks for all at once: one example more, one element shorter, and the other mode.
     if larger is None or shorter is None:
         at_length: Divergence | str | None = None
     elif (at_length := _difference(tried, shorter.batch, followed)) is None:
         return Conditions()
+    # Something differs, or is not taken. A port may be made for one length, so the length is left out first.
     if larger is not None and (moded or shorter) and _difference(tried, larger, followed) is None:
         return _of_length(shorter, at_length)
     found = Conditions()
@@ -99,6 +102,7 @@ def _shorter(pair: MappedPair, batch: Batch) -> Shorter | None:
     mapped(batch.inputs, lambda leaf: arrays.append(leaf) if isinstance(leaf, np.ndarray) and leaf.ndim > 1 else None)
     for axis in (1, 2):
         lengths = [array.shape[axis] for array in arrays if array.ndim > axis]
+        # With two elements, one less is a single one, at which much is equal by accident.
         if not lengths or lengths[0] < 3:
             continue
 
@@ -108,6 +112,7 @@ def _shorter(pair: MappedPair, batch: Batch) -> Shorter | None:
             return np.take(array, np.arange(length - 1), axis)
 
         made = Batch(mapped(batch.inputs, cut), mapped(batch.target, cut))
+        # Torch says whether this axis has a length at all: channels and features have none.
         try:
             _torch(pair, "float32", made, None)
         except InputError:
@@ -127,6 +132,7 @@ def one_more(batch: Batch) -> Batch | None:
     def longer(array: Any) -> Any:
         if not isinstance(array, np.ndarray) or not array.ndim or len(array) != size:
             return array
+        # The first example twice, and no made-up one: its numbers are in the range that the model expects.
         return np.concatenate([array, array[:1]])
 
     return Batch(mapped(batch.inputs, longer), mapped(batch.target, longer))
@@ -175,10 +181,12 @@ def _difference(pair: MappedPair, batch: Batch, followed: Followed) -> Divergenc
         run = pair.jax_run("float64")
         gradient = _differentiated(pair)
         jax64 = evaluated(run, batch, draws, gradient=gradient)
+        # Draws for another shape may have no counterpart among torch's, and then the numbers are no evidence.
         if run.unreplayed:
             return f"the {name} side draws other random numbers there"
         found = first_difference(pair, followed, (torch32, torch64), jax64)
         if found is not None:
+            # Only where something differs is it worth two more programs to know how much of it is rounding.
             jax32 = evaluated(pair.jax_run("float32"), batch, draws, gradient=gradient)
             noise = [_torch(pair, "float64", batch, draws, moved)[0] for moved in (1, 2)]
             found = first_difference(pair, followed, (torch32, torch64), jax64, jax32, noise)
@@ -233,6 +241,7 @@ def first_difference(
         for each in noise:
             quantity.add_moved(quantity.noise, 0, pairing.torch_array(each), ours)
         known = before[pairing.stage, pairing.torch]
+        # Rounding of one step with another shape, and that of the whole first question: it must be beyond both.
         if quantity.ratio[0] > FACTOR and quantity.error64[0] > FACTOR * known:
             where = pairing.stage, pairing.torch, pairing.jax
             rounding = float(quantity.rounding[0])

@@ -47,6 +47,7 @@ def later_updates(pair: MappedPair, followed: Followed, gradients: dict[str, np.
 
     """
     size = sum(gradient.size for gradient in gradients.values())
+    # Of a large model fewer steps are taken, and then fewer than the check itself took say nothing new.
     steps = min(MOST, _ELEMENTS // max(size, 1), _TENSORS // max(len(gradients), 1))
     links = _shown([link for link in whole_links(pair.links) if link.torch in gradients], gradients)
     if pair.torch.optimizer is None or steps <= followed.steps or not links:
@@ -57,6 +58,7 @@ def later_updates(pair: MappedPair, followed: Followed, gradients: dict[str, np.
 def _compared(
     pair: MappedPair, followed: Followed, gradients: dict[str, np.ndarray], links: list[Link], steps: int
 ) -> Divergence | None:
+    # Every parameter gets its gradient, shown or not: a global norm is taken over all of them.
     shared = [link for link in pair.links if link.torch in gradients]
     run = pair.jax_run("float64")
     if any("plateau" in name for name in run.state_names):  # it looks at the loss, which there is none of here
@@ -76,6 +78,8 @@ def _compared(
             ours, parameter = torch64[number][link.torch]
             quantity.add_torch(torch32[number][link.torch][0], ours, parameter)
             quantity.add_difference(jax[link.jax][number], ours, parameter)
+        # What is compared here are norms and sums, whose rounding is smaller than a whole update's: the update's own
+        # rounding, known from whole steps, counts as well.
         differs = (quantity.ratio > FACTOR) & (np.asarray(quantity.error64) > FACTOR * known.get(link.torch, 0.0))
         if differs.any() and (first is None or differs.argmax() < first.step):
             step = int(differs.argmax())

@@ -127,6 +127,7 @@ def _sides(name: str, args: list[Any], eqn: Any) -> Any:
         low, value, high = args
         return jnp.stack([jnp.any(value < low), jnp.any(value > high), jnp.any((value >= low) & (value <= high))])
     if name in _BOUNDING:
+        # Equal numbers choose neither side.
         return jnp.stack([jnp.any(args[0] > args[1]), jnp.any(args[0] < args[1])])
     sides = len(args) - 1 if name == "select_n" else len(eqn.params["branches"])
     index = jnp.asarray(args[0]).astype(np.int32)
@@ -178,6 +179,7 @@ def called_by_the_user(eqn: Any) -> Found | None:
     """Give the choice that the user calls directly, and the operations by which it chooses; None if it is none."""
     traceback, name = eqn.source_info.traceback, eqn.primitive.name
     if traceback is None or not (name in _SELECTING | _BOUNDING | _BRANCHING or kind(eqn) == Kind.CALL):
+        # Reading a traceback is dear, and most operations choose nothing.
         return None
     frames = list(traceback.frames)
     number = users_frame([frame.file_name for frame in frames], JAX_PACKAGES)

@@ -45,6 +45,8 @@ def named_constants(run: JaxRun, batch: Batch) -> list[str]:
         return run.with_loss(params, run.buffers, run.rngs, inputs, target)
 
     with run.precision():
+        # A step is traced within `value_and_grad`, and its operations have the line of that. Traced alone, they have
+        # the lines of the user's code.
         lines = constant_lines(jax.make_jaxpr(traced)(run.params, *run.arguments(batch)))
     return [f"{what}, {lines[key]}" if lines.get(key) else what for key, what in run.constants.items()]
 
@@ -87,6 +89,7 @@ def traced_for(run: JaxRun, batches: tuple[Batch, Batch], times: int) -> tuple[A
     def grown(few: Any, more: Any) -> Any:
         if not hasattr(few, "shape"):
             return few
+        # The axis of the examples is where the two batches differ; a model may have it anywhere, or more than once.
         pairs = zip(few.shape, more.shape, strict=True)
         return jax.ShapeDtypeStruct([size * times if size != larger else size for size, larger in pairs], few.dtype)
 
@@ -142,6 +145,7 @@ def updates_alone(
 
         def step(before: Any, factor: Any) -> Any:
             params, state = before
+            # Some optimizers of optax take the loss. What follows from it is not compared here.
             loss = jnp.ones((), run.dtype)
             updates, state = run.updates(jax.tree.map(lambda each: factor * each, given), loss, state, params)
             each = zip(run.param_names, jax.tree.leaves(updates), strict=True)
@@ -212,6 +216,7 @@ def same_for_all_seeds(shown: Callable[..., Any], arguments: tuple[Any, ...]) ->
     """Tell whether a program gives the same under three seeds: draws that change nothing there have no effect."""
     import jax
 
+    # Three, since a mask that is drawn from a few elements may be the same twice by accident.
     first, *others = [jax.tree.leaves(jax.jit(shown)(seed, *arguments)) for seed in range(3)]
     return all(
         np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f")

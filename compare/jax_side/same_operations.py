@@ -42,6 +42,8 @@ def first_other(one: Any, other: Any, *, numbers: bool = True) -> Operation | No
 
     """
     last = Operation("the end", (), "")
+    # In order of execution, since two programs of one function are traced in the same order. A port that is otherwise
+    # the same, but for its dtype, has no reason to compute in another one.
     for ours, theirs in itertools.zip_longest(_operations(one), _operations(other), fillvalue=last):
         if ours.name != theirs.name or (numbers and not _equal(ours.numbers, theirs.numbers)):
             return ours if ours is not last else theirs
@@ -69,6 +71,7 @@ def _limit(number: float) -> bool:
 def _operations(program: Any) -> Iterator[Operation]:
     """List a program's operations on floating-point numbers, as far as their results are used."""
     parts = Program.of(program)
+    # JAX leaves what nobody reads in a trace, and casts differ between precisions: only what is used is the program.
     used = {atom for atom in parts.outputs if not is_literal(atom)}
     kept = []
     for eqn in reversed(parts.equations):

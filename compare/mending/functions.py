@@ -57,6 +57,8 @@ def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     same = [call for call in calls if _is(file.meaning(call.func), code.call)]
     if code.call == ATTENTION and not same:  # written out by hand
         return _attention(file, code, lines, calls)
+    # In the order of how sure it is that this call is meant: the function that only lacks a setting, the one that was
+    # proved to be there, one of those that people exchange, and one whose meaning is not known, such as `self.act(x)`.
     others = [call for call in calls if _named(file.meaning(call.func)) in ONE_ARGUMENT]
     unknown = [call for call in calls if file.meaning(call.func) is None and len(call.args) == 1]
     wrong = [call for call in calls if code.instead and _is(file.meaning(call.func), code.instead)]
@@ -65,6 +67,7 @@ def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
         raise Unfit("which call is meant is not known")
     if call in same and code.around == "{}":
         return set_keywords(file, call, file.meaning(call.func), written(code.keywords))
+    # The fix says another function without its arguments: `f(...)` in the place of g(x, y) may not be f(x, y).
     if code.arguments == ("...",):
         raise Unfit("another function may take other arguments")
     return _put(file, call, str(code), {"x": call.args[0].value})
@@ -158,6 +161,7 @@ def change_computed(file: SourceFile, code: Code, lines: Sequence[Line]) -> list
 def _put(
     file: SourceFile, node: libcst.BaseExpression, code: str, given: Mapping[str, libcst.BaseExpression]
 ) -> list[Edit]:
+    # The fix is written with `jnp` and `nnx`; the file may import these under other names, or not at all.
     naming = Naming(file)
     text = substituted(naming(code), {name: file.code(value) for name, value in given.items()})
     parent = file.parent(node)
@@ -174,13 +178,16 @@ def substituted(code: str, given: Mapping[str, str]) -> str:
     places = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in given]
     for name in given:
         used = [node for node in places if node.id == name]
+        # `jnp.where(mask, x, -x)` with a call for x would make the call twice, and draw random numbers twice.
         if len(used) > 1 and not given[name].isidentifier():
             return f"(lambda {name}: {code})({given[name]})"
     alone = isinstance(tree, ast.Name)
+    # From the end of the line, so that the columns before a change stay what they were.
     for node in sorted(places, key=lambda each: -each.col_offset):
         text = given[node.id]
         within = libcst.parse_expression(text.strip())
         simple = within.lpar or isinstance(within, _SIMPLE)
+        # Between parentheses or commas nothing binds tighter, and the user's own layout can stay.
         is_argument = any(node in call.args for call in ast.walk(tree) if isinstance(call, ast.Call))
         text = text if simple or is_argument or alone else f"({text})"
         code = code[: node.col_offset] + text + code[node.end_col_offset :]
@@ -230,6 +237,7 @@ def _only(calls: Sequence[libcst.Call]) -> libcst.Call | None:
 
 def _other_than_number(file: SourceFile, node: libcst.BinaryOperation) -> libcst.BaseExpression | None:
     """Give the side that is no number, if the other one is."""
+    # Two numbers are a constant of their own, and two expressions have none that could be meant.
     numbers = [_is_number(file, node.left), _is_number(file, node.right)]
     if numbers == [True, False]:
         return node.right

@@ -110,6 +110,8 @@ class Group:
     @property
     def _general(self) -> bool:
         """Whether the first finding's own cause says too much: what was measured there, or what else differs there."""
+        # Two layers with the same wrong setting differ by different amounts: an explanation with one layer's numbers
+        # would be false of the other. What both share is in the parts.
         whole = self.cause is not None and self.parts == self.cause.parts
         return bool(self.parts) and not (whole and len(self.findings) == 1)
 
@@ -209,14 +211,17 @@ def grouped(findings: Sequence[Divergence], modules: Modules) -> list[Group]:
         modules: The class of each module that ran, by its path, on both sides.
 
     """
+    # A layer with two mistakes, one of which another layer has too, is in two groups: each is one thing to mend.
     alone = {cause.parts for each in findings if (cause := each.cause) and len(cause.parts) == 1}
     by_key: dict[Hashable, list[_Member]] = {}
     for number, finding in enumerate(findings):
         torch, jax = _place(finding, 0, modules[0]), _place(finding, 1, modules[1])
         for parts in _apart(finding.cause, alone):
             member = _Member(finding, torch, jax, parts)
+            # A number is no key of another finding, so that what has no key is alone.
             by_key.setdefault(_key(member) or number, []).append(member)
     groups = [_group(members) for members in by_key.values()]
+    # The first divergence explains the headline and stays first; then what mends most places.
     return groups[:1] + sorted(groups[1:], key=lambda group: -len(group.places))
 
 

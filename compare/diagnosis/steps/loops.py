@@ -54,6 +54,8 @@ class Loop:
         paths = {id(optimizer): path for path, optimizer in run.optimizers.items()}
 
         def update(optimizer: Any, *_: Any) -> None:
+            # The first update counts: what a loop does in its first step is what the edits are made of, and later steps
+            # are what confirms them.
             self.parts.setdefault(paths[id(optimizer)], self.backwards)
             self.backwards = 0
 
@@ -71,6 +73,7 @@ class Loop:
 
 def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
     """Give the edits that a loop of this kind can have."""
+    # With one backward pass an update there is nothing to add up, and a sum is a mean.
     for path, parts in loop.parts.items():
         if parts > 1:
             yield from _of_accumulation(path, parts, loop.clipping)
@@ -86,6 +89,7 @@ def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
     if loop.clipping is not None:
         yield from clippings.edits(*loop.clipping)
     for path in run.optimizers:
+        # An optimizer that is not stepped keeps its moments; one whose updates are thrown away goes on counting.
         for remembered in (False, True):
             yield Edit(
                 name="update left out",
@@ -122,6 +126,7 @@ def _of_accumulation(path: str, parts: int, clipping: Any) -> Iterator[Edit]:
             f"gradients = jax.tree.map(lambda leaf: leaf * {parts}, gradients)",
             lambda parameter, gradient: gradient / parts,
         ),
+        # A loop that keeps one gradient may divide its loss by the number of parts all the same, or not: both scales.
         *(
             (f"{which} micro-batch alone", f"{alone} {which} alone", add, functools.partial(change, scale=scale))
             for which, change in (("last", _last), ("first", _first))
@@ -146,6 +151,7 @@ def _gradients(run: TorchProgramRun, path: str, change: Callable[[Any, Any], Any
     """Change what each backward pass adds to the gradients of an optimizer."""
     with contextlib.ExitStack() as stack:
         for parameter in (each for group in run.optimizers[path].param_groups for each in group["params"]):
+            # A hook of a tensor sees what one backward pass adds, before it is added to `grad`.
             if parameter.requires_grad:
                 hook = parameter.register_hook(lambda gradient, p=parameter: change(p, gradient))
                 stack.callback(hook.remove)
@@ -153,6 +159,7 @@ def _gradients(run: TorchProgramRun, path: str, change: Callable[[Any, Any], Any
 
 
 def _first(parameter: Any, gradient: Any, scale: int) -> Any:
+    # `zero_grad` leaves None, or zeros with set_to_none=False: either way nothing has been added yet.
     return gradient * (0 if parameter.grad is not None and parameter.grad.any() else scale)
 
 
@@ -175,6 +182,7 @@ def _each_clipped(run: TorchProgramRun, clipping: Any, scale: int) -> Iterator[N
 
     def backward(*given: Any, **more: Any) -> None:
         trained = run.trained_tensors()
+        # Each pass begins without gradients, so that what is clipped is its own and not the total so far.
         before = [None if each.grad is None else each.grad.clone() for each in trained]
         for each in trained:
             each.grad = None
@@ -203,6 +211,7 @@ def _penalty_detached(_: TorchProgramRun) -> Iterator[None]:
 
     def grad(*args: Any, **kwargs: Any) -> Any:
         found = original(*args, **kwargs)
+        # Without its graph, the penalty still changes the loss, but none of its gradients.
         return tuple(each if each is None else each.detach() for each in found)
 
     with mock.patch.object(torch.autograd, "grad", grad):
@@ -214,6 +223,7 @@ def _left_out(run: TorchProgramRun, path: str, *, remembered: bool) -> Iterator[
     """Leave the parameters of an optimizer as they are, and what it remembers unless that is to go on."""
     optimizer = run.optimizers[path]
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    # The step itself is made and then undone: hooks, counters and schedules of the user's run as they do.
     before: list[tuple[Any, dict[str, Any]]] = []
 
     def keep(*_: Any) -> None:
@@ -242,6 +252,7 @@ def _postponed(run: TorchProgramRun, path: str) -> Iterator[None]:
     late: list[list[Any]] = []
 
     def keep(*_: Any, **__: Any) -> None:
+        # The gradients of now, since those of the next backward pass would be added to them.
         late.append([None if each.grad is None else each.grad.clone() for each in parameters])
 
     def catch_up(*_: Any) -> None:
