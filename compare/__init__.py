@@ -46,7 +46,7 @@ _PLACES = {
     "torch_side.program": ["TorchProgram"],
     "torch_side.side": ["Torch"],
     "verdict.divergence": ["Cause", "Divergence"],
-    "verdict.quantity": ["Verdict"],
+    "verdict.ratio": ["Verdict"],
 }
 """The module of each public name."""
 

@@ -15,10 +15,11 @@ CONTENTS = {
         "errors.InputError",
     ],
     "What was found": [
-        *("report.report.Report", "report.findings.Findings", "verdict.quantity.Verdict"),
+        *("report.report.Report", "report.findings.Findings", "verdict.ratio.Verdict"),
         *("verdict.divergence.Divergence", "verdict.divergence.Cause", "verdict.divergence.Part"),
         *("verdict.divergence.Detail", "verdict.divergence.DetailKind"),
-        "verdict.quantity.Quantity",
+        "verdict.measured.Measured",
+        "verdict.ratio.Quantity",
         *("report.findings.Run", "alignment.pairings.NotCompared", "report.groups.Group"),
         *("report.summary.StageSummary", "report.summary.LeftOut"),
     ],

@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 
 import compare
-from compare.comparison import runs as comparison
+from compare.comparison import common_runs as comparison
 from compare.report.progress import Progress
 from compare.torch_side.run import TorchRun
 
