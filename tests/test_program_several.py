@@ -109,3 +109,49 @@ def test_weights_that_the_step_changes_after_the_optimizer() -> None:
 def test_a_search_that_goes_on_to_the_end_says_nothing_of_more() -> None:
     for found in listed(RIGHT | {"decay": 0.9}, 0.2):
         assert DetailKind.UNSEARCHED not in [detail.kind for detail in found.details]
+
+
+def two_modules(as_dictionary: bool, rate: float) -> compare.Report:
+    """Train two modules with one optimizer, which holds them in a tuple or a dictionary."""
+
+    def torch_side() -> Any:
+        one, two = torch.nn.Linear(5, 4), torch.nn.Linear(4, 2)
+        optimizer = torch.optim.SGD([*one.parameters(), *two.parameters()], 0.1)
+
+        def step(_: Any, batch: Any) -> Any:
+            loss = two(one(batch["x"])).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"one": one, "two": two, "optimizer": optimizer}, step
+
+    def held(one: Any, two: Any) -> Any:
+        return {"one": one, "two": two} if as_dictionary else (one, two)
+
+    def jax_side() -> Any:
+        one, two = nnx.Linear(5, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(1))
+        optimizer = nnx.Optimizer(held(one, two), optax.sgd(rate), wrt=nnx.Param)
+        first, second = ("one", "two") if as_dictionary else (0, 1)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            models = held(state["one"], state["two"])
+            loss, gradients = nnx.value_and_grad(lambda m: (m[second](m[first](batch["x"])) ** 2).mean())(models)
+            state["optimizer"].update(models, gradients)
+            return state, {"loss": loss}
+
+        return {"one": one, "two": two, "optimizer": optimizer}, step
+
+    return compare.check(
+        compare.TorchProgram(torch_side), compare.JaxProgram(jax_side), BATCHES, device="cpu", quick=True
+    )
+
+
+@pytest.mark.parametrize("as_dictionary", [False, True])
+def test_an_optimizer_may_hold_a_tuple_or_a_dictionary_of_modules(as_dictionary: bool) -> None:
+    report = two_modules(as_dictionary, 0.1)
+    assert report.ok
+    assert {"two.weight", "one.bias"} <= {each.torch for each in report.quantities if each.stage == "gradient"}
+    assert not two_modules(as_dictionary, 0.2).ok

@@ -105,12 +105,10 @@ def _named_gradient(model: Any, grads: Any) -> Any:
 
     def name(path: Any, gradient: Any) -> Any:
         keys = [getattr(key, "key", getattr(key, "idx", getattr(key, "name", None))) for key in path]
-        inner, root, rest = model, vars(model).get(PATH), keys
+        inner, root, rest = model, _path_of(model), keys
         for at, key in enumerate(keys):
-            inner = getattr(inner, key, None) if isinstance(key, str) else inner[key]
-            if not hasattr(inner, "__dict__"):
-                break
-            if (own := vars(inner).get(PATH)) is not None:
+            inner = _within(inner, key)
+            if (own := _path_of(inner)) is not None:
                 root, rest = own, keys[at + 1 :]
         if root is None:
             return gradient
@@ -118,6 +116,26 @@ def _named_gradient(model: Any, grads: Any) -> Any:
         return checkpoint_name(gradient, str(Label("gradient", "", root, leaf)))
 
     return jax.tree_util.tree_map_with_path(name, grads)
+
+
+def _path_of(module: Any) -> str | None:
+    """Give the path of a module in the state; a tuple, a list or a dictionary of modules has none."""
+    path: str | None = getattr(module, "__dict__", {}).get(PATH)
+    return path
+
+
+def _within(container: Any, key: Any) -> Any:
+    """Give what a module, or a tuple, a list or a dictionary of modules, has under a key of its state."""
+    from flax import nnx
+
+    if isinstance(container, nnx.Variable):  # its `value` is no module, and deprecated
+        return None
+    if isinstance(key, str) and not isinstance(container, Mapping):
+        return getattr(container, key, None)
+    try:
+        return container[key]
+    except (TypeError, LookupError):  # what the gradients are of is no module of the step's state
+        return None
 
 
 def _named_gradients(original: Callable[..., Any], numbers: Iterator[str]) -> Callable[..., Any]:

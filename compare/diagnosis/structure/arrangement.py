@@ -84,7 +84,10 @@ def _split(node: Node, shape: tuple[int, ...], after: list[int]) -> Iterator[Edi
         moves = tuple(order.index(n) for n in after)
         does = f"splits the axis in {shown(node)} as {theirs}, transposed by {moves}, torch as {ours}"
         fix = f"split the axis in torch's order: x.reshape(..., {_listed(ours)})"
-        yield one(Kind.LAYOUT, node, compute, does, fix)
+        # What follows on the JAX side takes the axes in its own order, as a layout with channels last does: the
+        # reshape alone would give it an array of another shape.
+        both = f"{fix}, and then .transpose({_listed(tuple(full))}), where the JAX side takes the axes as {theirs}"
+        yield one(Kind.LAYOUT, node, compute, does, both)
         if theirs != ours:  # and what follows exchanges the axes all the same
 
             def as_split(operation: Operation, full: list[int] = full) -> Any:
