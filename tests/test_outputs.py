@@ -14,6 +14,7 @@ import pytest
 import compare
 from compare.command_line.files import OF_REPORTS, markdown
 from compare.command_line.main import main
+from compare.report.changed_lines import beside
 from compare.step.stage import Stage
 
 DATA = importlib.resources.files("compare") / "data"
@@ -171,3 +172,14 @@ def test_every_field_is_documented() -> None:
         record = schema["$defs"]["report"] if name == "report" else schema["properties"]["cells"]["items"]
         for field in record["properties"]:
             assert f"`{field}`" in page, field
+
+
+def test_a_long_line_that_a_fix_changes_is_shown_where_it_changes() -> None:
+    old = f"self.norm = nnx.LayerNorm({'width_of_all_' * 6}, rngs=rngs), nnx.Linear(8, classes_, rngs=rngs)"
+    new = old.replace(", rngs=rngs), nnx.Linear", ", epsilon=1e-05, rngs=rngs), nnx.Linear").replace(
+        "classes_", "classes"
+    )
+    shown = beside(old, new, 66)
+    assert shown[0] != shown[1]
+    assert all(len(line) <= 66 and " ... " in f" {line}" for line in beside(f"{old} # old", f"{old} # new", 66))
+    assert beside("y = f(x)", "y = f(x, axis=1)", 66) == ("y = f(x)", "y = f(x, axis=1)")  # a short one is whole

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compare.bugs import ADVICE
+from compare.report.changed_lines import beside
 from compare.report.findings import SHOWN_GROUPS, float32_difference
 from compare.report.groups import SHOWN_PLACES
 from compare.report.places import listed
@@ -243,24 +244,15 @@ def _patched(fix: str, patch: "Patch") -> str:
     """Show a fix, and the first lines that its patch changes."""
     first, *others = patch.changes
     removed, added = ([line.strip() for line in lines] for _, lines in first.signed)
-    start = _start(removed[0], added[0]) if removed and added else 0
+    if removed and added:
+        removed[0], added[0] = beside(removed[0], added[0], _LONGEST)
     shown = [
-        f"{sign} {_from(line, start)}" for sign, lines in zip("-+", (removed, added), strict=True) for line in lines
+        f"{sign} {_shortened(line, _LONGEST)}"
+        for sign, lines in zip("-+", (removed, added), strict=True)
+        for line in lines
     ]
     more = [f"and {counted(len(others), 'more change')}: --patch FILE writes all"] if others else []
     return "\n".join([f"{first.place}: {fix}", *shown, *more])
-
-
-def _start(old: str, new: str) -> int:
-    """Give from where on a line is shown that is too long: the beginning of a word a little before what changes."""
-    if max(len(old), len(new)) <= _LONGEST:
-        return 0
-    same = next((at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other), len(old))
-    return old.rfind(" ", 0, max(same - _LONGEST // 3, 0)) + 1
-
-
-def _from(text: str, start: int) -> str:
-    return _shortened(f"... {text[start:]}" if start else text, _LONGEST)
 
 
 def line(of: "Line") -> str:
