@@ -90,14 +90,24 @@ def _attention(file: SourceFile, code: Code, lines: Sequence[Line], calls: Seque
 def exchange_reduction(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:
     """Put another reduction, such as the mean, in the place of one, with the same axes."""
     found = [
-        call.func.attr
+        (call, call.func.attr)
         for call in _expressions(file, lines)
         if isinstance(call, libcst.Call) and isinstance(call.func, libcst.Attribute)
         if call.func.attr.value in REDUCTIONS
     ]
     if len(found) != 1:
         raise Unfit("which reduction is meant is not known")
-    return [file.exchanged(found[0], code.call.removeprefix("jnp."))]
+    call, name = found[0]
+    if code.keywords and not _has_axis(file, call):
+        raise Unfit("the JAX side reduces all axes at once, torch some of them")
+    return [file.exchanged(name, code.call.removeprefix("jnp."))]
+
+
+def _has_axis(file: SourceFile, call: libcst.Call) -> bool:
+    """Tell whether a reduction, a function or a method of an array, is given an axis."""
+    named = any(each.keyword is not None and each.keyword.value == "axis" for each in call.args)
+    array = file.meaning(call.func) is not None  # the first argument of a function
+    return named or sum(each.keyword is None for each in call.args) > array
 
 
 def take_element(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:

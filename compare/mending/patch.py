@@ -166,7 +166,7 @@ def _ways(code: Code) -> list[tuple[tuple[Role, ...], Mend]]:
         ]
     if code.call == "jnp.take":
         return [((Role.COMPUTED,), take_element)]
-    if code.call in REDUCTION_CALLS and code.arguments == ("...",) and not code.keywords:
+    if code.call in REDUCTION_CALLS and code.arguments == ("...",) and code.keywords.keys() <= {"axis"}:
         return [((Role.COMPUTED,), exchange_reduction)]
     if "x" in names and not code.call:
         return [((Role.COMPUTED,), exchange_constant)]

@@ -68,6 +68,48 @@ def _other_reduction(call: Call) -> Any:
     return getattr(call.input, {"mean": "sum", "sum": "mean"}[call.name])(**_given(call))
 
 
+def _reduction(call: Call, place: Place) -> Code | str:
+    """Write torch's reduction, where the JAX side's one reduces the same elements; else say which elements it is of.
+
+    With `torch.mean(torch.sum(x, 1))` in torch, neither `jnp.mean(x)` nor `jnp.sum(x)` is right on the JAX side.
+    """
+    del place
+    axes = _given(call).get("dim")
+    if axes is not None and call.input.ndim > 1:
+        chosen = [axes] if isinstance(axes, int) else list(axes)
+        wanted = tuple(sorted(axis % call.input.ndim for axis in chosen))
+        if len(wanted) < call.input.ndim:
+            return Code(f"jnp.{call.name}", keywords={"axis": wanted[0] if len(wanted) == 1 else wanted})
+    if _already_reduced(call):
+        count, before = call.input.numel(), {"mean": "divided by", "sum": "times"}[call.name]
+        return (
+            f"take the {call.name} of {count} numbers, as torch does, which are reduced over other axes before: "
+            f"what the JAX side's reduction gives, {before} {count}"
+        )
+    return Code(f"jnp.{call.name}")
+
+
+def _already_reduced(call: Call) -> bool:
+    """Tell whether what is reduced comes from another sum or mean, with no matrix product between."""
+    waiting, seen = [getattr(call.input, "grad_fn", None)], set[Any]()
+    while waiting and len(seen) < _NODES:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().startswith(("SumBackward", "MeanBackward")):
+            return True
+        if not node.name().startswith(_PRODUCTS):
+            waiting += [before for before, _ in node.next_functions]
+    return False
+
+
+_NODES = 100
+"""Of autograd's graph, that are looked at."""
+
+_PRODUCTS = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Embedding", "NativeLayerNorm", "NativeBatchNorm")
+
+
 FUNCTIONS = (
     *(
         Alternative(
@@ -75,7 +117,7 @@ FUNCTIONS = (
             functions=(ours,),
             compute=_other_reduction,
             jax_does=f"takes the {theirs}, torch the {ours}",
-            fix=lambda call, place: Code(f"jnp.{call.name}"),
+            fix=_reduction,
             source=f"{DOCS}torch.mean.html",
         )
         for ours, theirs in (("mean", "sum"), ("sum", "mean"))

@@ -119,7 +119,17 @@ def other_reductions(context: Context, node: Node) -> Iterator[Edit]:
     for name, function in known.items():
         if name == given.name:
             continue
-        yield _edit(Kind.REDUCTION, node, function, given.axes, given.keepdim, name, own, given.name)
+        yield _edit(
+            Kind.REDUCTION,
+            node,
+            function,
+            given.axes,
+            given.keepdim,
+            name,
+            own,
+            given.name,
+            len(given.axes) < dimensions,
+        )
     if given.name in known:
         for axis in range(dimensions):
             if (axis,) != given.axes:
@@ -146,6 +156,7 @@ def _edit(
     name: str,
     own: str,
     given: str = "",
+    partial: bool = False,
 ) -> Edit:
     def compute(operation: Operation) -> Any:
         made = function(operation.args[0], axes, keepdim)
@@ -154,7 +165,15 @@ def _edit(
     does = f"takes {name} over axis {_listed(axes)} for {shown(node)}, torch {own}"
     code = None
     if kind is Kind.REDUCTION and name in _FUNCTIONS:
-        code = Code(f"jnp.{given}") if given in _FUNCTIONS else _taken(node, axes) if given == "the element" else None
+        # With its axes, so that a patch never puts it in the place of a reduction of all elements.
+        where = {"axis": axes[0] if len(axes) == 1 else axes} if partial else {}
+        code = (
+            Code(f"jnp.{given}", keywords=where)
+            if given in _FUNCTIONS
+            else _taken(node, axes)
+            if given == "the element"
+            else None
+        )
     return one(kind, node, compute, does, f"take {own}, in torch's layout", code)
 
 
