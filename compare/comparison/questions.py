@@ -25,6 +25,7 @@ from compare.comparison.substance import (
     without_gradient,
     without_substance,
 )
+from compare.errors import InputError
 from compare.jax_side.choices import one_sided
 from compare.jax_side.inquiries import placed_calls, placed_program, traced_for
 from compare.jax_side.reading import foreign_calls
@@ -127,7 +128,11 @@ def _larger_batch(pair: MappedPair, programs: Programs) -> list[str]:
     batch = pair.batches[0]
     if (more := one_more(batch)) is None:
         return []
-    other = first_other(*traced_for(programs.float32, (batch, more), _LARGER)[::-1], numbers=False)
+    try:
+        few, many = traced_for(programs.float32, (batch, more), _LARGER)
+    except InputError:  # an input of the port, such as one mask for all examples, has a first axis of another meaning
+        return []
+    other = first_other(many, few, numbers=False)
     what = f"a batch {_LARGER} times as large: the {pair.jax.name} side has other operations there, first {other}"
     return [what] if other else []
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from compare.jax_side.lines import line
 from compare.jax_side.primitives import Kind, Program, is_literal, is_program, kind, programs
+from compare.jax_side.reading import lowest_precision
 
 _NO_OPERATIONS = frozenset({"convert_element_type", "copy", "name", "stop_gradient", "broadcast_in_dim", "reshape"})
 """Operations that another dtype brings along, or takes away, without any effect on the numbers."""
@@ -41,11 +42,13 @@ def first_other(one: Any, other: Any, *, numbers: bool = True) -> Operation | No
         numbers: Whether the numbers that are written into them must be equal as well.
 
     """
+    # A number that is written into a program is rounded to what the program computes in: 0.05 is 0.0500488 in bfloat16.
+    near = max(1e-6, *(lowest_precision(program)[1] for program in (one, other)))
     last = Operation("the end", (), "")
     # In order of execution, since two programs of one function are traced in the same order. A port that is otherwise
     # the same, but for its dtype, has no reason to compute in another one.
     for ours, theirs in itertools.zip_longest(_operations(one), _operations(other), fillvalue=last):
-        if ours.name != theirs.name or (numbers and not _equal(ours.numbers, theirs.numbers)):
+        if ours.name != theirs.name or (numbers and not _equal(ours.numbers, theirs.numbers, near)):
             return ours if ours is not last else theirs
     return None
 
@@ -56,9 +59,9 @@ def other_operations(narrow: Any, wide: Any) -> str:
     return f"but for what float32 rounding hides: there the port has other operations, first {other}" if other else ""
 
 
-def _equal(ours: tuple[float, ...], theirs: tuple[float, ...]) -> bool:
+def _equal(ours: tuple[float, ...], theirs: tuple[float, ...], near: float) -> bool:
     return len(ours) == len(theirs) and all(
-        np.isclose(one, other, rtol=1e-6, atol=0, equal_nan=True) or (_limit(one) and _limit(other))
+        np.isclose(one, other, rtol=near, atol=0, equal_nan=True) or (_limit(one) and _limit(other))
         for one, other in zip(ours, theirs, strict=True)
     )
 
@@ -95,9 +98,14 @@ def _is_float(atom: Any) -> bool:
 
 
 def _numbers(eqn: Any) -> Iterator[float]:
+    import jax.numpy as jnp
+
     for atom in eqn.invars:
-        if is_literal(atom) and np.ndim(atom.val) == 0 and np.asarray(atom.val).dtype.kind in "fiu":
-            yield float(atom.val)
+        # NumPy itself has no bfloat16, and says so of its kind; JAX knows that it is a number.
+        if is_literal(atom) and np.ndim(atom.val) == 0:
+            dtype = np.asarray(atom.val).dtype
+            if jnp.issubdtype(dtype, jnp.number) and not jnp.issubdtype(dtype, jnp.complexfloating):
+                yield float(atom.val)
     for value in eqn.params.values():
         if isinstance(value, float) and not is_program(value):
             yield value
