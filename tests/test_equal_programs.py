@@ -110,3 +110,15 @@ def test_logits_that_a_mask_rules_out_are_infinite_on_both_sides() -> None:
 
     assert checked(-np.inf).verdict == "match"
     assert checked(0.0).verdict == "mismatch"
+
+
+def test_a_slope_that_torch_rounds_to_float32_is_no_difference() -> None:
+    """The gradient of `torch.nn.functional.hardsigmoid` is 1/6 as float32 has it, in float64 too."""
+    batches = [(np.random.default_rng(0).normal(size=(8, 3)), np.random.default_rng(1).normal(size=(8, 2)))]
+    original = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Hardsigmoid())
+    port = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), jax.nn.hard_sigmoid)
+    sides = (
+        compare.Torch(original, torch.nn.MSELoss(), lambda params: torch.optim.SGD(params, 0.1)),
+        compare.Flax(port, lambda output, target: jnp.mean((output - target) ** 2), optax.sgd(0.1)),
+    )
+    assert compare.check(*sides, batches).verdict == "match"

@@ -135,8 +135,11 @@ def _with_parameters(links: Sequence[Link], torch: Observation, jax: Observation
         if parameter is None or name.endswith(f"/{parameter}"):
             yield name, name
             continue
-        shared = next(n for n in range(len(parameter) + 1) if name.endswith(f"/{parameter[n:]}"))
-        yield f"{name.removesuffix(parameter[shared:])}{parameter}", name
+        # By whole components: "mu/1/kernel" ends in "kernel" as "q1/kernel" does, and not in "1/kernel".
+        keys = parameter.split("/")
+        ends = ("/".join(keys[n:]) for n in range(len(keys)))
+        shared = next((end for end in ends if name.endswith(f"/{end}")), "")
+        yield f"{name.removesuffix(shared)}{parameter}", name
 
 
 def _parameter(name: str, value: Any, trained: set[str], parameters: Mapping[str, Any]) -> str | None:
@@ -153,7 +156,8 @@ def _parameter(name: str, value: Any, trained: set[str], parameters: Mapping[str
         common = next((n for n in range(len(path)) if keys[-n - 1 :][:1] != path[-n - 1 :][:1]), len(path))
         if not common or np.shape(value) != np.shape(parameters[parameter]):
             continue
-        around, before = keys[: len(keys) - common], path[: len(path) - common]
+        # A number alone is a place in a tuple, which says nothing of models that are called "q1" and "q2".
+        around, before = [key for key in keys[: len(keys) - common] if not key.isdigit()], path[: len(path) - common]
         beside = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(around, before, strict=False)))
         found.append(((common, parameter in trained, beside, _likeness(around, before)), parameter))
     best = max((score for score, _ in found), default=None)

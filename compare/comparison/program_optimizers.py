@@ -58,7 +58,7 @@ def _evidence(programs: Programs, followed: Followed, run: TorchProgramRun, name
         jax.load(to_jax(links, run.arrays(), jax.arrays()))
         if number:
             own = jax.state_arrays()
-            made = jax_state(slots, before, {full: own[name] for full, name in names.items()})
+            made = jax_state(slots, before, {full: own[name] for full, name in names.items() if name in own})
             jax.load({names[full]: array for full, array in made.items()})
         seen = next(stream)
         # An optimizer that is stepped twice within a step has two updates, of which only the sum is seen.

@@ -77,7 +77,7 @@ def _steps(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Iterato
         jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
         if number:
             own = jax.state_arrays()
-            made = jax_state(slots, before, {full: own[name] for full, name in names.items()})
+            made = jax_state(slots, before, {full: own[name] for full, name in names.items() if name in own})
             jax.load({names[full]: array for full, array in made.items()})
         seen = next(stream)
         if any("#" in gradient for gradient in seen.gradients):  # an optimizer that is stepped twice within a step

@@ -146,7 +146,7 @@ class JaxProgramRun:
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Give what the optimizers remember, by name."""
         pairs = zip(self.leaves, self.values, strict=True)
-        return {leaf.name: np.asarray(value) for leaf, value in pairs if leaf.role == Role.OPTIMIZER}
+        return {each.name: np.asarray(value) for each, value in pairs if each.role == Role.OPTIMIZER and _number(value)}
 
     def perturb(self, seed: int, epsilon: float | None = None) -> None:
         """Change weights by a few units in the last place, to see what follows."""

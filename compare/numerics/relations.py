@@ -160,7 +160,10 @@ def _scaled(torch: np.ndarray, jax: np.ndarray) -> Iterator[Relation]:
     """List a factor, an offset and zeros, fitted by least squares."""
     if size := float(np.vdot(torch, torch)):
         # The factor f that minimizes ‖f · torch - jax‖ is <torch, jax> / <torch, torch>.
-        yield Relation(Kind.FACTOR, number=simplest(float(np.vdot(torch, jax)) / size))
+        factor = simplest(float(np.vdot(torch, jax)) / size)
+        # What is 1 in all digits that are shown is a difference of rounding, and no factor.
+        if shown_number(factor) != "1":
+            yield Relation(Kind.FACTOR, number=factor)
     if torch.size > 1:
         yield Relation(Kind.OFFSET, number=simplest(float((jax - torch).mean())))
     if jax.size and not jax.any():

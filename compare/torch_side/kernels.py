@@ -1,4 +1,4 @@
-"""In float64, what torch's own kernels compute in float32 alone: a gradient scaler, and a weight norm on a GPU."""
+"""In float64, what torch's own kernels compute in float32: a gradient scaler, a slope, and a weight norm on a GPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,9 +42,17 @@ def _weight_norm_backward(grad_w: Any, v: Any, g: Any, norms: Any, dim: int) -> 
     return g / norms * (grad_w - v * along / norms), along.reshape(g.shape)
 
 
+def _hardsigmoid_backward(grad: Any, x: Any) -> Any:
+    """Give the gradient of hardsigmoid, whose slope of 1/6 the kernel takes from a float32 number."""
+    import torch
+
+    return torch.where((x > -3) & (x < 3), grad / 6, torch.zeros((), dtype=grad.dtype, device=grad.device))
+
+
 KERNELS: dict[str, Callable[..., Any]] = {
     "_amp_foreach_non_finite_check_and_unscale_": _unscale,
     "_amp_update_scale_": _update,
+    "hardsigmoid_backward": _hardsigmoid_backward,
     "_weight_norm_interface": _weight_norm,
     "_weight_norm_interface_backward": _weight_norm_backward,
 }

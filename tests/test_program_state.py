@@ -1,0 +1,71 @@
+"""What the optimizers of a program remember, of models whose names are alike."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+
+import compare
+
+
+def original(names: tuple[str, str]) -> Any:
+    one, two = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam([*one.parameters(), *two.parameters()], 1e-2)
+
+    def step(state: Any, batch: Any) -> Any:
+        loss = sum(((each(batch["x"]) - batch["y"]) ** 2).mean() for each in (one, two))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    return {names[0]: one, names[1]: two, "optimizer": optimizer}, step
+
+
+def port(names: tuple[str, str], rate: float = 1e-2, *, key: bool = False) -> Any:
+    graph, _ = nnx.split(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+    models = [nnx.split(nnx.Linear(3, 2, rngs=nnx.Rngs(seed)))[1] for seed in (0, 1)]
+    noise = [optax.add_noise(0.0, 0.5, jax.random.key(0))] if key else []
+    optimizer = optax.chain(*noise, optax.adam(rate))
+
+    @jax.jit
+    def step(state: Any, batch: Any) -> Any:
+        def loss_fn(both: Any) -> Any:
+            return sum(jnp.mean((nnx.merge(graph, each)(batch["x"]) - batch["y"]) ** 2) for each in both)
+
+        both = tuple(state[name] for name in names)
+        loss, gradients = jax.value_and_grad(loss_fn)(both)
+        updates, remembered = optimizer.update(gradients, state["optimizer"], both)
+        one, two = optax.apply_updates(both, updates)
+        return {names[0]: one, names[1]: two, "optimizer": remembered}, {"loss": loss}
+
+    return {names[0]: models[0], names[1]: models[1], "optimizer": optimizer.init(tuple(models))}, step
+
+
+def checked(names: tuple[str, str], **settings: Any) -> compare.Report:
+    rng = np.random.default_rng(0)
+    batches = [{"x": rng.normal(size=(8, 3)), "y": rng.normal(size=(8, 2))} for _ in range(3)]
+    sides = compare.TorchProgram(lambda: original(names)), compare.JaxProgram(lambda: port(names, **settings))
+    return compare.check(*sides, batches, steps=3, quick=True)
+
+
+@pytest.mark.parametrize("names", [("q1", "q2"), ("critic0", "critic1"), ("actor", "value")])
+def test_one_optimizer_over_a_tuple_of_models(names: tuple[str, str]) -> None:
+    """The place in the tuple, 1, is the second model's, and not that of the name that ends in 1."""
+    assert checked(names).verdict == "match"
+
+
+def test_another_rate_of_it_is_a_mismatch() -> None:
+    assert checked(("q1", "q2"), rate=2e-2).verdict == "mismatch"
+
+
+def test_a_key_among_what_an_optimizer_remembers_is_no_number() -> None:
+    """As that of `optax.add_noise`: the search for the cause of an update reads all of the state."""
+    report = checked(("q1", "q2"), rate=2e-2, key=True)
+    assert report.verdict == "mismatch"
+    assert not report.bugs
