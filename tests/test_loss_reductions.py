@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from torch.nn import functional
 
 import compare
 
@@ -54,3 +55,47 @@ def test_a_reduction_of_other_axes_is_no_fix(taken: Any, expected: str | None) -
     assert report.divergence.cause is not None
     assert report.divergence.cause.name == "mean or sum"
     assert re.search(expected, report.divergence.cause.fix)
+
+
+def labelled(divisor: Any, batches: int = 1) -> compare.Report:
+    """Take a loss of labels of which some are ignored, divided by something."""
+    generator, made = np.random.default_rng(1), []
+    for number in range(batches):
+        labels = generator.integers(0, 5, (6, 4))
+        labels[: 3 + number, 2:] = -100
+        made.append((generator.normal(size=(6, 4, 3)), labels))
+
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        each = -jnp.sum(jax.nn.one_hot(labels, 5) * jax.nn.log_softmax(logits), axis=-1)
+        return jnp.sum(each * (labels >= 0)) / divisor(labels)
+
+    return compare.check(
+        compare.Torch(torch.nn.Linear(3, 5), lambda given, y: functional.cross_entropy(given.transpose(1, 2), y)),
+        compare.Flax(nnx.Linear(3, 5, rngs=nnx.Rngs(0)), loss),
+        made,
+        quick=True,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_the_share_of_the_ignored_labels_in_a_batch_is_no_factor(batches: int) -> None:
+    report = labelled(lambda labels: labels.size, batches)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert "divides by the number of all labels" in report.divergence.cause.explanation
+    assert "divide by the number of labels that are not -100" in report.divergence.cause.fix
+
+
+def test_a_divisor_that_is_not_understood_is_no_factor() -> None:
+    report = labelled(lambda labels: labels.size + (labels == -100).sum())
+    assert report.divergence is not None
+    assert report.divergence.cause is None
+
+
+def test_a_factor_that_holds_for_other_labels_too_is_one() -> None:
+    report = labelled(lambda labels: 2 * (labels >= 0).sum())
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "factor"
+    assert labelled(lambda labels: (labels >= 0).sum()).ok

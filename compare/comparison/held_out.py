@@ -32,8 +32,8 @@ def held_out(runs: Runs, found: Found, from_torch: FromTorch | None, jax: JaxRun
     for seed, (run, number) in enumerate(_starts(runs, found.divergence.step)):
         batches, draws = runs.pair.batches, runs.stepper.draws[number]
         batch = batches[number % len(batches)]
-        if len(batches) == 1 and number != found.divergence.step - 1:
-            batch = _moved(batch, seed)
+        if number != found.divergence.step - 1:
+            batch = _chosen(_moved(batch, seed) if len(batches) == 1 else batch, last=bool(seed % 2))
         arrays = run.arrays()
         if from_torch is None:
             jax.load(to_jax(runs.pair.links, arrays, jax.arrays()))
@@ -68,6 +68,38 @@ def _moved(batch: Batch, seed: int) -> Batch:
         return np.asarray(array * generator.uniform(0.8, 1.0, array.shape), array.dtype)
 
     return Batch(mapped(batch.inputs, moved), mapped(batch.target, moved))
+
+
+def _chosen(batch: Batch, *, last: bool) -> Batch:
+    """Make another batch of some of the examples, each more than once: it has other labels, masks and paddings.
+
+    What a batch counts, such as the labels that are not ignored, makes a factor that is no other batch's. What is to be
+    ignored is the lowest value as a rule: -100, a padding of 0, False. So the examples are those with most of it, or
+    with least. They stay in order, as sorted lengths must.
+    """
+    arrays: list[np.ndarray] = []
+    for part in (batch.target, batch.inputs):
+        mapped(part, lambda leaf: arrays.append(leaf) if isinstance(leaf, np.ndarray) and leaf.ndim else None)
+    size = len(arrays[0]) if arrays else 0
+    if size < _EXAMPLES:
+        return batch
+    lowest = np.zeros(size)
+    for array in arrays:
+        if len(array) == size and array.size and (array.dtype.kind in "iub" or np.isin(array, (0, 1)).all()):
+            lowest += (array == array.min()).reshape(size, -1).mean(1)
+    order = np.argsort(lowest, kind="stable")
+    half = order[size // 2 :] if last else order[: (size + 1) // 2]
+    rows = np.sort(np.resize(half, size))
+
+    def taken(array: Any) -> Any:
+        fits = isinstance(array, np.ndarray) and array.ndim and len(array) == size
+        return array[rows] if fits else array
+
+    return Batch(mapped(batch.inputs, taken), mapped(batch.target, taken))
+
+
+_EXAMPLES = 4
+"""With fewer, half of them would be a single one, of which a norm makes nothing but rounding."""
 
 
 def _observed(run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Observation:

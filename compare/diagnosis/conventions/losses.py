@@ -101,7 +101,26 @@ def _ignores(call: Call) -> bool:
     return not labels.is_floating_point() and call["ignore_index"] < 0 and bool((labels == call["ignore_index"]).any())
 
 
+def _leaves_out(call: Call) -> bool:
+    labels = call["target"]
+    counted = call["reduction"] == "mean" and call["weight"] is None and not labels.is_floating_point()
+    return counted and bool((labels == call["ignore_index"]).any())
+
+
+def _counting(call: Call, place: Place) -> Code | str:
+    return _code(call, place) or f"divide by the number of labels that are not {call['ignore_index']}, as torch does"
+
+
 LOSS_FUNCTIONS = (
+    Alternative(
+        name="ignored labels",
+        functions=("cross_entropy", "nll_loss"),
+        compute=lambda call: call.run(reduction="sum") / call["target"].numel(),
+        jax_does="divides by the number of all labels, torch by that of the labels that are not ignored",
+        fix=_counting,
+        source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
+        applies=_leaves_out,
+    ),
     Alternative(
         name="ignored labels",
         functions=("cross_entropy", "nll_loss"),
