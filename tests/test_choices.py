@@ -5,9 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
+from flax import nnx
 
+import compare
 from compare.jax_side.choices import Choice, Choices, add_choices, one_sided
 from compare.jax_side.lift import lift
 from compare.jax_side.replay import replaying
@@ -61,3 +64,52 @@ def test_so_is_what_torch_chooses() -> None:
         torch.nn.functional.normalize(y, dim=0).sum().backward()
     missed = [what.rpartition(": ")[2] for what, met in run.reached.items() if not met]
     assert missed == ["no element is below its bound", "its condition is never true"]
+
+
+def test_a_minimum_of_two_arrays_that_one_of_them_never_decides_is_named() -> None:
+    x = torch.linspace(-1, 1, 6)
+    with ControlledRun() as run:
+        torch.min(x, x + 5) + torch.maximum(x, -x)
+    missed = [what.rpartition(": ")[2] for what, met in run.reached.items() if not met]
+    assert missed == ["its second argument is never the smaller one"]
+
+
+@pytest.mark.parametrize(("computed", "missing"), [("one", True), ("both", False), ("both at once", False)])
+def test_a_module_of_which_the_port_computes_less_is_named(computed: str, missing: bool) -> None:
+    def original() -> Any:
+        model = torch.nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def step(_: Any, batch: Any) -> Any:
+            loss = torch.min(model(batch["x"]), model(batch["y"]) + 9).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def loss(model: Any, x: Any, y: Any) -> Any:
+        if computed == "one":
+            return model(x).mean()
+        if computed == "both":
+            return jnp.minimum(model(x), model(y) + 9).mean()
+        one, two = jnp.split(model(jnp.concatenate([x, y])), 2)
+        return jnp.minimum(one, two + 9).mean()
+
+    def port() -> Any:
+        model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            value, gradients = nnx.value_and_grad(loss)(state["model"], batch["x"], batch["y"])
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": value}
+
+        return {"model": model, "optimizer": nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)}, step
+
+    draw = np.random.default_rng(0).normal
+    batches = [{"x": draw(size=(4, 3)), "y": draw(size=(4, 3))} for _ in range(2)]
+    report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches, device="cpu", quick=True)
+    assert report.ok
+    assert any(line.startswith("1 call of model that torch's step makes") for line in report.unexercised) == missing

@@ -30,7 +30,7 @@ def partners(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call], 
 
 def _with_weights(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) -> dict[Call, Call]:
     """Pair the calls of modules that hold the same weights."""
-    ours, theirs = _weighted(links, torch, jax)
+    ours, theirs = weighted(links, torch, jax)
     found: dict[Call, Call] = {("", 0): ("", 0)}
     # Weights have been matched already, so the set of weights that a module holds identifies it, whatever
     # its name and however deep it is: a container holds the union of its children's.
@@ -50,7 +50,7 @@ def _with_weights(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Ca
     return found
 
 
-def _weighted(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) -> tuple[_Weighted, _Weighted]:
+def weighted(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) -> tuple[_Weighted, _Weighted]:
     """Give the calls of both sides by the weights that they hold."""
     ours = _by_weights([(link.torch, ".", None) for link in links], torch)
     return ours, _by_weights([(link.jax, "/", _layer(link)) for link in links], jax)
@@ -60,7 +60,7 @@ def unpaired(
     links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]
 ) -> tuple[dict[Call, str], dict[Call, str]]:
     """Give the reason for each call of the torch and of the JAX side that has no partner, if it has none."""
-    sides = _weighted(links, torch, jax)
+    sides = weighted(links, torch, jax)
     # A call that holds no weights is in no group.
     found = (dict.fromkeys(torch, _NO_WEIGHTS), dict.fromkeys(jax, _NO_WEIGHTS))
     for reasons, own, other in zip(found, sides, reversed(sides), strict=True):

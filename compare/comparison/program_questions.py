@@ -20,6 +20,7 @@ from compare.jax_side.choices import one_sided
 from compare.jax_side.program_run import JaxProgramRun
 from compare.jax_side.same_operations import other_operations
 from compare.report.report import Report
+from compare.report.wording import counted
 from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.step.observation import Observation
@@ -82,6 +83,11 @@ def questioned_program(
     limits += [other] if other else []
     lines += [*constant_inputs([Batch(batch) for batch in pair.batches]), *never_reached(runs.stepper.reached)]
     lines += one_sided(jax64.chosen)
+    lines += [
+        f"{counted(each.torch - each.jax, 'call')} of {each.module} that torch's step makes and the jax side's does "
+        f"not ({each.torch} in place of {each.jax}); a batch for which they decide would"
+        for each in runs.called_more.values()
+    ]
     return dataclasses.replace(found, unproved=unproved, limits=limits, unexercised=list(dict.fromkeys(lines)))
 
 

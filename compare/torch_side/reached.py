@@ -67,7 +67,21 @@ def _condition(args: tuple[Any, ...], _: dict[str, Any]) -> Iterator[Any]:
     yield (~args[0].bool()).any()
 
 
+def _smaller(args: tuple[Any, ...], _: dict[str, Any]) -> Iterator[Any]:
+    yield (args[0] < args[1]).any()
+    yield (args[1] < args[0]).any()
+
+
 _CHOICES: dict[str, Any] = {
+    # As of two critics: a port with one of them alone is right as long as the other never decides.
+    "minimum": (
+        ("its first argument is never the smaller one", "its second argument is never the smaller one"),
+        _smaller,
+    ),
+    "maximum": (
+        ("its second argument is never the larger one", "its first argument is never the larger one"),
+        _smaller,
+    ),
     "clamp": (("no element is below its bound", "no element is above its bound"), _bounds),
     "hardtanh": (("no element is below its bound", "no element is above its bound"), _bounds),
     "clamp_min": (("no element is below its bound",), lambda args, _: [(args[0] < args[1]).any()]),

@@ -1,0 +1,46 @@
+"""Which modules torch's step calls for more examples than the JAX side's step does.
+
+A port that has less of a computation may match all the same, as one that takes one of two critics where torch takes the
+lower value, as long as the other critic's value is never the lower one.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from compare.alignment.partners import Call, weighted
+from compare.step.observation import Observation, to_numpy
+from compare.weights.links import Link
+
+
+class Called(NamedTuple):
+    """How often torch calls a module, and the JAX side the one with the same weights."""
+
+    module: str
+    torch: int
+    jax: int
+
+
+def called_more(links: Sequence[Link], torch: Observation, jax: Observation) -> list[Called]:
+    """Give the modules of which torch computes more, without those inside them."""
+    ours, theirs = weighted(links, *(dict.fromkeys((port.path, port.call) for port in s.forward) for s in (torch, jax)))
+    found: list[Called] = []
+    for weights, modules in ours.items():
+        if not (others := theirs.get(weights, [])):
+            continue
+        most, other = max(modules, key=len), max(others, key=len)
+        # A port may take two batches as one, or use a result twice: it has fewer calls, and computes as much.
+        if len(most) > len(other) and _computed(torch, most) > _computed(jax, other):
+            found.append(Called(most[0][0], len(most), len(other)))
+    names = [each.module for each in found]
+    return [each for each in found if not any(each.module.startswith(f"{name}.") for name in names)]
+
+
+def _computed(seen: Observation, calls: Iterable[Call]) -> int:
+    """Count the numbers that these calls give, equal results once."""
+    wanted = set(calls)
+    given = (
+        to_numpy(value)
+        for port, value in seen.forward.items()
+        if (port.path, port.call) in wanted and port.kind == "output"
+    )
+    return sum({(array.shape, array.tobytes()): array.size for array in given}.values())
