@@ -29,6 +29,7 @@ from compare.diagnosis.optimizers.schedules import told_rates
 from compare.diagnosis.optimizers.search import hypotheses
 from compare.diagnosis.optimizers.some_parameters import Assignment, treatments
 from compare.diagnosis.optimizers.some_parameters import told as told_some
+from compare.diagnosis.optimizers.sums import doubled
 from compare.diagnosis.optimizers.told import Told, rates_in_words, with_distinct_digits
 from compare.step.stage import Stage
 
@@ -239,3 +240,24 @@ def test_numbers_that_differ_are_never_written_alike() -> None:
     ours, theirs = rates_in_words([0.1, 0.01], [0.1, float(np.float32(0.01))])
     assert ours != theirs
     assert ours.split()[0] == theirs.split()[0]
+
+
+def test_of_a_part_with_two_biases_that_part_alone_is_doubled() -> None:
+    """Of a GRU in Equinox the last gate has a bias of its own for the hidden side."""
+    every = ["cell/bias[0:2]", "cell/bias[2:4]", "cell/bias[4:6]", "cell/bias_n", "other/bias"]
+    updates = {"cell": {"bias": jnp.ones(6), "bias_n": jnp.ones(2)}, "other": {"bias": jnp.ones(2)}}
+
+    def after(names: list[str]) -> Any:
+        calls = doubled(names, every)
+        for call in calls:
+            check_code(str(call))
+        chain = optax.chain(*(eval(str(call), dict(MODULES)) for call in calls))
+        return jax.tree.map(np.asarray, chain.update(updates, chain.init(updates), updates)[0])
+
+    part = after(every[:2])
+    assert part["cell"]["bias"].tolist() == [2, 2, 2, 2, 1, 1]
+    assert part["cell"]["bias_n"].tolist() == part["other"]["bias"].tolist() == [1, 1]
+    whole = after(every[:3])
+    assert whole["cell"]["bias"].tolist() == [2] * 6
+    assert whole["cell"]["bias_n"].tolist() == whole["other"]["bias"].tolist() == [1, 1]
+    assert after([*every[:2], "other/bias"])["other"]["bias"].tolist() == [2, 2]

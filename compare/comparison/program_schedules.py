@@ -20,10 +20,13 @@ from compare.verdict.neighbours import LOST
 from compare.verdict.ratio import FACTOR, Quantity
 from compare.weights.links import to_jax
 
-MOST, SECONDS = 32, 3.0
-"""How many steps there are in all, and how long they may take."""
+LEAST, MOST, SECONDS = 8, 32, 3.0
+"""How many steps there are in all, and how long those after the first few may take, in the processor's time.
 
-LEAST = 1e-6
+The first step compiles the JAX side's once more, for given gradients, which may take longer than all steps.
+"""
+
+RELATIVE = 1e-6
 """The relative difference of an update that counts. What the gradients' rounding makes is not measured here."""
 
 
@@ -47,7 +50,7 @@ def later_program_updates(runs: ProgramRuns, jax: JaxProgramRun, followed: Follo
     for number, (torch, own) in enumerate(_steps(runs, jax, followed)):
         if loss is not None and torch.loss is not None and own.loss is not None:
             error, expected = distance(to_numpy(own.loss), to_numpy(torch.loss)), float(loss.expected.max())
-            if error > max(LEAST, FACTOR * expected):
+            if error > max(RELATIVE, FACTOR * expected):
                 return _found(number, loss, error, expected, followed)
         for link in links:
             ours, theirs = (to_numpy(side.updates[name]) for side, name in ((torch, link.torch), (own, link.jax)))
@@ -56,7 +59,7 @@ def later_program_updates(runs: ProgramRuns, jax: JaxProgramRun, followed: Follo
             rounding = ULPS * EPSILON64 * float(np.linalg.norm(to_numpy(torch.parameters[link.torch]))) / size
             expected = max(rounding, float(updates[link.torch].expected.max()))
             error = distance(theirs, ours)
-            if error > max(LEAST, FACTOR * expected):
+            if error > max(RELATIVE, FACTOR * expected):
                 return _found(number, updates[link.torch], error, expected, followed)
     return None
 
@@ -68,7 +71,7 @@ def _found(step: int, quantity: Quantity, error: float, expected: float, followe
 
 def _steps(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Iterator[tuple[Observation, Observation]]:
     """Take steps of both sides until there are enough, or no time is left."""
-    pair, stepper, start = runs.pair, runs.stepper, time.monotonic()
+    pair, stepper, start = runs.pair, runs.stepper, time.process_time()
     run = pair.torch_run("float64")
     slots = [each for each in followed.pairings if each.stage == Stage.UPDATE and each.operands is None]
     stream, names = stepper.whole(run), dict[str, str]()
@@ -89,5 +92,7 @@ def _steps(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Iterato
         shown = jax.step(stepper.batches[number % len(stepper.batches)], stepper.draws[number], arrays)
         names = names or slot_names(pair.links, seen, shown)
         yield seen, shown
-        if time.monotonic() - start > SECONDS:
+        if number < LEAST:
+            start = time.process_time()
+        elif time.process_time() - start > SECONDS:
             return

@@ -15,20 +15,41 @@ def mask_of(names: Sequence[str], every: Sequence[str]) -> str:
         every: All paths.
 
     """
+    test = _test(names, every)
+    if not test:
+        return "lambda params: jax.tree.map(lambda _: True, params)"
+    return f"lambda params: jax.tree.map_with_path(lambda path, _: {test}, params)"
+
+
+def doubled_parts(parts: Sequence[str], names: Sequence[str], every: Sequence[str]) -> str:
+    """Write a function of updates that doubles a part of some of them: a mask of optax's has whole arrays alone.
+
+    Args:
+        parts: The parts as code, "0:3".
+        names: The paths of the arrays, "cell/bias", of which these parts are doubled.
+        every: All paths.
+
+    """
+    doubled = "update" + "".join(f".at[{part}].multiply(2)" for part in parts)
+    test = _test(names, every)
+    chosen = f"{doubled} if {test} else update" if test else doubled
+    return f"lambda updates, params: jax.tree.map_with_path(lambda path, update: {chosen}, updates)"
+
+
+def _test(names: Sequence[str], every: Sequence[str]) -> str:
+    """Write a condition on `path` that is true for some parameters; nothing where it is true for all."""
     wanted = {name.partition("[")[0] for name in names}  # without the index of a part
     others = {name.partition("[")[0] for name in every} - wanted
     if not others:
-        return "lambda params: jax.tree.map(lambda _: True, params)"
+        return ""
     # A mask by names reads like what people write, `path.endswith("/bias")`, and stays right for a deeper
     # model.
     ends = {_shortest_end(name, others) for name in wanted}
     written = ", ".join(f'"{end}"' for end in sorted(ends))
     if any(_fits(name, end) for name in others for end in ends):
-        test = f"{_PATH} in {{{written}}}"
-    else:
-        written = ", ".join(f'"/{end}"' for end in sorted(ends)) + ("," if len(ends) == 1 else "")
-        test = f'("/" + {_PATH}).endswith(({written}))'
-    return f"lambda params: jax.tree.map_with_path(lambda path, _: {test}, params)"
+        return f"{_PATH} in {{{written}}}"
+    written = ", ".join(f'"/{end}"' for end in sorted(ends)) + ("," if len(ends) == 1 else "")
+    return f'("/" + {_PATH}).endswith(({written}))'
 
 
 def _shortest_end(name: str, others: set[str]) -> str:

@@ -1,11 +1,11 @@
 """One parameter of the JAX side for two of torch's, such as the two biases of a recurrent cell."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from compare.diagnosis.optimizers.calls import Call, Code
 from compare.diagnosis.optimizers.evidence import Evidence
 from compare.diagnosis.optimizers.hypothesis import Hypothesis, Numbers
-from compare.diagnosis.optimizers.masks import mask_of
+from compare.diagnosis.optimizers.masks import doubled_parts, mask_of
 from compare.diagnosis.optimizers.names import COMBINING, OPTAX
 from compare.diagnosis.optimizers.told import Told
 from compare.diagnosis.optimizers.trial import Trial
@@ -27,9 +27,8 @@ def halved_sums(evidence: Evidence) -> Iterator[Hypothesis]:
         # d(b1 + b2) = db1 + db2: under the same gradient, Adam moves each bias by the same step.
         names = list(dict.fromkeys(result.pairing.jax for result in results))
         every = dict.fromkeys(r.pairing.jax for r in evidence.steps[0].results if not r.is_state)
-        double = Call("optax.masked", (Call("optax.scale", (2.0,)), Code(mask_of(names, list(every)))))
         optimizer = Code(f"{OPTAX.get(evidence.kind, 'optimizer')}(...)")
-        chain = Call("optax.chain", (optimizer, double))
+        chain = Call("optax.chain", (optimizer, *doubled(names, list(every))))
         decays = any(group.get("weight_decay") for group in evidence.steps[0].groups)
         return Told(
             "two biases",
@@ -40,3 +39,28 @@ def halved_sums(evidence: Evidence) -> Iterator[Hypothesis]:
         )
 
     yield Hypothesis("two biases", change, tell)
+
+
+def doubled(names: Sequence[str], every: Sequence[str]) -> list[Call]:
+    """Give the transformations that double the updates of some parameters, or of parts of them.
+
+    Args:
+        names: What is doubled: "rnn/bias", or "cell/bias[0:3]" for a part.
+        every: All that is updated, in the same parts.
+
+    """
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        array, _, index = name.partition("[")
+        parts.setdefault(array, []).append(index.removesuffix("]"))
+    # In a GRU's last gate the two biases are two parameters on either side: of its array the other gates alone are
+    # doubled, and a mask of whole arrays would double that one too.
+    left = {name.partition("[")[0] for name in every if name not in names}
+    whole = [array for array in parts if array not in left]
+    calls = [Call("optax.masked", (Call("optax.scale", (2.0,)), Code(mask_of(whole, every))))] if whole else []
+    by_parts: dict[tuple[str, ...], list[str]] = {}
+    for array in parts.keys() & left:
+        by_parts.setdefault(tuple(parts[array]), []).append(array)
+    for some, arrays in by_parts.items():
+        calls.append(Call("optax.stateless", (Code(doubled_parts(some, sorted(arrays), every)),)))
+    return calls
