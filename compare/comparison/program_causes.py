@@ -91,7 +91,37 @@ def _with_cause(
             divergence = dataclasses.replace(divergence, details=known.details)
     if fitting:
         return dataclasses.replace(divergence, cause=_cause(fitting))
-    return dataclasses.replace(divergence, cause=other_steps(followed, steps, edits, reach))
+    return dataclasses.replace(divergence, cause=_other_steps(followed, steps, reach, edits))
+
+
+def _other_steps(followed: Followed, steps: Steps, reach: Reach, edits: Sequence[Edit]) -> Cause | None:
+    """Say so if the two sides update at other steps: that is seen by itself, and that nothing else differs is not."""
+    pairing = followed.pairings[reach.place]
+    # What is computed before the step's first update does not follow from it.
+    if pairing.stage in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN, Stage.GRADIENT) and not pairing.after_update:
+        return None
+    other = other_steps(followed, steps, edits, reach)
+    if other is None:
+        return None
+
+    def agrees(edit: Edit | None, *, always: bool = False) -> bool:
+        if edit is None:
+            return False
+        now = _reach(followed, steps, [*edits, edit])
+        return now is None or (now > reach and not always)
+
+    try:
+        if not other.first and agrees(other.edit, always=True):
+            return other.cause
+        # A learning rate of 0 updates nothing either. It shows in what comes after the update in its step, such as a
+        # module's second call, before it shows in the update.
+        cause = steps.update_explained(followed, other.update).cause
+        if cause is not None:
+            return cause if agrees(steps.updates_taken(followed, other.update, edits)) else None
+        proved = agrees(other.edit, always=True) if other.edit is not None else other.agreed
+    except (RuntimeError, InputError, InternalError, NondeterministicError):  # as in `_fitting`
+        return None
+    return other.cause if proved else None
 
 
 def _gradients_unseen(followed: Followed) -> bool:

@@ -102,6 +102,8 @@ def where(steps: Sequence[int], count: int) -> str:
     for period in range(1, count + 1):
         for offset in range(period):
             if len(steps) > 1 and list(range(offset, count, period)) == list(steps):
+                if period == 1:
+                    return "at every step"
                 counted = "count" if offset == 0 else f"(count + {period - offset})"
                 return f"where {counted} % {period} == 0, with a count from 0"
     return ", ".join(map(str, steps))
