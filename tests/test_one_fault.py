@@ -164,3 +164,39 @@ def test_what_a_norm_in_another_mode_keeps_is_no_second_finding() -> None:
     assert report.divergence is not None
     assert report.divergence.headline == "step 0, forward, norm: mode of a normalization"
     assert not report.others, str(report)
+
+
+class Heads(torch.nn.Module):
+    """Two heads that take the same, and one that takes a multiple of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mean = torch.nn.Linear(4, 6), torch.nn.Linear(6, 2)
+        self.scale, self.rest, self.last = torch.nn.Linear(6, 3), torch.nn.Linear(6, 3), torch.nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        h = torch.nn.functional.leaky_relu(self.stem(x), 0.2)
+        return self.last(torch.cat([self.mean(h), torch.sigmoid(self.scale(h)), self.rest(2 * h)], 1))
+
+
+class FlaxHeads(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, factor: float) -> None:
+        self.stem, self.mean = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 2, rngs=rngs)
+        self.scale, self.rest = nnx.Linear(6, 3, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+        self.last, self.factor = nnx.Linear(8, 2, rngs=rngs), factor
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = nnx.leaky_relu(self.stem(x))
+        scale = nnx.softplus(self.scale(self.factor * h))
+        return self.last(jnp.concatenate([self.mean(h), scale, self.rest(2 * h)], 1))
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_what_several_heads_take_is_one_finding(factor: float) -> None:
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    report = compare.check(compare.Torch(Heads()), compare.Flax(FlaxHeads(nnx.Rngs(0), factor)), [x], device="cpu")
+    assert report.divergence is not None
+    places = [each.torch for each in (report.divergence, *report.others)]
+    own = ["between mean and scale"] if factor != 1.0 else []  # a fault of this head alone stays a finding
+    assert places == ["between stem and mean", *own, "between rest and last"], str(report)

@@ -43,4 +43,20 @@ def default_steps(pair: MappedPair, change: int | None) -> int:
     batches = len(pair.batches)
     if pair.torch.optimizer is None:
         return batches
-    return max(batches, LEAST, change + 1 if change else 0)
+    return max(batches, LEAST, change + 1 if change else 0, _until_rectified(pair.torch_run("float32").optimizer))
+
+
+def _until_rectified(optimizer: object) -> int:
+    """Give how many steps RAdam takes until it divides by its variance; 0 for any other optimizer."""
+    if type(optimizer).__name__ != "RAdam":
+        return 0
+    betas = [float(group["betas"][1]) for group in getattr(optimizer, "param_groups", [])]
+    return max((_rectified(beta) for beta in betas if 0 < beta < 1), default=0)
+
+
+def _rectified(beta: float) -> int:
+    # The length of the average at step t, rho_t = rho - 2 t b^t / (1 - b^t) with rho = 2 / (1 - b) - 1, has to exceed
+    # 5. Before that a step is momentum alone, and optax's, which divides from another length on, may look like it.
+    steps = range(1, MOST)
+    lengths = (2 / (1 - beta) - 1 - 2 * step * beta**step / (1 - beta**step) for step in steps)
+    return next((step for step, length in zip(steps, lengths, strict=True) if length > 5), 0)

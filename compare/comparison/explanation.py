@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from compare.diagnosis.conventions.variants import MODE
 from compare.diagnosis.optimizers.explain import Explained, explain_update
 from compare.diagnosis.place import Place, place_of
 from compare.diagnosis.search import explain
+from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import OF_THE_MODEL
 from compare.diagnosis.structure.search import Gradients, Surroundings
@@ -59,26 +61,41 @@ def explained(
     elif first.pairing.stage == Stage.UPDATE:
         others = [each for each in others if each.pairing.stage != Stage.UPDATE]
     divergences, rounding = [], False
-    for each in itertools.chain([first], others):
+    left = [first, *others]
+    while left:
+        each = left.pop(0)
         doing = f"the search for the cause at {each.divergence.torch}"
-        found, whole = each.divergence, False
+        found, searched = each.divergence, Searched()
         if found.stage == Stage.UPDATE:
             known = bugs.attempt(doing, partial(explain_update, alone.evidence, runs.torch_run)) or Explained()
             found, rounding = dataclasses.replace(found, cause=known.cause, details=known.details), known.rounding
         else:
             attempt = bugs.attempt(doing, partial(_with_cause, runs, each, jax, from_torch, budget))
-            searched, whole = attempt or (found, False)
+            with_cause, searched = attempt or (found, searched)
             # A cause that explains the whole model says more than the order of two of its modules.
-            if not each.known or (searched.cause and searched.cause.name in OF_THE_MODEL):
-                found = searched
+            if not each.known or (with_cause.cause and with_cause.cause.name in OF_THE_MODEL):
+                found = with_cause
+            left = [other for other in left if not _follows(other, each, searched)]
         codes = found.cause.code if found.cause else ()
         divergences.append(dataclasses.replace(found, lines=tuple(lines_of(runs.pair, each.pairing, codes))))
         if found.cause and found.cause.name == MODE:  # what the norm keeps follows from its mode
-            others[:] = [other for other in others if not _kept_by(other.divergence, found.torch)]
-        if found.cause and (whole or found.cause.name in OF_THE_MODEL):
+            left = [other for other in left if not _kept_by(other.divergence, found.torch)]
+        if found.cause and (searched.whole or found.cause.name in OF_THE_MODEL):
             # The rest of the forward pass is explained with it.
-            others[:] = [other for other in others if other.divergence.stage != Stage.FORWARD]
+            left = [other for other in left if other.divergence.stage != Stage.FORWARD]
     return Causes(with_counts(runs.pair, divergences), rounding)
+
+
+def _follows(other: Found, found: Found, searched: Searched) -> bool:
+    """Tell whether a difference inside the model is another one's, seen at another place, as before each of two heads.
+
+    Each module is given torch's input: what is computed once for several of them then differs before each.
+    """
+    ports, one, two = other.pairing.ports, found.divergence, other.divergence
+    if ports is None or other.target is None or one.step != two.step or found.pairing.ports is None:
+        return False
+    same = found.target is not None and np.array_equal(found.target, other.target)
+    return (same and math.isclose(one.error64, two.error64)) or searched.explains([(ports[0], other.target)])
 
 
 def _kept_by(found: Divergence, module: str) -> bool:
@@ -88,14 +105,14 @@ def _kept_by(found: Divergence, module: str) -> bool:
 
 def _with_cause(
     runs: Runs, found: Found, jax: JaxRun, from_torch: FromTorch, budget: Budget
-) -> tuple[Divergence, bool]:
-    """Look for the cause of a divergence; say too whether it explains all that the model gives."""
+) -> tuple[Divergence, Searched]:
+    """Look for the cause of a divergence; give too what else it explains."""
     pair, step, run = runs.pair, found.divergence.step, runs.torch_run("float64")
     # Torch's run is taken to the step at which the two differ, with the recorded random numbers.
     for _ in itertools.islice(runs.stepper.whole(run), step):
         pass
     if cause := exchanged_output(runs, found) or trained_alone(pair.torch, jax, found.divergence):
-        return dataclasses.replace(found.divergence, cause=cause), False
+        return dataclasses.replace(found.divergence, cause=cause), Searched()
     batch, draws = pair.batches[step % len(pair.batches)], runs.stepper.draws[step]
     elsewhere = held_out(runs, found, None if found.target is None else from_torch, jax)
     gradients = None
@@ -113,7 +130,7 @@ def _with_cause(
     searched = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
     details = _both_layers(pair, found)
     known = dataclasses.replace(found.divergence, cause=searched.cause, details=(*details, *searched.details))
-    return known, searched.whole
+    return known, searched
 
 
 def _together(found: Found, pairings: Sequence[Pairing], seen: Observation) -> Found:

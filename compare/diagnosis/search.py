@@ -86,7 +86,7 @@ def explain(
     if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
         outputs = surroundings.outputs() if stage == Stage.FORWARD and surroundings is not None else []
         explains = structure.explains if structure is not None and structure.cause else search.explains
-        return Searched(cause, whole=bool(outputs) and explains(outputs))
+        return Searched(cause, whole=bool(outputs) and explains(outputs), explains=explains)
     return Searched(*search.related())
 
 

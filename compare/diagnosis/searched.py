@@ -1,8 +1,20 @@
 """What a search for a cause has found."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from compare.step.observation import Port
 from compare.verdict.divergence import Cause, Detail
+
+Values = Sequence[tuple[Port, np.ndarray]]
+"""What the JAX side has at ports of torch's, in torch's layout."""
+
+
+def explains_nothing(_: Values) -> bool:
+    """Without a cause, nothing is explained."""
+    return False
 
 
 class Searched(NamedTuple):
@@ -14,3 +26,5 @@ class Searched(NamedTuple):
     whole: bool = False
     """Whether, with the cause on the torch side, the whole model gives what the JAX side's own does: then nothing else
     that differs in the forward pass is a fault of its own."""
+    explains: Callable[[Values], bool] = explains_nothing
+    """Tells whether torch has these values in the same step, with the cause on its side."""

@@ -123,6 +123,18 @@ def _nesterov_adam(step: Step) -> "torch.Tensor":
     return step.decay - step.settings["lr"] * mean / (square.sqrt() + step.settings["eps"])
 
 
+def _rectified(step: Step) -> "torch.Tensor":
+    """RAdam with epsilon beside the corrected root: torch adds it before, where it is 1 / sqrt(1 - b2^t) as large."""
+    b2 = step.settings["betas"][1]
+    mean, square = step.corrected
+    longest = 2 / (1 - b2) - 1
+    length = longest - 2 * step.steps * b2**step.steps / (1 - b2**step.steps)
+    if length <= 5:
+        return step.decay - step.settings["lr"] * mean
+    factor = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+    return step.decay - step.settings["lr"] * factor**0.5 * mean / (square.sqrt() + step.settings["eps"])
+
+
 def _inside(slot: str) -> Callable[[Step], "torch.Tensor"]:
     def update(step: Step) -> "torch.Tensor":
         square = step.after[slot]
@@ -204,6 +216,15 @@ CONVENTIONS = (
         fix="correct both moments before epsilon is added, as {optax} does: m / (1 - b1**t) / "
         "(jnp.sqrt(v / (1 - b2**t)) + {eps:g})",
         source="https://github.com/google-deepmind/optax/issues/571",
+    ),
+    Convention(
+        name="epsilon after the bias correction",
+        optimizers=("RAdam",),
+        update=_rectified,
+        jax_does="adds epsilon to the root of the second moment after its bias is corrected, as optax.radam, and torch "
+        "before it",
+        fix="write RAdam out: docs/optimizers.md has it",
+        source="https://docs.pytorch.org/docs/stable/generated/torch.optim.RAdam.html",
     ),
     Convention(
         name="amsgrad maximum",
