@@ -36,7 +36,7 @@ class Port(nnx.Module):
 Optimizer = Callable[[Iterable[nn.Parameter]], optim.Optimizer]
 
 
-def compared(ours: Optimizer, theirs: optax.GradientTransformation, steps: int = 5) -> compare.Report:
+def compared(ours: Optimizer, theirs: optax.GradientTransformation, steps: int | None = 5) -> compare.Report:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     batches = [(rng.standard_normal((16, 6), np.float32), rng.standard_normal((16, 4), np.float32)) for _ in range(3)]
@@ -229,7 +229,7 @@ DIFFERENT = {
         "schedule",
     ),
     "Rprop, a step late": Different(lambda p: optim.Rprop(p, 1e-3), optax.rprop(1e-3), 0, "a step late"),
-    "RAdam's epsilon": Different(lambda p: optim.RAdam(p, 1e-3), optax.radam(1e-3), 5, ""),
+    "RAdam's epsilon": Different(lambda p: optim.RAdam(p, 1e-3), optax.radam(1e-3), 5, "epsilon after the bias correction"),
     "Adafactor": Different(lambda p: optim.Adafactor(p, 1e-2), optax.adafactor(1e-2), 0, ""),
     "frozen by optax alone": Different(
         lambda p: optim.SGD(p, 0.1),
@@ -249,6 +249,14 @@ def test_true_differences_are_found_in_the_update(name: str) -> None:
     if different.cause:
         assert divergence.cause is not None
         assert divergence.cause.name == different.cause, divergence.cause
+
+
+def test_radam_takes_steps_until_it_divides_by_its_variance() -> None:
+    """Its first five steps are momentum alone, which every RAdam makes alike."""
+    report = compared(lambda p: optim.RAdam(p, 1e-3), optax.radam(1e-3), steps=None)
+    assert report.verdict == "mismatch", str(report)
+    assert report.settings["steps"] == report.steps == 6
+    assert compared(lambda p: optim.Adam(p, 1e-3), optax.adam(1e-3), steps=None).steps == 3
 
 
 class SignDescent(optim.Optimizer):
