@@ -229,7 +229,9 @@ DIFFERENT = {
         "schedule",
     ),
     "Rprop, a step late": Different(lambda p: optim.Rprop(p, 1e-3), optax.rprop(1e-3), 0, "a step late"),
-    "RAdam's epsilon": Different(lambda p: optim.RAdam(p, 1e-3), optax.radam(1e-3), 5, "epsilon after the bias correction"),
+    "RAdam's epsilon": Different(
+        lambda p: optim.RAdam(p, 1e-3), optax.radam(1e-3), 5, "epsilon after the bias correction"
+    ),
     "Adafactor": Different(lambda p: optim.Adafactor(p, 1e-2), optax.adafactor(1e-2), 0, ""),
     "frozen by optax alone": Different(
         lambda p: optim.SGD(p, 0.1),
