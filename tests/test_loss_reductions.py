@@ -34,7 +34,7 @@ class FlaxHeads(nnx.Module):
 @pytest.mark.parametrize(
     ("taken", "expected"),
     [
-        (lambda x: x.mean(), r"jnp\.sum\(\.\.\., axis=1\): reduce this axis alone, and the others as torch does"),
+        (lambda x: x.mean(), r"jnp\.sum\(\.\.\., axis=1\), in torch's layout: reduce this axis alone, and the others"),
         (lambda x: x.sum(), r"take the mean of 6 numbers, as torch does, .*divided by 6"),
         (lambda x: x.sum(axis=1).mean(), None),
     ],

@@ -38,7 +38,8 @@ def written(code: Code) -> str:
     """Render code for a person, who has to know what `y` is."""
     result = any(isinstance(node, ast.Name) and node.id == "y" for node in ast.walk(ast.parse(str(code))))
     if code.call in ("jnp.mean", "jnp.sum") and "axis" in code.keywords:
-        return f"{code}: reduce this axis alone, and the others as torch does"
+        which = "this axis" if isinstance(code.keywords["axis"], int) else "these axes"
+        return f"{code}, in torch's layout: reduce {which} alone, and the others as torch does"
     return f"{code}, where y is what the JAX side gives there" if result else str(code)
 
 
