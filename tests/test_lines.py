@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -200,3 +201,32 @@ def test_an_activation_that_stands_twice_is_exchanged_twice() -> None:
     assert group.patch
     assert [len(change.added) for change in group.patch.changes] == [2]
     assert "given to self.second(x)" in str(found)  # the torch side's line, which has the other activation
+
+
+def entropy(logits: Any) -> Any:
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1).mean()
+
+
+def composite(logits: Any, labels: Any) -> Any:
+    return nn.functional.cross_entropy(logits, labels) - 0.1 * entropy(logits)
+
+
+def flax_sum(logits: Any, labels: Any) -> Any:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
+
+
+def flax_composite(logits: Any, labels: Any) -> Any:
+    log_p = nnx.log_softmax(logits)
+    return flax_sum(logits, labels) + 0.1 * (jnp.exp(log_p) * log_p).sum(-1).mean()
+
+
+@pytest.mark.parametrize(("loss", "port"), [(composite, flax_composite), (nn.CrossEntropyLoss(), flax_sum)])
+def test_a_wrong_term_of_a_loss_makes_no_patch_and_a_wrong_loss_does(loss: Any, port: Any) -> None:
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(5, 3)), rng.integers(0, 4, 5)) for _ in range(2)]
+    ours, theirs = compare.Torch(nn.Linear(3, 4), loss), compare.Flax(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), port)
+    (group,) = compare.check(ours, theirs, batches, device="cpu").groups
+    assert group.title == "reduction"
+    assert (group.patch is None) == (loss is composite)
+    assert ("this term alone" in group.fix) == (loss is composite)

@@ -1,5 +1,6 @@
 """Fixes as edits of a user's file: where they go, how the file writes them, and when there is no patch."""
 
+import dataclasses
 import importlib.util
 import itertools
 import sys
@@ -180,6 +181,27 @@ def test_a_loss(before: str, after: str, mend: Any) -> None:
     first = before.partition("\n")[0]
     expected = "jnp.mean(optax.huber_loss(o, t, delta=0.5))"
     assert mend(before, Role.DEFINED, first, MEAN) == after.format(expected)
+
+
+@pytest.mark.parametrize(
+    "before", ["def loss(o, t):\n    o, _ = o\n    return abs(o - t)\n", "loss = lambda o, t: o[0] - t\n"]
+)
+def test_a_loss_of_a_part_of_the_output_is_left_alone(before: str, mend: Any) -> None:
+    assert mend(before, Role.DEFINED, before.partition("\n")[0], MEAN) is None
+
+
+def test_what_replaces_one_term_of_a_loss_makes_no_patch(mend: Any) -> None:
+    text = "def loss(o, t):\n    return abs(o - t)\n"
+    assert mend(text, Role.DEFINED, "def loss(o, t):", dataclasses.replace(MEAN, whole=False)) is None
+    assert mend(text, Role.DEFINED, "def loss(o, t):", MEAN)  # a control
+
+
+def test_a_part_of_another_function_is_not_exchanged(mend: Any) -> None:
+    """The cause names silu, and of x * sigmoid(x) the call is a part."""
+    code, text = dataclasses.replace(EXACT, instead="jax.nn.silu"), "def forward(x):\n    return {}\n"
+    assert mend(text.format("x * nnx.sigmoid(x)"), Role.COMPUTED, "nnx.sigmoid(x)", code) is None
+    after = text.format("x * jax.nn.gelu(x, approximate=False)")
+    assert mend(text.format("x * nnx.silu(x)"), Role.COMPUTED, "nnx.silu(x)", code) == after  # a control
 
 
 def test_what_a_loss_gives(mend: Any) -> None:

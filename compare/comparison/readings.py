@@ -6,6 +6,8 @@ And a module may do what torch does before it, as to divide an image by 255: its
 agrees. So may a loss do what torch's model does at its end, as to take a sigmoid.
 """
 
+from collections.abc import Callable, Collection
+
 import numpy as np
 
 from compare.alignment.pairings import NotCompared, Pairing, Read
@@ -105,8 +107,11 @@ _MADE_UP_FOR = (
 )
 
 
-def without_undone_outputs(followed: Followed) -> Followed:
-    """Leave out what the model gives where nothing else that decides differs: loss, gradients and updates agree."""
+def without_undone_outputs(followed: Followed, read_by_loss: Callable[[], Collection[str]]) -> Followed:
+    """Leave out what the model gives where nothing else that decides differs: loss, gradients and updates agree.
+
+    `read_by_loss` gives the names of the outputs that torch's loss reads; it is called only where an output differs.
+    """
     pairs = list(zip(followed.pairings, followed.quantities, strict=True))
     wrong = [pairing for pairing, quantity in pairs if pairing.decides and np.any(quantity.ratio > FACTOR)]
     # Gradients are the stronger witness: they hold as many equations as there are weights, and a loss of another output
@@ -118,9 +123,13 @@ def without_undone_outputs(followed: Followed) -> Followed:
     # Where the model is given something else, such as an image on its side, a loss that agrees has not seen it.
     if any(np.any(quantity.ratio > FACTOR) for pairing, quantity in pairs if not pairing.decides):
         return followed
-    left = [(pairing, quantity) for pairing, quantity in pairs if not any(pairing is each for each in wrong)]
+    # A loss that does not read an output, such as attention weights that are given out beside it, would agree with
+    # whatever stands there.
+    known = read_by_loss()
+    undone = [each for each in wrong if each.ports is None or each.ports[0].leaf in known]
+    left = [(pairing, quantity) for pairing, quantity in pairs if not any(pairing is each for each in undone)]
     return followed._replace(
         pairings=[p for p, _ in left],
         quantities=[q for _, q in left],
-        not_compared=[*followed.not_compared, *(NotCompared("torch", each.torch, _MADE_UP_FOR) for each in wrong)],
+        not_compared=[*followed.not_compared, *(NotCompared("torch", each.torch, _MADE_UP_FOR) for each in undone)],
     )

@@ -1,5 +1,6 @@
 """The runs of one pair of models: see `common_runs`."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from compare.comparison.common_runs import CommonRuns
@@ -8,6 +9,7 @@ from compare.comparison.readings import without_undone_outputs
 from compare.comparison.tables import rounded_arrays
 from compare.jax_side.inquiries import named_constants
 from compare.jax_side.run import JaxRun
+from compare.torch_side.control import ControlledRun
 from compare.torch_side.run import TorchRun
 from compare.verdict.following import Followed
 
@@ -20,10 +22,23 @@ class Runs(CommonRuns):
 
     def read(self, followed: Followed) -> Followed:
         """Leave out what the model gives where the loss makes up for it."""
-        return without_undone_outputs(followed)
+        return without_undone_outputs(followed, lambda: self._read_by_loss)
+
+    @functools.cached_property
+    def _read_by_loss(self) -> frozenset[str]:
+        """The outputs of torch's model that its loss reads in any of the first steps, by name."""
+        found = set[str]()
+        for batch, draws in zip(self.pair.batches[:_ASKED], self.stepper.draws, strict=False):
+            with ControlledRun(lift=True, replay=draws):
+                found |= self.torch_run("float64").read_by_loss(batch)
+        return frozenset(found)
 
     def jax_tables(self, jax: JaxRun) -> tuple[Mapping[str, str], Sequence[str]]:
         """Describe the buffers that the JAX side holds in float32, by name, and the constants of its program."""
         buffers = {name: jax.arrays()[name] for name in jax.buffer_names}
         theirs = rounded_arrays(buffers, {link.jax for link in self.pair.links})
         return theirs, named_constants(jax, self.pair.batches[0])
+
+
+_ASKED = 3
+"""Steps at which the loss is asked what it reads: a mask or a bound may leave an output out at one of them."""

@@ -139,7 +139,9 @@ def _other_activations(number: int, call: Call) -> Iterator[Counterfactual]:
             def rewrite(call: Call, function: Callable[[Any], Any] = function) -> Any:
                 return function(call.input)
 
-            code = dataclasses.replace(known[own][1], instead=theirs.call if theirs.around == "{}" else "")
+            # What is no call of one function of x, such as clip(0.2 x + 0.5, 0, 1), has many parts in the user's code.
+            one = theirs.around == "{}" and theirs.arguments == ("x",)
+            code = dataclasses.replace(known[own][1], instead=theirs.call if one else "", whole=one)
 
             def fix(call: Call, place: Place, code: Code = code) -> Code:
                 del call, place

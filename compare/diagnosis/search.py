@@ -24,6 +24,7 @@ from compare.diagnosis.structure.edit import WHOLE
 from compare.diagnosis.structure.search import StructureSearch, Surroundings
 from compare.diagnosis.structure.step import is_whole
 from compare.diagnosis.structure.stops import stopped
+from compare.diagnosis.whole_loss import is_term
 from compare.errors import InputError, Signal
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.numerics.fitting import fitted
@@ -35,7 +36,7 @@ from compare.step.stage import Stage
 from compare.torch_side.run import TorchRun
 from compare.verdict.divergence import Cause, Detail, DetailKind, Part
 from compare.verdict.first_difference import Found
-from compare.verdict.fix import Code, written
+from compare.verdict.fix import Code, of_a_term, written
 
 RUNS = 200
 """Of the torch side's step, at most, to explain one divergence."""
@@ -278,8 +279,12 @@ class _Search:
         fixes: list[str | Code] = []
         for each, value in firsts:
             fix = each.fix(each.call, self.place)
+            if isinstance(fix, Code) and fix.whole and is_term(self.step.rerun, each.call):
+                fix = dataclasses.replace(fix, whole=False)
+                shown = of_a_term(fix)
+            else:
+                shown = fix if isinstance(fix, str) else written(fix) if fix else ""
             fixes += [fix] if fix else []
-            shown = fix if isinstance(fix, str) else written(fix) if fix else ""
             code = fix if isinstance(fix, Code) else None
             parts.append(Part(each.name, in_words(each, value), shown, code))
         says = ", and ".join(part.description for part in parts)

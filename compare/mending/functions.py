@@ -59,10 +59,12 @@ def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
         return _attention(file, code, lines, calls)
     # In the order of how sure it is that this call is meant: the function that only lacks a setting, the one that was
     # proved to be there, one of those that people exchange, and one whose meaning is not known, such as `self.act(x)`.
+    # If another function was proved to be there, a call of one is a part of it: x * sigmoid(x) computes silu.
     others = [call for call in calls if _named(file.meaning(call.func)) in ONE_ARGUMENT]
     unknown = [call for call in calls if file.meaning(call.func) is None and len(call.args) == 1]
     wrong = [call for call in calls if code.instead and _is(file.meaning(call.func), code.instead)]
-    call = _only(same) or _only(wrong) or _only(others) or (None if others else _only(unknown))
+    only_other = None if code.instead else _only(others)
+    call = _only(same) or _only(wrong) or only_other or (None if others else _only(unknown))
     if call is None:
         raise Unfit("which call is meant is not known")
     if call in same and code.around == "{}":

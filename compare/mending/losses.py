@@ -1,7 +1,7 @@
 """Fixes of a loss: what its function returns is written anew."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import libcst
 
@@ -28,6 +28,8 @@ def exchange_loss(file: SourceFile, code: Code, line: Line) -> list[Edit]:
     parameters = [parameter.name.value for parameter in function.params.params]
     if taken is None or len(parameters) < 2:
         raise Unfit("the fix needs more than a loss is given")
+    if any(_takes_a_part(node, parameters) for node in [function.body, *_inside(function.body)]):
+        raise Unfit("the loss takes a part of what it is given")
     order = ("output", "target") if "output" in taken else ("logits", "labels")
     text = substituted(naming(str(code)), dict(zip(order, parameters, strict=False)))
     if isinstance(function, libcst.Lambda):
@@ -64,6 +66,16 @@ def _returned(function: libcst.FunctionDef | libcst.Lambda) -> libcst.BaseExpres
     if len(found) != 1 or found[0].value is None:
         raise Unfit("the loss returns at several places")
     return found[0].value
+
+
+def _takes_a_part(node: libcst.CSTNode, parameters: Sequence[str]) -> bool:
+    """Tell whether it takes one thing of a parameter that holds several: `output[0]`, or `logits, aux = output`."""
+    match node:
+        case libcst.Subscript(value=libcst.Name(value=name), slice=[libcst.SubscriptElement(slice=libcst.Index())]):
+            return name in parameters
+        case libcst.Assign(value=libcst.Name(value=name), targets=[libcst.AssignTarget(target=libcst.Tuple())]):
+            return name in parameters
+    return False
 
 
 def _inside(node: libcst.CSTNode) -> Iterator[libcst.CSTNode]:

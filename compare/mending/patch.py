@@ -70,7 +70,7 @@ class Change:
 
 def patch_of(codes: Sequence[Code], lines: Sequence[Line]) -> Patch | None:
     """Put fixes that are code into the files that some lines are of; None where not all of them can be put in."""
-    if not codes or not lines:
+    if not codes or not lines or not all(code.whole for code in codes):
         return None
     files: dict[str, SourceFile] = {}
     try:

@@ -17,7 +17,7 @@ from compare.step.user_code import call_user_code, on_another_device
 from compare.torch_side.common_run import CommonRun
 from compare.torch_side.copies import Copies, in_plain_containers
 from compare.torch_side.layers import kept_tensors
-from compare.torch_side.record import Record
+from compare.torch_side.record import Record, leaves
 from compare.torch_side.side import Torch
 
 if TYPE_CHECKING:
@@ -144,6 +144,19 @@ class TorchRun(CommonRun):
         }
         # Not detach(), which would count as a call of the user's where calls are listed.
         return Observation(loss.data, gradients, forward=record.seen)
+
+    def read_by_loss(self, batch: Batch) -> set[str]:
+        """Name the outputs of the model that the loss reads: those that it has a gradient by."""
+        import torch
+
+        with torch.enable_grad():
+            output = self.forward(batch)
+            given = {name: each for name, each in leaves(output) if each.is_floating_point() or each.is_complex()}
+            for tensor in given.values():
+                tensor.requires_grad_()  # an output that the model has detached has none otherwise
+            loss = checked_loss("torch", self.loss, output, mapped(batch.target, self.tensor))
+            gradients = torch.autograd.grad(loss, list(given.values()), allow_unused=True) if given else ()
+        return {name for name, each in zip(given, gradients, strict=True) if each is not None and bool(each.any())}
 
     def evaluate(self, batch: Batch) -> Observation:
         """Run forward, and the loss if there is one, without a gradient."""

@@ -26,6 +26,9 @@ class Code:
     """An expression with "{}" in the place of the call: "{} / 0.5"."""
     instead: str = ""
     """The function that the JAX side calls in its place, where that is known: "jax.nn.relu"."""
+    whole: bool = True
+    """Whether it replaces all that the JAX side has at the place. What replaces a part of it makes no patch: which part
+    that is only the numbers say, and the user's code may write it in many ways."""
 
     def __str__(self) -> str:
         """Render it as source."""
@@ -41,6 +44,11 @@ def written(code: Code) -> str:
         which = "this axis" if isinstance(code.keywords["axis"], int) else "these axes"
         return f"{code}, in torch's layout: reduce {which} alone, and the others as torch does"
     return f"{code}, where y is what the JAX side gives there" if result else str(code)
+
+
+def of_a_term(code: Code) -> str:
+    """Render the code of a loss that is one term of a larger one, or takes other arguments than it."""
+    return f"{code}, in the place of this term alone: the names are what the term takes, and the rest of the loss stays"
 
 
 def source(value: Any) -> str:

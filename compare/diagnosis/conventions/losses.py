@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from compare.diagnosis.conventions.base import DOCS, LOSSES, Alternative, says, writes
+from compare.diagnosis.conventions.base import DOCS, LOSSES, Alternative, says
 from compare.diagnosis.conventions.loss_code import loss_code
 from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
@@ -182,7 +182,7 @@ LOSS_FUNCTIONS = (
         functions=("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "sub"),
         compute=_outer,
         jax_does="broadcasts (N,) against (N, 1) to (N, N)",
-        fix=writes("output.reshape", "target.shape"),
+        fix=lambda call, place: Code("output.reshape", ("target.shape",), whole=False),  # no loss by itself
         source="https://numpy.org/doc/stable/user/basics.broadcasting.html",
         applies=_vectors,
     ),
