@@ -71,7 +71,9 @@ def constant_outputs(followed: Followed, other: Followed) -> list[Cause]:
         for each in _of(other.quantities, Stage.FORWARD)
         if (each.torch, each.jax) in before
     ]
-    if not pairs or any(one.sizes[0] != two.sizes[0] for one, two in pairs):
+    # Normalised features have the same norm everywhere, and a gradient says that the loss depends on what comes before.
+    trained = any(_sizes(each).any() for each in _of(followed.quantities, Stage.GRADIENT))
+    if not pairs or trained or any(one.sizes[0] != two.sizes[0] for one, two in pairs):
         return []
     return [
         Cause(
