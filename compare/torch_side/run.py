@@ -151,12 +151,17 @@ class TorchRun(CommonRun):
 
         with torch.enable_grad():
             output = self.forward(batch)
-            given = {name: each for name, each in leaves(output) if each.is_floating_point() or each.is_complex()}
-            for tensor in given.values():
-                tensor.requires_grad_()  # an output that the model has detached has none otherwise
+            # Cut off from the model: attention weights have a gradient by way of the logits that are made of them.
+            tensors = [(name, each) for name, each in leaves(output) if each.is_floating_point() or each.is_complex()]
+            cut = {id(each): each.detach().requires_grad_() for _, each in tensors}
+            given = {name: cut[id(each)] for name, each in tensors}
+            try:
+                output = copy.deepcopy(output, dict(cut))  # with these in the place of the model's, in any container
+            except RuntimeError:  # torch copies no other tensor of a graph, as a distribution among the outputs has
+                return set(given)
             loss = checked_loss("torch", self.loss, output, mapped(batch.target, self.tensor))
-            gradients = torch.autograd.grad(loss, list(given.values()), allow_unused=True) if given else ()
-        return {name for name, each in zip(given, gradients, strict=True) if each is not None and bool(each.any())}
+            gradients = torch.autograd.grad(loss, list(given.values()), allow_unused=True) if loss.requires_grad else []
+        return {name for name, each in zip(given, gradients, strict=False) if each is not None and bool(each.any())}
 
     def evaluate(self, batch: Batch) -> Observation:
         """Run forward, and the loss if there is one, without a gradient."""
