@@ -88,7 +88,8 @@ def _chosen(batch: Batch, *, last: bool) -> Batch:
         if len(array) == size and array.size and (array.dtype.kind in "iub" or np.isin(array, (0, 1)).all()):
             lowest += (array == array.min()).reshape(size, -1).mean(1)
     order = np.argsort(lowest, kind="stable")
-    half = order[size // 2 :] if last else order[: (size + 1) // 2]
+    # One of the others stays: what is counted must be there, or a cause that is about it says nothing of the batch.
+    half = [order[0], *order[size // 2 + 1 :]] if last else [*order[: (size - 1) // 2], order[-1]]
     rows = np.sort(np.resize(half, size))
 
     def taken(array: Any) -> Any:
