@@ -82,7 +82,8 @@ def _written(trap: Trap, pair: Pair, code: Code) -> Pair | None:
         return pair._replace(jax=dataclasses.replace(pair.jax, loss=lambda o, t: value(y=loss(o, t))))
     if names == {"y"}:
         where = "front" if trap.place[1] == "*front*" else "layer"
-        setattr(port, where, Behind(getattr(port, where), lambda y: value(y=y)))
+        # As data, since a layer that is a plain function was static until now.
+        setattr(port, where, nnx.data(Behind(getattr(port, where), lambda y: value(y=y))))
         return pair
     if names == {"x"}:
         port.layer = lambda x: value(x=x)
