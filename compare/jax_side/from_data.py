@@ -8,7 +8,7 @@ import numpy as np
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lift import Lifter
 from compare.jax_side.lines import line
-from compare.jax_side.primitives import BITS, KINDS, Kind, called
+from compare.jax_side.primitives import BITS, KINDS, Kind, called, is_key
 from compare.jax_side.reading import equations
 from compare.jax_side.run import JaxRun
 from compare.step.batch import Batch
@@ -114,11 +114,9 @@ class _Reader(Lifter):
         return outputs
 
     def _note_value(self, place: str, value: Any) -> None:
-        import jax
-        import jax.numpy as jnp
 
         shape, dtype = getattr(value, "shape", ()), getattr(value, "dtype", None)
-        if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
+        if dtype is None or is_key(dtype):
             return
         if 1 < np.prod(shape, dtype=int) <= LARGEST:
             self.found.append((place, value))

@@ -11,6 +11,7 @@ from compare.jax_side.idle_draws import reseeding
 from compare.jax_side.keys import StepKeys, reading_keys
 from compare.jax_side.lift import lift
 from compare.jax_side.lines import constant_lines
+from compare.jax_side.primitives import is_key
 from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.run import JaxRun
@@ -219,7 +220,7 @@ def same_for_all_seeds(shown: Callable[..., Any], arguments: tuple[Any, ...]) ->
     # Three, since a mask that is drawn from a few elements may be the same twice by accident.
     given = [jax.tree.leaves(jax.jit(shown)(seed, *arguments)) for seed in range(3)]
     # A key that a step hands on is no number; what is drawn with it is.
-    first, *others = [[each for each in leaves if not is_key(each)] for leaves in given]
+    first, *others = [[each for each in leaves if not is_key(each.dtype)] for leaves in given]
     return all(
         np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f")
         for each in others
@@ -234,14 +235,6 @@ def draws_of_torch_alone(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> li
     found = match([Site(draws[n].kind, tuple(draws[n].value.shape)) for n in numbers], sites, run.hints)
     met = {each[0] for each in found.placed if each is not None}
     return [number for place, number in enumerate(numbers) if place not in met]
-
-
-def is_key(value: Any) -> bool:
-    """Tell whether an array holds random keys."""
-    import jax
-    import jax.numpy as jnp
-
-    return bool(jnp.issubdtype(value.dtype, jax.dtypes.extended))
 
 
 def next_integers(leaf: Any) -> Any:

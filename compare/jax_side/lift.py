@@ -18,7 +18,7 @@ from compare.jax_side.choices import Choices
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lift_modules import lifted_linen
 from compare.jax_side.lines import identity
-from compare.jax_side.primitives import BITS, Kind, Program, bind, is_program, is_tracer, kind
+from compare.jax_side.primitives import BITS, Kind, Program, bind, is_key, is_program, is_tracer, kind
 from compare.numerics.constants import LOW, doubtful, restored
 from compare.numerics.tables import movement
 
@@ -234,9 +234,8 @@ def _narrow(value: Any) -> Any:
 
 def _cast(value: Any, dtype: Any) -> Any:
     import jax
-    import jax.numpy as jnp
 
-    if jnp.issubdtype(dtype, jax.dtypes.extended):  # a random key
+    if is_key(dtype):
         return value
     return jax.lax.convert_element_type(value, dtype)
 

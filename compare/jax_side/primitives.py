@@ -99,6 +99,13 @@ def is_program(value: Any) -> bool:
     return isinstance(value, ClosedJaxpr | Jaxpr)
 
 
+def is_key(dtype: Any) -> bool:
+    """Tell whether an array of a type holds random keys, of which NumPy makes no numbers."""
+    import jax
+
+    return bool(jax.numpy.issubdtype(dtype, jax.dtypes.extended))
+
+
 def is_foreign(eqn: Any) -> bool:
     """Tell whether an operation leaves the program, for Python or for compiled code of another library.
 

@@ -12,6 +12,7 @@ from compare.jax_side.layers import nnx_layers, state_layers
 from compare.jax_side.lift import Tables, traced, traces_apart
 from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.naming import naming
+from compare.jax_side.primitives import is_key
 from compare.jax_side.program import JaxProgram, built, checked_step
 from compare.jax_side.program_state import Role, Structure, is_nnx, path_name
 from compare.jax_side.reading import ForeignCall, foreign_calls
@@ -146,7 +147,11 @@ class JaxProgramRun:
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Give what the optimizers remember, by name."""
         pairs = zip(self.leaves, self.values, strict=True)
-        return {each.name: np.asarray(value) for each, value in pairs if each.role == Role.OPTIMIZER and _number(value)}
+        return {
+            each.name: np.asarray(value)
+            for each, value in pairs
+            if each.role == Role.OPTIMIZER and not is_key(value.dtype)
+        }
 
     def perturb(self, seed: int, epsilon: float | None = None) -> None:
         """Change weights by a few units in the last place, to see what follows."""
@@ -238,7 +243,7 @@ class JaxProgramRun:
         # A lifted step may return float64 where the state has float32 counters, and the next step would be
         # compiled again.
         # A step that gives back another dtype, as a number added to a counter does, would be compiled again each time.
-        kept = [new.astype(old.dtype) if _number(old) else new for old, new in zip(values, after, strict=True)]
+        kept = [new if is_key(old.dtype) else new.astype(old.dtype) for old, new in zip(values, after, strict=True)]
         return kept, shown, watcher.shown, choices.made
 
     def program(self, *_: Any) -> Any:
@@ -340,10 +345,3 @@ def _under(root: str, layer: Layer) -> Layer:
         settings={**layer.settings, **named},
         tensors={full(name): shape for name, shape in layer.tensors.items()},
     )
-
-
-def _number(value: Any) -> bool:
-    import jax
-    import jax.numpy as jnp
-
-    return not jnp.issubdtype(value.dtype, jax.dtypes.extended)
