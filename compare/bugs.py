@@ -14,7 +14,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-ADVICE = "The verdict does not depend on it. Please report this error of netparity; the JSON has its traceback:"
+ADVICE = "The verdict does not depend on it. Please report this error in netparity; the JSON has its traceback:"
 
 
 @dataclass(frozen=True)

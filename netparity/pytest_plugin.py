@@ -28,13 +28,17 @@ _NOTHING = "nothing compared"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options; each has its namesake in the configuration file."""
     group = parser.getgroup("parity", "PyTorch against JAX/Flax")
-    group.addoption("--parity-device", choices=["auto", "cpu", "cuda"], help="where parity checks run")
+    group.addoption(
+        "--parity-device",
+        choices=["auto", "cpu", "cuda"],
+        help="where parity checks run: auto (a GPU if both frameworks see one), cpu or cuda",
+    )
     group.addoption("--parity-strict", action="store_true", default=None, help="a verdict of precision fails as well")
     group.addoption(
         "--parity-accept",
         action="append",
         metavar="WHAT=REASON",
-        help='let something differ, such as "buffers: *.running_var=we keep those of Flax"; repeatable',
+        help='accept a difference, such as "buffers: *.running_var=we keep those of Flax"; repeatable',
     )
     group.addoption("--parity-report", metavar="DIR", help="write every report there, as JSON and as HTML")
     parser.addini("parity_device", "where parity checks run: auto, cpu or cuda", default="auto")

@@ -124,7 +124,7 @@ value = 3
         ("functions:value", "functions has no function 'value'"),
         ("functions:none", "functions has no function 'none'"),
         ("functions", "give a function as package.module:function or file.py:function, not 'functions'"),
-        ("nowhere:pair", "no module 'nowhere' is found from here"),
+        ("nowhere:pair", "no module 'nowhere' was found from here"),
         ("broken:pair", r"importing broken raised ZeroDivisionError: division by zero \(.*broken.py, line 2\)"),
         ("incomplete:pair", "importing incomplete raised ModuleNotFoundError: No module named 'not_installed'"),
     ],

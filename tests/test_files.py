@@ -120,7 +120,7 @@ def test_an_error_of_this_package_is_no_mismatch(
     assert printed.out == ""
     assert "Traceback" in printed.err
     assert "internal error: KeyError, at: " in printed.err
-    assert "This is a bug of netparity and says nothing of your port. Please report it" in printed.err
+    assert "This is a bug in netparity and says nothing about your port. Please report it" in printed.err
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr("compare.command_line.commands.run", exits)
     with pytest.raises(SystemExit) as stop:

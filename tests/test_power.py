@@ -291,7 +291,7 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 def test_the_command_line_of_a_mismatch(capsys: pytest.CaptureFixture[str]) -> None:
     wrong = "pairs.recurrent:lstm_in_nnx_with_one_step"
     assert main(["check", wrong, "--steps", "1", "--device", "cpu", "--power"]) == 1
-    assert "power is measured once the port matches" in capsys.readouterr().out
+    assert "power is measured only when the port matches" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

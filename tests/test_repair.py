@@ -69,7 +69,7 @@ def test_a_patch_that_makes_it_worse_is_taken_back_and_the_others_stay(tmp_path:
     last = program.repaired()
     assert [each["title"] for each in last.groups] == ["beta"]
     assert program.file.read_text() == "alpha = 1\nbeta = 2\ngamma = 1\n"
-    assert any("did not help: the file is as it was before" in line for line in program.said)
+    assert any("did not help: the file is restored" in line for line in program.said)
 
 
 def test_it_ends_where_nothing_applies(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_what_is_left_has_its_reason(tmp_path: Path) -> None:
     last = Checked(1, "", report([*map(dict, tried.groups), *without]))
     assert repair.left(last) == [
         "alpha: its patch did not help",
-        "beta: put its fix in by hand; netparity does not know which expression of your file it changes",
+        "beta: apply its fix by hand; netparity does not know which expression of your file to change",
         "gamma: no fix is known",
     ]
     assert repair.left(Checked(0, "", report([]))) == []

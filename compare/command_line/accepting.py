@@ -29,7 +29,9 @@ def of_project(folder: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise InputError(f"{file}: accept of [tool.netparity] must be a table of reasons, not {found!r:.60}")
+        raise InputError(
+            f"{file}: accept of [tool.netparity] must be a table of differences and their reasons, not {found!r:.60}"
+        )
     return found
 
 

@@ -77,20 +77,20 @@ _PICTURES = (".png", ".svg", ".pdf")
 
 OF_REPORTS: Mapping[str, Output] = {
     "json": Output("write everything that was found as JSON", lambda reports, _: to_json(reports)),
-    "html": Output("write it as one page to look through", _html),
-    "markdown": Output("write it for a pull request's comment", markdown),
-    "junit": Output("write it as JUnit XML, for CI to show", lambda reports, _: to_junit(reports)),
-    "plot": Output("draw the losses: .png, .svg or .pdf", _plot, _PICTURES),
+    "html": Output("write the report as one HTML page", _html),
+    "markdown": Output("write the report as Markdown, for a comment on a pull request", markdown),
+    "junit": Output("write the report as JUnit XML, for CI", lambda reports, _: to_junit(reports)),
+    "plot": Output("plot the losses: .png, .svg or .pdf", _plot, _PICTURES),
 }
 
 OF_CHECK: Mapping[str, Output] = {
     **OF_REPORTS,
-    "patch": Output("write what mends the port as a unified diff, for `git apply` or `patch -p1`", _patch),
+    "patch": Output("write the fixes as a unified diff, for `git apply` or `patch -p1`", _patch),
 }
 
 OF_CELLS: Mapping[str, Output] = {
     "json": Output("write everything that was found as JSON", _published_json),
-    "plot": Output("draw it: .png, .svg or .pdf", _plot_published, _PICTURES),
+    "plot": Output("plot the losses: .png, .svg or .pdf", _plot_published, _PICTURES),
 }
 
 

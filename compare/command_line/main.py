@@ -87,9 +87,10 @@ def _internal(error: Exception, work: Work | None) -> str:
     packages = ("netparity", "torch", "jax", "flax", "optax", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return (
-        f"internal error: {type(error).__name__}, at: {work.latest if work else 'start'}. This is a bug of netparity "
-        "and says nothing of your port. Please report it with the traceback above, the function that makes the pair, "
-        f"and these versions: {versions}, Python {platform.python_version()} on {platform.system()}"
+        f"internal error: {type(error).__name__}, at: {work.latest if work else 'start'}. This is a bug in "
+        "netparity and says nothing about your port. Please report it with the traceback above, the function "
+        f"that makes the pair, and these versions: {versions}, Python {platform.python_version()} "
+        f"on {platform.system()}"
     )
 
 
@@ -113,7 +114,7 @@ def _print(options: argparse.Namespace, found: list[Any]) -> None:
             more = {"verbose": options.verbose} if "verbose" in options else {}
             show(found, Console(stderr=_is_taken(options)), **more)
             if getattr(options, "power", False) and not all(each.ok for each in found):
-                print("\npower is measured once the port matches")
+                print("\npower is measured only when the port matches")
             sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # as before `| head`, where rich exits: files are written all the same
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,17 +15,17 @@ from compare.notebook.comparison import VARIANTS
 _EXAMPLES = """
 examples:
   netparity check my_port.py:pair                       compare, and explain what differs
-  netparity check my_port.py:pair --fix                 mend the port, until it matches
-  netparity check my_port.py:pair --patch fix.diff      write what mends it as a diff
-  netparity check my_port.py:pair --stages forward      a small step first
-  netparity check my_port.py:pair --html report.html    a page to look through
-  netparity check my_port.py:pair --json -              everything, for a program to read
-  netparity check my_port.py:pair --power               would it have noticed a fault?
+  netparity check my_port.py:pair --fix                 fix the port until it matches
+  netparity check my_port.py:pair --patch fix.diff      write the fixes as a diff
+  netparity check my_port.py:pair --stages forward      compare the forward pass only
+  netparity check my_port.py:pair --html report.html    write the report as an HTML page
+  netparity check my_port.py:pair --json -              print the whole report as JSON
+  netparity check my_port.py:pair --power               plant faults and see which are caught
 """
 
 _EPILOG = (
-    "Exit status: 0 where all is well, 1 on a mismatch, 2 on bad usage and where nothing can be compared, 3 on an "
-    "error of netparity itself, 130 on Ctrl-C. Documentation: docs/."
+    "Exit status: 0 if there is no mismatch, 1 for a mismatch, 2 for bad usage or if nothing can be compared, 3 for "
+    "an error in netparity itself, 130 after Ctrl-C. Documentation: docs/."
 )
 
 
@@ -34,11 +34,11 @@ def parser_of_all() -> argparse.ArgumentParser:
     # One statement an option: longer than other functions, since it is a table that is read from top to
     # bottom.
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where both see one")
+    shared.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if both frameworks see one")
     shared.add_argument("--quiet", action="store_true", help="show no progress")
 
     seeded = argparse.ArgumentParser(add_help=False)
-    seeded.add_argument("--seed", type=_whole, default=0, help="of the data and the weights (0)")
+    seeded.add_argument("--seed", type=_whole, default=0, help="seed of the data and the weights (0)")
 
     parser = argparse.ArgumentParser(
         prog="netparity",
@@ -48,9 +48,11 @@ def parser_of_all() -> argparse.ArgumentParser:
     )
     version = f"netparity {importlib.metadata.version('netparity')}"
     parser.add_argument("--version", action="version", version=version, help="show the version and exit")
-    parser.add_argument("--variant", action="append", choices=VARIANTS, help="repeatable; all five if not given")
+    parser.add_argument(
+        "--variant", action="append", choices=VARIANTS, help="which program to compare; repeatable (default: all five)"
+    )
     parser.add_argument("--steps", type=_whole, default=100, help="training steps (100)")
-    parser.add_argument("--learning-rate", type=float, help="of both sides, in place of the notebook's")
+    parser.add_argument("--learning-rate", type=float, help="learning rate of both sides, instead of the notebook's")
     _gives(parser, commands.notebook, OF_REPORTS)
 
     others = parser.add_subparsers(title="other commands", metavar="COMMAND")
@@ -65,50 +67,54 @@ def parser_of_all() -> argparse.ArgumentParser:
     own.add_argument(
         "pair",
         metavar="package.module:function",
-        help="or file.py:function: it returns the arguments of compare.check, as a tuple or as a dict",
+        help="or file.py:function; the function returns the arguments of compare.check, as a tuple or as a dict",
     )
     own.add_argument(
         "--steps",
         type=_whole,
-        help="training steps (as the function says, else as many as batches, optimizer and schedule need)",
+        help="training steps (default: what the function returns, else as many as the batches, optimizer and "
+        "schedule need)",
     )
     own.add_argument(
-        "--quick", action="store_true", help="do not ask whether it matches from other weights and batches too"
+        "--quick",
+        action="store_true",
+        help="do not check whether the sides also match from other weights and on other batches",
     )
-    own.add_argument(
-        "--fix", action="store_true", help="apply what the findings say to the files of the port, and check again"
-    )
-    own.add_argument("--stages", metavar="STAGES", help="only these: forward, or forward,loss and so on")
+    own.add_argument("--fix", action="store_true", help="apply the fixes to the port's files, and check again")
+    own.add_argument("--stages", metavar="STAGES", help="compare only these stages, such as forward or forward,loss")
     own.add_argument(
         "--accept",
         action="append",
         default=[],
         metavar="WHAT=REASON",
-        help='let something differ, such as "buffers: *.running_var=we keep those of Flax"; repeatable',
+        help='accept a difference, such as "buffers: *.running_var=we keep those of Flax"; repeatable',
     )
-    own.add_argument("--verbose", action="store_true", help="also of a match, show all that was compared, and what ran")
-    own.add_argument("--power", action="store_true", help="plant faults, and say which of them the check notices")
+    own.add_argument(
+        "--verbose", action="store_true", help="show everything that was compared, and what ran, also for a match"
+    )
+    own.add_argument("--power", action="store_true", help="plant faults, and say which of them the check catches")
     _gives(own, commands.check, OF_CHECK)
     forward = others.add_parser(
         "shapes",
-        help="run both models forward, layer by layer, to the first shape that differs",
-        description="Run both models forward, layer by layer, to the first shape that differs. No weights are mapped.",
+        help="run both models forward, layer by layer, up to the first shape that differs",
+        description="Run both models forward, layer by layer, up to the first shape that differs. No weights "
+        "are mapped.",
         epilog=_EPILOG,
         parents=[shared, seeded],
     )
     forward.add_argument("pair", metavar="file.py:function", help="as for netparity check")
     _gives(forward, commands.shapes, {}, commands.show_shapes)
-    completion = others.add_parser("completion", help="print what completes this command in a shell")
+    completion = others.add_parser("completion", help="print a completion script for a shell")
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(completes=parser)
     published = others.add_parser(
         "published",
-        help="place the losses that the notebook's author printed among reproduced ones",
-        description="Place the losses that the notebook's author printed among those of many seeds.",
+        help="rank the losses that the notebook's author printed among reproduced ones",
+        description="Rank the losses that the notebook's author printed among those of many seeds.",
         epilog=_EPILOG,
         parents=[shared],
     )
-    published.add_argument("--seeds", type=_whole, default=256, help="how many, at least 2 (256)")
+    published.add_argument("--seeds", type=_whole, default=256, help="number of seeds, at least 2 (256)")
     _gives(published, commands.published, OF_CELLS)
     return parser
 

@@ -92,7 +92,7 @@ class Repair:
             )
         if not group["fix"]:
             return "no fix is known"
-        return "put its fix in by hand; netparity does not know which expression of your file it changes"
+        return "apply its fix by hand; netparity does not know which expression of your file to change"
 
     def _chosen(self, now: Checked) -> list[Mapping[str, Any]]:
         """List the findings whose patches are to be applied together; two that change one expression are not."""
@@ -125,7 +125,7 @@ class Repair:
             self.say(f"round {number}: {_said(after)}\n")
             return after
         _restore(original)
-        self.say(f"round {number}: {_said(after)}. This did not help: the file is as it was before\n")
+        self.say(f"round {number}: {_said(after)}. This did not help: the file is restored\n")
         if len(chosen) == 1:
             self.rejected.add(_key(chosen[0]))
         self.one_by_one = True
@@ -201,7 +201,7 @@ def repaired(options: argparse.Namespace) -> int:
             repair = Repair(check, lambda line: print(line, flush=True))
             last = repair.run()
         except KeyboardInterrupt:
-            print("stopped; what was not checked is as it was before", file=sys.stderr)
+            print("stopped; changes that were not checked are undone", file=sys.stderr)
             return INTERRUPTED
         print(last.text, end="")
         if repair.kept:

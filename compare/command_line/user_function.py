@@ -12,7 +12,10 @@ from typing import Any
 from compare.errors import InputError
 from compare.step.user_code import raised_in
 
-_WANTED = "(torch, jax, batches), or these and a dict of the other arguments of compare.check, or a dict of all of them"
+_WANTED = (
+    "(torch, jax, batches), or these three and a dict of the other arguments of compare.check, or a dict "
+    "of all its arguments"
+)
 
 
 def arguments_of(pair: str) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def _of_name(module: str, pair: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
-            raise InputError(f"no module {error.name!r} is found from here: is {pair!r} right?") from error
+            raise InputError(f"no module {error.name!r} was found from here: is {pair!r} right?") from error
         raise
 
 
@@ -124,7 +127,7 @@ def _named(found: Any, pair: str) -> dict[str, Any]:
     if isinstance(found, tuple | list) and len(found) in (3, 4):
         others = found[3] if len(found) == 4 else {}
         if not isinstance(others, dict):
-            raise InputError(f"{pair} must return {_WANTED}, and the fourth is a {type(others).__name__}")
+            raise InputError(f"{pair} must return {_WANTED}, but the fourth value is a {type(others).__name__}")
         found = dict(zip(known, found[:3], strict=False)) | others
     if not isinstance(found, dict):
         what = f"{len(found)} values" if isinstance(found, tuple | list) else f"{found!r:.100}"
