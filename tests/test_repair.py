@@ -180,13 +180,13 @@ def test_what_is_left_has_its_reason(tmp_path: Path) -> None:
     repair = Repair(program.check, program.said.append)
     tried = repair.run()
     without = [
-        {"title": "beta", "patch": None, "fix": "beta = 1"},
-        {"title": "gamma", "patch": None, "fix": ""},
+        {"title": "beta", "patch": None, "fix": "beta = 1", "unpatched": "which call it changes is not known"},
+        {"title": "gamma", "patch": None, "fix": "", "unpatched": "no fix is known"},
     ]
     last = Checked(1, "", report([*map(dict, tried.groups), *without]))
     assert repair.left(last) == [
         "alpha: its patch did not help",
-        "beta: apply its fix by hand; netparity does not know which expression of your file to change",
+        "beta: apply its fix by hand: which call it changes is not known",
         "gamma: no fix is known",
     ]
     assert repair.left(Checked(0, "", report([]))) == []

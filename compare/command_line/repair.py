@@ -90,9 +90,7 @@ class Repair:
                 if _key(group) in self.rejected
                 else f"{ROUNDS} rounds were too few; run the command again"
             )
-        if not group["fix"]:
-            return "no fix is known"
-        return "apply its fix by hand; netparity does not know which expression of your file to change"
+        return f"apply its fix by hand: {group['unpatched']}" if group["fix"] else str(group["unpatched"])
 
     def _chosen(self, now: Checked) -> list[Mapping[str, Any]]:
         """List the findings whose patches are to be applied together; two that change one expression are not."""

@@ -15,7 +15,7 @@ from compare.comparison.exchanged import exchanged_output
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.held_out import held_out
 from compare.comparison.independent import Independent
-from compare.comparison.lines import holders, lines_of, with_counts
+from compare.comparison.lines import holders, lines_of, values_of, with_counts
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.runs import Runs
 from compare.comparison.trained_alone import trained_alone
@@ -60,6 +60,7 @@ def explained(
         first = same[0] if same[0].known else first._replace(target=same[0].target, limit=same[0].limit)
     elif first.pairing.stage == Stage.UPDATE:
         others = [each for each in others if each.pairing.stage != Stage.UPDATE]
+    partners = {each.ports[0].path: each.ports[1].path for each in from_torch.forward if each.ports}
     divergences, rounding = [], False
     left = [first, *others]
     while left:
@@ -77,7 +78,8 @@ def explained(
                 found = with_cause
             left = [other for other in left if not _follows(other, each, searched)]
         codes = found.cause.code if found.cause else ()
-        divergences.append(dataclasses.replace(found, lines=tuple(lines_of(runs.pair, each.pairing, codes))))
+        lines, values = lines_of(runs.pair, each.pairing, codes), values_of(runs.pair, codes, partners)
+        divergences.append(dataclasses.replace(found, lines=tuple(lines), values=values))
         if found.cause and found.cause.name == MODE:  # what the norm keeps follows from its mode
             left = [other for other in left if not _kept_by(other.divergence, found.torch)]
         if found.cause and (searched.whole or found.cause.name in OF_THE_MODEL):

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import linecache
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from compare.diagnosis.place import named
 from compare.jax_side.side import Flax, Jax
 from compare.step.assigned import given_to, made_in
 from compare.step.made import made_at
+from compare.step.observation import Port
 from compare.step.places import Source
 from compare.step.stage import Stage
 from compare.verdict.divergence import Divergence, Line, Role
@@ -47,6 +48,31 @@ def lines_of(pair: MappedPair, pairing: Pairing, codes: Sequence[Code] = ()) -> 
         }
         if len(made) == 1:
             yield from _line("jax", Role.MADE, made.pop())
+
+
+def values_of(pair: MappedPair, codes: Sequence[Code], partners: Mapping[str, str]) -> dict[str, tuple[Line, ...]]:
+    """Give where the JAX side has the values that fixes name.
+
+    Args:
+        pair: Both sides.
+        codes: The fixes.
+        partners: The JAX side's modules by those of torch.
+
+    """
+    return {
+        name: tuple(line for port in ports for line in _of_value(pair, port, partners.get(port.path)))
+        for code in codes
+        for name, ports in code.values.items()
+    }
+
+
+def _of_value(pair: MappedPair, port: Port, path: str | None) -> Iterator[Line]:
+    if path is None or port.call:
+        return
+    role = Role.CALLED if port.kind == "output" else Role.GIVEN
+    yield from _line("jax", role, pair.jax_calls.get(path))
+    if role is Role.GIVEN and (module := _module(pair, path)) is not None:
+        yield from _beginning("jax", vars(type(module)).get("__call__"))
 
 
 def with_counts(pair: MappedPair, found: Sequence[Divergence]) -> list[Divergence]:
@@ -133,13 +159,18 @@ def _whole(side: Flax | Jax) -> Any:
 
 
 def _defined(pair: MappedPair) -> Iterator[Line]:
-    for side, loss in (("torch", pair.torch.loss), ("jax", pair.jax.loss)):
-        code = getattr(inspect.unwrap(loss), "__code__", None) if loss is not None else None
-        if code is not None:
-            line = code.co_firstlineno
-            source = Source(code.co_filename, line, linecache.getline(code.co_filename, line).strip())
-            if not source.is_installed:
-                yield Line(side, Role.DEFINED, source)
+    yield from _beginning("torch", pair.torch.loss)
+    yield from _beginning("jax", pair.jax.loss)
+
+
+def _beginning(side: str, function: Any) -> Iterator[Line]:
+    """Give where a function of the user's begins."""
+    code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
+    if code is not None:
+        line = code.co_firstlineno
+        source = Source(code.co_filename, line, linecache.getline(code.co_filename, line).strip())
+        if not source.is_installed:
+            yield Line(side, Role.DEFINED, source)
 
 
 def _line(side: str, role: Role, source: Source | None) -> Iterator[Line]:

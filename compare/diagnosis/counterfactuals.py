@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from compare.diagnosis.conventions.activations import ACTIVATIONS, activations
-from compare.diagnosis.conventions.base import JAX, Alternative, Fix
+from compare.diagnosis.conventions.base import JAX, Alternative, Fix, Variants
 from compare.diagnosis.conventions.functions import FUNCTIONS as OTHER_FUNCTIONS
 from compare.diagnosis.conventions.gradients import GRADIENTS
 from compare.diagnosis.conventions.layers import LAYERS
@@ -98,7 +98,14 @@ def _variants(number: int, call: Call) -> Iterator[Counterfactual]:
             shown = value if isinstance(value, bool | int | float | str) or value is None else "the inverse"
             short = f"{variants.argument}={shown}"
             does = f"computes what torch would with {short}"
-            yield Counterfactual(variants.name, number, call, rewrite, does, variants.fix, variants.source, short=short)
+
+            def fix(call: Call, place: Place, value: Any = value, variants: Variants = variants) -> Code | str | None:
+                code, before = variants.fix(call, place), variants.theirs(call, value)
+                return (
+                    dataclasses.replace(code, before=before, whole=True) if before and isinstance(code, Code) else code
+                )
+
+            yield Counterfactual(variants.name, number, call, rewrite, does, fix, variants.source, short=short)
 
 
 def _same(value: Any, now: Any) -> bool:

@@ -4,6 +4,7 @@ Only then may the JAX side's loss be written anew as that function. Where it is 
 the output, or is weighted or scaled afterwards, the rest of the port's loss would be lost.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,18 +28,20 @@ def _is_whole(rerun: Rerun, call: Call) -> bool:
         return False
     outputs = [each for port, each in seen.forward.items() if (port.path, port.kind) == ("", "output")]
     taken, target, *_ = call.arguments.values()
-    # The numbers decide: whatever a program does between, it has done nothing if all three are what they were.
-    return (
-        len(outputs) == 1
-        and seen.loss is not None
-        and _same(taken, outputs[0])
-        and _same(target, rerun.batch.target)
-        and _same(loss, seen.loss)
-    )
-
-
-def _same(one: Any, other: Any) -> bool:
-    if not hasattr(one, "shape") or not hasattr(other, "shape"):  # such as a tuple of a teacher's output and labels
+    if len(outputs) != 1 or seen.loss is None or _merged(loss, seen.loss) != ():
         return False
+    # The numbers decide: whatever a program does between, it has done nothing if all three are what they were. Examples
+    # and positions may be one axis, as cross entropy takes them, if they are so in the output and in the target.
+    merged = _merged(taken, outputs[0])
+    return merged is not None and merged == _merged(target, rerun.batch.target)
+
+
+def _merged(one: Any, other: Any) -> tuple[int, ...] | None:
+    """Give the first axes of `other` that are one axis in `one`, () if all are as they were; None for other numbers."""
+    if not hasattr(one, "shape") or not hasattr(other, "shape"):  # such as a tuple of a teacher's output and labels
+        return None
     a, b = np.asarray(to_numpy(one), np.float64), np.asarray(to_numpy(other), np.float64)
-    return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-6, atol=0, equal_nan=True))
+    first = b.shape[: b.ndim - a.ndim + 1] if a.ndim < b.ndim else ()
+    if a.shape != ((math.prod(first), *b.shape[len(first) :]) if first else b.shape):
+        return None
+    return first if np.allclose(a.ravel(), b.ravel(), rtol=1e-6, atol=0, equal_nan=True) else None

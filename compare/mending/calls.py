@@ -21,7 +21,7 @@ def set_keywords(file: SourceFile, call: libcst.Call, function: Any, keywords: M
     """
     order, edits, added = parameters(function), [], {}
     for name, value in keywords.items():
-        at = _position(call.args, order, name)
+        at = position(call.args, order, name)
         if at is None:
             added[name] = value
         else:
@@ -33,7 +33,7 @@ def left_out(file: SourceFile, call: libcst.Call, function: Any, names: Iterable
     """Take arguments out of a call, each with the comma before it."""
     order, edits = parameters(function), []
     for name in names:
-        at = _position(call.args, order, name)
+        at = position(call.args, order, name)
         if at is None:
             continue
         start, end = file.range(call.args[at].value)[1], file.range(call.args[at])[1]
@@ -68,7 +68,8 @@ def _signature(function: Any) -> Mapping[str, inspect.Parameter]:
     return dict(list(found.items())[inspect.isclass(function) :])
 
 
-def _position(arguments: Any, order: list[str], name: str) -> int | None:
+def position(arguments: Any, order: list[str], name: str) -> int | None:
+    """Say which of a call's arguments is the one of a name; None if it has none."""
     for number, argument in enumerate(arguments):
         if argument.keyword is not None and argument.keyword.value == name:
             return number

@@ -43,18 +43,18 @@ def set_layer(file: SourceFile, code: Code, line: Line) -> list[Edit]:
         inside = file.calls_in_statement(call)
         found = [each for each in inside if _named(file.meaning(each.func)) == name]
         if len(found) != 1:
-            raise Unfit("the layer is not made by a call")
+            raise Unfit("no call on the line makes the layer")
         call = found[0]
     made = file.meaning(call.func)
     if _named(made) != name:
-        raise Unfit(f"what is made here is no {name}")
+        raise Unfit(f"the line makes no {name}")
     return set_keywords(file, call, made, written(code.keywords))
 
 
 def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:
     """Put a function of one argument, or its setting, in the place of the one that computes what differs."""
-    calls = [call for call in _expressions(file, lines) if isinstance(call, libcst.Call)]
-    same = [call for call in calls if _is(file.meaning(call.func), code.call)]
+    calls = [call for call in expressions(file, lines) if isinstance(call, libcst.Call)]
+    same = [call for call in calls if is_function(file.meaning(call.func), code.call)]
     if code.call == ATTENTION and not same:  # written out by hand
         return _attention(file, code, lines, calls)
     # In the order of how sure it is that this call is meant: the function that only lacks a setting, the one that was
@@ -62,17 +62,17 @@ def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     # If another function was proved to be there, a call of one is a part of it: x * sigmoid(x) computes silu.
     others = [call for call in calls if _named(file.meaning(call.func)) in ONE_ARGUMENT]
     unknown = [call for call in calls if file.meaning(call.func) is None and len(call.args) == 1]
-    wrong = [call for call in calls if code.instead and _is(file.meaning(call.func), code.instead)]
+    wrong = [call for call in calls if code.instead and is_function(file.meaning(call.func), code.instead)]
     only_other = None if code.instead else _only(others)
     call = _only(same) or _only(wrong) or only_other or (None if others else _only(unknown))
     if call is None:
-        raise Unfit("which call is meant is not known")
+        raise Unfit("which call it changes is not known")
     if call in same and code.around == "{}":
         return set_keywords(file, call, file.meaning(call.func), written(code.keywords))
     # The fix says another function without its arguments: `f(...)` in the place of g(x, y) may not be f(x, y).
     if code.arguments == ("...",):
         raise Unfit("another function may take other arguments")
-    return _put(file, call, str(code), {"x": call.args[0].value})
+    return put(file, call, str(code), {"x": call.args[0].value})
 
 
 _CAUSAL = "jnp.where(jnp.tril(jnp.ones(x.shape[-2:], bool)), x, -jnp.inf)"
@@ -84,21 +84,21 @@ def _attention(file: SourceFile, code: Code, lines: Sequence[Line], calls: Seque
         return exchange_constant(file, Code(around=f"x * {source(code.keywords['scale'])}"), lines)
     softmax = _only([call for call in calls if _named(file.meaning(call.func)) == "softmax" and call.args])
     if softmax is None or code.keywords != {"is_causal": True}:
-        raise Unfit("which part of the attention is meant is not known")
+        raise Unfit("which part of the attention it changes is not known")
     scores = softmax.args[0].value
-    return _put(file, scores, _CAUSAL, {"x": scores})
+    return put(file, scores, _CAUSAL, {"x": scores})
 
 
 def exchange_reduction(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:
     """Put another reduction, such as the mean, in the place of one, with the same axes."""
     found = [
         (call, call.func.attr)
-        for call in _expressions(file, lines)
+        for call in expressions(file, lines)
         if isinstance(call, libcst.Call) and isinstance(call.func, libcst.Attribute)
         if call.func.attr.value in REDUCTIONS
     ]
     if len(found) != 1:
-        raise Unfit("which reduction is meant is not known")
+        raise Unfit("which reduction it changes is not known")
     call, name = found[0]
     if code.keywords and not _has_axis(file, call):
         raise Unfit("the JAX side reduces all axes at once, torch some of them")
@@ -116,12 +116,12 @@ def take_element(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Ed
     """Put the choice of one element in the place of a reduction over one axis."""
     found = [
         call
-        for call in _expressions(file, lines)
+        for call in expressions(file, lines)
         if isinstance(call, libcst.Call) and isinstance(call.func, libcst.Attribute)
         if call.func.attr.value in REDUCTIONS
     ]
     if len(found) != 1:
-        raise Unfit("which reduction is meant is not known")
+        raise Unfit("which reduction it changes is not known")
     values = [each.value for each in found[0].args]
     if file.meaning(found[0].func) is None and isinstance(found[0].func, libcst.Attribute):  # a method of an array
         values.insert(0, found[0].func.value)
@@ -137,42 +137,43 @@ def exchange_constant(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     """Put another number into a sum, product or power of the user's."""
     tree = ast.parse(str(code), mode="eval").body
     if not isinstance(tree, ast.BinOp):
-        raise Unfit("the fix is no sum, product or power")
+        raise Unfit("the fix is not a sum, a product or a power")
     found = [
         (node, operand)
-        for node in _expressions(file, lines)
+        for node in expressions(file, lines)
         if isinstance(node, libcst.BinaryOperation) and isinstance(node.operator, _OPERATORS[type(tree.op)])
         if (operand := _other_than_number(file, node)) is not None
     ]
     if len(found) != 1:
-        raise Unfit("which constant is meant is not known")
+        raise Unfit("which constant it changes is not known")
     node, operand = found[0]
-    return _put(file, node, str(code), {"x": operand})
+    return put(file, node, str(code), {"x": operand})
 
 
 def change_result(file: SourceFile, code: Code, line: Line) -> list[Edit]:
     """Do something to what a layer gives, or to what it takes, where it is called."""
     call = file.expression(line.source.span)
     if not isinstance(call, libcst.Call):
-        raise Unfit("the layer is not called here")
+        raise Unfit("no call of the layer is on the line")
     if line.role == Role.CALLED:
-        return _put(file, call, str(code), {"y": call})
+        return put(file, call, str(code), {"y": call})
     if line.role != Role.GIVEN or not call.args or call.args[0].star:
-        raise Unfit("which argument is meant is not known")
-    return _put(file, call.args[0].value, str(code), {"y": call.args[0].value})
+        raise Unfit("which argument it changes is not known")
+    return put(file, call.args[0].value, str(code), {"y": call.args[0].value})
 
 
 def change_computed(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:
     """Do something to what is computed last: its value is what differs."""
-    found = _expressions(file, lines[-1:])
+    found = expressions(file, lines[-1:])
     if not found:
-        raise Unfit("the last expression is not known")
-    return _put(file, found[0], str(code), {"y": found[0]})
+        raise Unfit("the expression that computes the difference is not known")
+    return put(file, found[0], str(code), {"y": found[0]})
 
 
-def _put(
+def put(
     file: SourceFile, node: libcst.BaseExpression, code: str, given: Mapping[str, libcst.BaseExpression]
 ) -> list[Edit]:
+    """Put a fix in the place of an expression, with the user's expressions for its names."""
     # The fix is written with `jnp` and `nnx`; the file may import these under other names, or not at all.
     naming = Naming(file)
     text = substituted(naming(code), {name: file.code(value) for name, value in given.items()})
@@ -215,7 +216,8 @@ def written(keywords: Mapping[str, Any]) -> dict[str, str]:
     return {name: source(value) for name, value in keywords.items()}
 
 
-def _expressions(file: SourceFile, lines: Iterable[Line]) -> list[libcst.BaseExpression]:
+def expressions(file: SourceFile, lines: Iterable[Line]) -> list[libcst.BaseExpression]:
+    """List the expressions of some lines that are in a file."""
     found = []
     for line in lines:
         if line.source.file == file.file:
@@ -226,7 +228,7 @@ def _expressions(file: SourceFile, lines: Iterable[Line]) -> list[libcst.BaseExp
     return list(dict.fromkeys(found))
 
 
-def _is(function: Any, name: str) -> bool:
+def is_function(function: Any, name: str) -> bool:
     """Tell whether a function is the one that a fix calls, under whatever name."""
     import importlib
 

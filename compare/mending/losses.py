@@ -27,9 +27,9 @@ def exchange_loss(file: SourceFile, code: Code, line: Line) -> list[Edit]:
     taken = next((each for each in _TAKEN if names <= each), None)
     parameters = [parameter.name.value for parameter in function.params.params]
     if taken is None or len(parameters) < 2:
-        raise Unfit("the fix needs more than a loss is given")
+        raise Unfit("the loss takes other arguments than the fix")
     if any(_takes_a_part(node, parameters) for node in [function.body, *_inside(function.body)]):
-        raise Unfit("the loss takes a part of what it is given")
+        raise Unfit("the loss uses a part of what it is given")
     order = ("output", "target") if "output" in taken else ("logits", "labels")
     text = substituted(naming(str(code)), dict(zip(order, parameters, strict=False)))
     if isinstance(function, libcst.Lambda):
@@ -56,7 +56,7 @@ def _function(file: SourceFile, line: int) -> libcst.FunctionDef | libcst.Lambda
     lambdas = [node for node in file.nodes(libcst.Lambda) if file.line(node) == line]
     if len(lambdas) == 1:
         return lambdas[0]
-    raise Unfit("the loss is no function of this file")
+    raise Unfit("the loss is not a function of the file")
 
 
 def _returned(function: libcst.FunctionDef | libcst.Lambda) -> libcst.BaseExpression:

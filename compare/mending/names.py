@@ -60,7 +60,7 @@ class Naming:
         if own := next((name for name, value in names.items() if value is wanted), None):
             return own
         if root in names and names[root] is not wanted:
-            raise Unfit(f"the file has another {root}")
+            raise Unfit(f"{root} means something else in your file")
         self.missing[root] = None
         return root
 
@@ -91,7 +91,7 @@ class Naming:
             and isinstance(each.body[0], libcst.Import | libcst.ImportFrom)
         ]
         if not imports:
-            raise Unfit("the file imports nothing")
+            raise Unfit("the file has no import beside which to add one")
         after = body[body.index(imports[-1]) + 1] if imports[-1] is not body[-1] else None
         if after is None:
             raise Unfit("there is nothing behind the imports")

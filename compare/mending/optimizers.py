@@ -34,7 +34,7 @@ def mend_optimizer(file: SourceFile, code: Code, line: Line) -> list[Edit]:
         alike = [old for old in kept if _kind(file, old) and _kind(file, old) == _kind_of(each)]
         if len(alike) == 1:
             if file.range(alike[0]) > file.range(place):
-                raise Unfit("the chain has another order")
+                raise Unfit("the transformations of the chain have another order")
             edits.append(file.exchanged(alike[0], text))
             kept.remove(alike[0])
         else:
@@ -145,10 +145,10 @@ def _changed(
 
     """
     if not isinstance(wanted, libcst.Call):
-        raise Unfit("the fix is no call")
+        raise Unfit("the fix is not a call")
     values = {each.keyword.value: naming(_NEW.code_for_node(each.value)) for each in wanted.args if each.keyword}
     if any(each.keyword is None and not isinstance(each.value, libcst.Ellipsis) for each in wanted.args):
-        raise Unfit("the fix has arguments of which the program has others")
+        raise Unfit("the fix has arguments by position, for which your call has others")
     old, new = _plain(file.meaning(call.func)), _function_of(wanted)
     if new is None or new is old:
         return set_keywords(file, call, old, values)

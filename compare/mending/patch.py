@@ -6,7 +6,9 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from compare.mending.functions import (
@@ -21,6 +23,7 @@ from compare.mending.functions import (
 )
 from compare.mending.losses import exchange_loss
 from compare.mending.optimizers import mend_optimizer
+from compare.mending.rewriting import Values, rewrite
 from compare.mending.syntax import Edit, SourceFile, Unfit, applied
 from compare.verdict.divergence import Line, Role
 from compare.verdict.fix import Code
@@ -68,20 +71,30 @@ class Change:
         return ("-", self.removed), ("+", self.added)
 
 
-def patch_of(codes: Sequence[Code], lines: Sequence[Line]) -> Patch | None:
-    """Put fixes that are code into the files that some lines are of; None where not all of them can be put in."""
-    if not codes or not lines or not all(code.whole for code in codes):
-        return None
+def patch_of(codes: Sequence[Code], lines: Sequence[Line], values: Values = MappingProxyType({})) -> Patch:
+    """Put fixes that are code into the files that some lines are of.
+
+    Args:
+        codes: The fixes.
+        lines: What the difference comes from.
+        values: The lines that have the values which names of a fix stand for.
+
+    Raises:
+        Unfit: If not all of them can be put in; it says why.
+
+    """
+    if not codes:
+        raise Unfit("the fix is not code that can take the place of an expression")
+    if not all(code.whole for code in codes):
+        raise Unfit("the fix replaces a part of what your code computes there, and which part is not known")
     files: dict[str, SourceFile] = {}
-    try:
-        edits = [edit for code in codes for edit in _edits(code, lines, files)]
-        unique = tuple(dict.fromkeys(edits))
-        names = {edit.file for edit in unique}
-        after = {name: applied(files[name].text, [edit for edit in unique if edit.file == name]) for name in names}
-    except Unfit:
-        return None
-    # A fix that is there already changes nothing: what it was found for is somewhere else.
-    return Patch(unique) if any(after[name] != files[name].text for name in names) else None
+    unique = tuple(dict.fromkeys(edit for code in codes for edit in _edits(code, lines, values, files)))
+    names = {edit.file for edit in unique}
+    after = {name: applied(files[name].text, [edit for edit in unique if edit.file == name]) for name in names}
+    if all(after[name] == files[name].text for name in names):
+        # What it was found for is somewhere else.
+        raise Unfit("the line has the fix already")
+    return Patch(unique)
 
 
 def _changes(edits: Iterable[Edit]) -> Iterator[Change]:
@@ -122,11 +135,13 @@ def together(patches: Iterable[Patch]) -> list[Edit]:
     return edits
 
 
-def _edits(code: Code, lines: Sequence[Line], files: dict[str, SourceFile]) -> list[Edit]:
+def _edits(code: Code, lines: Sequence[Line], values: Values, files: dict[str, SourceFile]) -> list[Edit]:
     """Give the edits for one expression of a fix, at each of the places where it belongs."""
     jax = [line for line in lines if line.side == "jax" and not line.source.is_installed]
-    reason = "the fix has no place"
-    for roles, mend in _ways(code):
+    if code.before:  # what it replaces may also stand where a value is computed that it names
+        jax += [line for each in values.values() for line in each if line not in jax]
+    reason = "the expression of your file that it changes is not known"
+    for roles, mend in _ways(code, values):
         chosen = [line for line in jax if line.role in roles]
         if not chosen:
             continue
@@ -150,10 +165,12 @@ REDUCTION_CALLS = tuple(f"jnp.{name}" for name in REDUCTIONS)
 Mend = Callable[[SourceFile, Code, list[Line]], list[Edit]]
 
 
-def _ways(code: Code) -> list[tuple[tuple[Role, ...], Mend]]:
+def _ways(code: Code, values: Values) -> list[tuple[tuple[Role, ...], Mend]]:
     """List at which lines a fix belongs, and what puts it there, by what it is an expression of."""
     names = {node.id for node in ast.walk(ast.parse(str(code), mode="eval")) if isinstance(node, ast.Name)}
     each = _at_each
+    if code.before:
+        return [((Role.CALLED, Role.COMPUTED), partial(rewrite, values=values))]
     if names & {"output", "target", "logits", "labels"}:
         return [((Role.DEFINED,), each(exchange_loss))]
     if code.call.startswith("optax.") and "x" not in names:

@@ -28,7 +28,7 @@ class Edit(NamedTuple):
 
 
 class Unfit(Exception):  # noqa: N818 - the search goes on with the next fix
-    """A fix cannot be put into the file. The message says why, for whoever mends this package."""
+    """A fix cannot be put into the file. The message says why, to the user."""
 
 
 class SourceFile:

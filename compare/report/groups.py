@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from compare.mending.patch import Patch, patch_of
+from compare.mending.syntax import Unfit
 from compare.report.places import listed
 from compare.report.wording import at, counted
 from compare.step.stage import Stage
@@ -83,17 +84,35 @@ class Group:
         lines = [line for line in self.lines if line.side == side]
         return min(lines, key=lambda line: list(Role).index(line.role), default=None)
 
-    @functools.cached_property
+    @property
     def patch(self) -> Patch | None:
         """What the fix changes in the user's files; None where it cannot be put in."""
+        return self._patched if isinstance(self._patched, Patch) else None
+
+    @property
+    def unpatched(self) -> str:
+        """Why there is no patch; "" if there is one."""
+        return "" if isinstance(self._patched, Patch) else str(self._patched)
+
+    @functools.cached_property
+    def _patched(self) -> Patch | Unfit:
+        if not self.fix:
+            return Unfit("no fix is known")
         if self._others_too:
-            return None
-        # Each place has lines of its own: an activation that stands in a block twice is exchanged twice.
-        each = [patch_of(self.codes, finding.lines) for finding in self.findings]
-        found = [patch for patch in each if patch]
-        if len(found) < len(each):
+            return Unfit("the line makes other layers too, and these are right")
+        try:
+            # Each place has lines of its own: an activation that stands in a block twice is exchanged twice.
+            edits = [
+                edit for finding in self.findings for edit in patch_of(self.codes, finding.lines, finding.values).edits
+            ]
+            return Patch(tuple(dict.fromkeys(edits)))
+        except Unfit as error:
+            if len(self.findings) == 1:
+                return error
+        try:
             return patch_of(self.codes, self.lines)
-        return Patch(tuple(dict.fromkeys(edit for patch in found for edit in patch.edits)))
+        except Unfit as error:
+            return error
 
     @property
     def _others_too(self) -> bool:
@@ -200,6 +219,7 @@ class Group:
             "places": [{"torch": torch, "jax": jax} for torch, jax in self.places],
             "lines": [line.to_dict() for line in self.lines],
             "patch": self.patch and self.patch.to_dict(),
+            "unpatched": self.unpatched,
         }
 
 

@@ -1,6 +1,7 @@
 """Where two sides differ, and why: what a report holds."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -129,12 +130,16 @@ class Divergence:
     """The path of the module that differs on the torch and on the JAX side; None where the place is not one module."""
     lines: tuple[Line, ...] = ()
     """The lines of the user's code that it comes from, on both sides, as far as they are known."""
+    values: Mapping[str, tuple[Line, ...]] = field(default_factory=dict)
+    """The lines at which the JAX side has the values that its fix names: see `Code.values`."""
     question: str = ""
     """"" where it shows with the weights and batches given; else what was asked: "from other weights and batches"."""
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON holds of it."""
-        return dataclasses.asdict(self) | {"lines": [line.to_dict() for line in self.lines]}
+        shown = dataclasses.asdict(dataclasses.replace(self, values={}))
+        del shown["values"]
+        return shown | {"lines": [line.to_dict() for line in self.lines]}
 
     @property
     def headline(self) -> str:

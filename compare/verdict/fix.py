@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from compare.step.observation import Port
+
 
 @dataclass(frozen=True)
 class Code:
@@ -29,6 +31,12 @@ class Code:
     whole: bool = True
     """Whether it replaces all that the JAX side has at the place. What replaces a part of it makes no patch: which part
     that is only the numbers say, and the user's code may write it in many ways."""
+    before: tuple[str, ...] = ()
+    """What the JAX side has in its place, where that is known: expressions with the same names, one of which it is."""
+    values: Mapping[str, tuple[Port, ...]] = field(default_factory=dict)
+    """The modules' inputs and outputs, on the torch side, that names in it stand for."""
+    words: str = ""
+    """How a person is told of it, where the expression alone does not say enough."""
 
     def __str__(self) -> str:
         """Render it as source."""
@@ -39,6 +47,8 @@ class Code:
 
 def written(code: Code) -> str:
     """Render code for a person, who has to know what `y` is."""
+    if code.words:
+        return code.words
     result = any(isinstance(node, ast.Name) and node.id == "y" for node in ast.walk(ast.parse(str(code))))
     if code.call in ("jnp.mean", "jnp.sum") and "axis" in code.keywords:
         which = "this axis" if isinstance(code.keywords["axis"], int) else "these axes"

@@ -71,6 +71,8 @@ class Variants(NamedTuple):
     values: Callable[[Call], Iterator[Any]]
     fix: Fix
     source: str
+    theirs: Callable[[Call, Any], tuple[str, ...]] = lambda call, value: ()
+    """How the JAX side may write a value: see `Code.before`."""
 
 
 class Alternative(NamedTuple):

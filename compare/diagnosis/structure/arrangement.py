@@ -8,6 +8,7 @@ from typing import Any
 
 from compare.diagnosis.structure.edit import TRANSPOSES, Context, Edit, Kind, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path, Ref
+from compare.diagnosis.structure.written import reordered
 
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "ravel"}
 
@@ -157,7 +158,8 @@ def _joined(context: Context, node: Node) -> Iterator[Edit]:
         if len(set(names)) < len(order) or len(ours) > LONG:  # too much to be read, or names that say nothing
             ours, theirs = _listed(range(len(order))), _listed(order)
         does = f"joins the parts of {shown(node)} in the order {theirs}; torch's is {ours}"
-        yield one(Kind.PARTS, node, compute, does, f"join the parts in torch's order: {ours}")
+        code = reordered(_JOINED_BY[node.name], tuple(order)) if node.name in _JOINED_BY else None
+        yield one(Kind.PARTS, node, compute, does, f"join the parts in torch's order: {ours}", code)
     dimensions = context.value(node.outputs[0]).dim()
     for axis in range(dimensions):
 
@@ -169,6 +171,9 @@ def _joined(context: Context, node: Node) -> Iterator[Edit]:
 
         does = f"joins the parts of {shown(node)} along axis {axis}"
         yield replace(one(Kind.AXIS, node, along, does, "join them along torch's axis"), odd=True)
+
+
+_JOINED_BY = {"cat": "jnp.concatenate", "stack": "jnp.stack", "hstack": "jnp.hstack", "vstack": "jnp.vstack"}
 
 
 def _pieces(context: Context, node: Node) -> Iterator[Edit]:

@@ -137,6 +137,14 @@ class Context:
         which = f"output {node.outputs.index(number)}" if len(node.outputs) > 1 else "the output"
         return f"{which} of {shown(node)}"
 
+    def ports_of(self, number: int) -> tuple[Port, ...]:
+        """List the modules' inputs and outputs that are a value."""
+        return tuple(port for port, other in self.ports.items() if other == number)
+
+    def is_used_once(self, number: int) -> bool:
+        """Tell whether one operation of the whole step takes a value."""
+        return sum(number in [each for _, each in node.inputs] for node in self.graph.nodes) == 1
+
     def data(self, node: Node) -> list[tuple[Path, int]]:
         """List the numbers that go into an operation and are no parameters."""
         return [(path, n) for path, n in node.inputs if n not in self.parameters and self.value(n).is_floating_point()]

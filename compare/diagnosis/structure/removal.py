@@ -7,6 +7,8 @@ from typing import Any
 
 from compare.diagnosis.structure.edit import JOINING, TRANSPOSES, Context, Edit, Kind, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
+from compare.diagnosis.structure.written import function_of, joined_again, of_two
+from compare.verdict.fix import Code
 
 
 def applied(operation: Operation, node: Node, path: Path, tensor: Any) -> Any:
@@ -25,16 +27,17 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
             return operation.at(path)
 
         others = [context.named(other) for _, other in node.inputs if other != number]
-        kept = context.named(number)
+        kept, code = context.named(number), None
         if others and node.name in JOINING:
             does = (
                 f"leaves out the {JOINING[node.name]} of {kept} and {others[0]} ({node.line}), and goes on with {kept}"
             )
             fix = f"take the {JOINING[node.name]} of {kept} and {others[0]}"
+            code = joined_again(context, node, number)
         else:
             does = f"leaves out {shown(node)}"
             fix = f"apply {node.name} to {kept}, as torch does"
-        yield one(Kind.LEFT_OUT, node, compute, does, fix)
+        yield one(Kind.LEFT_OUT, node, compute, does, fix, code)
 
 
 def applied_twice(context: Context, node: Node) -> Iterator[Edit]:
@@ -114,7 +117,16 @@ def _behind(context: Context, before: Node, after: Node, path: Path) -> Iterator
         return applied(operation, before, start, whole)
 
     does = f"applies {shown(before)} to the {joined} that {shown(after)} gives, torch to {what} alone"
-    yield one(Kind.MOVED, after, compute, does, f"apply {before.name} to {what}, before {after.name}")
+    fix, code = f"apply {before.name} to {what}, before {after.name}", None
+    if (name := function_of(before)) and (pattern := of_two(after)):
+        ours = [f"{name}(x, ...)" if place == path else "y" for place, _ in after.inputs]
+        code = Code(
+            around=pattern.format(*ours),
+            before=(f"{name}({pattern.format(*('x' if place == path else 'y' for place, _ in after.inputs))}, ...)",),
+            values={"x": context.ports_of(source), "y": context.ports_of(others[0][1])},
+            words=fix,
+        )
+    yield one(Kind.MOVED, after, compute, does, fix, code)
     for other, number in others:
 
         def crossed(operation: Operation, other: Path = other) -> Any:
@@ -145,8 +157,15 @@ def _before(context: Context, before: Node, after: Node) -> Iterator[Edit]:
 
         to = " and to ".join(context.named(number) for _, number in chosen)
         does = f"applies {shown(after)} to {to} before the {joined} ({before.line}), torch to the {joined}"
-        fix = f"take the {joined} first, then apply {after.name} to it"
-        yield one(Kind.MOVED, after, compute, does, fix)
+        fix, code = f"take the {joined} first, then apply {after.name} to it", None
+        if (name := function_of(after)) and (pattern := of_two(before)):
+            places, first = [place for place, _ in chosen], [place for place, _ in before.inputs]
+            rest = ", ..." if len(places) == 1 else ""
+            theirs = [f"{name}({x}{rest})" if place in places else x for x, place in zip("xy", first, strict=True)]
+            values = {x: context.ports_of(number) for x, (_, number) in zip("xy", before.inputs, strict=True)}
+            ours = f"{name}({pattern.format('x', 'y')}{rest})"
+            code = Code(around=ours, before=(pattern.format(*theirs),), values=values, words=fix)
+        yield one(Kind.MOVED, after, compute, does, fix, code)
 
 
 GENERATORS = (left_out, moved, applied_twice)

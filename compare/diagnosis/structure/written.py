@@ -1,0 +1,54 @@
+"""Fixes of structure as code: what to write on the JAX side, with names for what torch's modules give and take.
+
+The JAX side's own expressions stand where these values are: `compare.mending.rewriting` finds them.
+"""
+
+from compare.diagnosis.conventions.activations import ACTIVATIONS, activations
+from compare.diagnosis.structure.edit import Context
+from compare.diagnosis.structure.graph import Node, Ref
+from compare.verdict.fix import Code
+
+_JOINED = {"add": "{} + {}", "mul": "{} * {}", "sub": "{} - {}", "div": "{} / {}", "matmul": "{} @ {}"}
+
+
+def of_two(node: Node) -> str:
+    """Write an operation of two tensors, with {} for each; "" for any other."""
+    # A sum with a factor (alpha) or a division that rounds is another operation.
+    plain = len(node.args) == len(node.inputs) == 2 and not node.kwargs and all(isinstance(x, Ref) for x in node.args)
+    return _JOINED.get(node.name, "") if plain else ""
+
+
+def function_of(node: Node) -> str:
+    """Name JAX's function for an activation of torch's, "jax.nn.relu"; "" for any other operation."""
+    code = activations()[ACTIVATIONS[node.name]][1] if node.name in ACTIVATIONS else None
+    return code.call if code and code.around == "{}" else ""
+
+
+def joined_again(context: Context, node: Node, kept: int) -> Code | None:
+    """Write a sum or product of which the JAX side has one operand alone: `x = x + f(x)` for `x = f(x)`."""
+    pattern, operands = of_two(node), [number for _, number in node.inputs]
+    # The JAX side's expression for the operand is exchanged. Where torch takes the operand elsewhere too, the JAX side
+    # may do so by the same expression.
+    if not pattern or operands.count(kept) != 1 or not context.is_used_once(kept):
+        return None
+    names = ["y" if number == kept else "x" for number in operands]
+    values = {name: context.ports_of(number) for name, number in zip(names, operands, strict=True)}
+    return Code(around=pattern.format(*names), before=("y",), values=values)
+
+
+def reordered(function: str, order: tuple[int, ...]) -> Code | None:
+    """Write parts that are joined in torch's order, where the JAX side joins the parts of that order in another.
+
+    Args:
+        function: Of JAX: "jnp.concatenate".
+        order: Which of torch's parts stands at each place on the JAX side.
+
+    """
+    if len(order) > len(_PARTS):
+        return None
+    theirs = [_PARTS[number] for number in order]
+    ours = _PARTS[: len(order)]
+    return Code(around=f"{function}([{', '.join(ours)}], ...)", before=(f"{function}([{', '.join(theirs)}], ...)",))
+
+
+_PARTS = "abcdef"
