@@ -72,7 +72,7 @@ def _axis(call: Call, place: Place) -> Code | str:
     code = Code(f"jax.nn.{call.name}", ("x",), {"axis": call["dim"] % call.input.ndim})
     if call.input.ndim > 3:  # which JAX may lay out otherwise
         words = f"jax.nn.{call.name} over the axis that is torch's dim={call['dim']}"
-        return dataclasses.replace(code, words=words, whole=False)
+        return dataclasses.replace(code, keywords={"axis": call["dim"]}, words=words, whole=False)
     return code
 
 

@@ -1,0 +1,145 @@
+"""Faults of structure become patches: what was left out, moved or exchanged is written with the port's own names."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+import compare
+
+Forward = Callable[[Any, Any], Any]
+
+
+class Original(nn.Module):
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+        self.computed = forward
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.computed(self, x)
+
+
+class Layers(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.a, self.b = nnx.Linear(4, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+        self.c = nnx.Linear(4, 4, rngs=rngs)
+
+
+class Residual(Layers):
+    def __call__(self, x: Any) -> Any:
+        x = self.a(x)
+        x = self.b(nnx.relu(x))
+        return self.c(x)
+
+
+class Skipped(Layers):
+    def __call__(self, x: Any) -> Any:
+        h = self.b(nnx.tanh(self.a(x)))
+        return self.c(h)
+
+
+class Gated(Layers):
+    def __call__(self, x: Any) -> Any:
+        gate = self.a(x)
+        value = self.b(x)
+        del gate
+        return self.c(value)
+
+
+class Overwritten(Layers):
+    def __call__(self, x: Any) -> Any:
+        x = nnx.tanh(self.a(x))
+        x = self.b(x)
+        return self.c(x)
+
+
+class Early(Layers):
+    def __call__(self, x: Any) -> Any:
+        return self.c(nnx.leaky_relu(self.a(x), 0.2) + self.b(x))
+
+
+class Late(Layers):
+    def __call__(self, x: Any) -> Any:
+        return self.c(nnx.silu(self.b(x) + self.a(x)))
+
+
+class Joined(Layers):
+    def __call__(self, x: Any) -> Any:
+        return jnp.concatenate([self.b(x), self.c(x), self.a(x)], axis=-1)
+
+
+class Attending(Layers):
+    def __call__(self, x: Any) -> Any:
+        scores = (self.a(x) @ self.b(x).T)[None, None]
+        return self.c(jax.nn.softmax(scores, axis=-2)[0, 0] @ x)
+
+
+def residual(net: Any, x: Any) -> Any:
+    x = net.a(x)
+    return net.c(x + net.b(torch.relu(x)))
+
+
+def skipped(net: Any, x: Any) -> Any:
+    return net.c(net.b(torch.tanh(net.a(x))) + x)
+
+
+def gated(net: Any, x: Any) -> Any:
+    return net.c(net.a(x) * net.b(x))
+
+
+def early(net: Any, x: Any) -> Any:
+    return net.c(nn.functional.leaky_relu(net.a(x) + net.b(x), 0.2))
+
+
+def late(net: Any, x: Any) -> Any:
+    return net.c(nn.functional.silu(net.a(x)) + net.b(x))
+
+
+def joined(net: Any, x: Any) -> Any:
+    return torch.cat([net.a(x), net.b(x), net.c(x)], -1)
+
+
+def attending(net: Any, x: Any) -> Any:
+    scores = (net.a(x) @ net.b(x).T)[None, None]
+    return net.c(scores.softmax(-1)[0, 0] @ x)
+
+
+def groups(forward: Forward, port: type[Layers]) -> Any:
+    batches = [(np.random.default_rng(0).normal(size=(5, 4)), None)]
+    original, flax = compare.Torch(Original(forward)), compare.Flax(port(nnx.Rngs(0)))
+    return compare.check(original, flax, batches, device="cpu").groups
+
+
+@pytest.mark.parametrize(
+    ("forward", "port", "line"),
+    [
+        pytest.param(residual, Residual, "x = x + self.b(nnx.relu(x))", id="a residual"),
+        pytest.param(skipped, Skipped, "h = self.b(nnx.tanh(self.a(x))) + x", id="the input of the model"),
+        pytest.param(gated, Gated, "value = gate * self.b(x)", id="a gate"),
+        pytest.param(early, Early, "return self.c(jax.nn.leaky_relu(self.a(x) + self.b(x), 0.2))", id="before the sum"),
+        pytest.param(late, Late, "return self.c(jax.nn.silu(self.a(x)) + self.b(x))", id="behind the sum"),
+        pytest.param(
+            joined, Joined, "return jnp.concatenate([self.a(x), self.b(x), self.c(x)], axis=-1)", id="an order"
+        ),
+        pytest.param(attending, Attending, "return self.c(jax.nn.softmax(scores, axis=-1)[0, 0] @ x)", id="an axis"),
+    ],
+)
+def test_a_fault_of_structure_is_a_patch(forward: Forward, port: type[Layers], line: str) -> None:
+    first = groups(forward, port)[0]
+    assert first.patch, f"{first.headline}: {first.fix}: {first.unpatched}"
+    assert [each.strip() for change in first.patch.changes for each in change.added] == [line]
+
+
+def test_a_name_that_has_another_value_by_then_makes_no_patch() -> None:
+    """The port has assigned to `x` before the sum: `x + self.b(x)` would add something else."""
+    first = groups(skipped, Overwritten)[0]
+    assert first.title == "operation left out"
+    assert first.patch is None
+    assert first.unpatched == "your code has no name there for what the fix takes"
