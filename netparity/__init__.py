@@ -35,6 +35,6 @@ def installed(name: str = "compare") -> Any:
             raise
     elif not hasattr(package, "__path__"):
         raise ImportError(
-            f"{package.__file__} has the name of netparity's package compare, and is imported in its place: rename it"
+            f"{package.__file__} has the name of netparity's package compare, and is imported instead of it: rename it"
         )
     return importlib.import_module(name)

@@ -72,7 +72,7 @@ FITTED = {
         lambda o, t: jnp.mean(optax.huber_loss(o, t, delta=0.4)),
         "jnp.mean(optax.huber_loss(output, target, delta=0.7))",
     ),
-    "factor": (square, lambda o, t: square(o, t) / 3, "3 * y, where y is what the JAX side gives there"),
+    "factor": (square, lambda o, t: square(o, t) / 3, "3 * y, where y is the JAX side's value there"),
 }
 
 

@@ -262,7 +262,7 @@ class Lacking(Port):
             {"jax": {"batch": lambda batch: batch[0].nothing}},
             r"batch= raised AttributeError.*test_check.py, line \d+.*\(6, 8\)",
         ),
-        ({"jax": {"batch": lambda batch: batch[0]}}, r"batch= must give a pair \(inputs, target\)"),
+        ({"jax": {"batch": lambda batch: batch[0]}}, r"batch= must return a pair \(inputs, target\)"),
     ],
 )
 def test_what_cannot_be_compared_is_said(changed: Any, message: str, original: Original, batches: Any) -> None:
@@ -328,7 +328,7 @@ def test_a_port_that_came_with_the_weights_is_compared_as_converted(
     if report.divergence:
         place = (report.divergence.stage, report.divergence.torch, report.divergence.jax)
         assert place == ("parameters", "fc2.weight", "fc2/kernel")
-        assert "but for 1 of 4: look at their conversion" in " ".join(str(report).split())
+        assert "except for 1 of 4: check their conversion" in " ".join(str(report).split())
 
 
 def test_a_cast_to_lower_precision_is_named_and_is_no_mismatch(original: Original, batches: Any) -> None:

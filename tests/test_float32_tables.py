@@ -214,7 +214,7 @@ def test_a_mask_that_float32_absorbs_is_no_mismatch() -> None:
     report = check(Masked(), MaskedPort(), [((X, MASK), None)])
     assert report.verdict == "precision", str(report)
     assert [note.name for note in report.notes] == ["float64 is another program"]
-    assert "The torch side's float64 run is alone" in report.notes[0].explanation
+    assert "The torch side's float64 run differs from the other three" in report.notes[0].explanation
 
 
 def test_what_float32_sees_is_a_mismatch_all_the_same() -> None:

@@ -31,7 +31,7 @@ _CHOSEN = {
     "sizes: same_size": "with another batch size",
     "closure: own_targets": "from other weights and batches",
     "batch=: from_the_batch": "from other weights and batches",
-    "traced: not_traced": "match where the port is traced by JAX, for which <lambda>",
+    "traced: not_traced": "match where the port is traced by JAX, which <lambda>",
     "later: late": "match",
     "later: late_update": "match up to step 10: from there on the optimizers alone differ, first at ",
     "sizes: large_batches": "match",

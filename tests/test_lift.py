@@ -281,7 +281,9 @@ def test_jax_traces_in_float32_what_mixes_precisions() -> None:
     meant, _ = run_jax(jax.value_and_grad(lambda x: scan(x, jnp.float64)[0].sum()), X, lifted=False)
     assert distance(lifted, meant) < ROUNDING
     assert len(pinned) == 1
-    assert pinned[0].startswith("the JAX side was traced in float32, which rounds its constants, for in float64 JAX")
+    assert pinned[0].startswith(
+        "the JAX side was traced in float32, which rounds its constants, because in float64 JAX"
+    )
     assert "carry" in pinned[0]
 
 

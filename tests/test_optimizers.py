@@ -290,7 +290,7 @@ def test_an_unknown_optimizer_is_compared_by_its_updates() -> None:
     assert slots(report) == set()
     left = [each for each in report.not_compared if each.side == "torch" and "energy/" in each.name]
     assert len(left) == 4
-    assert "keeps nothing of that name" in str(report)
+    assert "has no state of that name" in str(report)
     wrong = compared(lambda p: SignDescent(p, 0.1), sign_descent(0.1001)).divergence
     assert wrong is not None
     assert wrong.stage == "update"

@@ -117,12 +117,12 @@ def test_parts_by_a_regular_expression() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"fc.weight[0:2]": "a"}, r"has fc.weight\[0:2\], and nothing of the rest of 'fc.weight', of shape \(4, 3\)"),
+        ({"fc.weight[0:2]": "a"}, r"has fc.weight\[0:2\], but not the rest of 'fc.weight', of shape \(4, 3\)"),
         ({"fc.weight[0:2]": "a", "fc.weight[1:4]": "b"}, r"'a' and 'b' both as 'fc.weight\[1:4\]'"),
         ({"fc.weight[0:2]": "a", "fc.weight[2:4]": "a"}, r"'fc.weight\[0:2\]' and 'fc.weight\[2:4\]' both as 'a'"),
         ({"fc.weight[0:9]": "a"}, r"'fc.weight\[0:9\]', but 'fc.weight' has the shape \(4, 3\)"),
         ({"fc[0:2]": "a"}, r"'fc\[0:2\]': only a tensor has parts, as in 'fc.weight\[0:2\]'"),
-        ({"fc.weight": "a[0:1]"}, r"has a\[0:1\], and nothing of the rest of 'a', of shape \(3, 2\)"),
+        ({"fc.weight": "a[0:1]"}, r"has a\[0:1\], but not the rest of 'a', of shape \(3, 2\)"),
         ({"fc.weight": "c[0:1]"}, r"'fc.weight' as 'c', which is not in the JAX model"),
         ({"fc.weight": "a"}, r"Rows 0 to 8 of a tensor are 'fc.weight\[0:8\]'"),
     ],

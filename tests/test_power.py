@@ -135,7 +135,7 @@ def test_a_fault_in_the_original_is_as_one_in_the_port(
 def test_as_many_steps_as_are_asked_for_are_enough(trained: compare.Power) -> None:
     missed = of_kind(trained, "shifted schedule")
     assert missed.why == Why.STEPS
-    assert missed.explanation.endswith("the schedule's first change: take 5")
+    assert missed.explanation.endswith("the schedule's first change is not reached: take 5")
     caught = of_kind(compare.power(*pair(), steps=5, faults=13), "shifted schedule")
     assert caught.caught
     assert (caught.step, caught.stage) == (4, "update")
@@ -145,7 +145,10 @@ def test_what_is_off_in_evaluation() -> None:
     power = compare.power(*pair(training=False), steps=1, faults=13)
     off = {each.kind: each.explanation for each in power.missed if each.why == Why.OFF}
     assert set(off) == {"momentum", "stale buffer", "dropout rate"}
-    assert off["dropout rate"] == "the model is in eval(), where it is off: in train() it shows at step 0, forward"
+    assert (
+        off["dropout rate"]
+        == "the model is in eval(), where the fault has no effect: in train() it shows at step 0, forward"
+    )
     assert off["stale buffer"].endswith("in train() it shows at step 0, buffers")
 
 
@@ -225,7 +228,7 @@ class Drowned(torch.nn.Module):
     ("share", "told"),
     [
         (1e-9, "it changes forward the model output by"),
-        (1e-12, "nothing that is compared changes in any digit of float64"),
+        (1e-12, "no compared quantity changes in any digit of float64"),
     ],
 )
 def test_what_the_check_is_too_weak_for(share: float, told: str) -> None:

@@ -91,7 +91,7 @@ def test_random_numbers_and_tables_are_weighed_as_in_a_model() -> None:
     assert [note.name for note in right.notes] == ["numbers rounded to float32"]
     idle = checked(noisy("idle"))
     assert idle.verdict == "precision", str(idle)
-    assert any("a draw that changes nothing" in each.reason for each in idle.not_compared)
+    assert any("a draw without effect" in each.reason for each in idle.not_compared)
     rate = checked(noisy("rate"))
     # The scales are within the module on the torch side, and before it on the other: what it takes is no finding.
     assert rate.divergence is not None
@@ -114,10 +114,10 @@ def refused(original: Any, port: Any, batches: Any, message: str) -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     pair = ema()
     original, port = compare.TorchProgram(pair.original), compare.JaxProgram(pair.port)
-    refused(original, compare.Jax(lambda params, x: x, {}), pair.batches, "give a compare.JaxProgram, not a Jax")
+    refused(original, compare.Jax(lambda params, x: x, {}), pair.batches, "pass a compare.JaxProgram, not a Jax")
     refused(original, port, [], "batches must be a list")
-    refused(compare.TorchProgram(lambda: None), port, pair.batches, r"must give \(state, step\)")  # type: ignore[arg-type,return-value]
-    refused(original, compare.JaxProgram(lambda: None), pair.batches, r"must give \(state, step\)")  # type: ignore[arg-type,return-value]
+    refused(compare.TorchProgram(lambda: None), port, pair.batches, r"must return \(state, step\)")  # type: ignore[arg-type,return-value]
+    refused(original, compare.JaxProgram(lambda: None), pair.batches, r"must return \(state, step\)")  # type: ignore[arg-type,return-value]
     with pytest.raises(compare.InputError, match="a function without arguments"):
         compare.TorchProgram(TorchNet())
 
@@ -135,4 +135,9 @@ def test_a_state_that_the_step_changes_in_structure_is_refused() -> None:
         return state, grown
 
     original = compare.TorchProgram(pair.original)
-    refused(original, compare.JaxProgram(port), drawn(x=(5,), y=(3,)), "a state of another structure than it takes")
+    refused(
+        original,
+        compare.JaxProgram(port),
+        drawn(x=(5,), y=(3,)),
+        "a state with another structure than the state that it takes",
+    )

@@ -208,5 +208,5 @@ def test_a_draw_without_effect_is_no_mismatch(rate: float, verdict: str) -> None
     report = check((port, port.init(jax.random.key(0), BATCHES[0][0])), Plain(), steps=2)
     assert report.verdict == verdict, str(report)
     assert bool(report.nondeterministic) == (rate > 0)
-    idle = [each.name for each in report.not_compared if each.reason.startswith("a draw that changes nothing")]
+    idle = [each.name for each in report.not_compared if each.reason.startswith("a draw without effect")]
     assert [name.startswith("bernoulli (5, 6), test_random_keys.py:") for name in idle] == [True] * (rate == 0)

@@ -382,7 +382,7 @@ def conditional(x: Any) -> Any:
         (
             lambda x: x * torch.randint(0, 5, (8,)),
             lambda x: x * (jax.random.bits(jax.random.key(0), (8,)) % 5),
-            r"not known what they",
+            r"not known what these random bits",
         ),
     ],
 )

@@ -101,8 +101,8 @@ def test_running_statistics_that_are_left_out_may_not_change() -> None:
 @pytest.mark.parametrize(
     ("apply", "message"),
     [
-        (lambda params, state, x: network()(params, state, x)[0], r"a pair \(output, new state\), and gave a"),
-        (lambda params, state, x: (network()(params, state, x)[0], state["bn"]), "a new state of the same structure"),
+        (lambda params, state, x: network()(params, state, x)[0], r"a pair \(output, new state\), but returned a"),
+        (lambda params, state, x: (network()(params, state, x)[0], state["bn"]), "a new state with the same structure"),
     ],
 )
 def test_what_gives_no_state_is_refused(apply: Callable[..., Any], message: str) -> None:

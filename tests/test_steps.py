@@ -149,7 +149,7 @@ def test_losses_of_two_names_are_refused() -> None:
 
         return state, renamed
 
-    with pytest.raises(compare.InputError, match="the JAX step shows 'train_loss' and no \"loss\""):
+    with pytest.raises(compare.InputError, match="the JAX step returns 'train_loss' and no \"loss\""):
         checked(original(), compare.JaxProgram(build))
 
 

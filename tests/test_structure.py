@@ -1,4 +1,4 @@
-"""Causes of structure: edits of torch's operations that make it give what the JAX side gives."""
+"""Causes of structure: edits of torch's operations that make it compute what the JAX side computes."""
 
 import pytest
 import structure

@@ -145,7 +145,7 @@ def test_an_error_in_an_optimizer_has_its_step() -> None:
         ({"model": torch.nn.LazyLinear(2)}, {}, "weight of the torch model has no shape yet"),
         ({"model": torch.nn.Linear(3, 2, device="meta")}, {}, "on the device meta"),
         ({}, {"optimizer": optax.lbfgs()}, "the flax optimizer's update raised TypeError.*value_fn"),
-        ({}, {"batch": lambda x, y: (torch.tensor(x), y)}, "batch= gave a torch tensor"),
+        ({}, {"batch": lambda x, y: (torch.tensor(x), y)}, "batch= returned a torch tensor"),
         ({}, {"model": nnx.eval_shape(Port)}, "is abstract: block/fc/bias has no values"),
         ({}, {"model": (linen.Dense(2), None)}, "variables must be the dict that module.init"),
     ],

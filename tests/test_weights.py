@@ -130,8 +130,8 @@ def test_only_what_has_no_partner_is_listed() -> None:
 def test_weights_that_fit_nothing() -> None:
     sides = linear_layers("a", "b"), jax_linear_layers("a", "b")
     for weights, message in (
-        ({"a.wieght": "a/kernel"}, r"'a.wieght', which fits no tensor and no module .*did you mean 'a.weight'"),
-        ({"c": None}, "'c', which fits no tensor of either side"),
+        ({"a.wieght": "a/kernel"}, r"'a.wieght', which matches no tensor and no module .*did you mean 'a.weight'"),
+        ({"c": None}, "'c', which matches no tensor of either side"),
         ({"a.weight": "c/kernel"}, r"'a.weight' as 'c/kernel', which is not in the JAX model; did you mean"),
         ({"a.weight": "b/kernel", "b.weight": "b/kernel"}, "both as 'b/kernel'"),
         ({"a(": "a"}, "no regular expression"),

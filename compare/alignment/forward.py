@@ -64,7 +64,7 @@ def _no_output(
     ours, theirs = (
         ", ".join(str(port) for port in calls.get(("", 0), []) if port.kind == "output") for calls in (torch, jax)
     )
-    nothing = "an output that is no number"
+    nothing = "an output that is not a number"
     return [
         Pairing(
             Stage.FORWARD,

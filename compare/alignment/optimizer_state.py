@@ -84,19 +84,19 @@ def align_state(
                 seen.add((name, theirs))
                 pairings.append(_pairing(name, ours, theirs, None if whole else link, slot, group))
     not_compared = [
-        NotCompared("torch", name, "optax's optimizer keeps nothing of that name")
+        NotCompared("torch", name, "optax's optimizer has no state of that name")
         for name in torch.optimizer
         if name not in met
     ]
     not_compared += [
-        NotCompared("jax", name, _REASONS.get(name.rpartition("/")[2], "torch's optimizer keeps nothing of that name"))
+        NotCompared("jax", name, _REASONS.get(name.rpartition("/")[2], "torch's optimizer has no state of that name"))
         for name in jax.optimizer
         if name not in met
     ]
     return pairings, not_compared
 
 
-_REASONS = {"count": "a counter of optax's own: what it leads to is compared as updates"}
+_REASONS = {"count": "a counter of optax's own: its effect is compared in the updates"}
 
 
 def _fields(state: Iterable[str], parameters: Iterable[str]) -> dict[tuple[str, str], list[str]]:

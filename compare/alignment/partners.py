@@ -75,13 +75,13 @@ def _reason(calls: Sequence[Call], others: Sequence[Sequence[Call]]) -> str:
     if not others:
         return "no module of the other side holds the same weights"
     if any(len(other) == len(calls) for other in others):
-        return "the other side has another number of modules around the same weights"
+        return "the other side has a different number of modules around the same weights"
     here, there = len(calls), len(others[0])
     return f"its calls cannot be paired: {here} on this side, {there} of the module with the same weights on the other"
 
 
 _NO_WEIGHTS = (
-    "it holds no weights, and the other side has no module of the same class, called as often, in the same place"
+    "it holds no weights, and the other side has no module of the same class that is called as often in the same place"
 )
 
 

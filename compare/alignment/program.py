@@ -18,7 +18,7 @@ from compare.step.stage import Stage
 from compare.weights.links import Link
 
 _NO_GRADIENT = (
-    'the JAX step hands this gradient to no nnx.Optimizer and no TrainState: show it as "gradients" to compare it'
+    'the JAX step passes this gradient to no nnx.Optimizer and no TrainState: return it as "gradients" to compare it'
 )
 
 
@@ -62,7 +62,8 @@ def _losses(torch: Observation, jax: Observation) -> Iterator[Pairing]:
         if seen.loss is None and other.loss is not None:
             names = ", ".join(map(repr, seen.shown)) or "nothing"
             raise InputError(
-                f'the {side} step shows {names} and no "loss", which the other side\'s step shows: use one name on both'
+                f'the {side} step returns {names} and no "loss", which the other side\'s step returns: use the '
+                "same name on both sides"
             )
     if torch.loss is not None and jax.loss is not None:
         yield Pairing(Stage.LOSS, "loss", "loss", lambda seen: to_numpy(seen.loss), lambda seen: to_numpy(seen.loss))
@@ -79,7 +80,7 @@ def _shown(torch: Observation, jax: Observation) -> tuple[list[Pairing], list[No
 
     both = [name for name in torch.shown if name in jax.shown]
     left = [
-        NotCompared(side, name, "the other side's step shows nothing of that name")
+        NotCompared(side, name, "the other side's step returns nothing of that name")
         for side, seen in (("torch", torch), ("jax", jax))
         for name in seen.shown
         if name not in both

@@ -80,7 +80,7 @@ def align_training(
     return pairings, not_compared + left
 
 
-_UNTRAINED = "torch's is not trained: it is a buffer, or frozen by requires_grad=False"
+_UNTRAINED = "torch does not train it: it is a buffer, or frozen by requires_grad=False"
 
 
 def _across(links: Sequence[Link], torch: Observation, jax: Observation) -> Iterator[Pairing]:

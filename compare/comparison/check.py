@@ -92,7 +92,7 @@ def check(
     limits += ["with a batch= that keeps something from call to call"] if kept and kept.changed else []
     accepted = selection.acceptance.found(found.quantities)
     if asks := asks_if_traced(parts):
-        limits.append(f"where the port is traced by JAX, for which {asks} asks")
+        limits.append(f"where the port is traced by JAX, which {asks} checks")
     settings = found.settings | ran | chosen
     return dataclasses.replace(found, accepted=accepted, settings=settings, limits=[*limits, *found.limits])
 
@@ -137,7 +137,7 @@ def _programs(torch: Any, jax: Any, batches: Any, _: Selection) -> _Made:
     for side, kind, what in ((torch, TorchProgram, "TorchProgram"), (jax, JaxProgram, "JaxProgram")):
         if not isinstance(side, kind):
             other = type(side).__name__
-            raise InputError(f"a program is compared with a program: give a compare.{what}, not a {other}")
+            raise InputError(f"a program can only be compared with a program: pass a compare.{what}, not a {other}")
     given = checked_batches(batches)
     return 0, functools.partial(ProgramPair, torch, jax, given), lambda _: max(len(given), LEAST_STEPS)
 
@@ -161,4 +161,4 @@ def _check_sides(torch: Any, jax: Any) -> None:
             has, lacks = ("torch", jax.name) if theirs is None else (jax.name, "torch")
             raise InputError(f"{what}: the {has} side has one and the {lacks} side has none. Give both, or neither")
     if torch.loss is not None and not any(True for _ in torch.model.parameters()):
-        raise InputError("the torch model has no parameters, so that no gradient can be compared: leave out the loss")
+        raise InputError("the torch model has no parameters, so no gradient can be compared: leave out the loss")

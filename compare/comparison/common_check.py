@@ -69,7 +69,7 @@ class CommonCheck(abc.ABC):
             if bugs.attempt(doing, lambda: self._other_draws(followed)):
                 followed = self._follow()
             if self.jax.unreplayed:
-                self.idle = bugs.attempt("drawing random numbers anew", self._idle_draws) or []
+                self.idle = bugs.attempt("drawing new random numbers", self._idle_draws) or []
             found = self._explained(followed)
             # A check that answers another's question asks none itself, and a mismatch needs no second question.
             if self.compiled is None and found.ok:
@@ -127,7 +127,7 @@ class CommonCheck(abc.ABC):
 
     def _explained(self, followed: Followed) -> Report:
         judge = functools.partial(weigh_float32_program, self.runs, followed, self.jax32, self.jax, self._named)
-        lower = bugs.attempt("judging the float32 program", judge)
+        lower = bugs.attempt("checking the float32 program", judge)
         found = self._explained64(followed)
         # Where float64 differs, what float32 makes of it is no second finding.
         if found.divergence is None and (other := other_in_float32(followed)):
@@ -144,11 +144,11 @@ class CommonCheck(abc.ABC):
     def _explained64(self, followed: Followed) -> Report:
         found, notes = self._findings(followed), list[Cause]()
         if found.divergence:
-            self.progress(Progress("measuring what rounding does", found=lambda: found))
+            self.progress(Progress("measuring the effect of rounding", found=lambda: found))
             # Only if something differs: two more float64 runs of each side cost as much as the check itself, and
             # most checks match.
-            bugs.attempt("measuring what rounding does", lambda: self.runs.weigh_noise(followed, self.jax))
-            notes = bugs.attempt("measuring what tables in float32 do", lambda: self._excuses(followed)) or []
+            bugs.attempt("measuring the effect of rounding", lambda: self.runs.weigh_noise(followed, self.jax))
+            notes = bugs.attempt("measuring the effect of tables in float32", lambda: self._excuses(followed)) or []
             followed = self.runs.read(followed)
             found = self._findings(followed)
         divergence, others, causes = self._causes(followed, found)

@@ -35,8 +35,9 @@ def with_compilation(runs: Runs, followed: Followed, found: Divergence, jax32: J
     if max(apart) > fair:
         return found
     explanation = (
-        f"what XLA makes of the whole step: operation by operation, under jax.disable_jit(), the {runs.pair.jax.name} "
-        f"side is {max(apart):.1e} from torch there, and compiled {quantity.error_jax[0]:.1e} from itself in float64"
+        "how XLA compiles the whole step: run operation by operation, under jax.disable_jit(), "
+        f"the {runs.pair.jax.name} side is {max(apart):.1e} from torch there; compiled, it "
+        f"is {quantity.error_jax[0]:.1e} from itself in float64"
     )
     program = jax32.program(runs.pair.batches[0], runs.stepper.draws[0])
     has_maximum = {"reduce_max", "eq"} <= {each.primitive.name for each in equations(program)}
@@ -45,8 +46,11 @@ def with_compilation(runs: Runs, followed: Followed, found: Divergence, jax32: J
 
 
 _MAXIMUM = (
-    ". The program has a maximum, whose gradient goes where x == max(x): compiled, x may be computed twice, with other "
-    "rounding, and is then equal nowhere"
+    ". The program has a maximum, whose gradient goes where x == max(x): in the compiled program x may be "
+    "computed twice, with different rounding, and then no element is equal to the maximum"
 )
-_FIX = "give a maximum its gradient by an index: jnp.take_along_axis(x, jnp.argmax(x, axis, keepdims=True), axis)"
+_FIX = (
+    "compute a maximum by its index, so that it keeps its gradient: jnp.take_along_axis(x, jnp.argmax(x, "
+    "axis, keepdims=True), axis)"
+)
 _SOURCE = "https://github.com/jax-ml/jax/issues/40564"

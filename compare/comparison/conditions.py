@@ -175,7 +175,7 @@ def _difference(pair: MappedPair, batch: Batch, followed: Followed) -> Divergenc
         torch32, draws = _torch(pair, "float32", batch, None)
         torch64, _ = _torch(pair, "float64", batch, draws)
     except InputError as error:
-        return f"the torch side does not take it ({_short(error)})"
+        return f"the torch side fails with it ({_short(error)})"
     name = pair.jax.name
     try:
         run = pair.jax_run("float64")
@@ -183,7 +183,7 @@ def _difference(pair: MappedPair, batch: Batch, followed: Followed) -> Divergenc
         jax64 = evaluated(run, batch, draws, gradient=gradient)
         # Draws for another shape may have no counterpart among torch's, and then the numbers are no evidence.
         if run.unreplayed:
-            return f"the {name} side draws other random numbers there"
+            return f"the {name} side draws different random numbers there"
         found = first_difference(pair, followed, (torch32, torch64), jax64)
         if found is not None:
             # Only where something differs is it worth two more programs to know how much of it is rounding.
@@ -191,7 +191,7 @@ def _difference(pair: MappedPair, batch: Batch, followed: Followed) -> Divergenc
             noise = [_torch(pair, "float64", batch, draws, moved)[0] for moved in (1, 2)]
             found = first_difference(pair, followed, (torch32, torch64), jax64, jax32, noise)
     except InputError as error:
-        return f"the {name} side does not take it ({_short(error)})"
+        return f"the {name} side fails with it ({_short(error)})"
     except Exception as error:  # noqa: BLE001 - the first question has its answer
         bugs.report("trying another batch size and mode", error)
         return "it could not be tried"

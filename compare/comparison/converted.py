@@ -29,7 +29,7 @@ def wrongly_converted(pair: MappedPair) -> list[Divergence]:
     # all.
     if 2 * len(converted) <= len(parameters):
         return []
-    opinion = f"the port came with torch's weights, but for {len(wrong)} of {len(both)}: look at their conversion"
+    opinion = f"the port already had torch's weights, except for {len(wrong)} of {len(both)}: check their conversion"
     return [
         Divergence(
             0,

@@ -104,7 +104,7 @@ def _finding(step: int, found: Parameter) -> Divergence:
         says = f"torch draws True with probability {ours}, and jax.random.bernoulli with probability {theirs}"
         fix = f"jax.random.bernoulli(key, {ours}, shape)" if found.written else ""
     place = found.site.place or str(found.site)
-    explanation = f"{says}, {place}. The values of the step do not show it, since JAX was given what torch drew"
+    explanation = f"{says}, {place}. The values of the step do not show it, because JAX was given torch's draws"
     cause = Cause(name, explanation, fix, DOCS.format(kind))
     apart = distance(found.jax.astype(np.float64), found.torch)
     return Divergence(step, Stage.FORWARD, f"draw {found.draw}, {found.site}", place, apart, 0.0, 0.0, cause)

@@ -27,7 +27,7 @@ def exchanged_output(runs: Runs, found: Found) -> Cause | None:
         if any(distance(order.layout.to_torch(given), other) <= found.limit for order in orders):
             return Cause(
                 "order of outputs",
-                f"order of outputs: where torch gives {ports[0]}, the JAX side gives what is torch's {port}",
+                f"order of outputs: where torch returns {ports[0]}, the JAX side returns torch's {port}",
                 "",
                 "docs/verdict.md#what-differs-inside-and-is-undone",
             )

@@ -58,7 +58,7 @@ def weigh_float32_program(
         f"{name} on the {runs.pair.jax.name} side",
         f"the {runs.pair.jax.name} side's program computes in {name}; first seen at {first.torch} ({first.stage}): its "
         f"rounding is {first.error_jax[step]:.1e} on the JAX side and {first.error_torch[step]:.1e} on the torch side",
-        f"compute it in float32: leave out {name}, or have it on both sides",
+        f"compute it in float32: leave out {name}, or use it on both sides",
         "docs/precision.md",
     )
 
@@ -78,8 +78,9 @@ def other_in_float32(followed: Followed) -> Divergence | None:
         quantity.error64[step],
         float(quantity.rounding[step]),
         float(quantity.expected[step]),
-        opinion=f"the JAX side in float32 is {quantity.error_jax[step]:.1e} from itself in float64, where torch is "
-        f"{quantity.error_torch[step]:.1e}. Moved by rounding, it changes by {spread:.1e}: this is no rounding. Does "
-        "the port ask for a dtype, or does it amplify its own rounding?",
+        opinion=f"the JAX side's float32 result is {quantity.error_jax[step]:.1e} from its float64 result, and "
+        f"torch's is {quantity.error_torch[step]:.1e}. If weights and inputs are moved by rounding, it "
+        f"changes by {spread:.1e}, so this is not rounding. Does the port branch on a dtype, or does "
+        "it amplify its own rounding?",
         question="in float32, where this is another program",
     )

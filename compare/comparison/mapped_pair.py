@@ -127,9 +127,9 @@ class MappedPair:
             apart = distance(to_numpy(again.seen[port]), to_numpy(tensor)) if port in again.seen else np.inf
             if port.kind == "output" and apart > FACTOR * ULPS * EPSILON32:
                 self.nondeterministic.append(
-                    f"the torch model is not deterministic: the same batch and the same random numbers of torch's gave "
-                    f"{port} twice, {apart:.0e} apart. Does it draw from numpy or random, or keep something between "
-                    "calls?"
+                    "the torch model is not deterministic: with the same batch and the same torch random "
+                    f"numbers, two runs gave {port} with values {apart:.0e} apart. Does it draw from numpy or "
+                    "random, or keep state between calls?"
                 )
                 break
 
@@ -225,6 +225,7 @@ def _refuse_complex(side: str, dtypes: Mapping[str, str]) -> None:
     """Refuse complex parameters: a copy of a model in one precision has real ones."""
     if named := [f"{name} ({dtype})" for name, dtype in dtypes.items() if "complex" in dtype]:
         raise InputError(
-            f"the {side} model has complex parameters, which cannot be compared: {', '.join(named)}. Hold each as two "
-            "real ones, as torch.view_as_real and jnp.real, jnp.imag give them, and make it complex in the model"
+            f"the {side} model has complex parameters, which cannot be compared: {', '.join(named)}. Store "
+            "each as two real ones, as torch.view_as_real and jnp.real, jnp.imag return them, and build the "
+            "complex one in the model"
         )

@@ -23,7 +23,7 @@ LATEST = 2
 
 
 class Moved(NamedTuple):
-    """A module on the JAX side that takes what comes from another, which in torch runs after it."""
+    """A module on the JAX side that takes the output of another, which in torch runs after it."""
 
     torch: str
     """The path of the module that contains both."""
@@ -70,7 +70,7 @@ def moved(
 
 
 def _depends(pairing: Pairing, other: Port, limit: float, jax: Observation, again: Repeated) -> bool:
-    """Tell whether a module takes what comes from another: it changes with it, all else being as it was."""
+    """Tell whether a module takes the output of another: it changes with it, all else being as it was."""
     before = np.array(pairing.jax_array(jax))
     given = again.given
     # An experiment in place of a look into the program: a value is a source if changing it changes the
@@ -83,7 +83,7 @@ def _depends(pairing: Pairing, other: Port, limit: float, jax: Observation, agai
 def _moved(taking: tuple[Port, Port], giving: tuple[Port, Port], between: Sequence[Port]) -> Moved:
     """Describe a module that takes what another gives, each by its ports on the torch and on the JAX side."""
     explanation = (
-        f"order of modules: on the JAX side {taking[1].module} takes what comes from {giving[1].module}, which runs "
+        f"order of modules: on the JAX side {taking[1].module} takes the output of {giving[1].module}, which runs "
         f"before it. In torch {taking[0].module} runs before {giving[0].module}"
     )
     cause = Cause("order of modules", explanation, "", "docs/verdict.md#what-differs-inside-and-is-undone")

@@ -63,7 +63,7 @@ class PairCheck(CommonCheck):
         """Give what takes one step of the same pair from other weights and on other batches."""
 
         def show(_: Progress) -> None:
-            self.progress(Progress("asking from other weights and batches", found=lambda: found))
+            self.progress(Progress("trying other weights and batches", found=lambda: found))
 
         def ask(pair: MappedPair) -> tuple[Report, Followed]:
             other = PairCheck(pair, self.name, 1, show, compiled)
@@ -88,7 +88,7 @@ class PairCheck(CommonCheck):
         alone = draws_of_torch_alone(self.pair.jax_run("float32"), batch, draws)
         if alone and not change_nothing(lambda: self.pair.torch_run("float32"), batch, draws, alone):
             return []
-        idle = "a draw that changes nothing, which {} does not make"
+        idle = "a draw without effect, which {} does not make"
         places = [", ".join(filter(None, (str(site), site.place))) for site in sites]
         return [
             *(NotCompared("jax", place, idle.format("torch")) for place in places),
@@ -99,7 +99,7 @@ class PairCheck(CommonCheck):
         divergence, others, notes = self._causes_of_step(followed, found)
         if self.compiled:
             return divergence, others, notes
-        doing = "looking at the port's own weights"
+        doing = "comparing the port's own weights"
         if wrong := bugs.attempt(doing, lambda: wrongly_converted(self.pair)):
             return wrong[0], [*wrong[1:], *([divergence] if divergence else []), *others], []
         return divergence, others, notes

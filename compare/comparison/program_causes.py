@@ -58,7 +58,7 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
     return found or [first]
 
 
-_UNSEARCHED = Detail(DetailKind.UNSEARCHED, "the search ended here, and more may differ: mend this and check again")
+_UNSEARCHED = Detail(DetailKind.UNSEARCHED, "the search ended here, and more may differ: fix this and check again")
 
 
 def _updates_taken(followed: Followed, steps: Steps, reach: Reach, edits: Sequence[Edit]) -> Edit | None:
@@ -138,8 +138,10 @@ def _is_slot(pairing: Pairing) -> bool:
 
 
 def _or_gradients(cause: Cause) -> tuple[Detail, ...]:
-    says = 'two causes fit, and the JAX step does not show which: add {"gradients": ...} to what it shows'
-    gradients = "gradients: those of the JAX side are others, by as much as the updates are"
+    says = (
+        'two causes fit, and the JAX step does not show which one is right: add {"gradients": ...} to what it returns'
+    )
+    gradients = "gradients: those of the JAX side differ by as much as the updates do"
     return (
         Detail(DetailKind.UNDECIDED, says),
         Detail(DetailKind.CANDIDATE, cause.explanation),

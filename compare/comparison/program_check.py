@@ -87,7 +87,7 @@ class ProgramCheck(CommonCheck):
         run = self.pair.jax_run("float32")
         sites = idle_program_draws(run, self.pair.batches[0], self.runs.stepper.draws[0])
         places = [", ".join(filter(None, (str(site), site.place))) for site in sites]
-        return [NotCompared("jax", place, "a draw that changes nothing, which torch does not make") for place in places]
+        return [NotCompared("jax", place, "a draw without effect, which torch does not make") for place in places]
 
     def update_explained(self, followed: Followed, pairing: Pairing) -> Explained:
         """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""

@@ -70,8 +70,8 @@ class ProgramPair:
         self.links = self._find_links(run, port, weights)
         if not run.optimizers:
             raise InputError(
-                "the torch state holds no torch.optim.Optimizer, so that nothing says what is trained: add it to the "
-                'state that build() gives, as {"model": model, "optimizer": optimizer}'
+                "the torch state holds no torch.optim.Optimizer, so it is unknown what is trained: add the "
+                'optimizer to the state that build() returns, as {"model": model, "optimizer": optimizer}'
             )
         if not any(link.torch in run.trained for link in self.links):
             raise InputError("no tensor that torch's optimizers train has a partner in the JAX state")
@@ -124,9 +124,9 @@ class ProgramPair:
             apart = distance(to_numpy(other), to_numpy(value))
             if apart > FACTOR * ULPS * EPSILON32:
                 self.nondeterministic.append(
-                    f"the torch step is not deterministic: the same batch and the same random numbers of torch's gave "
-                    f"{name} twice, {apart:.0e} apart. Does it draw from numpy or random, or keep something between "
-                    "calls?"
+                    "the torch step is not deterministic: with the same batch and the same torch random "
+                    f"numbers, two runs gave {name} with values {apart:.0e} apart. Does it draw from numpy or "
+                    "random, or keep state between calls?"
                 )
 
     def movable(self, name: str) -> bool:

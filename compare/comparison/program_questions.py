@@ -84,8 +84,8 @@ def questioned_program(
     lines += [*constant_inputs([Batch(batch) for batch in pair.batches]), *never_reached(runs.stepper.reached)]
     lines += one_sided(jax64.chosen)
     lines += [
-        f"{counted(each.torch - each.jax, 'call')} of {each.module} that torch's step makes and the jax side's does "
-        f"not ({each.torch} in place of {each.jax}); a batch for which they decide would"
+        f"{counted(each.torch - each.jax, 'call')} of {each.module} that torch's step makes and the jax side's "
+        f"does not ({each.torch} in place of {each.jax}); use a batch for which they matter"
         for each in runs.called_more.values()
     ]
     return dataclasses.replace(found, unproved=unproved, limits=limits, unexercised=list(dict.fromkeys(lines)))
@@ -96,7 +96,7 @@ def _own_state(jax: JaxProgramRun) -> list[str]:
     if jax.compiled_by_user:
         return []
     kept = jax.kept is not None and jax.kept.changed
-    return ["as far as the steps go: the port's step keeps something in Python, which later steps may use"] * kept
+    return ["as far as the steps go: the port's step keeps a value in Python, which later steps may use"] * kept
 
 
 def _in_float32(programs: tuple[JaxProgramRun, JaxProgramRun]) -> str:
@@ -122,16 +122,16 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
         torch32, draws = torch("float32", None)
         torch64, _ = torch("float64", draws)
     except InputError as error:
-        return f"another batch size: the torch side does not take it ({str(error).partition(chr(10))[0]:.80})"
+        return f"another batch size: the torch side fails with it ({str(error).partition(chr(10))[0]:.80})"
     run = copy.copy(jax)
     run.unreplayed = []
     pair.load(run)
     try:
         jax64 = run.step(batch, draws)
     except InputError as error:
-        return f"another batch size: the jax side does not take it ({str(error).partition(chr(10))[0]:.80})"
+        return f"another batch size: the jax side fails with it ({str(error).partition(chr(10))[0]:.80})"
     if run.unreplayed:
-        return "another batch size: the jax side draws other random numbers there"
+        return "another batch size: the jax side draws different random numbers there"
     # Gradients are read before or after clipping, whichever agrees; what is made of them is compared all the same.
     weighed = functools.partial(first_difference, pair, followed, (torch32, torch64), jax64, but=[Stage.GRADIENT])
     if weighed() is None:
@@ -144,7 +144,7 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
 def _without_substance(followed: Followed) -> list[Cause]:
     deciding = [quantity for quantity in followed.quantities if quantity.decides]
     if not deciding:
-        return [Cause("no output decides", "nothing of the two programs is held against each other", "", DOCS)]
+        return [Cause("no output decides", "no part of one program is compared with a part of the other", "", DOCS)]
     if broken := [q.torch for q in deciding if np.isnan([size for size, _ in q.sizes]).any()]:
-        return [Cause("NaN on both sides", f"{', '.join(broken[:3])}: NaN equals NaN, and says nothing", "", DOCS)]
+        return [Cause("NaN on both sides", f"{', '.join(broken[:3])}: NaN on both sides proves nothing", "", DOCS)]
     return []

@@ -74,7 +74,7 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 def _finding(before: _Use, use: _Use) -> Divergence:
     alike = before.value.shape == use.value.shape
     apart = distance(use.value.astype(np.float64), before.value.astype(np.float64)) if alike else np.inf
-    ours = f"torch's draw {use.draw} of step {use.step} is another than its draw {before.draw} of step {before.step}"
+    ours = f"torch's draw {use.draw} of step {use.step} differs from its draw {before.draw} of step {before.step}"
     place, earlier = (each.site.place or str(each.site) for each in (use, before))
     if before.step != use.step:
         says = f"{place} has the same key at step {use.step} as at step {before.step}"
@@ -82,5 +82,5 @@ def _finding(before: _Use, use: _Use) -> Divergence:
     else:
         says = f"{place} has the key of another draw" + (f", at {earlier}" if earlier != place else "")
         fix = "make another key for each draw: key, subkey = jax.random.split(key)"
-    cause = Cause("random key used twice", f"{says}, so that the JAX side draws the same numbers. {ours}", fix, DOCS)
+    cause = Cause("random key used twice", f"{says}, so the JAX side draws the same numbers. {ours}", fix, DOCS)
     return Divergence(use.step, Stage.FORWARD, f"draw {use.draw}, {use.site}", place, apart, 0.0, 0.0, cause)

@@ -62,7 +62,7 @@ class Gradients:
         )
 
 
-_OTHER_STEPS = "the two optimizers are given gradients at other steps: what they make of them is compared"
+_OTHER_STEPS = "the two optimizers get gradients at different steps: only their updates and state are compared"
 
 
 def _agreement(wrong: np.ndarray) -> tuple[int, int]:
@@ -102,8 +102,7 @@ def without_undone(followed: Followed) -> Followed:
 
 
 _MADE_UP_FOR = (
-    "it differs, and the loss makes up for it: loss, gradients and updates agree. Leave the loss out of the check to "
-    "compare it"
+    "it differs, but the loss, the gradients and the updates agree. Leave the loss out of the check to compare it"
 )
 
 

@@ -39,7 +39,7 @@ def recorded(pair: Any, program: Any, draws: Sequence[Draw]) -> str:
 
 def numbers_of_torch(held: str) -> list[Cause]:
     """Make a cause of what `recorded` says, where nothing else shows that the port computes its numbers."""
-    advice = "compute it from the weights and the inputs that the program is given"
+    advice = "compute it from the program's weights and inputs"
     return [Cause("the JAX side's program contains torch's numbers", held, advice, DOCS)] if held else []
 
 

@@ -87,8 +87,8 @@ def foreign(side: str, calls: Iterable[ForeignCall]) -> list[Cause]:
     return [
         Cause(
             f"the JAX side calls {placed[0].name}",
-            f"{', '.join(map(str, placed))} on the {side} side: what is computed outside the program is no part of the "
-            "port, and may be torch itself",
+            f"{', '.join(map(str, placed))} on the {side} side: what is computed outside the program is not "
+            "part of the port, and may be torch itself",
             "write it in JAX. jax.debug.callback and jax.debug.print may stay",
             DOCS,
         )

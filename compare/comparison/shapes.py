@@ -32,7 +32,7 @@ def first_difference(links: Iterable[Link], torch: Shapes, jax: Shapes) -> str:
         theirs = jax.get(port._replace(path=path)) if path else None
         if theirs is not None and math.prod(shape) != math.prod(theirs):
             return (
-                f"the shapes of activations first differ at the {port.kind} of {port.path} {shape} in torch, and of "
-                f"{path} {theirs} in JAX: look at padding, strides and sizes there"
+                f"the shapes of activations first differ at the {port.kind} of {port.path} {shape} in torch, "
+                f"and of {path} {theirs} in JAX: check padding, strides and sizes there"
             )
     return ""

@@ -35,7 +35,7 @@ def shapes_by_layer(torch: Torch, jax: Flax | Jax, batches: Any, *, device: str 
             "`netparity check`"
         )
     if not isinstance(torch, Torch) or not isinstance(jax, Flax | Jax):
-        raise InputError("shapes are compared of a compare.Torch and a compare.Flax or compare.Jax")
+        raise InputError("netparity shapes compares a compare.Torch with a compare.Flax or compare.Jax")
     given = batching.checked(batches, loss=torch.loss is not None)[0]
     errors, raised = [], ["", ""]
     record = Record(placed=True)

@@ -24,18 +24,18 @@ def without_substance(pair: MappedPair, followed: Followed) -> list[Cause]:
         found.append(
             Cause(
                 "no weight is paired",
-                "the torch model has parameters, and none of them is held against any of the JAX side's",
+                "the torch model has parameters, but none of them is compared with one of the JAX side",
                 "leave out weights=, or name partners in it",
             )
         )
     outputs = _of(deciding, Stage.FORWARD)
     if not outputs and not _of(deciding, Stage.LOSS):
-        found.append(Cause("no output decides", "no output of the two models is held against the other's", ""))
+        found.append(Cause("no output decides", "no output of one model is compared with an output of the other", ""))
     if broken := [each for each in deciding if each.stage in _COMPUTED and _nan(each)]:
         found.append(
             Cause(
                 "NaN on both sides",
-                f"{_named(broken)}: NaN equals NaN, and says nothing of the port",
+                f"{_named(broken)}: NaN on both sides proves nothing about the port",
                 "give weights and batches for which the torch side is finite",
             )
         )
@@ -58,7 +58,7 @@ def gradients_of_zero(runs: Iterable[Followed]) -> list[Cause]:
         Cause(
             "every gradient is zero",
             "the torch side's gradient of every parameter that is compared is zero at every step",
-            "give batches at which the loss depends on the weights",
+            "give batches on which the loss depends on the weights",
         )
     ]
 
@@ -78,7 +78,7 @@ def constant_outputs(followed: Followed, other: Followed) -> list[Cause]:
     return [
         Cause(
             "the outputs depend on nothing",
-            f"{_named([one for one, _ in pairs])}: torch gives the same from other weights and on other batches",
+            f"{_named([one for one, _ in pairs])}: torch returns the same from other weights and on other batches",
             "give weights and batches on which the output depends",
         )
     ]
@@ -120,7 +120,7 @@ def without_updates(followed: Followed) -> list[str]:
 
 def never_reached(reached: Mapping[str, bool]) -> list[str]:
     """Name what torch's program does with some data only, where no data is such."""
-    return [f"{what}; a batch at which it does would" for what, met in reached.items() if not met]
+    return [f"{what}; use a batch at which it does" for what, met in reached.items() if not met]
 
 
 def not_exercised(
@@ -140,7 +140,7 @@ def _without_gradient(followed: Followed, other: Followed | None) -> Iterator[st
     ]
     if still:
         shown = ", ".join(still[:3]) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
-        yield f"{shown}: the gradient is zero at every step; batches on which the loss depends on it would"
+        yield f"{shown}: the gradient is zero at every step; use batches on which the loss depends on it"
 
 
 def constant_inputs(batches: Iterable[Batch]) -> Iterator[str]:
@@ -151,9 +151,9 @@ def constant_inputs(batches: Iterable[Batch]) -> Iterator[str]:
             same = [each[name] for each in arrays if name in each]
             values = {value for array in same for value in np.unique(array)[:3].tolist()}
             if len(values) == 1 and first.size > 1:
-                yield f"{name}: all its elements are {values.pop():g}; a batch with others would"
+                yield f"{name}: all its elements are {values.pop():g}; use a batch with other values"
             if 1 in first.shape and all(array.shape == first.shape for array in same) and first.size > 1:
-                yield f"axis {first.shape.index(1)} of {name}, which has length one; a batch with more would"
+                yield f"axis {first.shape.index(1)} of {name} has length one; use a batch in which it is longer"
 
 
 def _leaves(tree: object, name: str) -> Iterator[tuple[str, np.ndarray]]:

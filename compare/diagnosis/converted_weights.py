@@ -26,7 +26,7 @@ def misconverted(link: Link, ours: np.ndarray, theirs: np.ndarray, limit: float)
     moved = "" if link.jax_view.axes is None else f".transpose{link.jax_view.axes}"
     return Cause(
         "converted weight",
-        f"converted weight: what the port came with is {how}",
+        f"converted weight: the port's own value is {how}",
         f"{link.jax}{moved} must equal {link.torch}: {_COPY} copies it that way",
         "https://flax.readthedocs.io/en/latest/guides/converting_and_upgrading/convert_pytorch_to_flax.html",
         (_COPY,),
@@ -36,4 +36,4 @@ def misconverted(link: Link, ours: np.ndarray, theirs: np.ndarray, limit: float)
 
 def _converted(how: Relation) -> Part:
     """Describe the conversion without the weight's name: it is the same mistake for all that were converted so."""
-    return Part("converted weight", f"what the port came with is {how}", f"{_COPY} copies each weight as it must be")
+    return Part("converted weight", f"the port's own value is {how}", f"{_COPY} converts each weight correctly")

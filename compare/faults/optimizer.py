@@ -40,7 +40,9 @@ def of_optimizer(run: AnyRun, path: str) -> Iterator[Fault]:
 
         new = not value if isinstance(value, bool) else other(key, value, 1.0)
         said, sized = f"{in_words(key)}: {shown(value)} → {shown(new)}", not isinstance(value, bool)
-        yield Fault(f"{name} {key}", said, where, plant, sized, "on these batches, every update is the same with it")
+        yield Fault(
+            f"{name} {key}", said, where, plant, sized, "on these batches, every update is the same with the fault"
+        )
 
 
 _NEEDS = {"nesterov": "momentum", "dampening": "momentum", "decoupled_weight_decay": "weight_decay"}
@@ -109,7 +111,7 @@ def of_clipping(run: PlantedRun) -> Iterator[Fault]:
     def leave_out(run: PlantedRun, _: float) -> None:
         run.clips = False
 
-    unread = "no gradient is as large as the limit: give a batch at which one is"
+    unread = "no gradient is as large as the limit: use a batch for which one is"
     yield Fault("clipping", "clipping of gradients left out", run.clipped, leave_out, sized=False, unread=unread)
 
 

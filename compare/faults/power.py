@@ -235,14 +235,14 @@ class Planting:
         if self._first_change(fault, self.steps) is None:
             return self._why_unread(fault)
         change = self._largest_change(fault, followed)
-        said = "nothing that is compared changes in any digit of float64"
+        said = "no compared quantity changes in any digit of float64"
         if change.size:
             said = (
-                f"it changes {change.where} by {change.size:.0e} at step {change.step}, and rounding alone would by "
-                f"about {change.rounding:.0e}"
+                f"it changes {change.where} by {change.size:.0e} at step {change.step}, and rounding alone "
+                f"would change it by about {change.rounding:.0e}"
             )
         if times := self._seen_at(fault, followed):
-            return Why.WEAK, f"{said}: it is seen where it is {times:g} times as large"
+            return Why.WEAK, f"{said}: it is caught if it is {times:g} times as large"
         if change.ratio > FACTOR:
             return Why.WEAK, said
         return Why.EQUIVALENT, f"in exact arithmetic it changes nothing here: {said}"
@@ -262,16 +262,18 @@ class Planting:
         if fault.needed > self.steps:
             return (
                 Why.STEPS,
-                f"in {counted(self.steps, 'step')}, nothing reaches the schedule's first change: take {fault.needed}",
+                f"in {counted(self.steps, 'step')}, the schedule's first change is not reached: take {fault.needed}",
             )
         # A program says by itself which of its modules are in training.
         model = self.pair.torch.model if isinstance(self.pair, MappedPair) else None
         still = model is not None and any(not module.training for module in model.modules())
         if still and (change := self._first_change(fault, self.steps, training=True)):
             step, stage = change
-            return Why.OFF, f"the model is in eval(), where it is off: in train() it shows at step {step}, {stage}"
+            return Why.OFF, (
+                f"the model is in eval(), where the fault has no effect: in train() it shows at step {step}, {stage}"
+            )
         if change := self._first_change(fault, max(FURTHER * self.steps, AT_LEAST)):
-            return Why.STEPS, f"in {counted(self.steps, 'step')}, nothing reaches it: take {change[0] + 1}"
+            return Why.STEPS, f"in {counted(self.steps, 'step')}, the fault has no effect: take {change[0] + 1}"
         if self._always_the_same(fault):
             return Why.EQUIVALENT, "it is the same function, whatever goes into it"
         return Why.UNREAD, fault.unread or "nothing in these batches reads it"

@@ -101,7 +101,7 @@ def _of_weights(run: AnyRun, rng: np.random.Generator) -> Iterator[Fault]:
                 b.copy_(kept)
 
             equal = run.parameters[pair[0]].equal(run.parameters[pair[1]])
-            unread = "both are equal, as they often are before training: give weights that are trained" if equal else ""
+            unread = "both are equal, as they often are before training: use trained weights" if equal else ""
             yield Fault("swapped weights", "swapped weights", " and ".join(pair), swap, sized=False, unread=unread)
 
 
@@ -258,14 +258,14 @@ def _of_function(each: Counterfactual, site: Site, *, gradient: bool) -> Fault:
     # Of a layer that is off, or that has statistics, what it gives is not all.
     shows = not gradient and "training" not in each.call
     return fault._replace(
-        unread=f"{site.function} gives the same with it, on these batches",
+        unread=f"{site.function} returns the same with the fault, on these batches",
         computes=(site, rewrite(1.0)) if shows else None,
     )
 
 
 _UNREAD = {
-    "bias left out": "the bias is 0, as it often is before training: give weights that are trained",
-    "scale left out": "the scale is 1, as it often is before training: give weights that are trained",
+    "bias left out": "the bias is 0, as it often is before training: use trained weights",
+    "scale left out": "the scale is 1, as it often is before training: use trained weights",
     "gradient at a tie": "no input is at the tie, or none that has a gradient",
     "padding row": "no batch holds the padding index",
     "ignored labels": "no target is to be ignored",

@@ -116,7 +116,7 @@ def add_choices(taken: dict[Choice, np.ndarray], made: Mapping[Choice, Any]) -> 
 def one_sided(taken: Mapping[Choice, np.ndarray]) -> list[str]:
     """Name the choices that always take the same side, for a person to read."""
     found = dict.fromkeys(str(choice) for choice, sides in taken.items() if not sides.all())
-    return [f"{each}: one of its sides is never taken; a batch or a step at which it is would" for each in found]
+    return [f"{each}: one of its sides is never taken; use a batch, or a step, at which it is" for each in found]
 
 
 def _sides(name: str, args: list[Any], eqn: Any) -> Any:

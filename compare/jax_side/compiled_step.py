@@ -20,7 +20,7 @@ from compare.step.observation import Port
 from compare.step.places import Source
 from compare.step.user_code import call_user_code
 
-_ADVICE = "Adapt the batch with batch= where this side needs another layout or other names"
+_ADVICE = "Adapt the batch with batch= if this side needs another layout or other names"
 
 
 class CompiledStep:

@@ -64,8 +64,8 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
         if len(counts) > 1 and not max(counts):
             fitting = " or ".join(layout.name for layout in options[i][j])
             guessed.append(
-                f"torch's draw {i}, {draws[i]}, fits the JAX side {fitting}: the first is used. A batch whose sizes "
-                "all differ has one layout only"
+                f"torch's draw {i}, {draws[i]}, fits the JAX side {fitting}: the first is used. With a batch "
+                "whose sizes all differ, only one layout fits"
             )
     return Matching(placed, _left_over(draws, sites, pairs), guessed)
 
@@ -142,12 +142,15 @@ def _reason(draw: Site, site: Site) -> str:
         return site.obstacle
     if not _serves(draw, site):
         return (
-            "these are different kinds of random numbers. To compare them, draw before the step, and pass what is "
-            "drawn to both sides as an input"
+            "these are different kinds of random numbers. To compare them, draw before the step, and pass the "
+            "numbers to both sides as an input"
         )
     if len(draw.shape) == len(site.shape) and all(
         theirs in (1, ours) for ours, theirs in zip(draw.shape, site.shape, strict=True)
     ):
         # Flax's attention broadcasts its dropout mask over batch and heads by default, torch's does not.
-        return "JAX draws one for all along the axes of length one; in Flax's attention, broadcast_dropout=False"
+        return (
+            "JAX draws one number for all elements along the axes of length one; for Flax's attention, set "
+            "broadcast_dropout=False"
+        )
     return "these shapes do not fit"

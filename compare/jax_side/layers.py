@@ -139,8 +139,8 @@ def pytree_layers(params: Any, state: Any = None) -> list[Layer]:
         tensors = {path: _tensor(at_path(params, path)) for path in pytree_names(params).values()}
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise InputError(
-            f"Jax(params=...) holds arrays that have no names: {error}. What the model does not train but hands on "
-            "from step to step, such as an eqx.nn.State, is given as Jax(state=...)"
+            f"Jax(params=...) holds arrays that have no names: {error}. Pass state that is not trained but "
+            "goes from step to step, such as an eqx.nn.State, as Jax(state=...)"
         ) from None
     layers = {layer.path: layer for layer in collect(params, tensors)}
     if state is None:

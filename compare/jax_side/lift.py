@@ -299,5 +299,7 @@ def traced(step: Callable[..., Any], args: Any, pinned: list[str], *, lift: bool
         warnings.filterwarnings("ignore", message="Explicitly requested dtype", category=UserWarning)
         found = jax.make_jaxpr(fresh, return_shape=True)(*jax.tree.map(narrow, args))
     reason = str(refused.__cause__ or refused).strip().partition("\n")[0]
-    note(pinned, f"the JAX side was traced in float32, which rounds its constants, for in float64 JAX says: {reason}")
+    note(
+        pinned, f"the JAX side was traced in float32, which rounds its constants, because in float64 JAX says: {reason}"
+    )
     return found

@@ -34,8 +34,8 @@ class JaxProgram:
     def __post_init__(self) -> None:
         if not callable(self.build):
             raise InputError(
-                "JaxProgram(build) takes a function without arguments that gives (state, step), not a "
-                f"{type(self.build).__name__}"
+                "JaxProgram(build) takes a function without arguments that returns (state, step), not "
+                f"a {type(self.build).__name__}"
             )
         if self.batch is not None and not callable(self.batch):
             raise InputError(f"JaxProgram(batch=...) must be a function of a batch, not a {type(self.batch).__name__}")
@@ -46,8 +46,8 @@ def built(side: JaxProgram) -> tuple[Any, Any]:
     built = call_user_code("JaxProgram(build)", side.build)
     if not (isinstance(built, tuple) and len(built) == 2 and callable(built[1])):
         raise InputError(
-            "JaxProgram(build): build() must give (state, step), a pytree and a function of (state, batch), and gave "
-            f"{type(built).__name__}"
+            "JaxProgram(build): build() must return (state, step), a pytree and a function of (state, batch), "
+            f"but returned {type(built).__name__}"
         )
     return built
 
@@ -56,7 +56,7 @@ def checked_step(given: Any) -> tuple[Any, Any]:
     """Check what a step gives: the next state and what it shows."""
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)):
         raise InputError(
-            "the JAX step must give (state, shown), the next state and a dict of what it shows, and gave "
-            f"{type(given).__name__}"
+            "the JAX step must return (state, shown), the next state and a dict of values to compare, but "
+            f"returned {type(given).__name__}"
         )
     return given

@@ -319,8 +319,8 @@ class JaxProgramRun:
             if len(fitting) != 1:
                 which = " or ".join(fitting) or "no array of the state"
                 raise InputError(
-                    f"the JAX step shows a gradient {inner!r}, which is that of {which}. Show gradients under the "
-                    'paths of the state: {"gradients": {"model": grads}}'
+                    f"the JAX step returns a gradient {inner!r}, which is that of {which}. Return gradients "
+                    'under the paths of the state: {"gradients": {"model": grads}}'
                 )
             found[fitting[0]] = gradient
         return found

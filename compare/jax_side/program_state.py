@@ -100,14 +100,14 @@ class Structure:
         flat, tree = jax.tree.flatten(state, is_leaf=is_nnx)
         if tree != self._tree:
             raise InputError(
-                "the JAX step gives a state of another structure than it takes, so that it cannot be taken again:\n"
-                f"  takes {_short(self._tree)}\n  gives {_short(tree)}"
+                "the JAX step returns a state with another structure than the state that it takes, so it "
+                f"cannot take the next step:\n  takes {_short(self._tree)}\n  returns {_short(tree)}"
             )
         _, nnx_state = _split([leaf for leaf, nnx in zip(flat, self._is_nnx, strict=True) if nnx])
         if (found := jax.tree.structure(nnx_state)) != self._nnx_tree:
             raise InputError(
-                "the JAX step adds variables to an nnx module or takes some away, so that it cannot be taken again:\n"
-                f"  takes {_short(self._nnx_tree)}\n  gives {_short(found)}"
+                "the JAX step adds variables to an nnx module or removes some, so it cannot take the next "
+                f"step:\n  takes {_short(self._nnx_tree)}\n  returns {_short(found)}"
             )
         return [*jax.tree.leaves(nnx_state), *(x for x, dynamic in zip(flat, self._is_dynamic, strict=True) if dynamic)]
 

@@ -213,7 +213,7 @@ def sites_of(program: Any) -> list[Site]:
 def drawn(eqn: Any) -> Iterator[Site]:
     """List where an operation draws."""
     if (kind := drawn_kind(eqn)) is not None:
-        obstacle = "of these random bits it is not known what they become" if kind == "bits" else ""
+        obstacle = "it is not known what these random bits are used for" if kind == "bits" else ""
         yield Site(kind, tuple(eqn.outvars[0].aval.shape), obstacle, line(eqn))
         return
     name = eqn.primitive.name

@@ -152,4 +152,4 @@ def _check_optimizer(side: Flax | Jax) -> None:
     if not (hasattr(side.optimizer, "init") and hasattr(side.optimizer, "update")):
         raise InputError(f"{what} must be an optax.GradientTransformation, not {_kind(side.optimizer)}")
     if side.loss is None:
-        raise InputError(f"{what} needs a loss, whose gradients it follows: {type(side).__name__}(loss=...)")
+        raise InputError(f"{what} needs a loss to compute gradients: {type(side).__name__}(loss=...)")

@@ -106,13 +106,13 @@ class StateArrays:
 
         if not isinstance(result, tuple) or len(result) != 2:
             raise InputError(
-                f"Jax(apply, params, state=...) must give a pair (output, new state), and gave a "
-                f"{type(result).__name__}"
+                "Jax(apply, params, state=...) must return a pair (output, new state), but returned "
+                f"a {type(result).__name__}"
             )
         given: Any = jax.tree.structure(result[1])
         if given != self._structure:
             raise InputError(
-                "Jax(apply, params, state=...) must give a new state of the same structure as state=, "
-                f"{self._structure}, and gave {given}"
+                "Jax(apply, params, state=...) must return a new state with the same structure as "
+                f"state=, {self._structure}, but returned {given}"
             )
         return result

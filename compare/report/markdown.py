@@ -28,7 +28,7 @@ def to_markdown(report: "Findings") -> str:
     if len(groups) == 1:
         lines += _group(report, groups[0])
     for each in report.accepted:
-        where = ", ".join(map(_code, each.places)) or "no longer applies: take the entry out"
+        where = ", ".join(map(_code, each.places)) or "no longer applies: remove the entry"
         lines.append(f"- accepted: {_code(each.what)}, {_plain(each.reason)}: {where}")
     for note in report.notes:
         lines += _cause(note.explanation, note.fix)
@@ -51,7 +51,7 @@ def to_markdown(report: "Findings") -> str:
         f"- not compared on the {_plain(side)} side, {_plain(reason)}: {', '.join(map(_code, names))}"
         for side, reason, names in report.left_out()
     ]
-    lines += [f"- not lifted to float64: {_code(what)}" for what in report.pinned]
+    lines += [f"- not run in float64: {_code(what)}" for what in report.pinned]
     lines += [f"- the search for causes is incomplete: {_code(str(bug))}" for bug in report.bugs]
     versions = report.settings.get("versions", {})
     lines += ["", _plain(", ".join(f"{name} {version}" for name, version in versions.items())), "", "</details>"]

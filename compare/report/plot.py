@@ -22,7 +22,7 @@ def plot_reports(reports: list[Findings]) -> Figure:
 
     """
     if without := [report.name for report in reports if not len(report.torch.losses32)]:
-        raise InputError(f"{', '.join(without)}: no losses to draw; give both sides a loss")
+        raise InputError(f"{', '.join(without)}: no losses to plot; give both sides a loss")
     figure = Figure(figsize=(max(3.1 * len(reports), 7.0), 5.6), layout="constrained")
     axes = figure.subplots(2, len(reports), squeeze=False, sharex="col", sharey="row")
     for (losses, differences), report in zip(axes.T, reports, strict=True):

@@ -120,8 +120,8 @@ def show(power: Power, console: "Console") -> None:
 
     console.print(table(power))
     console.print(Text(f"\n{summary(power)}"))
-    symmetric = "the JAX side without a fault is as far from it as the other way round"
-    console.print(Text(f"Planted in copies of the torch side: {symmetric}. See docs/power.md.", style="dim"))
+    planted = "Faults are planted in copies of the torch side; in the port they would cause the same differences."
+    console.print(Text(f"{planted} See docs/power.md.", style="dim"))
 
 
 def summary(power: Power) -> str:
@@ -129,7 +129,7 @@ def summary(power: Power) -> str:
     found = len(power.caught) + len(power.missed)
     line = f"{power.name}: {len(power.caught)} of {found} faults caught in {counted(power.steps, 'step')}"
     if power.equivalent:
-        line += f"; {len(power.equivalent)} more change nothing in exact arithmetic, and are none"
+        line += f"; {len(power.equivalent)} more change nothing in exact arithmetic, and are not faults"
     return line
 
 

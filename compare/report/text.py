@@ -84,12 +84,12 @@ def _show(reports: "list[Findings]", console: Console, *, verbose: bool) -> None
     timed = any(report.torch.seconds is not None for report in reports)
     caption = []
     if timed:
-        caption.append("time: of one float32 training run, without compilation; torch and NumPy on one thread.")
+        caption.append("time: one float32 training run, without compilation; torch and NumPy use one thread.")
     if losses or staged:
         where = "" if staged else " of the two sides' losses"
         caption.append(f"{'float32, float64' if losses else 'float64'}: the largest relative difference{where}.")
     if staged:
-        caption.append("rounding: what rounding would explain of it there. See docs/verdict.md.")
+        caption.append("rounding: the difference that rounding would explain there. See docs/verdict.md.")
     elif not any(report.stages for report in reports):
         caption.append("Rounding shrinks in float64, a bug does not: docs/verdict.md.")
     if losses or staged:
@@ -151,7 +151,7 @@ def _left_out(report: "Findings", *, verbose: bool) -> Iterator[str]:
     """Say how much was not compared, and why; with `verbose`, by all names."""
     reasons = [(f"not compared on the {side} side, {reason}", names) for side, reason, names in report.left_out()]
     if report.pinned:
-        reasons.append(("not lifted to float64", report.pinned))
+        reasons.append(("not run in float64", report.pinned))
     for reason, names in reasons:
         whole = verbose or len(names) <= _SHOWN
         shown = names if whole else names[:1]
@@ -197,7 +197,7 @@ def _accepted(report: "Findings") -> Iterator[tuple[str, str]]:
         if each.places:
             yield "accepted", f"{each.what} ({listed(each.places, '.', SHOWN_PLACES)}): {each.reason}"
         else:
-            yield "accepted", f"{each.what} no longer applies: nothing differs there. Take the entry out"
+            yield "accepted", f"{each.what} no longer applies: nothing differs there. Remove the entry"
 
 
 def _several(report: "Findings", groups: "list[Group]") -> Iterator[RenderableType]:

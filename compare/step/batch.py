@@ -59,7 +59,7 @@ def _batch(number: int, batch: Any, loss: bool) -> Batch:
     if isinstance(batch, tuple | list) and len(batch) == 2:
         found = Batch(*batch)
     elif loss:
-        raise InputError(f"batches[{number}] must be a pair (inputs, targets), and is {described(batch)}")
+        raise InputError(f"batches[{number}] must be a pair (inputs, targets), but is {described(batch)}")
     else:
         found = Batch(batch)
     arrays: list[np.ndarray] = []
@@ -160,7 +160,7 @@ def adapted(batch: Batch, adapt: Callable[..., Any] | None) -> Batch:
         return Batch(*(mapped(part, _checked_adapted) for part in found))
     if batch.target is None:
         return Batch(mapped(found, _checked_adapted))
-    raise InputError(f"batch= must give a pair (inputs, target), and gave a {type(found).__name__}")
+    raise InputError(f"batch= must return a pair (inputs, target), but returned a {type(found).__name__}")
 
 
 def _takes_two(adapt: Callable[..., Any]) -> bool:
@@ -175,7 +175,9 @@ def _takes_two(adapt: Callable[..., Any]) -> bool:
 
 def _checked_adapted(value: Any) -> Any:
     if type(value).__module__.partition(".")[0] == "torch":
-        raise InputError("batch= gave a torch tensor: this side needs NumPy or JAX arrays, for example tensor.numpy()")
+        raise InputError(
+            "batch= returned a torch tensor: this side needs NumPy or JAX arrays, for example tensor.numpy()"
+        )
     return value
 
 

@@ -30,6 +30,6 @@ class TorchProgram:
     def __post_init__(self) -> None:
         if not callable(self.build) or hasattr(self.build, "state_dict"):  # a module can be called too
             raise InputError(
-                "TorchProgram(build) takes a function without arguments that gives (state, step), not a "
-                f"{type(self.build).__name__}"
+                "TorchProgram(build) takes a function without arguments that returns (state, step), not "
+                f"a {type(self.build).__name__}"
             )

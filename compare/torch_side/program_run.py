@@ -142,8 +142,8 @@ class TorchProgramRun(CommonRun):
             )
         if not isinstance(shown, Mapping):
             raise InputError(
-                f"the torch step must give a dict of what it shows, such as {{'loss': loss}}, and gave a "
-                f"{type(shown).__name__}"
+                "the torch step must return a dict of values to compare, such as {'loss': loss}, but returned "
+                f"a {type(shown).__name__}"
             )
         self.kinds.update({path: kind for path, kind in record.modules.items() if path not in self.kinds})
         # After the step and before anything is read: what an edit leaves is what the step would have left.
@@ -252,7 +252,7 @@ def _built(side: TorchProgram) -> tuple[Mapping[str, Any], Callable[[Any, Any], 
     built = call_user_code("TorchProgram(build)", side.build)
     if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], Mapping) and callable(built[1])):
         raise InputError(
-            "TorchProgram(build): build() must give (state, step), a dict of modules, optimizers and tensors and a "
-            f"function of (state, batch), and gave {type(built).__name__}"
+            "TorchProgram(build): build() must return (state, step), a dict of modules, optimizers and tensors "
+            f"and a function of (state, batch), but returned {type(built).__name__}"
         )
     return built

@@ -58,16 +58,16 @@ class TorchRun(CommonRun):
         made = call_user_code(call, functools.partial(optimizer, parameters))
         if not isinstance(made, torch.optim.Optimizer):
             raise InputError(
-                f"Torch(optimizer=...) must give a torch.optim.Optimizer, and gave a {type(made).__name__}"
+                f"Torch(optimizer=...) must return a torch.optim.Optimizer, but returned a {type(made).__name__}"
             )
         known = {id(parameter) for parameter in parameters}
         foreign = [each for group in made.param_groups for each in group["params"] if id(each) not in known]
         if foreign:
             self._refuse_loss(foreign)
             raise InputError(
-                "Torch(optimizer=...) gave an optimizer of parameters that are not the model's. Each run trains a copy "
-                "of the model: take the parameters that the function is given, lambda params: "
-                f"torch.optim.{type(made).__name__}(params, ...)"
+                "Torch(optimizer=...) returned an optimizer of parameters that are not the model's. Each run "
+                "trains a copy of the model: use the parameters that are passed to the function, lambda "
+                f"params: torch.optim.{type(made).__name__}(params, ...)"
             )
         closure = inspect.signature(made.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
@@ -85,9 +85,9 @@ class TorchRun(CommonRun):
         of_loss = [f"{name} {tuple(each.shape)}" for name, each in named.items() if any(each is one for one in trained)]
         if of_loss:
             raise InputError(
-                f"Torch(loss={type(self.loss).__name__}(...)) has parameters of its own that the optimizer trains, "
-                f"{', '.join(of_loss)}: the JAX side has no place for them. Make them part of both models, give them "
-                "out with what the models give, and make the loss a function of that"
+                f"Torch(loss={type(self.loss).__name__}(...)) has parameters of its own that the optimizer "
+                f"trains, {', '.join(of_loss)}: the JAX side has no place for them. Make them part of both "
+                "models, return them with the models' outputs, and let the loss take them from there"
             )
 
     def forward(self, batch: Batch, record: "Record | None" = None) -> Any:

@@ -44,11 +44,12 @@ class Torch:
                 raise InputError(f"Torch({what}=...) must be a function, not {given!r:.60}")
         if isinstance(self.optimizer, torch.optim.Optimizer):
             raise InputError(
-                "Torch(optimizer=...) must be a function that takes parameters and gives an optimizer, since each run "
-                f"has parameters of its own: lambda params: torch.optim.{type(self.optimizer).__name__}(params, ...)"
+                "Torch(optimizer=...) must be a function that takes parameters and returns an optimizer, "
+                "because each run has its own parameters: lambda params: "
+                f"torch.optim.{type(self.optimizer).__name__}(params, ...)"
             )
         if self.optimizer is not None and self.loss is None:
-            raise InputError("Torch(optimizer=...) needs a loss, whose gradients it follows: Torch(loss=...)")
+            raise InputError("Torch(optimizer=...) needs a loss to compute gradients: Torch(loss=...)")
 
 
 def _check_model(model: "torch.nn.Module") -> None:
@@ -63,7 +64,8 @@ def _check_model(model: "torch.nn.Module") -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if torch.nn.parameter.is_lazy(tensor):
             raise InputError(
-                f"{name} of the torch model has no shape yet, as those of lazy modules. Call the model on a batch first"
+                f"{name} of the torch model has no shape yet, like the parameters of a lazy module. Call the "
+                "model on a batch first"
             )
         if tensor.is_meta:
             raise InputError(

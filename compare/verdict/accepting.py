@@ -38,7 +38,7 @@ class Acceptance:
 
     def __init__(self, entries: Mapping[str, str] | None) -> None:
         if not isinstance(entries, Mapping | None):
-            raise InputError(f"accept must be a dict of what may differ and the reasons, not {entries!r:.60}")
+            raise InputError(f"accept must be a dict of accepted differences and their reasons, not {entries!r:.60}")
         self.entries = dict(entries or {})
         self._patterns: dict[str, tuple[str, str]] = {}
         for what, reason in self.entries.items():
@@ -74,7 +74,7 @@ class Acceptance:
         """
         quantities = list(quantities)
         if self.entries and not any(quantity.decides for quantity in quantities):
-            raise InputError("accept names everything that was compared, so that nothing is left to decide")
+            raise InputError("accept covers everything that was compared, so nothing is left to decide the verdict")
         places: dict[str, list[str]] = {what: [] for what in self.entries}
         for quantity in quantities:
             what = self.names(quantity.stage, quantity.torch)

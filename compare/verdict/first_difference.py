@@ -61,7 +61,7 @@ def _found(
     place, error32 = _place(pairing, before), float(quantity.rounding[step])
     opinion = ""
     if (lost := quantity.lost_by(step)) is not None:
-        opinion = f"in float32 the {lost} side alone is not finite there: are its numbers too large for float32?"
+        opinion = f"in float32 the {lost} side alone is not finite there. Are its numbers too large for float32?"
     expected64 = float(quantity.expected[step])
     divergence = Divergence(step, pairing.stage, *place, quantity.error64[step], error32, expected64, opinion=opinion)
     divergence = dataclasses.replace(divergence, modules=_modules(pairing, before))

@@ -53,12 +53,12 @@ def written(code: Code) -> str:
     if code.call in ("jnp.mean", "jnp.sum") and "axis" in code.keywords:
         which = "this axis" if isinstance(code.keywords["axis"], int) else "these axes"
         return f"{code}, in torch's layout: reduce {which} alone, and the others as torch does"
-    return f"{code}, where y is what the JAX side gives there" if result else str(code)
+    return f"{code}, where y is the JAX side's value there" if result else str(code)
 
 
 def of_a_term(code: Code) -> str:
     """Render the code of a loss that is one term of a larger one, or takes other arguments than it."""
-    return f"{code}, in the place of this term alone: the names are what the term takes, and the rest of the loss stays"
+    return f"{code}, instead of this term alone: the names are the term's inputs, and the rest of the loss stays"
 
 
 def source(value: Any) -> str:

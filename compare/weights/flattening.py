@@ -40,8 +40,8 @@ def flattened(torch: list[Unit], jax: list[Unit]) -> tuple[list[Unit], list[str]
                     if side**spatial == points:
                         settings["flattened"] = (channels, *(side,) * spatial)
                         notes.append(
-                            f"{unit.path} is taken to flatten {settings['flattened']}, and its partner to have the "
-                            "channels last"
+                            f"{unit.path} is assumed to flatten {settings['flattened']}, and its partner to "
+                            "have channels last"
                         )
                     else:
                         settings["unknown"] = (channels, points)

@@ -144,7 +144,7 @@ def _left_out(key: str, names: _Names) -> list[str]:
         *(name for name in names.jax if key in prefixes(name)),
     ]
     if not found:
-        problem = f"weights= has {key!r}, which fits no tensor of either side"
+        problem = f"weights= has {key!r}, which matches no tensor of either side"
         raise InputError(_no_such(problem, key, [*names.torch, *names.jax]))
     return found
 
@@ -159,7 +159,7 @@ def _read_partner(key: str, target: str, names: _Names, said: Overrides) -> None
     tensors = _fitting(pattern, names.torch)
     around = {} if tensors else _fitting(pattern, names.torch_modules)
     if not tensors and not around:
-        problem = f"weights= has {key!r}, which fits no tensor and no module of the torch model"
+        problem = f"weights= has {key!r}, which matches no tensor and no module of the torch model"
         raise InputError(_no_such(problem, key, [*names.torch, *names.torch_modules]))
     if around and index:
         raise InputError(f"weights= has {key!r}: only a tensor has parts, as in {pattern + '.weight[' + index + ']'!r}")
@@ -232,8 +232,7 @@ def _check_parts(tensors: list[Said], names: _Names, tied: Mapping[str, str]) ->
             if covered < math.prod(shapes[name]):
                 parts = ", ".join(said.names[side == "jax"] for said in entries)
                 raise InputError(
-                    f"weights= has {parts}, and nothing of the rest of {name!r}, of shape {shapes[name]}: name all its "
-                    "parts"
+                    f"weights= has {parts}, but not the rest of {name!r}, of shape {shapes[name]}: name all its parts"
                 )
 
 
@@ -249,7 +248,7 @@ def _fitting(key: str, names: Iterable[str]) -> dict[str, re.Match[str]]:
         # A name is taken literally: the dots in "layers.0.weight" would match any character otherwise.
         expression = re.compile(re.escape(key) if key in names else key)
     except re.error as error:
-        raise InputError(f"weights= has {key!r}, which is no name and no regular expression: {error}") from error
+        raise InputError(f"weights= has {key!r}, which is neither a name nor a regular expression: {error}") from error
     return {name: match for name in names if (match := expression.fullmatch(name))}
 
 

@@ -96,8 +96,8 @@ def explain(
             hint = "; copy_weights(inputs=...) finds the height and width by running the torch model once"
     if stateless and _has_buffers(alone):
         hint += (
-            "; what the JAX side keeps from step to step beside its parameters, such as running statistics, is given "
-            "as compare.Jax(apply, params, state=...)"
+            "; if the JAX side keeps state from step to step besides its parameters, such as running "
+            "statistics, pass it as compare.Jax(apply, params, state=...)"
         )
     return (
         "the weights cannot be matched without guessing:\n"

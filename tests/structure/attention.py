@@ -305,7 +305,7 @@ ARCHITECTURES = [
             "mask transposed": ("transposed",),
             "mask inverted": ("inverted",),
             "no mask": ("leaves out masked_fill", "left out"),
-            "mask behind the softmax": ("behind softmax",),
+            "mask behind the softmax": ("after softmax",),
             "masked by zero": ("fills with 0",),
             "no transpose back": ("leaves out transpose", "merge", "transpos"),
             "embedding scaled": ("sqrt", "scale"),

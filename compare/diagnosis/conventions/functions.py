@@ -83,8 +83,8 @@ def _reduction(call: Call, place: Place) -> Code | str:
     if _already_reduced(call):
         count, before = call.input.numel(), {"mean": "divided by", "sum": "times"}[call.name]
         return (
-            f"take the {call.name} of {count} numbers, as torch does, which are reduced over other axes before: "
-            f"what the JAX side's reduction gives, {before} {count}"
+            f"take the {call.name} of {count} numbers, as torch does, which other reductions give: "
+            f"the JAX side's result, {before} {count}"
         )
     return Code(f"jnp.{call.name}")
 

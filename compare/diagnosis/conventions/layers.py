@@ -112,7 +112,7 @@ LAYERS = (
         name="channels last",
         functions=CONVOLUTIONS,
         compute=lambda call: call.on(call.input.movedim(-1, 1)),
-        jax_does="takes the last axis for the channels",
+        jax_does="takes the last axis as the channels",
         fix=says("give the JAX side channels last: batch=lambda batch: (np.moveaxis(batch[0], 1, -1), batch[1])"),
         source=f"{FLAX}linear.html",
         # Otherwise the shapes would not fit, and the program would not run.
@@ -166,7 +166,7 @@ LAYERS = (
         name="dropout not scaled",
         functions=("dropout", "dropout1d", "dropout2d", "dropout3d"),
         compute=lambda call: call.run() * (1 - call["p"]),
-        jax_does="keeps what is not dropped as it is, where torch divides it by 1 - p",
+        jax_does="does not scale what dropout keeps, where torch divides it by 1 - p",
         fix=lambda call, place: Code(around=f"y / {source(round(1 - call['p'], 12))}"),
         source=f"{DOCS}torch.nn.Dropout.html",
         applies=lambda call: bool(call["training"]) and 0 < call["p"] < 1,

@@ -190,7 +190,7 @@ LOSS_FUNCTIONS = (
         name="order of the distributions",
         functions=("kl_div",),
         compute=_other_way,
-        jax_does="takes the divergence the other way round, KL(q ‖ p) for KL(p ‖ q), p being the target",
+        jax_does="takes the divergence the other way round, KL(q ‖ p) instead of KL(p ‖ q), where p is the target",
         fix=_code,
         source=f"{DOCS}torch.nn.KLDivLoss.html",
     ),

@@ -66,7 +66,7 @@ def explain_update(evidence: Evidence | None, start: Callable[[str], OptimizerRu
 def _of_another_optimizer(evidence: Evidence, found: list[Family]) -> Explained:
     told = [told_family(evidence, family) for family in found]
     if len(found) > 1:  # optax.rmsprop and optax.adagrad are the same at some gradients
-        first = f"one of {len(told)} optimizers, between which these steps do not decide: take more"
+        first = f"one of {len(told)} optimizers, which these steps cannot distinguish: take more steps"
         candidates = (Detail(DetailKind.CANDIDATE, each.says) for each in told)
         return Explained(details=(Detail(DetailKind.UNDECIDED, first), *candidates))
     return Explained(_cause(evidence, told, f"is {found[0].left:.1e}"))

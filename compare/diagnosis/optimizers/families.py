@@ -307,4 +307,4 @@ def _mended(evidence: Evidence) -> Call | str:
         for name, given in step.given.items()
     )
     # What the user's hooks do to torch's gradients, the port does before its optimizer: that must stay.
-    return f"{call} in the place of the JAX side's optimizer, behind what it does to the gradients" if hooked else call
+    return f"{call} instead of the JAX side's optimizer, after its changes to the gradients" if hooked else call

@@ -50,7 +50,7 @@ def _cosine(s: Any, lr: float) -> Call:
 def _cosine_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
     if s.eta_min:
         yield Mistake(
-            "the JAX side takes eta_min for alpha, which is a share of the first rate",
+            "the JAX side passes eta_min as alpha, which is a fraction of the first rate",
             Call("optax.cosine_decay_schedule", (lr, s.T_max), {"alpha": s.eta_min}),
         )
         yield Mistake("the JAX side's cosine ends at 0", Call("optax.cosine_decay_schedule", (lr, s.T_max)))
@@ -85,7 +85,7 @@ def _milestone_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
         )
     if s.milestones:
         yield Mistake(
-            "the JAX side gives rates where optax takes factors",
+            "the JAX side passes rates where optax expects factors",
             Call("optax.piecewise_constant_schedule", (lr, {int(at): s.gamma * lr for at in sorted(s.milestones)})),
         )
 

@@ -40,7 +40,7 @@ def _told_rounded(evidence: Evidence, rates: Rates) -> Told:
     side = "torch's" if all(exact) else "one side's"
     return Told(
         "learning rate in float32",
-        f"torch {ours}, optax {theirs}: {side} learning rate went through float32, and the other's did not",
+        f"torch {ours}, optax {theirs}: {side} learning rate was rounded to float32, and the other's was not",
         fix="compute the schedule in float64 on both sides, or in float32 on both: the difference is rounding",
         source="docs/precision.md",
     )

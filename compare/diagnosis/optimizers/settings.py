@@ -134,7 +134,7 @@ def _told_number(name: str) -> Any:
         if len(set(of_steps)) > 1:
             ours, _ = rates_in_words(of_steps, [value] * len(of_steps))
             function = str(Call("optax.inject_hyperparams", (Code(OPTAX.get(kind, "optax.sgd")),)))
-            says = f"torch's scheduler also moves {name}: {ours}; the JAX side has {value:g} at every step"
+            says = f"torch's scheduler also changes {name}: {ours}; the JAX side has {value:g} at every step"
             told = Told(f"{called} schedule", says, source=_SCHEDULE)
             schedule = moved_setting(evidence.schedulers, of_steps)
             if schedule is None or argument is None:

@@ -238,8 +238,8 @@ def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: li
         labels = f"{{True: {optimizer}(...), False: {optimizer}(...)}}"
         return Told(
             "parameters outside of the mask",
-            f"the JAX side adds the raw gradient to {some}: optax.masked passes on what its mask leaves out, and no "
-            "other transformation of the chain makes a step of it",
+            f"the JAX side adds the raw gradient to {some}: optax.masked passes the gradients outside its mask "
+            "on unchanged, and no other transformation of the chain turns them into a step",
             fix=f"optax.multi_transform({labels}, {mask_of(paths, every)})",
             source=COMBINING,
         )

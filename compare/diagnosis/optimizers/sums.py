@@ -32,9 +32,12 @@ def halved_sums(evidence: Evidence) -> Iterator[Hypothesis]:
         decays = any(group.get("weight_decay") for group in evidence.steps[0].groups)
         return Told(
             "two biases",
-            f"torch has two biases for each one of the JAX side ({', '.join(names[:3])}"
-            f"{', ...' if len(names) > 3 else ''}); both make a step, so that their sum moves twice as far as the one",
-            fix="give the port both biases: with weight decay, no step of one is that of two" if decays else chain,
+            "torch has two biases for each bias of the JAX side "
+            f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); both are updated, so their sum "
+            "moves twice as far as the one bias",
+            fix="give the port both biases: with weight decay, one bias cannot make the update of two"
+            if decays
+            else chain,
             source=COMBINING,
         )
 

@@ -73,8 +73,8 @@ def _averaged(
     late = _Late(pairs, decay)
     yield Edit(
         name="average after the update",
-        explanation=f"torch updates {root} by the weights of {other} from before the optimizer's update, and the JAX "
-        "step by those from after it",
+        explanation=f"torch updates {root} with the weights of {other} from before the optimizer's update, and "
+        "the JAX step with those from after it",
         fix="update the average before the optimizer's update",
         during=late.restored,
         after=late,

@@ -29,7 +29,7 @@ def edits(found: Difference, momenta: Mapping[str, float]) -> Iterator[Edit]:
         yield Edit(
             name="not updated",
             explanation=f"torch changes {_listed(still)} in the step, and the JAX step leaves it as it is",
-            fix="give what the step makes of it back with the state, as nnx.merge or has_aux=True does",
+            fix="return its new value with the state, as nnx.merge or has_aux=True does",
             after=lambda run, before: _moved(run, before, still, 0.0),
         )
         return

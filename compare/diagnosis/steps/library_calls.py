@@ -138,14 +138,14 @@ EDITS = (
         name="clipping",
         explanation="torch changes the gradients between the backward pass and the optimizer, as clipping does, "
         "and the JAX step gives its optimizer the gradients as they are computed",
-        fix="clip the gradients on the JAX side, as torch does, before the optimizer is given them",
+        fix="clip the gradients on the JAX side, as torch does, before they are passed to the optimizer",
         during=_as_accumulated,
         source=_TRANSFORMATIONS,
     ),
     Edit(
         name="gradients not zeroed",
         explanation="torch zeroes the gradients in each step, and the JAX step adds them to those of the steps before",
-        fix="start each step from gradients of this step alone",
+        fix="use only the gradients of the current step",
         during=_not_zeroed,
     ),
     Edit(
@@ -163,29 +163,29 @@ EDITS = (
     ),
     Edit(
         name="schedule",
-        explanation="torch's schedule changes the learning rate, and the JAX step keeps it as it is at the start",
-        fix="give the optax optimizer the schedule in the place of a number",
+        explanation="torch's schedule changes the learning rate, and the JAX step keeps its first value",
+        fix="pass the optax optimizer the schedule instead of a number",
         during=_never_scheduled,
         source=_SCHEDULES,
     ),
     Edit(
         name="schedule one step ahead",
-        explanation="the JAX step's learning rate is that which torch has one step later",
-        fix="let the schedule give at count 0 the rate of torch's first step",
+        explanation="the JAX step's learning rate is the one that torch has one step later",
+        fix="the schedule must return the rate of torch's first step at count 0",
         during=_scheduled_ahead,
         source=_SCHEDULES,
     ),
     Edit(
         name="schedule one step behind",
-        explanation="the JAX step's learning rate is that which torch had one step earlier",
-        fix="let the schedule give at count n the rate of torch's step n, counted from 0",
+        explanation="the JAX step's learning rate is the one that torch had one step earlier",
+        fix="the schedule must return the rate of torch's step n, counted from 0, at count n",
         during=_scheduled_behind,
         source=_SCHEDULES,
     ),
     Edit(
         name="schedule per step",
-        explanation="torch steps its schedule less often than once a step, such as once an epoch, and the JAX side's "
-        "schedule goes on at each update",
+        explanation="torch steps its schedule less often than every step, such as once per epoch, and the JAX "
+        "side's schedule advances at each update",
         fix="count updates per epoch in the schedule: schedule(count // steps_per_epoch)",
         during=_scheduled_at_each_update,
         source=_SCHEDULES,

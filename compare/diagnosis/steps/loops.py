@@ -101,8 +101,8 @@ def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
         if len(run.optimizers) > 1:
             yield Edit(
                 name="order of updates",
-                explanation=f"torch steps {path} before it computes what the other optimizers are given, and the JAX "
-                "step after it",
+                explanation=f"torch steps {path} before it computes the gradients of the other optimizers, and "
+                "the JAX step does so after it",
                 fix=f"update {path} first, and compute the other gradients with the updated weights",
                 agrees=1,
                 during=functools.partial(_postponed, path=path),

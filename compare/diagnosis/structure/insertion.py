@@ -34,7 +34,7 @@ def put_in(context: Context, node: Node) -> Iterator[Edit]:
                 return function(operation.run())
 
             does = f"applies {words} to the output of {shown(node)}, and torch does not"
-            yield one(Kind.ADDED, node, compute, does, f"leave out {words} behind {node.name}")
+            yield one(Kind.ADDED, node, compute, does, f"leave out {words} after {node.name}")
 
 
 def _before(

@@ -178,7 +178,7 @@ def where_exchanged(context: Context, node: Node) -> Iterator[Edit]:
                     scores, mask, _ = operation.of(node).args
                     return operation.having(("args", 0), scores).run().masked_fill(mask, 0.0)
 
-                does = f"masks behind {shown(user)}, torch before it"
+                does = f"masks after {shown(user)}, torch before it"
                 yield one(Kind.MASK, user, after, does, "mask the scores with -jnp.inf before jax.nn.softmax")
 
 

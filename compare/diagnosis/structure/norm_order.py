@@ -66,8 +66,8 @@ def norms_moved(graph: Graph) -> Iterator[Edit]:
         yield Edit(
             Kind.PRE_NORM,
             tuple(at),
-            f"has x + f(norm(x)), a norm before each layer, where torch has norm(x + f(x)), behind the sum, "
-            f"at {len(found)} sums",
+            "has x + f(norm(x)), a norm before each layer, where torch has norm(x + f(x)), a norm after the "
+            f"sum, at {len(found)} sums",
             "x = norm(x + f(x)) for each residual layer f and its norm, as torch does",
         )
     if found := list(pre_norms(graph)):
@@ -75,8 +75,8 @@ def norms_moved(graph: Graph) -> Iterator[Edit]:
         yield Edit(
             Kind.POST_NORM,
             tuple(at),
-            f"has norm(x + f(x)), a norm behind each sum, where torch has x + f(norm(x)), before the layer, "
-            f"at {len(found)} sums",
+            "has norm(x + f(x)), a norm after each sum, where torch has x + f(norm(x)), a norm before the "
+            f"layer, at {len(found)} sums",
             "x = x + f(norm(x)) for each residual layer f and its norm, as torch does",
         )
 

@@ -30,7 +30,8 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
         kept, code = context.named(number), None
         if others and node.name in JOINING:
             does = (
-                f"leaves out the {JOINING[node.name]} of {kept} and {others[0]} ({node.line}), and goes on with {kept}"
+                f"leaves out the {JOINING[node.name]} of {kept} and {others[0]} ({node.line}), and continues "
+                f"with {kept}"
             )
             fix = f"take the {JOINING[node.name]} of {kept} and {others[0]}"
             code = joined_again(context, node, number)

@@ -63,7 +63,9 @@ def stopped(found: Found, rerun: Rerun, held_out: Iterable[tuple[Rerun, np.ndarr
 
 def _nothing_reaches() -> Cause:
     says = "no gradient reaches any parameter of the JAX side: all are zero"
-    fix = f"see what is between the parameters and the loss: {STOP}, or a function without a gradient such as jnp.round"
+    fix = (
+        f"check what is between the parameters and the loss: {STOP}, or a function without a gradient such as jnp.round"
+    )
     return Cause(Kind.STOPPED, f"{Kind.STOPPED}: {says}", fix, parts=(Part(Kind.STOPPED, says, fix),))
 
 
