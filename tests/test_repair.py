@@ -190,3 +190,21 @@ def test_what_is_left_has_its_reason(tmp_path: Path) -> None:
         "gamma: no fix is known",
     ]
     assert repair.left(Checked(0, "", report([]))) == []
+
+
+def test_what_a_patch_leaves_without_a_use_is_listed(tmp_path: Path) -> None:
+    program = Program(tmp_path, alpha="2")
+    text = "from math import pi, tau\n\n\ndef helper(x):\n    return x * tau\n\n\n"
+    text += "width = 3\nalpha = helper(pi)\nbeta = width\n"
+    program.file.write_text(text)
+
+    def check() -> Checked:
+        now = program.file.read_text()
+        return Checked(
+            0, "", report([group(program.file, "alpha", "helper(pi)", "2 * pi")] if "helper(pi)" in now else [])
+        )
+
+    repair = Repair(check, program.said.append)
+    assert repair.unused() == []
+    assert repair.run().is_match
+    assert repair.unused() == ["helper (port.py:4)"]  # `tau` is read in it, and `width` is still read

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compare.command_line.files import opened
+from compare.mending.leftover import unused_after
 from compare.mending.patch import diff
 from compare.mending.syntax import Edit, Unfit, applied
 
@@ -66,6 +67,8 @@ class Repair:
         self.one_by_one = False
         self.kept: list[str] = []
         """The titles of what was mended."""
+        self.before: dict[str, str] = {}
+        """The files that were changed, as they were first."""
 
     def run(self) -> Checked:
         """Go on until there is a match, or nothing that applies; give the last check of the files as they then are."""
@@ -82,6 +85,14 @@ class Repair:
         if last.is_match or last.report is None:
             return []
         return [f"{group['title']}: {self._reason(group)}" for group in last.groups]
+
+    def unused(self) -> list[str]:
+        """List what the patches have left without a use, such as a helper or an import."""
+        return [
+            f"{name} ({Path(file).name}:{line})"
+            for file, text in self.before.items()
+            for name, line in unused_after(text, Path(file).read_bytes().decode())
+        ]
 
     def _reason(self, group: Mapping[str, Any]) -> str:
         if group["patch"] is not None:
@@ -121,6 +132,7 @@ class Repair:
         if helped:
             self.kept += [str(group["title"]) for group in chosen]
             self.say(f"round {number}: {_said(after)}\n")
+            self.before = {file: content.decode() for file, content in original.items()} | self.before
             return after
         _restore(original)
         self.say(f"round {number}: {_said(after)}. This did not help: the file is restored\n")
@@ -204,6 +216,8 @@ def repaired(options: argparse.Namespace) -> int:
         print(last.text, end="")
         if repair.kept:
             print(f"\nmended: {', '.join(repair.kept)}")
+        if unused := repair.unused():
+            print(f"no longer used: {', '.join(unused)}")
         if left := repair.left(last):
             print("\nnot mended by --fix:", *left, sep="\n  ")
         for kind, path in asked.items():
