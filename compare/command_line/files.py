@@ -15,6 +15,7 @@ from compare.mending.patch import diff
 from compare.report.annotations import annotations
 from compare.report.json import dumps, to_json
 from compare.report.junit import to_junit
+from compare.report.model_explorer import graph, node_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,6 +69,10 @@ def _patch(reports: "Sequence[Report]", _: str) -> str:
     return "".join(diff(report.edits) for report in reports)
 
 
+def _of_model(make: "Callable[[Report], dict[str, Any]]") -> Callable[[Any, str], str]:
+    return lambda reports, _: dumps(make(reports[0]))
+
+
 def markdown(reports: "Sequence[Report]", _: str = "") -> str:
     """Give the reports one after the other."""
     return "\n".join(report.to_markdown() for report in reports)
@@ -86,6 +91,8 @@ OF_REPORTS: Mapping[str, Output] = {
 OF_CHECK: Mapping[str, Output] = {
     **OF_REPORTS,
     "patch": Output("write the fixes as a unified diff, for `git apply` or `patch -p1`", _patch),
+    "graph": Output("write the model's layers as a graph for Model Explorer, as JSON", _of_model(graph)),
+    "node_data": Output("write digits of agreement as Model Explorer's node data for that graph", _of_model(node_data)),
 }
 
 OF_CELLS: Mapping[str, Output] = {

@@ -127,7 +127,9 @@ def _gives(
 ) -> None:
     """Make the parser one of a command with such outputs, and with what prints its results."""
     for kind, output in outputs.items():
-        parser.add_argument(f"--{kind}", type=_file(output.suffixes), metavar="FILE", help=output.help)
+        parser.add_argument(
+            f"--{kind.replace('_', '-')}", type=_file(output.suffixes), metavar="FILE", help=output.help
+        )
     parser.set_defaults(command=command, outputs=outputs, show=show)
 
 

@@ -254,7 +254,7 @@ def in_a_process(arguments: Sequence[str], outputs: Mapping[str, str], folder: P
     def check() -> Checked:
         own = Path(tempfile.mkdtemp(dir=folder))
         files = {kind: own / f"{kind}{suffix}" for kind, suffix in {"json": ".json", **outputs}.items()}
-        asked = [part for kind, path in files.items() for part in (f"--{kind}", str(path))]
+        asked = [part for kind, path in files.items() for part in (f"--{kind.replace('_', '-')}", str(path))]
         # -P: the user's folder is no place to look for this package.
         command = [sys.executable, "-P", "-m", "netparity", "check", *arguments, *asked]
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, encoding="utf-8")
