@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Copied(NamedTuple):
-    """What `copy_weights` gives."""
+    """The result of `copy_weights`."""
 
     model: Any
     """The nnx module that was given, changed in place, or the pair `(linen_module, variables)` with new variables."""
@@ -30,21 +30,21 @@ def copy_weights(
     weights: Mapping[str, str | None] | None = None,
     inputs: Any = None,
 ) -> Copied:
-    """Give a Flax model the weights of a torch model, buffers too.
+    """Copy the weights and buffers of a torch model into a Flax model.
 
     Args:
-        torch_model: Any module; it is not changed, and shares no memory with the result.
+        torch_model: Any module. It is not changed, and shares no memory with the result.
         flax_model: An `nnx.Module`, which is changed in place, or a pair `(linen_module, variables)`, which is not.
         weights: `{"torch name or regex": "flax/path"}` for what is not matched automatically, as for `compare.check`.
-        inputs: What the torch model takes: an array, a tuple (positional) or a dictionary (keyword). With it, the model
-            is run once, to see the shapes of what its linear layers take flattened.
+        inputs: Inputs of the torch model: an array, a tuple (positional) or a dictionary (keyword). With these, the
+            model is run once, to find the shapes of the inputs that are flattened before its linear layers.
 
     Returns:
         The model with the weights, in its own shapes and dtypes, and the map.
 
     Raises:
-        InputError: If anything is left without a partner or more than one would do, with a list of it; if an entry of
-            `weights` fits nothing; if `flax_model` is neither.
+        InputError: If a tensor has no partner or several possible ones, with a list; if an entry of `weights` matches
+            nothing; if `flax_model` is neither of the two.
 
     """
     import jax

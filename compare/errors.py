@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """What the user gave cannot be compared. The message says what was wrong and what to do; it is a ValueError."""
+    """The input cannot be compared. The message says what is wrong and what to do. It is a ValueError."""
 
 
 class UserCodeError(InputError):

@@ -35,7 +35,7 @@ CONTENTS = {
 """Where each public name, and each class of which a public function gives an object, is written."""
 
 INTERNAL = ("layers", "functional", "add_torch", "add_difference", "add_jax", "add_noise")
-"""Methods that are for other modules of compare."""
+"""Methods that are meant only for other modules of compare."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -45,8 +45,8 @@ def page() -> str:
     lines = [
         "# Reference",
         "",
-        "Every public name of `compare`, from its docstring; `python docs/reference.py` writes this page. What is not",
-        "here may change without notice.",
+        "Every public name of `compare`, from its docstring. `python docs/reference.py` writes it. Names that are",
+        "not listed here may change without notice.",
     ]
     for heading, names in CONTENTS.items():
         lines += ["", f"## {heading}"]
@@ -114,7 +114,7 @@ def _paragraphs(docstring: str) -> Iterator[str]:
             yield {"Args:": "Arguments:", "Raises:": "Raises:"}[first]
             yield "\n".join(_wrapped("- `{}`:{}".format(*item.split(":", 1))) for item in items)
         elif first == "Returns:":
-            yield _wrapped("Gives: " + " ".join(rest))
+            yield _wrapped("Returns: " + " ".join(rest))
         elif first.startswith("    "):
             yield f"```\n{textwrap.dedent(paragraph)}\n```"
         else:

@@ -60,11 +60,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture
 def parity(request: pytest.FixtureRequest) -> "Iterator[Callable[..., Report]]":
-    """Compare two programs as `compare.check` does, and fail with the report unless they are the same.
+    """Compare two programs as `compare.check` does, and fail with the report if they are not the same.
 
     Yields:
-        A function of the arguments of `compare.check`, and of `strict`, which fails on a verdict of `precision` too. It
-        gives the report; what cannot be compared fails the test with the message.
+        A function of the arguments of `compare.check`, and of `strict`, which fails on a verdict of `precision` too.
+        It returns the report. If the two cannot be compared, the test fails with the message.
 
     """
     compare, junit = installed(), installed("compare.report.junit")

@@ -17,9 +17,9 @@ class NotCompared(NamedTuple):
     """A tensor of one side that is not compared."""
 
     side: str
-    """Which has it: "torch" or "jax"."""
+    """The side that has it: "torch" or "jax"."""
     name: str
-    """What it is called there."""
+    """Its name on that side."""
     reason: str
     """Why it is not compared."""
 

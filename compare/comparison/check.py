@@ -44,37 +44,39 @@ def check(
 ) -> Report:
     """Compare a PyTorch training program with its port.
 
-    Both sides get the same weights, the torch model's, and the same batches, and go through the same steps together,
-    each in float32 and in float64. Everything that a step computes is compared: outputs of modules, loss,
-    gradients, updates, optimizer state, parameters and buffers.
+    Both sides get the torch model's weights and the same batches, and take the same steps together, each in float32
+    and in float64. Everything that a step computes is compared: outputs of modules, loss, gradients, updates,
+    optimizer state, parameters and buffers.
 
     Args:
         torch: The original.
         jax: The port.
-        batches: `[(inputs, target), ...]` as NumPy arrays of any shape, in torch's layout, cycled until `steps`. Inputs
-            may be an array, a tuple (positional) or a dict (keyword). Floating-point arrays, which must be finite, are
-            cast to each precision; integers and booleans stay as they are. Without a loss, a target is not needed.
-        steps: How many, at least 1. If not given, one for each batch, and with an optimizer at least 3 and past the
-            next change of its settings, as far as that comes within 32.
-        weights: `{"torch name or regex": "flax/path"}`, for tensors that cannot be matched automatically. A path with
-            ".T" at its end is a matrix to be transposed, "name[0:8]" a part of a tensor; None means no partner.
-        accept: What is known to differ and may, with the reason: `{"buffers: *.running_var": "we keep Flax's"}`. Each
-            is a stage and a name of the torch side, in which "*" is anything. It is listed, and decides nothing.
-        stages: Only these stages: "forward", or ["forward", "loss"]. What they do not need, such as the optimizer, is
-            not run.
-        device: "auto" (a GPU where both frameworks see one), "cpu" or "cuda".
-        name: What to call the pair in the report.
-        progress: Called with a `compare.Progress` before whatever is done next; `print` shows it.
-        quick: Whether to leave out the second question: a step from other weights and on other batches of the same
-            shapes. A match then says so.
+        batches: `[(inputs, target), ...]` as NumPy arrays of any shape, in torch's layout. They are repeated if there
+            are more `steps` than batches. Inputs may be an array, a tuple (positional) or a dict (keyword).
+            Floating-point arrays must be finite and are cast to each precision; integers and booleans are not changed.
+            Without a loss, the target is not used.
+        steps: The number of steps, at least 1. By default, one step for each batch. With an optimizer, at least 3
+            steps, and one step past the next change of its settings if that change comes within 32 steps.
+        weights: `{"torch name or regex": "flax/path"}`, for tensors that cannot be matched automatically. A path that
+            ends in ".T" is a matrix to be transposed, "name[0:8]" is a part of a tensor, and None means no partner.
+        accept: Known differences that are accepted, with the reason: `{"buffers: *.running_var": "we keep Flax's"}`.
+            Each key is a stage and a name of the torch side, in which "*" matches anything. Accepted differences are
+            listed, and do not affect the verdict.
+        stages: Compare only these stages: "forward", or ["forward", "loss"]. What they do not need, such as the
+            optimizer, is not run.
+        device: "auto" (a GPU if both frameworks see one), "cpu" or "cuda".
+        name: The name of the pair in the report.
+        progress: A function that is called with a `compare.Progress` before each task; `print` shows it.
+        quick: Whether to skip the second question: a step from other weights and on other batches of the same shapes.
+            A match then says so.
 
     Returns:
-        The report. A mismatch is in it, and raises nothing: `report.raise_on_mismatch()` does.
+        The report. A mismatch does not raise an error; call `report.raise_on_mismatch()` for that.
 
     Raises:
-        InputError: For anything that cannot be compared: a parameter without a partner, shapes that do not fit, a
-            batch that a side does not take, a loss that is not a scalar or not finite on both sides, a device that is
-            not there. The message names the culprit on both sides, and what to do.
+        InputError: If the two sides cannot be compared: a parameter without a partner, shapes that do not fit, a batch
+            that a side does not accept, a loss that is not a scalar or not finite on both sides, a device that does
+            not exist. The message names the culprit on both sides, and says what to do.
 
     """
     selection = Selection(stages, accept)

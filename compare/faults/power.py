@@ -62,11 +62,11 @@ def power(
     faults: int = 20,
     progress: Show = ignore,
 ) -> Power:
-    """Measure what `compare.check` would have noticed: plant faults one at a time, and check each.
+    """Measure which faults `compare.check` would have caught: plant faults one at a time, and check each.
 
     The faults are small: a weight off by a millionth of itself, an epsilon, a learning rate off by 1e-5, a schedule
     that is a step ahead, a buffer that is never updated. They are planted in copies of the torch side, in float32 and
-    in float64; nothing of the user's is changed. The weights are mapped and the JAX side is compiled once, so that
+    in float64; the user's objects are not changed. The weights are mapped and the JAX side is compiled only once, so
     each fault costs only the runs.
 
     Args:
@@ -78,13 +78,13 @@ def power(
         accept: As for `compare.check`.
         stages: As for `compare.check`.
         device: As for `compare.check`.
-        name: What to call the pair.
+        name: The name of the pair.
         seed: Chooses which layers and parameters get which faults, and seeds dropout.
-        faults: How many, at most: one of each kind first, then others of the same kinds in other places.
-        progress: Called with a `compare.Progress` before every fault.
+        faults: The maximum number of faults: first one of each kind, then more of the same kinds in other places.
+        progress: A function that is called with a `compare.Progress` before every fault.
 
     Raises:
-        InputError: For anything that cannot be compared, and where the two sides do not match as they are.
+        InputError: If the two sides cannot be compared, or do not match without a fault.
 
     """
     for what, value, least in (("faults", faults, 1), ("seed", seed, 0)):

@@ -13,13 +13,14 @@ class JaxProgram:
     """One side of a comparison: a JAX training step, with everything that it changes.
 
     Args:
-        build: Makes the training and gives `(state, step)`. It is called afresh for each run. The state is any pytree,
-            with nnx modules, `nnx.Optimizer`, Linen's `TrainState`, Equinox modules or plain arrays in it.
-            `step(state, batch)` gives `(state, shown)`, compiled or not; nnx modules in the state may be changed in
-            place. `shown` is a dict of what is to be compared by name: "loss", a scalar, is the trajectory.
-            Its modules, averages of weights, bare arrays and buffers start from the torch side's values, by the map of
-            the weights; optimizers start as `build` makes them.
-        batch: Adapts a batch to this side: a function of one batch that gives one, such as NCHW to NHWC.
+        build: A function that sets up the training and returns `(state, step)`. It is called again for each run. The
+            state is any pytree, with nnx modules, `nnx.Optimizer`, Linen's `TrainState`, Equinox modules or plain
+            arrays in it. `step(state, batch)` returns `(state, shown)`. It may be compiled or not, and may change nnx
+            modules of the state in place. `shown` is a dict of named values to compare; "loss", a scalar, is the
+            trajectory. The modules, averages of weights, plain arrays and buffers of the state start from the torch
+            side's values, according to the map of the weights. Optimizers start in the state in which `build` creates
+            them.
+        batch: Adapts a batch to this side: a function that takes a batch and returns one, such as from NCHW to NHWC.
 
     Raises:
         InputError: If `build` or `batch` cannot be called.

@@ -19,16 +19,17 @@ Adapt = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Flax:
-    """One side of a comparison: a Flax model and how it is trained. None of them is changed.
+    """One side of a comparison: a Flax model and how it is trained. The objects are not changed.
 
     Args:
-        model: An `nnx.Module`, or a pair `(linen_module, variables)`. It is run in float32 and in float64, in the mode
-            of the torch model, and from its weights.
-        loss: `loss(output, target)` takes what the model gives and the batch's target, and gives an array of shape
+        model: An `nnx.Module`, or a pair `(linen_module, variables)`. It is run in float32 and in float64, in the
+            torch model's mode and with the torch model's weights.
+        loss: `loss(output, target)` takes the model's output and the batch's target, and returns an array of shape
             `()`. It is compiled with the model.
-        optimizer: An `optax.GradientTransformation`. The two sides have both a loss, or neither; so too an optimizer.
-        batch: Adapts a batch to this side, `batch((inputs, target))` or `batch(inputs, target)`, and gives a pair:
-            for example from NCHW to NHWC, or other names of arguments.
+        optimizer: An `optax.GradientTransformation`. Either both sides have a loss or neither has one; the same holds
+            for the optimizer.
+        batch: A function that adapts a batch to this side, called as `batch((inputs, target))` or `batch(inputs,
+            target)`. It returns a pair, for example in NHWC instead of NCHW, or with other argument names.
 
     Raises:
         InputError: If an argument is of another kind, or there is an optimizer but no loss.
@@ -87,16 +88,16 @@ class Jax:
     """One side of a comparison: a pure function over any pytree of parameters (Equinox, Haiku, plain `jnp`).
 
     Args:
-        apply: `apply(params, *inputs)`, or with the names of inputs that are a dict, gives the output. It is compiled.
-            With a `state` it is `apply(params, state, *inputs)`, and gives a pair of the output and the new state.
-        params: Any pytree of arrays of any shape; what in it is not a floating-point array is left as it is. Their
-            values do not matter: they are replaced by the torch model's.
-        loss: `loss(output, target)` gives an array of shape `()`.
+        apply: `apply(params, *inputs)` returns the output; inputs that are a dict are passed by name. It is compiled.
+            With a `state` it is `apply(params, state, *inputs)`, and returns a pair of the output and the new state.
+        params: Any pytree of arrays of any shape. Leaves that are not floating-point arrays are not changed. The
+            values of the others do not matter, because they are replaced by the torch model's.
+        loss: `loss(output, target)` returns an array of shape `()`.
         optimizer: An `optax.GradientTransformation`.
         batch: Adapts a batch to this side, as for `Flax`.
-        state: What the model keeps from step to step and does not train, such as running statistics: any pytree of
-            arrays, or an `eqx.nn.State`. Its arrays are compared with torch's buffers after each step, and start from
-            their values.
+        state: State that the model keeps from step to step and does not train, such as running statistics: any pytree
+            of arrays, or an `eqx.nn.State`. Its arrays start from the values of torch's buffers, and are compared with
+            them after each step.
 
     Raises:
         InputError: If an argument is of another kind, or there is an optimizer but no loss.

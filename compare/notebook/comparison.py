@@ -68,22 +68,22 @@ def run(
 
     Args:
         variant: One of `VARIANTS`.
-        steps: How many, at least 1.
-        seed: Of the data and the weights.
-        problem: Data and weights to use in place of those that `seed` gives.
-        learning_rate: Of both sides, in place of the notebook's.
-        device: "auto" (a GPU where both frameworks see one), "cpu" or "cuda".
-        torch: A program in place of `torchnet`'s; `altered(torchnet.adam, optimizer=...)` makes one.
-        jax: A program in place of `jaxnet`'s.
+        steps: The number of steps, at least 1.
+        seed: The seed of the data and the weights.
+        problem: Data and weights to use instead of those that `seed` gives.
+        learning_rate: The learning rate of both sides, instead of the notebook's.
+        device: "auto" (a GPU if both frameworks see one), "cpu" or "cuda".
+        torch: A program to use instead of `torchnet`'s; `altered(torchnet.adam, optimizer=...)` makes one.
+        jax: A program to use instead of `jaxnet`'s.
         progress: Called with a `compare.Progress` before every step; `print` shows it.
 
     Returns:
-        The report. Its times are of one float32 training run a side, without compilation.
+        The report. Its times are those of one float32 training run of each side, without compilation.
 
     Raises:
-        InputError: For an unknown variant or device, a bad number of steps, seed or learning rate, a problem
-            without the biases that the variant has (or with biases that it has not), and a loss that
-            overflows on both sides.
+        InputError: For an unknown variant or device, a bad number of steps, seed or learning rate, a problem without
+            the biases that the variant has (or with biases that it does not have), and a loss that overflows on both
+            sides.
 
     """
     if variant not in VARIANTS:

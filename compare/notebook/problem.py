@@ -13,7 +13,7 @@ SHAPE = (64, 1000, 100, 10)
 
 @dataclass(frozen=True)
 class Problem:
-    """Data and initial weights in the notebook's orientation, checked when made.
+    """Data and initial weights in the notebook's orientation. They are validated when they are created.
 
     Args:
         x: Inputs of shape `(N, D_in)`, float32 or float64, as all of these.
@@ -91,7 +91,7 @@ def draw(seed: int, *, biases: bool, shape: tuple[int, int, int, int] = SHAPE) -
 
     Args:
         seed: A whole number, not negative.
-        biases: Which of the two.
+        biases: Whether there are biases.
         shape: `(N, D_in, H, D_out)`.
 
     Raises:

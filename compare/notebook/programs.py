@@ -26,22 +26,23 @@ class Program(Protocol):
 
 
 class Altered(NamedTuple):
-    """A program of which something is changed."""
+    """A program with changed settings."""
 
     start: Callable[..., Any]
-    """Gives `step` its first arguments, from a `Problem`."""
+    """Returns the first arguments of `step`, from a `Problem`."""
     step: Callable[..., Any]
-    """Computes one step, and shows everything in it."""
+    """Computes one step, and returns everything in it."""
     train: Callable[..., Any]
-    """Gives a whole trajectory: losses of shape `(steps,)` and the final weights."""
+    """Returns a whole trajectory: losses of shape `(steps,)` and the final weights."""
 
 
 def altered(program: Program, **settings: Any) -> Altered:
-    """Give a program other settings, such as `learning_rate` or `optimizer`, wherever it takes them.
+    """Change settings of a program, such as `learning_rate` or `optimizer`, wherever it takes them.
 
     Args:
         program: A module of `torchnet` or of `jaxnet`, or anything with their `start`, `step` and `train`.
-        settings: By the names of the three functions' optional parameters. One that none of them takes is left out.
+        settings: New values, by the names of the three functions' optional parameters. A setting that none of them
+            takes is ignored.
 
     Returns:
         The program, for `compare.notebook.run(..., torch=...)` or `jax=...`.

@@ -48,13 +48,13 @@ class Run:
     """One side's trajectory: its losses in both precisions, and the time of one float32 training run."""
 
     side: str
-    """What it is called: "torch", "flax", "jax" or "numpy"."""
+    """The name of the side: "torch", "flax", "jax" or "numpy"."""
     losses32: np.ndarray
-    """Shape `(steps,)`, each before its step's update; shape `(0,)` where no loss was given."""
+    """Shape `(steps,)`, each loss before its step's update; shape `(0,)` if there is no loss."""
     losses64: np.ndarray
     """Likewise, in float64."""
     seconds: float | None = None
-    """None where none was timed."""
+    """None if no run was timed."""
 
 
 @dataclass(frozen=True)
@@ -62,46 +62,48 @@ class Findings:
     """The outcome of one comparison."""
 
     name: str
-    """What the pair is called."""
+    """The name of the pair."""
     torch: Run
     """The torch side's losses."""
     jax: Run
     """The JAX side's losses."""
     quantities: list[Quantity]
-    """Everything that was weighed, in order of computation within a step."""
+    """Everything that was compared, in order of computation within a step."""
     divergence: Divergence | None
     """Where the two sides first differ by more than rounding; None if they do not."""
     notes: list[Cause]
     """Causes of a `precision` verdict, with their size."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What makes the run repeatable: steps, seed, device, versions."""
+    """What is needed to reproduce the run: steps, seed, device, versions."""
     not_compared: list[NotCompared] = field(default_factory=list)
-    """What one side has and the other has not, with the reason."""
+    """What only one side has, with the reason."""
     others: list[Divergence] = field(default_factory=list)
-    """Independent differences: what differs even if everything before it is right, besides the first divergence. They
-    are found with every part of a step started from the torch side's values."""
+    """Independent differences besides the first divergence: what differs even if everything before it is right. To
+    find them, every part of a step is started from the torch side's values."""
     nondeterministic: list[str] = field(default_factory=list)
-    """What was drawn at random on one side only, or not repeated: nothing is proved while there is any."""
+    """Random draws of one side only, and results that are not reproducible. Nothing is proved until this is empty."""
     unproved: list[Cause] = field(default_factory=list)
-    """Why nothing is proved although nothing differs: a callback into Python, or nothing that decides."""
+    """Why nothing is proved although nothing differs: a callback into Python, or no output that decides."""
     limits: list[str] = field(default_factory=list)
-    """What a match does not cover, for its headline: "in 1 step: momentum and schedule not reached"."""
+    """What a match does not cover, as the headline states it: "in 1 step: momentum and schedule not reached"."""
     unexercised: list[str] = field(default_factory=list)
-    """What no batch and no weight of this check exercises, and what would; a line each under the headline."""
+    """What no batch and no weight of this check exercises, and what would exercise it; one line each."""
     pinned: list[str] = field(default_factory=list)
-    """What could not be lifted to float64, on either side: differences of float32's size may come from it."""
+    """What could not be run in float64, on either side. Differences of the size of float32's rounding may come from
+    it."""
     bugs: list[Bug] = field(default_factory=list)
-    """Errors of this package in the search for causes, which is incomplete then; the verdict does not rest on it."""
+    """Errors of this package in the search for causes, which is then incomplete. The verdict does not depend on it."""
     stages: bool = False
-    """Whether to show what was compared, stage by stage."""
+    """Whether the text shows what was compared, stage by stage."""
     modules: tuple[dict[str, str], dict[str, str]] = field(default_factory=lambda: ({}, {}))
     """The class of each module that ran, by its path, in order of execution, on the torch and on the JAX side."""
     weights: list[tuple[str, str]] = field(default_factory=list)
-    """Which tensor, or part of one, of the torch side is which of the JAX side."""
+    """The map of the weights: pairs of a tensor, or a part of one, of the torch side and of the JAX side."""
     accepted: list[Accepted] = field(default_factory=list)
-    """What may differ, as the user said with `accept`, and what does; an entry without places no longer applies."""
+    """The differences that the user accepts with `accept`, and the places that differ. An entry without places no
+    longer applies."""
     power: "Power | None" = None
-    """Which planted faults the check catches, if that was measured: `compare.power`."""
+    """The planted faults that the check catches, if that was measured: `compare.power`."""
 
     @property
     def verdict(self) -> Verdict:
@@ -115,7 +117,7 @@ class Findings:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """The verdict on each step; one that starts from a mismatch is a mismatch too."""
+        """The verdict on each step. A step that starts from a mismatch is a mismatch too."""
         if not self.divergence:
             return [self.verdict] * self.steps
         before = Verdict.PRECISION if self.notes else Verdict.MATCH
@@ -124,7 +126,7 @@ class Findings:
 
     @property
     def steps(self) -> int:
-        """How many steps were compared."""
+        """The number of steps that were compared."""
         return max((len(quantity.error64) for quantity in self.quantities), default=0)
 
     @property
@@ -133,33 +135,33 @@ class Findings:
         return f"{counted(len(self.quantities), 'tensor')} over {counted(self.steps, 'step')}"
 
     def by_stage(self) -> list[StageSummary]:
-        """Sum up what was compared, one entry a stage, in order of computation."""
+        """Summarize what was compared, with one entry for each stage, in order of computation."""
         return summaries(self.quantities)
 
     def left_out(self) -> list[LeftOut]:
-        """Give what was not compared, one entry for each side and reason."""
+        """Return what was not compared, with one entry for each side and reason."""
         return by_reason(self.not_compared)
 
     def side_name(self, side: str) -> str:
-        """What the "torch" or the "jax" side is called; "" of ""."""
+        """The name of the "torch" or the "jax" side; "" for ""."""
         return {"torch": self.torch.side, "jax": self.jax.side, "": ""}[side]
 
     @property
     def uneven(self) -> Quantity | None:
-        """The first quantity that one side rounds more, where that is all that is wrong with it."""
+        """The first quantity for which one side rounds more and nothing else is wrong."""
         return next((quantity for quantity in self.quantities if quantity.verdict == Verdict.PRECISION), None)
 
     @functools.cached_property
     def groups(self) -> list[Group]:
-        """The first divergence and the others, those with the same cause and the same fix as one.
+        """The first divergence and the others; those with the same cause and the same fix are one group.
 
-        That of the first divergence comes first, then those with the most places.
+        The group of the first divergence comes first, then those with the most places.
         """
         return grouped([*([self.divergence] if self.divergence else []), *self.others], self.modules)
 
     @property
     def edits(self) -> list[Edit]:
-        """What mends the port, of all findings whose fix can be put into the user's files."""
+        """The edits that fix the port, for all findings whose fix can be applied to the user's files."""
         return together(group.patch for group in self.groups if group.patch)
 
     @property
@@ -174,7 +176,7 @@ class Findings:
 
     @property
     def headline(self) -> str:
-        """The verdict, where the sides first differ, and if that is known why, in one line."""
+        """One line: the verdict, where the sides first differ, and why, if that is known."""
         found = str(self.verdict)
         if count := sum(bool(each.places) for each in self.accepted):
             found += f", {count} accepted"
@@ -200,14 +202,14 @@ class Findings:
 
     @property
     def loss(self) -> Quantity:
-        """How far apart the losses are; LookupError if the sides were given none."""
+        """The difference of the losses; LookupError if the sides have no loss."""
         found = next((quantity for quantity in self.quantities if quantity.stage == Stage.LOSS), None)
         if found is None:
             raise LookupError("the sides were given no loss")
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as what JSON holds. docs/report.md describes the fields."""
+        """The report as a dict for JSON. docs/report.md describes the fields."""
         return {
             "name": self.name,
             "headline": self.headline,

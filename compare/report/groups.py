@@ -30,20 +30,21 @@ class Group:
     findings: tuple[Divergence, ...]
     """In order of computation."""
     places: tuple[tuple[str, str], ...]
-    """The names of each on the torch and on the JAX side; several findings in one module have the module for place."""
+    """The names of each place on the torch and on the JAX side. For several findings in one module, the place is the
+    module."""
     kind: str = ""
-    """The torch class of the modules that differ; "" where they have several, or where no module differs."""
+    """The torch class of the modules that differ; "" if they have several classes, or if no module differs."""
     parts: tuple[Part, ...] = ()
-    """What differs at all places. A place where more differs is in other groups too."""
+    """What differs at all places. A place with further differences is in other groups too."""
 
     @property
     def first(self) -> Divergence:
-        """The one that is computed first."""
+        """The finding that is computed first."""
         return self.findings[0]
 
     @property
     def cause(self) -> Cause | None:
-        """Why the first differs; where more differs there, all of it."""
+        """The whole cause of the first finding, also the parts that belong to other groups."""
         return self.first.cause
 
     @property
@@ -55,7 +56,7 @@ class Group:
 
     @property
     def explanation(self) -> str:
-        """The cause in full. Of several places without what was measured at one of them."""
+        """The cause in full. If there are several places, without what was measured at one of them."""
         if self.cause and not self._general:
             return self.cause.explanation
         return ", and ".join(part.description for part in self.parts)
@@ -76,17 +77,17 @@ class Group:
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        """The lines of the user's code that it comes from; a line that makes many layers is one."""
+        """The lines of the user's code that compute it. A line that creates many layers is one entry."""
         return tuple(dict.fromkeys(line for each in self.findings for line in each.lines))
 
     def line(self, side: str) -> Line | None:
-        """Give the line that says most on a side: where a layer is made rather than where it is called."""
+        """Return the most useful line of a side: where a layer is created rather than where it is called."""
         lines = [line for line in self.lines if line.side == side]
         return min(lines, key=lambda line: list(Role).index(line.role), default=None)
 
     @property
     def patch(self) -> Patch | None:
-        """What the fix changes in the user's files; None where it cannot be put in."""
+        """What the fix changes in the user's files; None if it cannot be applied."""
         return self._patched if isinstance(self._patched, Patch) else None
 
     @property
@@ -145,7 +146,7 @@ class Group:
 
     @property
     def summary(self) -> str:
-        """The title, and how many places there are if there are several."""
+        """The title, and the number of places if there are several."""
         return self.title if len(self.places) == 1 else f"{self.title} ({counted(len(self.places), self._unit)})"
 
     @property
@@ -154,7 +155,7 @@ class Group:
 
     @property
     def headline(self) -> str:
-        """Step, stage, the place or how many there are, and the cause, in one line."""
+        """One line: step, stage, the place or the number of places, and the cause."""
         if len(self.findings) == 1 and not self._general:
             return self.first.headline
         what = self.where if self._brief else counted(len(self.places), self._unit)
@@ -171,7 +172,7 @@ class Group:
 
     @property
     def where(self) -> str:
-        """The place, on both sides if it has another name there; of several, those on the torch side."""
+        """The place, with both names if they differ; of several places, the names on the torch side."""
         torch, jax = self.places[0]
         if len(self.findings) > 1:
             return self.named(0, SHOWN_PLACES)
@@ -179,12 +180,12 @@ class Group:
 
     @property
     def in_headline(self) -> bool:
-        """Whether the headline has all places."""
+        """Whether the headline lists all places."""
         return self._brief if len(self.findings) > 1 else self.places[0][0] == self.places[0][1]
 
     @property
     def same_names(self) -> bool:
-        """Whether both sides name the places alike; of several, but for what separates the parts of a path."""
+        """Whether both sides use the same names for the places; for several, apart from path separators."""
         several = len(self.findings) > 1
         return all(torch == (jax.replace("/", ".") if several else jax) for torch, jax in self.places)
 
@@ -194,7 +195,7 @@ class Group:
 
     @property
     def details(self) -> tuple[Detail, ...]:
-        """What is known of the place. Of several places with one cause nothing, as the cause has what they share."""
+        """What is known about the place. Empty for several places with one cause, which has what they share."""
         return () if self.cause and len(self.findings) > 1 else self.first.details
 
     @property
@@ -203,11 +204,11 @@ class Group:
         return max(self.findings, key=lambda each: each.error64)
 
     def named(self, side: int, most: int | None = None) -> str:
-        """List the places on the torch side (0) or on the JAX side (1): at most so many entries, each of several."""
+        """List the places on the torch side (0) or on the JAX side (1), in at most `most` entries."""
         return listed((place[side] for place in self.places), "./"[side], most)
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON holds of it; the findings themselves are in `divergence` and `others`."""
+        """The group as a dict for JSON. The findings themselves are in `divergence` and `others`."""
         return {
             "title": self.title,
             "cause": self.name,

@@ -16,23 +16,23 @@ SCHEMA = 1
 
 
 class Why(StrEnum):
-    """Why a fault was not caught: each is found by runs of the torch side with it and without it."""
+    """Why a fault was not caught. The reason is found by running the torch side with the fault and without it."""
 
     OFF = "off"
-    """What it is in is off in `eval()`: in `train()` it shows."""
+    """It has no effect in `eval()`, but would in `train()`."""
     STEPS = "steps"
-    """It shows after more steps."""
+    """It has an effect after more steps."""
     UNREAD = "unread"
     """Nothing in these batches reads what it changes."""
     WEAK = "weak"
-    """It changes what is compared, but by no more than rounding: the check is too weak for it."""
+    """It changes what is compared, but by no more than rounding does: the check cannot detect it."""
     EQUIVALENT = "equivalent"
-    """It changes nothing in exact arithmetic: it is no fault here."""
+    """It changes nothing in exact arithmetic, so it is not a fault here."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one fault."""
+    """The outcome of one fault."""
 
     kind: str
     fault: str
@@ -41,60 +41,61 @@ class Outcome:
     """As in "layer_norm in encoder.0.norm1"."""
     caught: bool
     step: int | None = None
-    """At which it was caught; None where it was before or beside the steps."""
+    """The step at which it was caught; None if it was caught before the steps or outside of them."""
     stage: str = ""
-    """At which it was caught: as of a `Divergence`, "random numbers", or "error" where the check refuses the pair."""
+    """The stage at which it was caught: the stage of a `Divergence`, "random numbers", or "error" if the check refuses
+    the pair."""
     place: str = ""
-    """The name on the torch side of what differs there, or what the check says."""
+    """The name of what differs there on the torch side, or the message of the check."""
     error64: float = 0.0
     """The difference that was found there."""
     why: Why | None = None
-    """Of one that was not caught."""
+    """Why it was not caught; None if it was."""
     explanation: str = ""
-    """The same for a person to read, with what to do."""
+    """The reason in words, with what to do."""
 
 
 @dataclass(frozen=True)
 class Power:
-    """Which planted faults a check catches."""
+    """The planted faults, and which of them a check catches."""
 
     name: str
-    """What the pair is called."""
+    """The name of the pair."""
     outcomes: list[Outcome]
     """One for each fault, in the order in which they were planted."""
     steps: int
-    """How many the check took."""
+    """The number of steps of the check."""
     seed: int
-    """What chose the faults' places."""
+    """The seed that chose the faults' places."""
 
     @property
     def unread(self) -> list[str]:
-        """What nothing in the batches reads, a line each for a person who reads the report of the check."""
+        """What nothing in the batches reads, with one line each for the report of the check."""
         return [f"{each.fault} ({each.where}): {each.explanation}" for each in self.missed if each.why == Why.UNREAD]
 
     @property
     def caught(self) -> list[Outcome]:
-        """Those that were caught."""
+        """The faults that were caught."""
         return [outcome for outcome in self.outcomes if outcome.caught]
 
     @property
     def missed(self) -> list[Outcome]:
-        """Those that were not, each with its reason; without those that are no faults in exact arithmetic."""
+        """The faults that were not caught, each with its reason, without those that are `equivalent`."""
         return [each for each in self.outcomes if not each.caught and each.why != Why.EQUIVALENT]
 
     @property
     def equivalent(self) -> list[Outcome]:
-        """Those that change nothing in exact arithmetic, which a right check does not catch."""
+        """The faults that change nothing in exact arithmetic. A right check does not catch them."""
         return [outcome for outcome in self.outcomes if outcome.why == Why.EQUIVALENT]
 
     @property
     def share(self) -> float:
-        """How much of what could be caught was."""
+        """The number of faults caught, divided by the number caught or missed."""
         found = len(self.caught) + len(self.missed)
         return len(self.caught) / found if found else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as what JSON holds. docs/power.md describes the fields."""
+        """The result as a dict for JSON. docs/power.md describes the fields."""
         return {
             "schema": SCHEMA,
             "name": self.name,

@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """What is being done, and what was found up to then; `progress=print` shows it line by line."""
+    """The current task, and what was found so far. `progress=print` shows it line by line."""
 
     doing: str
-    """As in "step 3 of 10"."""
+    """The current task, such as "step 3 of 10"."""
     done: int = 0
-    """How many steps are done."""
+    """The number of steps that are done."""
     steps: int | None = None
-    """Of how many; None where it is not known how long it will take, as for the search for a cause."""
+    """The total number of steps; None if the time is unknown, as for the search for a cause."""
     found: Callable[[], "Report | None"] = lambda: None
-    """Gives the report of the steps that are done, without a cause; None where there are none yet."""
+    """Returns the report of the steps that are done, without a cause; None if there are none yet."""
 
     def __str__(self) -> str:
         """What is being done."""

@@ -10,22 +10,22 @@ if TYPE_CHECKING:
 
 
 class Report(Findings):
-    """The outcome of one comparison: its `Findings`, with what writes them."""
+    """The outcome of one comparison: its `Findings`, with methods that write them."""
 
     def raise_on_mismatch(self) -> Self:
-        """Give the report back, or raise AssertionError with its text if the verdict is a mismatch."""
+        """Return the report, or raise AssertionError with its text if the verdict is a mismatch."""
         if not self.ok:
             raise AssertionError(str(self))
         return self
 
     def to_json(self) -> str:
-        """The text of a file as `--json` writes it: docs/report.md describes it."""
+        """The report as JSON, as `--json` writes it. docs/report.md describes the fields."""
         from compare.report.json import to_json
 
         return to_json([self])
 
     def to_html(self) -> str:
-        """One self-contained page: docs/report.md describes it."""
+        """The report as one self-contained HTML page. docs/report.md describes it."""
         from compare.report.html.page import to_html
 
         return to_html(self)
@@ -37,13 +37,13 @@ class Report(Findings):
         return f'<iframe srcdoc="{page}" style="width:100%;height:40rem;border:0" title="{title}"></iframe>'
 
     def to_markdown(self) -> str:
-        """For a pull request's comment or a CI job's summary."""
+        """The report as Markdown, for a comment on a pull request or the summary of a CI job."""
         from compare.report.markdown import to_markdown
 
         return to_markdown(self)
 
     def plot(self) -> "Figure":
-        """Losses of both sides over each other, and their differences per step, as a matplotlib figure."""
+        """A matplotlib figure with the losses of both sides and their difference at each step."""
         from compare.report.plot import plot_reports
 
         return plot_reports([self])

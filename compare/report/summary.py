@@ -12,29 +12,29 @@ from compare.verdict.ratio import FACTOR, Quantity
 
 @dataclass(frozen=True)
 class StageSummary:
-    """What was compared of one stage of all steps."""
+    """What was compared in one stage of all steps."""
 
     stage: str
     quantities: Sequence[Quantity]
     """All of the stage."""
     worst: Quantity
-    """The one that is farthest from what rounding explains."""
+    """The quantity whose difference is largest relative to what rounding explains."""
     step: int
-    """The step at which it is."""
+    """The step of that difference."""
 
     @property
     def tensors(self) -> int:
-        """How many were compared."""
+        """The number of tensors that were compared."""
         return len(self.quantities)
 
     @property
     def differing(self) -> int:
-        """How many of them differ by more than rounding explains."""
+        """The number of them that differ by more than rounding explains."""
         return sum(bool((quantity.ratio > FACTOR).any()) for quantity in self.quantities)
 
     @property
     def error64(self) -> float:
-        """The float64 difference where it is farthest from what rounding explains."""
+        """The float64 difference that is largest relative to what rounding explains."""
         return self.worst.error64[self.step]
 
     @property

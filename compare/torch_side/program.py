@@ -12,11 +12,11 @@ class TorchProgram:
     """One side of a comparison: a PyTorch training step, with everything that it changes.
 
     Args:
-        build: Makes the training and gives `(state, step)`. It is called afresh for each run, with the same seeds. The
-            state is a dict, nested as you like, of modules, optimizers, schedulers, gradient scalers and tensors.
-            `step(state, batch)` changes them in place, and gives a dict of what is to be compared by name: "loss", a
-            scalar, is the trajectory. The batch's arrays come as tensors, floating-point ones in the precision of the
-            run.
+        build: A function that sets up the training and returns `(state, step)`. It is called again for each run, with
+            the same seeds. The state is a dict, nested as you like, of modules, optimizers, schedulers, gradient
+            scalers and tensors. `step(state, batch)` changes them in place, and returns a dict of named values to
+            compare; "loss", a scalar, is the trajectory. The batch's arrays are passed as tensors, floating-point ones
+            in the precision of the run.
 
     Raises:
         InputError: If `build` cannot be called.

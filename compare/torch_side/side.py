@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Torch:
-    """One side of a comparison: a PyTorch model and how it is trained. None of them is changed.
+    """One side of a comparison: a PyTorch model and how it is trained. The objects are not changed.
 
     Args:
-        model: Any module, in the mode (`train()` or `eval()`) in which it is to be compared. It is run in float32 and
-            in float64, whatever its dtype.
-        loss: `loss(output, target)` takes what the model gives and the batch's target as tensors, and gives a scalar
-            tensor, of shape `()`. Without one, only the forward pass is compared.
-        optimizer: Takes the parameters and gives a `torch.optim.Optimizer`. Without one, forward pass, loss and
-            gradients are compared.
+        model: Any module, in the mode (`train()` or `eval()`) in which to compare it. It is run in float32 and in
+            float64, whatever its dtype.
+        loss: `loss(output, target)` takes the model's output and the batch's target as tensors, and returns a scalar
+            tensor, of shape `()`. Without a loss, only the forward pass is compared.
+        optimizer: A function that takes the parameters and returns a `torch.optim.Optimizer`. Without an optimizer,
+            the forward pass, the loss and the gradients are compared.
 
     Raises:
         InputError: If an argument is of another kind, or there is an optimizer but no loss.

@@ -44,62 +44,62 @@ class Line:
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that two sides do differently. Nothing in it was measured: it is equal at two places of one cause."""
+    """One thing that two sides do differently. It has no measurement: it is equal at two places of one cause."""
 
     name: str
-    """In a word or two, as of a `Cause`."""
+    """The name in a word or two, as in a `Cause`."""
     description: str
     """What each side does."""
     fix: str = ""
-    """What to write on the JAX side; "" where no code follows."""
+    """What to write on the JAX side; "" if no code follows."""
     code: Code | None = field(default=None, compare=False)
-    """The fix as a value, where it is code."""
+    """The fix as a value, if it is code."""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why two sides differ, proved by removing it and watching the difference go, at other steps too."""
+    """Why two sides differ. It was proved: without it the difference disappears, at other steps too."""
 
     name: str
     """In a word or two: "epsilon", "weight decay"."""
     explanation: str
-    """What each side does, and how far apart they are once it is the same."""
+    """What each side does, and the difference that remains once both do the same."""
     fix: str
-    """What to write on the JAX side; "" where no code follows from the cause."""
+    """What to write on the JAX side; "" if no code follows from the cause."""
     source: str = ""
     """Where the convention is documented."""
     code: tuple[Code, ...] = ()
     """The expressions in the fix, as values."""
     parts: tuple["Part", ...] = ()
-    """What differs, each with its own fix: of several things that only together explain the difference, all. Empty if
-    the explanation is all there is."""
+    """The things that differ, each with its own fix, if only several together explain the difference. Empty if there
+    is only the explanation."""
 
 
 class DetailKind(StrEnum):
-    """What a detail says."""
+    """What a detail is about."""
 
     LAYER = "layer"
     """The layer at the place on one side, with its settings."""
     VALUES = "values"
-    """Values of both sides: where they are farthest apart, or learning rates."""
+    """Values of both sides: where they differ most, or their learning rates."""
     UNDECIDED = "undecided"
-    """That several causes explain these steps equally well."""
+    """Several causes explain these steps equally well."""
     CANDIDATE = "candidate"
     """One of these causes."""
     UNSEARCHED = "unsearched"
-    """That the search ended here, so that more may differ."""
+    """The search ended here, so more may differ."""
 
 
 @dataclass(frozen=True)
 class Detail:
-    """One thing that is known of a place."""
+    """One fact about a place."""
 
     kind: DetailKind
     text: str
     side: str = ""
-    """Whose it is, "torch" or "jax"; "" where it is about both."""
+    """The side that it is about, "torch" or "jax"; "" for both."""
     settings: tuple[tuple[str, str], ...] = ()
-    """Of a layer, its settings that are plain values: their names, and the values as source."""
+    """For a layer, those of its settings that are plain values: pairs of a name and the value as source code."""
 
 
 @dataclass(frozen=True)
@@ -115,25 +115,25 @@ class Divergence:
     jax: str
     """The name of what differs on the JAX side."""
     error64: float
-    """The relative difference of the two in float64, in the Euclidean norm; infinity if only one is finite."""
+    """The relative difference of the two sides in float64, in the Euclidean norm; infinity if only one is finite."""
     error32: float
-    """The rounding that is fair there in float32, relative too: the sides' own, the largest of neighbouring steps."""
+    """The expected relative rounding in float32: the larger of the two sides' own, over neighbouring steps."""
     expected64: float
-    """The difference in float64 that rounding explains there; more than 16 times that is a divergence."""
+    """The difference in float64 that rounding explains; a difference of more than 16 times this is a divergence."""
     cause: Cause | None = None
-    """Why; None if none was found."""
+    """Why the sides differ; None if no cause was found."""
     opinion: str = ""
-    """What else points to the culprit: a third implementation, in NumPy, or the weights that the port came with."""
+    """Other evidence of which side is wrong: a third implementation, in NumPy, or the port's own weights."""
     details: tuple[Detail, ...] = ()
-    """What is known of the place: both layers with their settings, values of both sides, causes that are possible."""
+    """What is known about the place: both layers with their settings, values of both sides, possible causes."""
     modules: tuple[str, str] | None = None
-    """The path of the module that differs on the torch and on the JAX side; None where the place is not one module."""
+    """The path of the module that differs on the torch and on the JAX side; None if the place is not one module."""
     lines: tuple[Line, ...] = ()
-    """The lines of the user's code that it comes from, on both sides, as far as they are known."""
+    """The lines of the user's code that compute it, on both sides, as far as they are known."""
     values: Mapping[str, tuple[Line, ...]] = field(default_factory=dict)
     """The lines at which the JAX side has the values that its fix names: see `Code.values`."""
     question: str = ""
-    """"" where it shows with the weights and batches given; else what was asked: "from other weights and batches"."""
+    """"" if it shows with the given weights and batches; otherwise how it shows: "from other weights and batches"."""
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON holds of it."""
@@ -143,7 +143,7 @@ class Divergence:
 
     @property
     def headline(self) -> str:
-        """Where, and if that is known why, in one line."""
+        """One line: the place and, if it is known, the cause."""
         place = f"step {self.step}, {self.stage}" + (f", {self.torch}" if self.torch != self.stage else "")
         place += f", {self.question}" if self.question else ""
         return f"{place}: {self.cause.name}" if self.cause else place

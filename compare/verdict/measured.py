@@ -10,19 +10,19 @@ from compare.verdict.neighbours import add_largest
 
 @dataclass
 class Measured:
-    """One thing that both sides compute at every step, and how far apart they are, step by step."""
+    """One quantity that both sides compute at every step, and its differences, step by step."""
 
     stage: str
     """One of "forward", "loss", "gradient", "update" (optimizer state with it), "parameters" or "buffers".
 
-    All lists below have one entry a step, and d(a, b) is ‖a - b‖ / ‖b‖.
+    All lists below have one entry for each step, and d(a, b) is ‖a - b‖ / ‖b‖.
     """
     torch: str
     """Its name on the torch side."""
     jax: str
     """Its name on the JAX side."""
     decides: bool = True
-    """Whether a difference is a mismatch. Inside a model it only says where one comes from."""
+    """Whether a difference is a mismatch. Inside a model, a difference only shows where a mismatch comes from."""
     error64: list[float] = field(default_factory=list)
     """d(jax64, torch64)."""
     error_torch: list[float] = field(default_factory=list)
@@ -30,34 +30,35 @@ class Measured:
     error_jax: list[float] = field(default_factory=list)
     """d(jax32, jax64)."""
     cancellation: list[float] = field(default_factory=list)
-    """How much larger than the quantity itself were the numbers that it is a difference of; 1 where it is none."""
+    """If the quantity is a difference of two tensors, how much larger they are than the quantity; otherwise 1."""
     sizes: list[tuple[float, float]] = field(default_factory=list, repr=False)
-    """‖torch64‖, and that of what it is a difference of: a difference of zero has none of its own."""
+    """‖torch64‖, and the norm of the tensors that it is a difference of: a difference of zero has no size of its
+    own."""
     noise: list[float] = field(default_factory=list)
-    """The largest d of two float64 runs of one side, each moved by rounding; empty where it was not measured."""
+    """The largest d of two float64 runs of one side, each moved by rounding; empty if it was not measured."""
     torch_noise: list[float] = field(default_factory=list)
-    """The same of the torch side alone."""
+    """The same for the torch side alone."""
     tables: list[float] = field(default_factory=list)
-    """The largest d of two float64 runs of one side, with its float32 tables as they are or moved by half a unit; empty
-    where it was not measured."""
+    """The largest d of two float64 runs of one side, with its float32 tables unchanged or moved by half a unit; empty
+    if it was not measured."""
     between32: list[float] = field(default_factory=list)
-    """d(jax32, torch32); empty where it was not measured."""
+    """d(jax32, torch32); empty if it was not measured."""
     spread32: list[float] = field(default_factory=list)
-    """The largest d of two float32 runs of the JAX side, moved by the rounding of the lowest precision that its program
-    has; empty where it was not measured."""
+    """The largest d of two float32 runs of the JAX side, moved by the rounding of the lowest precision in its program;
+    empty if it was not measured."""
     lowest: float = EPSILON32
     """The machine epsilon of that precision."""
     update: "Measured | None" = field(default=None, repr=False)
-    """Of a parameter, its updates: after one that was nothing but rounding, the parameter proves nothing."""
+    """For a parameter, its updates: after an update that is only rounding error, the parameter proves nothing."""
     subjects: tuple[tuple[str, ...], tuple[str, ...]] = field(default=((), ()), repr=False)
-    """The tensors, or the module, to which it belongs on the torch and on the JAX side: see `Pairing.subjects`."""
+    """The tensors or the module that it belongs to, on the torch and on the JAX side: see `Pairing.subjects`."""
     overflows: set[int] = field(default_factory=set, repr=False)
     """The steps at which a value is finite in float32 on one side only."""
     rounds_alone: bool = True
-    """Whether at step 0 each side's rounding is its own, and no optimizer has yet made more of it."""
+    """Whether at step 0 each side has only its own rounding, which no optimizer has amplified yet."""
 
     def add_torch(self, torch32: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
-        """Weigh a step of the torch side. `operands` is what the quantity is a difference of, if it is one."""
+        """Measure a step of the torch side. `operands` are the tensors whose difference the quantity is, if any."""
         # An update is a difference of two parameters. If it is a thousandth of them, a relative error of u in
         # each is one of a thousand u in the update: `cancellation` is this condition number, ‖operands‖ /
         # ‖difference‖.
@@ -66,16 +67,16 @@ class Measured:
         self.cancellation.append(max(1.0, otherwise / (size or otherwise or 1.0)))
 
     def add_difference(self, jax64: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
-        """Weigh the same step of both sides in float64, alike in shape."""
+        """Measure the same step of both sides in float64, with arrays of the same shape."""
         size, otherwise = self._sizes(len(self.error64), torch64, operands)
         self.error64.append(distance(jax64, torch64, otherwise, size))
 
     def add_absent(self, error: str, *, on_both: bool) -> None:
-        """Note that of two runs at least one has not computed it at this step.
+        """Record that at least one of two runs has not computed it at this step.
 
         Args:
-            error: The field with the distance of these runs: "error64", "error_torch" or "error_jax".
-            on_both: Whether neither has: then they agree.
+            error: The field with the distance between these runs: "error64", "error_torch" or "error_jax".
+            on_both: Whether neither has computed it; then they agree.
 
         """
         getattr(self, error).append(0.0 if on_both else np.inf)
@@ -101,22 +102,22 @@ class Measured:
             self.overflows.add(step)
 
     def lost_by(self, step: int) -> str | None:
-        """Tell which side, "torch" or "JAX", is alone in being finite in one of its two precisions only."""
+        """Return the only side, "torch" or "JAX", that is finite in just one of its two precisions; else None."""
         if not self.error_jax or np.isinf(self.error_jax[step]) == np.isinf(self.error_torch[step]):
             return None
         return "JAX" if np.isinf(self.error_jax[step]) else "torch"
 
     def add_moved(self, moved: list[float], step: int, one: np.ndarray, other: np.ndarray) -> None:
-        """Weigh the same step of two float64 runs of one side: for `noise`, `torch_noise` or `tables`."""
+        """Measure the same step of two float64 runs of one side: for `noise`, `torch_noise` or `tables`."""
         # In units of what the sides' difference is measured in, ‖torch64‖. A residue of what is zero in exact
         # arithmetic has any size: 1e-21 in one run, and 1e-6 in another, by rounding.
         size, otherwise = self.sizes[step]  # where torch has exactly zero, relative to what the other side has
         add_largest(moved, step, distance(one, other, otherwise, size if size or otherwise else None))
 
     def add_between32(self, jax32: np.ndarray, torch32: np.ndarray) -> None:
-        """Weigh the same step of both sides in float32: for where float64 is another program, see `alone`."""
+        """Measure the same step of both sides in float32, in case float64 is another program: see `alone`."""
         self.between32.append(distance(jax32, torch32))
 
     def add_spread32(self, step: int, one: np.ndarray, other: np.ndarray) -> None:
-        """Weigh the same step of two float32 runs of the JAX side, each moved by rounding; the largest counts."""
+        """Measure the same step of two float32 runs of the JAX side, each moved by rounding; the largest counts."""
         add_largest(self.spread32, step, distance(one, other))

@@ -41,21 +41,21 @@ class Verdict(StrEnum):
 
 
 class Quantity(Measured):
-    """One thing that both sides compute at every step, and what its distances say."""
+    """One quantity that both sides compute at every step, and what its differences mean."""
 
     update: "Quantity | None" = None  # of the parameter, as judged
 
     @property
     def decisive64(self) -> list[float]:
-        """`error64`, but infinite at `overflows`: there the float32 runs decide."""
+        """`error64`, but infinite at `overflows`, where the float32 runs decide."""
         return [np.inf if step in self.overflows else error for step, error in enumerate(self.error64)]
 
     @property
     def apart32(self) -> np.ndarray:
         """Whether the JAX side's two precisions are more than `MULTIPLE` times as far apart as torch's, at each step.
 
-        That is rare among right ports, and then it must be shown to be rounding: see `other32`. Where torch has exactly
-        zero, what the JAX side has is a residue, of which no digit is right in either precision.
+        That is rare among right ports, and then it must be shown to be rounding: see `other32`. Where torch has
+        exactly zero, the JAX side has a residue without a correct digit in either precision.
         """
         sizes = np.array([size for size, _ in self.sizes])[: len(self.error_jax)]
         apart: np.ndarray = (np.asarray(self.error_jax) > MULTIPLE * self.fair32) & (sizes > 0)
@@ -65,9 +65,10 @@ class Quantity(Measured):
     def other32(self) -> np.ndarray:
         """Whether the JAX side is another program in float32, at each step; nowhere if `spread32` was not measured.
 
-        Rounding that is amplified moves a float32 run as much when its weights and inputs are moved by a few units in
-        the last place. What does not move with them is no rounding. The distances are held against the larger of both
-        precisions, since what is zero in exact arithmetic is larger in float32 by eight orders of magnitude.
+        Amplified rounding changes a float32 run by as much when its weights and inputs are moved by a few units in the
+        last place. A difference that is larger than this change is not rounding. The distances are relative to the
+        larger of both precisions, because a value that is zero in exact arithmetic is eight orders of magnitude larger
+        in float32.
         """
         error = np.asarray(self.error_jax)
         if not self.spread32:
@@ -85,16 +86,17 @@ class Quantity(Measured):
 
     @property
     def fair32(self) -> np.ndarray:
-        """Torch's float32 rounding at each step, with a floor."""
+        """Torch's float32 rounding at each step, with a minimum."""
         return self._floored(near(self.error_torch))[: len(self.error_jax)]
 
     @property
     def rounding(self) -> np.ndarray:
-        """How much float32 rounding is fair at each step, of shape `(steps,)`: the sides' own, with a floor.
+        """The expected float32 rounding at each step, of shape `(steps,)`: the larger of the sides', with a minimum.
 
-        The JAX side's counts too. Some of its algorithms round worse, such as the variance of Flax's norms. A bug is
-        in both of its precisions alike, and adds nothing to how far these are apart. Where it is another program in
-        float32, what its precisions are apart is no rounding, and counts up to `MULTIPLE` times torch's.
+        The JAX side's rounding counts too, because some of its algorithms round worse, such as the variance of Flax's
+        norms. A bug is the same in both of its precisions, so it adds nothing to the distance between them. If the JAX
+        side is another program in float32, that distance is not rounding, and counts only up to `MULTIPLE` times
+        torch's.
         """
         # The maximum over neighbouring steps, as a single error may be small by accident: the loss is one
         # number, and its error crosses zero. Of errors with a normal distribution one in 12 is a tenth of
@@ -111,16 +113,16 @@ class Quantity(Measured):
 
     @property
     def expected_alone(self) -> np.ndarray:
-        """The same without the rounding of tables: from equal values, only the part that has a table has it."""
+        """The same without the rounding of tables: from equal values, only the part with a table has it."""
         expected: np.ndarray = self.rounding * (EPSILON64 / EPSILON32)
         return np.maximum(expected, near(self.noise)) if self.noise else expected
 
     @property
     def alone(self) -> np.ndarray:
-        """Whether one float64 run may be alone, another program than the one that runs in float32, at each step.
+        """Whether one float64 run may be another program than the one that runs in float32, at each step.
 
-        A mask of -1e10 that is added makes all that it hides equal in float32, and not in float64. One side's two
-        precisions then agree, and the other side's are as far apart as the two sides are in float64.
+        Adding a mask of -1e10 makes all masked numbers equal in float32, but not in float64. Then one side's two
+        precisions agree, and the other side's differ by as much as the two sides do in float64.
         """
         error64 = np.asarray(self.error64)
         # If both precisions of one side agree with each other to rounding (`least`), while the float64 runs
@@ -169,10 +171,11 @@ class Quantity(Measured):
 
     @property
     def ratio(self) -> np.ndarray:
-        """The float64 difference over what rounding explains, of shape `(steps,)`: of the order of 1 if no more.
+        """The float64 difference divided by what rounding explains, of shape `(steps,)`: about 1 for a right port.
 
-        It is 0 where float32 has no correct binary digit left. Rounding is then no small perturbation, and its size
-        says nothing of float64's: a ReLU may change sign in float64 too. Such a step has no power, and others decide.
+        It is 0 where float32 has no correct binary digit left. Rounding is then not a small perturbation, and its size
+        does not predict float64's: the input of a ReLU may change sign in float64 too. Such a step proves nothing, and
+        the other steps decide.
         """
         error64, lost = np.asarray(self.error64), self.rounding >= LOST
         if self.update is not None:
@@ -194,7 +197,7 @@ class Quantity(Measured):
         return np.where(np.isinf(error64), np.inf, np.where(lost, 0.0, ratio))
 
     def differs(self, step: int, error64: float) -> bool:
-        """Tell whether an error in float64 is more than rounding explains at a step."""
+        """Return whether an error in float64 is more than rounding explains at a step."""
         if np.isinf(error64):
             return True
         return bool(self.rounding[step] < LOST and error64 > self.limit(step))
@@ -209,12 +212,12 @@ class Quantity(Measured):
 
     @property
     def imbalance(self) -> float:
-        """The JAX side's float32 rounding over torch's, at step 0.
+        """The JAX side's float32 rounding divided by torch's, at step 0.
 
-        Only there do both sides round alone. Later, one ReLU that changes sign in float32 on one side, which it may,
-        moves everything after it by more than any rounding. It is 1 where neither side has a correct digit, and where
-        one side is exact and the other all rounding: what is zero in exact arithmetic may come out as zero on one
-        side, and as a residue on the other.
+        Only at step 0 does each side have only its own rounding. Later, the input of one ReLU may change sign in
+        float32 on one side, which changes everything after it by more than any rounding. The imbalance is 1 if neither
+        side has a correct digit, and if one side is exact and the other is only rounding error: a value that is zero
+        in exact arithmetic may be computed as zero on one side, and as a residue on the other.
         """
         least, most = sorted((self.error_torch[0], self.error_jax[0]))
         if least >= LOST or (most >= LOST and least == 0):
@@ -227,7 +230,7 @@ class Quantity(Measured):
     def verdict(self) -> Verdict:
         """The worst verdict of all steps.
 
-        Precision is judged on what is continuous in the weights, outputs and losses: a gradient jumps with a ReLU.
+        Precision is judged on outputs and losses, which are continuous in the weights: a gradient jumps with a ReLU.
         """
         if self.decides and ((self.ratio > FACTOR).any() or self.other32.any()):
             return Verdict.MISMATCH

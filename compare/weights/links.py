@@ -33,10 +33,10 @@ Arrays = Mapping[str, np.ndarray]
 class Link:
     """One tensor, or a part of one, on both sides; under its views it has the same shape and orientation.
 
-    A JAX tensor may have several links for the same part. Either `adds` is set on all of them, and it is the sum of
-    torch's tensors, as of the two biases of an LSTM of torch against the one of Flax; each of their gradients is then
-    equal to JAX's. Or it is not, and torch's tensors are one under several names, tied. The other way round, where JAX
-    has copies of what torch has tied, each name has a link of its own, and the copies' gradients add up to torch's.
+    A JAX tensor may have several links for the same part. If `adds` is set on all of them, it is the sum of torch's
+    tensors, such as the two biases of torch's LSTM, for which Flax has one; each of their gradients is then equal to
+    JAX's. Otherwise torch's tensors are tied: one tensor under several names. Conversely, if JAX has copies of tensors
+    that are tied in torch, each name has its own link, and the copies' gradients add up to torch's.
     """
 
     torch: str
@@ -48,7 +48,7 @@ class Link:
     jax_view: View = field(default_factory=View)
     """Likewise of JAX's. Both give arrays of one shape."""
     adds: bool = False
-    """Whether JAX's is the sum of this and of torch's other tensors with the same view of it."""
+    """Whether JAX's tensor is the sum of this and of torch's other tensors with the same view of it."""
     compared: bool = True
     """Whether the two are compared; an integer that `weights=` leaves out on both sides only starts the same."""
 
@@ -60,14 +60,15 @@ def named(link: Link, side: str) -> str:
 
 @dataclass(frozen=True)
 class WeightMap(Sequence[Link]):
-    """The links of two models, and what was left out of them; it prints as a table."""
+    """The links between two models, and the tensors without a link. It prints as a table."""
 
     links: tuple[Link, ...]
     """In the order of definition on the torch side."""
     apart: Mapping[str, str] = field(default_factory=dict)
-    """Tensors of either side without a partner, by their nature or because `weights=` leaves them out, and why."""
+    """Tensors of either side that have no partner, by their nature or because `weights=` leaves them out, and the
+    reason."""
     notes: tuple[str, ...] = ()
-    """Conclusions that rest on a convention and not on a name or a shape."""
+    """Conclusions that are based on a convention and not on a name or a shape."""
     constants: tuple[tuple[str, str], ...] = ()
     """Buffers without a partner, as ("torch" or "jax", name): no step may change them."""
 
