@@ -27,9 +27,9 @@ def documented(traps: list[Trap], outcomes: dict[str, Outcome]) -> str:
     lines = [
         "# Traps",
         "",
-        "Ways in which a PyTorch-to-JAX port goes wrong, by stage: search for your symptom. Each is a pair in",
-        "`benchmarks/traps/`, right and wrong, that `make traps` puts through `compare.check`; this page is written by",
-        "`python -m benchmarks.traps --docs docs/traps.md`.",
+        "Common mistakes in PyTorch-to-JAX ports, by stage. Search for your symptom. Each trap has a right and a wrong pair in",
+        "`benchmarks/traps/`, and `make traps` runs `compare.check` on both. `python -m benchmarks.traps --docs docs/traps.md`",
+        "writes this page.",
     ]
     for stage in STAGES:
         lines += ["", f"## {stage.capitalize()}"]

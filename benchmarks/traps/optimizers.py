@@ -103,7 +103,7 @@ TRAPS = [
     Trap(
         name="a schedule by epochs",
         stage="schedule",
-        torch="scheduler.step() once an epoch.",
+        torch="scheduler.step() once per epoch.",
         jax="A schedule counts updates.",
         source=SCHEDULE,
         build=optimizer(
@@ -120,7 +120,7 @@ TRAPS = [
     Trap(
         name="a warm-up from 0, with clipping and a mask",
         stage="schedule",
-        torch="LambdaLR begins with its first share; weights alone are decayed; the gradient is clipped.",
+        torch="LambdaLR starts with its first factor; only weights are decayed; the gradient is clipped.",
         jax="linear_schedule(0, ...), and everything is decayed.",
         source=SCHEDULE,
         build=optimizer(
@@ -143,7 +143,7 @@ TRAPS = [
     Trap(
         name="restarts of a cosine",
         stage="schedule",
-        torch="CosineAnnealingWarmRestarts begins anew.",
+        torch="CosineAnnealingWarmRestarts starts again.",
         jax="cosine_decay_schedule stays at its end.",
         source=SCHEDULE,
         build=optimizer(
@@ -201,7 +201,7 @@ TRAPS = [
         lambda all_of_them: optax.masked(optax.sgd(0.1), (lambda _: True) if all_of_them else named("kernel")),
         {"all_of_them": False},
         {"all_of_them": True},
-        ("Trains all.", "optax.masked passes on the gradients that its mask leaves out."),
+        ("Trains all.", "optax.masked passes the gradients outside its mask on unchanged."),
         "outside of the mask",
         "multi_transform",
     ),

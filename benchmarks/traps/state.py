@@ -118,7 +118,7 @@ WEIGHTS = [
         "linear weight flipped",
         converted,
         lambda k: k[:, ::-1].copy(),
-        ("In its own order.", "Reversed by a wrong stride."),
+        ("The weight as stored.", "Reversed by a wrong stride."),
     ),
     weight(
         "blocks of a fused projection",
@@ -130,9 +130,9 @@ WEIGHTS = [
         "weight scaled",
         converted,
         lambda k: k / np.sqrt(np.float32(WIDTH)),
-        ("As it is.", "1/sqrt(d) folded in twice."),
+        ("The weight as stored.", "1/sqrt(d) folded in twice."),
     ),
-    weight("sign of a weight", converted, lambda k: -k, ("As it is.", "Negated.")),
+    weight("sign of a weight", converted, lambda k: -k, ("The weight as stored.", "Negated.")),
     weight(
         "columns in another order",
         converted,
@@ -164,7 +164,7 @@ WEIGHTS = [
         "weight shifted by one",
         converted,
         lambda k: np.roll(k, 1, 0),
-        ("As it is.", "Off by one, as by a padding token."),
+        ("The weight as stored.", "Shifted by one row, as by a padding token."),
     ),
     weight("weight left as initialized", converted, lambda k: np.zeros_like(k), ("Trained.", "Zeros: not copied.")),
     Trap(
@@ -244,8 +244,8 @@ BUFFERS = [
     Trap(
         name="BatchNorm momentum",
         stage="buffers",
-        torch="momentum weighs the new value: 0.1.",
-        jax="It weighs the old one: 0.99 by default.",
+        torch="momentum is the weight of the new value: 0.1.",
+        jax="momentum is the weight of the old value: 0.99 by default.",
         source=f"{DOCS}normalization.html",
         build=batch_norm,
         wrong={"momentum": 0.99},
@@ -258,7 +258,7 @@ BUFFERS = [
         name="BatchNorm momentum taken over",
         stage="buffers",
         torch="momentum=0.1.",
-        jax="momentum=0.1 weighs the old value so.",
+        jax="momentum=0.1 is then the weight of the old value.",
         source=f"{DOCS}normalization.html",
         build=batch_norm,
         wrong={"momentum": 0.1},
@@ -586,7 +586,7 @@ RANDOM = [
     Trap(
         name="one random key for all steps",
         stage="randomness",
-        torch="Every step draws anew.",
+        torch="Every step draws new numbers.",
         jax="A key that is made once: every step draws the same.",
         source="https://docs.jax.dev/en/latest/random-numbers.html",
         build=functools.partial(noise, jax.random.normal),

@@ -346,8 +346,8 @@ GRADIENTS = [
     Trap(
         name="abs at zero",
         stage="gradient",
-        torch="torch.abs: 0.",
-        jax="jnp.abs: 1.",
+        torch="The gradient of torch.abs at 0 is 0.",
+        jax="The gradient of jnp.abs at 0 is 1.",
         source="https://docs.jax.dev/en/latest/_autosummary/jax.numpy.abs.html",
         build=kinked(torch.abs, lambda x, f: f(x)),
         wrong={"f": jnp.abs},
@@ -359,7 +359,7 @@ GRADIENTS = [
     Trap(
         name="leaky_relu at zero",
         stage="gradient",
-        torch="The slope, 0.01.",
+        torch="The gradient at 0 is the slope, 0.01.",
         jax="1.",
         source="https://docs.jax.dev/en/latest/_autosummary/jax.nn.leaky_relu.html",
         build=kinked(functional.leaky_relu, lambda x, f: f(x)),
@@ -372,7 +372,7 @@ GRADIENTS = [
     Trap(
         name="hardtanh at its bounds",
         stage="gradient",
-        torch="0 at ±1.",
+        torch="The gradient at ±1 is 0.",
         jax="jnp.clip passes half.",
         source="https://docs.pytorch.org/docs/stable/generated/torch.nn.Hardtanh.html",
         build=kinked(lambda x: functional.hardtanh(x, 0.0, 1.0), lambda x, f: f(x)),
@@ -590,7 +590,7 @@ OPTIMIZERS = [
         lambda corrected: optax.adam(1e-2) if corrected else _uncorrected(1e-2),
         {"corrected": False},
         {"corrected": True},
-        ("Moments are divided by 1 - b**t.", "They are not, as in BERT's."),
+        ("Moments are divided by 1 - b**t.", "They are not, as in BERT's optimizer."),
         "bias correction",
         "divide",
     ),
@@ -778,7 +778,7 @@ OPTIMIZERS = [
         lambda every: optax.chain(optax.sgd(0.1), optax.apply_every(every)),
         {"every": 2},
         {"every": 1},
-        ("Steps on each batch.", "On every second, with the gradients of both."),
+        ("Steps on each batch.", "Steps on every second batch, with the gradients of both."),
         "accumulation",
         "apply_every",
     ),
@@ -838,7 +838,7 @@ SCHEDULES = [
         lambda **s: optax.sgd(optax.exponential_decay(0.1, 2, 0.5, **s)),
         {},
         {"staircase": True},
-        ("Falls every second step.", "exponential_decay falls at every step."),
+        ("The rate falls at every second step.", "exponential_decay falls at every step."),
     ),
     schedule(
         "cosine to eta_min",
@@ -846,7 +846,7 @@ SCHEDULES = [
         lambda **s: optax.sgd(optax.cosine_decay_schedule(0.1, 5, **s)),
         {"alpha": 0.01},
         {"alpha": 0.1},
-        ("eta_min is a learning rate.", "alpha is a share of the first."),
+        ("eta_min is a learning rate.", "alpha is a fraction of the first rate."),
     ),
     schedule(
         "cosine past T_max",
@@ -854,7 +854,7 @@ SCHEDULES = [
         lambda again: optax.sgd(_cosine if again else optax.cosine_decay_schedule(0.1, 2)),
         {"again": False},
         {"again": True},
-        ("Rises again.", "Stays flat."),
+        ("The rate rises again.", "The rate stays at its end."),
     ),
     schedule(
         "warm-up from another start",
@@ -871,7 +871,7 @@ SCHEDULES = [
         lambda at: optax.sgd(optax.piecewise_constant_schedule(0.1, {at: 0.1})),
         {"at": 3},
         {"at": 2},
-        ("Falls at epoch 2.", "At 3."),
+        ("The rate falls at epoch 2.", "At 3."),
     ),
 ]
 
