@@ -27,9 +27,9 @@ def documented(traps: list[Trap], outcomes: dict[str, Outcome]) -> str:
     lines = [
         "# Traps",
         "",
-        "Common mistakes in PyTorch-to-JAX ports, by stage. Search for your symptom. Each trap has a right and a wrong pair in",
-        "`benchmarks/traps/`, and `make traps` runs `compare.check` on both. `python -m benchmarks.traps --docs docs/traps.md`",
-        "writes this page.",
+        "Common mistakes in PyTorch-to-JAX ports, by stage. Search for your symptom. Each trap has a right and a wrong",
+        "pair in `benchmarks/traps/`, and `make traps` runs `compare.check` on both. `python -m benchmarks.traps",
+        "--docs docs/traps.md` writes this page.",
     ]
     for stage in STAGES:
         lines += ["", f"## {stage.capitalize()}"]

@@ -48,7 +48,7 @@ def to_html(report: "Findings") -> str:
     return templates.get_template("page.html").render(
         report=report,
         sign=SIGN[report.verdict],
-        meaning="Nothing is proved: the run does not repeat itself."
+        meaning="Nothing is proved: the run is not reproducible."
         if report.nondeterministic
         else _MEANING[report.verdict],
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; img-src data:",
