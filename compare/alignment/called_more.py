@@ -21,7 +21,7 @@ class Called(NamedTuple):
 
 
 def called_more(links: Sequence[Link], torch: Observation, jax: Observation) -> list[Called]:
-    """Give the modules of which torch computes more, without those inside them."""
+    """Return the modules of which torch computes more, without those inside them."""
     ours, theirs = weighted(links, *(dict.fromkeys((port.path, port.call) for port in s.forward) for s in (torch, jax)))
     found: list[Called] = []
     for weights, modules in ours.items():

@@ -55,7 +55,7 @@ def align_modules(
 def _no_output(
     pairings: Sequence[Pairing], torch: dict[Call, list[Port]], jax: dict[Call, list[Port]]
 ) -> list[Pairing]:
-    """Give a pairing that always differs, where outputs alone are compared and none of them has a partner.
+    """Return a pairing that always differs, where outputs alone are compared and none of them has a partner.
 
     Without a loss nothing else decides, and a report without any decision must not read as a match.
     """

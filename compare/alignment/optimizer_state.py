@@ -146,7 +146,7 @@ def _pairing(name: str, ours: str, theirs: str, link: Link | None, slot: Slot, s
 def jax_state(
     pairings: Iterable[Pairing], torch: Observation, state: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Give optax's state, by name, the values of torch's; counters that torch has not get its number of steps."""
+    """Give optax's state, by name, the values of torch's; counters that torch does not have get its number of steps."""
     made = {name: np.array(array) for name, array in state.items()}
     steps = None
     for pairing in pairings:

@@ -51,7 +51,7 @@ def _with_weights(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Ca
 
 
 def weighted(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) -> tuple[_Weighted, _Weighted]:
-    """Give the calls of both sides by the weights that they hold."""
+    """Return the calls of both sides by the weights that they hold."""
     ours = _by_weights([(link.torch, ".", None) for link in links], torch)
     return ours, _by_weights([(link.jax, "/", _layer(link)) for link in links], jax)
 
@@ -59,7 +59,7 @@ def weighted(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) 
 def unpaired(
     links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]
 ) -> tuple[dict[Call, str], dict[Call, str]]:
-    """Give the reason for each call of the torch and of the JAX side that has no partner, if it has none."""
+    """Return the reason for each call of the torch and of the JAX side that has no partner, if it has none."""
     sides = weighted(links, torch, jax)
     # A call that holds no weights is in no group.
     found = (dict.fromkeys(torch, _NO_WEIGHTS), dict.fromkeys(jax, _NO_WEIGHTS))
@@ -86,7 +86,7 @@ _NO_WEIGHTS = (
 
 
 def _layer(link: Link) -> int | None:
-    """Tell which layer of a stack a link is, as scanned layers keep theirs."""
+    """Return which layer of a stack a link is, as scanned layers keep theirs."""
     first = link.jax_view.index[:1]
     return first[0] if first and isinstance(first[0], int) else None
 

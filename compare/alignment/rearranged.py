@@ -28,7 +28,7 @@ class Views(NamedTuple):
 
 
 def same_numbers(torch: np.ndarray, jax: np.ndarray) -> Views | None:
-    """Give the views under which two arrays of different shapes have the same numbers; None if there are none.
+    """Return the views under which two arrays of different shapes have the same numbers; None if there are none.
 
     The numbers decide: a shape alone could be reached in many ways. The views also take a batch of another size, as
     long as the batch is the first axis.
@@ -42,7 +42,7 @@ def same_numbers(torch: np.ndarray, jax: np.ndarray) -> Views | None:
 
 
 def squeezed(torch: tuple[int, ...], jax: tuple[int, ...]) -> Views | None:
-    """Give the views of two shapes that differ by axes of length one alone, which no number has to decide."""
+    """Return the views of two shapes that differ only by axes of length one, so that no value must decide."""
     ours, theirs = (tuple(axis for axis, size in enumerate(shape) if size == 1) for shape in (torch, jax))
     if [size for size in torch if size != 1] != [size for size in jax if size != 1]:
         return None

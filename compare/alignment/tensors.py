@@ -120,7 +120,7 @@ class TensorPairs:
         return to_numpy(self._torch.forward[ends.torch]), to_numpy(self._jax.forward[ends.jax])
 
     def _pairing(self, ends: Ends, layout_of: FindLayout, *, alone: bool) -> Pairing | None:
-        """Give the pairing of two tensors; None where they have nothing to do with each other."""
+        """Return the pairing of two tensors; None if they do not belong together."""
         ours, theirs = self._values(ends)
         of_model = ends.torch.path == "" and ends.torch.kind == "output"
         if layout := layout_of(ours, theirs):

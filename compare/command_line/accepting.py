@@ -8,7 +8,7 @@ from compare.errors import InputError
 
 
 def accepted(folder: Path, options: Iterable[str]) -> dict[str, str]:
-    """Give what the project and the options accept: reasons by what may differ.
+    """Return what the project and the options accept: reasons by what may differ.
 
     Args:
         folder: Where to begin to look for a pyproject.toml: it is that of this folder, or of the nearest above.

@@ -18,7 +18,7 @@ complete -o default -F _netparity netparity
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """Give the script for a shell, to be read by it: `source <(netparity completion bash)`."""
+    """Return the script for a shell, to be read by it: `source <(netparity completion bash)`."""
     commands = {name: _options(each) for name, each in _commands(parser).items()}
     own = [*_options(parser), *commands]
     if shell == "fish":

@@ -65,7 +65,7 @@ def _html(reports: "Sequence[Report]", _: str) -> str:
 
 
 def _patch(reports: "Sequence[Report]", _: str) -> str:
-    """Give the patches of all findings as one diff; one that changes what another does is left out."""
+    """Return the patches of all findings as one diff; one that changes what another does is left out."""
     return "".join(diff(report.edits) for report in reports)
 
 
@@ -74,7 +74,7 @@ def _of_model(make: "Callable[[Report], dict[str, Any]]") -> Callable[[Any, str]
 
 
 def markdown(reports: "Sequence[Report]", _: str = "") -> str:
-    """Give the reports one after the other."""
+    """Return the reports one after the other."""
     return "\n".join(report.to_markdown() for report in reports)
 
 
@@ -124,7 +124,7 @@ STDOUT = Path("-")
 
 
 def _printed() -> Iterator[Path]:
-    """Give a file of which the content is printed when all has gone well."""
+    """Yield a file of which the content is printed when all has gone well."""
     with tempfile.TemporaryDirectory(prefix="netparity-") as folder:
         partial = Path(folder) / "output"
         partial.touch()
@@ -135,7 +135,7 @@ def _printed() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Path]:
-    """Give a file to write to that becomes `path` only when all has gone well.
+    """Yield a file to write to that becomes `path` only when all has gone well.
 
     What is no regular file, such as /dev/stdout or a named pipe, stays what it is, and is written to at the end. A
     symbolic link stays too: the file that it leads to is replaced.
@@ -174,7 +174,7 @@ def opened(path: Path) -> Iterator[Path]:
 
 
 def _is_stream(path: Path) -> bool:
-    """Tell whether a path is of something that is there and that is no file to be replaced."""
+    """Return whether a path is of something that is there and that is no file to be replaced."""
     if path.is_absolute() and path.parts[1:2] in (("dev",), ("proc",)):
         return True  # /dev/stdout may lead to a regular file, and is the stream all the same
     return path.exists() and not path.is_file() and not path.is_dir()

@@ -121,7 +121,7 @@ def _print(options: argparse.Namespace, found: list[Any]) -> None:
 
 
 def _is_taken(options: argparse.Namespace) -> bool:
-    """Tell whether a file is printed on standard output, which then has nothing else."""
+    """Return whether a file is printed on standard output, which then has nothing else."""
     return any(getattr(options, kind, None) == STDOUT for kind in options.outputs)
 
 

@@ -30,7 +30,7 @@ _EPILOG = (
 
 
 def parser_of_all() -> argparse.ArgumentParser:
-    """Give the parser of the whole command."""
+    """Return the parser of the whole command."""
     # One statement an option: longer than other functions, since it is a table that is read from top to
     # bottom.
     shared = argparse.ArgumentParser(add_help=False)

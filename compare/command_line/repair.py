@@ -143,7 +143,7 @@ class Repair:
 
 
 def _helped(before: Checked, after: Checked, mended: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether what was to be mended is gone, and what is left is less or comes later."""
+    """Return whether what was to be mended is gone, and what is left is less or comes later."""
     if after.report is None:
         return False
     if after.is_match:
@@ -182,7 +182,7 @@ def _edits(groups: Sequence[Mapping[str, Any]]) -> list[Edit]:
 
 
 def _texts(groups: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Give the files with the patches of some findings; Unfit where two of them change the same."""
+    """Return the files with the patches of some findings; Unfit where two of them change the same."""
     edits = _edits(groups)
     files = dict.fromkeys(edit.file for edit in edits)
     return {
@@ -231,7 +231,7 @@ INTERRUPTED = 130
 
 
 def _arguments(options: argparse.Namespace) -> list[str]:
-    """Give the options of the command again, without --fix and without the files that it writes."""
+    """Return the options of the command again, without --fix and without the files that it writes."""
     given = [options.pair, "--device", options.device, "--seed", str(options.seed)]
     if options.steps is not None:
         given += ["--steps", str(options.steps)]
@@ -242,7 +242,7 @@ def _arguments(options: argparse.Namespace) -> list[str]:
 
 
 def in_a_process(arguments: Sequence[str], outputs: Mapping[str, str], folder: Path) -> Check:
-    """Give what runs `netparity check` with some arguments in a process of its own.
+    """Return what runs `netparity check` with some arguments in a process of its own.
 
     Args:
         arguments: Of the command, without --fix and without the files that it writes.

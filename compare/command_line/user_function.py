@@ -120,7 +120,7 @@ def told(error: BaseException) -> str:
 
 
 def _named(found: Any, pair: str) -> dict[str, Any]:
-    """Give the arguments their names."""
+    """Name the arguments."""
     from compare.comparison.check import check
 
     known = list(inspect.signature(check).parameters)

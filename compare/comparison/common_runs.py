@@ -81,7 +81,7 @@ class CommonRuns:
         return followed
 
     def so_far(self, followed: Followed) -> Followed:
-        """Give what the steps that were followed show while more are on their way."""
+        """Return what the steps that were followed show while more are on their way."""
         return followed
 
     def weigh_noise(self, followed: Followed, jax: Any) -> None:

@@ -122,7 +122,7 @@ def _shorter(pair: MappedPair, batch: Batch) -> Shorter | None:
 
 
 def one_more(batch: Batch) -> Batch | None:
-    """Give a batch with one example more, the first once more; None if its inputs have no common first axis."""
+    """Return a batch in which the first example is repeated at the end; None if the inputs share no first axis."""
     arrays: list[np.ndarray] = []
     mapped(batch.inputs, lambda leaf: arrays.append(leaf) if isinstance(leaf, np.ndarray) and leaf.ndim else None)
     if not arrays:
@@ -139,7 +139,7 @@ def one_more(batch: Batch) -> Batch | None:
 
 
 def _mode_matters(pair: MappedPair, other: MappedPair, batch: Batch) -> bool:
-    """Tell whether torch computes something else in the other mode."""
+    """Return whether torch computes something else in the other mode."""
     try:
         one, two = (_torch(each, "float64", batch, None)[0] for each in (pair, other))
     except InputError:
@@ -165,12 +165,12 @@ def _torch(
 
 
 def _differentiated(pair: MappedPair) -> bool:
-    """Tell whether gradients are compared too. On a GPU recurrent layers have none in evaluation mode."""
+    """Return whether gradients are compared too. On a GPU recurrent layers have none in evaluation mode."""
     return pair.torch.loss is not None and (pair.training or pair.device == "cpu")
 
 
 def _difference(pair: MappedPair, batch: Batch, followed: Followed) -> Divergence | str | None:
-    """Give the first thing that differs on a batch; or why a side does not take it, and None if nothing differs."""
+    """Return the first thing that differs on a batch; or why a side does not take it, and None if nothing differs."""
     try:
         torch32, draws = _torch(pair, "float32", batch, None)
         torch64, _ = _torch(pair, "float64", batch, draws)

@@ -20,12 +20,12 @@ _STATISTICS = {"running_mean": (0.0, 0.3), "running_var": (1.0, 0.0)}
 
 
 def is_statistic(name: str) -> bool:
-    """Tell whether a buffer is a norm's running statistic."""
+    """Return whether a buffer is a norm's running statistic."""
     return name.rpartition(".")[2] in _STATISTICS
 
 
 def scattered(arrays: Mapping[str, np.ndarray], names: Collection[str], *, near: bool = False) -> dict[str, np.ndarray]:
-    """Give other weights of the same scale.
+    """Return other weights of the same scale.
 
     Args:
         arrays: Parameters and buffers, by name.
@@ -57,7 +57,7 @@ def _other(kind: str, array: np.ndarray, generator: np.random.Generator, near: b
 
 
 def perturbed(batches: list[Batch]) -> list[Batch]:
-    """Give other batches of the same shapes and dtypes.
+    """Return other batches of the same shapes and dtypes.
 
     Real numbers are each multiplied by a number of their own. The rows of integers, flags and one-hot vectors are
     permuted, all alike: they stay valid, and go with one another as before.
@@ -87,7 +87,7 @@ def _perturbed(batch: Batch, generator: np.random.Generator) -> Batch:
 
 
 def _is_real(array: np.ndarray) -> bool:
-    """Tell whether any number near each would be as valid: not for whole numbers, nor for rows of sum or norm 1."""
+    """Return whether any number near each would be as valid: not for whole numbers, nor for rows of sum or norm 1."""
     if array.dtype.kind != "f" or not array.size or (array == np.round(array)).all():
         return False
     if array.ndim < 2 or array.shape[-1] < 2:
@@ -97,7 +97,7 @@ def _is_real(array: np.ndarray) -> bool:
 
 
 def _is_ordered(array: np.ndarray) -> bool:
-    """Tell whether an array of one axis ascends, as times, offsets and positions do."""
+    """Return whether an array of one axis ascends, as times, offsets and positions do."""
     return array.ndim == 1 and array.dtype.kind in "iuf" and bool((np.diff(array) >= 0).all())
 
 
@@ -111,7 +111,7 @@ def _permuted(array: np.ndarray, orders: dict[int, np.ndarray], generator: np.ra
 
 
 def moved_inputs(batch: Batch, draw: int, epsilon: float) -> Batch:
-    """Give a batch whose real inputs are moved by a few units in the last place; draw 0 is the batch as it is."""
+    """Return a batch whose real inputs are moved by a few units in the last place; draw 0 is the batch as it is."""
     generator = np.random.default_rng(draw)
 
     def moved(array: Any) -> Any:

@@ -12,7 +12,7 @@ MOST = 32
 
 
 def schedule_change(pair: MappedPair) -> int | None:
-    """Give the first step, from 0, at which torch's settings are others than at the first; None within `MOST` steps.
+    """Return the first step, from 0, at which torch's settings are not those of the first; None if within `MOST` steps.
 
     Without gradients, a step of the optimizer updates nothing, and is one of the schedule alone.
     """
@@ -39,7 +39,7 @@ def _settings(optimizer: object) -> str:
 
 
 def default_steps(pair: MappedPair, change: int | None) -> int:
-    """Give how many steps to take where the user does not say."""
+    """Return how many steps to take where the user does not say."""
     batches = len(pair.batches)
     if pair.torch.optimizer is None:
         return batches

@@ -93,7 +93,7 @@ class FlattenedFeatures:
             self._arrays = kept
 
     def _changing(self, path: str) -> Iterator[tuple[int, Callable[[], None]]]:
-        """Give the convolutions before a layer, back to where there are no channels, and what changes a channel."""
+        """Yield the convolutions before a layer, back to where there are no channels, and what changes a channel."""
         modules = list(self._kinds[0])
         kept = dict(self._arrays)
         for before in reversed(modules[: modules.index(path)]):
@@ -159,7 +159,7 @@ class FlattenedFeatures:
         return {port: to_numpy(value) for port, value in seen.items()}
 
     def _apart(self, seen: Mapping[Port, np.ndarray]) -> float:
-        """Give how far the model's outputs are from torch's, in the first that can be compared."""
+        """Return how far the model's outputs are from torch's, in the first that can be compared."""
         ours, theirs = (
             [value for port, value in side.items() if port[:3] == ("", 0, "output") and value.dtype.kind == "f"]
             for side in (self._torch.forward, seen)
@@ -170,7 +170,7 @@ class FlattenedFeatures:
 def orders(
     layers: Iterable[tuple[str, str]], torch: Mapping[Port, np.ndarray], jax: Mapping[Port, np.ndarray]
 ) -> tuple[Features, list[tuple[str, str]]]:
-    """Give the layers that take the port's order, and those that take neither that nor torch's.
+    """Return the layers that take the port's order, and those that take neither that nor torch's.
 
     Nothing is quite the same where something before is wrong; in any other order nothing is alike.
 
@@ -214,7 +214,7 @@ def _input(seen: Mapping[Port, np.ndarray], path: str) -> np.ndarray | None:
 
 
 def image_before(seen: Mapping[Port, np.ndarray], path: str) -> tuple[int, ...]:
-    """Give the channels and points of the image that a layer takes flattened; () if it takes none."""
+    """Return the channels and points of the image that is flattened before a layer; () if it takes none."""
     channels = 0
     for port, value in seen.items():
         if port[:3] == (path, 0, "input"):

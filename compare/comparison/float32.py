@@ -64,7 +64,7 @@ def weigh_float32_program(
 
 
 def other_in_float32(followed: Followed) -> Divergence | None:
-    """Give the first place at which the JAX side is another program in float32 than in float64."""
+    """Return the first place at which the JAX side is another program in float32 than in float64."""
     found = [(int(q.other32.argmax()), q) for q in followed.quantities if q.decides and q.other32.any()]
     if not found:
         return None

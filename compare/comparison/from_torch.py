@@ -40,7 +40,7 @@ class FromTorch:
         self.run.load(to_jax(self.pair.links, arrays, self.run.arrays()))
 
     def given(self, seen: Observation) -> Given:
-        """Give what torch has `seen` in a step, as the JAX side has it."""
+        """Return what torch has `seen` in a step, as the JAX side has it."""
         ports = {
             pairing.ports[1]: pairing.to_jax(value)
             for pairing in self.forward

@@ -17,7 +17,7 @@ NUDGE = 1e-3
 
 
 def port(pairing: Pairing) -> Port:
-    """Give the JAX side's port of a pairing inside the model."""
+    """Return the JAX side's port of a pairing inside the model."""
     assert pairing.ports is not None
     return pairing.ports[1]
 
@@ -50,7 +50,7 @@ class LastingPlaces:
         self._outputs = {port(self.pairings[n]) for n in outputs if self.pairings[n].to_jax}
 
     def found(self) -> list[int]:
-        """Give the places whose difference lasts."""
+        """Return the places whose difference lasts."""
         limits = {number: self._limit(number) for number in self._watched}
         kept = lasting(self._places, self._outcome, limits) if self._places else []
         undone = set(self._places).difference(kept)
@@ -77,7 +77,7 @@ class LastingPlaces:
         return Outcome(values, frozenset(n for n in self._deciding.union(self._places) if self._is_wrong(n, seen)))
 
     def _is_felt(self, place: int, undone: Collection[int], felt: Collection[int]) -> bool:
-        """Tell whether anything that a place of another shape leads to is wrong.
+        """Return whether anything that a place of another shape leads to is wrong.
 
         Torch's value cannot be put there. So the JAX side's own is changed a little, with torch's values at all other
         places but those `undone`: what changes then takes it directly. A place of another shape that is `felt`, or

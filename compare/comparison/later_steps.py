@@ -27,7 +27,7 @@ class LaterSteps:
 
     @property
     def any(self) -> bool:
-        """Tell whether a later step has shown more than the first."""
+        """Return whether a later step has shown more than the first."""
         return any(found for fields in self._found.values() for found in fields.values())
 
     def watched(self, side: str, stream: Stream) -> Stream:

@@ -46,7 +46,7 @@ def _fused(rows: Sequence[Row], number: int) -> bool:
 
 
 def _lonely(rows: Sequence[Row], like: Call, *, on_torch: bool) -> Iterator[int]:
-    """Give the sizes of the next layers without a partner that are of the same kind."""
+    """Yield the sizes of the next layers without a partner that are of the same kind."""
     for row in takewhile(lambda row: row.torch is None or row.jax is None, rows):
         call = row.torch if on_torch else row.jax
         if call is not None and call.shape is not None and _kind(call) == _kind(like):
@@ -102,7 +102,7 @@ def _score(ours: Calls, theirs: Calls) -> int:
 
 
 def _partners(ours: Calls, theirs: Calls) -> Iterator[Row]:
-    """Give a row for each call; one row where one side calls the layer more often, so that no call has a partner."""
+    """Yield a row for each call; one row where one side calls the layer more often, so that no call has a partner."""
     a, b = _merged(ours), _merged(theirs)
     failed = any(call.raised for call in (*ours, *theirs))
     if b.inside or (len(ours) != len(theirs) and not failed):

@@ -23,7 +23,7 @@ from compare.weights.layers import at_path
 
 
 def lines_of(pair: MappedPair, pairing: Pairing, codes: Sequence[Code] = ()) -> Iterator[Line]:
-    """Give where the layers of both sides were made and called, what computes the value, the loss or the optimizer.
+    """Yield where the layers of both sides were made and called, what computes the value, the loss or the optimizer.
 
     Args:
         pair: Both sides.
@@ -51,7 +51,7 @@ def lines_of(pair: MappedPair, pairing: Pairing, codes: Sequence[Code] = ()) -> 
 
 
 def values_of(pair: MappedPair, codes: Sequence[Code], partners: Mapping[str, str]) -> dict[str, tuple[Line, ...]]:
-    """Give where the JAX side has the values that fixes name.
+    """Return where the JAX side has the values that fixes name.
 
     Args:
         pair: Both sides.
@@ -88,7 +88,7 @@ def with_counts(pair: MappedPair, found: Sequence[Divergence]) -> list[Divergenc
 
 
 def holders(pair: MappedPair) -> list[Any]:
-    """Give the modules, such as Equinox's, in which a pure function has its parameters."""
+    """Return the modules, such as Equinox's, in which a pure function has its parameters."""
     return [each for _, each in _holders(pair)] if isinstance(pair.jax, Jax) else []
 
 
@@ -120,7 +120,7 @@ def _made(pair: MappedPair, torch: str, jax: str) -> Iterator[Line]:
 
 
 def _made_at(module: Callable[[str], Any], path: str, separator: str) -> Source | None:
-    """Give where a module was made: noted when it was, or as the class that holds it has it."""
+    """Return where a module was made: noted when it was, or as the class that holds it has it."""
     this = module(path)
     if this is None:
         return None
@@ -135,14 +135,14 @@ def _made_at(module: Callable[[str], Any], path: str, separator: str) -> Source 
 
 
 def _optimizer(side: Flax | Jax) -> Source | None:
-    """Give where the optimizer was made, or what the call that made the side was given for it."""
+    """Return where the optimizer was made, or what the call that made the side was given for it."""
     noted, call = made_at(side.optimizer), made_at(side)
     position = [each.name for each in dataclasses.fields(side)].index("optimizer")
     return noted or (given_to(call, "optimizer", position) if call else None)
 
 
 def _module(pair: MappedPair, path: str) -> Any:
-    """Give a module of the JAX side as the user made it; Linen makes its modules while the model runs."""
+    """Return a module of the JAX side as the user made it; Linen makes its modules while the model runs."""
     whole = _whole(pair.jax)
     if whole is None:
         return pair.jax_modules.get(path)
@@ -164,7 +164,7 @@ def _defined(pair: MappedPair) -> Iterator[Line]:
 
 
 def _beginning(side: str, function: Any) -> Iterator[Line]:
-    """Give where a function of the user's begins."""
+    """Yield where a function of the user's begins."""
     code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
     if code is not None:
         line = code.co_firstlineno

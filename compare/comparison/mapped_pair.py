@@ -155,21 +155,21 @@ class MappedPair:
             self.links = map_with({})
 
     def movable(self, name: str) -> bool:
-        """Tell whether a tensor may have any value: a parameter or a statistic, but no table and no counter."""
+        """Return whether a tensor may have any value: a parameter or a statistic, but no table and no counter."""
         return name in self.torch_parameters or is_statistic(name)
 
     def moved_batches(self, draw: int, epsilon: float) -> list[Batch]:
-        """Give the batches with their real inputs moved by rounding; draw 0 is as they are."""
+        """Return the batches with their real inputs moved by rounding; draw 0 is as they are."""
         return [moved_inputs(batch, draw, epsilon) for batch in self.batches]
 
     def elsewhere(self, start: Mapping[str, np.ndarray]) -> "MappedPair":
-        """Give the same pair with other weights and buffers of torch's to start from, and on other batches."""
+        """Return the same pair with other weights and buffers of torch's to start from, and on other batches."""
         other = copy.copy(self)
         other.start, other.batches = start, perturbed(self.batches)
         return other
 
     def in_other_mode(self) -> "MappedPair":
-        """Give the same pair in evaluation where it is in training, and the other way round."""
+        """Return the same pair in evaluation where it is in training, and the other way round."""
         other = copy.copy(self)
         other.training, other.keep_modes, other.other_mode = not self.training, False, True
         return other

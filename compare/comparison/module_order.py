@@ -40,7 +40,7 @@ def moved(
     jax: Observation,
     again: Repeated,
 ) -> Iterator[Moved]:
-    """Give such modules, of those that differ in what they take.
+    """Yield such modules, of those that differ in what they take.
 
     Args:
         pairings: Of both sides.
@@ -70,7 +70,7 @@ def moved(
 
 
 def _depends(pairing: Pairing, other: Port, limit: float, jax: Observation, again: Repeated) -> bool:
-    """Tell whether a module takes the output of another: it changes with it, all else being as it was."""
+    """Return whether a module takes the output of another: it changes with it, all else being as it was."""
     before = np.array(pairing.jax_array(jax))
     given = again.given
     # An experiment in place of a look into the program: a value is a source if changing it changes the
@@ -92,7 +92,7 @@ def _moved(taking: tuple[Port, Port], giving: tuple[Port, Port], between: Sequen
 
 
 def _parent(one: str, other: str, separator: str) -> str:
-    """Give the path of the innermost module that contains both."""
+    """Return the path of the innermost module that contains both."""
     parts = []
     for a, b in zip(one.split(separator)[:-1], other.split(separator)[:-1], strict=False):
         if a != b:
@@ -102,7 +102,7 @@ def _parent(one: str, other: str, separator: str) -> str:
 
 
 def merged(found: Sequence[Found], moves: Sequence[Moved]) -> list[Found]:
-    """Give one finding for each module whose parts run in another order, in place of all that follow from it.
+    """Return one finding for each module whose parts run in another order, in place of all that follow from it.
 
     What a part computes from its own right input stays a finding of its own.
     """
@@ -123,7 +123,7 @@ def merged(found: Sequence[Found], moves: Sequence[Moved]) -> list[Found]:
 
 
 def _follows(found: Found, move: Moved) -> bool:
-    """Tell whether a finding is what a part of a module takes, or what the module itself gives."""
+    """Return whether a finding is what a part of a module takes, or what the module itself gives."""
     if found.pairing.ports is None:
         return False
     port = found.pairing.ports[0]

@@ -130,15 +130,15 @@ class ProgramPair:
                 )
 
     def movable(self, name: str) -> bool:
-        """Tell whether a tensor may have any value: a parameter or a statistic, but no table and no counter."""
+        """Return whether a tensor may have any value: a parameter or a statistic, but no table and no counter."""
         return name in self._parameters or is_statistic(name)
 
     def moved_batches(self, draw: int, epsilon: float) -> list[Any]:
-        """Give the batches with their real numbers moved by rounding; draw 0 is as they are."""
+        """Return the batches with their real numbers moved by rounding; draw 0 is as they are."""
         return [moved_inputs(Batch(batch), draw, epsilon).inputs for batch in self.batches]
 
     def elsewhere(self, start: Mapping[str, np.ndarray]) -> "ProgramPair":
-        """Give the same pair from other weights and on other batches of the same shapes."""
+        """Return the same pair from other weights and on other batches of the same shapes."""
         other = copy.copy(self)
         other.start, other.moved = start, True
         other.batches = [batch.inputs for batch in perturbed([Batch(batch) for batch in self.batches])]

@@ -53,7 +53,7 @@ def _side(build: Any, parts: list[Any], optimizers: Mapping[str, str], batch: An
 
 
 def _opened(function: Any) -> tuple[Any, list[Any]]:
-    """Give the function within a partial, and its arguments that are plain values: others may print an address."""
+    """Return the function within a partial, and its arguments that are plain values: others may print an address."""
     arguments: list[Any] = []
     while isinstance(function, functools.partial):
         given = [*function.args, *sorted(function.keywords.items())]
@@ -75,7 +75,7 @@ def _nodes(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _children(value: Any) -> list[tuple[Any, Any]]:
-    """Give what is directly below a node of a pytree; nothing for an array and for what optax remembers."""
+    """Return what is directly below a node of a pytree; nothing for an array and for what optax remembers."""
     import jax
 
     if type(value).__module__.startswith("optax"):

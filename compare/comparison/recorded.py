@@ -44,7 +44,7 @@ def numbers_of_torch(held: str) -> list[Cause]:
 
 
 def _numbers(pair: Any, draws: Sequence[Draw]) -> dict[str, np.ndarray]:
-    """Give torch's weights, and what its first step shows and changes with them."""
+    """Return torch's weights, and what its first step shows and changes with them."""
     run = pair.torch_run("float32")
     given: Mapping[str, np.ndarray] = run.arrays()
     weights = {link.torch for link in pair.links if link.torch in given and pair.movable(link.torch)}
@@ -72,11 +72,11 @@ def _shown(seen: Observation) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _telling(array: np.ndarray) -> bool:
-    """Tell whether an array's numbers could not be another's by accident."""
+    """Return whether an array's numbers could not be another's by accident."""
     return array.size > 1 and bool(np.isfinite(array).all()) and len(np.unique(np.abs(array))) > 2
 
 
 def _contains(array: np.ndarray, value: np.ndarray) -> bool:
-    """Tell whether all of an array's numbers are among those of another, in any layout."""
+    """Return whether all of an array's numbers are among those of another, in any layout."""
     kept, sought = array.astype(np.float32), value.astype(np.float32).ravel()
     return bool(np.isin(sought[:_SAMPLE], kept).all() and np.isin(sought, kept).all())

@@ -58,7 +58,7 @@ def asked_elsewhere(pair: Any, ask: Ask) -> Elsewhere | Cause | str:
 
 
 def _pairs_elsewhere(pair: Any) -> Iterator[Any]:
-    """Give the pair with weights farther and nearer."""
+    """Yield the pair with weights farther and nearer."""
     run = pair.torch_run("float32")
     given = run.arrays()
     moved = {link.torch for link in pair.links if link.torch in given and pair.movable(link.torch)}
@@ -68,7 +68,7 @@ def _pairs_elsewhere(pair: Any) -> Iterator[Any]:
 
 
 def _torch_takes(pair: Any) -> bool:
-    """Tell whether torch takes a step of a pair, and its loss is finite."""
+    """Return whether torch takes a step of a pair, and its loss is finite."""
     try:
         run = pair.torch_run("float64")  # outside: what a program draws while it is built is no draw of its step
         with ControlledRun(lift=True):
@@ -96,7 +96,7 @@ def foreign(side: str, calls: Iterable[ForeignCall]) -> list[Cause]:
 
 
 def differs_elsewhere(found: Report, other: Report) -> Report:
-    """Give a report with what differs from other weights and on other batches."""
+    """Return a report with what differs from other weights and on other batches."""
     differences = [
         dataclasses.replace(each, question=each.question or ELSEWHERE)
         for each in (*([other.divergence] if other.divergence else []), *other.others)

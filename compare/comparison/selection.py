@@ -37,7 +37,7 @@ class Selection:
             self.stages = [stage for stage in Stage if stage in names]
 
     def cut(self, side: Any) -> Any:
-        """Give a side without what none of the stages needs: its optimizer, or its loss as well."""
+        """Return a side without what none of the stages needs: its optimizer, or its loss as well."""
         if self.stages is None or not hasattr(side, "optimizer"):
             return side
         if not _NEED_OPTIMIZER & set(self.stages):

@@ -121,7 +121,7 @@ def _calls(
 
 
 def _output(shapes: Mapping[Port, Shape], path: str, call: int, kind: str = "") -> Shape | None:
-    """Give the shape of the first output of a call; None if there is none."""
+    """Return the shape of the first output of a call; None if there is none."""
     outputs = [shape for port, shape in shapes.items() if port[:3] == (path, call, "output")]
     if KINDS.get(kind) in RECURRENT:  # Flax may give the carry first, which has one axis less than the sequence
         return max(outputs, key=len, default=None)

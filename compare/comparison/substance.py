@@ -85,7 +85,7 @@ def constant_outputs(followed: Followed, other: Followed) -> list[Cause]:
 
 
 def not_reached(pair: MappedPair, followed: Followed, steps: int, change: int | None) -> list[str]:
-    """Give what a match says that it does not cover, for its headline.
+    """Return what a match says that it does not cover, for its headline.
 
     Args:
         pair: Both sides.
@@ -126,7 +126,7 @@ def never_reached(reached: Mapping[str, bool]) -> list[str]:
 def not_exercised(
     pair: MappedPair, followed: Followed, other: Followed | None, reached: Mapping[str, bool]
 ) -> list[str]:
-    """Give what no batch and no weight exercises, a line each, with what would."""
+    """Return what no batch and no weight exercises, a line each, with what would."""
     lines = [*_without_gradient(followed, other), *constant_inputs(pair.batches), *never_reached(reached)]
     return list(dict.fromkeys(lines))
 

@@ -50,7 +50,7 @@ def computed_on_cpu(compute: Callable[[Any, Any], Any], args: Any, kwargs: Any, 
 
 
 def arguments_on_cpu(tree: Any, name: str = "", moved: "Callable[[torch.Tensor], torch.Tensor] | None" = None) -> Any:
-    """Give arguments of a function of torch that keep it on the CPU: they may name another device.
+    """Return arguments of a function of torch that keep it on the CPU: they may name another device.
 
     Args:
         tree: The arguments.
@@ -72,7 +72,7 @@ def arguments_on_cpu(tree: Any, name: str = "", moved: "Callable[[torch.Tensor],
 
 
 def stays(tensor: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
-    """Give the tensor back: what `Tensor.cuda` does on the CPU."""
+    """Return the tensor itself: what `Tensor.cuda` does on the CPU."""
     del args, kwargs
     return tensor
 

@@ -23,7 +23,7 @@ class Place(NamedTuple):
     """Their classes, the culprit first where a layer is the culprit."""
 
     def layer(self, kind: str) -> type | None:
-        """Give the class of the layers of a kind, such as "norm"; None if there are none, or of several classes."""
+        """Return the class of the layers of a kind, such as "norm"; None if there are none, or of several classes."""
         found = dict.fromkeys(layer for layer in self.layers if _kind(layer) == kind)
         return next(iter(found)) if len(found) == 1 else None
 
@@ -49,7 +49,7 @@ def named(layer: type) -> str:
 
 
 def _style(layer: type) -> str:
-    """Give the framework of a class that may be the user's: that of the nearest base class that has one."""
+    """Return the framework of a class that may be the user's: that of the nearest base class that has one."""
     packages = [short for base in layer.__mro__ for name, short in PACKAGES.items() if base.__module__.startswith(name)]
     return packages[0] if packages else ""
 

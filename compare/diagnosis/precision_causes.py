@@ -13,7 +13,7 @@ DOCS = "docs/precision.md"
 def low_precision(
     name: str, quantity: Quantity, side: str, dtypes: Collection[str], kept: Collection[str] = ()
 ) -> Cause | None:
-    """Tell whether the side that rounds more computes in fewer bits than float32 has, or keeps its weights in them.
+    """Return whether the side that rounds more computes in fewer bits than float32 has, or keeps its weights in them.
 
     Args:
         name: What rounds more, on that side.
@@ -48,7 +48,7 @@ def low_precision(
 
 
 def lower_products(name: str, side: str, lowest: str, quantity: Quantity, full: float) -> Cause | None:
-    """Tell whether operations in fewer bits than float32 has are what rounds: in full float32, they do not.
+    """Return whether operations in fewer bits than float32 has are what rounds: in full float32, they do not.
 
     Args:
         name: What rounds more.
@@ -71,7 +71,7 @@ def lower_products(name: str, side: str, lowest: str, quantity: Quantity, full: 
 
 
 def _explains(quantity: Quantity, without: float) -> bool:
-    """Tell whether the JAX side without a candidate rounds like torch, and far less than with it."""
+    """Return whether the JAX side without a candidate rounds like torch, and far less than with it."""
     return without <= FACTOR * quantity.error_torch[0] and without * FACTOR <= quantity.error_jax[0]
 
 
@@ -94,7 +94,7 @@ def without_fast_variance(side: Flax | Jax, path: str) -> tuple[Flax, list[str]]
 
 
 def fast_variance(norms: list[str], quantity: Quantity, slow: float) -> Cause | None:
-    """Tell whether the norms' fast variance, E[x²] - E[x]², is what rounds: without it, they do not.
+    """Return whether the norms' fast variance, E[x²] - E[x]², is what rounds: without it, they do not.
 
     Args:
         norms: What they are called.

@@ -16,12 +16,12 @@ from compare.step.observation import to_numpy
 
 
 def is_term(rerun: Rerun, call: Call) -> bool:
-    """Tell whether a call is of a loss, and is not the whole loss."""
+    """Return whether a call is of a loss, and is not the whole loss."""
     return call.name in LOSSES and not _is_whole(rerun, call)
 
 
 def _is_whole(rerun: Rerun, call: Call) -> bool:
-    """Tell whether a call takes the model's only output and the target as they are, and gives the loss as it is."""
+    """Return whether a call takes the model's only output and the target as they are, and gives the loss as it is."""
     try:
         seen, loss = rerun.to_the_end()({}), call.run()
     except (Signal, InputError):

@@ -54,7 +54,7 @@ _AT_THE_START = "initial_accumulator_value"
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, float | bool]:
-    """Give the settings of a parameter group that can be wrong: "eps", "betas[0]"."""
+    """Return the settings of a parameter group that can be wrong: "eps", "betas[0]"."""
     parts: dict[str, Any] = {}
     for key, value in group.items():
         if key in (*_LEFT_OUT, _AT_THE_START) or (key in _NEEDS and not group.get(_NEEDS[key])):

@@ -74,7 +74,7 @@ class Planted:
             return take(batch, record)
 
     def trained_by(self, optimizer: "torch.optim.Optimizer") -> "dict[str, torch.Tensor]":
-        """Give the parameters that an optimizer has, by name."""
+        """Return the parameters that an optimizer has, by name."""
         raise NotImplementedError
 
 
@@ -111,7 +111,7 @@ class PlantedRun(Planted, TorchRun):
         return {} if self.optimizer is None else {"": self.optimizer}
 
     def trained_by(self, optimizer: "torch.optim.Optimizer") -> "dict[str, torch.Tensor]":
-        """Give the parameters that an optimizer has, by name."""
+        """Return the parameters that an optimizer has, by name."""
         own = {id(each) for group in optimizer.param_groups for each in group["params"]}
         return {name: parameter for name, parameter in self.parameters.items() if id(parameter) in own}
 
@@ -124,7 +124,7 @@ class PlantedProgramRun(Planted, TorchProgramRun):
         return self.with_faults(super().step, batch, record)
 
     def trained_by(self, optimizer: "torch.optim.Optimizer") -> "dict[str, torch.Tensor]":
-        """Give the parameters that an optimizer has, by name."""
+        """Return the parameters that an optimizer has, by name."""
         return {self.name_of(each): each for group in optimizer.param_groups for each in group["params"]}
 
 
@@ -161,7 +161,7 @@ class Fault(NamedTuple):
 
 
 def same(rewrite: Rewrite, call: Call) -> bool:
-    """Tell whether a call gives the same with something in its place, whatever the numbers that go into it."""
+    """Return whether a call gives the same with something in its place, whatever the numbers that go into it."""
     import torch
 
     def noisy() -> Call:
@@ -183,7 +183,7 @@ def same(rewrite: Rewrite, call: Call) -> bool:
 
 
 def other(name: str, value: float, times: float) -> float:
-    """Give a wrong number for a setting: ten times an epsilon, and of other settings one a little nearer to 1.
+    """Return a wrong number for a setting: ten times an epsilon, and of other settings one a little nearer to 1.
 
     Towards 1, so that a decay or a rate stays within the range that torch accepts. An epsilon matters only by its order
     of magnitude.

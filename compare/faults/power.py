@@ -154,7 +154,7 @@ class Planting:
             )
 
     def faults(self) -> Iterator[Fault]:
-        """Give faults in the order in which they are to be planted: those with which the torch side still runs."""
+        """Yield faults in the order in which they are to be planted: those with which the torch side still runs."""
         rng = np.random.default_rng(self.seed)
         self._record(self.planted("float64"), steps=1)
         for places in shuffled(faults(self.planted, self.pair.batches, self.runs.stepper.draws[0], rng), rng):
@@ -165,7 +165,7 @@ class Planting:
                     break
 
     def _runs(self, fault: Fault) -> bool:
-        """Tell whether torch takes a step with a fault: with another padding, the shapes may not fit any more."""
+        """Return whether torch takes a step with a fault: with another padding, the shapes may not fit any more."""
         try:
             self._record(self.planted("float32", fault), steps=1)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NotImplementedError, InternalError):
@@ -218,7 +218,7 @@ class Planting:
         return followed, unreplayed
 
     def _jax_runs(self) -> list[Any]:
-        """Give the JAX side's two runs, which are compiled once, at their start."""
+        """Return the JAX side's two runs, which are compiled once, at their start."""
         if not self._compiled:
             made = [self.pair.jax_run(dtype) for dtype in ("float64", "float32")]
             self._compiled = [(run, getattr(run, "rngs", None)) for run in made]
@@ -248,7 +248,7 @@ class Planting:
         return Why.EQUIVALENT, f"in exact arithmetic it changes nothing here: {said}"
 
     def _seen_at(self, fault: Fault, followed: Followed) -> float | None:
-        """Give how many times as large a fault must be to be seen; None if it may be as large as torch takes it."""
+        """Return how many times as large a fault must be to be seen; None if it may be as large as torch takes it."""
         for times in LARGER if fault.sized else ():
             try:
                 if self._largest_change(fault, followed, times).ratio > FACTOR:
@@ -279,7 +279,7 @@ class Planting:
         return Why.UNREAD, fault.unread or "nothing in these batches reads it"
 
     def _always_the_same(self, fault: Fault) -> bool:
-        """Tell whether what a fault has computed in place of a function is the same by definition."""
+        """Return whether what a fault has computed in place of a function is the same by definition."""
         if fault.computes is None:
             return False
         site, rewrite = fault.computes
@@ -295,7 +295,7 @@ class Planting:
         return bool(found) and all(found)
 
     def _first_change(self, fault: Fault, steps: int, *, training: bool = False) -> tuple[int, str] | None:
-        """Give the step and the stage at which a fault first changes anything in the torch side's float64 run."""
+        """Return the step and the stage at which a fault first changes anything in the torch side's float64 run."""
         both, noise = self._both(fault, training=training), 0.0 if self.pair.device == "cpu" else GPU_NOISE
         for step in range(steps):
             try:
@@ -310,7 +310,7 @@ class Planting:
         return None
 
     def _largest_change(self, fault: Fault, followed: Followed, times: float = 1.0) -> Change:
-        """Give what a fault changes most, beside rounding, of what decides."""
+        """Return what a fault changes most, beside rounding, of what decides."""
         largest = Change("", 0, 0.0, 0.0)
         both = itertools.islice(self._both(fault, times), self.steps)
         for step, (right, wrong) in enumerate(both):
@@ -336,7 +336,7 @@ class Planting:
         return zip(*map(self.runs.stepper.whole, runs), strict=False)
 
     def _arrays(self, seen: Observation) -> dict[tuple[Stage, str], np.ndarray]:
-        """Give all that a step shows, by stage and name, but for buffers that are compared with nothing."""
+        """Return all that a step shows, by stage and name, but for buffers that are compared with nothing."""
         compared = {link.torch for link in self.pair.links}
         fields: Sequence[tuple[Stage, Mapping[Any, Any]]] = (
             (Stage.FORWARD, seen.forward),

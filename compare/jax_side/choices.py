@@ -176,7 +176,7 @@ Found = tuple[Choice, frozenset[str]]
 
 
 def called_by_the_user(eqn: Any) -> Found | None:
-    """Give the choice that the user calls directly, and the operations by which it chooses; None if it is none."""
+    """Return the choice that the user calls directly, and the operations by which it chooses; None if it is none."""
     traceback, name = eqn.source_info.traceback, eqn.primitive.name
     if traceback is None or not (name in _SELECTING | _BOUNDING | _BRANCHING or kind(eqn) == Kind.CALL):
         # Reading a traceback is dear, and most operations choose nothing.

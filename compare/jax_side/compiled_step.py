@@ -72,7 +72,7 @@ class CompiledStep:
         return jax.jit(lifted if self.dtype == "float64" else self._traced, donate_argnums=(0, 3))
 
     def precision(self) -> Any:
-        """Give the context for all that is done in this run's precision."""
+        """Return the context for all that is done in this run's precision."""
         # Entered for each step: runs in float32 and in float64 alternate.
         import jax
 

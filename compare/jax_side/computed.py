@@ -34,7 +34,7 @@ class Computed:
         return list(dict.fromkeys(place for place in places if place))
 
     def _before(self, end: Any, ends: set[Any]) -> Iterator[int]:
-        """Give the operations that a value comes from, back to what is a module's input or output itself."""
+        """Yield the operations that a value comes from, back to what is a module's input or output itself."""
         open_, seen = [end], set()
         while open_:
             eqn = self._makers.get(open_.pop())

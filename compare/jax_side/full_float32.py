@@ -9,7 +9,7 @@ from compare.jax_side.primitives import bind
 
 
 def in_full_float32(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a function of pytrees of arrays with its products, and what it rounds to a format, in full float32."""
+    """Return a function of pytrees of arrays with its products, and what it rounds to a format, in full float32."""
     import jax
 
     @functools.wraps(function)

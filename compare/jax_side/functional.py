@@ -183,7 +183,7 @@ def of_linen(model: tuple[Any, Mapping[str, Any]], dtype: str, training: bool) -
 
 
 def _sown(collection: Any) -> bool:
-    """Tell whether a collection of Linen's is what a model sowed when it was initialized: tuples of values."""
+    """Return whether a collection of Linen's is what a model sowed when it was initialized: tuples of values."""
     import jax
 
     leaves = jax.tree.leaves(collection, is_leaf=lambda leaf: isinstance(leaf, tuple))
@@ -191,7 +191,7 @@ def _sown(collection: Any) -> bool:
 
 
 def _alike(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the collections that have the same structure as before: what a model sows makes a collection longer."""
+    """Return the collections that have the same structure as before: what a model sows makes a collection longer."""
     import jax
 
     def alike(one: Any, other: Any) -> bool:

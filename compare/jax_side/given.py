@@ -26,12 +26,12 @@ class Given(NamedTuple):
 
 
 def by_port(ports: Mapping[Port, Any], chosen: Any) -> dict[Port, tuple[Any, Any]]:
-    """Give each port's value, and whether it is chosen, as a traced step has them."""
+    """Return each port's value, and whether it is chosen, as a traced step has them."""
     return {port: (ports[port], chosen[number]) for number, port in enumerate(sorted(ports))}
 
 
 def exchanged(computed: Any, value: Any, chosen: Any) -> Any:
-    """Give `value` where it is `chosen`, and else what was computed.
+    """Return `value` where it is `chosen`, and else what was computed.
 
     The derivative is always that of what was computed: the gradients of parameters before this place then differ only
     by what is different after it.

@@ -28,7 +28,7 @@ def recorded_inside(params: Any, record: JaxRecord) -> Iterator[None]:
 
 
 def _linen(params: Any, record: JaxRecord) -> Any:
-    """Give what intercepts the methods of Linen's modules.
+    """Return what intercepts the methods of Linen's modules.
 
     The path of a module within its model is not the name of its parameters: a pytree may have several models in it, or
     Linen's collections at the top. So parameters are recognised as the very arrays that the function was given.
@@ -57,7 +57,7 @@ def _linen(params: Any, record: JaxRecord) -> Any:
 
 
 def _prefix(variables: Any, known: Mapping[int, str]) -> str | None:
-    """Give the path at which a model's parameters stand in the pytree; None where they are not in it."""
+    """Return the path at which a model's parameters stand in the pytree; None where they are not in it."""
     import jax
 
     params = dict(variables).get("params", {})
@@ -69,11 +69,11 @@ def _prefix(variables: Any, known: Mapping[int, str]) -> str | None:
 
 
 def _haiku(parameters: list[str], record: JaxRecord) -> Any:
-    """Give what intercepts the methods of Haiku's modules, which know their names: "mlp/~/linear_0"."""
+    """Return what intercepts the methods of Haiku's modules, which know their names: "mlp/~/linear_0"."""
 
     @functools.cache
     def whole(name: str) -> str | None:
-        """Give the name of a module in the pytree; None where it is none there, or of several models."""
+        """Return the name of a module in the pytree; None where it is none there, or of several models."""
         found = {each.partition(f"/{name}/")[0] for each in (f"/{each}" for each in parameters) if f"/{name}/" in each}
         return f"{found.pop()}/{name}".strip("/") if len(found) == 1 else None
 
@@ -88,5 +88,5 @@ def _haiku(parameters: list[str], record: JaxRecord) -> Any:
 
 
 def _is_part(path: str, parameters: Any) -> bool:
-    """Tell whether a module is not the whole model, which is recorded as such."""
+    """Return whether a module is not the whole model, which is recorded as such."""
     return bool(path) and not all(name.startswith(f"{path}/") for name in parameters)

@@ -46,7 +46,7 @@ class Interpreter:
         """Values from within the program that `operation` has put here, in order of execution."""
 
     def constant(self, value: Any) -> Any:
-        """Give what stands for a number or an array that the program contains."""
+        """Return what stands for a number or an array that the program contains."""
         return value
 
     def carried(self, value: Any, variable: Any) -> Any:

@@ -215,7 +215,7 @@ def _wide(dtype: Any) -> Any:
 
 
 def _bits(value: Any) -> bool:
-    """Tell whether it is an integer of 64 bits."""
+    """Return whether it is an integer of 64 bits."""
     return str(getattr(value, "dtype", None)) in NARROW
 
 

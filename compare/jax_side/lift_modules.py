@@ -57,7 +57,7 @@ def lifted_linen() -> Iterator[None]:
 
 
 def _wide_attribute(name: str, value: Any) -> Any:
-    """Give the dtype to put in the place of an attribute's value, or None if that is not a low-precision dtype."""
+    """Return the dtype to put in the place of an attribute's value, or None if that is not a low-precision dtype."""
     import jax.numpy as jnp
 
     if isinstance(value, np.dtype):

@@ -17,7 +17,7 @@ def line(eqn: Any) -> str:
 
 
 def expression(eqn: Any) -> Source | None:
-    """Give the user's expression that an operation comes from; None where JAX does not know it."""
+    """Return the user's expression that an operation comes from; None where JAX does not know it."""
     traceback = eqn.source_info.traceback
     if traceback is None:
         return None
@@ -33,7 +33,7 @@ def constant_lines(program: Any) -> dict[bytes, str]:
 
 
 def identity(value: Any) -> bytes:
-    """Give what is the same for a constant wherever a program has it: traced anew, it is another object."""
+    """Return what is the same for a constant wherever a program has it: traced anew, it is another object."""
     array = np.asarray(value)
     return repr(array.shape).encode() + array.astype(np.complex128).tobytes()
 
@@ -61,5 +61,5 @@ def _value(atom: Any, known: Mapping[Any, bytes]) -> bytes | None:
 
 
 def _held(value: Any) -> bool:
-    """Tell whether it is a number or an array of floating-point or complex numbers."""
+    """Return whether it is a number or an array of floating-point or complex numbers."""
     return not is_tracer(value) and getattr(getattr(value, "dtype", None), "kind", "") in ("f", "c")

@@ -19,7 +19,7 @@ _TRIED = 3
 
 
 def in_training(name: str) -> bool | None:
-    """Give the value that an argument has in training, by its name; None if the name says nothing of the mode."""
+    """Return the value that an argument has in training, by its name; None if the name says nothing of the mode."""
     if name.startswith("use_running"):  # average, stats
         return False
     words = set(name.lower().split("_"))
@@ -80,7 +80,7 @@ def by_effect(
 
 
 def _free(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
-    """Give the arguments of a function that may be a mode and that a call does not give."""
+    """Return the arguments of a function that may be a mode and that a call does not give."""
     try:
         signature = inspect.signature(function)
         given = signature.bind_partial(*args, **kwargs).arguments
@@ -101,5 +101,5 @@ def _may_be_mode(parameter: inspect.Parameter) -> bool:
 
 
 def mixed(modes: Iterable[bool]) -> bool:
-    """Tell whether some modules are in training and others in evaluation, as where a norm is frozen."""
+    """Return whether some modules are in training and others in evaluation, as where a norm is frozen."""
     return len(set(modes)) > 1

@@ -119,13 +119,13 @@ def _named_gradient(model: Any, grads: Any) -> Any:
 
 
 def _path_of(module: Any) -> str | None:
-    """Give the path of a module in the state; a tuple, a list or a dictionary of modules has none."""
+    """Return the path of a module in the state; a tuple, a list or a dictionary of modules has none."""
     path: str | None = getattr(module, "__dict__", {}).get(PATH)
     return path
 
 
 def _within(container: Any, key: Any) -> Any:
-    """Give what a module, or a tuple, a list or a dictionary of modules, has under a key of its state."""
+    """Return what a module, or a tuple, a list or a dictionary of modules, has under a key of its state."""
     from flax import nnx
 
     if isinstance(container, nnx.Variable):  # its `value` is no module, and deprecated

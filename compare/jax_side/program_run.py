@@ -99,7 +99,7 @@ class JaxProgramRun:
         self.values = list(self._start)
 
     def precision(self) -> Any:
-        """Give the context in which arrays of this run's precision are made."""
+        """Return the context in which arrays of this run's precision are made."""
         import jax
 
         return jax.enable_x64(self.dtype == "float64")
@@ -132,7 +132,7 @@ class JaxProgramRun:
         return [*found, *state_layers(self.user_state, rest)]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Give the weights by name."""
+        """Return the weights by name."""
         pairs = zip(self.leaves, self.values, strict=True)
         return {leaf.name: np.asarray(value) for leaf, value in pairs if leaf.role == Role.WEIGHTS}
 
@@ -145,7 +145,7 @@ class JaxProgramRun:
             ]
 
     def state_arrays(self) -> dict[str, np.ndarray]:
-        """Give what the optimizers remember, by name."""
+        """Return what the optimizers remember, by name."""
         pairs = zip(self.leaves, self.values, strict=True)
         return {
             each.name: np.asarray(value)
@@ -177,7 +177,7 @@ class JaxProgramRun:
         return self.structure.take_apart(state), shown
 
     def _traced(self, step: Any, values: list[Any], batch: Any, draws: Any) -> tuple[Any, Any]:
-        """Give the program of a step, and the shapes of what it gives."""
+        """Return the program of a step, and the shapes of what it gives."""
         unreplayed: list[str] = []
 
         def program(values: list[Any], batch: Any, draws: Any) -> Any:
@@ -247,7 +247,7 @@ class JaxProgramRun:
         return kept, shown, watcher.shown, choices.made
 
     def program(self, *_: Any) -> Any:
-        """Give the traced program of the first step that was taken."""
+        """Return the traced program of the first step that was taken."""
         return self.traces[0]
 
     def step(

@@ -89,7 +89,7 @@ class Structure:
         return [Leaf(name, role(name, leaf), _keys(path)) for name, (path, leaf), dynamic in named if dynamic]
 
     def take_apart(self, state: Any) -> list[Any]:
-        """Give the arrays of a state of this structure, in the order of `leaves`.
+        """Return the arrays of a state of this structure, in the order of `leaves`.
 
         Raises:
             InputError: If the state has another structure: a step must keep it.
@@ -125,7 +125,7 @@ class Structure:
 
 
 def is_nnx(value: Any) -> bool:
-    """Tell whether a value is an nnx module, optimizer, generator or variable."""
+    """Return whether a value is an nnx module, optimizer, generator or variable."""
     from flax import nnx
 
     return isinstance(value, nnx.Module | nnx.Optimizer | nnx.Rngs | nnx.RngStream | nnx.Variable)
@@ -138,7 +138,7 @@ def _split(objects: list[Any]) -> Any:
 
 
 def _dynamic(leaf: Any) -> bool:
-    """Tell whether a leaf is data: an array, a key or a number."""
+    """Return whether a leaf is data: an array, a key or a number."""
     import jax
 
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float)

@@ -29,7 +29,7 @@ def foreign_calls(program: Any) -> list[ForeignCall]:
 
 
 def equations(program: Any) -> Iterator[Any]:
-    """Give all operations of a traced program, and of the programs within them."""
+    """Yield all operations of a traced program, and of the programs within them."""
     for eqn in Program.of(program).equations:
         yield eqn
         for nested in programs(eqn):
@@ -37,7 +37,7 @@ def equations(program: Any) -> Iterator[Any]:
 
 
 def arrays(program: Any) -> Iterator[np.ndarray]:
-    """Give the arrays of floating-point numbers that a traced program and the programs within it contain."""
+    """Yield the arrays of floating-point numbers that a traced program and the programs within it contain."""
     for value in Program.of(program).constants:
         if not is_tracer(value) and getattr(getattr(value, "dtype", None), "kind", "") == "f":
             yield np.asarray(value)
@@ -47,7 +47,7 @@ def arrays(program: Any) -> Iterator[np.ndarray]:
 
 
 def lowest_precision(program: Any) -> tuple[str, float]:
-    """Give the floating-point type with the fewest bits that a traced program computes in, and its machine epsilon.
+    """Return the floating-point type with the fewest bits that a traced program computes in, and its machine epsilon.
 
     A product may be computed in fewer bits than its operands have, as in TF32.
     """

@@ -105,7 +105,7 @@ class JaxRun(CompiledStep):
         return seen_by_port(seen)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Give parameters and buffers by name."""
+        """Return parameters and buffers by name."""
         import jax
 
         return {
@@ -147,7 +147,7 @@ class JaxRun(CompiledStep):
         self.load({name: array + movement(array, draw) for name, array in moved.items()})
 
     def state_arrays(self) -> dict[str, np.ndarray]:
-        """Give the optimizer's state by name."""
+        """Return the optimizer's state by name."""
         import jax
 
         return dict(zip(self.state_names, map(np.asarray, jax.tree.leaves(self.state)), strict=True))

@@ -34,7 +34,7 @@ class Operation(NamedTuple):
 
 
 def first_other(one: Any, other: Any, *, numbers: bool = True) -> Operation | None:
-    """Give the first operation of a traced program that another has not at this place; None if all are the same.
+    """Return the first operation of a traced program that another has not at this place; None if all are the same.
 
     Args:
         one: The program whose operation is given.

@@ -62,7 +62,7 @@ def _equinox_path(index: Path, inner: Path) -> Path:
 
 
 def keys(path: Path) -> Path:
-    """Give the attributes, keys and indices of a path of `jax.tree_util`."""
+    """Return the attributes, keys and indices of a path of `jax.tree_util`."""
     return tuple(getattr(key, "name", getattr(key, "idx", getattr(key, "key", None))) for key in path)
 
 
@@ -76,7 +76,7 @@ class StateArrays:
         self._names = ["/".join(map(str, each.path)) for each in named_state(params, state)]
 
     def arrays(self, state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Give the arrays of a state with this one's structure, and apart from them its random keys."""
+        """Return the arrays of a state with this one's structure, and apart from them its random keys."""
         import jax
 
         buffers: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from compare.step.observation import Port
 
 @functools.cache
 def _static() -> Any:
-    """Give the class of such a value, a pytree without leaves: each value of it is compiled by itself."""
+    """Return the class of such a value, a pytree without leaves: each value of it is compiled by itself."""
     import jax
 
     @jax.tree_util.register_static

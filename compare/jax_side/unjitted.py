@@ -31,7 +31,7 @@ class Refused:
 
 
 def compiled_by_user(step: Callable[..., Any]) -> bool:
-    """Tell whether a step is compiled as a whole: by `jax.jit`, `nnx.jit`, `eqx.filter_jit`, `jax.pmap`."""
+    """Return whether a step is compiled as a whole: by `jax.jit`, `nnx.jit`, `eqx.filter_jit`, `jax.pmap`."""
     while isinstance(step, functools.partial):
         step = step.func
     return hasattr(step, "lower")
@@ -94,7 +94,7 @@ def _name(value: Any) -> None:
 
 
 def looked_at(shown: Sequence[Any]) -> Any:
-    """Give the number that a program was stopped for, from what it shows; `Refused` if it does not show it."""
+    """Return the number that a program was stopped for, from what it shows; `Refused` if it does not show it."""
     for each in reversed(shown):
         for (what, path, _, _), (value, _) in each.items():
             if what == LOOK:
@@ -173,7 +173,7 @@ def _variable(variables: dict[str, Any], name: str) -> list[Any]:
 
 
 def _same(now: list[Any], before: list[Any]) -> bool:
-    """Tell whether two lists hold the same objects, or pairs of them."""
+    """Return whether two lists hold the same objects, or pairs of them."""
     if len(now) != len(before):
         return False
     pairs = zip(now, before, strict=True)
@@ -207,7 +207,7 @@ def _global_names(code: CodeType) -> Iterator[str]:
 
 
 def fingerprint(program: Any) -> str:
-    """Give a text that is the same for two programs that compute the same from the same arguments."""
+    """Return a text that is the same for two programs that compute the same from the same arguments."""
     # The text of a program has its operations, types and small constants, and leaves out the values of
     # its arrays.
     text = hashlib.sha256(str(program).encode())

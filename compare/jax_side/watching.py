@@ -38,14 +38,14 @@ class Watch:
         self._given = dict(given or {})
 
     def instead(self, seen: "Shown | None", value: Any) -> Any:
-        """Give what the program goes on with: what is given in the place of a value, or the value."""
+        """Return what the program goes on with: what is given in the place of a value, or the value."""
         for (what, path, _, _), _ in (seen or {}).items():
             if what == "gradient" and path in self._given:
                 return self._given.pop(path).astype(value.dtype)
         return value
 
     def see(self, text: str, value: Any) -> "Shown | None":
-        """Give what a named operation shows; None if nothing is to be shown."""
+        """Return what a named operation shows; None if nothing is to be shown."""
         label = Label.of(text)
         if label is None:
             return None

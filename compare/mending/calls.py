@@ -53,7 +53,7 @@ def parameters(function: Any) -> list[str]:
 
 
 def accepts(function: Any, name: str) -> bool:
-    """Tell whether a function takes an argument of a name."""
+    """Return whether a function takes an argument of a name."""
     return name in _signature(function)
 
 

@@ -48,7 +48,7 @@ def _body(file: SourceFile, function: libcst.FunctionDef, text: str) -> Edit:
 
 
 def _function(file: SourceFile, line: int) -> libcst.FunctionDef | libcst.Lambda:
-    """Give the function that begins at a line, with its decorators."""
+    """Return the function that begins at a line, with its decorators."""
     for node in file.nodes(libcst.FunctionDef):
         first = min([file.line(node), *(file.line(decorator) for decorator in node.decorators)])
         if first <= line <= file.line(node):
@@ -69,7 +69,7 @@ def _returned(function: libcst.FunctionDef | libcst.Lambda) -> libcst.BaseExpres
 
 
 def _takes_a_part(node: libcst.CSTNode, parameters: Sequence[str]) -> bool:
-    """Tell whether it takes one thing of a parameter that holds several: `output[0]`, or `logits, aux = output`."""
+    """Return whether it takes one thing of a parameter that holds several: `output[0]`, or `logits, aux = output`."""
     match node:
         case libcst.Subscript(value=libcst.Name(value=name), slice=[libcst.SubscriptElement(slice=libcst.Index())]):
             return name in parameters

@@ -53,7 +53,7 @@ _NEW = libcst.Module([])
 
 
 def _place(file: SourceFile, made: libcst.BaseExpression, call: libcst.Call) -> libcst.BaseExpression:
-    """Give where an optimizer is in a chain: its call, or the variable that it was assigned to."""
+    """Return where an optimizer is in a chain: its call, or the variable that it was assigned to."""
     parts = [each.value for each in made.args] if isinstance(made, libcst.Call) else []
     named = [each for each in parts if isinstance(each, libcst.Name) and _assigned(file, made, each.value) is call]
     return named[0] if named else call
@@ -90,7 +90,7 @@ def _kind_of(node: libcst.BaseExpression) -> str:
 
 
 def _optimizer(file: SourceFile, made: libcst.BaseExpression) -> libcst.Call:
-    """Give the call of one of optax's optimizers that makes the optimizer, or a part of it."""
+    """Return the call of one of optax's optimizers that makes the optimizer, or a part of it."""
     match made:
         case libcst.Call() if _name(file, made.func) == "chain":
             parts = [each.value for each in made.args]
@@ -105,7 +105,7 @@ def _optimizer(file: SourceFile, made: libcst.BaseExpression) -> libcst.Call:
 
 
 def _assigned(file: SourceFile, near: libcst.CSTNode, name: str) -> libcst.Call | None:
-    """Give the optimizer's call that is the value of a variable, if it is assigned once in the same function."""
+    """Return the optimizer's call that is the value of a variable, if it is assigned once in the same function."""
     function = file.above(near, libcst.FunctionDef)
     found = []
     for node in file.nodes(libcst.Assign):
@@ -160,7 +160,7 @@ def _changed(
 
 
 def _function_of(wanted: libcst.Call) -> Any:
-    """Give the function of optax that a fix calls."""
+    """Return the function of optax that a fix calls."""
     import optax
 
     at: Any = optax

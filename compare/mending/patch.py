@@ -122,7 +122,7 @@ def diff(edits: Iterable[Edit]) -> str:
 
 
 def together(patches: Iterable[Patch]) -> list[Edit]:
-    """Give the edits of several patches; one that changes what an earlier one changes is left out."""
+    """Return the edits of several patches; one that changes what an earlier one changes is left out."""
     edits: list[Edit] = []
     for patch in patches:
         several = list(dict.fromkeys([*edits, *patch.edits]))
@@ -136,7 +136,7 @@ def together(patches: Iterable[Patch]) -> list[Edit]:
 
 
 def _edits(code: Code, lines: Sequence[Line], values: Values, files: dict[str, SourceFile]) -> list[Edit]:
-    """Give the edits for one expression of a fix, at each of the places where it belongs."""
+    """Return the edits for one expression of a fix, at each of the places where it belongs."""
     jax = [line for line in lines if line.side == "jax" and not line.source.is_installed]
     if code.before:  # what it replaces may also stand where a value is computed that it names
         jax += [line for each in values.values() for line in each if line not in jax]

@@ -124,7 +124,7 @@ def _is_rest(node: ast.expr) -> bool:
 
 
 def _value(text: str) -> object:
-    """Give the value of a literal; another expression is equal to none."""
+    """Return the value of a literal; another expression is equal to none."""
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):

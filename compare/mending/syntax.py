@@ -55,12 +55,12 @@ class SourceFile:
             self._by_range.setdefault(self._within_parentheses(node), []).append(node)
 
     def range(self, node: libcst.CSTNode) -> tuple[int, int]:
-        """Give where a node begins and ends, in characters."""
+        """Return where a node begins and ends, in characters."""
         at = self._positions[node]
         return self._offset(at.start.line, at.start.column), self._offset(at.end.line, at.end.column)
 
     def _within_parentheses(self, node: libcst.CSTNode) -> tuple[int, int]:
-        """Give the range of a node without its own parentheses, which Python does not count."""
+        """Return the range of a node without its own parentheses, which Python does not count."""
         start, end = self.range(node)
         for _ in node.lpar if isinstance(node, libcst.BaseExpression) else ():
             inner = self.text[start + 1 : end - 1]
@@ -78,7 +78,7 @@ class SourceFile:
                 raise Unfit(f"{source} has changed since it ran")
 
     def expression(self, span: Span | None) -> libcst.BaseExpression:
-        """Give the expression at a place, as Python numbers it: in UTF-8 bytes."""
+        """Return the expression at a place, as Python numbers it: in UTF-8 bytes."""
         if span is None:
             raise Unfit("the place of the expression is not known")
         first, last, column, behind = span
@@ -99,16 +99,16 @@ class SourceFile:
         yield from sorted(found, key=self.line)
 
     def line(self, node: libcst.CSTNode) -> int:
-        """Give the line at which a node begins, from 1."""
+        """Return the line at which a node begins, from 1."""
         line: int = self._positions[node].start.line
         return line
 
     def parent(self, node: libcst.CSTNode) -> libcst.CSTNode | None:
-        """Give the node that a node is part of."""
+        """Return the node that a node is part of."""
         return self._parents.get(node)
 
     def above(self, node: libcst.CSTNode, kind: type[Node]) -> Node | None:
-        """Give the nearest node of a kind that a node is inside."""
+        """Return the nearest node of a kind that a node is inside."""
         at = self.parent(node)
         while at is not None and not isinstance(at, kind):
             at = self.parent(at)
@@ -123,7 +123,7 @@ class SourceFile:
         return [call for call in self.nodes(libcst.Call) if start <= self.range(call)[0] and self.range(call)[1] <= end]
 
     def code(self, node: libcst.CSTNode) -> str:
-        """Give a node's text."""
+        """Return a node's text."""
         start, end = self.range(node)
         return self.text[start:end]
 
@@ -140,7 +140,7 @@ class SourceFile:
         return {}
 
     def meaning(self, node: libcst.CSTNode) -> Any:
-        """Give the object that a name or an attribute of a name stands for, as far as the module knows; else None."""
+        """Return the object that a name or an attribute of a name stands for, as far as the module knows; else None."""
         match node:
             case libcst.Name(value=name):
                 return self.names.get(name)
@@ -150,7 +150,7 @@ class SourceFile:
 
 
 def applied(text: str, edits: list[Edit]) -> str:
-    """Give a text with edits, which must not overlap.
+    """Return a text with edits, which must not overlap.
 
     Raises:
         Unfit: If two do.

@@ -15,14 +15,14 @@ from compare.verdict.divergence import Line, Role
 
 
 def gives_value(file: SourceFile, node: libcst.BaseExpression, lines: Sequence[Line]) -> bool:
-    """Tell whether an expression has the call in it that gives a value."""
+    """Return whether an expression has the call in it that gives a value."""
     start, end = file.range(node)
     calls = [file.range(each) for each in _calls(file, lines, Role.CALLED)]
     return any(start <= first and last <= end for first, last in calls)
 
 
 def name_of_value(file: SourceFile, lines: Sequence[Line], at: libcst.BaseExpression) -> libcst.BaseExpression:
-    """Give the name that a value has where an expression stands.
+    """Return the name that a value has where an expression stands.
 
     Raises:
         Unfit: If it has none, or that is not known.
@@ -71,7 +71,7 @@ def _calls(file: SourceFile, lines: Sequence[Line], role: Role) -> Iterator[libc
 def _assigned_between(
     file: SourceFile, function: libcst.FunctionDef, name: str, since: libcst.CSTNode, at: libcst.CSTNode
 ) -> bool:
-    """Tell whether a name may have another value where one expression stands than where another does.
+    """Return whether a name may have another value where one expression stands than where another does.
 
     An assignment counts from its end on: what stands in it is computed before.
     """
@@ -93,7 +93,7 @@ _ASSIGNMENTS: tuple[type[libcst.CSTNode], ...] = (
 
 
 def _targets(node: libcst.CSTNode) -> set[str]:
-    """Give the names that a statement assigns to."""
+    """Return the names that a statement assigns to."""
     match node:
         case libcst.Assign(targets=targets):
             places: list[libcst.CSTNode] = [each.target for each in targets]

@@ -47,7 +47,7 @@ class Trajectory(NamedTuple):
 
 
 def start(problem: Problem, dtype: type[np.floating] = np.float64) -> tuple[np.ndarray, np.ndarray, Arrays]:
-    """Give `step` its arguments: copies of `x`, `y` and the weights."""
+    """Return the arguments of `step`: copies of `x`, `y` and the weights."""
     weights = {name: getattr(problem, name) for name in ("w1", "b1", "w2", "b2")}
     copies = {name: np.array(weight, dtype) for name, weight in weights.items() if weight is not None}
     return np.array(problem.x, dtype), np.array(problem.y, dtype), copies

@@ -43,7 +43,7 @@ def rounded(value: float, bits: int) -> float:
 
 
 def restored(array: np.ndarray, dtype: str = "float32") -> np.ndarray | None:
-    """Give the float64 numbers whose roundings `array` has, of the same shape, or None if they cannot be determined.
+    """Return the float64 numbers whose roundings `array` has, of the same shape, or None if they cannot be determined.
 
     A number is taken for the original if it rounds to the one that is there and is either a short binary fraction,
     which needs no restoring, or a decimal of no more digits than the format can distinguish, or a number of `_named`,
@@ -97,7 +97,7 @@ def _meant(value: float, bits: int) -> float | None:
 
 
 def _decimal(value: float, digits: Iterable[int], bits: int) -> float | None:
-    """Give the shortest decimal that rounds to a number, with one of these numbers of digits after its point."""
+    """Return the shortest decimal that rounds to a number, with one of these numbers of digits after its point."""
     for count in digits:
         decimal = float(f"{value:.{count}e}")
         if rounded(decimal, bits) == value:
@@ -106,7 +106,7 @@ def _decimal(value: float, digits: Iterable[int], bits: int) -> float | None:
 
 
 def doubtful(meant: np.ndarray) -> bool:
-    """Tell whether numbers that were restored from float32 may have been others: where one has six digits.
+    """Return whether numbers that were restored from float32 may have been others: where one has six digits.
 
     Of all float32 numbers, one in thirty is such a decimal by accident.
     """

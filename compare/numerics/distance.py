@@ -25,7 +25,7 @@ def norm_of_finite(array: np.ndarray) -> float:
 
 
 def real(array: np.ndarray) -> np.ndarray:
-    """Give an array in float64, a complex one as real and imaginary parts."""
+    """Return an array in float64, a complex one as real and imaginary parts."""
     if not np.iscomplexobj(array):
         return np.asarray(array, np.float64)
     return np.stack([array.real, array.imag]).astype(np.float64)

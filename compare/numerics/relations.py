@@ -74,7 +74,7 @@ class Relation:
                 return torch * (1 - np.asarray(self.mask, np.float64))
 
     def again(self, torch: np.ndarray, jax: np.ndarray) -> "Relation":
-        """Give the same relation of other arrays: which elements are zero may depend on the data."""
+        """Return the same relation of other arrays: which elements are zero may depend on the data."""
         return _masked(torch, jax) or self if self.kind is Kind.MASKED else self
 
     def __str__(self) -> str:
@@ -180,7 +180,7 @@ def _masked(torch: np.ndarray, jax: np.ndarray) -> Relation | None:
 
 
 def simplest(value: float) -> float:
-    """Give the simple number that a value stands for, if it is one but for rounding; else the value."""
+    """Return the simple number that a value stands for, if it is one but for rounding; else the value."""
     simple = _simple(value)
     return value if simple is None else simple[0]
 
@@ -196,13 +196,13 @@ def shown_number(value: float) -> str:
 
 
 def is_simple(value: float) -> bool:
-    """Tell whether a number is one that people write: a fraction of small numbers, or a root."""
+    """Return whether a number is one that people write: a fraction of small numbers, or a root."""
     return _simple(value) is not None
 
 
 @functools.lru_cache(maxsize=64)
 def _simple(value: float) -> tuple[float, str] | None:
-    """Give the fraction or the square root that a value is to nine digits, and how it is written."""
+    """Return the fraction or the square root that a value is to nine digits, and how it is written."""
     if not math.isfinite(value) or value == 0:
         return None
     # Continued fractions give the best fraction with a denominator of at most 1024. A fraction of such a

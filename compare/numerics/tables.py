@@ -20,7 +20,7 @@ its logarithm, and of the product with the position.
 
 
 def half_units(array: np.ndarray) -> np.ndarray:
-    """Give half a unit in the last place of float32 for each number, as float64; 0 where it was not rounded.
+    """Return half a unit in the last place of float32 for each number, as float64; 0 where it was not rounded.
 
     Args:
         array: Floating-point numbers of any shape. Those that float32 does not hold exactly were not rounded to it.
@@ -39,7 +39,7 @@ def half_units(array: np.ndarray) -> np.ndarray:
 
 
 def movement(array: np.ndarray, draw: int) -> np.ndarray:
-    """Give what to add to each number that was rounded to float32, to see what its rounding does.
+    """Return what to add to each number that was rounded to float32, to see what its rounding does.
 
     It is half a unit up or down. Which of the two depends on the number and the draw alone, so that a number that a
     program has in several places is moved alike in all of them. In a table of sines, the angles are moved as well:
@@ -76,7 +76,7 @@ def _directions(values: np.ndarray, draw: int) -> np.ndarray:
 
 
 def _slopes(table: np.ndarray) -> np.ndarray | None:
-    """Give angle * d(element)/d(angle) for a table of sines; None for another.
+    """Return angle * d(element)/d(angle) for a table of sines; None for another.
 
     Such a table has an axis of positions p = 0, 1, ... along which each column is A sin(w p + b). Then its neighbours
     add up to 2 cos(w) times itself, and their difference is 2 sin(w) / w times its derivative by p.

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def annotations(report: "Findings") -> Iterator[str]:
-    """Give a workflow command a finding, at the line of the JAX side: `::error file=my_port.py,line=27::...`."""
+    """Yield a workflow command a finding, at the line of the JAX side: `::error file=my_port.py,line=27::...`."""
     for group in report.groups:
         at = group.line("jax") or group.line("torch")
         place = ""

@@ -263,7 +263,7 @@ class _Place(NamedTuple):
 
 
 def _place(finding: Divergence, side: int, kinds: Mapping[str, str]) -> _Place:
-    """Give the module in which a finding is on the torch side (0) or on the JAX side (1), if it is in one."""
+    """Return the module in which a finding is on the torch side (0) or on the JAX side (1), if it is in one."""
     name, separator = (finding.torch, finding.jax)[side], "./"[side]
     if finding.modules is not None and (path := finding.modules[side]) and path in kinds:
         return _Place(path, kinds[path])
@@ -287,7 +287,7 @@ class _Member(NamedTuple):
 
 
 def _key(member: _Member) -> Hashable:
-    """Give what is equal of all findings in a group; None of a finding that is a group of its own."""
+    """Return what is equal of all findings in a group; None of a finding that is a group of its own."""
     finding, kinds = member.finding, (member.torch.kind, member.jax.kind)
     if cause := finding.cause:
         return member.parts or (cause.name, cause.explanation, cause.fix), finding.opinion

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def to_json(reports: "Sequence[Findings]") -> str:
-    """Give the text of a file of reports."""
+    """Return the text of a file of reports."""
     from compare.report.findings import SCHEMA
 
     return dumps({"schema": SCHEMA, "reports": [report.to_dict() for report in reports]})

@@ -12,7 +12,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def to_junit(reports: "Sequence[Findings]") -> str:
-    """Give one test case a report; a mismatch fails with the report as its text."""
+    """Return one test case a report; a mismatch fails with the report as its text."""
     failed = str(sum(not report.ok for report in reports))
     root = ElementTree.Element("testsuites", name="parity", tests=str(len(reports)), failures=failed)
     suite = ElementTree.SubElement(root, "testsuite", name="parity", tests=str(len(reports)), failures=failed)
@@ -29,7 +29,7 @@ def to_junit(reports: "Sequence[Findings]") -> str:
 
 
 def properties(report: "Findings") -> dict[str, str | int | float]:
-    """Give the verdict, how many tensors were compared, and the largest float64 difference of each stage."""
+    """Return the verdict, how many tensors were compared, and the largest float64 difference of each stage."""
     return {
         "parity_verdict": str(report.verdict),
         "parity_headline": report.headline,

@@ -17,7 +17,7 @@ _SIGN = {Verdict.MATCH: "✅", Verdict.PRECISION: "≈", Verdict.MISMATCH: "❌"
 
 
 def to_markdown(report: "Findings") -> str:
-    """Give the verdict, the first divergence with its cause and fix, and what was compared folded away."""
+    """Return the verdict, the first divergence with its cause and fix, and what was compared folded away."""
     lines = [f"### {_SIGN[report.verdict]} {_plain(report.name)}: {_plain(report.headline)}", ""]
     lines += [f"- {_plain(line)}" for line in report.nondeterministic]
     for reason in report.unproved:
@@ -81,7 +81,7 @@ def _group(report: "Findings", group: "Group") -> Iterator[str]:
 
 
 def _fix(group: "Group") -> Iterator[str]:
-    """Give a fix that is code as a block of it, and words as words."""
+    """Yield a fix that is code as a block of it, and words as words."""
     if group.codes and group.fix == "; ".join(map(str, group.codes)):
         yield from ("- **fix:**", "", *_block("python", group.fix.replace("; ", "\n")))
     else:

@@ -24,7 +24,7 @@ _COLOURS = [{"stop": 0, "bgColor": "#d73027"}, {"stop": 0.5, "bgColor": "#fee08b
 
 
 def graph(report: "Findings") -> dict[str, Any]:
-    """Give the modules that have an output as a collection of one graph.
+    """Return the modules that have an output as a collection of one graph.
 
     An edge leads to the module that runs next, since a check sees what modules take and give, and not which operations
     are between them.
@@ -51,13 +51,13 @@ def graph(report: "Findings") -> dict[str, Any]:
 
 
 def node_data(report: "Findings") -> dict[str, Any]:
-    """Give the digits to which both sides agree at each node of `graph`."""
+    """Return the digits to which both sides agree at each node of `graph`."""
     results = {path: {"value": round(digits, 2)} for path, (digits, _, _) in _states(report).items()}
     return {_GRAPH: {"results": results, "gradient": _COLOURS}}
 
 
 def _states(report: "Findings") -> dict[str, tuple[float, bool, str]]:
-    """Give for each module its digits, whether its output differs by more than rounding, and the JAX side's module.
+    """Return for each module its digits, whether its output differs by more than rounding, and the JAX side's module.
 
     They are those of the first step that differs, or of the step at which the module is farthest from torch's.
     """

@@ -91,7 +91,7 @@ class Shapes:
 
 
 def alike(torch: Shape, jax: Shape) -> bool:
-    """Tell whether two shapes may be the same but for the order of axes, and for axes that are joined."""
+    """Return whether two shapes may be the same but for the order of axes, and for axes that are joined."""
     return sorted(torch) == sorted(jax) or math.prod(torch) == math.prod(jax)
 
 

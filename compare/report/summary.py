@@ -57,7 +57,7 @@ class LeftOut(NamedTuple):
 
 
 def summaries(quantities: Iterable[Quantity]) -> list[StageSummary]:
-    """Give one summary a stage, in order of computation."""
+    """Return one summary a stage, in order of computation."""
     by_stage: dict[str, list[Quantity]] = {}
     for quantity in quantities:
         by_stage.setdefault(quantity.stage, []).append(quantity)

@@ -36,7 +36,7 @@ _SHOWN = 3
 
 
 def to_text(report: "Findings") -> str:
-    """Give the text at 80 columns, without colours."""
+    """Return the text at 80 columns, without colours."""
     console = Console(width=80, color_system=None, force_jupyter=False)
     with console.capture() as capture:
         show([report], console)
@@ -160,7 +160,7 @@ def _left_out(report: "Findings", *, verbose: bool) -> Iterator[str]:
 
 
 def _parts(report: "Findings", more: str = "") -> Iterator[RenderableType]:
-    """Give the headline, and below it what is known, each line with its label."""
+    """Yield the headline, and below it what is known, each line with its label."""
     verdict, groups = report.verdict, report.groups
     yield Text(
         f"{'' if more else NEWLINE}{SIGN[verdict]} {report.name}: {report.headline}{more}", style=_STYLE[verdict]
@@ -201,7 +201,7 @@ def _accepted(report: "Findings") -> Iterator[tuple[str, str]]:
 
 
 def _several(report: "Findings", groups: "list[Group]") -> Iterator[RenderableType]:
-    """Give the list of all groups, then each group."""
+    """Yield the list of all groups, then each group."""
     yield Text(report.to_mend)
     for number, group in enumerate(groups[:SHOWN_GROUPS], 1):
         yield Text(f"\n{number}. {group.headline}", style=_STYLE[report.verdict])

@@ -16,7 +16,7 @@ from compare.step.places import Source
 
 
 def made_in(parents: Sequence[tuple[Any, str]], kind: type) -> Source | None:
-    """Give the call that makes a module, as the class that holds it has it.
+    """Return the call that makes a module, as the class that holds it has it.
 
     Args:
         parents: The objects that the module is inside, the innermost first, each with the attribute that leads to it.
@@ -35,7 +35,7 @@ def made_in(parents: Sequence[tuple[Any, str]], kind: type) -> Source | None:
 
 
 def given_to(call: Source, name: str, position: int) -> Source | None:
-    """Give the expression that a call has for an argument: of a variable, the one that it was assigned to."""
+    """Return the expression that a call has for an argument: of a variable, the one that it was assigned to."""
     tree = _parsed(call.file)
     if tree is None or call.span is None:
         return None
@@ -73,7 +73,7 @@ def _functions(tree: ast.Module, line: int) -> Iterator[ast.FunctionDef]:
 
 
 def _around(tree: ast.Module, line: int) -> ast.AST:
-    """Give the innermost function that a line is in, or the module."""
+    """Return the innermost function that a line is in, or the module."""
     within = [
         node
         for node in ast.walk(tree)

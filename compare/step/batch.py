@@ -164,7 +164,7 @@ def adapted(batch: Batch, adapt: Callable[..., Any] | None) -> Batch:
 
 
 def _takes_two(adapt: Callable[..., Any]) -> bool:
-    """Tell whether `batch=` is a function of inputs and target, and not of a pair of them."""
+    """Return whether `batch=` is a function of inputs and target, and not of a pair of them."""
     try:
         parameters = inspect.signature(adapt).parameters.values()
     except (TypeError, ValueError):  # of what is written in C
@@ -182,7 +182,7 @@ def _checked_adapted(value: Any) -> Any:
 
 
 def channels_last(batch: Batch, adapt: Callable[..., Any] | None) -> bool:
-    """Tell whether `batch=` moves channels to the end."""
+    """Return whether `batch=` moves channels to the end."""
     ours, theirs = batch.inputs, adapted(batch, adapt).inputs
     return (
         isinstance(ours, np.ndarray)

@@ -23,7 +23,7 @@ def note(made: Any, *packages: str) -> None:
 
 
 def made_at(made: Any) -> Source | None:
-    """Give the user's expression that made an object; None where that was not noted."""
+    """Return the user's expression that made an object; None where that was not noted."""
     held, place = _MADE.get(id(made), (lambda: None, None))
     # An identity is used again once its object is gone: the object itself decides.
     return place if held() is made else None

@@ -66,7 +66,7 @@ def users_line(frames: Iterable[tuple[str, int]], *packages: str) -> str:
 
 
 def source(frames: Iterable[tuple[CodeType, int]], *packages: str) -> Source | None:
-    """Give the innermost expression of the user's, of frames as code and the number of the last instruction."""
+    """Return the innermost expression of the user's, of frames as code and the number of the last instruction."""
     known = list(frames)
     number = users_frame([code.co_filename for code, _ in known], packages)
     if number is None:
@@ -81,7 +81,7 @@ def source(frames: Iterable[tuple[CodeType, int]], *packages: str) -> Source | N
 
 
 def source_here(*packages: str, made: object = None) -> Source | None:
-    """Give the expression of the user's that calls this function, through whatever library.
+    """Return the expression of the user's that calls this function, through whatever library.
 
     Args:
         packages: As for `users_line`.
@@ -105,7 +105,7 @@ def _is_method_of(value: object, frame: FrameType) -> bool:
 
 
 def users_frame(files: Sequence[str], packages: Iterable[str]) -> int | None:
-    """Give the number of the innermost frame that is the user's, of the frames' files, innermost first."""
+    """Return the number of the innermost frame that is the user's, of the frames' files, innermost first."""
     inside = tuple(
         os.path.dirname(sys.modules[name].__file__ or "") + os.sep for name in packages if name in sys.modules
     )

@@ -119,17 +119,17 @@ def raised_in(error: BaseException) -> str:
 
 
 def _is_installed(filename: str) -> bool:
-    """Tell whether a file is of an installed package, and not of the frameworks themselves."""
+    """Return whether a file is of an installed package, and not of the frameworks themselves."""
     return filename.startswith(_LIBRARIES[2:]) and not filename.startswith(_FRAMEWORKS)
 
 
 def of_a_library(filename: str) -> bool:
-    """Tell whether a file is of the standard library, of an installed package, or of this one."""
+    """Return whether a file is of the standard library, of an installed package, or of this one."""
     return filename.startswith((_PACKAGE, *_LIBRARIES))
 
 
 def _is_internal(filename: str) -> bool:
-    """Tell whether a file is this package's, or none at all."""
+    """Return whether a file is this package's, or none at all."""
     return filename.startswith(_PACKAGE) or (filename.startswith("<") and not filename.startswith(_TYPED))
 
 
@@ -149,7 +149,7 @@ def is_users(error: BaseException) -> bool:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Tell whether this package raised an error: whether it is the innermost whose code is no library's."""
+    """Return whether this package raised an error: whether it is the innermost whose code is no library's."""
     for frame in _frames(error):
         filename = frame.f_code.co_filename
         # Wrappers of this package stand between the user's code and torch in nearly every traceback: they are
@@ -164,6 +164,6 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _in_a_library(error: BaseException) -> bool:
-    """Tell whether a library raised an error, and not a line of the user's own."""
+    """Return whether a library raised an error, and not a line of the user's own."""
     frames = [frame for frame in _frames(error) if frame.f_code not in _PASSING]
     return not frames or frames[0].f_code.co_filename.startswith(_LIBRARIES)

@@ -99,7 +99,7 @@ class Copies:
                     vars(module)[attribute] = self.of(value, f"the function {attribute} {where}")
 
     def of(self, value: Any, what: str) -> Any:
-        """Give a function, or anything else, with the copies in the place of the originals that it refers to.
+        """Return a function, or anything else, with the copies in the place of the originals that it refers to.
 
         Raises:
             InputError: If it refers to an original by an object that cannot be copied; `what` names it.
@@ -116,7 +116,7 @@ class Copies:
             ) from error
 
     def _refers(self, value: Any, depth: int, seen: set[int]) -> bool:
-        """Tell whether a value leads to one of the originals."""
+        """Return whether a value leads to one of the originals."""
         if id(value) in self._copies:
             return True
         if not depth or id(value) in seen or len(seen) > _LOOKED_AT:
@@ -209,7 +209,7 @@ def _parts(value: Any) -> Iterable[Any]:
 
 
 def _globals(function: types.FunctionType) -> dict[str, Any]:
-    """Give the global variables that a function uses, itself or in a function inside it, by name."""
+    """Return the global variables that a function uses, itself or in a function inside it, by name."""
 
     def names(code: types.CodeType) -> set[str]:
         inner = [names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
@@ -220,7 +220,7 @@ def _globals(function: types.FunctionType) -> dict[str, Any]:
 
 
 def _tensors(tree: Any) -> Iterator["torch.Tensor"]:
-    """Give the tensors among a module's attributes, and in lists, tuples and dictionaries of these."""
+    """Yield the tensors among a module's attributes, and in lists, tuples and dictionaries of these."""
     import torch
 
     if isinstance(tree, torch.Tensor):

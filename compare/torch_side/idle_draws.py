@@ -15,7 +15,7 @@ _SEEDS = 2
 
 
 def change_nothing(start: Callable[[], TorchRun], batch: Batch, draws: Sequence[Draw], alone: Collection[int]) -> bool:
-    """Tell whether a step shows the same whatever some of its draws give.
+    """Return whether a step shows the same whatever some of its draws give.
 
     Args:
         start: Starts a run.
@@ -40,7 +40,7 @@ def change_nothing(start: Callable[[], TorchRun], batch: Batch, draws: Sequence[
 
 
 def _numbers(seen: Observation) -> dict[str, np.ndarray]:
-    """Give what a step computes from all that it draws: its outputs, its loss and its gradients."""
+    """Return what a step computes from all that it draws: its outputs, its loss and its gradients."""
     last = {str(port): value for port, value in seen.forward.items() if port.path == "" and port.kind == "output"}
     loss = {} if seen.loss is None else {"loss": seen.loss}
     gradients = {f"gradient of {name}": value for name, value in seen.gradients.items()}

@@ -47,7 +47,7 @@ def torch_layers(model: "torch.nn.Module", flattened: Mapping[str, tuple[int, ..
 
 
 def _flattening(module: Any, path: str, flattened: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Give the settings of a layer of which a run has shown in which order it takes the features of an image."""
+    """Return the settings of a layer of which a run has shown in which order it takes the features of an image."""
     if path not in flattened:
         return {}
     # Only a linear layer takes such features, so its kind is known even if its class is the user's own.
@@ -56,7 +56,7 @@ def _flattening(module: Any, path: str, flattened: Mapping[str, tuple[int, ...]]
 
 
 def layer_kinds(model: "torch.nn.Module") -> dict[str, str]:
-    """Give the kind of each module, by path: by its class, else by the axes of its weight; "" of all others.
+    """Return the kind of each module, by path: by its class, else by the axes of its weight; "" of all others.
 
     A user's own linear layer or convolution has a weight like torch's, whatever it is called.
     """

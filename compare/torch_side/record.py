@@ -82,7 +82,7 @@ class Record:
             self.seen[port] = tensor.detach().clone() if port in self._overwritten else tensor.detach()
 
     def changed(self) -> frozenset[Port]:
-        """Tell which tensors were overwritten in place after they were recorded."""
+        """Return which tensors were overwritten in place after they were recorded."""
         return frozenset(port for port, tensor in self.seen.items() if tensor._version != self.versions[port])
 
 

@@ -50,7 +50,7 @@ class Acceptance:
             self._patterns[what] = (stage, pattern.strip()) if colon else ("*", what.strip())
 
     def names(self, stage: str, torch: str) -> str | None:
-        """Give the first entry that names a quantity."""
+        """Return the first entry that names a quantity."""
         for what, (wanted, pattern) in self._patterns.items():
             if fnmatch.fnmatchcase(stage, wanted) and fnmatch.fnmatchcase(torch, pattern):
                 return what

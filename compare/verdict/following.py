@@ -57,7 +57,7 @@ class Followed(NamedTuple):
     not_compared: list[NotCompared]
 
     def quantity(self, pairing: Pairing) -> Quantity:
-        """Give what was weighed of a pairing."""
+        """Return what was weighed of a pairing."""
         return next(q for each, q in zip(self.pairings, self.quantities, strict=True) if each is pairing)
 
     @property
@@ -80,7 +80,7 @@ class _Following:
         self.losses: dict[str, list[float | None]] = {name: [] for name in Streams._fields}
 
     def found(self) -> Followed | None:
-        """Give the result of the steps that all runs have taken; None before the first."""
+        """Return the result of the steps that all runs have taken; None before the first."""
         steps = min(map(len, self.losses.values()))
         if not steps:
             return None
@@ -149,7 +149,7 @@ class _Following:
             _WEIGHED[names](quantity, *arrays)
 
     def finite(self, step: int) -> bool:
-        """Tell whether all losses so far are finite; raise InputError where one is not on both sides at once."""
+        """Return whether all losses so far are finite; raise InputError where one is not on both sides at once."""
         known = {name: seen[step] for name, seen in self.losses.items() if len(seen) > step}
         finite = {name: loss is None or np.isfinite(loss) for name, loss in known.items()}
         for dtype in ("float64", "float32"):

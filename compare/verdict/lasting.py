@@ -44,7 +44,7 @@ Experiment = Callable[[frozenset[int]], Outcome]
 
 
 def lasting(places: Sequence[int], step: Experiment, limits: Mapping[int, float]) -> list[int]:
-    """Give those of the wrong places whose difference lasts.
+    """Return those of the wrong places whose difference lasts.
 
     Args:
         places: In the order of computation.
@@ -67,7 +67,7 @@ class _Experiments:
         self.known: dict[frozenset[int], Outcome] = {}
 
     def undone(self, kept: Sequence[int]) -> Iterator[frozenset[int]]:
-        """Give sets of places that do not last, where torch's values are at all that are `kept`."""
+        """Yield sets of places that do not last, where torch's values are at all that are `kept`."""
         given = frozenset(kept)
         tried = [frozenset([place]) for place in kept]
         # Two transposes that undo each other are wrong singly. Pairs are tried up to 8 places: 28 runs, and
@@ -81,7 +81,7 @@ class _Experiments:
                 yield found
 
     def _undone_with(self, removed: frozenset[int], given: frozenset[int]) -> frozenset[int]:
-        """Give the places that need no value of torch's once those `removed` have none; nothing if these last."""
+        """Return the places that need no value of torch's once those `removed` have none; nothing if these last."""
         before, after = self._outcome(given), self._outcome(given - removed)
         # A place is reached if the JAX side's value there changes with what was put back before it.
         reached = {

@@ -143,7 +143,7 @@ class _Sides(NamedTuple):
     roots: Mapping[str, str]
 
     def allows(self, torch: Unit, jax: Unit) -> bool:
-        """Tell whether two units may be partners: what the user says of it, and which model is which."""
+        """Return whether two units may be partners: what the user says of it, and which model is which."""
         known = not torch.required or not jax.required or partners(self.roots, torch.path, jax.path)
         return known and self.said.allows(torch, jax)
 

@@ -73,7 +73,7 @@ def _tokens(word: str) -> set[str]:
 
 
 def _sizes(unit: Unit, parts: Iterable[Unit]) -> tuple[int, ...]:
-    """Give how many of a fused layer's outputs each part has, or () if the parts are not the whole.
+    """Return how many of a fused layer's outputs each part has, or () if the parts are not the whole.
 
     Each part has as large a share of the outputs as of the numbers. Parts in a stack of layers, which has more numbers
     in all, have the same shares.
@@ -87,7 +87,7 @@ def _sizes(unit: Unit, parts: Iterable[Unit]) -> tuple[int, ...]:
 
 
 def _axis(unit: Unit, slot: Slot) -> int:
-    """Give the axis of the outputs in a layer's weight: the last one if the inputs are first."""
+    """Return the axis of the outputs in a layer's weight: the last one if the inputs are first."""
     input_first = unit.type == "Conv1D" or unit.slots["weight"][0].leaf in INPUT_FIRST
     return len(slot.shape) - 1 if input_first else 0
 

@@ -99,7 +99,7 @@ def collect(model: Any, tensors: Mapping[tuple[Any, ...], Tensor]) -> list[Layer
 
 
 def map_settings(module: Any) -> dict[str, Any]:
-    """Give what the map needs to know of a module: its kind and those of `SETTINGS` that it has."""
+    """Return what the map needs to know of a module: its kind and those of `SETTINGS` that it has."""
     # By name, so that neither framework is imported, and by base classes, so that a user's subclass is
     # known.
     kind = next((KINDS[base.__name__] for base in type(module).__mro__ if base.__name__ in KINDS), "")

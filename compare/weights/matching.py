@@ -168,7 +168,7 @@ def _share_a_word(torch: names.Path, jax: names.Path) -> bool:
 
 
 def _look(unit: Unit) -> Hashable:
-    """Give everything that `fit` reads of a unit."""
+    """Return everything that `fit` reads of a unit."""
     settings = tuple(unit.settings.get(name) for name in ("groups", "transpose_kernel", "flattened"))
     slots = tuple(
         (role, *((slot.leaf, slot.shape, slot.optional, slot.integer) for slot in slots))

@@ -237,7 +237,7 @@ def _check_parts(tensors: list[Said], names: _Names, tied: Mapping[str, str]) ->
 
 
 def _box(index: Index, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Give the start and the end of a part along each axis."""
+    """Return the start and the end of a part along each axis."""
     ends = [(each.start, each.stop) if isinstance(each, slice) else (each, each + 1) for each in index]
     return [*ends, *((0, size) for size in shape[len(index) :])]
 

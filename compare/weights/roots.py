@@ -20,7 +20,7 @@ _SAY_NOTHING = frozenset({"params", "parameters", "state", "model", "module", "v
 
 
 def find_roots(torch: Sequence[Layer], jax: Sequence[Layer], models: Iterable[str]) -> dict[str, str]:
-    """Give the place on the JAX side for each model of torch's for which no other place would do as well.
+    """Return the place on the JAX side for each model of torch's for which no other place would do as well.
 
     Args:
         torch: The layers of torch's state.
@@ -44,7 +44,7 @@ def find_roots(torch: Sequence[Layer], jax: Sequence[Layer], models: Iterable[st
 
 
 def _sizes(layers: Iterable[Layer], root: str, separator: str) -> tuple[int, ...]:
-    """Give the sizes of all parameters under a path, in order of size."""
+    """Return the sizes of all parameters under a path, in order of size."""
     return tuple(
         sorted(
             int(np.prod(shape))
@@ -66,7 +66,7 @@ def _places(layers: Iterable[Layer]) -> Iterator[str]:
 
 
 def _has_inner(place: str, places: Iterable[str]) -> bool:
-    """Tell whether a place is the same as one of the others within it."""
+    """Return whether a place is the same as one of the others within it."""
     return any(_under(other, place, "/") for other in places)
 
 
@@ -95,7 +95,7 @@ def _words(path: str) -> Counter[str]:
 
 
 def partners(roots: Mapping[str, str], torch: str, jax: str) -> bool:
-    """Tell whether two paths of layers may be partners, as far as it is known which model is which."""
+    """Return whether two paths of layers may be partners, as far as it is known which model is which."""
     ours = next((place for model, place in roots.items() if f"{torch}.".startswith(f"{model}.")), None)
     theirs = next((place for place in roots.values() if f"{jax}/".startswith(f"{place}/")), None)
     return ours == theirs

@@ -118,7 +118,7 @@ ROLES = {
 
 
 def role_of(leaf: str) -> str:
-    """Give the role of a tensor, or "" if its name tells none; "weight norm", of two words, is a role by itself."""
+    """Return the role of a tensor, or "" if its name tells none; "weight norm", of two words, is a role by itself."""
     return ROLES.get(leaf, leaf if " " in leaf else "")
 
 

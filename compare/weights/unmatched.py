@@ -51,7 +51,7 @@ def left_alone(found: Pairing, linked: set[str]) -> Alone:
 
 
 def _sorted_out(side: str, unit: Unit, rest: Slots, linked: set[str], alone: Alone) -> Unit:
-    """Give the part of a unit that needs a partner; note what of it needs none."""
+    """Return the part of a unit that needs a partner; note what of it needs none."""
     needed: Slots = {}
     buffers = unit.settings.get("buffers", ())
     for role, slots in rest.items():

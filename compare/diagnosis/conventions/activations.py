@@ -34,7 +34,7 @@ def _jax(name: str, **keywords: Any) -> Code:
 
 
 def activations() -> dict[str, tuple[Callable[[Any], Any], Code]]:
-    """Give functions of one tensor, under the names of JAX: as torch computes it, and as JAX spells it."""
+    """Return functions of one tensor, under the names of JAX: as torch computes it, and as JAX spells it."""
     import torch
     from torch.nn import functional
 

@@ -21,7 +21,7 @@ def _ddof(ddof: int) -> Any:
 
 
 def _given(call: Call) -> dict[str, Any]:
-    """Give the arguments of a call by name, as far as they were named."""
+    """Return the arguments of a call by name, as far as they were named."""
     named = {k: v for k, v in call.arguments.items() if k not in ("tensor", "input", "args", "kwargs")}
     more = call.arguments.get("args", ())
     if more and isinstance(more[0], int | tuple | list) and not isinstance(more[0], bool):
@@ -90,7 +90,7 @@ def _reduction(call: Call, place: Place) -> Code | str:
 
 
 def _already_reduced(call: Call) -> bool:
-    """Tell whether what is reduced comes from another sum or mean, with no matrix product between."""
+    """Return whether what is reduced comes from another sum or mean, with no matrix product between."""
     waiting, seen = [getattr(call.input, "grad_fn", None)], set[Any]()
     while waiting and len(seen) < _NODES:
         node = waiting.pop()

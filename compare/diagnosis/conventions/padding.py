@@ -27,7 +27,7 @@ def _at(value: Any, axis: int) -> int:
 
 
 def _size(call: Call) -> tuple[int, ...]:
-    """Give the kernel's size of a convolution or a pool."""
+    """Return the kernel's size of a convolution or a pool."""
     if "weight" in call:
         return tuple(call["weight"].shape[2:])
     return tuple(_at(call["kernel_size"], axis) for axis in range(int(call.name[-2])))
@@ -55,7 +55,7 @@ def _same(call: Call) -> Pads:
 
 
 def own_pads(call: Call) -> Pads:
-    """Give torch's padding, with what ceil_mode adds at the end."""
+    """Return torch's padding, with what ceil_mode adds at the end."""
     pads = []
     for axis, kernel in enumerate(_size(call)):
         pad, stride = _at(call["padding"], axis), _stride(call, axis)
@@ -102,7 +102,7 @@ def _causal(call: Call) -> Pads:
 
 
 def _shorter_than_input(call: Call) -> bool:
-    """Tell whether the input has enough elements to pad with."""
+    """Return whether the input has enough elements to pad with."""
     reach = [(size - 1) * _dilation(call, axis) for axis, size in enumerate(_size(call))]
     return all(0 < each < size for each, size in zip(reach, call.input.shape[2:], strict=True))
 

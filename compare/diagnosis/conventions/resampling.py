@@ -27,7 +27,7 @@ def _keys(x: Any) -> Any:
 
 
 def _weights(size: int, given: int, kernel: Callable[[Any], Any], *, antialias: bool, like: Any) -> Any:
-    """Give the share of each of `size` pixels in each of `given`, of shape `(given, size)`, as jax.image.resize does.
+    """Return the weight of each of `size` pixels in each of `given`, shape `(given, size)`, as in jax.image.resize.
 
     Pixels are at half-integers. To antialias, the kernel grows with the spacing of the new ones. Shares add up to 1.
     """

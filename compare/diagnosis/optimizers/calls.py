@@ -45,7 +45,7 @@ class Call:
         return f"{self.function}({', '.join(arguments)})"
 
     def code(self) -> code.Code:
-        """Give the call as a report holds it."""
+        """Return the call as a report holds it."""
         keywords = {name: _plain(value) for name, value in self.keywords.items()}
         return code.Code(self.function, tuple(map(written, self.arguments)), keywords)
 
@@ -79,7 +79,7 @@ class Recounted:
 
 
 def _plain(value: Any) -> Any:
-    """Give a number, text or flag as it is, and what has to be made as its source."""
+    """Return a number, text or flag as it is, and what has to be made as its source."""
     if isinstance(value, float):
         return float(written(value))
     return value if isinstance(value, bool | int | str) else Source(written(value))

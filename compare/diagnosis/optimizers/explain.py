@@ -73,7 +73,7 @@ def _of_another_optimizer(evidence: Evidence, found: list[Family]) -> Explained:
 
 
 def _repeats(fitter: Fitter) -> bool:
-    """Tell whether torch's update comes out again as it was: without that, nothing that is changed means anything."""
+    """Return whether torch's update comes out again as it was: without that, nothing that is changed means anything."""
     for step in fitter.evidence.steps:
         given = fitter.made(step, Fit(()))
         if given is None:
@@ -164,7 +164,7 @@ def _undecided(fitter: Fitter, search: Search) -> tuple[Detail, ...]:
 
 
 def _known_rates(fitter: Fitter) -> tuple[Detail, ...]:
-    """Give both sides' learning rates, where one rate explains every step."""
+    """Return both sides' learning rates, where one rate explains every step."""
     fit = fitted_rates(fitter, Fit(()))
     if fit is None or fit.rates is None:
         return ()

@@ -66,7 +66,7 @@ class Family:
 
 
 def families(evidence: Evidence) -> list[Family]:
-    """Give the other optimizers that explain all updates, those without a fitted number before others."""
+    """Return the other optimizers that explain all updates, those without a fitted number before others."""
     steps = evidence.steps
     # Each candidate takes every step anew. From a size on that would cost more than the check, and steps with gaps have
     # no state to start from.
@@ -154,7 +154,7 @@ def _own(kind: str, group: Mapping[str, Any]) -> Candidate | None:
 
 
 def _directions(candidate: Candidate, evidence: Evidence) -> list[list[np.ndarray]] | None:
-    """Give what a candidate of rate 1 makes of all that is compared, step by step: updates and state."""
+    """Return what a candidate of rate 1 makes of all that is compared, step by step: updates and state."""
     import jax
     import optax
 
@@ -183,7 +183,7 @@ def _arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _fields(evidence: Evidence) -> dict[str, str]:
-    """Give what the JAX side's optimizer calls those slots of torch that are compared: {"exp_avg": "mu"}."""
+    """Return what the JAX side's optimizer calls those slots of torch that are compared: {"exp_avg": "mu"}."""
     found: dict[str, str] = {}
     for result in (result for result in evidence.steps[0].results if result.is_state):
         slot = result.pairing.torch.partition(" + ")[0].partition("[")[0].rpartition(".")[2]
@@ -198,7 +198,7 @@ _KEPT = ("mu", "nu", "trace", "sum_of_squares", "count")
 
 
 def _shared(evidence: Evidence, step: OptimizerStep, fields: Mapping[str, str]) -> dict[str, Any]:
-    """Give what the JAX side's optimizer starts the step from, by its own names and by parameter.
+    """Return what the JAX side's optimizer starts the step from, by its own names and by parameter.
 
     Where both sides keep a slot, the JAX side's starts each step from torch's value.
     """
@@ -214,7 +214,7 @@ def _shared(evidence: Evidence, step: OptimizerStep, fields: Mapping[str, str]) 
 
 
 def _slots(state: Any, fields: Mapping[str, str], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Give what an optimizer remembers, named as torch's slots are: "exp_avg/fc.weight"."""
+    """Return what an optimizer remembers, named as torch's slots are: "exp_avg/fc.weight"."""
     found: dict[str, np.ndarray] = {}
     for slot, field in fields.items():
         value = _remembered(state, field)
@@ -271,7 +271,7 @@ def _near(one: float, other: float) -> bool:
 
 
 def _left(steps: Sequence[OptimizerStep], directions: list[list[np.ndarray]], rates: Sequence[float]) -> float | None:
-    """Give the largest relative difference that is left; None where anything differs by more than rounding."""
+    """Return the largest relative difference that is left; None where anything differs by more than rounding."""
     left = 0.0
     for step, arrays, rate in zip(steps, directions, rates, strict=True):
         for array, result in zip(arrays, step.results, strict=True):

@@ -117,11 +117,11 @@ class Fitter:
         return None
 
     def holds(self, fit: Fit, *, rated: bool = False, state_only: bool = False) -> bool:
-        """Tell whether a fit explains every step, those that agreed included."""
+        """Return whether a fit explains every step, those that agreed included."""
         return all(self._distance(step, fit, rated, state_only) <= 1 for step in self.evidence.steps)
 
     def worst(self, fit: Fit) -> float:
-        """Give the largest relative difference that a fit leaves, over all steps."""
+        """Return the largest relative difference that a fit leaves, over all steps."""
         left = [0.0]
         for number, step in enumerate(self.evidence.steps):
             given = self.made(step, fit, None if fit.rates is None else fit.rates[number])
@@ -137,7 +137,7 @@ class Fitter:
         return float(kept.max(initial=0.0))
 
     def _residual(self, steps: Sequence[OptimizerStep], fit: Fit, rated: bool, state_only: bool) -> np.ndarray | None:
-        """Give what is left at some steps, in units of what is near enough."""
+        """Return what is left at some steps, in units of what is near enough."""
         parts: list[np.ndarray] = []
         for step in steps:
             given = self.rated(step, fit)[0] if rated else self.made(step, fit)
@@ -210,7 +210,7 @@ class Fitter:
     def _jacobian(
         left: Callable[[np.ndarray], np.ndarray | None], values: np.ndarray, residual: np.ndarray
     ) -> np.ndarray | None:
-        """Give how the update moves with each number, of shape `(entries, numbers)`."""
+        """Return how the update moves with each number, of shape `(entries, numbers)`."""
         columns = []
         for i, value in enumerate(values):
             # A forward difference: truncation grows with h, rounding with 1/h, and for float64 the best h is
@@ -236,12 +236,12 @@ class Fitter:
 
 
 def _with(fit: Fit, count: int, values: np.ndarray) -> Fit:
-    """Give a fit with its last `count` numbers replaced."""
+    """Return a fit with its last `count` numbers replaced."""
     flat = fit.flat
     left = iter([*flat[: len(flat) - count], *values.tolist()])
     return Fit(fit.hypotheses, tuple(tuple(next(left) for _ in each.start) for each in fit.hypotheses), fit.rates)
 
 
 def is_short(number: float) -> bool:
-    """Tell whether a number has at most three digits, as those have that people write."""
+    """Return whether a number has at most three digits, as those have that people write."""
     return float(f"{number:.2e}") == number

@@ -66,7 +66,7 @@ def size(gradients: Any) -> float:
 
 
 def _dense(gradient: Any) -> Any:
-    """Give a gradient as a dense tensor: an embedding may have a sparse one."""
+    """Return a gradient as a dense tensor: an embedding may have a sparse one."""
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
@@ -104,7 +104,7 @@ def _limited(norm: float, epsilon: float) -> Callable[[float], float]:
 
 
 def other_gradients(evidence: Evidence) -> Iterator[Hypothesis]:
-    """Give what the JAX side's optimizer may be given in the place of torch's gradient."""
+    """Yield what the JAX side's optimizer may be given in the place of torch's gradient."""
     torch = clipping_of(evidence)
     lengths = [size(step.gradients) for step in evidence.differing]
     if any(size(step.given) < size(step.gradients) * (1 - 1e-9) for step in evidence.steps):

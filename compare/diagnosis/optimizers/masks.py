@@ -53,7 +53,7 @@ def _test(names: Sequence[str], every: Sequence[str]) -> str:
 
 
 def _shortest_end(name: str, others: set[str]) -> str:
-    """Give the shortest end of a path that fits none of the others; the whole path where each does."""
+    """Return the shortest end of a path that fits none of the others; the whole path where each does."""
     parts = name.split("/")
     ends = ["/".join(parts[-count:]) for count in range(1, len(parts) + 1)]
     return next((end for end in ends if not any(_fits(other, end) for other in others)), name)

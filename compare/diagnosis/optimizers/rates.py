@@ -76,11 +76,11 @@ def fitted_rates(fitter: Fitter, fit: Fit) -> Fit | None:
 
 
 def rates_of(evidence: Evidence, fit: Fit) -> Rates:
-    """Give both sides' rates; they are equal where none was fitted."""
+    """Return both sides' rates; they are equal where none was fitted."""
     torch = tuple(step.rate for step in evidence.steps)
     return Rates(torch, torch if fit.rates is None else fit.rates)
 
 
 def short_rates(rates: Rates) -> bool:
-    """Tell whether the JAX side's rates are such as people write."""
+    """Return whether the JAX side's rates are such as people write."""
     return bool(all(float(f"{each:.3e}") == each for each in np.unique(rates.jax)))

@@ -116,7 +116,7 @@ def _one_cycle(s: Any, lr: float) -> Call | None:
 
 
 def _two_phases(s: Any, first: float, middle: float, last: float) -> Call | None:
-    """Give OneCycleLR's two phases. The first ends at pct_start * total_steps - 1, which must be a whole number."""
+    """Return OneCycleLR's two phases. The first ends at pct_start * total_steps - 1, which must be a whole number."""
     ends = [each["end_step"] for each in vars(s).get("_schedule_phases", ())]
     # OneCycleLR ends its first phase at pct_start * total_steps - 1, which may be a fraction; an optax
     # boundary is a step.
@@ -194,19 +194,19 @@ def row_of(scheduler: Any) -> Scheduler | None:
 
 
 def base_rate(scheduler: Any) -> float:
-    """Give the learning rate that a scheduler began with, in the first parameter group."""
+    """Return the learning rate that a scheduler began with, in the first parameter group."""
     group = scheduler.optimizer.param_groups[0]
     return float(vars(scheduler).get("base_lrs", [group.get("initial_lr", group["lr"])])[0])
 
 
 def right_call(scheduler: Any) -> Call | Recounted | None:
-    """Give optax's call for a scheduler of torch; None where none is known."""
+    """Return optax's call for a scheduler of torch; None where none is known."""
     row = row_of(scheduler)
     return row.right(scheduler, base_rate(scheduler)) if row else None
 
 
 def moved_setting(schedulers: Sequence[Any], values: Sequence[float]) -> Call | None:
-    """Give the schedule of a momentum that OneCycleLR moves, if it gives the values of all steps."""
+    """Return the schedule of a momentum that OneCycleLR moves, if it gives the values of all steps."""
     if len(schedulers) != 1 or type(schedulers[0]).__name__ != "OneCycleLR":
         return None
     group = schedulers[0].optimizer.param_groups[0]
@@ -222,7 +222,7 @@ SAME = 1e-5
 
 
 def gives(call: Call | Recounted, rates: Sequence[float], counts: Sequence[int]) -> bool:
-    """Tell whether a schedule gives these rates at these counts."""
+    """Return whether a schedule gives these rates at these counts."""
     try:
         schedule = call.made()
         given = [float(schedule(count)) for count in counts]

@@ -16,7 +16,7 @@ DOCS = "https://optax.readthedocs.io/en/latest/api/optimizer_schedules.html"
 
 
 def told_rates(evidence: Evidence, rates: Rates) -> Told:
-    """Tell how the rates differ, with the schedule that torch has as the fix."""
+    """Return how the rates differ, with the schedule that torch has as the fix."""
     if rates.rounded:
         return _told_rounded(evidence, rates)
     if rates.constant and len(set(evidence.rates)) == 1:

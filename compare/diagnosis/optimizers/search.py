@@ -66,7 +66,7 @@ class Searcher:
         self._states: dict[int, list[Fit]] = {}
 
     def explained(self, size: int) -> Search:
-        """Look for what explains everything, with so many things at once."""
+        """Look for what explains everything, with that many hypotheses at once."""
         found: list[Fit] = []
         for of_state in range(size + 1):
             for state in self.state_fits(of_state):
@@ -84,7 +84,7 @@ class Searcher:
         return Search(best[0]) if len(best) == 1 else Search(None, tuple(best))
 
     def state_fits(self, size: int) -> list[Fit]:
-        """Give what explains the state at every step, with so many things at once."""
+        """Return what explains the state at every step, with that many hypotheses at once."""
         if size not in self._states:
             self._states[size] = list(self._state_fits(size))
         return self._states[size]
@@ -103,7 +103,7 @@ class Searcher:
                 yield fit
 
     def _updates(self, state: Fit, size: int) -> Iterator[Fit]:
-        """Give what explains the updates beside what explains the state; the learning rate counts as one thing."""
+        """Yield what explains the updates beside what explains the state; the learning rate counts as one thing."""
         for chosen in _combinations(self.of_update, size, state.hypotheses):
             if self._covers((*state.hypotheses, *chosen)) and (fit := self.fitter.fit(chosen, fixed=state)):
                 yield fit
@@ -115,7 +115,7 @@ class Searcher:
                 yield rated
 
     def _moves(self, hypothesis: Hypothesis) -> set[Place]:
-        """Tell which results of the first steps that differ a hypothesis changes at all."""
+        """Return which results of the first steps that differ a hypothesis changes at all."""
         # At its start a hypothesis may be torch's own number, which changes nothing: it is moved by a tenth
         # to see its effect.
         fit = Fit((hypothesis,), (tuple(0.9 * number or 1e-3 for number in hypothesis.start),))
@@ -128,7 +128,7 @@ class Searcher:
         return moved
 
     def _covers(self, chosen: Sequence[Hypothesis], *, state_only: bool = False, rated: bool = False) -> bool:
-        """Tell whether each result that differs is changed by one of some hypotheses, or by the learning rate."""
+        """Return whether each result that differs is changed by one of some hypotheses, or by the learning rate."""
         moved: set[Place] = set().union(*(self._moved[id(each)] for each in chosen))
         for step in self._looked_at:
             for number, result in enumerate(step.results):
@@ -141,7 +141,7 @@ class Searcher:
         return fit.free + rates_of(self.evidence, fit).free
 
     def _confirmed(self, fit: Fit) -> bool:
-        """Tell whether a fit explains more numbers than it was fitted to, by as many again and one."""
+        """Return whether a fit explains more numbers than it was fitted to, by as many again and one."""
         explained = sum(r.jax.size for step in self.evidence.steps for r in step.results if r.differs)
         # k numbers can be fitted to any k values. Only what they explain beyond that is evidence, and at
         # least as much of it.
@@ -162,7 +162,7 @@ class Searcher:
 def _combinations(
     every: Sequence[Hypothesis], size: int, beside: Sequence[Hypothesis] = ()
 ) -> Iterator[tuple[Hypothesis, ...]]:
-    """Give combinations in which no two things are done in the same place."""
+    """Yield combinations in which no two things are done in the same place."""
     for chosen in itertools.combinations(every, size):
         together = (*beside, *chosen)
         places = [each.place for each in together if each.place]

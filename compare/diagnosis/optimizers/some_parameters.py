@@ -205,7 +205,7 @@ def _fewest(explains: dict[str, list[Treatment]]) -> dict[str, Treatment]:
 
 
 def _path(result: Result) -> str:
-    """Give the JAX side's path of the parameter that a result belongs to."""
+    """Return the JAX side's path of the parameter that a result belongs to."""
     return named(result.pairing.link, "jax") if result.pairing.link else result.pairing.jax
 
 
@@ -304,7 +304,7 @@ def decay_mask(evidence: Evidence) -> Code | None:
 
 
 def _torch_decay(evidence: Evidence, found: Assignment) -> dict[str, float]:
-    """Give torch's weight decay of each parameter, by the JAX side's path."""
+    """Return torch's weight decay of each parameter, by the JAX side's path."""
     return _decays(evidence, found.torch_names)
 
 

@@ -45,7 +45,7 @@ def halved_sums(evidence: Evidence) -> Iterator[Hypothesis]:
 
 
 def doubled(names: Sequence[str], every: Sequence[str]) -> list[Call]:
-    """Give the transformations that double the updates of some parameters, or of parts of them.
+    """Return the transformations that double the updates of some parameters, or of parts of them.
 
     Args:
         names: What is doubled: "rnn/bias", or "cell/bias[0:3]" for a part.

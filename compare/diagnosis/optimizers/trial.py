@@ -126,7 +126,7 @@ def _set_setting(group: dict[str, Any], name: str, value: Any) -> None:
 
 
 def distances(step: OptimizerStep, given: list[np.ndarray] | None) -> np.ndarray:
-    """Give how far each result is from the JAX side's, of shape `(results,)`: 1 is near enough."""
+    """Return how far each result is from the JAX side's, of shape `(results,)`: 1 is near enough."""
     if given is None:
         return np.full(len(step.results), np.inf)
     return np.array([norm(a - r.jax) / r.near for a, r in zip(given, step.results, strict=True)])

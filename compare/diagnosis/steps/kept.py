@@ -9,7 +9,7 @@ from compare.torch_side.program_run import TorchProgramRun
 
 
 def edits(found: Difference, momenta: Mapping[str, float]) -> Iterator[Edit]:
-    """Give what the JAX step can have done to a tensor in the place of torch's change.
+    """Yield what the JAX step can have done to a tensor in the place of torch's change.
 
     Args:
         found: What differs first.
@@ -83,7 +83,7 @@ def _listed(names: frozenset[str]) -> str:
 
 
 def momenta(run: TorchProgramRun) -> dict[str, float]:
-    """Give the momentum of the norm that each running statistic belongs to."""
+    """Return the momentum of the norm that each running statistic belongs to."""
     found: dict[str, float] = {}
     for path, module in run.model.named_modules():
         momentum = getattr(module, "momentum", None)

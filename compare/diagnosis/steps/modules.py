@@ -11,7 +11,7 @@ from compare.torch_side.program_run import TorchProgramRun
 
 
 def edits(run: TorchProgramRun) -> Iterator[Edit]:
-    """Give the edits that the modules of a state allow."""
+    """Yield the edits that the modules of a state allow."""
     for path in run.models:
         if _norms(run, path):
             yield from _of_norms(path)

@@ -12,7 +12,7 @@ from compare.torch_side.program_run import TorchProgramRun
 
 
 def edits(found: Difference, gradients: Sequence[Difference], equal: Sequence[Difference]) -> Iterator[Edit]:
-    """Give the factor that the JAX side's gradients have over torch's, if all that differ at this step have the same.
+    """Yield the factor that the JAX side's gradients have over torch's, if all that differ at this step have the same.
 
     Args:
         found: What differs first, a gradient.

@@ -26,7 +26,7 @@ class Budget:
         self.spent += time.thread_time() - self._since
 
     def left(self, share: float = 1.0) -> bool:
-        """Tell whether a share of it is left, for one more edit."""
+        """Return whether a share of it is left, for one more edit."""
         self.tried += 1
         used = self.spent + time.thread_time() - self._since
         return used < share * self.seconds and self.tried < self.edits

@@ -123,7 +123,7 @@ class Context:
         return found
 
     def value(self, number: int) -> "torch.Tensor":
-        """Give a value as it was computed."""
+        """Return a value as it was computed."""
         return self.graph.values[number]
 
     def named(self, number: int) -> str:
@@ -142,7 +142,7 @@ class Context:
         return tuple(port for port, other in self.ports.items() if other == number)
 
     def is_used_once(self, number: int) -> bool:
-        """Tell whether one operation of the whole step takes a value."""
+        """Return whether one operation of the whole step takes a value."""
         return sum(number in [each for _, each in node.inputs] for node in self.graph.nodes) == 1
 
     def data(self, node: Node) -> list[tuple[Path, int]]:
@@ -150,7 +150,7 @@ class Context:
         return [(path, n) for path, n in node.inputs if n not in self.parameters and self.value(n).is_floating_point()]
 
     def shape(self, node: Node) -> tuple[int, ...]:
-        """Give the shape of an operation's first result."""
+        """Return the shape of an operation's first result."""
         return tuple(self.value(node.outputs[0]).shape)
 
     def likes(self, node: Node, number: int) -> Iterator[int]:
@@ -174,7 +174,7 @@ class Context:
                 return
 
     def position(self, node: Node) -> int:
-        """Give the place of an operation in the order of execution."""
+        """Return the place of an operation in the order of execution."""
         if node.name != END:
             return node.number
         maker = self.graph.made_by.get(node.inputs[0][1])
@@ -203,7 +203,7 @@ def result(node: Node) -> str:
 
 
 def end_node(number: int, value: int, output: int) -> Node:
-    """Give an operation that does nothing, behind a value."""
+    """Return an identity operation after a value."""
     return Node(number, END, lambda tensor: tensor, (Ref(value),), {}, (output,))
 
 
@@ -212,5 +212,5 @@ Generator = Callable[[Context, Node], Iterator[Edit]]
 
 
 def one(kind: Kind, node: Node, compute: Compute, does: str, fix: str, code: Code | None = None) -> Edit:
-    """Give an edit of one operation."""
+    """Return an edit of one operation."""
     return Edit(kind, ((node.number, compute),), does, fix, code=code)

@@ -120,7 +120,7 @@ def added_masks(context: Context, node: Node) -> Iterator[Edit]:
 
 
 def _hides_by_adding(value: Any) -> bool:
-    """Tell whether a tensor is zero but for one large negative number, such as -1e9."""
+    """Return whether a tensor is zero but for one large negative number, such as -1e9."""
     if not value.is_floating_point() or not value.numel() or not value.isfinite().all():
         return False
     least = value.min()

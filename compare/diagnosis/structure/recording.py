@@ -81,7 +81,7 @@ class _Tape(Record):
         self.open = was_open
 
     def number(self, tensor: "torch.Tensor", made_by: int | None = None) -> int:
-        """Give the number of a tensor's value: a new one if an operation has just made it, or if it is unknown."""
+        """Return the number of a tensor's value: a new one if an operation has just made it, or if it is unknown."""
         known = self.numbers.get(id(tensor))
         if known is not None and made_by is None:
             return known
@@ -155,7 +155,7 @@ _RANDOM |= {"dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dro
 
 
 def _overwrites(function: Any, args: Any, kwargs: Any) -> bool:
-    """Tell whether a function changes its first argument."""
+    """Return whether a function changes its first argument."""
     name = getattr(function, "__name__", "")
     if not args or not hasattr(args[0], "detach"):
         return False

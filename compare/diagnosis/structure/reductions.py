@@ -21,7 +21,7 @@ _DEVIATIONS = ("std", "var")
 
 
 def reductions() -> dict[str, Callable[[Any, tuple[int, ...], bool], Any]]:
-    """Give functions of a tensor, axes and whether to keep these, by name."""
+    """Return functions of a tensor, axes and whether to keep these, by name."""
     import torch
 
     def element(position: int) -> Callable[..., Any]:

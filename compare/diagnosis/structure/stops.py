@@ -92,7 +92,7 @@ def _apart(one: Edit, other: Edit) -> bool:
 
 
 def _leaves(found: Found, rerun: Rerun, edits: Sequence[Edit], context: Context, theirs: np.ndarray) -> float:
-    """Give how far torch's gradients are from the JAX side's with edits, all taken together."""
+    """Return how far torch's gradients are from the JAX side's with edits, all taken together."""
     try:
         ours = found.pairing.torch_array(edited(rerun, changes(edits), context.graph))
     except FAILURES:

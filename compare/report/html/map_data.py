@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def differing(report: "Findings") -> set[bool]:
-    """Tell which looks of a square the legend must explain: of tensors that decide (True), and of others (False)."""
+    """Return which looks of a square the legend must explain: of tensors that decide (True), and of others (False)."""
     return {quantity.decides for quantity in report.quantities if (quantity.ratio > FACTOR).any()}
 
 
 def map_data(report: "Findings") -> dict[str, Any]:
-    """Give tensors in order of computation, and for each step what the script shows of them.
+    """Return tensors in order of computation, and for each step what the script shows of them.
 
     A run of 100 tensors and 1000 steps has 400,000 numbers. A square shows two or three digits of each, so 16 bits of
     the logarithm do, and keep such a page below 5 MB: see `_packed`.

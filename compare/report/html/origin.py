@@ -14,7 +14,7 @@ def mark(report: "Findings") -> str:
 
 
 def first_square(report: "Findings") -> list[int] | None:
-    """Give the row and the step of the map; None where nothing differs."""
+    """Return the row and the step of the map; None where nothing differs."""
     divergence = report.divergence
     if divergence is None:
         uneven = report.uneven if report.ok else None

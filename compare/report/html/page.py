@@ -38,7 +38,7 @@ _SMALL_NUMBER = re.compile(r"\b[\d.]+e-\d+")
 
 
 def to_html(report: "Findings") -> str:
-    """Give the page of one report."""
+    """Return the page of one report."""
     templates = _templates()
     style, script = (_source(templates, name) for name in ("report.css", "report.js"))
     # The policy lets no script run but this one and lets nothing be fetched, whatever the names in a report contain.
@@ -67,7 +67,7 @@ def to_html(report: "Findings") -> str:
 
 
 def several_to_html(reports: "Sequence[Findings]") -> str:
-    """Give one page with the pages of several reports, of which the first is unfolded."""
+    """Return one page with the pages of several reports, of which the first is unfolded."""
     return _templates().get_template("several.html").render(pages=[(report, to_html(report)) for report in reports])
 
 
@@ -122,7 +122,7 @@ class _Place(NamedTuple):
 
 
 def _places(group: "Group", report: "Findings") -> list[_Place]:
-    """Give the place on each side, with its layer; once, if both sides call it the same."""
+    """Return the place on each side, with its layer; once, if both sides call it the same."""
     layers = [detail for detail in group.details if detail.kind == DetailKind.LAYER]
     names = {side: group.named(number, SHOWN_PLACES) for number, side in enumerate(("torch", "jax"))}
     if group.same_names:
@@ -147,7 +147,7 @@ _ALIKE = {"epsilon": "eps", "rate": "p", "strides": "stride", "negative_slope": 
 
 
 def _settings(group: "Group") -> list[tuple[_Setting | None, _Setting | None]]:
-    """Give both layers' settings side by side; those that the fix is about come first, beside each other."""
+    """Return both layers' settings side by side; those that the fix is about come first, beside each other."""
     keywords = {name for code in group.codes for name in code.keywords}
     wrong = keywords | {_ALIKE[name] for name in keywords & _ALIKE.keys()}
     sides = []
@@ -160,6 +160,6 @@ def _settings(group: "Group") -> list[tuple[_Setting | None, _Setting | None]]:
 
 
 def _remarks(group: "Group") -> list[str]:
-    """Give what is known of a group besides its places, its layers and its cause."""
+    """Return what is known of a group besides its places, its layers and its cause."""
     said = [detail.text for detail in group.details if detail.kind != DetailKind.LAYER]
     return [*said, *filter(None, [group.first.opinion])]

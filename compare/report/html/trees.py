@@ -72,7 +72,7 @@ class Column(NamedTuple):
 
 
 def trees(report: "Findings") -> list[Column]:
-    """Give one column a side; none if the models have no modules and no weights."""
+    """Return one column a side; none if the models have no modules and no weights."""
     weights = report.weights or [(each.torch, each.jax) for each in report.quantities if each.stage == Stage.PARAMETERS]
     if not weights and not any(report.modules):
         return []
@@ -120,7 +120,7 @@ def _tree(kinds: Mapping[str, str], names: Mapping[str, list[int]], separator: s
 
 
 def _states(report: "Findings", side: int, weights: Iterable[str]) -> dict[str, _State]:
-    """Give the state of each module, by its path, and of each weight, by its name.
+    """Return the state of each module, by its path, and of each weight, by its name.
 
     After the first divergence everything differs, and a picture of that would not show where it began: what is
     computed later in that step is left out.
@@ -160,7 +160,7 @@ class _Tree(NamedTuple):
     """How many rows there are."""
 
     def rows(self, node: _Node) -> Iterator[Row]:
-        """Give the rows inside a module: its tensors, then its modules."""
+        """Yield the rows inside a module: its tensors, then its modules."""
         for name, links in node.tensors.items():
             label = name[len(node.path) + 1 :] if node.path else name
             yield self._row(label, "", name, links=links)
@@ -174,7 +174,7 @@ class _Tree(NamedTuple):
             yield self._row(child.label, child.kind, child.path, inside=inside, open=bool(inside) and opened)
 
     def _of_list(self, child: _Node) -> Iterator[Row]:
-        """Give the modules of a list without a row for the list itself: "layers.0"."""
+        """Yield the modules of a list without a row for the list itself: "layers.0"."""
         for inner in child.children.values():
             separator = inner.path[len(child.path) : len(child.path) + 1]
             inner.label = f"{child.label}{separator}{inner.label}"
