@@ -1,4 +1,4 @@
-"""Bugs of this package in the search for a cause: kept, to be reported, and never told as "no cause found".
+"""Records bugs of this package in the search for a cause: they are reported, never hidden as "no cause found".
 
 A change that is tried on the torch side may be impossible there; it then raises `NotApplicable`, and the next is tried.
 Anything else that it raises is a bug. It must not end the search, nor take the report with it, and it must not pass

@@ -21,7 +21,7 @@ _INSTALL = {
 
 
 def without_gpu() -> list[str]:
-    """List the frameworks, out of torch and jax, that see no CUDA GPU."""
+    """List the frameworks, torch or jax, that do not see a CUDA GPU."""
     import jax
     import torch
 
@@ -36,10 +36,11 @@ def without_gpu() -> list[str]:
 
 
 def resolve(device: str) -> str:
-    """Turn "auto" into "cuda" where both frameworks see a GPU, else "cpu"; check that a GPU asked for is there.
+    """Turn "auto" into "cuda" if both frameworks see a GPU, else "cpu"; check that a required GPU exists.
 
     Raises:
-        InputError: For an unknown device, or for "cuda" where a framework sees none, naming the framework.
+        InputError: For an unknown device, or for "cuda" if a framework does not see a GPU; the message names the
+            framework.
 
     """
     if device not in DEVICES:
@@ -165,4 +166,4 @@ def give_back_memory(parameters: int) -> None:
 
 
 _HUGE = 4_000_000
-"""Parameters from which on the 20 ms that this takes are little beside a step."""
+"""The number of parameters from which on the 20 ms that this takes are short compared with a step."""

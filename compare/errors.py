@@ -1,4 +1,4 @@
-"""The errors of this package, and which of them a user is to see."""
+"""The errors of this package, and which of them are shown to users."""
 
 
 class InputError(ValueError):
@@ -44,7 +44,7 @@ class UserCodeError(InputError):
 
 
 class Signal(Exception):  # noqa: N818 - not an error by itself
-    """What this package raises through the user's code and catches again itself. No user sees it."""
+    """What this package raises through the user's code and catches again itself. It is never shown to users."""
 
 
 class NondeterministicError(Signal):
@@ -54,7 +54,8 @@ class NondeterministicError(Signal):
 class NotApplicable(Signal, RuntimeError):  # noqa: N818 - not an error by itself
     """A change of the torch side cannot be made here, such as a rewrite of a call that lacks the argument.
 
-    The search for a cause goes on with the next. An error of any other kind is a bug of this package: `compare.bugs`.
+    The search for a cause continues with the next. An error of any other kind is a bug of this package:
+    `compare.bugs`.
     """
 
 

@@ -1,7 +1,7 @@
 """The name under which `compare` is installed: the `netparity` command and the pytest plugin.
 
 `compare` is a common name. A user's own `compare.py` must neither take the command's place nor stop pytest, so nothing
-here imports `compare` by the module search path: `installed` loads the package that lies beside this one.
+here imports `compare` by the module search path: `installed` loads the package in the folder next to this one.
 """
 
 import importlib

@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what uses the fixture, for `-m parity`."""
+    """Mark the tests that use the fixture, for `-m parity`."""
     if "parity" in getattr(item, "fixturenames", ()):
         item.add_marker(pytest.mark.parity)
 

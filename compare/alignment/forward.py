@@ -19,14 +19,14 @@ from compare.weights.links import Link
 def align_modules(
     links: Sequence[Link], torch: Observation, jax: Observation, kinds: Kinds, names: tuple[Names, Names] = ({}, {})
 ) -> tuple[list[Pairing], list[NotCompared]]:
-    """Pair what goes into modules and comes out of them, in the torch side's order of execution.
+    """Pair the inputs and outputs of modules, in the torch side's order of execution.
 
     Args:
         links: Which weight is which.
         torch: A step of the torch side in float64; its values decide between layouts of equal shape.
         jax: The same step of the JAX side.
         kinds: The class of each module that ran, by path, on the torch and on the JAX side.
-        names: Of the arguments of each module, likewise.
+        names: The names of each module's arguments, by path, on the torch and on the JAX side.
 
     """
     torch_calls, jax_calls = _calls(torch.forward), _calls(jax.forward)
@@ -55,9 +55,9 @@ def align_modules(
 def _no_output(
     pairings: Sequence[Pairing], torch: dict[Call, list[Port]], jax: dict[Call, list[Port]]
 ) -> list[Pairing]:
-    """Return a pairing that always differs, where outputs alone are compared and none of them has a partner.
+    """Return a pairing that always differs, for when only outputs are compared and none of them has a partner.
 
-    Without a loss nothing else decides, and a report without any decision must not read as a match.
+    Without a loss nothing else decides, and a report in which nothing decides must not be a match.
     """
     if any(pairing.decides for pairing in pairings):
         return []

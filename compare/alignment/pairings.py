@@ -60,7 +60,7 @@ class Pairing(NamedTuple):
         return self.parts[side] or ((self.torch, self.jax)[side],)
 
     accepted: bool = False
-    """Whether the user accepts that it differs: it is no finding then."""
+    """Whether the user accepts a difference, which is then not a finding."""
 
 
 def shown(read: Read, observation: Observation) -> np.ndarray | None:

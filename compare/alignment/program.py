@@ -127,8 +127,8 @@ def slot_names(links: Sequence[Link], torch: Observation, jax: Observation) -> d
 def _with_parameters(links: Sequence[Link], torch: Observation, jax: Observation) -> Iterator[tuple[str, str]]:
     """Name each array of the JAX optimizers' states by its parameter's full path at the end.
 
-    An optimizer names a parameter by its path within the model that it trains: "mu/fc1/kernel". Where several models
-    of the state have such a parameter, the one is meant that torch's optimizers train, and that is nearest by name.
+    An optimizer names a parameter by its path within the model that it trains: "mu/fc1/kernel". If several models of
+    the state have such a parameter, choose the one that torch's optimizers train and whose name is most similar.
     """
     trained = {link.jax for link in links if link.torch in torch.updates}
     for name, value in jax.optimizer.items():

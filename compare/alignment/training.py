@@ -105,8 +105,8 @@ def _without_partner(
 ) -> tuple[list[Pairing], list[NotCompared]]:
     """Compare the gradients of parameters without a partner with zero; list the buffers that are not compared.
 
-    A parameter that the user's word leaves out may be there for nothing, and then its gradient is zero. If it is not,
-    the parameter is trained, and the other side lacks it.
+    A parameter that the user leaves out by weights= may be unused, and then its gradient is zero. If it is not, the
+    parameter is trained, and the other side lacks it.
     """
     pairings: list[Pairing] = []
     not_compared: list[NotCompared] = []

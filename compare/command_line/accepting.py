@@ -1,4 +1,4 @@
-"""Where accepted differences come from, beside the pair itself: options, and `[tool.netparity]` of pyproject.toml."""
+"""Reads accepted differences from options and from `[tool.netparity]` of pyproject.toml; the pair may give more."""
 
 import tomllib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ def accepted(folder: Path, options: Iterable[str]) -> dict[str, str]:
     """Return what the project and the options accept: reasons by what may differ.
 
     Args:
-        folder: Where to begin to look for a pyproject.toml: it is that of this folder, or of the nearest above.
+        folder: The folder in which the search for pyproject.toml starts; its parents follow.
         options: As in "buffers: *.running_var=we keep Flax's".
 
     """

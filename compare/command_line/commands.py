@@ -25,7 +25,7 @@ class Work:
         self.latest = Progress("starting")
 
     def progress(self, progress: Progress) -> None:
-        """Keep it for whoever stops the work, and show it."""
+        """Keep the latest progress, for a message when the work is stopped, and show it."""
         self.latest = progress
         self._show(progress)
 
@@ -56,7 +56,7 @@ def notebook(options: argparse.Namespace, work: Work) -> None:
 
 
 def check(options: argparse.Namespace, work: Work) -> None:
-    """Compare the user's pair, and plant faults where that is asked for."""
+    """Compare the user's pair and, with --power, plant faults."""
     work.progress(Progress("importing torch and jax"))
     import torch
 

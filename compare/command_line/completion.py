@@ -30,7 +30,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
         return "\n".join(lines) + "\n"
     cases = "\n".join(f'    {name}) words="{" ".join(words)}" ;;' for name, words in commands.items())
     bash = _BASH.format(words=" ".join(own), cases=cases)
-    # zsh reads the same script, once it has been told to.
+    # zsh can read the same script with bashcompinit.
     return f"autoload -U +X bashcompinit && bashcompinit\n{bash}" if shell == "zsh" else bash
 
 

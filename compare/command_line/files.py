@@ -31,7 +31,7 @@ class Output(NamedTuple):
     content: Callable[[Any, str], str | bytes]
     """Takes what was found, and the file's suffix."""
     suffixes: tuple[str, ...] = ()
-    """Those that it must have; any will do if there are none."""
+    """The file name extensions that it must have; any is allowed if empty."""
 
 
 def _drawn(figure: "Figure", suffix: str) -> bytes:
@@ -137,8 +137,8 @@ def _printed() -> Iterator[Path]:
 def opened(path: Path) -> Iterator[Path]:
     """Yield a file to write to that becomes `path` only when all has gone well.
 
-    What is no regular file, such as /dev/stdout or a named pipe, stays what it is, and is written to at the end. A
-    symbolic link stays too: the file that it leads to is replaced.
+    A path that is not a regular file, such as /dev/stdout or a named pipe, is not replaced but written to at the end.
+    A symbolic link stays too: the file that it leads to is replaced.
 
     Raises:
         InputError: If the file cannot be written; where that can be known, before any work is done.
@@ -174,7 +174,7 @@ def opened(path: Path) -> Iterator[Path]:
 
 
 def _is_stream(path: Path) -> bool:
-    """Return whether a path is of something that is there and that is no file to be replaced."""
+    """Return whether a path exists and is not a regular file, so that it must not be replaced."""
     if path.is_absolute() and path.parts[1:2] in (("dev",), ("proc",)):
         return True  # /dev/stdout may lead to a regular file, and is the stream all the same
     return path.exists() and not path.is_file() and not path.is_dir()

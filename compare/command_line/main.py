@@ -136,7 +136,7 @@ def _load_frameworks() -> None:
 
 
 def _cache_compiled_programs() -> None:
-    """Keep what XLA compiles for the next run, unless the user has told JAX where to."""
+    """Cache what XLA compiles for the next run, unless the user has configured JAX's cache."""
     import jax
     import platformdirs
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _PLAIN = {"✓": "+", "≈": "~", "✗": "x", "…": "..."}
-"""What stands for a character that an encoding lacks; "?" for any other."""
+"""Replacements for characters that an encoding lacks; "?" for any other."""
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

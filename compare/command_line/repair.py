@@ -1,4 +1,4 @@
-"""`netparity check --fix`: applies the patches of a report, checks again, and goes on until nothing is left to apply.
+"""`netparity check --fix`: applies the patches of a report, checks again, and repeats this until no patch is left.
 
 Each check runs in a process of its own, so that the user's code is imported as it now stands. A patch stays only if the
 next check shows that its finding is gone and that nothing else has come in its place.
@@ -203,7 +203,7 @@ def _said(checked: Checked) -> str:
 
 
 def repaired(options: argparse.Namespace) -> int:
-    """Do what `netparity check --fix` is asked for, and give the exit status of the last check."""
+    """Run `netparity check --fix`, and return the exit status of the last check."""
     asked: dict[str, Path] = {kind: path for kind in options.outputs if (path := getattr(options, kind))}
     with tempfile.TemporaryDirectory(prefix="netparity-") as folder:
         check = in_a_process(_arguments(options), {kind: path.suffix for kind, path in asked.items()}, Path(folder))
@@ -255,7 +255,7 @@ def in_a_process(arguments: Sequence[str], outputs: Mapping[str, str], folder: P
         own = Path(tempfile.mkdtemp(dir=folder))
         files = {kind: own / f"{kind}{suffix}" for kind, suffix in {"json": ".json", **outputs}.items()}
         asked = [part for kind, path in files.items() for part in (f"--{kind.replace('_', '-')}", str(path))]
-        # -P: the user's folder is no place to look for this package.
+        # -P: do not look for this package in the user's folder.
         command = [sys.executable, "-P", "-m", "netparity", "check", *arguments, *asked]
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, encoding="utf-8")
         report = None

@@ -1,4 +1,4 @@
-"""Whether the port's code asks if JAX is tracing it: what it does where it is not traced is never compared."""
+"""Finds out whether the port's code checks if JAX is tracing it: what it does without a trace is never compared."""
 
 import inspect
 from collections.abc import Iterable, Iterator

@@ -47,7 +47,7 @@ def channels_and_points(
 
 
 def _changed(old: np.ndarray, new: np.ndarray) -> set[int]:
-    """List the features that are not what they were, in any example; rounding is no change."""
+    """List the features that have changed in any example by more than rounding."""
     difference = np.abs(new - old).reshape(-1, old.shape[-1]).max(axis=0)
     # Relative to the largest change: rounding of features that do not change is far below 1e-4 of it, and
     # what a norm over all channels does to the other features is far above.

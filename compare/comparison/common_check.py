@@ -60,7 +60,7 @@ class CommonCheck(abc.ABC):
         """What one side draws without any effect, and the other does not draw."""
 
     def report(self, *, quick: bool) -> Report:
-        """Follow both sides, explain what differs, and if nothing does, ask what the match is worth."""
+        """Follow both sides and explain what differs; if nothing differs, find out what the match proves."""
         followed = self._follow()
         # From here on there is a report, and nothing that fails takes it away.
         with bugs.collected() as failed:
@@ -71,7 +71,7 @@ class CommonCheck(abc.ABC):
             if self.jax.unreplayed:
                 self.idle = bugs.attempt("drawing new random numbers", self._idle_draws) or []
             found = self._explained(followed)
-            # A check that answers another's question asks none itself, and a mismatch needs no second question.
+            # A check that answers the second question asks none itself, and a mismatch needs no second question.
             if self.compiled is None and found.ok:
                 found = self._questioned(found, self.runs.read(followed), quick=quick)
         return dataclasses.replace(found, bugs=failed)
@@ -129,7 +129,7 @@ class CommonCheck(abc.ABC):
         judge = functools.partial(weigh_float32_program, self.runs, followed, self.jax32, self.jax, self._named)
         lower = bugs.attempt("checking the float32 program", judge)
         found = self._explained64(followed)
-        # Where float64 differs, what float32 makes of it is no second finding.
+        # If float64 differs, the same difference in float32 is not a second finding.
         if found.divergence is None and (other := other_in_float32(followed)):
             return dataclasses.replace(found, divergence=self._in_float32(followed, other), notes=[])
         if lower and found.verdict == Verdict.MATCH:

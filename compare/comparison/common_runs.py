@@ -48,11 +48,11 @@ class CommonRuns:
         return bool(self.pair.size >= IN_PAIRS)
 
     def follow(self, jax64: Any, jax32: Callable[[], JaxSteps], steps: int, progress: Callable[..., None]) -> Followed:
-        """Take all four runs through the steps, and weigh what they show."""
+        """Take all four runs through the steps, and compare everything that they compute."""
         return follow(self.streams(jax64, jax32), self.align, steps, progress, in_pairs=self.in_pairs)
 
     def streams(self, jax64: Any, jax32: Callable[[], JaxSteps]) -> Streams:
-        """Start the runs of both sides: each is there with its first step, and the compiled one begins afresh."""
+        """Start the runs of both sides. Each takes its first step, and the compiled run then starts again."""
 
         def torch64() -> Any:
             run = self.torch_run("float64")
@@ -85,7 +85,7 @@ class CommonRuns:
         return followed
 
     def weigh_noise(self, followed: Followed, jax: Any) -> None:
-        """Measure what rounding does to each side, beside a run that is not moved; `jax` is compiled already."""
+        """Measure the effect of rounding on each side, against an unmoved run; `jax` is compiled already."""
 
         def moved(run: Any, draw: int) -> Any:
             if draw:

@@ -87,7 +87,7 @@ class Shorter(NamedTuple):
 
 
 def _of_length(shorter: Shorter | None, found: Divergence | str | None) -> Conditions:
-    """Say what shorter examples showed. A port for one length is no wrong port: it is a limit, and no mismatch."""
+    """Say what shorter examples showed. A port for one length is not wrong: that is a limit and not a mismatch."""
     if shorter is None or found is None:
         return Conditions()
     lengths = f"{shorter.length - 1} in place of {shorter.length} along axis {shorter.axis}"

@@ -12,8 +12,8 @@ from compare.verdict.divergence import Divergence
 def wrongly_converted(pair: MappedPair) -> list[Divergence]:
     """List the weights that the user's own conversion got wrong.
 
-    A port with weights of its own is given torch's, and nothing is said of them. Where a port has more than half of
-    torch's weights already, the user has converted them: the others are then wrong.
+    A port with its own weights gets torch's, and its own are not reported. Where a port has more than half of torch's
+    weights already, the user has converted them: the others are then wrong.
     """
     right = pair.as_jax(pair.given)
     both = [
@@ -25,8 +25,7 @@ def wrongly_converted(pair: MappedPair) -> list[Divergence]:
     wrong = [(link, ours, theirs) for link, ours, theirs in both if distance(theirs, ours) > near]
     parameters = {link.torch for link, _, _ in both if link.torch in pair.torch_parameters}
     converted = parameters - {link.torch for link, _, _ in wrong}
-    # By chance no weight agrees to float32's rounding. More than half: the user meant to convert them
-    # all.
+    # By chance no weight agrees to float32's rounding. More than half: then the user intended to convert them all.
     if 2 * len(converted) <= len(parameters):
         return []
     opinion = f"the port already had torch's weights, except for {len(wrong)} of {len(both)}: check their conversion"

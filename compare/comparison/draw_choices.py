@@ -1,4 +1,4 @@
-"""Which of several replays of the same draws is meant, tried out on the first step.
+"""Chooses among several replays of the same draws by trying them on the first step.
 
 What is drawn independently is as likely in any order of its axes, and a boolean of probability p is as likely as the
 complement of one of 1 - p. So a port that draws in another layout, or draws what to drop where torch draws what to
@@ -22,7 +22,7 @@ from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed
 
 _MOST = 8
-"""Replays that are tried: each is compiled anew."""
+"""The maximum number of replays to try: each is compiled separately."""
 
 
 class _Change(NamedTuple):

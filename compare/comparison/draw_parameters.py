@@ -2,7 +2,7 @@
 
 Means, scales and where a range begins are the JAX side's in a replay, so that wrong ones show in what is computed. The
 probability of a mask and the number of integers to draw from do not: a mask that torch has drawn says nothing of the
-probability that JAX would have used. They are read from the JAX program, and held against torch's.
+probability that JAX would have used. They are read from the JAX program, and compared with torch's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ class Parameter(NamedTuple):
 
     @property
     def equal(self) -> bool:
-        """Whether both are the same, but for rounding."""
+        """Whether both are equal up to rounding."""
         if self.site.kind == "randint":
             return bool(np.array_equal(self.torch, self.jax))
         if not self.written:

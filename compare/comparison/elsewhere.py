@@ -1,4 +1,4 @@
-"""Other weights and other batches of the same shapes: where a port that only fits what it was given is seen.
+"""Other weights and other batches of the same shapes, to detect a port that only fits the given ones.
 
 All of it is drawn from a fixed seed. What is drawn must be valid for any right port, so that whatever carries meaning
 in its values is kept: zeros among weights (padding rows, masks), 0 and 1 among inputs, lengths, order, sums of one.
@@ -60,7 +60,7 @@ def perturbed(batches: list[Batch]) -> list[Batch]:
     """Return other batches of the same shapes and dtypes.
 
     Real numbers are each multiplied by a number of their own. The rows of integers, flags and one-hot vectors are
-    permuted, all alike: they stay valid, and go with one another as before.
+    permuted in the same way: they stay valid, and still belong to each other.
     """
     generator = np.random.default_rng(SEED)
     return [_perturbed(batch, generator) for batch in batches]

@@ -42,6 +42,6 @@ def excuses(followed: Followed, measures: Measures, side: str) -> list[Cause]:
 
 
 def _went(followed: Followed, first: Found) -> bool:
-    """Return whether what was the first divergence is none any more."""
+    """Return whether the first divergence is not one any more."""
     now = first_divergence(followed)
     return now is None or now.pairing is not first.pairing or now.divergence.step != first.divergence.step

@@ -43,7 +43,7 @@ class Causes(NamedTuple):
     divergences: list[Divergence]
     """The first in the followed runs, and the independent ones."""
     rounding: bool
-    """Whether the optimizers differ by no more than a learning rate that went through float32."""
+    """Whether the optimizers differ only by a learning rate that was rounded to float32."""
 
 
 def explained(

@@ -59,7 +59,7 @@ class FlattenedFeatures:
         """See it in what the layers take, where the port's run shows that.
 
         Where they take something else in any order, a layer before is wrong. Then one channel is changed on both sides
-        to see where it goes; and if that does not tell, the port is run from torch's values in all images.
+        to see which features change; if that does not decide, the port is run from torch's values in all images.
         """
         seen = self._run(links)
         found, unclear = self._orders(links, features, seen)
@@ -172,7 +172,7 @@ def orders(
 ) -> tuple[Features, list[tuple[str, str]]]:
     """Return the layers that take the port's order, and those that take neither that nor torch's.
 
-    Nothing is quite the same where something before is wrong; in any other order nothing is alike.
+    If something before is wrong, no feature is exactly equal; in a wrong order, none is even similar.
 
     Args:
         layers: The paths on both sides.

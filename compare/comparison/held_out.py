@@ -73,9 +73,9 @@ def _moved(batch: Batch, seed: int) -> Batch:
 def _chosen(batch: Batch, *, last: bool) -> Batch:
     """Make another batch of some of the examples, each more than once: it has other labels, masks and paddings.
 
-    What a batch counts, such as the labels that are not ignored, makes a factor that is no other batch's. What is to be
-    ignored is the lowest value as a rule: -100, a padding of 0, False. So the examples are those with most of it, or
-    with least. They stay in order, as sorted lengths must.
+    A count of one batch, such as of the labels that are not ignored, gives a factor that holds for no other batch.
+    What is to be ignored is the lowest value as a rule: -100, a padding of 0, False. So the examples are those with
+    most of it, or with least. They stay in order, as sorted lengths must.
     """
     arrays: list[np.ndarray] = []
     for part in (batch.target, batch.inputs):
@@ -100,7 +100,7 @@ def _chosen(batch: Batch, *, last: bool) -> Batch:
 
 
 _EXAMPLES = 4
-"""With fewer, half of them would be a single one, of which a norm makes nothing but rounding."""
+"""With fewer, half of them would be a single number, and its norm would be only rounding error."""
 
 
 def _observed(run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Observation:

@@ -68,7 +68,7 @@ def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> Indepe
 
 
 def _first_of_other_shape(found: Sequence[Found]) -> list[Found]:
-    """Leave out what follows from a place of another shape: torch's value cannot be put there, so the shape goes on."""
+    """Leave out what follows from a place of another shape, where torch's value cannot be put in."""
     other = [each for each in found if each.pairing.ports and each.pairing.to_jax is None]
     later = {id(each) for each in other[1:]}
     if any(each.pairing.ports[0][:3] == ("", 0, "output") for each in other if each.pairing.ports):

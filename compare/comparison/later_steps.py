@@ -1,7 +1,7 @@
 """Finds what later steps of two programs show and the first does not: a model that is updated every second step.
 
-Tensors are paired by what a step shows. A part that runs later is seen while both programs are followed; they are then
-followed again, with its tensors among those that are paired.
+Tensors are paired by what a step shows. A part that runs later is recorded while both programs are followed. Then they
+are followed again, and its tensors are paired too.
 """
 
 from collections.abc import Mapping

@@ -75,7 +75,7 @@ class MappedPair:
         self.other_mode = False
         """Whether both sides are in another mode than the torch model is."""
         self.nondeterministic: list[str] = []
-        """How the torch side disagrees with itself, for a person to read."""
+        """How two runs of the torch side differ, as text."""
         self.probed: list[Draw] = []
         """The random numbers of torch's forward pass on the first batch."""
         _refuse_complex("torch", {name: str(each.dtype) for name, each in torch.model.named_parameters()})

@@ -16,7 +16,7 @@ from compare.verdict.ratio import Quantity, Verdict
 
 
 def precision_causes(runs: Runs, followed: Followed) -> list[Cause]:
-    """Look for the cause of the first `precision` verdict inside the model; an empty list if there is none."""
+    """Search for the cause of the first `precision` verdict inside the model; an empty list if none is found."""
     pairs = zip(followed.pairings, followed.quantities, strict=True)
     found = next(((p, q) for p, q in pairs if q.verdict == Verdict.PRECISION and p.ports), None)
     if found is None:

@@ -1,8 +1,8 @@
 """Why two training steps differ: edits of the torch step are tried until it makes the step of the port.
 
 An edit is in force from the first step of a run on. It is a cause if every tensor that decides then agrees up to and
-beyond the place at which the two sides first differed: so it explains that place, and agrees with all that agreed.
-Of several edits, the one after which the two sides agree longest is meant. With it in force, the search goes on at the
+beyond the place at which the two sides first differed: so it explains that place, and agrees with all that agreed. Of
+several edits, the one with which the two sides agree longest is chosen. With this edit, the search continues at the
 next place that differs.
 """
 
@@ -95,7 +95,7 @@ def _with_cause(
 
 
 def _other_steps(followed: Followed, steps: Steps, reach: Reach, edits: Sequence[Edit]) -> Cause | None:
-    """Say so if the two sides update at other steps: that is seen by itself, and that nothing else differs is not."""
+    """Report if the two sides update at different steps. This does not show whether anything else differs."""
     pairing = followed.pairings[reach.place]
     # What is computed before the step's first update does not follow from it.
     if pairing.stage in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN, Stage.GRADIENT) and not pairing.after_update:

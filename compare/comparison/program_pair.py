@@ -102,7 +102,7 @@ class ProgramPair:
         return links
 
     def _probe(self) -> None:
-        """Take torch's first step twice: see its modules, what it overwrites in place, and if it repeats itself."""
+        """Take torch's first step twice: record its modules, what it overwrites, and whether it is reproducible."""
         record, again = Record(), Record()
         with ControlledRun() as first:
             seen = TorchProgramRun(self.torch, "float32", self.device).step(self.batches[0], record)

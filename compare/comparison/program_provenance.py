@@ -13,7 +13,7 @@ from compare.step.batch import described
 def what_programs_ran(
     pair: ProgramPair, port: JaxProgramRun, weights: Mapping[str, str | None] | None
 ) -> dict[str, Any]:
-    """Describe what both programs are made of, for a person to compare with what it should be."""
+    """Describe what both programs consist of, so that a person can compare it with what they expect."""
     import torch
 
     run = pair.torch_run("float32")

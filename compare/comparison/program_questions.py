@@ -1,4 +1,4 @@
-"""What a match of two programs is worth: see `questions`, which asks the same of models."""
+"""Finds out what a match of two programs proves: see `questions`, which does the same for models."""
 
 import copy
 import dataclasses

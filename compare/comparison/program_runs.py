@@ -54,7 +54,7 @@ class ProgramRuns(CommonRuns):
         return found._replace(pairings=self.gradients.both(pairings))
 
     def read(self, followed: Followed) -> Followed:
-        """Leave out what a module takes where what it gives makes up for it."""
+        """Leave out an input of a module that differs if the module's outputs agree."""
         return without_undone(followed)
 
     def so_far(self, followed: Followed) -> Followed:

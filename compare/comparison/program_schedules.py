@@ -23,7 +23,7 @@ from compare.weights.links import to_jax
 LEAST, MOST, SECONDS = 8, 32, 3.0
 """How many steps there are in all, and how long those after the first few may take, in the processor's time.
 
-The first step compiles the JAX side's once more, for given gradients, which may take longer than all steps.
+The first step compiles the JAX side once more, for given gradients, which may take longer than all steps.
 """
 
 RELATIVE = 1e-6

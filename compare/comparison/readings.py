@@ -1,9 +1,9 @@
 """What two right programs may do at different places of a step, so that they show other numbers of the same thing.
 
-Torch's loop clips gradients before it hands them to the optimizer, and optax's chain clips them inside of it: then
-those are compared that the backward pass has left, and what clipping makes of them is compared as moments and updates.
-And a module may do what torch does before it, as to divide an image by 255: its input differs, and all that it gives
-agrees. So may a loss do what torch's model does at its end, as to take a sigmoid.
+Torch's loop clips gradients before it passes them to the optimizer, and optax's chain clips them inside the optimizer.
+Then the gradients before clipping are compared, and the effect of clipping is compared in moments and updates. And a
+module may do what torch does before it, as to divide an image by 255: its input differs, and all that it gives agrees.
+So may a loss do what torch's model does at its end, as to take a sigmoid.
 """
 
 from collections.abc import Callable, Collection
@@ -119,11 +119,12 @@ def without_undone_outputs(followed: Followed, read_by_loss: Callable[[], Collec
     proved = {Stage.LOSS, Stage.GRADIENT} <= seen  # a loss alone is one number, and zero gradients say nothing
     if not wrong or not proved or any(pairing.stage != Stage.FORWARD for pairing in wrong):
         return followed
-    # Where the model is given something else, such as an image on its side, a loss that agrees has not seen it.
+    # If the model gets different inputs, such as a transposed image, a loss that agrees does not depend on the
+    # difference.
     if any(np.any(quantity.ratio > FACTOR) for pairing, quantity in pairs if not pairing.decides):
         return followed
-    # A loss that does not read an output, such as attention weights that are given out beside it, would agree with
-    # whatever stands there.
+    # A loss that does not read an output, such as attention weights that are returned as well, would agree whatever
+    # that output is.
     known = read_by_loss()
     undone = [each for each in wrong if each.ports is None or each.ports[0].leaf in known]
     left = [(pairing, quantity) for pairing, quantity in pairs if not any(pairing is each for each in undone)]

@@ -21,7 +21,7 @@ class Runs(CommonRuns):
     torch_run: Callable[[str], TorchRun]
 
     def read(self, followed: Followed) -> Followed:
-        """Leave out what the model gives where the loss makes up for it."""
+        """Leave out an output of the model that differs if the loss, gradients and updates agree."""
         return without_undone_outputs(followed, lambda: self._read_by_loss)
 
     @functools.cached_property

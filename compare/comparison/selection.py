@@ -1,4 +1,4 @@
-"""What of a comparison the user asks for: the stages to be compared, and the known differences that are accepted."""
+"""The parts of a comparison that the user selects: the stages to compare, and the known differences to accept."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Selection:
             self.stages = [stage for stage in Stage if stage in names]
 
     def cut(self, side: Any) -> Any:
-        """Return a side without what none of the stages needs: its optimizer, or its loss as well."""
+        """Return a side without its optimizer, and without its loss, if no selected stage needs them."""
         if self.stages is None or not hasattr(side, "optimizer"):
             return side
         if not _NEED_OPTIMIZER & set(self.stages):

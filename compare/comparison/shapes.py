@@ -13,8 +13,8 @@ Shapes = Mapping[Port, tuple[int, ...]]
 def first_difference(links: Iterable[Link], torch: Shapes, jax: Shapes) -> str:
     """Name the first layer whose input or output has another number of elements than its partner's; "" if none has.
 
-    A kernel behind a flattened image has another shape if a layer before it pads otherwise: that is where to look.
-    Sizes are compared, and not shapes, because the sides may order their axes in different ways.
+    A kernel after a flattened image has another shape if an earlier layer has other padding: that layer is to be
+    reported. Sizes are compared, and not shapes, because the sides may order their axes in different ways.
 
     Args:
         links: The weights that have partners, which say what layers are partners.

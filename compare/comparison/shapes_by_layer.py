@@ -23,7 +23,7 @@ from compare.weights.layers import KINDS
 def shapes_by_layer(torch: Torch, jax: Flax | Jax, batches: Any, *, device: str = "cpu", name: str = "port") -> Shapes:
     """Run the torch model forward once, trace the JAX model, and compare the layers' shapes.
 
-    Layers are partners by their kinds, in order of execution: weights need not fit, nor have names alike.
+    Layers are paired by their kinds, in order of execution: neither shapes of weights nor names need to agree.
 
     Raises:
         InputError: For what are no sides or batches, and for programs.

@@ -41,14 +41,14 @@ class Stepper:
         self.draws: list[list[Draw]] = []
         """The random numbers of each step."""
         self.pinned: dict[str, None] = {}
-        """What could not be lifted to float64 on the torch side, for a person to read."""
+        """What could not be run in float64 on the torch side, as text."""
         self.constants: dict[str, None] = {}
-        """The float32 tensors, beside buffers, that the torch side uses, for a person to read."""
+        """The float32 tensors, besides buffers, that the torch side uses, as text."""
         self.reached: dict[str, bool] = {}
         """Whether any step of torch's reached what a program does with some data only, such as clipping."""
 
     def torch(self, start: Callable[[], TorchRun]) -> Stream:
-        """Take torch's steps in halves; the run is there with the first."""
+        """Take torch's steps in halves; the run exists from the first half on."""
         give_back_memory(self.size)
         run = start()
         for number, batch in enumerate(itertools.cycle(self.batches)):
@@ -58,7 +58,7 @@ class Stepper:
             with self._at(number), controlled:
                 shown = [run.backward(batch)]
             # popped, so that this frame keeps no reference: gradients and activations are freed as soon as they are
-            # weighed.
+            # compared.
             yield shown.pop()
             controlled.unfinished = False
             give_back_memory(self.size)
@@ -70,7 +70,7 @@ class Stepper:
             yield shown.pop()
 
     def jax(self, start: Callable[[], JaxSteps]) -> Stream:
-        """Take the JAX side's steps in halves; the run is there with the first."""
+        """Take the JAX side's steps in halves; the run exists from the first half on."""
         give_back_memory(self.size)
         run = start()
         for number, batch in enumerate(itertools.cycle(self.batches)):

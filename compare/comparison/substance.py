@@ -45,7 +45,7 @@ def without_substance(pair: MappedPair, followed: Followed) -> list[Cause]:
 
 
 def without_gradient(pair: MappedPair, runs: Iterable[Followed]) -> list[Cause]:
-    """Say so if there is a loss and every gradient is zero in all runs: then nothing says how the port learns."""
+    """Report if there is a loss and every gradient is zero in all runs: then nothing shows how the port learns."""
     return [] if pair.torch.loss is None else gradients_of_zero(runs)
 
 
@@ -85,7 +85,7 @@ def constant_outputs(followed: Followed, other: Followed) -> list[Cause]:
 
 
 def not_reached(pair: MappedPair, followed: Followed, steps: int, change: int | None) -> list[str]:
-    """Return what a match says that it does not cover, for its headline.
+    """Return what a match does not cover, for its headline.
 
     Args:
         pair: Both sides.

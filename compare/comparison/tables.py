@@ -16,7 +16,7 @@ _NAMED = 3
 
 
 class Tables(NamedTuple):
-    """What each side holds in float32, for a person to read."""
+    """What each side holds in float32, as text."""
 
     torch: list[str]
     jax: list[str]
@@ -39,7 +39,7 @@ def rounded_arrays(buffers: Mapping[str, Any], linked: Container[str]) -> dict[s
 
 
 def rounded_tables(tables: Tables, found: Found, quantity: Quantity, side: str) -> Cause:
-    """Explain a difference that is no larger than what the rounding of tables does.
+    """Explain a difference that is at most the effect of the tables' rounding.
 
     Args:
         tables: What each side holds in float32.

@@ -1,4 +1,4 @@
-"""Gives an optimizer of torch's step the port's updates, to see what differs besides that optimizer.
+"""Replaces the updates of one of torch's optimizers by the port's, to find what differs besides that optimizer.
 
 An optimizer that differs moves all weights that it trains, and with them everything at later steps. With the updates of
 the port in their place, both sides go on from the same weights: what differs then is independent of that optimizer.
@@ -47,7 +47,7 @@ def taken_updates(both: Both, links: WeightMap, edits: Sequence[Edit], pairing: 
 
 
 class _Taking:
-    """Writes the values of each step in the place of what an optimizer makes of its weights."""
+    """Replaces an optimizer's new weights by given values, at each step."""
 
     def __init__(self, name: str, taken: Sequence[_Values]) -> None:
         self.name, self.taken = name, taken

@@ -1,4 +1,4 @@
-"""Weights that the user's own conversion laid out wrongly."""
+"""Finds weights that the user's own conversion has converted wrongly."""
 
 import numpy as np
 

@@ -45,8 +45,8 @@ class Experiment:
     def candidates(self) -> list[Counterfactual]:
         """List what may be otherwise."""
         every = counterfactuals(self.calls(), gradient=self.found.divergence.stage == Stage.GRADIENT)
-        # BatchNorm with momentum=None averages all batches alike: what its call takes is another number at each step,
-        # and no momentum of a layer does the same.
+        # BatchNorm with momentum=None gives all batches equal weight: its call takes another number at each step,
+        # which no constant momentum reproduces.
         every = (each for each in every if each.name != "momentum" or not self.rerun.averages_all(each.call.module))
         return [each for each in every if each.name != Structure.STOPPED]  # which is proved by all gradients at once
 
@@ -62,7 +62,7 @@ class Experiment:
 
 
 class HeldOutExperiment(Experiment):
-    """A held-out step. Its candidates are listed anew, since they depend on its data, such as a mask."""
+    """A held-out step. Its candidates are listed again, because they depend on its data, such as a mask."""
 
     def measure(self, hypothesis: Sequence[Changed] | Relation | None) -> float | None:
         """Give how far torch is from the JAX side with a hypothesis; None where it does not apply."""

@@ -98,7 +98,7 @@ class Evidence:
 
 
 def equations(ours: np.ndarray, theirs: np.ndarray, limit: float) -> int:
-    """Count what one number would have to explain: 1 if the arrays are the same but for a factor and an offset.
+    """Count the equations of an array: 1 if the two arrays are equal up to a factor and an offset.
 
     Args:
         ours: Torch's array.

@@ -1,7 +1,7 @@
 """What is tried is computed on the CPU, also where the step runs on a GPU.
 
-A change that is only tried may take an index out of range. The CPU raises an IndexError, and the search goes on. On a
-GPU it is an assertion in a kernel, after which every call of CUDA in this process fails, those of JAX too.
+A change that is only tried may take an index out of range. The CPU raises an IndexError, and the search continues. On
+a GPU it is an assertion in a kernel, after which every call of CUDA in this process fails, those of JAX too.
 """
 
 from collections.abc import Callable, Mapping

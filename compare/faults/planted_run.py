@@ -45,7 +45,7 @@ class Site(NamedTuple):
 
 
 class Planted:
-    """What a run of the torch side has in addition, for faults to be planted in it."""
+    """The parts of a torch run that faults can be planted in."""
 
     overwritten: frozenset[Port]
     parameters: "dict[str, torch.nn.Parameter]"
@@ -79,7 +79,7 @@ class Planted:
 
 
 class PlantedRun(Planted, TorchRun):
-    """A run of the torch side, for faults to be planted in."""
+    """A run of the torch side in which faults can be planted."""
 
     clips = True
     """Whether hooks of the optimizer clip gradients."""
@@ -117,7 +117,7 @@ class PlantedRun(Planted, TorchRun):
 
 
 class PlantedProgramRun(Planted, TorchProgramRun):
-    """A run of a torch program, for faults to be planted in."""
+    """A run of a torch program in which faults can be planted."""
 
     def step(self, batch: Any, record: Record | None = None) -> Observation:
         """Take a step, with the faults."""

@@ -44,7 +44,7 @@ GPU_NOISE = 1e-12
 """How far two equal float64 runs may be apart on a GPU, which adds up in any order; on a CPU they are the same."""
 
 LARGER = (1e1, 1e2, 1e4, 1e6, 1e9, 1e12)
-"""Where a fault changes no more than rounding would, it is made so many times as large."""
+"""Factors by which a fault is enlarged if it changes no more than rounding does."""
 
 
 def power(
@@ -110,7 +110,7 @@ def power(
 
 
 class Change(NamedTuple):
-    """What a fault changes, beside what rounding would."""
+    """The effect of a fault, compared with that of rounding."""
 
     where: str
     step: int
@@ -202,7 +202,7 @@ class Planting:
         return Outcome(*said, caught=False, why=why, explanation=explanation)
 
     def _check(self, fault: Fault | None) -> tuple[Followed, list[str]]:
-        """Do as `compare.check` does, but for the search for a cause."""
+        """Do what `compare.check` does, without the search for a cause."""
         self._begin()
         self.fault = fault
         jax64, jax32 = self._jax_runs()
@@ -258,7 +258,7 @@ class Planting:
         return None
 
     def _why_unread(self, fault: Fault) -> tuple[Why, str]:
-        """Find out why a fault changes nothing at all, and what would have to change for it to show."""
+        """Find out why a fault has no effect, and what must change for it to have one."""
         if fault.needed > self.steps:
             return (
                 Why.STEPS,
@@ -310,7 +310,7 @@ class Planting:
         return None
 
     def _largest_change(self, fault: Fault, followed: Followed, times: float = 1.0) -> Change:
-        """Return what a fault changes most, beside rounding, of what decides."""
+        """Return the deciding quantity that a fault changes most, relative to rounding."""
         largest = Change("", 0, 0.0, 0.0)
         both = itertools.islice(self._both(fault, times), self.steps)
         for step, (right, wrong) in enumerate(both):
@@ -336,7 +336,7 @@ class Planting:
         return zip(*map(self.runs.stepper.whole, runs), strict=False)
 
     def _arrays(self, seen: Observation) -> dict[tuple[Stage, str], np.ndarray]:
-        """Return all that a step shows, by stage and name, but for buffers that are compared with nothing."""
+        """Return all values of a step, by stage and name, except buffers that are not compared."""
         compared = {link.torch for link in self.pair.links}
         fields: Sequence[tuple[Stage, Mapping[Any, Any]]] = (
             (Stage.FORWARD, seen.forward),

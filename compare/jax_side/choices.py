@@ -114,7 +114,7 @@ def add_choices(taken: dict[Choice, np.ndarray], made: Mapping[Choice, Any]) -> 
 
 
 def one_sided(taken: Mapping[Choice, np.ndarray]) -> list[str]:
-    """Name the choices that always take the same side, for a person to read."""
+    """Describe the choices that always take the same side, as text."""
     found = dict.fromkeys(str(choice) for choice, sides in taken.items() if not sides.all())
     return [f"{each}: one of its sides is never taken; use a batch, or a step, at which it is" for each in found]
 

@@ -44,11 +44,11 @@ class CompiledStep:
         self.calls: dict[str, Source | None] = {}
         """The user's line that calls each module."""
         self.unreplayed: list[str] = []
-        """Random numbers that one side draws and the other does not, for a person to read."""
+        """Random numbers that only one side draws, as text."""
         self.guessed: list[str] = []
         """Random numbers whose layout is ambiguous."""
         self.pinned: list[str] = []
-        """What could not be lifted to float64, for a person to read."""
+        """What could not be run in float64, as text."""
         self.constants: dict[bytes, str] = {}
         """What its program holds in float32, beside buffers, once the float64 run is compiled: see `lift.Tables`."""
         self.chosen: dict[Choice, np.ndarray] = {}

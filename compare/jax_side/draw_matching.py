@@ -71,7 +71,7 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
 
 
 def _with_repeated(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> Matching:
-    """Pair the places that draw anew; those that repeat an earlier one have its draw."""
+    """Pair the places with new draws; a place that repeats an earlier one gets the same draw."""
     earlier = dict(hints.repeated)
     anew = [j for j in range(len(sites)) if j not in earlier]
     found = match(draws, [sites[j] for j in anew], hints._replace(repeated=()))

@@ -1,4 +1,4 @@
-"""Runs the JAX side with no operation in fewer bits than float32 has, whatever the user's code asks for."""
+"""Runs the JAX side with every operation in at least float32, even if the user's code sets a lower precision."""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -22,13 +22,13 @@ from compare.step.draws import Hints, Site
 def reseeding(
     function: Callable[..., Any], values: Values, hints: Hints, seed: Any, alone: list[Site] | None = None
 ) -> Callable[..., Any]:
-    """Make `function` use `values` for its random numbers, and draw those that have no partner anew.
+    """Make `function` use `values` for its random numbers, and draw those without a partner again.
 
     Args:
         function: A function of pytrees of arrays that gives such a pytree.
         values: What torch drew.
         hints: What is known of the layouts of draws.
-        seed: Chooses what is drawn anew.
+        seed: Selects which random numbers are drawn again.
         alone: When `function` is traced, the draws without a partner are added here.
 
     """

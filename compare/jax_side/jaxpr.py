@@ -100,7 +100,7 @@ class Interpreter:
         return self.run(called(eqn), args, given)
 
     def scan(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Build a scan anew; each iteration has its own values for its places."""
+        """Rebuild a scan; each iteration has its own values for its places."""
         import jax
         import jax.numpy as jnp
 
@@ -133,7 +133,7 @@ class Interpreter:
         return [*state, *collected]
 
     def while_loop(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Build a while loop anew. It has no places: how often it runs is not known before."""
+        """Rebuild a while loop. It has no places: how often it runs is not known before."""
         import jax
 
         del given
@@ -153,7 +153,7 @@ class Interpreter:
         return list(jax.lax.while_loop(test, proceed, self._carried(start, inside)))
 
     def cond(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Build a conditional anew. It has no places: which branch runs is not known before."""
+        """Rebuild a conditional. It has no places: which branch runs is not known before."""
         import jax
 
         del given
@@ -171,7 +171,7 @@ class Interpreter:
         return list(jax.lax.platform_dependent(*args[1:], default=default, **each))
 
     def shard_map(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Build a shard_map anew. It has no places: a value for all devices is not the value on one."""
+        """Rebuild a shard_map. It has no places: a value for all devices is not the value on one."""
         import jax
 
         del given

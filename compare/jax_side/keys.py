@@ -98,7 +98,7 @@ class KeyReader(Replayer):
         return Interpreter.checkpoint(self, eqn, args, given)
 
     def scan(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Build a scan anew, and show what its iterations draw with one after another."""
+        """Rebuild a scan, and return the keys that its iterations draw with, one after another."""
         import jax
 
         before, self.shown = self.shown, []

@@ -1,8 +1,8 @@
 """Names within a traced program: what a named tensor is, and how a tensor gets its name.
 
 A tensor that is recorded while a step is traced cannot leave a nested jit, grad or scan. A name can: each tensor is
-passed through `jax.ad_checkpoint.checkpoint_name`, an identity, and whoever runs the traced program reads the values
-where the named operations stand. `naming.py` names tensors while a step is traced, and `watching.py` reads them while
+passed through `jax.ad_checkpoint.checkpoint_name`, an identity. The interpreter of the traced program then reads the
+values of the named operations. `naming.py` names tensors while a step is traced, and `watching.py` reads them while
 the traced program is run.
 """
 

@@ -1,4 +1,4 @@
-"""Runs the JAX side in float64 throughout, whatever precision the user's code asks for.
+"""Runs the JAX side entirely in float64, whatever precision the user's code sets.
 
 `jax.enable_x64` and float64 arguments are not enough: modules built with `dtype=jnp.float32`, `.astype(jnp.bfloat16)`
 and literals that are already rounded stay in low precision. So a step is traced, in float64 as far as its code allows,
@@ -57,7 +57,7 @@ def lift(
         step: A function of pytrees of arrays, floating-point ones in float64, that gives such a pytree.
         pinned: What could not be lifted is added here when the step is traced, for a person to read.
         tables: What is to be done with numbers that were rounded to float32, and whose exact values are lost.
-        choices: Notes what the user's code chooses, if that is asked for.
+        choices: Records the choices of the user's code, if given.
         see: Called with the program in float64 as it was traced, before it is lifted.
 
     """
@@ -69,7 +69,7 @@ def lift(
         see(closed)
         values = jax.tree.leaves(args)
         outputs = Lifter(pinned, tables, choices).run(closed, [_narrow(value) for value in values])
-        # The state that a step hands on has the types that it was given.
+        # The state that a step returns has the types of the state that it took.
         kept = [
             _cast(each, variable.aval.dtype) if str(variable.aval.dtype) in NARROW else each
             for each, variable in zip(outputs, Program.of(closed).outputs, strict=True)
@@ -111,7 +111,7 @@ class Lifter(Interpreter):
         return self._moved(value, array, array if meant is None else meant)
 
     def _moved(self, value: Any, array: np.ndarray, meant: np.ndarray) -> Any:
-        """Move numbers by the rounding that is in them, as far as that is asked for."""
+        """Move numbers by their own rounding, if the run asks for it."""
         import jax.numpy as jnp
 
         if self._tables is None or not (movements := [movement(array, draw) for draw in (1, 2)])[0].any():
@@ -132,7 +132,7 @@ class Lifter(Interpreter):
         return _cast(value, NARROW[dtype] if dtype in NARROW else _wide(variable.aval.dtype))
 
     def operation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Evaluate one operation in float64; if it knows none, in its own precision."""
+        """Evaluate one operation in float64, or in its own precision if it does not support float64."""
         del given
         name = eqn.primitive.name
         # It rounds to a format and stays in its dtype: in float64 the identity.

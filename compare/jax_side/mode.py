@@ -52,7 +52,8 @@ def by_effect(
     """Find the mode among boolean arguments of any name, by what they change.
 
     A model in training updates its running statistics and draws random numbers, and in evaluation it does neither. So
-    the values are tried for which it does most, or least. An argument that changes nothing of this keeps its default.
+    the values with the largest and the smallest effect are tried. An argument that changes nothing of this keeps its
+    default.
 
     Args:
         function: The model.

@@ -1,4 +1,4 @@
-"""What can be asked of a run of a JAX program without taking a step."""
+"""Properties of a run of a JAX program that can be found without taking a step."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

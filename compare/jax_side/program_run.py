@@ -61,9 +61,9 @@ class JaxProgramRun:
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution; filled by the first step."""
         self.pinned: list[str] = []
-        """What could not be lifted to float64, for a person to read."""
+        """What could not be run in float64, as text."""
         self.unreplayed: list[str] = []
-        """Random numbers that one side draws and the other does not, for a person to read."""
+        """Random numbers that only one side draws, as text."""
         self.guessed: list[str] = []
         self.constants: dict[bytes, str] = {}
         """What its program holds in float32, once the float64 run is compiled: see `lift.Tables`."""
@@ -154,7 +154,7 @@ class JaxProgramRun:
         }
 
     def perturb(self, seed: int, epsilon: float | None = None) -> None:
-        """Change weights by a few units in the last place, to see what follows."""
+        """Change weights by a few units in the last place, to measure the effect."""
         noise, ulps = np.random.default_rng(seed), ULPS * (epsilon or float(np.finfo(self.dtype).eps))
         self.load({n: array * (1 + noise.choice((-ulps, ulps), array.shape)) for n, array in self.arrays().items()})
 
@@ -194,7 +194,7 @@ class JaxProgramRun:
         return found
 
     def _unjitted(self, values: list[Any], batch: Any, draws: Any, gradients: Any, tables: Any) -> Any:
-        """Take a step whose Python is to run each time: trace it again, and compile what comes of it once."""
+        """Take a step whose Python code must run each time: trace it again, and compile each distinct trace once."""
         import jax
 
         known: list[Any] = []

@@ -15,7 +15,7 @@ from compare.step.user_code import passes_on
 
 
 class JaxRecord:
-    """What goes into each module and comes out of it, in order of execution; filled while a step is traced.
+    """The inputs and outputs of each module, in order of execution; filled while a step is traced.
 
     Where a value is `given`, as a pair of the value and whether it is to be used, it is recorded as the model computed
     it, and the model goes on with the given one: so that every module is seen with right inputs, whatever the modules
@@ -45,7 +45,7 @@ class JaxRecord:
 
     @passes_on
     def call(self, path: str, function: Callable[..., Any], args: Any, kwargs: Any, module: Any = None) -> Any:
-        """Call a module's function, and record what goes in and what comes out."""
+        """Call a module's function, and record its inputs and outputs."""
         call = self._calls[path]
         self._calls[path] += 1
         if path not in self.modules:

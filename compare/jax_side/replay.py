@@ -183,7 +183,7 @@ class Replayer(Interpreter):
         return super().equation(eqn, args, given)
 
     def checkpoint(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Build a checkpoint anew: it is yet to be differentiated."""
+        """Rebuild a checkpoint, because it has not been differentiated yet."""
         import jax
 
         run = functools.partial(self.enclosed, called(eqn))

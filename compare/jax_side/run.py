@@ -28,7 +28,7 @@ from compare.step.user_code import call_user_code
 
 
 class JaxRun(CompiledStep):
-    """A training run from the given weights, in one precision: a compiled step, and the values that it goes on with."""
+    """A training run from the given weights, in one precision: a compiled step, and its current values."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class JaxRun(CompiledStep):
         given: Mapping[Port, np.ndarray] | None = None,
         full: bool = False,
     ) -> dict[Port, Any]:
-        """Run the model forward alone, and show what its modules take and give; it goes on with what is `given`.
+        """Run only the forward pass, with `given` values put in, and return the inputs and outputs of its modules.
 
         With `full`, nothing is computed in fewer bits than float32 has.
         """
@@ -135,7 +135,7 @@ class JaxRun(CompiledStep):
                     self.state_names = [*map(without_level, self.state_names)]
 
     def perturb(self, seed: int, epsilon: float | None = None) -> None:
-        """Change parameters by a few units in the last place, to see what follows; the optimizer starts afresh."""
+        """Change parameters by a few units in the last place, to measure the effect; the optimizer starts again."""
         noise, ulps = np.random.default_rng(seed), ULPS * (epsilon or float(np.finfo(self.dtype).eps))
         moved = {name: array for name, array in self.arrays().items() if name in self.param_names}
         self.load({name: array * (1 + noise.choice((-ulps, ulps), array.shape)) for name, array in moved.items()})

@@ -1,4 +1,4 @@
-"""Whether two traces of the JAX side have the same operations: in float32 and float64, for few examples and for many.
+"""Compares the operations of two traces of the JAX side: in float32 and float64, for few examples and for many.
 
 What is compared in float64, or with a few examples, says nothing of a program that branches on its dtype or on its
 batch's size: `if x.shape[0] > 64` leaves nothing in the program that is traced.
@@ -45,8 +45,8 @@ def first_other(one: Any, other: Any, *, numbers: bool = True) -> Operation | No
     # A number that is written into a program is rounded to what the program computes in: 0.05 is 0.0500488 in bfloat16.
     near = max(1e-6, *(lowest_precision(program)[1] for program in (one, other)))
     last = Operation("the end", (), "")
-    # In order of execution, since two programs of one function are traced in the same order. A port that is otherwise
-    # the same, but for its dtype, has no reason to compute in another one.
+    # In order of execution, since two programs of one function are traced in the same order. A port that is the same
+    # except for its dtype has no reason to compute in another one.
     for ours, theirs in itertools.zip_longest(_operations(one), _operations(other), fillvalue=last):
         if ours.name != theirs.name or (numbers and not _equal(ours.numbers, theirs.numbers, near)):
             return ours if ours is not last else theirs

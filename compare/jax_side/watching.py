@@ -38,7 +38,7 @@ class Watch:
         self._given = dict(given or {})
 
     def instead(self, seen: "Shown | None", value: Any) -> Any:
-        """Return what the program goes on with: what is given in the place of a value, or the value."""
+        """Return the value with which the program continues: the given one, if there is one, or its own."""
         for (what, path, _, _), _ in (seen or {}).items():
             if what == "gradient" and path in self._given:
                 return self._given.pop(path).astype(value.dtype)
@@ -50,7 +50,7 @@ class Watch:
         if label is None:
             return None
         if label.what == "parameter":
-            # Identity, and not equality: two parameters may be initialized alike.
+            # Compared by identity, because two parameters may have equal initial values.
             name = self._names.get(id(value), "")
             inner = label.leaf.replace(".", "/")
             # The parameter is still the array of the state that the run put in: jit and grad hand it on as it is.

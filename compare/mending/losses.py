@@ -1,4 +1,4 @@
-"""Fixes of a loss: what its function returns is written anew."""
+"""Fixes of a loss: the expression that its function returns is rewritten."""
 
 import ast
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ def exchange_loss(file: SourceFile, code: Code, line: Line) -> list[Edit]:
 
 
 def _body(file: SourceFile, function: libcst.FunctionDef, text: str) -> Edit:
-    """Return an expression from a function in the place of all that it does, but for its docstring."""
+    """Replace the body of a function, except its docstring, by returning an expression."""
     statements = list(function.body.body)
     if function.get_docstring() is not None:
         statements = statements[1:]

@@ -1,4 +1,4 @@
-"""The patch of a finding: the edits that its fix asks for, in the user's own files, and how they look as a diff."""
+"""The patch of a finding: the edits that its fix makes in the user's own files, also as a diff."""
 
 import ast
 import difflib

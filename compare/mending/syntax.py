@@ -1,6 +1,6 @@
 """A file of the user's as a syntax tree: expressions by their place, what names mean there, and edits of single nodes.
 
-Only the text of the nodes that change is written anew. Everything else stays as it is, byte for byte.
+Only the text of the nodes that change is rewritten. Everything else stays as it is, byte for byte.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """The notebook's five comparisons: `compare.notebook.run("adam")`.
 
-Both sides get the same data and weights and go through the same steps together, each in float32 and in float64.
-After each step everything that the two computed is weighed: loss, gradients, updates, weights and optimizer state.
+Both sides get the same data and weights and go through the same steps together, each in float32 and in float64. After
+each step everything that the two sides computed is compared: loss, gradients, updates, weights and optimizer state.
 """
 
 import dataclasses

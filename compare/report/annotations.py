@@ -1,4 +1,4 @@
-"""What GitHub Actions shows beside the lines of a pull request: one annotation a finding."""
+"""Annotations that GitHub Actions shows at the lines of a pull request: one for each finding."""
 
 import os
 from collections.abc import Iterator

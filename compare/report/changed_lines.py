@@ -1,4 +1,4 @@
-"""Shortens a line of the user's before and after a change, so that the change is seen."""
+"""Shortens a line of the user's code before and after a change, so that the change is visible."""
 
 import difflib
 import re

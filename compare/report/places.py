@@ -21,7 +21,7 @@ class Entry(NamedTuple):
 
     text: str
     paths: int
-    """How many paths it stands for: every combination of its numbers and names, and nothing else."""
+    """The number of paths that it represents: every combination of its numbers and names, and no others."""
 
 
 def collapsed(paths: Iterable[str], separator: str = ".") -> list[Entry]:

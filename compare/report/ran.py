@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def ran(report: "Findings", *, verbose: bool) -> Iterator[str]:
-    """Say what a comparison ran, for a person to compare with what it should be; nothing where it is not known."""
+    """Describe what a comparison ran, so that a person can check it; nothing if it is unknown."""
     settings = report.settings
     if "mode" not in settings:
         return

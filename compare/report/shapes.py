@@ -26,7 +26,7 @@ class Call:
     source: Source | None = None
     """The line that calls it."""
     times: int = 1
-    """How many calls of the layer this stands for."""
+    """The number of calls of the layer that this represents."""
     inside: bool = False
     """Whether it runs inside a transformation of JAX, such as a scan, out of which no shapes come."""
     raised: bool = False
@@ -91,7 +91,7 @@ class Shapes:
 
 
 def alike(torch: Shape, jax: Shape) -> bool:
-    """Return whether two shapes may be the same but for the order of axes, and for axes that are joined."""
+    """Return whether two shapes may be equal up to the order of axes and to axes that are joined."""
     return sorted(torch) == sorted(jax) or math.prod(torch) == math.prod(jax)
 
 

@@ -20,7 +20,7 @@ def to_numpy(value: Any) -> np.ndarray:
 
 
 class Port(NamedTuple):
-    """One tensor that goes into a module or comes out of it."""
+    """One tensor that is an input or an output of a module."""
 
     path: str
     """The module's, as the side writes it: "encoder.0.norm1" or "encoder/0/norm1"; "" for the whole model."""

@@ -7,7 +7,7 @@ class Stage(StrEnum):
     """One stage of a training step. They come in this order, and each equals its plain string."""
 
     FORWARD = "forward"
-    """What goes into the modules and comes out of them."""
+    """The inputs and outputs of the modules."""
     LOSS = "loss"
     SHOWN = "shown"
     """What else a program shows by name."""

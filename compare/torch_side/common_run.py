@@ -68,7 +68,7 @@ class CommonRun(abc.ABC):
         return torch.from_numpy(np.array(array, dtype)).to(self.device)
 
     def perturb(self, seed: int) -> None:
-        """Change weights, and all that is moved with them, by a few units in the last place, to see what follows.
+        """Change weights, and all that is moved with them, by a few units in the last place, to measure the effect.
 
         So is what transcendental functions give, by the `ControlledRun` around a step.
         """

@@ -2,8 +2,8 @@
 
 `copy.deepcopy` copies modules, and neither the hooks of parameters nor functions. A function that a user gives often
 refers to the original: `lambda params: SGD(model.parameters(), 0.1)`, a loss with a penalty on `model.parameters()`, a
-hook that multiplies by `self.mask`. Run beside a copy, it would use weights that no step changes. So such a function is
-made again, with the copy in the place of the original.
+hook that multiplies by `self.mask`. In a run on a copy, it would use weights that no step changes. So such a function
+is made again, with the copy in the place of the original.
 """
 
 import copy
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 _DEPTH = 5
-"""How far to look for the original behind what a function refers to: a list of parameters in a dict in a closure."""
+"""How deep to search for the original in the objects that a function refers to: a list of parameters in a dict in a
+closure."""
 
 _ITEMS = 1000
 """How many items of a container to look at. What refers to a model is small, and data may be large."""

@@ -11,7 +11,7 @@ from compare.torch_side.control import ControlledRun
 from compare.torch_side.run import TorchRun
 
 _SEEDS = 2
-"""How often they are drawn anew: a boolean may come out as before by accident."""
+"""How often they are drawn again: a boolean may be the same by accident."""
 
 
 def change_nothing(start: Callable[[], TorchRun], batch: Batch, draws: Sequence[Draw], alone: Collection[int]) -> bool:

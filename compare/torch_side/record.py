@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Record:
-    """What goes into each module and comes out of it, in order of execution."""
+    """The inputs and outputs of each module, in order of execution."""
 
     def __init__(self, overwritten: frozenset[Port] = frozenset(), *, placed: bool = False) -> None:
         self.seen: dict[Port, torch.Tensor] = {}

@@ -36,7 +36,7 @@ class Code:
     values: Mapping[str, tuple[Port, ...]] = field(default_factory=dict)
     """The modules' inputs and outputs, on the torch side, that names in it stand for."""
     words: str = ""
-    """How a person is told of it, where the expression alone does not say enough."""
+    """How it is printed, if the expression alone is not clear enough."""
 
     def __str__(self) -> str:
         """Render it as source."""
@@ -46,7 +46,7 @@ class Code:
 
 
 def written(code: Code) -> str:
-    """Render code for a person, who has to know what `y` is."""
+    """Render code as text, with an explanation of `y`."""
     if code.words:
         return code.words
     result = any(isinstance(node, ast.Name) and node.id == "y" for node in ast.walk(ast.parse(str(code))))

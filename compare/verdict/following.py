@@ -1,4 +1,4 @@
-"""Takes both sides through the same steps in both precisions, and weighs everything that they show."""
+"""Takes both sides through the same steps in both precisions, and compares everything that they compute."""
 
 import dataclasses
 import itertools
@@ -32,7 +32,7 @@ _WEIGHED: Mapping[tuple[str, str], Callable[..., None]] = {
     ("jax64", "torch64"): Quantity.add_difference,
     ("jax32", "jax64"): Quantity.add_jax,
 }
-"""How each pair of runs is weighed."""
+"""How each pair of runs is compared."""
 
 _ERRORS: Mapping[tuple[str, str], str] = {
     ("torch32", "torch64"): "error_torch",
@@ -70,7 +70,7 @@ SoFar = Callable[[], Followed | None]
 
 
 class _Following:
-    """The runs in progress. Steps are weighed as they come, and only distances are kept."""
+    """The runs in progress. Each step is compared at once, and only distances are kept."""
 
     def __init__(self, align: Callable[[Observation, Observation], Alignment]) -> None:
         self.align = align
@@ -101,8 +101,8 @@ class _Following:
                     losses[name] = None if loss is None else float(to_numpy(loss))
                 if half not in self.pairs and {"torch64", "jax64"} <= seen.keys():
                     self._pair(half, seen["torch64"], seen["jax64"])
-                # As soon as both runs of a pair have shown this half, they are weighed, and what no later pair needs
-                # is freed.
+                # As soon as both runs of a pair have taken this half, they are compared, and tensors that no later
+                # pair needs are freed.
                 for names in [names for names in left if half in self.pairs and {*names} <= seen.keys()]:
                     self._weigh(half, names, seen)
                     left.remove(names)
@@ -174,7 +174,7 @@ def follow(
     *,
     in_pairs: bool = False,
 ) -> Followed:
-    """Take all runs through `steps` steps, and weigh each step as it comes.
+    """Take all runs through `steps` steps, and compare each step at once.
 
     Args:
         streams: The four runs.
@@ -288,7 +288,7 @@ def weigh_spread32(followed: Followed, moved: Sequence[Stream], lowest: float) -
 def _weigh_pairs(
     followed: Followed, runs: Mapping[str, Stream], add: Callable[[Quantity, int, np.ndarray, np.ndarray], None]
 ) -> None:
-    """Take runs through all steps that were followed, and weigh each pair of them."""
+    """Take runs through all steps that were followed, and compare each pair of them."""
     pairs = list(zip(followed.pairings, followed.quantities, strict=True))
     for number, seen in enumerate(itertools.islice(zip(*runs.values(), strict=False), 2 * followed.steps)):
         for pairing, quantity in pairs:

@@ -7,8 +7,8 @@ values at all wrong places, the rest of the step is right. Then the JAX side's o
 
 - If nothing changes that decides, and nothing at another wrong place, the difference does not last. What differs there
   is not used, or is the same once it is broadcast.
-- If another wrong place becomes right, the two cancel, and neither lasts. So does a factor that one side applies before
-  a sum and the other side behind it.
+- If another wrong place becomes right, the two cancel, and neither lasts. So does a factor that one side applies
+  before a sum and the other side after it.
 - Otherwise it lasts.
 
 The second rule tells what is undone from what is only hidden behind a later wrong place: there, the JAX side still

@@ -60,7 +60,7 @@ def jax_units(whole: list[Unit]) -> list[Unit]:
 
 
 def single(unit: Unit) -> list[Unit]:
-    """Take a layer apart into its tensors, for a model that keeps them in lists or under names of its own.
+    """Split a layer into its tensors, for a model that keeps them in lists or under its own names.
 
     A weight is still that of its kind. Nothing but its shape is known of any other tensor.
     """

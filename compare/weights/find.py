@@ -47,8 +47,8 @@ def find_links(
             expression that matches the whole name. A value is the path on the JAX side, in which \1 is the expression's
             first group, or None for a tensor without a partner. Layouts are still found; "path.T" transposes a matrix.
         order: The paths of both sides' modules in the order of their first execution, where that is known.
-        values: The arrays of both sides where they are meant to hold equal weights already. Where a shape leaves a
-            choice of layouts, the one under which the values are equal is taken.
+        values: The arrays of both sides, if both should already have equal weights. Where a shape leaves a choice of
+            layouts, the one under which the values are equal is taken.
         roots: The paths of torch's models and of JAX's, where it is known which is which: see `roots.find_roots`.
 
     Raises:

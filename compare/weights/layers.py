@@ -44,7 +44,7 @@ class Layer(NamedTuple):
     type: str
     """The name of its class, or "" where that is unknown: a dictionary, Linen's variables alone."""
     settings: Mapping[str, Any]
-    """What the map needs to know of it.
+    """The properties of a layer that the map needs.
 
     `kind` is one of `KINDS`' values, or "". `buffers` are the names of its tensors that are not trained, and `integers`
     those of its tensors that are not floating-point. `leaves` and `derived` are those of `reparametrized`. Of torch:
@@ -58,7 +58,7 @@ class Layer(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """What the map needs to know of one tensor."""
+    """The properties of one tensor that the map needs."""
 
     shape: tuple[int, ...]
     buffer: bool = False
@@ -99,9 +99,9 @@ def collect(model: Any, tensors: Mapping[tuple[Any, ...], Tensor]) -> list[Layer
 
 
 def map_settings(module: Any) -> dict[str, Any]:
-    """Return what the map needs to know of a module: its kind and those of `SETTINGS` that it has."""
-    # By name, so that neither framework is imported, and by base classes, so that a user's subclass is
-    # known.
+    """Return the properties of a module that the map needs: its kind and those of `SETTINGS` that it has."""
+    # The kind is found by class names, so that neither framework is imported, and by base classes, to include
+    # subclasses.
     kind = next((KINDS[base.__name__] for base in type(module).__mro__ if base.__name__ in KINDS), "")
     return {"kind": kind, **{name: getattr(module, name) for name in SETTINGS if hasattr(module, name)}}
 

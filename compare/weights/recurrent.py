@@ -74,7 +74,7 @@ def with_cells(whole: list[Unit]) -> list[Unit]:
 
 
 def _cell(path: str, among: dict[str, Unit]) -> Unit | None:
-    """Make one unit of a cell's layers, or give None if they are no cell after all."""
+    """Combine a cell's layers into one unit; None if they are not a cell."""
     kind, names = CELLS[frozenset(among)]
     if not all(leaf in ROLES for unit in among.values() for leaf in unit.slots):
         return None

@@ -74,8 +74,8 @@ def _torch(layer: Layer) -> Iterable[tuple[str, _Moved]]:
     leaves = {name.rpartition(".")[2]: name for name in layer.tensors}
     for leaf, name in leaves.items():
         of, _, what = leaf.rpartition("_")
-        # The older functions write beside the weight, parametrizations below the layer. Both keep w itself
-        # only as a result, so that g and v, or the weight before its division and u, are what has a partner.
+        # The older functions add tensors next to the weight, parametrizations below the layer. Both keep w itself only
+        # as a result, so that g and v, or the weight before its division and u, are what has a partner.
         if match := _TORCH.fullmatch(name):
             yield name, _Moved(match["layer"], match["of"], _PARAMETRIZED[match["what"].rpartition(".")[2]])
         elif {f"{of}_g", f"{of}_v"} <= leaves.keys() and what in "gv":

@@ -59,11 +59,11 @@ class Setting(NamedTuple):
     fix: Fix
     source: str
     default: Callable[[Call], float | None] = lambda call: None
-    """What None stands for."""
+    """The value that None means."""
 
 
 class Variants(NamedTuple):
-    """Other values of an argument that is no number to be fitted."""
+    """Other values of an argument that is not a number to be fitted."""
 
     name: str
     functions: tuple[str, ...]

@@ -77,7 +77,7 @@ def torchs_resize(call: Call, place: Place) -> Code | None:
 
 
 def _differs(method: str, *, antialias: bool) -> Callable[[Call], bool]:
-    """Leave out what is torch's own: the two resize alike there."""
+    """Leave out torch's own method, for which both resize in the same way."""
 
     def applies(call: Call) -> bool:
         shrinks = any(new < old for new, old in zip(call.run().shape[2:], call.input.shape[2:], strict=True))

@@ -9,7 +9,7 @@ from compare.verdict import fix as code
 
 @dataclass(frozen=True)
 class Code:
-    """An expression that is printed as it stands: "lambda count: 0.1 / (count + 1)", "..."."""
+    """An expression that is printed unchanged: "lambda count: 0.1 / (count + 1)", "..."."""
 
     text: str
 
@@ -60,7 +60,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Recounted:
-    """A schedule at another count: once in some steps, or beginning anew after some."""
+    """A schedule at another count: one step for several updates, or restarted after a period."""
 
     schedule: Call
     every: int = 1

@@ -114,7 +114,7 @@ class Evidence:
 
 
 class Recorder:
-    """Keeps what the steps of a torch run give its optimizer, and what the JAX side's makes of the same.
+    """Records what the steps of a torch run pass to its optimizer, and the JAX side's updates from the same input.
 
     Args:
         run: In float64, before its first step.

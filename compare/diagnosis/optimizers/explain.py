@@ -31,7 +31,7 @@ class Explained:
     details: tuple[Detail, ...] = ()
     """What is known where no cause is."""
     rounding: bool = False
-    """Whether it is no more than a learning rate that went through float32."""
+    """Whether it is only a learning rate that was rounded to float32."""
 
 
 def explain_update(evidence: Evidence | None, start: Callable[[str], OptimizerRun]) -> Explained:
@@ -73,7 +73,7 @@ def _of_another_optimizer(evidence: Evidence, found: list[Family]) -> Explained:
 
 
 def _repeats(fitter: Fitter) -> bool:
-    """Return whether torch's update comes out again as it was: without that, nothing that is changed means anything."""
+    """Return whether torch's update is reproduced without a change; otherwise no changed update proves anything."""
     for step in fitter.evidence.steps:
         given = fitter.made(step, Fit(()))
         if given is None:

@@ -21,7 +21,7 @@ from compare.step.observation import Observation, to_numpy
 DOCS = "https://optax.readthedocs.io/en/latest/api/optimizers.html"
 
 LARGEST = 300_000
-"""Numbers of an optimizer up to which others are tried: twenty of them make all steps anew."""
+"""The largest number of elements for which other optimizers are tried: twenty of them repeat all steps."""
 
 FEWEST = 2
 """Steps that are needed. At the first step Adam and the sign of the gradient are nearly the same."""
@@ -39,7 +39,7 @@ class Candidate:
     every: int = 1
     """Batches for one update."""
     zeros_between: bool = False
-    """Whether the optimizer is given zeros in between, as behind `optax.apply_every`."""
+    """Whether the optimizer gets zeros in between, as after `optax.apply_every`."""
 
     def call(self, rate: float) -> Call:
         """Write it, with its learning rate."""
@@ -68,7 +68,7 @@ class Family:
 def families(evidence: Evidence) -> list[Family]:
     """Return the other optimizers that explain all updates, those without a fitted number before others."""
     steps = evidence.steps
-    # Each candidate takes every step anew. From a size on that would cost more than the check, and steps with gaps have
+    # Each candidate repeats every step. From a size on that would cost more than the check, and steps with gaps have
     # no state to start from.
     size = sum(result.jax.size for result in steps[0].results if not result.is_state)
     if size > LARGEST or len(steps) < FEWEST or [step.number for step in steps] != list(range(len(steps))):
@@ -154,7 +154,7 @@ def _own(kind: str, group: Mapping[str, Any]) -> Candidate | None:
 
 
 def _directions(candidate: Candidate, evidence: Evidence) -> list[list[np.ndarray]] | None:
-    """Return what a candidate of rate 1 makes of all that is compared, step by step: updates and state."""
+    """Return the updates and the state of a candidate with learning rate 1, step by step."""
     import jax
     import optax
 

@@ -28,7 +28,7 @@ Rows = np.ndarray
 
 @dataclass(frozen=True)
 class Fit:
-    """Hypotheses with their numbers, that explain all that was asked for."""
+    """Hypotheses with their fitted numbers, which explain all the given results."""
 
     hypotheses: tuple[Hypothesis, ...]
     numbers: tuple[tuple[float, ...], ...] = ()
@@ -137,7 +137,7 @@ class Fitter:
         return float(kept.max(initial=0.0))
 
     def _residual(self, steps: Sequence[OptimizerStep], fit: Fit, rated: bool, state_only: bool) -> np.ndarray | None:
-        """Return what is left at some steps, in units of what is near enough."""
+        """Return the residuals at some steps, in units of the tolerance."""
         parts: list[np.ndarray] = []
         for step in steps:
             given = self.rated(step, fit)[0] if rated else self.made(step, fit)

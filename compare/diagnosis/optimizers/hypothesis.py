@@ -20,14 +20,14 @@ class Hypothesis:
 
     name: str
     change: Callable[[Trial, Numbers], None]
-    """Fills in a trial. It sees the step, so that it may do nothing at some."""
+    """Fills in a trial. It gets the step, so that it can do nothing at some steps."""
     tell: Callable[[Evidence, Numbers], Told]
     start: tuple[float, ...] = ()
     """Where the search for its free numbers begins."""
     place: str = ""
     """Where it is done, if there only one thing can be: "formula", "gradient"."""
     alone: bool = False
-    """Whether it is tried by itself only."""
+    """Whether it is tried only alone."""
 
     @property
     def free(self) -> int:

@@ -12,7 +12,7 @@ from compare.diagnosis.optimizers.trial import Trial
 
 
 def halved_sums(evidence: Evidence) -> Iterator[Hypothesis]:
-    """Let what stands for two parameters of torch make the step of one.
+    """Let a JAX parameter that is the sum of two torch parameters make the update of one.
 
     Torch's two biases of an LSTM or a GRU get the same gradient and each makes a step: their sum moves twice as far.
     """

@@ -22,7 +22,7 @@ class Told:
     function: str = ""
     """The function of optax that mends it, where it is not the one of the same name."""
     fix: Call | str = ""
-    """What mends it else: a call that stands for itself, or words where no call does."""
+    """The fix otherwise: a whole call, or words if no call expresses it."""
     source: str = ""
 
 

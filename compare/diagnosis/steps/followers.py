@@ -131,7 +131,7 @@ class _Late:
     def __init__(self, pairs: Mapping[str, str], decay: float) -> None:
         self.pairs, self.decay = pairs, decay
         self.kept: weakref.WeakKeyDictionary[TorchProgramRun, dict[str, Any]] = weakref.WeakKeyDictionary()
-        """What a run goes on with, in the place of what it has shown."""
+        """The values with which a run continues, instead of its own."""
 
     @contextlib.contextmanager
     def restored(self, run: TorchProgramRun) -> Iterator[None]:

@@ -99,7 +99,7 @@ def _never_scheduled(run: TorchProgramRun) -> Iterator[None]:
 def _scheduled_ahead(run: TorchProgramRun) -> Iterator[None]:
     """Step each scheduler once before the first step of the run."""
     for scheduler in _schedulers(run):
-        # An edit is made anew at each step of a run, and the run's objects live as long as it does: they remember.
+        # An edit is created again at each step of a run, so what it must remember is kept in the run's objects.
         if not vars(scheduler).get("netparity_ahead"):
             vars(scheduler)["netparity_ahead"] = True
             scheduler.step()

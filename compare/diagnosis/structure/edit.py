@@ -53,7 +53,7 @@ class Edit:
     """What the JAX side does, as a clause: "leaves out relu (model.py:12)"."""
     fix: str
     odd: bool = False
-    """Whether nobody would write it so: of edits that compute the same, another one is what was done."""
+    """Whether nobody would write it like this: among edits that compute the same, another one is preferred."""
     code: Code | None = None
     """The fix as a value, where one expression is it."""
     again: "Callable[[Context], Edit | None] | None" = None
@@ -146,7 +146,7 @@ class Context:
         return sum(number in [each for _, each in node.inputs] for node in self.graph.nodes) == 1
 
     def data(self, node: Node) -> list[tuple[Path, int]]:
-        """List the numbers that go into an operation and are no parameters."""
+        """List the values that an operation takes and that are not parameters."""
         return [(path, n) for path, n in node.inputs if n not in self.parameters and self.value(n).is_floating_point()]
 
     def shape(self, node: Node) -> tuple[int, ...]:

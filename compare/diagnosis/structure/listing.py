@@ -27,8 +27,8 @@ GENERATORS: tuple[Generator, ...] = (
 def listed(context: Context) -> Iterator[Edit]:
     """List edits, the likeliest first; none for an operation in a form that the generators do not know.
 
-    What is called in a loop, or in a function that is called twice, is one line of the user's: it is edited at all of
-    its calls, and at single ones only after everything else.
+    A call in a loop, or in a function that is called twice, is one line of the user's code. It is edited at all of its
+    calls first, and at single calls only after everything else.
     """
     calls: dict[tuple[int, ...], list[Node]] = {}
     for node in context.nodes:

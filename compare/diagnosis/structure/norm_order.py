@@ -51,8 +51,7 @@ def _residuals(graph: Graph, norm: Node, total: Node, x: int | None) -> Iterator
     operands = [number for _, number in total.inputs]
     for source, branch in (operands, operands[::-1]) if len(operands) == 2 else ():
         start = source if x is None else norm.outputs[0]
-        # The branch must really depend on x, or on its norm: otherwise the sum is none of a residual
-        # connection.
+        # The branch must really depend on x, or on its norm: otherwise the sum is not a residual connection.
         cone = graph.cone(branch, {start})
         if (x is None or source == x) and any(number == start for node in cone for _, number in node.inputs):
             yield Residual(norm, total, source, branch)
@@ -87,8 +86,8 @@ def _gives_its_input(operation: Operation) -> Any:
 
 def _to_pre(graph: Graph, residual: Residual) -> Iterator[tuple[int, Any]]:
     norm, x = residual.norm, residual.x
-    # post to pre: the norm behind the sum becomes an identity, and every operation of the branch that
-    # reads x reads norm(x).
+    # post to pre: the norm after the sum becomes an identity, and every operation of the branch that reads x reads
+    # norm(x).
     yield norm.number, _gives_its_input
     for node in graph.cone(residual.branch, {x}):
         if x in [number for _, number in node.inputs]:

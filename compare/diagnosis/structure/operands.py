@@ -33,7 +33,7 @@ def other_operands(context: Context, node: Node) -> Iterator[Edit]:
 
 
 def _taken(context: Context, node: Node) -> list[tuple[Path, int]]:
-    """List what an operation takes that is no parameter: real numbers, and indices or masks."""
+    """List the values that an operation takes and that are not parameters: real numbers, and indices or masks."""
     return [each for each in node.inputs if each[1] not in context.parameters]
 
 

@@ -17,7 +17,7 @@ def applied(operation: Operation, node: Node, path: Path, tensor: Any) -> Any:
 
 
 def left_out(context: Context, node: Node) -> Iterator[Edit]:
-    """List operations that the JAX side may not have: one of their operands is what comes out."""
+    """List operations that the JAX side may have left out: then the result is one of their operands."""
     if len(node.outputs) != 1:
         return
     # What is applied to a parameter alone, such as exp to a temperature, may be left out as well.

@@ -22,7 +22,7 @@ FEWEST = 2
 def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
     """List what the JAX side computes without any parameter in the place of such an operand of torch's.
 
-    It is the JAX side's own array, and no number is fitted: that the whole result then comes out is a proof.
+    The array is the JAX side's own, and no number is fitted, so agreement of the whole result is a proof.
     """
     if node.name == END or not context.theirs.values:
         return
