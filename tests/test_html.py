@@ -279,7 +279,7 @@ def test_a_forward_pass_alone_has_no_losses() -> None:
     page = alone.to_html()
     assert "<h2>Losses" not in page
     assert "Digits of agreement" in page
-    with pytest.raises(compare.InputError, match="port: no losses to draw"):
+    with pytest.raises(compare.InputError, match="port: no losses to plot"):
         alone.plot()
 
 

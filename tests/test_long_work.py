@@ -138,7 +138,7 @@ def test_check_tells_what_it_is_doing() -> None:
         "tracing and compiling step 1 of 3",
         "step 2 of 3",
         "step 3 of 3",
-        "measuring what rounding does",
+        "measuring the effect of rounding",
         "looking for independent differences",
         "looking for the cause at weight",
     ]

@@ -142,7 +142,7 @@ def test_equinox_batch_norm() -> None:
     divergence = checked(equinox_apply, *eqx.nn.make_with_state(Port)("ema")).divergence
     assert divergence is not None
     assert divergence.stage in ("forward", "buffers")
-    with pytest.raises(compare.InputError, match=r"given as Jax\(state=\.\.\.\)"):
+    with pytest.raises(compare.InputError, match=r"as Jax\(state=\.\.\.\)"):
         checked(lambda pair, x: equinox_apply(pair[0], pair[1], x)[0], eqx.nn.make_with_state(Port)("batch"), None)
     with pytest.raises(compare.InputError, match=r"that eqx\.nn\.make_with_state made together"):
         checked(equinox_apply, PARAMS, eqx.nn.make_with_state(Port)("batch")[1])

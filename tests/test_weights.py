@@ -134,7 +134,7 @@ def test_weights_that_fit_nothing() -> None:
         ({"c": None}, "'c', which matches no tensor of either side"),
         ({"a.weight": "c/kernel"}, r"'a.weight' as 'c/kernel', which is not in the JAX model; did you mean"),
         ({"a.weight": "b/kernel", "b.weight": "b/kernel"}, "both as 'b/kernel'"),
-        ({"a(": "a"}, "no regular expression"),
+        ({"a(": "a"}, "neither a name nor a regular expression"),
     ):
         with pytest.raises(InputError, match=message):
             find_links(*sides, weights)
