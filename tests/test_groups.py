@@ -24,7 +24,7 @@ BLOCKS = [(1, 2), (2, 3), (3, 2)]
 
 
 def cause(name: str, description: str, fix: str, measured: float = 1e-16) -> Cause:
-    explanation = f"{name}: {description}. With that on the torch side the difference is {measured:.1e}"
+    explanation = f"{name}: {description}. With this change on the torch side, the difference is {measured:.1e}"
     return Cause(name, explanation, fix, parts=(Part(name, description, fix),))
 
 
@@ -209,7 +209,7 @@ def test_one_finding_has_no_list(report: Report) -> None:
     assert alone.to_mend == ""
     assert "to mend" not in str(alone) + alone.to_markdown() + alone.to_html()
     assert "1. " not in str(alone)
-    assert alone.groups[0].explanation.endswith("With that on the torch side the difference is 0.0e+00")
+    assert alone.groups[0].explanation.endswith("With this change on the torch side, the difference is 0.0e+00")
 
 
 def test_every_file_has_the_groups(report: Report) -> None:

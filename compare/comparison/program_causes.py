@@ -247,7 +247,7 @@ def _cause(edits: Sequence[Edit]) -> Cause:
     says = ", or ".join(dict.fromkeys(edit.explanation for edit in edits))
     return Cause(
         names,
-        f"{names}: {says}. With that in the torch step, both sides agree there and at all steps before",
+        f"{names}: {says}. With this change in the torch step, both sides agree there and at all steps before",
         "; or ".join(dict.fromkeys(edit.fix for edit in edits)),
         ", ".join(dict.fromkeys(edit.source for edit in edits if edit.source)),
     )

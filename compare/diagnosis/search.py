@@ -290,7 +290,7 @@ class _Search:
         says = ", and ".join(part.description for part in parts)
         return Cause(
             name,
-            f"{name}: {says}. With that on the torch side the difference is {apart * self.limit:.1e}",
+            f"{name}: {says}. With this change on the torch side, the difference is {apart * self.limit:.1e}",
             "; ".join(dict.fromkeys(part.fix for part in parts if part.fix)),
             ", ".join(dict.fromkeys(each.source for each, _ in firsts)),
             tuple(fix for fix in fixes if not isinstance(fix, str)),

@@ -1,6 +1,6 @@
 """How the JAX side may pad convolutions, transposed convolutions and pools.
 
-XLA's "SAME" pads as much as the output's size asks for, the odd one at the end; torch pads both ends alike.
+XLA's "SAME" pads as much as the output's size needs, with an odd element at the end; torch pads both ends equally.
 """
 
 import math
@@ -216,7 +216,7 @@ def _pools(names: Sequence[str], compute: Rewrite, name: str, does: str) -> Alte
     )
 
 
-_SAME = 'pads as "SAME" does: as much as the output\'s size asks for, the odd one at the end'
+_SAME = 'pads as "SAME" does: as much as the output\'s size needs, with an odd element at the end'
 
 PADDING = (
     Alternative(

@@ -120,7 +120,7 @@ def _cause(evidence: Evidence, parts: Sequence[Told], left: str) -> Cause:
     fixes = fixes_of(evidence.kind, parts, decay_mask(evidence))
     return Cause(
         name,
-        f"{name}: {says}. With that on the torch side the difference {left}{over}",
+        f"{name}: {says}. With this change on the torch side, the difference {left}{over}",
         "; ".join(map(str, fixes)),
         ", ".join(dict.fromkeys(part.source for part in parts if part.source)),
         tuple(fix.code() for fix in fixes if isinstance(fix, Call)),

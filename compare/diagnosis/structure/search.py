@@ -339,7 +339,7 @@ def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
     both = "; on this batch these are the same" if others else ""
     fix = "; or ".join("; ".join(edit.fix for edit in edits if edit.fix) for edits in (first, *others[:2]))
     says = f"the JAX side {does}{both}"
-    explanation = f"{name}: {says}. With that on the torch side the difference is {apart:.1e}"
+    explanation = f"{name}: {says}. With this change on the torch side, the difference is {apart:.1e}"
     codes = [edit.code for edit in first if edit.code] if not others else []
     code = codes[0] if len(codes) == len(first) == 1 else None
     every = tuple(codes) if len(codes) == len(first) else ()
