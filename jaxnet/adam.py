@@ -17,7 +17,7 @@ adam = optax.adam(learning_rate=1e-4)
 def start(
     problem: Problem, *, optimizer: optax.GradientTransformation = adam, dtype: DTypeLike = jnp.float32
 ) -> tuple[State, jax.Array, jax.Array]:
-    """Give `step` its arguments: the model and its optimizer's state, and `x` and `y`."""
+    """Return the arguments of `step`: the model and its optimizer's state, and `x` and `y`."""
     model = network(problem, dtype=dtype)
     return State(model, jax.jit(optimizer.init)(model)), *arrays(problem, dtype)
 

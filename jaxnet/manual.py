@@ -14,7 +14,7 @@ from jaxnet.trajectory import Problem, State, Step, Trajectory, arrays, positive
 
 
 def start(problem: Problem, *, dtype: DTypeLike = jnp.float32) -> tuple[State, jax.Array, jax.Array]:
-    """Give `step` its arguments: the weights `w1` `(H, D_in)` and `w2` `(D_out, H)`, and `x` and `y`."""
+    """Return the arguments of `step`: the weights `w1` `(H, D_in)` and `w2` `(D_out, H)`, and `x` and `y`."""
     weights = {"w1": jnp.asarray(problem.w1.T, dtype), "w2": jnp.asarray(problem.w2.T, dtype)}
     return State(weights), *arrays(problem, dtype)
 

@@ -29,13 +29,13 @@ def network(problem: Problem, *, dtype: DTypeLike = jnp.float32) -> nnx.Sequenti
 
 
 def final_weights(model: nnx.Sequential) -> dict[str, jax.Array]:
-    """Give the model's weights the problem's names and orientation."""
+    """Return the model's weights with the problem's names and orientation."""
     first, second = cast("Any", model.layers[0]), cast("Any", model.layers[2])
     return {"w1": first.kernel[...], "b1": first.bias[...], "w2": second.kernel[...], "b2": second.bias[...]}
 
 
 def start(problem: Problem, *, dtype: DTypeLike = jnp.float32) -> tuple[State, jax.Array, jax.Array]:
-    """Give `step` its arguments: the model, and `x` and `y`."""
+    """Return the arguments of `step`: the model, and `x` and `y`."""
     return State(network(problem, dtype=dtype)), *arrays(problem, dtype)
 
 

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 
 class Problem(Protocol):
-    """What to fit, and the weights to start from: `compare.Problem`, `jaxnet.initial`, or anything alike.
+    """What to fit, and the weights to start from: `compare.Problem`, `jaxnet.initial`, or anything with these attributes.
 
     In the notebook's orientation, float32 or float64: `x` is `(N, D_in)`, `y` `(N, D_out)`, `w1` `(D_in, H)`,
     `b1` `(H,)`, `w2` `(H, D_out)` and `b2` `(D_out,)`. `manual` and `autograd` have no biases.
@@ -63,12 +63,12 @@ def arrays(problem: Problem, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
 
 
 def positive(steps: int) -> int:
-    """Give `steps` back, or raise ValueError if it is not a positive whole number."""
+    """Return `steps`, or raise ValueError if it is not a positive whole number."""
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ValueError(f"steps must be a positive whole number, not {steps!r}")
     return steps
 
 
 def precision(dtype: DTypeLike) -> Any:
-    """Enter float64 where it is asked for: without this context JAX quietly computes in float32."""
+    """Enable float64 if it is asked for: without this context JAX silently computes in float32."""
     return jax.enable_x64(jnp.dtype(dtype).itemsize == 8)

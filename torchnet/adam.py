@@ -22,7 +22,7 @@ def start(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Sequential, torch.optim.Optimizer]:
-    """Give `step` its arguments: copies of `x` and `y`, the model and its optimizer."""
+    """Return the arguments of `step`: copies of `x` and `y`, the model and its optimizer."""
     model = network(problem, dtype=dtype, device=device)
     x, y = tensor(problem.x, dtype, device), tensor(problem.y, dtype, device)
     return x, y, model, optimizer(model.parameters())

@@ -6,7 +6,7 @@ from torchnet.trajectory import Problem, Step, Trajectory, positive, tensor
 
 
 def start(problem: Problem, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[torch.Tensor, ...]:
-    """Give `step` its arguments: copies of `x`, `y`, `w1` and `w2`."""
+    """Return the arguments of `step`: copies of `x`, `y`, `w1` and `w2`."""
     return tuple(tensor(a, dtype, device) for a in (problem.x, problem.y, problem.w1, problem.w2))
 
 

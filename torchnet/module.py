@@ -19,7 +19,7 @@ def network(problem: Problem, *, dtype: torch.dtype = torch.float32, device: str
 
 
 def final_weights(model: torch.nn.Sequential) -> dict[str, torch.Tensor]:
-    """Give the model's weights the problem's names and orientation."""
+    """Return the model's weights with the problem's names and orientation."""
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     return {
         "w1": weights["0.weight"].T,
@@ -32,7 +32,7 @@ def final_weights(model: torch.nn.Sequential) -> dict[str, torch.Tensor]:
 def start(
     problem: Problem, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Sequential]:
-    """Give `step` its arguments: copies of `x` and `y`, and the model."""
+    """Return the arguments of `step`: copies of `x` and `y`, and the model."""
     x, y = tensor(problem.x, dtype, device), tensor(problem.y, dtype, device)
     return x, y, network(problem, dtype=dtype, device=device)
 

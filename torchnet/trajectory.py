@@ -55,7 +55,7 @@ def tensor(array: Any, dtype: torch.dtype, device: str) -> torch.Tensor:
 
 
 def positive(steps: int) -> int:
-    """Give `steps` back, or raise ValueError if it is not a positive whole number."""
+    """Return `steps`, or raise ValueError if it is not a positive whole number."""
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ValueError(f"steps must be a positive whole number, not {steps!r}")
     return steps
