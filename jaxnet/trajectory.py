@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 
 class Problem(Protocol):
-    """What to fit, and the weights to start from: `compare.Problem`, `jaxnet.initial`, or anything with these attributes.
+    """What to fit, and the weights to start from: `compare.Problem`, `jaxnet.initial`, or anything similar.
 
     In the notebook's orientation, float32 or float64: `x` is `(N, D_in)`, `y` `(N, D_out)`, `w1` `(D_in, H)`,
     `b1` `(H,)`, `w2` `(H, D_out)` and `b2` `(D_out,)`. `manual` and `autograd` have no biases.
