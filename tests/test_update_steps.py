@@ -13,7 +13,7 @@ from flax import nnx
 
 import compare
 from compare.comparison import program_schedules
-from compare.diagnosis.steps.followers import where
+from compare.diagnosis.steps.followers import chosen
 from compare.verdict.divergence import Divergence
 
 BATCHES = [{"x": np.random.default_rng(number).normal(size=(5, 3))} for number in range(4)]
@@ -101,8 +101,8 @@ def test_updates_at_other_steps_are_no_cause_where_something_else_differs_too() 
 
 
 def test_no_remainder_by_one() -> None:
-    assert where([0, 1, 2], 3) == "at every step"
-    assert "count % 2" in where([0, 2], 4)
+    assert chosen([0, 1, 2], 3) == "new at every step"
+    assert "count % 2" in chosen([0, 2], 4)
 
 
 def test_further_steps_are_taken_even_if_the_first_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:

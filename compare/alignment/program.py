@@ -21,6 +21,8 @@ _NO_GRADIENT = (
     'the JAX step passes this gradient to no nnx.Optimizer and no TrainState: return it as "gradients" to compare it'
 )
 
+_OTHER_EXAMPLES = "the other side's module takes another number of examples"
+
 
 def align_program(
     links: Sequence[Link],
@@ -39,7 +41,7 @@ def align_program(
         settings: Of torch's optimizers, for each parameter.
 
     """
-    pairings, not_compared = align_modules(links, torch, jax, kinds)
+    pairings, not_compared = _of_equal_batches(*align_modules(links, torch, jax, kinds), torch, jax)
     pairings += _losses(torch, jax)
     shown, left = _shown(torch, jax)
     pairings += shown
@@ -55,6 +57,25 @@ def align_program(
     ):
         pairings += align_tensors(stage, field, links, torch, jax)
     return Alignment(_in_order(pairings, torch), not_compared + left + alone + rest)
+
+
+def _of_equal_batches(
+    pairings: list[Pairing], not_compared: list[NotCompared], torch: Observation, jax: Observation
+) -> tuple[list[Pairing], list[NotCompared]]:
+    """Leave out what modules make of other numbers of examples.
+
+    One side may slice a batch where the other masks it in its loss, which is what is then compared.
+    """
+
+    def is_other(pairing: Pairing) -> bool:
+        if pairing.ports is None or pairing.to_jax is not None:
+            return False
+        ours, theirs = np.shape(pairing.torch_array(torch)), np.shape(pairing.jax_array(jax))
+        return len(ours) == len(theirs) > 1 and ours[0] != theirs[0] and ours[1:] == theirs[1:]
+
+    other = [pairing for pairing in pairings if is_other(pairing)]
+    left = [pairing for pairing in pairings if not any(pairing is each for each in other)]
+    return left, [*not_compared, *(NotCompared("torch", each.torch, _OTHER_EXAMPLES) for each in other)]
 
 
 def _losses(torch: Observation, jax: Observation) -> Iterator[Pairing]:

@@ -30,6 +30,9 @@ def unseen(_doing: str, _done: int, _of: int, _so_far: SoFar) -> None:
     """Show no progress."""
 
 
+_NOT_JUDGED = "but for its float32 program: checking it failed, by an error of netparity"
+
+
 class CommonCheck(abc.ABC):
     """One comparison: follows both sides, and explains what differs.
 
@@ -127,13 +130,15 @@ class CommonCheck(abc.ABC):
 
     def _explained(self, followed: Followed) -> Report:
         judge = functools.partial(weigh_float32_program, self.runs, followed, self.jax32, self.jax, self._named)
-        lower = bugs.attempt("checking the float32 program", judge)
+        judged = bugs.attempt("checking the float32 program", lambda: (judge(),))
         found = self._explained64(followed)
+        if judged is None:
+            found = dataclasses.replace(found, limits=[_NOT_JUDGED])
         # If float64 differs, the same difference in float32 is not a second finding.
         if found.divergence is None and (other := other_in_float32(followed)):
             return dataclasses.replace(found, divergence=self._in_float32(followed, other), notes=[])
-        if lower and found.verdict == Verdict.MATCH:
-            return dataclasses.replace(found, notes=[lower])
+        if judged and judged[0] and found.verdict == Verdict.MATCH:
+            return dataclasses.replace(found, notes=[judged[0]])
         return found
 
     def _in_float32(self, followed: Followed, other: Divergence) -> Divergence:

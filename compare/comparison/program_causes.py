@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 from compare.alignment.pairings import Pairing
-from compare.comparison.suggested_edits import Reach, Steps, computed, of_functions, suggested
+from compare.comparison.suggested_edits import SECONDS, Reach, Steps, computed, of_functions, suggested
 from compare.comparison.update_steps import other_steps
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError, InternalError, NondeterministicError
@@ -21,9 +21,6 @@ from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR, Quantity
-
-SECONDS = 60.0
-"""The processor's time for which edits are tried in one place."""
 
 SEVERAL = 4
 """Causes that are looked for in one comparison, at most."""

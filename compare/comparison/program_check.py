@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,9 @@ from compare.verdict.ratio import Quantity
 
 KEPT = 2_000_000
 """Number of the torch state's elements, times steps, up to which all steps of the JAX side are kept."""
+
+LARGE = 500_000
+"""Number of the torch state's elements from which on runs that are left are freed at once."""
 
 
 class ProgramCheck(CommonCheck):
@@ -106,6 +110,8 @@ class ProgramCheck(CommonCheck):
 
     def torch(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation]]:
         """Take the steps of the torch side in float64, with edits; the run is given as it is after the step."""
+        if self.pair.size >= LARGE:
+            gc.collect()  # A run that is left refers to itself by its hooks, and a search takes hundreds of runs.
         run = self.pair.torch_run("float64")
         run.during += [edit.during for edit in edits]
         run.after += [edit.after for edit in edits]

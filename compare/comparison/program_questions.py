@@ -11,7 +11,7 @@ from compare.comparison.conditions import first_difference, one_more
 from compare.comparison.optimizers_alone import until
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.program_runs import ProgramRuns
-from compare.comparison.program_schedules import later_program_updates
+from compare.comparison.program_schedules import Later, goes_on, later_program_updates
 from compare.comparison.recorded import numbers_of_torch, recorded
 from compare.comparison.second_answers import DOCS, QUICK, Ask, Elsewhere, asked_elsewhere, differs_elsewhere, foreign
 from compare.comparison.substance import constant_inputs, gradients_of_zero, never_reached, without_updates
@@ -54,12 +54,12 @@ def questioned_program(
     unproved = [*foreign("jax", jax64.foreign), *_without_substance(followed)]
     if unproved:
         return dataclasses.replace(found, unproved=unproved)
-    limits = ["in 1 step: momentum and schedule not reached"] if followed.steps == 1 else []
+    limits = [*found.limits, *(["in 1 step: momentum and schedule not reached"] if followed.steps == 1 else [])]
     limits += [*without_updates(followed), *_own_state(jax64)]
     search = functools.partial(recorded, pair, programs[1].program(), runs.stepper.draws[0])
     held = bugs.attempt("looking for torch's numbers", search) or ""
     answer = QUICK if quick else asked_elsewhere(pair, ask)
-    seen, lines = [followed], list[str]()
+    seen, lines, later = [followed], list[str](), Later(None, followed.steps)
     if isinstance(answer, str):
         limits.append(answer)
         unproved = numbers_of_torch(held)
@@ -69,20 +69,24 @@ def questioned_program(
         return differs_elsewhere(found, answer.report)
     else:
         seen.append(answer.followed)
+        limits += answer.report.limits
         size = bugs.attempt("trying another batch size", lambda: _other_size(runs, jax64, answer, followed))
         if isinstance(size, Divergence):
             return dataclasses.replace(found, divergence=size, notes=[])
         lines += [size] if size else []
         if jax64.compiled_by_user:
             further = functools.partial(later_program_updates, runs, runs.again(copy.copy(jax64)), followed)
-            if later := bugs.attempt("taking further steps", further):
-                limits.append(until(later, "the two programs"))
+            later = bugs.attempt("taking further steps", further) or later
+            if later.divergence:
+                limits.append(until(later.divergence, "the two programs"))
         limits += [f"although {held}"] if held else []
     unproved += gradients_of_zero(seen)
     other = bugs.attempt("comparing float32's operations with float64's", lambda: _in_float32(programs))
     limits += [other] if other else []
     lines += [*constant_inputs([Batch(batch) for batch in pair.batches]), *never_reached(runs.stepper.reached)]
     lines += one_sided(jax64.chosen)
+    if not later.divergence:
+        lines += goes_on(runs, max(later.steps, followed.steps))
     lines += [
         f"{counted(each.torch - each.jax, 'call')} of {each.module} that torch's step makes and the jax side's "
         f"does not ({each.torch} in place of {each.jax}); use a batch for which they matter"

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +31,16 @@ RELATIVE = 1e-6
 """The relative difference of an update that counts. What the gradients' rounding makes is not measured here."""
 
 
-def later_program_updates(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Divergence | None:
+class Later(NamedTuple):
+    """What further steps have shown."""
+
+    divergence: Divergence | None
+    """What differs first, after the steps of the check."""
+    steps: int
+    """How many steps were looked at in all."""
+
+
+def later_program_updates(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Later:
     """Take further steps, the JAX side's with torch's weights, optimizer state and gradients; give what differs first.
 
     Args:
@@ -47,11 +57,12 @@ def later_program_updates(runs: ProgramRuns, jax: JaxProgramRun, followed: Follo
     links = [link for link in whole_links(runs.pair.links) if link.torch in updates]
     loss = next((quantity for quantity in followed.quantities if quantity.stage == Stage.LOSS), None)
     jax.chosen = {}  # of these steps not everything is compared
+    number = -1
     for number, (torch, own) in enumerate(_steps(runs, jax, followed)):
         if loss is not None and torch.loss is not None and own.loss is not None:
             error, expected = distance(to_numpy(own.loss), to_numpy(torch.loss)), float(loss.expected.max())
             if error > max(RELATIVE, FACTOR * expected):
-                return _found(number, loss, error, expected, followed)
+                return Later(_found(number, loss, error, expected, followed), number + 1)
         for link in links:
             ours, theirs = (to_numpy(side.updates[name]) for side, name in ((torch, link.torch), (own, link.jax)))
             ours, theirs = link.torch_view(ours), link.jax_view(theirs)
@@ -60,8 +71,19 @@ def later_program_updates(runs: ProgramRuns, jax: JaxProgramRun, followed: Follo
             expected = max(rounding, float(updates[link.torch].expected.max()))
             error = distance(theirs, ours)
             if error > max(RELATIVE, FACTOR * expected):
-                return _found(number, updates[link.torch], error, expected, followed)
-    return None
+                return Later(_found(number, updates[link.torch], error, expected, followed), number + 1)
+    return Later(None, number + 1)
+
+
+def goes_on(runs: ProgramRuns, looked_at: int) -> list[str]:
+    """Say so where a schedule of torch's may do something after the last step that was looked at."""
+    from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+    run = runs.pair.torch_run("float32")
+    if not any(run.state.parts(kind) for kind in (LRScheduler, ReduceLROnPlateau)):
+        return []
+    last = f"torch's schedule after step {looked_at - 1}, the last that was looked at"
+    return [f"{last}; steps= beyond its next change would"]
 
 
 def _found(step: int, quantity: Quantity, error: float, expected: float, followed: Followed) -> Divergence | None:

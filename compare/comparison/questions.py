@@ -63,7 +63,7 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
     """
     pair, other = runs.pair, None
     unproved = [*_foreign(pair, programs), *without_substance(pair, followed)]
-    limits = not_reached(pair, followed, followed.steps, schedule_change(pair))
+    limits = [*found.limits, *not_reached(pair, followed, followed.steps, schedule_change(pair))]
     if unproved:
         return dataclasses.replace(found, unproved=unproved)
     lines: list[str] = []
@@ -80,6 +80,7 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
             limits.append(answer)
         else:
             other = answer.followed
+            limits += answer.report.limits
             unproved = [*constant_outputs(followed, other), *without_gradient(pair, [followed, other])]
             if not answer.report.ok:
                 return differs_elsewhere(found, answer.report)

@@ -1,6 +1,7 @@
 """Which edits of torch's step are tried: what its loop and modules allow, and what the first difference suggests."""
 
 import itertools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -18,6 +19,9 @@ from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
+
+SECONDS = 60.0
+"""The processor's time for which edits are tried in one place."""
 
 
 class Steps(Protocol):
@@ -81,7 +85,11 @@ def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
 
 
 def of_functions(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Iterator[Edit]:
-    """Give the edits of the functions that the step calls at which the two sides first differ."""
+    """Give the edits of the functions that the step calls at which the two sides first differ.
+
+    Numbers are fitted for at most `SECONDS`.
+    """
+    end = time.process_time() + SECONDS
     pairing = followed.pairings[reach.place]
     if pairing.stage not in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN, Stage.GRADIENT):
         return
@@ -93,6 +101,8 @@ def of_functions(followed: Followed, steps: Steps, edits: Sequence[Edit], reach:
         return
 
     def observe(edit: Edit) -> np.ndarray | None:
+        if time.process_time() > end:
+            return None
         try:
             _, seen = next(itertools.islice(steps.torch([*edits, edit]), reach.step, None))
         except (RuntimeError, InputError, InternalError, NondeterministicError):  # torch refuses the edited step

@@ -5,9 +5,8 @@ the port in their place, both sides go on from the same weights: what differs th
 """
 
 import contextlib
-import weakref
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -42,32 +41,19 @@ def taken_updates(both: Both, links: WeightMap, edits: Sequence[Edit], pairing: 
         arrays = {link.jax: to_numpy(jax.parameters[link.jax]) for link in linked}
         like = {link.torch: to_numpy(torch.parameters[link.torch]) for link in linked}
         taken.append(to_torch(linked, arrays, like))
-    edit = Edit(name, "", "", during=_Taking(name, taken), hides=own)
+    edit = Edit(name, "", "", during=functools.partial(_taking, name=name, taken=taken), hides=own)
     return edit if taken and _holds(both([*edits, edit]), taken) else None
 
 
-class _Taking:
-    """Replaces an optimizer's new weights by given values, at each step."""
-
-    def __init__(self, name: str, taken: Sequence[_Values]) -> None:
-        self.name, self.taken = name, taken
-        self.done: weakref.WeakKeyDictionary[TorchProgramRun, int] = weakref.WeakKeyDictionary()
-        """How many steps a run has taken."""
-
-    @contextlib.contextmanager
-    def __call__(self, run: TorchProgramRun) -> Iterator[None]:
-        number = self.done.get(run, 0)
-        self.done[run] = number + 1
-        values = self.taken[number]
-
-        def take(*_: Any) -> None:
-            run.load(values)
-
-        handle = run.optimizers[self.name].register_step_post_hook(take)
-        try:
-            yield
-        finally:
-            handle.remove()
+@contextlib.contextmanager
+def _taking(run: TorchProgramRun, name: str, taken: Sequence[_Values]) -> Iterator[None]:
+    """Replace an optimizer's new weights by given values, at each step."""
+    values = taken[run.taken]
+    handle = run.optimizers[name].register_step_post_hook(lambda *_: run.load(values))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _holds(both: Iterator[tuple[TorchProgramRun, Observation, Observation]], taken: Sequence[_Values]) -> bool:

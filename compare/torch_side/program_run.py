@@ -41,6 +41,8 @@ class TorchProgramRun(CommonRun):
         self._second = Observation()
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution."""
+        self.taken = 0
+        """How many steps it has taken."""
         self.during: list[Callable[[TorchProgramRun], contextlib.AbstractContextManager[Any]]] = []
         """Changes of the user's step, in force while it runs."""
         self.after: list[Callable[[TorchProgramRun, Mapping[str, Any]], None]] = []
@@ -145,6 +147,7 @@ class TorchProgramRun(CommonRun):
                 "the torch step must return a dict of values to compare, such as {'loss': loss}, but returned "
                 f"a {type(shown).__name__}"
             )
+        self.taken += 1
         self.kinds.update({path: kind for path, kind in record.modules.items() if path not in self.kinds})
         # After the step and before anything is read: what an edit leaves is what the step would have left.
         for change_after in self.after:

@@ -16,7 +16,7 @@ from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors
 from compare.numerics.distance import EPSILON64, ULPS, distance
 from compare.torch_side.program_run import TorchProgramRun
 
-_NEAR = 1e-9
+NEAR = 1e-9
 """How well a decay is known that is solved for by least squares: two that are nearer are one."""
 
 
@@ -33,15 +33,15 @@ class Rule(NamedTuple):
     @property
     def kept(self) -> str:
         """How much of the old value is kept, in words."""
-        return ", ".join(map(_number, self.all)) if self.all else _number(self.decay)
+        return ", ".join(map(number, self.all)) if self.all else number(self.decay)
 
     @property
     def call(self) -> str:
         """The call of optax that follows the rule."""
         if self.all:
-            taken = ", ".join(_number(1 - decay) for decay in self.all)
+            taken = ", ".join(number(1 - decay) for decay in self.all)
             return f"optax.incremental_update(new, old, step_size), with a step_size that changes as torch's: {taken}"
-        return f"optax.incremental_update(new, old, step_size={_number(1 - self.decay)})"
+        return f"optax.incremental_update(new, old, step_size={number(1 - self.decay)})"
 
 
 def edits(found: Difference, history: Sequence[Mapping[str, np.ndarray]]) -> Iterator[Edit]:
@@ -74,7 +74,7 @@ def edits(found: Difference, history: Sequence[Mapping[str, np.ndarray]]) -> Ite
 
 
 def _same_kind(rule: Rule, other: Rule) -> bool:
-    return abs(rule.decay - other.decay) < _NEAR
+    return abs(rule.decay - other.decay) < NEAR
 
 
 class _Other(NamedTuple):
@@ -136,7 +136,7 @@ def _at_all_steps(rule: Rule, name: str, history: Sequence[Mapping[str, np.ndarr
         if decay is not None and not holds(decay, after[name], before[name], after[rule.source]):
             return None
         decays += [] if decay is None else [decay]
-    same = all(abs(decay - rule.decay) <= _NEAR for decay in decays)
+    same = all(abs(decay - rule.decay) <= NEAR for decay in decays)
     return rule if same else rule._replace(all=tuple(decays))
 
 
@@ -173,7 +173,7 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
         yield _Other(
             "average before the update",
             "the JAX step averages the weights from before the optimizer's update",
-            "update the average after the optimizer's update",
+            f"{rule.call}, after the optimizer's update",
             lambda old, before, after: decay * old + (1 - decay) * before,
         )
         yield _Other(
@@ -184,7 +184,7 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
         )
         yield _Other(
             "decay exchanged",
-            f"the JAX step keeps {_number(1 - decay)} of the average and takes {_number(decay)} of the weights",
+            f"the JAX step keeps {number(1 - decay)} of the average and takes {number(decay)} of the weights",
             rule.call,
             lambda old, before, after: (1 - decay) * old + decay * after,
         )
@@ -194,7 +194,7 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
     if fitted is not None and (short := _shortest(fitted)) is not None:
         yield _Other(
             "average's decay",
-            f"the JAX step keeps {_number(short)}",
+            f"the JAX step keeps {number(short)}",
             rule.call,
             lambda old, before, after: short * old + (1 - short) * after,
             free=1,
@@ -210,7 +210,7 @@ def _shortest(value: float) -> float | None:
     return value
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Write a decay so that it is the same number when it is read again: 0.99, 9/11, or all digits.
 
     Least squares know it to some 1e-13; a short number that is as near is the one that the user wrote.

@@ -18,8 +18,25 @@ Clip = Callable[["Sequence[torch.Tensor]", float], None]
 """Clips gradients in place, given the largest norm."""
 
 
+def left_out(fix: str) -> Edit:
+    """Give the edit of a step that does not change its gradients between the backward pass and the optimizer."""
+    return Edit(
+        name="clipping",
+        explanation="torch changes the gradients between the backward pass and the optimizer, as clipping does, "
+        "and the JAX step gives its optimizer the gradients as they are computed",
+        fix=fix,
+        during=_as_accumulated,
+        source=_OPTAX,
+    )
+
+
+def by_value(most: float) -> str:
+    """Write what clips each element of the gradients as `clip_grad_value_` does."""
+    return f"gradients = jax.tree.map(lambda leaf: jnp.clip(leaf, {-most:g}, {most:g}), gradients)"
+
+
 def edits(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Edit]:
-    """Give other ways to clip, where torch clips by the 2-norm.
+    """Give other ways to clip, where torch clips by the 2-norm, and that of not to clip.
 
     Args:
         args: What `clip_grad_norm_` is given behind the parameters.
@@ -27,12 +44,15 @@ def edits(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Edit]:
 
     """
     given = dict(zip(("max_norm", "norm_type"), args, strict=False)) | kwargs
-    if float(given.get("norm_type", 2.0)) != 2.0:
+    order, most = float(given.get("norm_type", 2.0)), float(given["max_norm"])
+    norm = "optax.tree.norm(gradients)"
+    if order != 2.0:
+        each = f"jnp.linalg.norm(leaf.ravel(), {_order(order)})"
+        norm = f"jnp.linalg.norm(jnp.array([{each} for leaf in jax.tree.leaves(gradients)]), {_order(order)})"
+    as_torch = f"gradients = optax.tree.scale(jnp.minimum(1.0, {most:g} / ({norm} + 1e-6)), gradients)"
+    yield left_out(as_torch)
+    if order != 2.0:
         return
-    most = float(given["max_norm"])
-    as_torch = (
-        f"gradients = optax.tree.scale(jnp.minimum(1.0, {most:g} / (optax.tree.norm(gradients) + 1e-6)), gradients)"
-    )
     for name, says, clip in (
         ("clipping without 1e-6", "divides by the norm alone, as optax.clip_by_global_norm does", _exact),
         ("clipping of each tensor", "clips each tensor by its own norm", _of_each),
@@ -47,6 +67,10 @@ def edits(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Edit]:
             during=functools.partial(_clipped, clip=clip, most=most),
             source=_OPTAX,
         )
+
+
+def _order(order: float) -> str:
+    return "jnp.inf" if order == float("inf") else f"{order:g}"
 
 
 @contextlib.contextmanager
@@ -80,3 +104,26 @@ def _of_each(gradients: "Sequence[torch.Tensor]", most: float) -> None:
 def _by_value(gradients: "Sequence[torch.Tensor]", most: float) -> None:
     for gradient in gradients:
         gradient.clamp_(-most, most)
+
+
+@contextlib.contextmanager
+def _as_accumulated(run: TorchProgramRun) -> Iterator[None]:
+    """Give optimizers the gradients as the backward pass left them, whatever was done to them since."""
+    latest: dict[Any, Any] = {}
+
+    def keep(parameter: Any) -> None:
+        latest[parameter] = parameter.grad.detach().clone()
+
+    def restore(optimizer: Any, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter in latest and parameter.grad is not None:
+                    parameter.grad.copy_(latest.pop(parameter))
+
+    with contextlib.ExitStack() as stack:
+        for optimizer in run.optimizers.values():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    stack.callback(parameter.register_post_accumulate_grad_hook(keep).remove)
+            stack.callback(optimizer.register_step_pre_hook(restore).remove)
+        yield

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.diagnosis.steps.averages import decay_of, holds
+from compare.diagnosis.steps.averages import NEAR, decay_of, holds, number
 from compare.diagnosis.steps.edit import Edit, Tensors
 from compare.torch_side.program_run import TorchProgramRun
 
@@ -36,21 +36,36 @@ def edits(name: str, torch: History, jax: History) -> Iterator[Edit]:
             if f"{other}.{each}" in torch[0] and torch[0][f"{other}.{each}"].shape == torch[0][f"{root}.{each}"].shape
         }
         if name in pairs:  # of the same shape
-            yield from _copied(root, other, name, pairs, torch, jax)
+            yield from _followed(root, other, name, pairs, torch, jax)
             yield from _averaged(root, other, name, pairs, torch, jax)
 
 
-def _copied(root: str, other: str, name: str, pairs: Mapping[str, str], torch: History, jax: History) -> Iterator[Edit]:
-    ours, theirs = _steps_of_copies(torch, name, pairs[name]), _steps_of_copies(jax, name, pairs[name])
-    if not ours or theirs is None or ours == theirs:
+def _followed(
+    root: str, other: str, name: str, pairs: Mapping[str, str], torch: History, jax: History
+) -> Iterator[Edit]:
+    """Look for other steps at which the weights are followed, or for other decays from step to step."""
+    ours, theirs = _decays(torch, name, pairs[name]), _decays(jax, name, pairs[name])
+    if ours is None or theirs is None or set(ours) == {1.0} or np.allclose(ours, theirs, rtol=0, atol=NEAR):
         return
-    yield Edit(
-        name="copied at other steps",
-        explanation=f"torch copies {other} to {root} at {at_steps(ours)}, and the JAX side "
-        + (f"at {at_steps(theirs)}" if theirs else "at none of these steps"),
-        fix=f"copy it at the same steps: {where(ours, len(torch) - 1)}",
-        after=_Copies(pairs, frozenset(theirs)),
-    )
+    copies = {*ours, *theirs} <= {0.0, 1.0}
+    at, their_steps = ([step for step, decay in enumerate(each) if decay != 1] for each in (ours, theirs))
+    if copies:
+        does = f"torch copies {other} to {root} at {at_steps(at)}, and the JAX side "
+        does += f"at {at_steps(their_steps)}" if their_steps else "at none of these steps"
+        said = "copied at other steps", does, f"{chosen(at, len(torch) - 1)}, to copy it at the same steps"
+    elif np.ptp(ours) > NEAR or np.ptp(theirs) > NEAR:  # a decay that stays is for `averages`
+        kept, their_kept = (", ".join(map(number, each)) for each in (ours, theirs))
+        taken = ", ".join(number(1 - decay) for decay in ours)
+        said = (
+            "average's decay" if at == their_steps else "averaged at other steps",
+            f"from step to step, torch keeps {kept} of {root} and takes the rest from {other}, and the JAX side keeps "
+            f"{their_kept}",
+            f"optax.incremental_update(new, old, step_size), with a step_size that changes as torch's: {taken}",
+        )
+    else:
+        return
+    # The decays are those of one tensor. All elements of all others of its root must follow by them as well.
+    yield Edit(*said, after=_Following(pairs, theirs), free=int(not copies))
 
 
 def _averaged(
@@ -75,21 +90,27 @@ def _averaged(
         name="average after the update",
         explanation=f"torch updates {root} with the weights of {other} from before the optimizer's update, and "
         "the JAX step with those from after it",
-        fix="update the average before the optimizer's update",
+        fix=f"optax.incremental_update(new, old, step_size={number(1 - decay)}), before the optimizer's update",
         during=late.restored,
         after=late,
     )
 
 
-def _steps_of_copies(history: History, name: str, source: str) -> list[int] | None:
-    """Give the steps after which a tensor equals another; None where it is neither that nor as it was before."""
-    steps = []
-    for number, (before, now) in enumerate(pairwise(history)):
-        if np.array_equal(now[name], now[source]) and not np.array_equal(now[name], before[name]):
-            steps.append(number)
-        elif not np.array_equal(now[name], before[name]):
+def _decays(history: History, name: str, source: str) -> list[float] | None:
+    """Give how much a tensor keeps of itself in each step, the rest being the weights': 1 where it stays as it was.
+
+    None where it does not follow them at some step.
+    """
+    decays = []
+    for before, now in pairwise(history):
+        if np.array_equal(now[name], before[name]):
+            decays.append(1.0)
+            continue
+        decay = decay_of(now[name], before[name], now[source])
+        if decay is None or not holds(decay, now[name], before[name], now[source]):
             return None
-    return steps
+        decays.append(decay)
+    return decays
 
 
 def at_steps(steps: Sequence[int]) -> str:
@@ -97,32 +118,28 @@ def at_steps(steps: Sequence[int]) -> str:
     return f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"
 
 
-def where(steps: Sequence[int], count: int) -> str:
-    """Say which steps these are: by a number that divides their count, where there is one."""
-    for period in range(1, count + 1):
-        for offset in range(period):
-            if len(steps) > 1 and list(range(offset, count, period)) == list(steps):
-                if period == 1:
-                    return "at every step"
-                counted = "count" if offset == 0 else f"(count + {period - offset})"
-                return f"where {counted} % {period} == 0, with a count from 0"
-    return ", ".join(map(str, steps))
+def chosen(steps: Sequence[int], count: int) -> str:
+    """Write the expression that takes new values at these of so many steps, and keeps the old ones at the others."""
+    if list(steps) == list(range(count)):
+        return "new at every step"
+    ways = ((period, offset) for period in range(2, count + 1) for offset in range(period))
+    regular = (way for way in ways if len(steps) > 1 and list(range(way[1], count, way[0])) == list(steps))
+    period, offset = next(regular, (0, 0))
+    counted = f"(count + {period - offset})" if offset else "count"
+    condition = f"{counted} % {period} == 0" if period else f"jnp.isin(count, jnp.array({list(steps)}))"
+    return f"jax.tree.map(lambda new, old: jnp.where({condition}, new, old), new, old) with a count of the steps from 0"
 
 
-class _Copies:
-    """Copies the weights at given steps alone."""
+class _Following:
+    """Lets tensors keep as much of themselves, from step to step, as the JAX side's do."""
 
-    def __init__(self, pairs: Mapping[str, str], steps: frozenset[int]) -> None:
-        self.pairs, self.steps = pairs, steps
-        self.done: weakref.WeakKeyDictionary[TorchProgramRun, int] = weakref.WeakKeyDictionary()
-        """How many steps a run has taken."""
+    def __init__(self, pairs: Mapping[str, str], decays: Sequence[float]) -> None:
+        self.pairs, self.decays = pairs, decays
 
     def __call__(self, run: TorchProgramRun, before: Tensors) -> None:
-        number = self.done.get(run, 0)
-        self.done[run] = number + 1
-        now = run.floating()
+        now, decay = run.floating(), self.decays[run.taken - 1]
         for own, source in self.pairs.items():
-            now[own].data.copy_(now[source].data if number in self.steps else before[own])
+            now[own].data.copy_(decay * before[own] + (1 - decay) * now[source].data)
 
 
 class _Late:

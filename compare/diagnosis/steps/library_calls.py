@@ -1,4 +1,4 @@
-"""Edits of what a training step does with torch's own objects: clipping, zeroing, schedules, detaching.
+"""Edits of what a training step does with torch's own objects: zeroing, schedules, detaching.
 
 None of them has a number that is fitted. Each is made for a whole run, from the first step on, and is a cause only if
 every tensor then agrees up to the step at which the two sides first differed.
@@ -13,30 +13,6 @@ from compare.diagnosis.steps.edit import Edit
 from compare.torch_side.program_run import TorchProgramRun
 
 _SCHEDULES = "https://optax.readthedocs.io/en/latest/api/optimizer_schedules.html"
-_TRANSFORMATIONS = "https://optax.readthedocs.io/en/latest/api/transformations.html"
-
-
-@contextlib.contextmanager
-def _as_accumulated(run: TorchProgramRun) -> Iterator[None]:
-    """Give optimizers the gradients as the backward pass left them, whatever was done to them since."""
-    latest: dict[Any, Any] = {}
-
-    def keep(parameter: Any) -> None:
-        latest[parameter] = parameter.grad.detach().clone()
-
-    def restore(optimizer: Any, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter in latest and parameter.grad is not None:
-                    parameter.grad.copy_(latest.pop(parameter))
-
-    with contextlib.ExitStack() as stack:
-        for optimizer in run.optimizers.values():
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    stack.callback(parameter.register_post_accumulate_grad_hook(keep).remove)
-            stack.callback(optimizer.register_step_pre_hook(restore).remove)
-        yield
 
 
 @contextlib.contextmanager
@@ -98,11 +74,8 @@ def _never_scheduled(run: TorchProgramRun) -> Iterator[None]:
 @contextlib.contextmanager
 def _scheduled_ahead(run: TorchProgramRun) -> Iterator[None]:
     """Step each scheduler once before the first step of the run."""
-    for scheduler in _schedulers(run):
-        # An edit is created again at each step of a run, so what it must remember is kept in the run's objects.
-        if not vars(scheduler).get("netparity_ahead"):
-            vars(scheduler)["netparity_ahead"] = True
-            scheduler.step()
+    for scheduler in _schedulers(run) if not run.taken else ():
+        scheduler.step()
     yield
 
 
@@ -134,14 +107,6 @@ def _scheduled_at_each_update(run: TorchProgramRun) -> Iterator[None]:
 
 
 EDITS = (
-    Edit(
-        name="clipping",
-        explanation="torch changes the gradients between the backward pass and the optimizer, as clipping does, "
-        "and the JAX step gives its optimizer the gradients as they are computed",
-        fix="clip the gradients on the JAX side, as torch does, before they are passed to the optimizer",
-        during=_as_accumulated,
-        source=_TRANSFORMATIONS,
-    ),
     Edit(
         name="gradients not zeroed",
         explanation="torch zeroes the gradients in each step, and the JAX step adds them to those of the steps before",

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from compare.diagnosis.optimizers.evidence import copied
 from compare.diagnosis.steps import clippings
 from compare.diagnosis.steps.edit import ALL, Edit
+from compare.diagnosis.steps.undone import undone
 from compare.torch_side.program_run import TorchProgramRun
 
 
@@ -26,7 +26,11 @@ class Loop:
     parts: dict[str, int] = dataclasses.field(default_factory=dict)
     """How many backward passes make the gradients of each optimizer."""
     clipping: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-    """The arguments of `clip_grad_norm_`, but for the parameters."""
+    """The arguments of `clip_grad_norm_`, but for the parameters; None where two calls have others."""
+    clips: int = 0
+    """How often it is called."""
+    most: float | None = None
+    """To what `clip_grad_value_` clips each element."""
     second_order: bool = False
     """Whether it differentiates a gradient."""
 
@@ -49,7 +53,11 @@ class Loop:
             self.second_order |= create_graph
 
         def clip(_: Any, *args: Any, **kwargs: Any) -> None:
-            self.clipping = args, kwargs
+            self.clipping = (args, kwargs) if self.clips == 0 or self.clipping == (args, kwargs) else None
+            self.clips += 1
+
+        def clip_value(_: Any, clip_value: float, *__: Any, **___: Any) -> None:
+            self.most = float(clip_value)
 
         paths = {id(optimizer): path for path, optimizer in run.optimizers.items()}
 
@@ -64,6 +72,7 @@ class Loop:
                 (torch.autograd, "backward", backward),
                 (torch.autograd, "grad", grad),
                 (torch.nn.utils, "clip_grad_norm_", clip),
+                (torch.nn.utils, "clip_grad_value_", clip_value),
             ):
                 stack.enter_context(mock.patch.object(module, name, counted(getattr(module, name), see)))
             for optimizer in run.optimizers.values():
@@ -88,6 +97,9 @@ def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
         )
     if loop.clipping is not None:
         yield from clippings.edits(*loop.clipping)
+    else:
+        as_torch = "do to the gradients on the JAX side what torch does before its optimizer is given them"
+        yield clippings.left_out(as_torch if loop.most is None else clippings.by_value(loop.most))
     for path in run.optimizers:
         # An optimizer that is not stepped keeps its moments; one whose updates are thrown away goes on counting.
         for remembered in (False, True):
@@ -218,54 +230,35 @@ def _penalty_detached(_: TorchProgramRun) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _left_out(run: TorchProgramRun, path: str, *, remembered: bool) -> Iterator[None]:
-    """Leave the parameters of an optimizer as they are, and what it remembers unless that is to go on."""
-    optimizer = run.optimizers[path]
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    # The step itself is made and then undone: hooks, counters and schedules of the user's run as they do.
-    before: list[tuple[Any, dict[str, Any]]] = []
-
-    def keep(*_: Any) -> None:
-        before[:] = [(each.detach().clone(), copied(optimizer.state.get(each, {}))) for each in parameters]
-
-    def restore(*_: Any) -> None:
-        for each, (value, slots) in zip(parameters, before, strict=True):
-            each.data.copy_(value)
-            for slot, now in optimizer.state.get(each, {}).items() if not remembered else ():
-                # A slot that the first step makes is zero before it, as optax has it from the start.
-                if hasattr(now, "copy_"):
-                    now.copy_(slots[slot]) if slot in slots else now.zero_()
-
-    with contextlib.ExitStack() as stack:
-        stack.callback(optimizer.register_step_pre_hook(keep).remove)
-        stack.callback(optimizer.register_step_post_hook(restore).remove)
-        yield
+def _left_out(run: TorchProgramRun, path: str, *, remembered: bool) -> contextlib.AbstractContextManager[None]:
+    return undone(run.optimizers[path], remembered=remembered)
 
 
 @contextlib.contextmanager
 def _postponed(run: TorchProgramRun, path: str) -> Iterator[None]:
-    """Step an optimizer after the next of the others, with the gradients that it is given now."""
+    """Let what an optimizer trains change only after the next step of another one, or at the end."""
     optimizer = run.optimizers[path]
-    step = optimizer.step
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    before: list[Any] = []
     late: list[list[Any]] = []
 
-    def keep(*_: Any, **__: Any) -> None:
-        # The gradients of now, since those of the next backward pass would be added to them.
-        late.append([None if each.grad is None else each.grad.clone() for each in parameters])
+    def keep(*_: Any) -> None:
+        before[:] = [each.detach().clone() for each in parameters]
+
+    def put_off(*_: Any) -> None:
+        # The change and not the new value: the other optimizer may train the same weights.
+        late.append([each.detach() - old for each, old in zip(parameters, before, strict=True)])
+        for each, old in zip(parameters, before, strict=True):
+            each.data.copy_(old)
 
     def catch_up(*_: Any) -> None:
         while late:
-            now, given = [each.grad for each in parameters], late.pop(0)
-            for each, gradient in zip(parameters, given, strict=True):
-                each.grad = gradient
-            step()
-            for each, gradient in zip(parameters, now, strict=True):
-                each.grad = gradient
+            for each, change in zip(parameters, late.pop(0), strict=True):
+                each.data.add_(change)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(optimizer, "step", keep))
+        stack.callback(optimizer.register_step_pre_hook(keep).remove)
+        stack.callback(optimizer.register_step_post_hook(put_off).remove)
         for other in run.optimizers.values():
             if other is not optimizer:
                 stack.callback(other.register_step_post_hook(catch_up).remove)
