@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from compare.report.report import Report
 from compare.report.wording import counted
 from compare.step.batch import Batch
 from compare.step.draws import Draw
-from compare.step.observation import Observation
+from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
 from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Cause, Divergence
@@ -113,9 +114,10 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
     pair: ProgramPair = answer.pair
     if (more := one_more(Batch(pair.batches[0]))) is None:
         return ""
-    batch = more.inputs
 
-    def torch(dtype: str, draws: list[Draw] | None, moved: int = 0) -> tuple[Observation, list[Draw]]:
+    def torch(
+        dtype: str, draws: list[Draw] | None, moved: int = 0, batch: Any = more.inputs
+    ) -> tuple[Observation, list[Draw]]:
         run = pair.torch_run(dtype)
         if moved:
             run.perturb(moved)
@@ -131,7 +133,7 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
     run.unreplayed = []
     pair.load(run)
     try:
-        jax64 = run.step(batch, draws)
+        jax64 = run.step(more.inputs, draws)
     except InputError as error:
         return f"another batch size: the jax side fails with it ({str(error).partition(chr(10))[0]:.80})"
     if run.unreplayed:
@@ -140,9 +142,23 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
     weighed = functools.partial(first_difference, pair, followed, (torch32, torch64), jax64, but=[Stage.GRADIENT])
     if weighed() is None:
         return ""
-    jax32 = pair.jax_run("float32").step(batch, draws)
+    if _is_unread(torch64, torch("float64", draws, batch=pair.batches[0])[0]):
+        return "another batch size: the torch side does not read the example more"
+    jax32 = pair.jax_run("float32").step(more.inputs, draws)
     noise = [torch("float64", draws, moved)[0] for moved in (1, 2)]
     return weighed(jax32=jax32, noise=noise) or ""
+
+
+def _is_unread(longer: Observation, shorter: Observation) -> bool:
+    """Tell whether torch's step gives the same loss and the same change of its state with an example more.
+
+    It takes a fixed number of them, such as two tasks in a loop.
+    """
+    kept = [*longer.updates.items(), *longer.state.items()] + (
+        [("loss", longer.loss)] if longer.loss is not None else []
+    )
+    others = {**shorter.updates, **shorter.state, "loss": shorter.loss}
+    return all(others.get(name) is not None and np.array_equal(to_numpy(v), to_numpy(others[name])) for name, v in kept)
 
 
 def _without_substance(followed: Followed) -> list[Cause]:

@@ -75,11 +75,25 @@ class Watch:
                 stack.enter_context(mock.patch.object(torch.autograd, name, noting(getattr(torch.autograd, name))))
             yield
 
-    def _given(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """Keep the gradients that an optimizer is given; those of a second time within the step under a number."""
-        # With a closure, the gradients are made while the optimizer steps: they are looked at afterwards.
+    def _given(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Keep the gradients that an optimizer is given; those of a second time within the step under a number.
+
+        With a closure, the gradients are made while the optimizer steps, each time that it calls it, as LBFGS does.
+        """
+
+        def watched(given: Any) -> Any:
+            def closure() -> Any:
+                loss = given()
+                self._look_at(optimizer)
+                return loss
+
+            return closure if callable(given) else given
+
         if kwargs.get("closure") is None and not any(callable(each) for each in args[1:]):
             self._look_at(optimizer)
+            return None
+        closures = {name: watched(value) if name == "closure" else value for name, value in kwargs.items()}
+        return (args[0], *map(watched, args[1:])), closures
 
     def _look_at(self, optimizer: Any) -> None:
         import torch

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors
+from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors, root_and_path
 from compare.numerics.distance import EPSILON64, ULPS, distance
 from compare.torch_side.program_run import TorchProgramRun
 
@@ -96,11 +96,11 @@ class _Other(NamedTuple):
 def _rule(name: str, found: Difference) -> Rule | None:
     """Find the rule by which torch's tensor follows another; None where none gives it."""
     tensor = found.tensors[name]
-    leaf = name.partition(".")[2]
+    path = root_and_path(name)[1]
     # Names decide which tensor is followed, since the shapes of many layers are equal: the rest of the path is the
     # same.
     for source, other in found.tensors.items():
-        if source == name or other.torch.shape != tensor.torch.shape or source.partition(".")[2] != leaf:
+        if source == name or other.torch.shape != tensor.torch.shape or root_and_path(source)[1] != path:
             continue
         decay = decay_of(tensor.torch, tensor.before, other.torch)
         if decay is None:
@@ -113,11 +113,12 @@ def _rule(name: str, found: Difference) -> Rule | None:
 def _of_one_element(found: Difference, root: str, rule: Rule) -> dict[str, Rule]:
     """Give the rules of a module's tensors of one element: these show no decay, but can confirm that of another."""
     followed = rule.source.partition(".")[0]
+    sources = {path: name for name in found.tensors for own, path in [root_and_path(name)] if own == followed}
     rules = {}
     for name, tensor in found.tensors.items():
-        own, _, leaf = name.partition(".")
-        source = f"{followed}.{leaf}"
-        if own == root and tensor.torch.size == 1 and source in found.tensors:
+        own, path = root_and_path(name)
+        if own == root and tensor.torch.size == 1 and path in sources:
+            source = sources[path]
             other = found.tensors[source]
             alike = other.torch.shape == tensor.torch.shape
             if alike and holds(rule.decay, tensor.torch, tensor.before, other.torch):

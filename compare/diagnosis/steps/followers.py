@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compare.diagnosis.steps.averages import NEAR, decay_of, holds, number
-from compare.diagnosis.steps.edit import Edit, Tensors
+from compare.diagnosis.steps.edit import Edit, Tensors, root_and_path
 from compare.torch_side.program_run import TorchProgramRun
 
 History = Sequence[Mapping[str, np.ndarray]]
@@ -28,12 +28,16 @@ def edits(name: str, torch: History, jax: History) -> Iterator[Edit]:
         jax: The JAX side's; the same before the first step.
 
     """
-    root, _, leaf = name.partition(".")
-    for other in {each.partition(".")[0] for each in torch[0] if each.partition(".")[2] == leaf and each != name}:
+    paths: dict[str, dict[str, str]] = {}
+    for each in torch[0]:
+        own, path = root_and_path(each)
+        paths.setdefault(own, {})[path] = each
+    root, path = root_and_path(name)
+    for other, theirs in paths.items():
         pairs = {
-            f"{root}.{each}": f"{other}.{each}"
-            for each in (full.partition(".")[2] for full in torch[0] if full.partition(".")[0] == root)
-            if f"{other}.{each}" in torch[0] and torch[0][f"{other}.{each}"].shape == torch[0][f"{root}.{each}"].shape
+            own: theirs[each]
+            for each, own in paths[root].items()
+            if other != root and each in theirs and torch[0][theirs[each]].shape == torch[0][own].shape
         }
         if name in pairs:  # of the same shape
             yield from _followed(root, other, name, pairs, torch, jax)
