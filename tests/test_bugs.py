@@ -56,6 +56,13 @@ def test_the_report_stands(broken: str, doing: str, monkeypatch: pytest.MonkeyPa
     assert "search for causes is incomplete" in report.to_html()
 
 
+def test_a_match_says_that_float32_was_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compare.comparison.common_check.weigh_float32_program", fails)
+    report = compare.check(*pair(1e-5), device="cpu", quick=True)
+    assert report.verdict == "match"
+    assert "but for its float32 program: judging it failed, by an error of netparity" in report.headline
+
+
 def test_a_search_that_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from compare.comparison import explanation
     from compare.diagnosis.search import explain

@@ -63,7 +63,7 @@ FAULTS = (
     Fault(adversarial.gan, "minimax", "shown", "generator_loss", "activation"),
     Fault(adversarial.gan, "generator first", "forward", "discriminator", "order of updates"),
     Fault(adversarial.penalty, "eps inside the root", "update", "critic", "eps"),
-    Fault(adversarial.penalty, "penalty detached", "gradient", "critic", "gradient penalty"),
+    Fault(adversarial.penalty, "penalty detached", "gradient", "critic", "second derivative"),
     Fault(adversarial.penalty, "one-sided", "loss", ""),
     Fault(adversarial.penalty, "weight", "loss", "", "constant"),
     Fault(adversarial.actor_critic, "tau", "state", "target_actor", "decay"),

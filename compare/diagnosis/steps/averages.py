@@ -167,7 +167,7 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
     yield _Other(
         "average not updated",
         "the JAX step leaves it as it is",
-        f"update it in each step: {rule.call}",
+        f"{rule.call}, in each step",
         lambda old, before, after: old,
     )
     if decay and not rule.all:

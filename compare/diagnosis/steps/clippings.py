@@ -30,11 +30,6 @@ def left_out(fix: str) -> Edit:
     )
 
 
-def by_value(most: float) -> str:
-    """Write what clips each element of the gradients as `clip_grad_value_` does."""
-    return f"gradients = jax.tree.map(lambda leaf: jnp.clip(leaf, {-most:g}, {most:g}), gradients)"
-
-
 def edits(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Edit]:
     """Give other ways to clip, where torch clips by the 2-norm, and that of not to clip.
 

@@ -29,8 +29,6 @@ class Loop:
     """The arguments of `clip_grad_norm_`, but for the parameters; None where two calls have others."""
     clips: int = 0
     """How often it is called."""
-    most: float | None = None
-    """To what `clip_grad_value_` clips each element."""
     second_order: bool = False
     """Whether it differentiates a gradient."""
 
@@ -56,9 +54,6 @@ class Loop:
             self.clipping = (args, kwargs) if self.clips == 0 or self.clipping == (args, kwargs) else None
             self.clips += 1
 
-        def clip_value(_: Any, clip_value: float, *__: Any, **___: Any) -> None:
-            self.most = float(clip_value)
-
         paths = {id(optimizer): path for path, optimizer in run.optimizers.items()}
 
         def update(optimizer: Any, *_: Any) -> None:
@@ -72,7 +67,6 @@ class Loop:
                 (torch.autograd, "backward", backward),
                 (torch.autograd, "grad", grad),
                 (torch.nn.utils, "clip_grad_norm_", clip),
-                (torch.nn.utils, "clip_grad_value_", clip_value),
             ):
                 stack.enter_context(mock.patch.object(module, name, counted(getattr(module, name), see)))
             for optimizer in run.optimizers.values():
@@ -88,18 +82,17 @@ def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
             yield from _of_accumulation(path, parts, loop.clipping)
     if loop.second_order:
         yield Edit(
-            name="gradient penalty",
+            name="second derivative",
             explanation="torch differentiates through a gradient that it computes (create_graph=True), and the JAX "
             "step does not",
-            fix="leave out jax.lax.stop_gradient around the gradient of the penalty",
+            fix="leave out jax.lax.stop_gradient around that gradient",
             agrees=1,
             during=_penalty_detached,
         )
     if loop.clipping is not None:
         yield from clippings.edits(*loop.clipping)
     else:
-        as_torch = "do to the gradients on the JAX side what torch does before its optimizer is given them"
-        yield clippings.left_out(as_torch if loop.most is None else clippings.by_value(loop.most))
+        yield clippings.left_out("do to the gradients on the JAX side what torch does before its optimizer gets them")
     for path in run.optimizers:
         # An optimizer that is not stepped keeps its moments; one whose updates are thrown away goes on counting.
         for remembered in (False, True):
