@@ -60,7 +60,7 @@ def test_a_match_says_that_float32_was_not_judged(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("compare.comparison.common_check.weigh_float32_program", fails)
     report = compare.check(*pair(1e-5), device="cpu", quick=True)
     assert report.verdict == "match"
-    assert "but for its float32 program: judging it failed, by an error of netparity" in report.headline
+    assert "but for its float32 program: checking it failed, by an error of netparity" in report.headline
 
 
 def test_a_search_that_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
