@@ -30,7 +30,7 @@ class UserCodeError(InputError):
         """The number of the batch in the list that the user gave; None if it is not known."""
 
     def __str__(self) -> str:
-        message = " ".join(str(self.error).strip().partition("\n\n")[0].split())
+        message = " ".join(str(self.error).strip().partition("\n\n")[0].split()).removesuffix(".")
         inside = f"in module {self.module}" if self.module else ""
         place = ", ".join(part for part in (self.place, inside) if part)
         text = f"{self.call} raised {type(self.error).__name__}: {message}" + (f" ({place})" if place else "")
