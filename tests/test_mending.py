@@ -108,6 +108,18 @@ def test_a_layer_that_linen_makes_where_setup_assigns_it(mend: Any) -> None:
     assert mend(text.format(""), Role.MADE, "self.a", LAYER) == text.format(", epsilon=1e-05")
 
 
+@pytest.mark.parametrize("made", ["functools.partial(nnx.LayerNorm, 8, epsilon=1e-6, rngs=rngs)", "nnx.LayerNorm"])
+def test_a_layer_made_by_another_name_of_its_class(made: str, mend: Any) -> None:
+    """Each call has its own setting: other layers that are made by the name may be right."""
+    text = f"import functools\n\n\ndef make(rngs):\n    norm = {made}\n    return norm({{}})\n"
+    assert mend(text.format(""), Role.MADE, "norm()", LAYER) == text.format("epsilon=1e-05")
+
+
+def test_a_function_of_the_file_is_given_no_setting_that_it_may_not_take(mend: Any) -> None:
+    text = "def make(rngs):\n    def norm(size):\n        return nnx.LayerNorm(size, rngs=rngs)\n\n    return norm(8)\n"
+    assert mend(text, Role.MADE, "norm(8)", LAYER) is None
+
+
 def test_another_class_at_the_line_is_left_alone(mend: Any) -> None:
     """A control: the line is of something else than the fix."""
     text = "def make(rngs):\n    return nnx.RMSNorm(8, rngs=rngs)\n"

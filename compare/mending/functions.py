@@ -1,6 +1,7 @@
 """Fixes of layers and functions: another setting, another function, a change of what a layer gives or takes."""
 
 import ast
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -46,9 +47,19 @@ def set_layer(file: SourceFile, code: Code, line: Line) -> list[Edit]:
             raise Unfit("no call on the line makes the layer")
         call = found[0]
     made = file.meaning(call.func)
+    if isinstance(made, functools.partial) or (made is None and not _is_defined(file, call.func)):
+        # No code of the user's is between this call and the class: a partial, or another name of the class, takes the
+        # keyword as the class does.
+        return set_keywords(file, call, None, written(code.keywords))
     if _named(made) != name:
         raise Unfit(f"the line makes no {name}")
     return set_keywords(file, call, made, written(code.keywords))
+
+
+def _is_defined(file: SourceFile, function: libcst.BaseExpression) -> bool:
+    """Tell whether the file defines a function of a name, which may take no more than it does."""
+    name = function.value if isinstance(function, libcst.Name) else ""
+    return any(each.name.value == name for each in file.nodes(libcst.FunctionDef))
 
 
 def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:
