@@ -81,6 +81,22 @@ class Attending(Layers):
         return self.c(jax.nn.softmax(scores, axis=-2)[0, 0] @ x)
 
 
+class Unbent(Layers):
+    def __call__(self, x: Any) -> Any:
+        x = self.a(x)
+        return self.b(x)
+
+
+class Bent(Layers):
+    def __call__(self, x: Any) -> Any:
+        return nnx.relu(self.b(nnx.relu(self.a(x))))
+
+
+class Scaled(Layers):
+    def __call__(self, x: Any) -> Any:
+        return self.b(2 * self.a(x))
+
+
 def residual(net: Any, x: Any) -> Any:
     x = net.a(x)
     return net.c(x + net.b(torch.relu(x)))
@@ -106,6 +122,14 @@ def joined(net: Any, x: Any) -> Any:
     return torch.cat([net.a(x), net.b(x), net.c(x)], -1)
 
 
+def bent_once(net: Any, x: Any) -> Any:
+    return net.b(torch.relu(net.a(x)))
+
+
+def scaled(net: Any, x: Any) -> Any:
+    return net.b(2 * torch.relu(net.a(x)))
+
+
 def attending(net: Any, x: Any) -> Any:
     scores = (net.a(x) @ net.b(x).T)[None, None]
     return net.c(scores.softmax(-1)[0, 0] @ x)
@@ -125,6 +149,8 @@ def groups(forward: Forward, port: type[Layers]) -> Any:
         pytest.param(gated, Gated, "value = gate * self.b(x)", id="a gate"),
         pytest.param(early, Early, "return self.c(jax.nn.leaky_relu(self.a(x) + self.b(x), 0.2))", id="before the sum"),
         pytest.param(late, Late, "return self.c(jax.nn.silu(self.a(x)) + self.b(x))", id="behind the sum"),
+        pytest.param(bent_once, Unbent, "return self.b(jax.nn.relu(x))", id="an activation"),
+        pytest.param(bent_once, Bent, "return self.b(nnx.relu(self.a(x)))", id="an activation too many"),
         pytest.param(
             joined, Joined, "return jnp.concatenate([self.a(x), self.b(x), self.c(x)], axis=-1)", id="an order"
         ),
@@ -143,3 +169,10 @@ def test_a_name_that_has_another_value_by_then_makes_no_patch() -> None:
     assert first.title == "operation left out"
     assert first.patch is None
     assert first.unpatched == "your code has no name there for what the fix takes"
+
+
+def test_an_activation_before_something_else_makes_no_patch() -> None:
+    """What the JAX side has at the place is not what the activation takes."""
+    first = groups(scaled, Scaled)[0]
+    assert "jax.nn.relu" in first.fix
+    assert first.patch is None

@@ -83,6 +83,13 @@ def _settings(number: int, call: Call) -> Iterator[Counterfactual]:
         yield Counterfactual(setting.name, number, call, of(own), setting.argument, setting.fix, source, own, of)
 
 
+def left_out(code: Code) -> Code | None:
+    """Apply a function of one tensor to what the JAX side has at the place, which is what the function should take."""
+    if code.before != ("x",) or code.arguments != ("x",) or code.around != "{}":
+        return None
+    return dataclasses.replace(code, arguments=("y",), before=(), whole=True)
+
+
 def _variants(number: int, call: Call) -> Iterator[Counterfactual]:
     for variants in VARIANTS:
         if call.name not in variants.functions or variants.argument not in call:
@@ -149,6 +156,8 @@ def _other_activations(number: int, call: Call) -> Iterator[Counterfactual]:
             # What is no call of one function of x, such as clip(0.2 x + 0.5, 0, 1), has many parts in the user's code.
             one = theirs.around == "{}" and theirs.arguments == ("x",)
             code = dataclasses.replace(known[own][1], instead=theirs.call if one else "", whole=one)
+            if name == "the identity":  # see `left_out`
+                code = dataclasses.replace(code, before=("x",))
 
             def fix(call: Call, place: Place, code: Code = code) -> Code:
                 del call, place

@@ -13,12 +13,12 @@ import numpy as np
 
 from compare.diagnosis.changes import Changed, combined, in_words, together
 from compare.diagnosis.conventions.settings import CONSTANT
-from compare.diagnosis.counterfactuals import Counterfactual
+from compare.diagnosis.counterfactuals import Counterfactual, left_out
 from compare.diagnosis.experiment import Experiment, HeldOutExperiment, rerun_at
 from compare.diagnosis.held_out import MARGIN, STEPS, Evidence, Fit, HeldOut, equations
 from compare.diagnosis.place import Place
 from compare.diagnosis.related import equations_of, related_cause
-from compare.diagnosis.rewriting import Rerun
+from compare.diagnosis.rewriting import Call, Rerun
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.edit import WHOLE
 from compare.diagnosis.structure.search import StructureSearch, Surroundings
@@ -272,6 +272,11 @@ class _Search:
         assert first.value is not None
         return fitted(first.value, run, self.target, apart)
 
+    def _takes_what_is_there(self, call: Call) -> bool:
+        """Tell whether the JAX side has at this place what a call of torch's takes: nothing comes behind the call."""
+        given = np.asarray(to_numpy(call.input))
+        return given.shape == self.target.shape and distance(given, self.target) <= MARGIN * self.limit
+
     def _cause(self, changed: Sequence[Changed], apart: float) -> Cause:
         firsts = [(group[0], value) for group, value in changed]
         name = " and ".join(each.name for each, _ in firsts)
@@ -279,6 +284,8 @@ class _Search:
         fixes: list[str | Code] = []
         for each, value in firsts:
             fix = each.fix(each.call, self.place)
+            if isinstance(fix, Code) and self._takes_what_is_there(each.call):
+                fix = left_out(fix) or fix
             if isinstance(fix, Code) and fix.whole and is_term(self.step.rerun, each.call):
                 fix = dataclasses.replace(fix, whole=False)
                 shown = of_a_term(fix)

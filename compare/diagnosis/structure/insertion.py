@@ -5,6 +5,7 @@ from typing import Any
 
 from compare.diagnosis.structure.edit import END, Context, Edit, Kind, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
+from compare.diagnosis.structure.written import without
 
 Unary = tuple[str, Callable[[Any], Any]]
 """A function of one tensor, and what it is called."""
@@ -34,7 +35,8 @@ def put_in(context: Context, node: Node) -> Iterator[Edit]:
                 return function(operation.run())
 
             does = f"applies {words} to the output of {shown(node)}, and torch does not"
-            yield one(Kind.ADDED, node, compute, does, f"leave out {words} after {node.name}")
+            fix = f"leave out {words} after {node.name}"
+            yield one(Kind.ADDED, node, compute, does, fix, without(words))
 
 
 def _before(
@@ -45,7 +47,8 @@ def _before(
 
     what = context.named(number)
     does = f"applies {words} to {what} {place}, and torch does not"
-    return one(Kind.ADDED, node, compute, does, f"leave out {words}: take {what} as it is {place}")
+    fix = f"leave out {words}: take {what} as it is {place}"
+    return one(Kind.ADDED, node, compute, does, fix, without(words))
 
 
 def _functions(context: Context, number: int) -> Iterator[Unary]:

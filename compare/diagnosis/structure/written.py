@@ -24,6 +24,28 @@ def function_of(node: Node) -> str:
     return code.call if code and code.around == "{}" else ""
 
 
+def without(function: str) -> Code | None:
+    """Write nothing in the place of a function of one tensor that the JAX side applies and torch does not."""
+    name = _FUNCTIONS.get(function)
+    return Code(around="x", before=(f"{name}(x, ...)",)) if name else None
+
+
+_FUNCTIONS = {
+    **{
+        name: f"jax.nn.{name}" for name in ("relu", "gelu", "silu", "sigmoid", "leaky_relu", "elu", "softplus", "relu6")
+    },
+    **{name: f"jax.nn.{name}" for name in ("mish", "selu", "softmax", "log_softmax")},
+    "hardswish": "jax.nn.hard_swish",
+    "hardsigmoid": "jax.nn.hard_sigmoid",
+    "logsigmoid": "jax.nn.log_sigmoid",
+    **{name: f"jnp.{name}" for name in ("tanh", "log", "sin", "cos", "exp", "abs")},
+    "gelu with approximate=True": "jax.nn.gelu",
+    "a square": "jnp.square",
+    "a square root": "jnp.sqrt",
+}
+"""JAX's functions, by the names that the search has for torch's."""
+
+
 def joined_again(context: Context, node: Node, kept: int) -> Code | None:
     """Write a sum or product of which the JAX side has one operand alone: `x = x + f(x)` for `x = f(x)`."""
     pattern, operands = of_two(node), [number for _, number in node.inputs]
