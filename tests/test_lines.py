@@ -230,3 +230,52 @@ def test_a_wrong_term_of_a_loss_makes_no_patch_and_a_wrong_loss_does(loss: Any, 
     assert group.title == "reduction"
     assert (group.patch is None) == (loss is composite)
     assert ("this term alone" in group.fix) == (loss is composite)
+
+
+def conv(stride: int, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(2, 2, (3, 3), strides=stride, rngs=rngs)
+
+
+class Strided(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.a, self.b = conv(1, rngs), conv(2, rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.b(nnx.relu(self.a(x)))
+
+
+class StridedOriginal(nn.Module):
+    def __init__(self, padding: int, kernel: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 2, kernel, padding=padding), nn.Conv2d(2, 2, 3, 2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.b(torch.relu(self.a(x)))
+
+
+class Sizes(nnx.Module):
+    """Its first convolution is another one, and right as it is."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.a, self.b = (nnx.Conv(2, 2, (n, n), strides=s, rngs=rngs) for n, s in ((5, 1), (3, 2)))
+
+    def __call__(self, x: Any) -> Any:
+        return self.b(nnx.relu(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    ("original", "port", "mended"),
+    [(StridedOriginal(1, 3), Strided, True), (StridedOriginal(2, 5), Sizes, False)],
+    ids=["torch has the padding of the fix in both", "torch has another in one"],
+)
+def test_a_line_that_makes_a_right_layer_is_changed_where_that_stays_right(
+    original: nn.Module, port: type[nnx.Module], mended: bool
+) -> None:
+    """Flax's "SAME" is a padding of 1 for a stride of 1, and another one for a stride of 2."""
+    batches = [(np.random.default_rng(0).normal(size=(2, 2, 6, 6)), None)]
+    with torch_made.noted(), jax_made.noted():
+        flax = compare.Flax(port(nnx.Rngs(0)), batch=lambda x, y: (np.moveaxis(x, 1, -1), y))  # type: ignore[call-arg]
+        (group,) = compare.check(compare.Torch(original), flax, batches, device="cpu").groups
+    assert group.places == (("b", "b"),)
+    assert bool(group.patch) == mended
+    assert mended or group.unpatched == "the line makes other layers too, and these are right"

@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import linecache
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -76,15 +75,47 @@ def _of_value(pair: MappedPair, port: Port, path: str | None) -> Iterator[Line]:
 
 
 def with_counts(pair: MappedPair, found: Sequence[Divergence]) -> list[Divergence]:
-    """Say of each line that makes a layer how many it makes."""
+    """Say of each line that makes a layer how many layers it makes for which a fix is not known to be right.
+
+    A helper makes many layers. Those that do not differ stay right if torch's have the setting too: a padding of 1 is
+    "SAME" where the stride is 1, and is not where it is 2.
+    """
     if not any(line.role is Role.MADE for each in found for line in each.lines):
         return list(found)
-    made = Counter(_made_at(partial(_module, pair), path, "/") for path, _ in _holders(pair))
+    made: dict[Source, list[str]] = {}
+    for path, _ in _holders(pair):
+        if source := _made_at(partial(_module, pair), path, "/"):
+            made.setdefault(source, []).append(path)
+    partners = {link.jax.rpartition("/")[0]: link.torch.rpartition(".")[0] for link in pair.links}
+    layers = dict(pair.torch.model.named_modules())
+    differing = {each.modules[1] for each in found if each.modules}
 
-    def counted(line: Line) -> Line:
-        return dataclasses.replace(line, makes=max(made[line.source], 1)) if line.side == "jax" else line
+    def stays_right(path: str, each: Divergence) -> bool:
+        if path in differing or each.modules is None or each.cause is None or path not in partners:
+            return False
+        return _have_same(layers.get(each.modules[0]), layers.get(partners[path]), each.cause.code)
 
-    return [dataclasses.replace(each, lines=tuple(map(counted, each.lines))) for each in found]
+    def counted(line: Line, each: Divergence) -> Line:
+        paths = [path for path in made.get(line.source, ()) if not stays_right(path, each)]
+        return dataclasses.replace(line, makes=max(len(paths), 1)) if line.side == "jax" else line
+
+    return [dataclasses.replace(each, lines=tuple(counted(line, each) for line in each.lines)) for each in found]
+
+
+def _have_same(one: Any, other: Any, codes: Sequence[Code]) -> bool:
+    """Tell whether two layers of torch are of one class and agree in what the settings of a fix follow from."""
+    names = {name for code in codes for name in code.keywords}
+    if type(one) is not type(other) or not names <= _FROM.keys():
+        return False
+    return all(getattr(one, each, None) == getattr(other, each, None) for name in names for each in _FROM[name])
+
+
+_FROM = {
+    "epsilon": ("eps",),
+    "momentum": ("momentum",),
+    "padding": ("padding", "output_padding", "kernel_size", "dilation"),
+}
+"""The settings of torch's layers that those of Flax follow from."""
 
 
 def holders(pair: MappedPair) -> list[Any]:

@@ -34,7 +34,7 @@ class Line:
     role: Role
     source: Source
     makes: int = 1
-    """How many layers of the model the line makes, where it makes one: a helper makes many."""
+    """How many layers of the model the line makes for which the fix is not known to be right: a helper makes many."""
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON holds of it."""
