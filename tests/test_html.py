@@ -467,6 +467,6 @@ def test_without_a_size_of_rounding_none_is_named() -> None:
     assert report.divergence is not None
     infinite = dataclasses.replace(report.divergence, error64=np.inf, expected64=np.inf)
     lost = dataclasses.replace(report, divergence=infinite)
-    assert "infinitely far apart\n" in str(lost)
+    assert "the difference is infinite\n" in str(lost)
     assert "Rounding would be about" not in lost.to_html()
     assert "Rounding would be about" in report.to_html()

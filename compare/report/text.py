@@ -215,12 +215,10 @@ def _rows(report: "Findings", group: "Group") -> Iterator[tuple[str, str]]:
     if not group.in_headline:
         yield "where", group.where
     if len(group.findings) == 1 or not group.cause:  # the JSON has the difference at each place
-        apart = f"{largest.error64:.1e}" if np.isfinite(largest.error64) else "infinitely far"
+        apart = f"{largest.error64:.1e}" if np.isfinite(largest.error64) else "infinite"
         most = "up to " if len(group.findings) > 1 else ""
-        rounding = (
-            f", where rounding would be about {largest.expected64:.0e}" if np.isfinite(largest.expected64) else ""
-        )
-        yield "float64", f"{most}{apart} apart{rounding}"
+        rounding = f"; rounding would explain about {largest.expected64:.0e}" if np.isfinite(largest.expected64) else ""
+        yield "float64", f"the difference is {most}{apart}{rounding}"
     for detail in group.details:
         yield report.side_name(detail.side), detail.text
     yield from _lines(group, (report.torch.side, report.jax.side))
