@@ -1,4 +1,4 @@
-"""Give a Flax model the weights of a torch model: `compare.copy_weights`."""
+"""Copies the weights of a torch model into a Flax model: `compare.copy_weights`."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple

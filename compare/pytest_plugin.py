@@ -1,4 +1,4 @@
-"""The place of the pytest plugin in earlier installations: it is `netparity.pytest_plugin`."""
+"""The former location of the pytest plugin, which is now `netparity.pytest_plugin`."""
 
 from netparity.pytest_plugin import (
     parity,

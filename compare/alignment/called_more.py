@@ -1,7 +1,7 @@
-"""Which modules torch's step calls for more examples than the JAX side's step does.
+"""Finds the modules that torch's step calls for more examples than the JAX side's step does.
 
-A port that has less of a computation may match all the same, as one that takes one of two critics where torch takes the
-lower value, as long as the other critic's value is never the lower one.
+A port that omits a part of a computation may still match. For example, it may use one of two critics where torch uses
+the lower value, as long as the other critic's value is never the lower one.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Pairs everything that one step of two programs shows, in the order in which torch computed it."""
+"""Pairs all values of one step of two programs, in the order in which torch computed them."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Everything of a training step but what happens inside the model: loss, gradients, optimizer, parameters, buffers."""
+"""Pairs everything of a training step outside the model: loss, gradients, optimizer, parameters, buffers."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple

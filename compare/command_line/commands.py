@@ -1,4 +1,4 @@
-"""What each command does: it calls the user's function, compares, and keeps what was found."""
+"""The commands: they call the user's function, compare the two sides, and keep the result."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""The files that the commands write: one line of a table each."""
+"""The files that the commands write, as a table with one row for each kind of file."""
 
 import contextlib
 import errno

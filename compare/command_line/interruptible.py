@@ -1,4 +1,4 @@
-"""Work that takes a while: shown on stderr as it goes, and stopped by Ctrl-C within a second."""
+"""Runs long tasks: their progress is shown on stderr, and Ctrl-C stops them within a second."""
 
 import contextlib
 import signal

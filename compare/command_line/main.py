@@ -1,4 +1,4 @@
-"""What the `netparity` command and `python -m compare` do."""
+"""The entry point of the `netparity` command and of `python -m compare`."""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""Text on a stream that cannot hold every character, as where Windows redirects it to a file."""
+"""Prints text on a stream that cannot encode every character, such as a redirected stream on Windows."""
 
 import codecs
 import contextlib

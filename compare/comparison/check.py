@@ -1,4 +1,4 @@
-"""Compare a PyTorch model, its loss and its optimizer with a JAX port: `compare.check`."""
+"""Compares a PyTorch model, its loss and its optimizer with a JAX port: `compare.check`."""
 
 import contextlib
 import dataclasses

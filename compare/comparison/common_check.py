@@ -1,4 +1,4 @@
-"""One comparison, of models or of programs: followed, explained and questioned."""
+"""One comparison of models or of programs: it follows both sides, explains differences and questions a match."""
 
 import abc
 import copy

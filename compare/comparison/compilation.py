@@ -1,4 +1,4 @@
-"""Whether a difference comes from how XLA compiles the JAX side's step, and not from the port."""
+"""Finds out whether a difference comes from how XLA compiles the JAX side's step, and not from the port."""
 
 import dataclasses
 import itertools

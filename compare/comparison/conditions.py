@@ -1,4 +1,4 @@
-"""The forward pass and the loss under other conditions: another batch size, the other mode."""
+"""Compares the forward pass and the loss under other conditions: another batch size, the other mode."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple

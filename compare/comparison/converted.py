@@ -1,4 +1,4 @@
-"""Weights that the port came with, where the user converted them and some of them came out wrong."""
+"""Finds errors in weights that the user converted: most of the port's own weights are torch's, but some differ."""
 
 import numpy as np
 

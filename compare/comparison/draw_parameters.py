@@ -1,4 +1,4 @@
-"""Whether both sides draw from the same distribution, which a replay of torch's draws alone does not show.
+"""Compares the distributions that both sides draw from, which a replay of torch's draws does not show.
 
 Means, scales and where a range begins are the JAX side's in a replay, so that wrong ones show in what is computed. The
 probability of a mask and the number of integers to draw from do not: a mask that torch has drawn says nothing of the

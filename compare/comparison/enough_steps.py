@@ -1,4 +1,4 @@
-"""How many steps an optimizer and its schedule need to show themselves."""
+"""Computes the number of steps that are needed to compare an optimizer and its schedule."""
 
 import warnings
 

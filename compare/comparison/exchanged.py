@@ -1,4 +1,4 @@
-"""Outputs of a model that stand in another order on the JAX side."""
+"""Finds outputs of a model that are in another order on the JAX side."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What explains a difference that no bug has made: tables in float32, and a float64 run that is another program."""
+"""Explains differences that are not bugs: tables in float32, and a float64 run that is another program."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The cause of each divergence, and both layers with their settings where a layer is the culprit."""
+"""Finds the cause of each divergence, and describes both layers with their settings if a layer differs."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Whether the JAX side's float32 program is the one that its float64 run proves: it is what people run."""
+"""Checks that the JAX side's float32 program, which people run, is the program that its float64 run proves."""
 
 from collections.abc import Callable
 from typing import Any

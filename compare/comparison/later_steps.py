@@ -1,4 +1,4 @@
-"""Finds what later steps of two programs show and the first does not: a model that is updated every second step.
+"""Finds what only later steps of two programs compute, such as a model that is updated every second step.
 
 Tensors are paired by what a step shows. A part that runs later is recorded while both programs are followed. Then they
 are followed again, and its tensors are paired too.

@@ -1,4 +1,4 @@
-"""Looks for what rounds more on one side where both compute the same."""
+"""Finds the cause if one side rounds more than the other and both compute the same."""
 
 import numpy as np
 

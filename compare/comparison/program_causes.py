@@ -1,4 +1,4 @@
-"""Why two training steps differ: edits of the torch step are tried until it makes the step of the port.
+"""Explains why two training steps differ: edits of the torch step are tried until it computes the port's step.
 
 An edit is in force from the first step of a run on. It is a cause if every tensor that decides then agrees up to and
 beyond the place at which the two sides first differed: so it explains that place, and agrees with all that agreed. Of

@@ -1,4 +1,4 @@
-"""Finds the lines of the user's code that a difference between two programs comes from: what their `build` makes."""
+"""Finds the lines of the user's code that a difference between two programs comes from, in what `build` creates."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""Two programs, and which tensor of one state is which of the other."""
+"""Two programs with the map between the tensors of their states."""
 
 import copy
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What ran, of two programs: the source of both, their optimizers and their batches."""
+"""Describes what ran for two programs: the source of both, their optimizers and their batches."""
 
 import functools
 from collections.abc import Iterator, Mapping

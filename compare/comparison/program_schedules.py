@@ -1,4 +1,4 @@
-"""Further steps of two programs, each from torch's values: what a schedule or a count of the optimizers does later."""
+"""Takes further steps of two programs, each from torch's values, to compare what schedules and counts do later."""
 
 import dataclasses
 import time

@@ -1,4 +1,4 @@
-"""What two right programs may do at different places of a step, so that they show other numbers of the same thing.
+"""Handles what two right programs may do at different places of a step, such as clipping, and still be the same.
 
 Torch's loop clips gradients before it passes them to the optimizer, and optax's chain clips them inside the optimizer.
 Then the gradients before clipping are compared, and the effect of clipping is compared in moments and updates. And a

@@ -1,4 +1,4 @@
-"""Whether the JAX side's program contains numbers of torch's: weights, outputs, gradients or updates as constants."""
+"""Searches the JAX side's program for constants that are torch's weights, outputs, gradients or updates."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

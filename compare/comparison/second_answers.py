@@ -1,4 +1,4 @@
-"""The second question to a match, of models or programs: does it hold from other weights and on other batches too."""
+"""The second question to a match of models or programs: does it also hold from other weights and on other batches?"""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Whether a match has substance: what decides, what was reached, and what nothing here exercises."""
+"""Checks that a match has substance: what decides the verdict, what was reached, and what nothing exercises."""
 
 from collections.abc import Iterable, Iterator, Mapping
 

@@ -1,4 +1,4 @@
-"""A tensor that is a parameter on one side, and a buffer on the other."""
+"""Explains a tensor that is a parameter on one side and a buffer on the other."""
 
 from compare.jax_side.run import JaxRun
 from compare.step.stage import Stage

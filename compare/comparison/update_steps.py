@@ -1,4 +1,4 @@
-"""Parameters that the two sides update at other steps: read from what both do, with no number that is fitted."""
+"""Finds parameters that the two sides update at different steps, directly from their updates, without fitting."""
 
 import contextlib
 import functools

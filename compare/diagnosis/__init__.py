@@ -1,1 +1,1 @@
-"""Why two sides differ: what the JAX side does otherwise is done on the torch side, and the difference goes."""
+"""Explains why two sides differ: with the JAX side's change on the torch side, the difference disappears."""

@@ -1,4 +1,4 @@
-"""Changes of torch's calls, several at once, and how they are told."""
+"""Changes of torch's calls, one or several at once, and their descriptions."""
 
 import dataclasses
 import itertools

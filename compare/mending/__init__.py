@@ -1,1 +1,1 @@
-"""What a finding's fix becomes in the user's own file: an edit of its syntax tree, shown as a diff."""
+"""Applies a finding's fix to the user's own file: an edit of its syntax tree, shown as a diff."""

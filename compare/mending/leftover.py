@@ -1,4 +1,4 @@
-"""What a patch leaves without a use in the user's file: an import, a helper, a variable."""
+"""Finds what a patch leaves unused in the user's file: an import, a helper, a variable."""
 
 import ast
 from collections import Counter

@@ -1,4 +1,4 @@
-"""How the user's file names what a fix needs: `jax.nn.gelu` may be `nnx.gelu` there, or need an import."""
+"""Finds the names that a fix needs in the user's file: `jax.nn.gelu` may be `nnx.gelu` there, or need an import."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""Fixes that put one expression in the place of another: the other is a pattern, found in the user's syntax tree.
+"""Fixes that replace one expression by another. The first is a pattern that is found in the user's syntax tree.
 
 The names of a pattern stand for any expression. `jax.nn.relu(x, ...) + y` is found in `nnx.relu(self.norm(h)) + skip`,
 and with `jax.nn.relu(x + y, ...)` as the fix it becomes `nnx.relu(self.norm(h) + skip)`.

@@ -1,4 +1,4 @@
-"""What a value inside the model is called at a place of the user's code.
+"""Finds the name of a value inside the model at a place in the user's code.
 
 A value is known by the layers that give it and that take it: lines with `Role.CALLED` are of the calls that give it,
 those with `Role.GIVEN` of the calls that take it first, and those with `Role.DEFINED` of the methods that do. A name is

@@ -1,4 +1,4 @@
-"""Explains what is left between torch's Adam and optax.adam in float32: the rounding of the bias correction."""
+"""Explains the float32 difference between torch's Adam and optax.adam: the rounding of the bias correction."""
 
 import math
 from typing import TYPE_CHECKING, Any

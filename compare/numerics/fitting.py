@@ -1,4 +1,4 @@
-"""Fit one number, so that what is computed with it becomes what is given."""
+"""Fits one number so that a result computed with it equals a given result."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Which planted faults a check caught, and why it did not catch the others."""
+"""The planted faults that a check caught, and why it did not catch the others."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How far a comparison has got."""
+"""The progress of a comparison."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

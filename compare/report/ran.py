@@ -1,4 +1,4 @@
-"""What ran, in words: one line, or all of it."""
+"""Describes what ran, in one line or in full."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What `netparity shapes` prints: one row a layer, up to the first that differs."""
+"""Prints the table of `netparity shapes`: one row for each layer, up to the first that differs."""
 
 import math
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""What one step takes, draws and shows."""
+"""The inputs, random draws and results of one step."""

@@ -1,4 +1,4 @@
-"""What torch's program does with some data only, and whether the data reaches it: bounds, masks, ignored labels."""
+"""Finds parts of torch's program that the data never reaches: bounds, masks, ignored labels."""
 
 import os
 import sys

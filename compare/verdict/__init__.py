@@ -1,1 +1,1 @@
-"""How far both sides are apart, and whether rounding explains it."""
+"""Measures the difference of both sides, and decides whether rounding explains it."""

@@ -1,4 +1,4 @@
-"""Known differences that the user accepts, each with a reason: they decide nothing, and are listed."""
+"""Known differences that the user accepts, each with a reason. They are listed and do not affect the verdict."""
 
 import fnmatch
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Which differences inside a model last until something that decides, and which the rest of the step undoes.
+"""Decides which differences inside a model affect the verdict, and which the rest of the step undoes.
 
 A port may add an axis that broadcasting takes away again, apply a factor later than torch does, or return from a
 container at another place. Inside the model the two sides then differ, and yet compute the same. Such differences are

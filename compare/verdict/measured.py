@@ -1,4 +1,4 @@
-"""How far apart a quantity is between both sides and both precisions, step by step."""
+"""The differences of a quantity between both sides and both precisions, step by step."""
 
 from dataclasses import dataclass, field
 

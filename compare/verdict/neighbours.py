@@ -1,4 +1,4 @@
-"""The rounding of a step, of which its neighbours tell: a single error may be small by accident."""
+"""The rounding of a step, taken from neighbouring steps too, because a single error may be small by accident."""
 
 from collections.abc import Sequence
 

@@ -1,1 +1,1 @@
-"""Which tensor of one side is which of the other."""
+"""Maps the tensors of one side to those of the other."""

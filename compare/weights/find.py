@@ -1,4 +1,4 @@
-"""Finds which tensor of a torch model is which of a JAX model, and in which layout each side keeps it.
+"""Finds the map between the tensors of a torch model and a JAX model, and the layout of each on both sides.
 
 `find_links` gives one link for each tensor, or part of a tensor, that both sides have. It does not guess: where types,
 names, order and shapes leave a choice, it raises an error that lists the tensors in doubt, and `weights=` decides them.

@@ -1,4 +1,4 @@
-"""Which tensor, or part of one, of the torch side is which of the JAX side, and how to lay one out as the other."""
+"""Links between tensors, or parts of tensors, of both sides, and how to convert one layout to the other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What may be otherwise on the JAX side: the columns of the tables of this package."""
+"""The columns of this package's tables: what may be different on the JAX side."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What each step gives the two optimizers and what both make of it: everything that a cause has to explain."""
+"""The inputs of both optimizers at each step and their updates: everything that a cause must explain."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Another optimizer altogether: optax's own functions, run on the gradients that torch's optimizer was given.
+"""Tries other optimizers: optax's own functions, run on the gradients of torch's optimizer.
 
 The settings of such an optimizer are not fitted. They are optax's defaults, or torch's where both have one of that
 name, so that what fits has no free number but a constant learning rate.

@@ -1,4 +1,4 @@
-"""What the JAX side may do otherwise, to be tried on the torch side. It is no cause before it is confirmed."""
+"""A hypothesis about the JAX side, which is tried on the torch side. It is not a cause until it is confirmed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Searches the hypotheses that explain every step: the fewest at once, and of those the fewest fitted numbers."""
+"""Searches for hypotheses that explain every step: as few as possible, with as few fitted numbers as possible."""
 
 import itertools
 from collections.abc import Iterator, Sequence
