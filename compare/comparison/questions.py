@@ -1,4 +1,4 @@
-"""Finds out what a match proves: is it a JAX program, does it match elsewhere too, and what was not reached?
+"""Finds out what a match proves: that it is a JAX program, that it matches elsewhere too, and what was not reached.
 
 A match says that two programs are equal on some batches, from some weights. A port that only has the answers, that
 calls torch, or that ignores its weights is equal there too.

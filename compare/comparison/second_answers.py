@@ -1,4 +1,4 @@
-"""The second question to a match of models or programs: does it also hold from other weights and on other batches?"""
+"""The second question to a match of models or programs: whether it also holds from other weights and batches."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator

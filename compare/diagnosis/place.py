@@ -1,4 +1,4 @@
-"""The layers on the JAX side at the place of a difference, as its code names them.
+"""The JAX side's layers at the place of a difference, by the names in its code.
 
 A fix is written in the names of the user's own framework, and a setting is only ever given to a layer whose constructor
 takes it.

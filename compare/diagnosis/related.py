@@ -1,4 +1,4 @@
-"""What is known of two results where no function explains their difference: how one comes from the other."""
+"""Describes how one result is related to the other, if no function explains their difference."""
 
 import numpy as np
 

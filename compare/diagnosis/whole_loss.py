@@ -1,4 +1,4 @@
-"""Whether a call is torch's whole loss: a function of the model's output and the target, and of nothing else.
+"""Finds out whether a call is torch's whole loss: a function of the model's output and the target only.
 
 Only then may the JAX side's loss be written anew as that function. Where it is one term of several, or takes a part of
 the output, or is weighted or scaled afterwards, the rest of the port's loss would be lost.

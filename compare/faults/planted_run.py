@@ -1,4 +1,4 @@
-"""What a fault is, and a run of the torch side with one planted in it.
+"""A fault, and a run of the torch side with a fault planted in it.
 
 All faults are planted on the torch side, whose functions, modules, parameters and optimizer can be seen in every pair,
 where the JAX side may be one opaque function. The comparison is symmetric: the JAX side without a fault is as far from

@@ -1,4 +1,4 @@
-"""Faults that a training can have: `faults` lists them, in every place, and `shuffled` chooses among them by chance.
+"""Faults that a training can have: `faults` lists them in every place, and `shuffled` chooses at random.
 
 Those of a program's step are in `step.py`. What may go wrong in a function of torch is what `counterfactuals` knows.
 """

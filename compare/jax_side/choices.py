@@ -1,4 +1,4 @@
-"""Where the user's program chooses between two things, as `jnp.where` does, and whether it has chosen both.
+"""Finds where the user's program chooses between two values, as `jnp.where` does, and whether both were chosen.
 
 What a program does with no data of a check is not compared, however many steps match: a branch for later steps, a
 bound that nothing reaches, a mask that hides nothing. Only what the user calls is looked at: libraries guard themselves

@@ -1,4 +1,4 @@
-"""What a JAX side computes of its inputs and of numbers alone: tables, masks, positions, shifted labels."""
+"""What a JAX side computes from its inputs and from numbers alone: tables, masks, positions, shifted labels."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Questions to a run of the JAX side that need no step: its constants, its random keys, draws without effect."""
+"""Properties of a run of the JAX side that need no step: its constants, its random keys, draws without effect."""
 
 import functools
 from collections.abc import Callable, Container, Mapping, Sequence

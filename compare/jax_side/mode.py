@@ -1,4 +1,4 @@
-"""The mode of a JAX model, training or evaluation: torch's, where the port takes it as an argument or an attribute."""
+"""Sets a JAX model's mode, training or evaluation, to torch's, if an argument or an attribute controls it."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""Name what modules take and give, and the gradients that optimizers are given, while a user's step is traced.
+"""Names the inputs and outputs of modules, and the gradients for optimizers, while a user's step is traced.
 
 Modules and optimizers of nnx and Linen are patched for the time of the trace. JAX may trace a function once and call it
 many times. So nothing is counted here: the number of a call is that of the name's occurrence in the traced program.

@@ -1,4 +1,4 @@
-"""What this package knows of JAX's traced programs: its operations by name, their parameters, and how they are bound.
+"""All knowledge about JAX's traced programs: operations by name, their parameters, and how they are bound.
 
 JAX promises none of it from one version to the next, so it is written down here and nowhere else. Every row holds for
 JAX 0.8.1 to 0.12.0; where versions differ, the row says how. `tests/test_jaxpr.py` has a canary for each operation.

@@ -1,4 +1,4 @@
-"""A JAX training as its user wrote it: a state, and a step that gives the next state."""
+"""A JAX training as its user wrote it: a state, and a step that returns the next state."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

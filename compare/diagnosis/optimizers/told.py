@@ -1,4 +1,4 @@
-"""A part of a cause as values: what is named, what each side does, and what mends it."""
+"""A part of a cause as values: its name, what each side does, and its fix."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Averages of weights: what torch's rule is, and which rule gives what the JAX side has.
+"""Averages of weights: torch's rule, and the rule that gives the JAX side's values.
 
 A tensor S of the state that no optimizer trains follows a tensor P of the same shape by S' = d S + (1 - d) P'. Torch's
 own step shows both d and P: the rule must give S' for the whole tensor, to float64's rounding. The JAX side's tensor

@@ -1,4 +1,4 @@
-"""Edits of how a step clips its gradients by their norm: what JAX programs do in the place of `clip_grad_norm_`."""
+"""Edits of how a step clips its gradients by their norm: what JAX programs do instead of `clip_grad_norm_`."""
 
 import contextlib
 import functools

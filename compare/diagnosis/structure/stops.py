@@ -1,4 +1,4 @@
-"""Where a gradient is stopped on one side only: a `detach` of torch's that the port has not, or one too many.
+"""Finds gradients that are stopped on one side only: a `detach` of torch that the port lacks, or one too many.
 
 Such a port computes the same and trains otherwise. A stop at one place changes the gradients of all parameters before
 it, so it is proved by all gradients of the step at once, and not by the one at which the sides first differ.

@@ -1,4 +1,4 @@
-"""Numbers that no parameter goes into, and that the JAX side has otherwise: tables, masks, positions."""
+"""Numbers that depend on no parameter and differ on the JAX side: tables, masks, positions."""
 
 import functools
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Fixes of structure as code: what to write on the JAX side, with names for what torch's modules give and take.
+"""Fixes of structure as code for the JAX side, with names for the inputs and outputs of torch's modules.
 
 The JAX side's own expressions stand where these values are: `compare.mending.rewriting` finds them.
 """
