@@ -114,7 +114,7 @@ DIFFERENT = {
         ),
         optax.sgd(optax.cosine_decay_schedule(0.1, 8, alpha=0.02), 0.9),
         "schedule and weight decay",
-        "takes eta_min for alpha",
+        "passes eta_min as alpha",
         "optax.chain(optax.add_decayed_weights(0.001), optax.sgd(learning_rate=optax.cosine_decay_schedule(0.1, 8, "
         "alpha=0.2), momentum=0.9))",
     ),
