@@ -172,7 +172,7 @@ def test_a_match_is_one_line(written: str, capsys: pytest.CaptureFixture[str]) -
     assert first == "✓ mine.py:pair: match: 2 tensors over 1 step (forward 2)"
     assert not any("farthest" in line for line in rest)  # what is below is what the match does not cover, and what ran
     assert main(["check", written, "--device", "cpu", "--verbose"]) == 0
-    assert "farthest from rounding at" in capsys.readouterr().out
+    assert "largest ratio at" in capsys.readouterr().out
 
 
 def test_verbose_names_all_that_is_not_compared() -> None:

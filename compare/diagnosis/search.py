@@ -172,12 +172,12 @@ class _Search:
         return all(a.shape == b.shape and distance(a, b) <= MARGIN * self.limit for a, b in ours)
 
     def related(self) -> tuple[Cause | None, tuple[Detail, ...]]:
-        """Say how the JAX side's result comes from torch's, or else where they are farthest apart."""
+        """Say how the JAX side's result comes from torch's, or else where they differ most."""
         ours, theirs = self.ours, self.target
         if ours is None:
             return None, ()
         if ours.shape != theirs.shape:
-            shapes = f"torch gives shape {ours.shape}, the JAX side {theirs.shape}"
+            shapes = f"torch has shape {ours.shape}, the JAX side has {theirs.shape}"
             fewer = self.is_data and ours.shape[1:] == theirs.shape[1:]
             return Cause("shape", f"shape: {shapes}", _BATCHES if fewer else "", "docs/report.md"), ()
         if lost := int((~np.isfinite(theirs) & np.isfinite(ours)).sum()):
@@ -188,10 +188,10 @@ class _Search:
         if cause := self._related(ours):
             return cause, ()
         if not ours.ndim:
-            return None, (Detail(DetailKind.VALUES, f"torch gives {ours:.6g}, the JAX side {theirs:.6g}"),)
+            return None, (Detail(DetailKind.VALUES, f"torch has {ours:.6g}, the JAX side has {theirs:.6g}"),)
         where = np.unravel_index(int(np.argmax(np.abs(ours - theirs))), ours.shape)
         at = ", ".join(map(str, where))
-        farthest = f"farthest apart at [{at}]: torch gives {ours[where]:.6g}, the JAX side {theirs[where]:.6g}"
+        farthest = f"largest difference at [{at}]: torch has {ours[where]:.6g}, the JAX side has {theirs[where]:.6g}"
         return None, (Detail(DetailKind.VALUES, farthest),)
 
     def _related(self, ours: np.ndarray) -> Cause | None:

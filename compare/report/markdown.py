@@ -40,7 +40,7 @@ def to_markdown(report: "Findings") -> str:
         "",
         f"<details><summary>Compared: {report.compared}; not compared: {len(report.not_compared)}</summary>",
         "",
-        "| stage | tensors | float64 difference | rounding explains | farthest from rounding at |",
+        "| stage | tensors | float64 difference | rounding explains | largest ratio at |",
         "|---|---|---|---|---|",
     ]
     for stage in report.by_stage():

@@ -135,12 +135,12 @@ def table(reports: "list[Findings]") -> Table:
 
 
 def stages(report: "Findings") -> Table:
-    """One row a stage: how much was compared, and where the two sides are farthest from what rounding explains."""
+    """One row a stage: how much was compared, and the difference with the largest ratio to what rounding explains."""
     out = Table(box=None, pad_edge=False, padding=(0, 1))
     out.add_column("stage", no_wrap=True)
     for heading in ("tensors", "float64", "rounding"):
         out.add_column(heading, justify="right", no_wrap=True)
-    out.add_column("farthest from rounding at", overflow="fold")
+    out.add_column("largest ratio at", overflow="fold")
     for stage in report.by_stage():
         where = f"step {stage.step}" if stage.stage == Stage.LOSS else f"{stage.worst.torch}, step {stage.step}"
         out.add_row(stage.stage, str(stage.tensors), f"{stage.error64:.1e}", f"{stage.expected64:.1e}", Text(where))
