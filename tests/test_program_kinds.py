@@ -168,7 +168,7 @@ def test_a_fixed_number_of_tasks_is_no_other_batch_size() -> None:
     batches = drawn(x=(6, 5), y=(6, 3), size=2)
     fixed = checked(lambda: tasks(fixed=True), flax_plain, batches, steps=2)
     assert fixed.verdict == "match", str(fixed)
-    assert "another batch size: the torch side does not read the example more" in fixed.unexercised
+    assert "another batch size: the torch side does not read the additional example" in fixed.unexercised
     # Torch's loss over three tasks is divided by two all the same: that is another program.
     assert checked(lambda: tasks(fixed=False), flax_plain, batches, steps=2).verdict == "mismatch"
 
@@ -201,7 +201,7 @@ def test_a_curriculum_differs_where_its_loss_does() -> None:
 
     right, wrong = found(4), found(6)
     assert right.verdict == "match"
-    assert any("another number of examples" in each.reason for each in right.not_compared)
+    assert any("a different number of examples" in each.reason for each in right.not_compared)
     assert wrong.divergence is not None
     assert (wrong.divergence.step, wrong.divergence.stage) == (0, "loss")
 

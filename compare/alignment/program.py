@@ -21,7 +21,7 @@ _NO_GRADIENT = (
     'the JAX step passes this gradient to no nnx.Optimizer and no TrainState: return it as "gradients" to compare it'
 )
 
-_OTHER_EXAMPLES = "the other side's module takes another number of examples"
+_OTHER_EXAMPLES = "the other side's module takes a different number of examples"
 
 
 def align_program(

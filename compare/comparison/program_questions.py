@@ -143,7 +143,7 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
     if weighed() is None:
         return ""
     if _is_unread(torch64, torch("float64", draws, batch=pair.batches[0])[0]):
-        return "another batch size: the torch side does not read the example more"
+        return "another batch size: the torch side does not read the additional example"
     jax32 = pair.jax_run("float32").step(more.inputs, draws)
     noise = [torch("float64", draws, moved)[0] for moved in (1, 2)]
     return weighed(jax32=jax32, noise=noise) or ""
