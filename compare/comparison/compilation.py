@@ -36,8 +36,8 @@ def with_compilation(runs: Runs, followed: Followed, found: Divergence, jax32: J
         return found
     explanation = (
         "how XLA compiles the whole step: run operation by operation, under jax.disable_jit(), "
-        f"the {runs.pair.jax.name} side is {max(apart):.1e} from torch there; compiled, it "
-        f"is {quantity.error_jax[0]:.1e} from itself in float64"
+        f"the {runs.pair.jax.name} side differs from torch by {max(apart):.1e} there; compiled, it differs "
+        f"from its own float64 run by {quantity.error_jax[0]:.1e}"
     )
     program = jax32.program(runs.pair.batches[0], runs.stepper.draws[0])
     has_maximum = {"reduce_max", "eq"} <= {each.primitive.name for each in equations(program)}

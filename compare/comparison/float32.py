@@ -78,9 +78,9 @@ def other_in_float32(followed: Followed) -> Divergence | None:
         quantity.error64[step],
         float(quantity.rounding[step]),
         float(quantity.expected[step]),
-        opinion=f"the JAX side's float32 result is {quantity.error_jax[step]:.1e} from its float64 result, and "
-        f"torch's is {quantity.error_torch[step]:.1e}. If weights and inputs are moved by rounding, it "
-        f"changes by {spread:.1e}, so this is not rounding. Does the port branch on a dtype, or does "
-        "it amplify its own rounding?",
+        opinion="the JAX side's float32 result differs from its float64 result "
+        f"by {quantity.error_jax[step]:.1e}, and torch's by {quantity.error_torch[step]:.1e}. If "
+        f"weights and inputs are moved by rounding, it changes by {spread:.1e}, so this is not "
+        "rounding. Does the port branch on a dtype, or does it amplify its own rounding?",
         question="in float32, where this is another program",
     )

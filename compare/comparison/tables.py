@@ -55,7 +55,7 @@ def rounded_tables(tables: Tables, found: Found, quantity: Quantity, side: str) 
     ]
     return Cause(
         "numbers rounded to float32",
-        f"{place}: the sides are {quantity.error64[step]:.1e} apart in float64. Numbers that were rounded to "
+        f"{place}: the sides differ by {quantity.error64[step]:.1e} in float64. Numbers that were rounded to "
         "float32 when the programs were built explain this: moved by half a unit of float32, they change it "
         f"by {quantity.tables[step]:.1e}. These are {' and '.join(held)}",
         "none is needed. To see the two agree to float64's rounding, give both sides the same array: compute it once, "
@@ -79,9 +79,9 @@ def other_program(found: Found, quantity: Quantity, side: str) -> Cause:
     least, most = sorted((quantity.error_torch[step], quantity.error_jax[step]))
     return Cause(
         "float64 is another program",
-        f"{place}: the sides are {quantity.error64[step]:.1e} apart in float64 "
-        f"and {quantity.between32[step]:.1e} in float32, where the {other} side's rounding is {least:.1e}. "
-        f"The {alone} side's float64 run differs from the other three: it is {most:.1e} from its own float32 "
+        f"{place}: the sides differ by {quantity.error64[step]:.1e} in float64 and "
+        f"by {quantity.between32[step]:.1e} in float32, where the {other} side's rounding is {least:.1e}. "
+        f"The {alone} side's float64 run differs from the other three runs: by {most:.1e} from its own float32 "
         "run. Float32 loses something there that float64 keeps, such as numbers to which a mask of -1e10 is "
         "added. From here on the sides are compared in float32, which shows no difference below its rounding",
         "none is needed for float32. To compare in float64 as well, write the mask on both sides so that no "

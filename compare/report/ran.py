@@ -36,7 +36,7 @@ def _all(settings: dict[str, Any], sides: dict[str, dict[str, Any]]) -> Iterator
             for each in [f"{key}: {text}" for key, text in value.items()] if isinstance(value, dict) else [value]:
                 if each is not None:
                     yield f"{name} {what}: {each}"
-    yield f"weights=: {settings['weights']}"
+    yield f"weights={settings['weights']}"
     yield f"device: {settings['device']}; matrix products in float32: {settings['float32_matmul_precision']}"
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
     yield f"versions: {versions}, Python {settings['python']}"

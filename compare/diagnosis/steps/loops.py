@@ -116,18 +116,18 @@ def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
 
 def _of_accumulation(path: str, parts: int, clipping: Any) -> Iterator[Edit]:
     alone = f"torch adds up the gradients of {parts} backward passes for {path}, and the JAX step has those of the"
-    both = f"over {parts} backward passes is of their"
+    both = f"over {parts} backward passes instead of their"
     add = "add up the gradients of all: total = jax.tree.map(jnp.add, total, gradients)"
     rows: tuple[tuple[str, str, str, Callable[[Any, Any], Any]], ...] = (
         (
             "gradient scale",
-            f"the JAX step's gradients are {parts} times torch's before they are clipped or used, as a sum {both} mean",
+            f"the JAX step's gradients are {parts} times torch's before they are clipped or used: a sum {both} mean",
             f"gradients = jax.tree.map(lambda leaf: leaf / {parts}, gradients)",
             lambda parameter, gradient: gradient * parts,
         ),
         (
             "gradient scale",
-            f"the JAX step's gradients are torch's divided by {parts}, as a mean {both} sum",
+            f"the JAX step's gradients are torch's divided by {parts}: a mean {both} sum",
             f"gradients = jax.tree.map(lambda leaf: leaf * {parts}, gradients)",
             lambda parameter, gradient: gradient / parts,
         ),

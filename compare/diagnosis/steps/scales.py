@@ -59,8 +59,11 @@ def _model(gradient: Difference) -> str:
 def _explanation(exact: float, whole: int, share: int) -> str:
     if exact == -1:
         return "the JAX side's optimizer is given torch's gradients with the opposite sign"
-    times = f"{whole} times torch's gradients" if whole else f"torch's gradients divided by {share}"
-    return f"the JAX side's optimizer is given {times}, as a sum over {abs(whole or share)} parts is of their mean"
+    if whole:
+        says = f"{whole} times torch's gradients: a sum over {abs(whole)} parts instead of their mean"
+    else:
+        says = f"torch's gradients divided by {share}: a mean over {abs(share)} parts instead of their sum"
+    return f"the JAX side's optimizer gets {says}"
 
 
 def _fix(exact: float) -> str:
