@@ -81,7 +81,7 @@ def markdown(reports: "Sequence[Report]", _: str = "") -> str:
 _PICTURES = (".png", ".svg", ".pdf")
 
 OF_REPORTS: Mapping[str, Output] = {
-    "json": Output("write everything that was found as JSON", lambda reports, _: to_json(reports)),
+    "json": Output("write the whole report as JSON", lambda reports, _: to_json(reports)),
     "html": Output("write the report as one HTML page", _html),
     "markdown": Output("write the report as Markdown, for a comment on a pull request", markdown),
     "junit": Output("write the report as JUnit XML, for CI", lambda reports, _: to_junit(reports)),
@@ -92,11 +92,13 @@ OF_CHECK: Mapping[str, Output] = {
     **OF_REPORTS,
     "patch": Output("write the fixes as a unified diff, for `git apply` or `patch -p1`", _patch),
     "graph": Output("write the model's layers as a graph for Model Explorer, as JSON", _of_model(graph)),
-    "node_data": Output("write digits of agreement as Model Explorer's node data for that graph", _of_model(node_data)),
+    "node_data": Output(
+        "write the digits of agreement as Model Explorer's node data for that graph", _of_model(node_data)
+    ),
 }
 
 OF_CELLS: Mapping[str, Output] = {
-    "json": Output("write everything that was found as JSON", _published_json),
+    "json": Output("write the losses and their ranks as JSON", _published_json),
     "plot": Output("plot the losses: .png, .svg or .pdf", _plot_published, _PICTURES),
 }
 
