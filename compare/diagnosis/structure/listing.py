@@ -79,5 +79,5 @@ _AT_THE_END = (*operands.GENERATORS, *insertion.GENERATORS)
 def _everywhere(edits: Sequence[Edit]) -> Edit:
     """Make the same edit at all calls of one site."""
     at = tuple(pair for edit in edits for pair in edit.at)
-    does = f"{edits[0].does}, and so each of {len(edits)} times"
+    does = f"{edits[0].does}, at each of {len(edits)} calls"
     return dataclasses.replace(edits[0], at=at, does=does, again=None)

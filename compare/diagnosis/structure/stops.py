@@ -106,7 +106,9 @@ def _attached(context: Context) -> Iterator[Edit]:
         if node.name == "detach" and node.inputs:
             what = context.named(node.inputs[0][1])
             does = f"lets the gradient through {what}, where torch has detach ({node.line})"
-            yield Edit(Kind.STOPPED, ((node.number, _as_it_is),), does, f"{STOP} of {what}, as torch's detach does")
+            yield Edit(
+                Kind.STOPPED, ((node.number, _as_it_is),), does, f"apply {STOP} to {what}, as torch's detach does"
+            )
     # What is copied without gradients is state, such as the weights that the step starts from.
     nodes = [node for node in context.nodes if node.name != "copy"]
     for without, group in itertools.groupby(nodes, key=lambda node: node.stopped):
@@ -115,7 +117,7 @@ def _attached(context: Context) -> Iterator[Edit]:
             at = tuple((node.number, _with_gradient) for node in every)
             lines = " to ".join(dict.fromkeys((every[0].line, every[-1].line)))
             does = f"lets the gradient through what torch computes under no_grad ({lines})"
-            yield Edit(Kind.STOPPED, at, does, f"{STOP} of what it gives, as torch's no_grad does")
+            yield Edit(Kind.STOPPED, at, does, f"apply {STOP} to its result, as torch's no_grad does")
 
 
 def _as_it_is(operation: Operation) -> Any:
@@ -137,11 +139,13 @@ def _stops(context: Context) -> Iterator[Edit]:
             continue
         what = context.named(number)
         at = tuple((user.number, _detaching(paths)) for user, paths in _grouped(users))
-        yield Edit(Kind.STOPPED, at, f"stops the gradient of {what}, and torch does not", f"leave out {STOP} of {what}")
+        yield Edit(
+            Kind.STOPPED, at, f"stops the gradient of {what}, and torch does not", f"leave out {STOP} around {what}"
+        )
         for user, path in users if len(users) > 1 else ():
             where = f"{what} as an operand of {user.name} ({user.line})"
             does = f"stops the gradient of {where}, and torch does not"
-            yield Edit(Kind.STOPPED, ((user.number, _detaching([path])),), does, f"leave out {STOP} of {where}")
+            yield Edit(Kind.STOPPED, ((user.number, _detaching([path])),), does, f"leave out {STOP} around {where}")
 
 
 def _at_all_calls(context: Context) -> Iterator[Edit]:
@@ -155,8 +159,8 @@ def _at_all_calls(context: Context) -> Iterator[Edit]:
         users = [(user, place) for number in numbers for user, place in _uses(context, number)]
         if len(set(numbers)) > 1 and users and differentiable.issuperset(numbers):
             at = tuple((user.number, _detaching(paths)) for user, paths in _grouped(users))
-            does = f"stops the gradient of what {path} gives, at each call, and torch does not"
-            yield Edit(Kind.STOPPED, at, does, f"leave out {STOP} of what {path} gives")
+            does = f"stops the gradient of the output of {path} at each call, and torch does not"
+            yield Edit(Kind.STOPPED, at, does, f"leave out {STOP} around the output of {path}")
 
 
 def _uses(context: Context, number: int) -> list[tuple[Node, Path]]:
