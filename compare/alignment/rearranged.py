@@ -15,7 +15,7 @@ _SAMPLE = 64
 """Elements that are compared before whole arrays are."""
 
 _AXES = 5
-"""Up to so many, every order of axes is tried."""
+"""The largest number of axes for which every order is tried."""
 
 
 class Views(NamedTuple):

@@ -13,7 +13,7 @@ from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
 
 BATCHES = 2
-"""So many are tried at most: one to find it, and one to confirm it."""
+"""The maximum number of batches to try: one to find the cause, and one to confirm it."""
 
 
 def with_compilation(runs: Runs, followed: Followed, found: Divergence, jax32: JaxRun) -> Divergence:

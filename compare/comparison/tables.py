@@ -12,7 +12,7 @@ from compare.verdict.ratio import Quantity
 DOCS = "docs/precision.md#tables-in-float32"
 
 _NAMED = 3
-"""So many tables of a side are named."""
+"""The number of tables of a side that are named."""
 
 
 class Tables(NamedTuple):

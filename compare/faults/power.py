@@ -230,8 +230,8 @@ class Planting:
 
     def _why(self, fault: Fault, followed: Followed) -> tuple[Why, str]:
         """Find out why a fault was not caught."""
-        # Three reasons why a fault is not caught: nothing reads it (a better batch would show it), it is too
-        # small beside rounding (a larger one would be caught), or it is no fault in exact arithmetic.
+        # Three reasons why a fault is not caught: nothing reads it (a better batch would show it), it is too small
+        # compared with rounding (a larger one would be caught), or it is not a fault in exact arithmetic.
         if self._first_change(fault, self.steps) is None:
             return self._why_unread(fault)
         change = self._largest_change(fault, followed)

@@ -12,7 +12,7 @@ _LEFT_OUT = ("clipping", "schedule")
 
 
 def of_step(run: PlantedProgramRun, seen: Observation) -> Iterator[Fault]:
-    """List what can be wrong in a step, beside its functions and its optimizers.
+    """List what can be wrong in a step, besides its functions and its optimizers.
 
     Args:
         run: A run that has not begun.

@@ -50,7 +50,7 @@ class CompiledStep:
         self.pinned: list[str] = []
         """What could not be run in float64, as text."""
         self.constants: dict[bytes, str] = {}
-        """What its program holds in float32, beside buffers, once the float64 run is compiled: see `lift.Tables`."""
+        """What its program holds in float32, besides buffers, once the float64 run is compiled: see `lift.Tables`."""
         self.chosen: dict[Choice, np.ndarray] = {}
         """Which sides of the choices in the user's code the float64 run, and all that share its program, have taken."""
         self.traces: list[Any] = []

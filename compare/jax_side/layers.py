@@ -177,7 +177,7 @@ def _tensor(array: Any, *, buffer: bool = False) -> Tensor:
 
 
 def state_layers(state: Any, tensors: Mapping[tuple[Any, ...], Tensor]) -> list[Layer]:
-    """List the layers of what a program's state holds beside nnx modules, by the paths of the arrays.
+    """List the layers in a program's state besides nnx modules, by the paths of the arrays.
 
     Types are read off Equinox modules; those of Linen's parameters from automatic names, as in "Dense_0".
     """

@@ -84,7 +84,7 @@ def replaying(
     @functools.wraps(function)
     def replayed(*args: Any) -> Any:
         def fresh(*args: Any) -> Any:
-            """JAX caches traces by function: a new function is traced anew."""
+            """JAX caches traces by function: a new function is traced again."""
             return function(*args)
 
         with recognizable():

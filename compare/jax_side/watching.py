@@ -86,7 +86,7 @@ class _Watching(Interpreter):
         return super().operation(eqn, args, given)
 
     def cond(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Build a conditional anew; what its branches show comes out with whether the branch was taken."""
+        """Rebuild a conditional; values of its branches are returned with whether the branch was taken."""
         import jax
         import jax.numpy as jnp
 

@@ -73,8 +73,7 @@ def position(arguments: Any, order: list[str], name: str) -> int | None:
     for number, argument in enumerate(arguments):
         if argument.keyword is not None and argument.keyword.value == name:
             return number
-    # Arguments by position come first. A parameter beyond them, or behind a star, is not given by
-    # position.
+    # Arguments by position come first. A parameter after them, or after a star, is not given by position.
     plain = 0
     while plain < len(arguments) and arguments[plain].keyword is None and not arguments[plain].star:
         plain += 1

@@ -80,7 +80,7 @@ class Naming:
         return f"{self._own('jax')}.nn"
 
     def imports(self) -> list[Edit]:
-        """Return the edits that add the missing imports, behind the last one at the beginning of the file."""
+        """Return the edits that add the missing imports, after the last import at the beginning of the file."""
         if not self.missing:
             return []
         body = self.file.module.body

@@ -17,7 +17,7 @@ SHOWN_PLACES = 6
 """How many entries of a list of places are shown; each may stand for several places."""
 
 BRIEF = 30
-"""A list of places of at most so many characters stands in the headline."""
+"""The largest number of characters for which a list of places is in the headline."""
 
 Modules = tuple[Mapping[str, str], Mapping[str, str]]
 """The class of each module by its path, on the torch and on the JAX side."""

@@ -1,4 +1,4 @@
-"""Reports as JUnit XML, which CI systems show beside the results of tests."""
+"""Reports as JUnit XML, which CI systems show next to the results of tests."""
 
 import re
 from collections.abc import Sequence

@@ -51,7 +51,7 @@ def _entry(parent: str, lasts: Sequence[Entry], separator: str) -> Entry:
 
 
 def listed(paths: Iterable[str], separator: str = ".", most: int | None = None) -> str:
-    """List all paths in a line, with at most so many entries, and how many places are left out."""
+    """List all paths in a line, with a limited number of entries, and the number of places left out."""
     entries = collapsed(paths, separator)
     shown = entries if most is None or len(entries) <= most + 1 else entries[:most]  # one more is as short as its count
     line = "; ".join(entry.text for entry in shown)

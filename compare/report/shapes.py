@@ -35,7 +35,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Row:
-    """A layer of one side, beside its partner on the other."""
+    """A layer of one side next to its partner on the other."""
 
     torch: Call | None
     jax: Call | None

@@ -32,7 +32,7 @@ _STYLE = {Verdict.MATCH: "green", Verdict.PRECISION: "yellow", Verdict.MISMATCH:
 NEWLINE = "\n"
 
 _SHOWN = 3
-"""Up to so many tensors that were not compared, or not lifted, are all named. `--verbose` and the JSON name all."""
+"""The largest number of tensors not compared, or not run in float64, that are all named; `--verbose` names all."""
 
 
 def to_text(report: "Findings") -> str:
@@ -269,7 +269,7 @@ _LONGEST = 66
 """Characters of a line of the user's that is shown."""
 
 _BESIDE = 54
-"""The same beside the name of its file."""
+"""The same next to the name of its file."""
 
 
 def _cause(explanation: str, fix: str) -> Iterator[tuple[str, str]]:

@@ -31,7 +31,7 @@ class Order(NamedTuple):
 
     name: str
     axes: Callable[[int], tuple[int, ...]]
-    """For so many dimensions, which of torch's axes each of JAX's is."""
+    """For each number of dimensions, the axis of torch that each axis of JAX is."""
     activations: range
     """The numbers of dimensions for which it is tried on what modules take and give."""
     draws: range

@@ -28,10 +28,10 @@ _FRAMEWORKS = tuple(
     f"{_LIBRARIES[2]}/{name}/"
     for name in ("torch", "functorch", "jax", "jaxlib", "flax", "optax", "equinox", "haiku", "numpy")
 )
-"""Libraries whose lines tell a user nothing about a model that is installed beside them."""
+"""Libraries whose lines do not help a user, even if the user's model is installed next to them."""
 
 _TYPED = ("<stdin>", "<python-input", "<ipython")
-"""Names of files that are none, and that hold the user's code all the same."""
+"""Names of files that do not exist, but that have the user's code."""
 
 _PASSING: set[CodeType] = set()
 

@@ -27,7 +27,7 @@ _ITEMS = 1000
 """How many items of a container to look at. What refers to a model is small, and data may be large."""
 
 _LOOKED_AT = 20_000
-"""How many objects to look at behind one function."""
+"""The maximum number of objects to search that one function refers to."""
 
 _WITHOUT_A_MODEL = ("builtins", "numpy", "jax", "jaxlib", "flax", "optax", "threading", "logging")
 """Packages whose objects do not refer to a torch model."""

@@ -15,7 +15,7 @@ def _unscale(grads: Any, found_inf: Any, inv_scale: Any) -> None:
 
 
 def _update(scale: Any, tracker: Any, found_inf: Any, growth: float, backoff: float, interval: int) -> Any:
-    """Make the scale smaller after a step that was left out, and larger after so many that were not."""
+    """Reduce the scale after a skipped step, and increase it after a number of steps that were not skipped."""
     if bool(found_inf):
         scale.mul_(backoff)
         tracker.zero_()

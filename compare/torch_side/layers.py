@@ -41,7 +41,7 @@ def torch_layers(model: "torch.nn.Module", flattened: Mapping[str, tuple[int, ..
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             layers.append(Layer(path, type(module).__name__, settings, shapes))
     named = {name for layer in layers for name in layer.tensors}
-    # What a module adds to its state by other means has a name all the same, and is accounted for.
+    # State that a module adds by other means has a name too, and is included.
     extra = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in kept.items() if name not in named}
     return [*layers, *(Layer(name, "", {"kind": ""}, {name: shape}) for name, shape in extra.items())]
 

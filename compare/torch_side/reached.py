@@ -110,7 +110,7 @@ def _users_call() -> str:
 
 
 def _passes(file: str, function: str) -> bool:
-    """Tell whether a function of torch's only hands on what the user calls."""
+    """Return whether a function of torch only calls the function that the user calls."""
     return function in _WRAPPERS or file.endswith(_HANDING_ON)
 
 

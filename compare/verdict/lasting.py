@@ -27,7 +27,7 @@ RUNS = 60
 """Of the JAX side's step, at most, to tell what lasts at one step."""
 
 PAIRED = 8
-"""Up to so many places, any two of them are also put back together: they may cancel only jointly."""
+"""The largest number of places of which any two are also put back together: they may cancel only jointly."""
 
 
 class Outcome(NamedTuple):

@@ -11,7 +11,7 @@ WINDOW = 8
 """How many steps on either side count for the rounding of a step: a scalar's error changes sign, and is small there."""
 
 ONSET = 1e6
-"""A step's error is not as small by accident as this, beside those of the steps after it."""
+"""An error that is this small relative to those of the next steps is not an accident."""
 
 LOST = 0.5
 """The relative error at which no binary digit is correct."""

@@ -23,10 +23,11 @@ The worst right port measured has 6; the smallest bug measured, an eps of 1e-7 f
 """
 
 MULTIPLE = 1000.0
-"""So many times torch's float32 rounding the JAX side's may be before it must be shown to be rounding: see `lower`."""
+"""The JAX side's float32 rounding may be this multiple of torch's; above, it must be shown to be rounding: see
+`lower`."""
 
 NOISY = 2.0**16
-"""So many times torch's, and not more, where both sides round alone: a program that noisy is another one in float32."""
+"""The largest multiple of torch's rounding at step 0: a program that is noisier is another program in float32."""
 
 
 class Verdict(StrEnum):
@@ -180,7 +181,7 @@ class Quantity(Measured):
         error64, lost = np.asarray(self.error64), self.rounding >= LOST
         if self.update is not None:
             # An update that is all rounding moves the parameter by noise, and it stays moved: from there on the
-            # parameter's own error says nothing, however small it is beside the parameter.
+            # parameter's own error says nothing, however small it is compared with the parameter.
             lost |= np.logical_or.accumulate(self.update.rounding >= LOST)
         steps = len(error64)
         lost = lost[:steps]

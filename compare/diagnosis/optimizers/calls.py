@@ -18,7 +18,7 @@ class Code:
 
 
 class Source(str):
-    """Source text as a value: it is shown as it stands."""
+    """Source text as a value, which is printed unchanged."""
 
     __slots__ = ()
 

@@ -85,7 +85,7 @@ def _repeats(fitter: Fitter) -> bool:
 
 
 def _of_some(searcher: Searcher, size: int) -> Assignment | None:
-    """Look for what is done to some parameters, beside what explains the state of all, or beside one thing."""
+    """Look for changes of some parameters, in addition to what explains the state of all, or to one change."""
     fitter = searcher.fitter
     states = [fit for number in range(size + 1) for fit in searcher.state_fits(number)]
     beside = [Fit(()), *(fit for fit in states if fit.hypotheses)]

@@ -98,7 +98,7 @@ class Fitter:
     def fit(
         self, hypotheses: Sequence[Hypothesis], *, fixed: Fit = Fit(()), rated: bool = False, state_only: bool = False
     ) -> Fit | None:
-        """Fit hypotheses beside others that are fixed; None where they do not hold at every step."""
+        """Fit hypotheses together with fixed ones; None if they do not hold at every step."""
         start = Fit((*fixed.hypotheses, *hypotheses), (*fixed.numbers, *(each.start for each in hypotheses)))
         differing = [
             s for s in self.evidence.steps if any(r.differs and (r.is_state or not state_only) for r in s.results)

@@ -103,7 +103,7 @@ class Searcher:
                 yield fit
 
     def _updates(self, state: Fit, size: int) -> Iterator[Fit]:
-        """Yield what explains the updates beside what explains the state; the learning rate counts as one thing."""
+        """Yield what explains the updates in addition to the state; the learning rate counts as one thing."""
         for chosen in _combinations(self.of_update, size, state.hypotheses):
             if self._covers((*state.hypotheses, *chosen)) and (fit := self.fitter.fit(chosen, fixed=state)):
                 yield fit

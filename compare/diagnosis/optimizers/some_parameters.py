@@ -95,7 +95,7 @@ def _setter(name: str, value: float) -> Callable[[Trial], None]:
 
 
 def assigned(fitter: Fitter, fit: Fit) -> Assignment | None:
-    """Find what is done to each parameter, beside what a fit does to all; None where some are not explained.
+    """Find the change of each parameter in addition to a fit for all; None if some are not explained.
 
     Each parameter must be explained by one treatment at every step. With a learning rate that is the JAX side's own,
     all must be explained by the same one.

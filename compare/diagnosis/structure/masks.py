@@ -151,7 +151,7 @@ def diagonals(context: Context, node: Node) -> Iterator[Edit]:
 
 
 def where_exchanged(context: Context, node: Node) -> Iterator[Edit]:
-    """List the branches of `where` exchanged, and what is masked behind a softmax in place of before it."""
+    """List the branches of `where` exchanged, and masking after a softmax instead of before it."""
     if node.name == "where" and len(node.args) == 3:
 
         def exchanged(operation: Operation) -> Any:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from compare.report.findings import Findings
 
 _UNFOLDED, _OUTLINED = 40, 400
-"""A tree of at most so many rows is unfolded altogether, or down to its modules. What differs is always unfolded."""
+"""The largest numbers of rows for which a tree is fully unfolded, or down to its modules. Differences are always
+unfolded."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def trees(report: "Findings") -> list[Column]:
 
 
 SHOWN = 16
-"""A section of trees of at most so many rows is unfolded."""
+"""The largest number of rows for which a section of trees is unfolded."""
 
 
 def size(rows: Sequence[Row]) -> int:
