@@ -103,7 +103,7 @@ def with_counts(pair: MappedPair, found: Sequence[Divergence]) -> list[Divergenc
 
 
 def _have_same(one: Any, other: Any, codes: Sequence[Code]) -> bool:
-    """Tell whether two layers of torch are of one class and agree in what the settings of a fix follow from."""
+    """Return whether two layers of torch are of one class and agree in what the settings of a fix follow from."""
     names = {name for code in codes for name in code.keywords}
     if type(one) is not type(other) or not names <= _FROM.keys():
         return False

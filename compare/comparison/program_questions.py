@@ -150,7 +150,7 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
 
 
 def _is_unread(longer: Observation, shorter: Observation) -> bool:
-    """Tell whether torch's step gives the same loss and the same change of its state with an example more.
+    """Return whether torch's step gives the same loss and the same change of its state with an example more.
 
     It takes a fixed number of them, such as two tasks in a loop.
     """

@@ -102,7 +102,7 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
 
 
 def _first_gradients(pair: MappedPair, draws: Sequence[Draw]) -> dict[str, np.ndarray]:
-    """Give the torch side's gradients of the first step, in float64; nothing without an optimizer."""
+    """Return the torch side's gradients of the first step, in float64; nothing without an optimizer."""
     if pair.torch.optimizer is None:
         return {}
     run = pair.torch_run("float64")

@@ -57,7 +57,7 @@ def _taking(run: TorchProgramRun, name: str, taken: Sequence[_Values]) -> Iterat
 
 
 def _holds(both: Iterator[tuple[TorchProgramRun, Observation, Observation]], taken: Sequence[_Values]) -> bool:
-    """Tell whether the weights have the port's values at the end of each step.
+    """Return whether the weights have the port's values at the end of each step.
 
     They have not if the user's step changes them after the optimizer, as by a decay of its own: the values that the
     port has at the end of its step are then none that its optimizer made.

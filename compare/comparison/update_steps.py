@@ -66,7 +66,7 @@ def other_steps(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: 
 
 
 def _is_updated(seen: Observation, name: str) -> bool:
-    """Tell whether an optimizer was given the gradient of a parameter, and has changed it."""
+    """Return whether an optimizer was given the gradient of a parameter, and has changed it."""
     update = seen.updates.get(name)
     return update is not None and name in seen.gradients and bool(np.any(to_numpy(update)))
 

@@ -116,7 +116,7 @@ def _variants(number: int, call: Call) -> Iterator[Counterfactual]:
 
 
 def _same(value: Any, now: Any) -> bool:
-    """Tell whether two arguments mean the same: 0 and (0, 0), but not 0 and False."""
+    """Return whether two arguments mean the same: 0 and (0, 0), but not 0 and False."""
     if isinstance(now, tuple | list):
         return bool(now) and all(_same(value, part) for part in now)
     return isinstance(value, type(now)) and isinstance(now, int | str) and value == now

@@ -57,7 +57,7 @@ def set_layer(file: SourceFile, code: Code, line: Line) -> list[Edit]:
 
 
 def _is_defined(file: SourceFile, function: libcst.BaseExpression) -> bool:
-    """Tell whether the file defines a function of a name, which may take no more than it does."""
+    """Return whether the file defines a function of a name, which may take no more than it does."""
     name = function.value if isinstance(function, libcst.Name) else ""
     return any(each.name.value == name for each in file.nodes(libcst.FunctionDef))
 
@@ -117,7 +117,7 @@ def exchange_reduction(file: SourceFile, code: Code, lines: Sequence[Line]) -> l
 
 
 def _has_axis(file: SourceFile, call: libcst.Call) -> bool:
-    """Tell whether a reduction, a function or a method of an array, is given an axis."""
+    """Return whether a reduction, a function or a method of an array, is given an axis."""
     named = any(each.keyword is not None and each.keyword.value == "axis" for each in call.args)
     array = file.meaning(call.func) is not None  # the first argument of a function
     return named or sum(each.keyword is None for each in call.args) > array
@@ -240,7 +240,7 @@ def expressions(file: SourceFile, lines: Iterable[Line]) -> list[libcst.BaseExpr
 
 
 def is_function(function: Any, name: str) -> bool:
-    """Tell whether a function is the one that a fix calls, under whatever name."""
+    """Return whether a function is the one that a fix calls, under whatever name."""
     import importlib
 
     root, *rest = name.split(".")
@@ -261,7 +261,7 @@ def _only(calls: Sequence[libcst.Call]) -> libcst.Call | None:
 
 
 def _other_than_number(file: SourceFile, node: libcst.BinaryOperation) -> libcst.BaseExpression | None:
-    """Give the side that is no number, if the other one is."""
+    """Return the side that is no number, if the other one is."""
     # Two numbers are a constant of their own, and two expressions have none that could be meant.
     numbers = [_is_number(file, node.left), _is_number(file, node.right)]
     if numbers == [True, False]:
@@ -270,7 +270,7 @@ def _other_than_number(file: SourceFile, node: libcst.BinaryOperation) -> libcst
 
 
 def _is_number(file: SourceFile, node: libcst.BaseExpression) -> bool:
-    """Tell whether an expression is made of numbers and of the module's constants alone: `WIDTH**-0.5`."""
+    """Return whether an expression is made of numbers and of the module's constants alone: `WIDTH**-0.5`."""
     match node:
         case libcst.Integer() | libcst.Float():
             return True

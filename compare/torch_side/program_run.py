@@ -76,7 +76,7 @@ class TorchProgramRun(CommonRun):
             self._names.setdefault(id(tensor), name)
 
     def name_of(self, parameter: Any) -> str:
-        """Give the path of a tensor that an optimizer trains.
+        """Return the path of a tensor that an optimizer trains.
 
         Raises:
             InputError: If the state does not hold it.
@@ -90,7 +90,7 @@ class TorchProgramRun(CommonRun):
         return self._names[id(parameter)]
 
     def trained_tensors(self) -> "list[torch.Tensor]":
-        """Give the tensors that an optimizer has."""
+        """Return the tensors that an optimizer has."""
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         return [parameter for group in groups for parameter in group["params"]]
 
@@ -111,15 +111,15 @@ class TorchProgramRun(CommonRun):
         ]
 
     def _numbers(self) -> "dict[str, torch.Tensor]":
-        """Give the bare tensors that hold floating-point numbers."""
+        """Return the bare tensors that hold floating-point numbers."""
         return {name: tensor for name, tensor in self.state.tensors().items() if tensor.is_floating_point()}
 
     def kept(self) -> "dict[str, torch.Tensor]":
-        """Give parameters, buffers and bare tensors, by name."""
+        """Return parameters, buffers and bare tensors, by name."""
         return {**self.model.state_dict(keep_vars=True), **self._numbers()}
 
     def weights(self) -> "list[torch.Tensor]":
-        """Give parameters and bare tensors."""
+        """Return parameters and bare tensors."""
         return [*self.parameters.values(), *self._numbers().values()]
 
     def step(self, batch: Any, record: Record | None = None) -> Observation:
@@ -184,7 +184,7 @@ class TorchProgramRun(CommonRun):
         return second
 
     def floating(self) -> "dict[str, torch.Tensor]":
-        """Give the floating-point tensors of the state: parameters, buffers and bare tensors."""
+        """Return the floating-point tensors of the state: parameters, buffers and bare tensors."""
         buffers = {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
         return {**self.parameters, **buffers, **self._numbers()}
 
@@ -194,7 +194,7 @@ class TorchProgramRun(CommonRun):
         return {name: tensor for name, tensor in tensors.items() if name not in self.trained and name not in beside}
 
     def _buffers(self, *, trained: bool) -> "dict[str, torch.Tensor]":
-        """Give the floating-point buffers of modules that an optimizer trains, or of the others."""
+        """Return the floating-point buffers of modules that an optimizer trains, or of the others."""
         roots = {name.partition(".")[0] for name in self.trained}
         return {
             name: buffer
@@ -203,7 +203,7 @@ class TorchProgramRun(CommonRun):
         }
 
     def optimizer_state(self) -> dict[str, Any]:
-        """Give the optimizers' states, named "slot/parameter"."""
+        """Return the optimizers' states, named "slot/parameter"."""
         import torch
 
         return {
@@ -215,7 +215,7 @@ class TorchProgramRun(CommonRun):
         }
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Give the optimizers' settings for each parameter, by name."""
+        """Return the optimizers' settings for each parameter, by name."""
         return {
             self.name_of(parameter): {key: value for key, value in group.items() if key != "params"}
             for optimizer in self.optimizers.values()
@@ -224,7 +224,7 @@ class TorchProgramRun(CommonRun):
         }
 
     def rates(self) -> dict[str, list[float]]:
-        """Give the learning rates of each optimizer's parameter groups."""
+        """Return the learning rates of each optimizer's parameter groups."""
         return {
             name: [float(group.get("lr", 0.0)) for group in optimizer.param_groups]
             for name, optimizer in self.optimizers.items()
@@ -246,7 +246,7 @@ class OneOptimizer:
         self.parameters = {run.name_of(each): each for group in groups for each in group["params"]}
 
     def optimizer_state(self) -> dict[str, Any]:
-        """Give what the optimizer remembers, named "slot/parameter"."""
+        """Return what the optimizer remembers, named "slot/parameter"."""
         whole = self._run.optimizer_state()
         return {name: value for name, value in whole.items() if name.partition("/")[2] in self.parameters}
 

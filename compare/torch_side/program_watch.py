@@ -18,7 +18,7 @@ class Watched(Protocol):
         """The optimizers of the state, by path."""
 
     def name_of(self, parameter: Any) -> str:
-        """Give the path of a tensor that an optimizer trains."""
+        """Return the path of a tensor that an optimizer trains."""
 
 
 class Watch:

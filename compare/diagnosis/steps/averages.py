@@ -45,7 +45,7 @@ class Rule(NamedTuple):
 
 
 def edits(found: Difference, history: Sequence[Mapping[str, np.ndarray]]) -> Iterator[Edit]:
-    """Give the changes of an average's rule that explain what the JAX side has.
+    """Yield the changes of an average's rule that explain what the JAX side has.
 
     The number of elements of the whole module confirms a decay that was fitted to one of its tensors.
 
@@ -111,7 +111,7 @@ def _rule(name: str, found: Difference) -> Rule | None:
 
 
 def _of_one_element(found: Difference, root: str, rule: Rule) -> dict[str, Rule]:
-    """Give the rules of a module's tensors of one element: these show no decay, but can confirm that of another."""
+    """Return the rules of a module's tensors of one element: these show no decay, but can confirm that of another."""
     followed = rule.source.partition(".")[0]
     sources = {path: name for name in found.tensors for own, path in [root_and_path(name)] if own == followed}
     rules = {}
@@ -142,7 +142,7 @@ def _at_all_steps(rule: Rule, name: str, history: Sequence[Mapping[str, np.ndarr
 
 
 def holds(decay: float, after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> bool:
-    """Tell whether after = decay before + (1 - decay) follows, to float64's rounding."""
+    """Return whether after = decay before + (1 - decay) follows, to float64's rounding."""
     return distance(decay * before + (1 - decay) * follows, after) <= ULPS * 4 * EPSILON64
 
 

@@ -19,7 +19,7 @@ Clip = Callable[["Sequence[torch.Tensor]", float], None]
 
 
 def left_out(fix: str) -> Edit:
-    """Give the edit of a step that does not change its gradients between the backward pass and the optimizer."""
+    """Return the edit of a step that does not change its gradients between the backward pass and the optimizer."""
     return Edit(
         name="clipping",
         explanation="torch changes the gradients between the backward pass and the optimizer, as clipping does, "
@@ -31,7 +31,7 @@ def left_out(fix: str) -> Edit:
 
 
 def edits(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Edit]:
-    """Give other ways to clip, where torch clips by the 2-norm, and that of not to clip.
+    """Yield other ways to clip, where torch clips by the 2-norm, and that of not to clip.
 
     Args:
         args: What `clip_grad_norm_` is given behind the parameters.

@@ -20,7 +20,7 @@ History = Sequence[Mapping[str, np.ndarray]]
 
 
 def edits(name: str, torch: History, jax: History) -> Iterator[Edit]:
-    """Give what the JAX side does with a tensor and all others of its root that follow the weights of one model.
+    """Yield what the JAX side does with a tensor and all others of its root that follow the weights of one model.
 
     Args:
         name: Of the tensor that differs first.
@@ -101,7 +101,7 @@ def _averaged(
 
 
 def _decays(history: History, name: str, source: str) -> list[float] | None:
-    """Give how much a tensor keeps of itself in each step, the rest being the weights': 1 where it stays as it was.
+    """Return how much a tensor keeps of itself in each step, the rest being the weights': 1 where it stays as it was.
 
     None where it does not follow them at some step.
     """

@@ -75,7 +75,7 @@ class Loop:
 
 
 def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
-    """Give the edits that a loop of this kind can have."""
+    """Yield the edits that a loop of this kind can have."""
     # With one backward pass an update there is nothing to add up, and a sum is a mean.
     for path, parts in loop.parts.items():
         if parts > 1:
