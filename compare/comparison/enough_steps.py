@@ -47,7 +47,7 @@ def default_steps(pair: MappedPair, change: int | None) -> int:
 
 
 def _until_rectified(optimizer: object) -> int:
-    """Give how many steps RAdam takes until it divides by its variance; 0 for any other optimizer."""
+    """Return the number of steps until RAdam divides by its variance; 0 for any other optimizer."""
     if type(optimizer).__name__ != "RAdam":
         return 0
     betas = [float(group["betas"][1]) for group in getattr(optimizer, "param_groups", [])]

@@ -61,7 +61,7 @@ class LastingPlaces:
         return kept + sorted(felt)
 
     def carrying(self, kept: Collection[int]) -> list[int]:
-        """Give the places that only hand on what is undone later: wrong if torch's values are at those `kept` alone."""
+        """Return the places that only pass on what is undone later: wrong with torch's values only at those `kept`."""
         seen = self._step(kept)
         inner = [n for n in self._shown if self.pairings[n].to_jax and not self.pairings[n].decides]
         return [number for number in inner if number not in kept and self._is_wrong(number, seen)]

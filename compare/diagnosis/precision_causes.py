@@ -76,7 +76,7 @@ def _explains(quantity: Quantity, without: float) -> bool:
 
 
 def without_fast_variance(side: Flax | Jax, path: str) -> tuple[Flax, list[str]] | None:
-    """Give the JAX side with the norms of an nnx model at a path taking their variance in two passes, and their paths.
+    """Return the JAX side with a two-pass variance in the nnx norms at a path, and the paths of these norms.
 
     None if there are none.
     """

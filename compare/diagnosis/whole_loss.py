@@ -37,7 +37,7 @@ def _is_whole(rerun: Rerun, call: Call) -> bool:
 
 
 def _merged(one: Any, other: Any) -> tuple[int, ...] | None:
-    """Give the first axes of `other` that are one axis in `one`, () if all are as they were; None for other numbers."""
+    """Return the first axes of `other` that are joined in `one`, () if none are; None if the numbers differ."""
     if not hasattr(one, "shape") or not hasattr(other, "shape"):  # such as a tuple of a teacher's output and labels
         return None
     a, b = np.asarray(to_numpy(one), np.float64), np.asarray(to_numpy(other), np.float64)

@@ -195,7 +195,7 @@ def called_by_the_user(eqn: Any) -> Found | None:
 
 
 def _name(eqn: Any) -> str:
-    """Give the name of the function that a call runs; a function with derivatives of its own has another call in it."""
+    """Return the name of the function that a call runs; one with custom derivatives has another call in it."""
     if kind(eqn) != Kind.CALL:
         return ""
     inner = Program.of(called(eqn)).equations

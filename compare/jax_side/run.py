@@ -181,7 +181,7 @@ class JaxRun(CompiledStep):
             call_user_code(f"a step of the {self.side.name} side", compiled).compile()
 
     def program(self, batch: Batch, draws: Sequence[Draw]) -> Any:
-        """Give the traced program of a step. A step that was taken before was traced then, and is not traced again."""
+        """Return the traced program of a step. A step that was taken before is not traced again."""
         with self.precision():
             return self.compiled.trace(*self._arguments(batch, draws)).jaxpr
 

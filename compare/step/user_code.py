@@ -144,7 +144,7 @@ def _frames(error: BaseException) -> list[FrameType]:
 
 
 def is_users(error: BaseException) -> bool:
-    """Tell whether an error is the user's: whether it came through their code, and not from this package inside it."""
+    """Return whether an error is the user's: it came through their code, and not from this package inside it."""
     return bool(raised_in(error)) and not _is_ours(error)
 
 

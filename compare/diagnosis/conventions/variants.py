@@ -77,7 +77,7 @@ def _axis(call: Call, place: Place) -> Code | str:
 
 
 def _of_two(call: Call, axis: int) -> bool:
-    """Tell whether an axis is one of the last two, which both sides have last where these are an attention's scores."""
+    """Return whether an axis is one of the last two: in attention scores, both sides have these last."""
     return axis % call.input.ndim >= call.input.ndim - 2
 
 

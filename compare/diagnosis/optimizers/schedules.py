@@ -99,7 +99,7 @@ def _known_call(evidence: Evidence) -> Call | Recounted | None:
 
 
 def _epoch(counts: Sequence[int]) -> int | None:
-    """Give how many steps torch takes between two steps of its scheduler; None where these steps do not tell."""
+    """Return the number of steps between two steps of torch's scheduler; None if these steps do not show it."""
     if not any(counts):
         return None
     every = next(number for number, count in enumerate(counts) if count)
