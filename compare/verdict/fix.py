@@ -10,7 +10,7 @@ from compare.step.observation import Port
 
 @dataclass(frozen=True)
 class Code:
-    """An expression of Python: one call with the arguments that matter, and what stands around it.
+    """A Python expression: one call with the arguments that matter, and the expression around it.
 
     >>> str(Code("nnx.LayerNorm", keywords={"epsilon": 1e-5}))
     'nnx.LayerNorm(..., epsilon=1e-05)'
@@ -27,12 +27,12 @@ class Code:
     around: str = "{}"
     """An expression with "{}" in the place of the call: "{} / 0.5"."""
     instead: str = ""
-    """The function that the JAX side calls in its place, where that is known: "jax.nn.relu"."""
+    """The function that the JAX side calls instead, if it is known: "jax.nn.relu"."""
     whole: bool = True
-    """Whether it replaces all that the JAX side has at the place. What replaces a part of it makes no patch: which part
-    that is only the numbers say, and the user's code may write it in many ways."""
+    """Whether it replaces everything that the JAX side has at the place. If it replaces only a part, there is no
+    patch: only the numbers show which part it is, and the user's code may write it in many ways."""
     before: tuple[str, ...] = ()
-    """What the JAX side has in its place, where that is known: expressions with the same names, one of which it is."""
+    """The expression that the JAX side has instead, with the same names: one of these, if it is known."""
     values: Mapping[str, tuple[Port, ...]] = field(default_factory=dict)
     """The modules' inputs and outputs, on the torch side, that names in it stand for."""
     words: str = ""
