@@ -66,6 +66,19 @@ def test_so_is_what_torch_chooses() -> None:
     assert missed == ["no element is below its bound", "its condition is never true"]
 
 
+def test_so_are_bounds_of_modules_and_losses() -> None:
+    x = torch.linspace(-1, 1, 6)
+    functional = torch.nn.functional
+    with ControlledRun() as run:
+        torch.nn.ReLU6()(x)
+        torch.nn.Hardtanh(-0.5, 0.5)(x) + functional.relu6(9 * x)
+        functional.huber_loss(x, 0 * x, delta=5.0)
+        torch.nn.SmoothL1Loss(beta=0.5)(x, 0 * x)
+        torch.nn.MultiheadAttention(4, 1)(torch.ones(2, 4), torch.ones(2, 4), torch.ones(2, 4))
+    missed = [what.rpartition(": ")[2] for what, met in run.reached.items() if not met]
+    assert missed == ["no element is above its bound", "no error is above its delta"]
+
+
 def test_a_minimum_of_two_arrays_that_one_of_them_never_decides_is_named() -> None:
     x = torch.linspace(-1, 1, 6)
     with ControlledRun() as run:

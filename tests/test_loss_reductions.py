@@ -99,3 +99,94 @@ def test_a_factor_that_holds_for_other_labels_too_is_one() -> None:
     assert report.divergence.cause is not None
     assert report.divergence.cause.name == "factor"
     assert labelled(lambda labels: (labels >= 0).sum()).ok
+
+
+def weighted(divisor: Any) -> compare.Report:
+    """Take a loss of labels with weights for each class, of which some are ignored, divided by something."""
+    generator, weights = np.random.default_rng(2), np.array([0.5, 1, 2, 1, 3], np.float32)
+    made = []
+    for _ in range(2):
+        labels = generator.integers(0, 5, (8, 3))
+        labels[generator.random(labels.shape) < 0.3] = 255
+        made.append((generator.normal(size=(8, 3, 4)), labels))
+
+    def torch_loss(given: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        each = torch.from_numpy(weights).to(given.dtype)
+        return functional.cross_entropy(given.transpose(1, 2), y, weight=each, ignore_index=255)
+
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        counted = labels != 255
+        each = jnp.asarray(weights)[jnp.where(counted, labels, 0)] * counted
+        chosen = jnp.sum(jax.nn.one_hot(labels, 5) * jax.nn.log_softmax(logits), axis=-1)
+        return -jnp.sum(chosen * each) / divisor(each, counted)
+
+    return compare.check(
+        compare.Torch(torch.nn.Linear(4, 5), torch_loss),
+        compare.Flax(nnx.Linear(4, 5, rngs=nnx.Rngs(0)), loss),
+        made,
+        quick=True,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize(
+    ("divisor", "expected"),
+    [
+        (lambda each, counted: each.sum(), None),
+        (lambda each, counted: counted.sum(), "by the number of the labels that count"),
+        (lambda each, counted: counted.size, "by the number of all labels"),
+    ],
+)
+def test_a_loss_with_class_weights(divisor: Any, expected: str | None) -> None:
+    report = weighted(divisor)
+    if expected is None:
+        assert report.ok
+        return
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "class weights"
+    assert expected in report.divergence.cause.explanation
+
+
+class Bag(torch.nn.Module):
+    """Embeddings of words, of which 0 is the padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.out = torch.nn.Embedding(7, 4, padding_idx=0), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.words(x).mean(1))
+
+
+class FlaxBag(nnx.Module):
+    def __init__(self, *, trained: bool) -> None:
+        self.words, self.out = nnx.Embed(7, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(1))
+        self.trained = trained
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        given = self.words(x)
+        if not self.trained:
+            given = jnp.where((x == 0)[..., None], jax.lax.stop_gradient(given), given)
+        return self.out(given.mean(1))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_row_of_the_padding_index(*, trained: bool) -> None:
+    """Torch never trains it, though it may be read."""
+    words = np.array([[1, 2, 0, 0], [3, 4, 5, 0]])
+    report = compare.check(
+        compare.Torch(Bag(), lambda given, y: (given - y).square().mean()),
+        compare.Flax(FlaxBag(trained=trained), lambda given, y: jnp.mean((given - y) ** 2)),
+        [(words, np.ones((2, 2)))],
+        quick=True,
+        device="cpu",
+    )
+    if not trained:
+        assert report.ok
+        return
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "trained padding row"
+    assert "jnp.where((x == 0)[..., None], jax.lax.stop_gradient(y), y)" in report.divergence.cause.fix

@@ -70,11 +70,11 @@ FUNCTIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], list[tuple[st
     ),
     "integers": (
         lambda x: x[torch.randperm(3)] * torch.randint(0, 5, (8,)) + torch.multinomial(torch.ones(8), 8),
-        [("randperm", (3,)), ("randint", (8,)), ("exponential", (8,))],
+        [("randperm", (3,)), ("randint", (8,)), ("race", (8,))],
     ),
     "other": (
         lambda x: x * torch.poisson(torch.ones(8)) + torch.empty(8).random_(0, 5) + torch.empty(8).exponential_(3.0),
-        [("poisson", (8,)), ("random", (8,)), ("exponential", (8,))],
+        [("poisson", (8,)), ("randint", (8,)), ("exponential", (8,))],
     ),
     "out": (lambda x: x + torch.rand(8, out=torch.empty(8, dtype=x.dtype)), [("uniform", (8,))]),
 }

@@ -14,7 +14,7 @@ from compare.comparison.draw_parameters import known, other_parameter
 from compare.comparison.excuses import Measures, excuses
 from compare.comparison.float32 import other_in_float32, weigh_float32_program
 from compare.comparison.random_keys import reused_key
-from compare.comparison.steps import JaxSteps
+from compare.comparison.steps import JaxSteps, approximated
 from compare.jax_side.keys import StepKeys
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show
@@ -199,8 +199,8 @@ class CommonCheck(abc.ABC):
             first and first.divergence,
             [],
             settings(self.steps, pair.device),
-            [*followed.not_compared, *self.idle],
-            nondeterministic=[*pair.nondeterministic, *unreplayed],
+            [*followed.not_compared, *self.idle, *approximated(self.runs.stepper.exact)],
+            nondeterministic=[*pair.nondeterministic, *unreplayed, *self.runs.stepper.unrecorded],
             pinned=[
                 *(f"torch: {what}" for what in list(self.runs.stepper.pinned)),
                 *(f"{pair.jax.name}: {what}" for what in self.jax.pinned),

@@ -104,7 +104,7 @@ def settled(
 
 def _changes(hints: Hints, keys: StepKeys, draws: Sequence[Draw]) -> Iterator[_Change]:
     matching = match([Site(draw.kind, draw.value.shape) for draw in draws], keys.sites, hints)
-    pairs = [(found[0], site) for found, site in zip(matching.placed, keys.sites, strict=True) if found]
+    pairs = [(found.draw, site) for found, site in zip(matching.placed, keys.sites, strict=True) if found]
     certain, possible = _complements(hints, keys, draws, pairs)
     for numbers in dict.fromkeys((certain, certain | possible, *(frozenset({each}) for each in sorted(possible)))):
         if numbers:
@@ -127,7 +127,7 @@ def _complements(
         if each.site.kind == "bernoulli" and each._replace(torch=1 - each.torch).equal:
             (possible if each.equal else certain).add(each.draw)
     # A uniform variable is compared with a probability from below or from above.
-    possible |= {number for number, site in pairs if draws[number].kind == "uniform"}
+    possible |= {number for number, site in pairs if "uniform" in (draws[number].kind, site.kind)}
     return frozenset(certain), frozenset(possible)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from compare.jax_side.distributions import PARAMETERS
 from compare.jax_side.draw_matching import match
 from compare.jax_side.keys import StepKeys
 from compare.numerics.distance import distance
@@ -30,6 +31,8 @@ class Parameter(NamedTuple):
     """A parameter of one draw, on both sides."""
 
     site: Site
+    name: str
+    """Its name in `jax.random`."""
     draw: int
     torch: np.ndarray
     """As many numbers as JAX's, in its layout."""
@@ -45,7 +48,7 @@ class Parameter(NamedTuple):
         if not self.written:
             return distance(self.jax.astype(np.float64), self.torch) < COMPUTED
         # 1 - rate in float32 is off by a rounding of each number; what has fewer bits is off by more.
-        return bool(np.all(np.abs(self.torch - self.jax) <= 4 * _epsilon(self.jax)))
+        return bool(np.all(np.abs(self.torch - self.jax) <= 4 * _epsilon(self.jax) * np.maximum(1, self.torch)))
 
 
 def _epsilon(array: np.ndarray) -> float:
@@ -83,28 +86,35 @@ def both_parameters(keys: StepKeys, draws: Sequence[Draw], hints: Hints) -> Iter
     replayed = [draw for draw in draws if not draw.backward]
     matching = match([Site(draw.kind, draw.value.shape) for draw in replayed], keys.sites, hints)
     for site, read, found in zip(keys.sites, keys.reads, matching.placed, strict=True):
-        if found is None or read is None or not read.parameters or not replayed[found[0]].parameters:
+        if found is None or read is None or not read.parameters:
             continue
-        (position, layout), (theirs,) = found, read.parameters
-        (ours,) = replayed[position].parameters
-        draw = replayed[position].value
-        # A layout that complements booleans gives the probability of the complement as well.
-        laid_out = np.asarray(layout.to_jax(np.broadcast_to(np.asarray(ours, np.float64), draw.shape)))
-        yield Parameter(site, position, laid_out, np.asarray(theirs), isinstance(ours, float))
+        draw = replayed[found.draw]
+        written = all(isinstance(each, float) for each in draw.parameters)
+        ours = found.parameters(*draw.parameters) if draw.parameters else ()
+        for name, torch, jax in zip(PARAMETERS[site.kind], ours, read.parameters, strict=bool(ours)):
+            shape = draw.value.shape[: draw.value.ndim - found.conversion.axes]
+            laid_out = found.laid_out(np.broadcast_to(np.asarray(torch, np.float64), shape))
+            yield Parameter(site, name, found.draw, np.asarray(laid_out), np.asarray(jax), written)
 
 
 def _finding(step: int, found: Parameter) -> Divergence:
     ours, theirs, kind = _shown(found.torch), _shown(found.jax), found.site.kind
+    fix = ""
     if kind == "randint":
         name = "range of random integers"
         says = f"torch draws one of {ours} integers, and jax.random.randint one of {theirs}"
         fix = f"jax.random.randint(key, shape, minval, minval + {ours})"
-    else:
+    elif kind == "bernoulli":
         name = RATE
         says = f"torch draws True with probability {ours}, and jax.random.bernoulli with probability {theirs}"
         fix = f"jax.random.bernoulli(key, {ours}, shape)" if found.written else ""
+    else:
+        name = "parameter of a random draw"
+        says = f"torch draws with {found.name} = {ours}, and jax.random.{kind} with {found.name} = {theirs}"
+        if found.written and len(PARAMETERS[kind]) == 1:
+            fix = f"jax.random.{kind}(key, {ours}, shape)"
     place = found.site.place or str(found.site)
-    explanation = f"{says}, {place}. The values of the step do not show it, because JAX was given torch's draws"
+    explanation = f"{says}, {place}. JAX was given torch's draws, so that the numbers of the step do not depend on it"
     cause = Cause(name, explanation, fix, DOCS.format(kind))
     apart = distance(found.jax.astype(np.float64), found.torch)
     return Divergence(step, Stage.FORWARD, f"draw {found.draw}, {found.site}", place, apart, 0.0, 0.0, cause)

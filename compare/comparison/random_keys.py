@@ -60,8 +60,8 @@ def _uses(step: int, batch: int, keys: StepKeys, draws: Sequence[Draw], hints: H
     for site, read, found in zip(keys.sites, keys.reads, matching.placed, strict=True):
         if found is None or read is None:
             continue
-        (position, layout), key = found, read.key
-        value = np.asarray(layout.to_jax(replayed[position].value))
+        position, key, draw = found.draw, read.key, replayed[found.draw]
+        value = np.asarray(found.of(draw.value, *draw.parameters))
         # Under vmap, a draw has one key for each place along its first axes.
         for place in np.ndindex(key.shape[:-1]):
             yield key[place].tobytes(), _Use(step, batch, site, position, value[place])

@@ -2,11 +2,12 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from compare.alignment.pairings import NotCompared
 from compare.device import give_back_memory
 from compare.step.draws import Draw
 from compare.step.observation import Observation, Stream, halves
@@ -44,6 +45,10 @@ class Stepper:
         """What could not be run in float64 on the torch side, as text."""
         self.constants: dict[str, None] = {}
         """The float32 tensors, besides buffers, that the torch side uses, as text."""
+        self.exact: dict[str, None] = {}
+        """What torch approximates and was computed exactly instead, as text."""
+        self.unrecorded: dict[str, None] = {}
+        """What torch computes from its random numbers and JAX cannot repeat, as text."""
         self.reached: dict[str, bool] = {}
         """Whether any step of torch's reached what a program does with some data only, such as clipping."""
 
@@ -66,6 +71,8 @@ class Stepper:
                 shown = [run.update()]
             self.pinned |= dict.fromkeys(controlled.pinned)
             self.constants |= dict.fromkeys(controlled.constants)
+            self.exact |= dict.fromkeys(controlled.exact)
+            self.unrecorded |= dict.fromkeys(controlled.unrecorded)
             self._note_reached(controlled)
             yield shown.pop()
 
@@ -103,3 +110,9 @@ class Stepper:
         if not known:
             self.draws.append(controlled.draws)
         return controlled
+
+
+def approximated(names: Iterable[str]) -> list[NotCompared]:
+    """Say what torch approximates: the exact number has taken its place."""
+    why = "PyTorch approximates it to about 4 digits; the exact one takes its place"
+    return [NotCompared("torch", name, why) for name in names]

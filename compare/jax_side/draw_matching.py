@@ -8,28 +8,49 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from compare.jax_side.distributions import COMPLEMENTED, Conversion, conversion
 from compare.step.draws import NO_HINTS, Hints, Site
 from compare.step.layouts import Layout, draw_layouts
+
+
+class Placed(NamedTuple):
+    """What takes the place of what JAX draws somewhere."""
+
+    draw: int
+    """The position of torch's draw."""
+    layout: Layout
+    conversion: Conversion
+    before: bool = False
+    """Whether the complement is that of torch's draw, and not of what it becomes."""
+    reflected: bool = False
+    """Whether JAX draws the complement."""
+
+    def of(self, value: Any, *parameters: Any) -> Any:
+        """Give what JAX draws there, of what torch drew and its parameters."""
+        if self.reflected and self.before:
+            value = _complement(value)
+        value = self.laid_out(self.conversion.convert(value, *parameters))
+        return _complement(value) if self.reflected and not self.before else value
+
+    def laid_out(self, value: Any) -> Any:
+        """Lay an array out as JAX does there."""
+        return self.layout.to_jax(value)
+
+    def parameters(self, *parameters: Any) -> Sequence[Any]:
+        """Give torch's parameters as those of what JAX draws there; none where a replay does not hide them."""
+        found = self.conversion.parameters(*parameters) if self.conversion.parameters else ()
+        return [_complement(np.asarray(each)) for each in found] if self.reflected else found
 
 
 class Matching(NamedTuple):
     """Which draw goes where."""
 
-    placed: list[tuple[int, Layout] | None]
-    """For each site the position of its draw, and how to lay it out; None where nothing fits."""
+    placed: list[Placed | None]
+    """For each site what takes its place; None where nothing fits."""
     unreplayed: list[str]
     """Each site without a draw and each draw without a site, and why."""
     guessed: list[str]
     """Each draw that fits its site in more than one layout, and the one taken."""
-
-
-_SERVING = {"gumbel": ("exponential",), "permutation": ("randperm",), "bernoulli": ("bernoulli", "uniform")}
-"""What torch may draw where JAX draws something else: a Gumbel variable is -log of an exponential one, and a boolean of
-`jax.random.bernoulli` is whether a uniform variable is below the probability."""
-
-
-def _serves(draw: Site, site: Site) -> bool:
-    return draw.kind in _SERVING.get(site.kind, (site.kind,))
 
 
 def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS) -> Matching:
@@ -44,7 +65,10 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
 
     @functools.cache
     def fits(draw: Site, site: Site) -> list[Layout]:
-        return draw_layouts(draw.shape, site.shape, hints) if _serves(draw, site) and not site.obstacle else []
+        serving = conversion(draw.kind, site.kind)
+        if serving is None or site.obstacle or len(draw.shape) < serving.axes:
+            return []
+        return draw_layouts(draw.shape[: len(draw.shape) - serving.axes], site.shape, hints)
 
     options = [[fits(draw, site) for site in sites] for draw in draws]
     pairs = _longest(options, len(sites))
@@ -52,7 +76,7 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
     # A port has one layout for all of its images: a draw that allows one layout only shows it for the
     # others.
     usual = Counter((ranks[i], options[i][j][0].name) for i, j in pairs if len(options[i][j]) == 1)
-    placed: list[tuple[int, Layout] | None] = [None] * len(sites)
+    placed: list[Placed | None] = [None] * len(sites)
     guessed = []
     for i, j in pairs:
         # Of several layouts, the one that is certain for other draws of this rank; else the first.
@@ -60,7 +84,9 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
         given = dict(hints.layouts).get(draws[i].shape)
         counts = [usual[ranks[i], layout.name] or (layout.name == (given or likely)) / 2 for layout in options[i][j]]
         layout = options[i][j][counts.index(max(counts))]
-        placed[j] = (i, _reflected(layout) if i in hints.reflected else layout)
+        serving = conversion(draws[i].kind, sites[j].kind)
+        assert serving is not None
+        placed[j] = Placed(i, layout, serving, draws[i].kind in COMPLEMENTED, i in hints.reflected)
         if len(counts) > 1 and not max(counts):
             fitting = " or ".join(layout.name for layout in options[i][j])
             guessed.append(
@@ -77,15 +103,6 @@ def _with_repeated(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -
     found = match(draws, [sites[j] for j in anew], hints._replace(repeated=()))
     placed = dict(zip(anew, found.placed, strict=True))
     return found._replace(placed=[placed[earlier.get(j, j)] for j in range(len(sites))])
-
-
-def _reflected(layout: Layout) -> Layout:
-    """The same layout, of the complement of what was drawn."""
-    return Layout(
-        f"{layout.name}, complemented",
-        to_torch=lambda array: _complement(layout.to_torch(array)),
-        to_jax=lambda array: _complement(layout.to_jax(array)),
-    )
 
 
 def _complement(array: Any) -> Any:
@@ -140,7 +157,7 @@ def _left_over(draws: Sequence[Site], sites: Sequence[Site], pairs: list[tuple[i
 def _reason(draw: Site, site: Site) -> str:
     if site.obstacle:
         return site.obstacle
-    if not _serves(draw, site):
+    if conversion(draw.kind, site.kind) is None:
         return (
             "these are different kinds of random numbers. To compare them, draw before the step, and pass the "
             "numbers to both sides as an input"

@@ -233,7 +233,7 @@ def draws_of_torch_alone(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> li
     sites = read_keys(run, batch, draws).sites
     numbers = [number for number, draw in enumerate(draws) if not draw.backward]
     found = match([Site(draws[n].kind, tuple(draws[n].value.shape)) for n in numbers], sites, run.hints)
-    met = {each[0] for each in found.placed if each is not None}
+    met = {each.draw for each in found.placed if each is not None}
     return [number for place, number in enumerate(numbers) if place not in met]
 
 

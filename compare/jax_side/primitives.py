@@ -56,8 +56,11 @@ KINDS: dict[str, Kind] = {
 JIT = "jit"
 """A call that bears the name of the function that it calls, as a parameter."""
 
-BITS = frozenset({"random_bits", "rng_bit_generator", "rng_uniform"})
-"""Operations that draw random bits."""
+GAMMA = "random_gamma"
+"""Draws Gamma variables, or their logarithms."""
+
+BITS = frozenset({"random_bits", "rng_bit_generator", "rng_uniform", GAMMA})
+"""Operations that draw: random bits, but for one."""
 
 _FOREIGN = frozenset({"callback", "ffi", "tf", "outside"})
 """Words in the names of operations whose results are computed outside the program."""
@@ -175,6 +178,11 @@ def trace_state() -> Any:
 def called(eqn: Any) -> Any:
     """Give the program that a call or a checkpoint runs."""
     return _parameter(eqn, "call_jaxpr", "jaxpr", "call")
+
+
+def in_logarithms(program: Any) -> bool:
+    """Tell whether a program that draws Gamma variables gives their logarithms, as `jax.random.loggamma` does."""
+    return any(eqn.primitive.name == GAMMA and eqn.params.get("log_space") for eqn in Program.of(program).equations)
 
 
 class Scan(NamedTuple):

@@ -6,12 +6,14 @@ vmap, scan or checkpoint it is inside, as one operation whose result can be repl
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from compare.jax_side.choices import name_choices
+from compare.jax_side.distributions import PARAMETERS
 from compare.jax_side.draw_matching import Matching, match
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lines import line
@@ -25,30 +27,35 @@ from compare.jax_side.primitives import (
     bind,
     called,
     checkpoint_options,
+    in_logarithms,
     programs,
 )
 from compare.step.draws import NO_HINTS, Draw, Hints, Site
 from compare.step.user_code import passes_on
 
-Values = tuple[dict[str, np.ndarray], ...]
-"""Draws as a pytree of arrays, each under its kind: the compiled step's argument."""
+Values = tuple[dict[str, tuple[np.ndarray, ...]], ...]
+"""Draws as a pytree of arrays, the compiled step's argument: what was drawn and its parameters, under its kind."""
 
 
 def replayable(draws: Sequence[Draw], dtype: str) -> Values:
     """Give the draws that the JAX side repeats: not those of torch's checkpoints, where JAX computes its own again."""
-    values = ((draw.kind, draw.value) for draw in draws if not draw.backward)
-    return tuple({kind: value.astype(dtype) if value.dtype.kind == "f" else value} for kind, value in values)
+
+    def cast(value: Any) -> np.ndarray:
+        array = np.asarray(value)
+        return array.astype(dtype) if array.dtype.kind == "f" else array
+
+    return tuple({draw.kind: tuple(map(cast, (draw.value, *draw.parameters)))} for draw in draws if not draw.backward)
 
 
 def sites_of_values(values: Values) -> list[Site]:
     """List kind and shape of torch's draws."""
-    return [Site(kind, tuple(value.shape)) for item in values for kind, value in item.items()]
+    return [Site(kind, tuple(value.shape)) for item in values for kind, (value, *_) in item.items()]
 
 
 def laid_out(values: Values, matching: Matching) -> list[Any]:
     """Give torch's draw for each place where the JAX side draws, laid out as there; None where it has none."""
-    arrays = [value for item in values for value in item.values()]
-    return [None if found is None else found[1].to_jax(arrays[found[0]]) for found in matching.placed]
+    drawn = [value for item in values for value in item.values()]
+    return [None if found is None else found.of(*drawn[found.draw]) for found in matching.placed]
 
 
 def replaying(
@@ -62,7 +69,7 @@ def replaying(
     again.
 
     >>> import jax
-    >>> values = ({"bernoulli": np.array([True, False, True])},)
+    >>> values = ({"bernoulli": (np.array([True, False, True]),)},)
     >>> unreplayed, guessed = [], []
     >>> def dropout(x):
     ...     return x * jax.random.bernoulli(jax.random.key(0), 0.5, x.shape) / 0.5
@@ -107,6 +114,10 @@ _SAMPLES: dict[str, Callable[[Any, Any], Any]] = {
     "gumbel": lambda random, key: random.gumbel(key, (2,)),
     "randint": lambda random, key: random.randint(key, (2,), 0, 2),
     "permutation": lambda random, key: random.permutation(key, 2),
+    "gamma": lambda random, key: random.gamma(key, 2.0),
+    "beta": lambda random, key: random.beta(key, 2.0, 2.0),
+    "dirichlet": lambda random, key: random.dirichlet(key, np.ones(2, np.float32)),
+    "poisson": lambda random, key: random.poisson(key, 2.0),
 }
 
 
@@ -145,9 +156,22 @@ def recognizable() -> Iterator[None]:
         return call
 
     with contextlib.ExitStack() as stack:
-        for kind in _SAMPLES:
-            stack.enter_context(mock.patch.object(jax.random, kind, whole(getattr(jax.random, kind))))
+        for name in _drawing():
+            stack.enter_context(mock.patch.object(jax.random, name, whole(getattr(jax.random, name))))
         yield
+
+
+@functools.cache
+def _drawing() -> list[str]:
+    """List the functions of `jax.random` that take a key."""
+    import jax
+
+    found = {name: getattr(jax.random, name) for name in dir(jax.random) if not name.startswith("_")}
+    return [name for name, each in found.items() if inspect.isfunction(each) and _takes_a_key(each)]
+
+
+def _takes_a_key(function: Callable[..., Any]) -> bool:
+    return "key" in inspect.signature(function).parameters
 
 
 class Replayer(Interpreter):
@@ -202,6 +226,8 @@ def drawn_kind(eqn: Any) -> str | None:
         return "bits"
     if eqn.primitive.name != JIT or (kind := _names().get(eqn.params["name"])) is None:
         return None
+    if kind == "gamma" and in_logarithms(called(eqn)):
+        kind = "loggamma"
     return kind if jnp.issubdtype(eqn.invars[0].aval.dtype, jax.dtypes.prng_key) else None
 
 
@@ -227,12 +253,11 @@ def drawn(eqn: Any) -> Iterator[Site]:
 
 def parameters(kind: str, inputs: list[Any], shape: tuple[int, ...]) -> tuple[Any, ...]:
     """Give what `Draw.parameters` has, of the JAX side: `inputs` are what a function of `jax.random` takes."""
-    if kind == "bernoulli":
-        return (_over(inputs[1], inputs[0].shape, shape),)
-    if kind == "randint":
-        low, high = (_over(each, inputs[0].shape, shape) for each in inputs[1:])
-        return (high - low,)
-    return ()
+    if kind not in PARAMETERS:
+        return ()
+    key, *others = inputs
+    found = [_over(each, key.shape, shape) for each in others]
+    return (found[1] - found[0],) if kind == "randint" else tuple(found[: len(PARAMETERS[kind])])
 
 
 def _over(parameter: Any, keys: tuple[int, ...], shape: tuple[int, ...]) -> Any:
@@ -248,17 +273,29 @@ def _over(parameter: Any, keys: tuple[int, ...], shape: tuple[int, ...]) -> Any:
 
 def _standing_in(kind: str, draw: Any, inputs: list[Any], dtype: Any) -> Any:
     """Do with a recorded draw what the function of `jax.random` does with its own."""
-    import jax.numpy as jnp
-
     if kind == "uniform":
         _, low, high = inputs
         return low + (high - low) * draw.astype(dtype)
     if kind == "permutation":
         return inputs[1][draw]
-    if kind == "gumbel":
-        return -jnp.log(draw.astype(dtype))
+    if kind in ("gamma", "loggamma"):
+        (concentration,) = parameters(kind, inputs, draw.shape)
+        return _following(draw.astype(dtype), concentration, logarithm=kind == "loggamma")
     if kind == "bernoulli" and draw.dtype != bool:  # a uniform variable of torch's
         return draw < parameters(kind, inputs, draw.shape)[0]
     if kind == "randint":
         return _over(inputs[1], inputs[0].shape, draw.shape) + draw.astype(dtype)
     return draw.astype(dtype)
+
+
+def _following(draw: Any, concentration: Any, *, logarithm: bool) -> Any:
+    """Give a Gamma variable, or its logarithm, that moves with its concentration as JAX's own does."""
+    import jax
+    import jax.numpy as jnp
+
+    fixed = jax.lax.stop_gradient(concentration)
+    value = jnp.maximum(draw, jnp.finfo(draw.dtype).tiny)
+    slope = jax.lax.random_gamma_grad(fixed, value)
+    if logarithm:
+        value, slope = jnp.log(value), slope / value
+    return value + slope * (concentration - fixed)

@@ -108,7 +108,7 @@ def reshaped(name: str, torch: tuple[int, ...], jax: tuple[int, ...]) -> Layout:
 def draw_layouts(shape: tuple[int, ...], wanted: tuple[int, ...], hints: Hints = NO_HINTS) -> list[Layout]:
     """List the layouts under which torch's random numbers have the shape `wanted`, each once.
 
-    Besides the orders of axes these are other axes of length one, and heads split from the batch, since
+    Besides the orders of axes these are other axes of length one, and an axis split in two, as heads from the batch:
     `torch.nn.MultiheadAttention` draws `(batch * heads, query, key)`.
     """
     for channels, points in hints.flattened:
@@ -123,10 +123,11 @@ def draw_layouts(shape: tuple[int, ...], wanted: tuple[int, ...], hints: Hints =
     unmoved = tuple(axis for axis, length in enumerate(shape) if length != 1)
     if [n for n in shape if n != 1] == [n for n in wanted if n != 1]:
         found.setdefault(unmoved, reshaped("with other axes of length one", shape, wanted))
-    # torch.nn.functional.multi_head_attention_forward views (batch, heads, ...) as (batch * heads, ...):
-    # row-major, so that splitting the first axis undoes it.
-    if len(wanted) > 2 and (wanted[0] * wanted[1], *wanted[2:]) == shape:
-        found.setdefault(unmoved, reshaped("heads split", shape, wanted))
+    # torch.nn.functional.multi_head_attention_forward views (batch, heads, ...) as (batch * heads, ...), and
+    # torch.distributions.Categorical all axes of its batch as one: row-major, so that splitting the axis undoes it.
+    for axis in range(len(wanted) - 2):
+        if (*wanted[:axis], wanted[axis] * wanted[axis + 1], *wanted[axis + 2 :]) == shape:
+            found.setdefault(unmoved, reshaped("an axis split", shape, wanted))
     return list(found.values())
 
 

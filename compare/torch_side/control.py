@@ -19,10 +19,10 @@ from compare.numerics.tables import movement
 from compare.step.draws import Draw
 from compare.step.places import users_line
 from compare.step.user_code import passes_on
-from compare.torch_side.kernels import KERNELS
+from compare.torch_side.host_draws import drawing
+from compare.torch_side.kernels import EXACT, KERNELS, NOT_UNIQUE
 from compare.torch_side.random_calls import RandomCall, random
 from compare.torch_side.reached import Reached
-from compare.torch_side.shuffles import KIND, shuffling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,6 +88,7 @@ class ControlledRun:
         self._notes: dict[str, None] = {}
         self._constants: dict[str, None] = {}
         self._fused: dict[str, None] = {}
+        self._exact: dict[str, None] = {}
         self.unfinished = False
         """Whether it is entered once more, for the rest of the step."""
         self._stack = contextlib.ExitStack()
@@ -108,6 +109,11 @@ class ControlledRun:
         return list(self._constants)
 
     @property
+    def exact(self) -> list[str]:
+        """What torch approximates, and was computed exactly instead, for a person to read."""
+        return list(self._exact)
+
+    @property
     def unrecorded(self) -> list[str]:
         """Random operations whose random numbers do not come out of them, for a person to read."""
         return list(self._fused)
@@ -124,7 +130,7 @@ class ControlledRun:
                 stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
             if "torch._dynamo" in sys.modules:  # a compiled model runs as it is written
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(shuffling(self._order))
+            stack.enter_context(drawing(self._host))
             stack.enter_context(_dispatcher()(self._operation))
             self._stack = stack.pop_all()
         return self
@@ -141,18 +147,24 @@ class ControlledRun:
     @passes_on
     def _operation(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation of aten in place of torch."""
+        name = operation.overloadpacket.__name__
+        if (exact := EXACT.get(name)) is not None:
+            self._exact[exact.what] = None
+            return exact.compute(*args, **kwargs)
+        if name in NOT_UNIQUE:
+            self._fused[NOT_UNIQUE[name]] = None
         if self.lift:
-            if (kernel := KERNELS.get(operation.overloadpacket.__name__)) is not None:
+            if (kernel := KERNELS.get(name)) is not None:
                 return kernel(*args, **kwargs)
             args, kwargs = self._lifted(operation, args, kwargs)
         if not random(operation):
             output = operation(*args, **kwargs)
-            if self._moved is not None and operation.overloadpacket.__name__ in _TRANSCENDENTAL:
+            if self._moved is not None and name in _TRANSCENDENTAL:
                 return _moved(output, self._moved)
             if not self.lift and hasattr(output, "dtype"):
                 self.dtypes.add(_dtype(output))
             if not self.lift:
-                self._reached.look(operation.overloadpacket.__name__, args, kwargs)
+                self._reached.look(name, args, kwargs)
             return output
         call = RandomCall(operation, args, kwargs)
         if not call.draws():
@@ -167,21 +179,24 @@ class ControlledRun:
         self.draws.append(draw)
         return output
 
-    def _order(self, count: int, draw: "Callable[[], np.ndarray]") -> "np.ndarray":
-        """Give the order in which NumPy or Python shuffles so many things."""
-        if self._replay is not None:
-            return self._next(KIND, (count,)).value
-        self.draws.append(Draw(KIND, draw()))
-        return self.draws[-1].value
+    def _host(self, kind: str, draw: Callable[[], Draw]) -> Draw:
+        """Give what NumPy or Python draws."""
+        if self._replay is None:
+            self.draws.append(draw())
+            return self.draws[-1]
+        anew, recorded = self._replayed in self._anew, self._next(kind, None)
+        return draw() if anew else recorded
 
-    def _next(self, kind: str, shape: tuple[int, ...]) -> Draw:
+    def _next(self, kind: str, shape: tuple[int, ...] | None) -> Draw:
         assert self._replay is not None
         if self._replayed == len(self._replay):
             raise NondeterministicError(
-                f"torch drew {len(self._replay)} times in the first run, and once more in the second: {kind} {shape}"
+                f"torch drew {len(self._replay)} times in the first run, and once more in the second: {kind} "
+                f"{shape if shape is not None else ''}"
                 f"{self._place()}"
             )
         draw = self._replay[self._replayed]
+        shape = draw.value.shape if shape is None else shape
         if (kind, shape) != (draw.kind, draw.value.shape):
             raise NondeterministicError(
                 f"torch's draw {self._replayed} was {draw} in the first run, and is {kind} {shape} in the "

@@ -1,7 +1,10 @@
-"""In float64, what torch's own kernels compute in float32: a gradient scaler, a slope, and a weight norm on a GPU."""
+"""What torch's own kernels compute with fewer digits than the precision has.
+
+In float64 these are a gradient scaler, a slope, and a weight norm on a GPU, which are computed in float32.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def _unscale(grads: Any, found_inf: Any, inv_scale: Any) -> None:
@@ -48,6 +51,42 @@ def _hardsigmoid_backward(grad: Any, x: Any) -> Any:
 
     return torch.where((x > -3) & (x < 3), grad / 6, torch.zeros((), dtype=grad.dtype, device=grad.device))
 
+
+def _gamma_slope(concentration: Any, variable: Any) -> Any:
+    """Give the exact derivative of a Gamma variable by its concentration.
+
+    With the distribution function P and its density p, it is -(dP/da) / p. The series of P is a sum of x^(a + k) e^-x /
+    Gamma(a + k + 1); divided by p, each of its terms is a product of x / (a + i).
+    """
+    import torch
+
+    a, x = torch.broadcast_tensors(concentration.double(), variable.double())
+    found, term, order = torch.zeros_like(a), x / a, 0
+    while True:
+        added = term * (torch.digamma(a + order + 1) - x.log())
+        found = found + added
+        if bool(((added.abs() <= 1e-17 * found.abs()) & (a + order > x)).all()):
+            return found.to(variable.dtype)
+        order += 1
+        term = term * x / (a + order)
+
+
+class Exact(NamedTuple):
+    """What PyTorch approximates to a few digits in either precision."""
+
+    what: str
+    compute: Callable[..., Any]
+
+
+EXACT = {"_standard_gamma_grad": Exact("the derivative of Gamma variables by their concentration", _gamma_slope)}
+"""By the operation's name."""
+
+NOT_UNIQUE = {
+    "_dirichlet_grad": "torch takes the gradient of a Beta or Dirichlet variable by its concentration. PyTorch and "
+    "jax.random estimate it in two ways, which are both right and differ at each draw. Stop the gradient on both "
+    "sides, or draw Gamma variables and normalize them on both, whose gradient is unique"
+}
+"""Gradients of random variables for which the libraries have other estimates, with what is to be said of each."""
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "_amp_foreach_non_finite_check_and_unscale_": _unscale,

@@ -15,7 +15,13 @@ def random(operation: Any) -> bool:
 _UNTAGGED = frozenset({"random_", "binomial", "_sample_dirichlet"})
 """Random operations that torch has not tagged as such."""
 
-_PARAMETERS = {"uniform": ("from", "to"), "normal": ("mean", "std"), "exponential": ("", "lambd")}
+_PARAMETERS = {
+    "uniform": ("from", "to"),
+    "normal": ("mean", "std"),
+    "log_normal": ("mean", "std"),
+    "exponential": ("", "lambd"),
+    "cauchy": ("median", "sigma"),
+}
 """What the parameters of a distribution are called, where 0 and 1 are the standard ones."""
 
 _KINDS = {
@@ -25,6 +31,9 @@ _KINDS = {
     "randn": "normal",
     "randn_like": "normal",
     "randint_like": "randint",
+    "log_normal": "normal",
+    "_standard_gamma": "gamma",
+    "_sample_dirichlet": "dirichlet",
 }
 """The kind of a draw, where it is not the operation's name."""
 
@@ -45,9 +54,11 @@ class RandomCall:
         self.base = _name(operation).removesuffix("_")
         self.fused = "attention" in self.base or self.base.endswith("_rnn")
         """Whether it is dropout and much else at once, and does not give the mask."""
-        self.race = self.base == "multinomial" and (self.given["num_samples"] == 1 or not self.given["replacement"])
+        self.race = self.base == "multinomial"
         """Whether it is a race of exponential variables: torch takes the largest of probability / variable."""
-        self.kind = "exponential" if self.race else _KINDS.get(self.base, self.base)
+        self.kind = "race" if self.race else _KINDS.get(self.base, self.base)
+        if self.base == "random" and "to" in self.given:
+            self.kind, self.given["low"], self.given["high"] = "randint", self.given.get("from", 0), self.given["to"]
 
     def __str__(self) -> str:
         return f"{_name(self.operation)} {self.shape()}"
@@ -69,21 +80,20 @@ class RandomCall:
         if self.base == "randperm":
             return (given["n"],)
         if self.race:
-            return tuple(given["self"].shape)
-        if self.base == "multinomial":
-            return (*given["self"].shape[:-1], given["num_samples"])
+            return (*((given["num_samples"],) if self._several() else ()), *given["self"].shape)
         if isinstance(self.written, torch.Tensor):
             return tuple(self.written.shape)
         return tuple(torch.broadcast_shapes(*(v.shape for v in given.values() if isinstance(v, torch.Tensor))))
 
     def run(self) -> tuple[Any, Draw]:
         """Run it, and read what it drew."""
-        import torch
-
         if self.race:
             # What `multinomial` does itself, see aten's Distributions.cpp: the variables of a Gumbel-max, which are
-            # what `jax.random.categorical` draws, stay inside of it. The generator gives the same numbers.
-            variables = torch.empty_like(self.given["self"]).exponential_(1, generator=self.given.get("generator"))
+            # what `jax.random.categorical` draws, stay inside of it. The generator gives the same numbers, but for
+            # several categories with replacement, for which torch searches the sums of the probabilities.
+            variables = (
+                self.given["self"].new_empty(self.shape()).exponential_(1, generator=self.given.get("generator"))
+            )
             return self._winners(variables), self._read(variables)
         output = self.operation(*self._args, **self._kwargs)
         return output, self._read(output)
@@ -92,8 +102,15 @@ class RandomCall:
         """Give the categories that `multinomial` draws by these exponential variables."""
         rates = self.given["self"] / variables
         number = self.given["num_samples"]
-        chosen = rates.argmax(-1, keepdim=True) if number == 1 else rates.topk(number).indices
+        if self._several():
+            chosen = rates.argmax(-1).movedim(0, -1)
+        else:
+            chosen = rates.argmax(-1, keepdim=True) if number == 1 else rates.topk(number).indices
         return chosen if self.written is None else self.written.copy_(chosen)
+
+    def _several(self) -> bool:
+        """Tell whether several categories are drawn independently: each has a race of its own."""
+        return bool(self.given["num_samples"] > 1 and self.given["replacement"])
 
     def _read(self, output: Any) -> Draw:
         import torch
@@ -109,6 +126,11 @@ class RandomCall:
             tensor = tensor != 0
         elif self.kind == "randint":
             tensor = tensor - self.given.get("low", 0)
+        elif self.base == "log_normal":
+            tensor = tensor.double().log()
+        elif self.kind == "dirichlet":
+            tensor = tensor.double()
+            tensor = tensor / tensor.sum(-1, keepdim=True)  # in float32 the sum is 1 but for rounding
         if self.base in _PARAMETERS:
             location, scale = self._parameters()
             if not (isinstance(location, float) and isinstance(scale, float) and (location, scale) == (0.0, 1.0)):
@@ -125,12 +147,14 @@ class RandomCall:
         given = self.given
         if self.kind == "randint":
             return (float(given["high"] - given.get("low", 0)),)
+        if self.kind in ("gamma", "dirichlet", "poisson", "race"):
+            return (_numbers(given["self"]),)
         if self.kind != "bernoulli":
             return ()
         if self.base == "native_dropout":  # dropout on a GPU, whose p is that of dropping
             return (1 - given["p"],)
         chance: Any = given.get("p", given.get("self"))  # `bernoulli` without p draws by the tensor itself
-        return (chance.detach().double().cpu().numpy() if isinstance(chance, torch.Tensor) else float(chance),)
+        return (_numbers(chance) if isinstance(chance, torch.Tensor) else float(chance),)
 
     def _parameters(self) -> tuple[Any, Any]:
         """The location and the scale of the distribution: numbers, or tensors in float64."""
@@ -140,7 +164,7 @@ class RandomCall:
         first, second = (value.double() if isinstance(value, torch.Tensor) else float(value) for value in values)
         if self.kind == "uniform":
             return first, second - first
-        return (first, second) if self.kind == "normal" else (0.0, 1 / second)
+        return (0.0, 1 / second) if self.kind == "exponential" else (first, second)
 
     def give(self, draw: Draw) -> Any:
         """Do what the operation does, with random numbers that were drawn before."""
@@ -165,6 +189,8 @@ class RandomCall:
         if self.base in _PARAMETERS:
             location, scale = self._parameters()
             value = location + scale * value.double()
+        if self.base == "log_normal":
+            value = value.exp()
         if self.written is not None:
             return self.written.copy_(value)
         dtype = self.given.get("dtype")
@@ -173,6 +199,10 @@ class RandomCall:
             if draw.kind == "bernoulli" or value.is_floating_point():
                 dtype = like.dtype if like is not None else torch.get_default_dtype()
         return value.to(dtype)
+
+
+def _numbers(tensor: Any) -> Any:
+    return tensor.detach().double().cpu().numpy()
 
 
 def _name(operation: Any) -> str:

@@ -12,7 +12,9 @@ _IGNORED, _ALWAYS_IGNORED = 4, -100
 """The position of `ignore_index` among the arguments of aten's nll_loss, and its default."""
 
 _WRAPPERS = frozenset({"hardtanh", "relu6", "threshold", "nan_to_num", "clamp", "clip", "where", "masked_fill"})
-"""Functions of torch's in Python that do what their name says, and nothing beside."""
+_WRAPPERS |= {"huber_loss", "smooth_l1_loss", "forward", "_call_impl", "_wrapped_call_impl"}
+"""Functions of torch's in Python that do what their name says, and nothing beside; and those by which a module of
+torch's, such as `ReLU6`, hands on its input to one of them."""
 
 
 class Reached:
@@ -72,7 +74,17 @@ def _smaller(args: tuple[Any, ...], _: dict[str, Any]) -> Iterator[Any]:
     yield (args[1] < args[0]).any()
 
 
+def _errors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    """Tell whether errors are below the bound between the square and the straight part of a loss, and above it."""
+    bound = kwargs.get("delta", kwargs.get("beta", args[3] if len(args) > 3 else 1.0))
+    error = (args[0] - args[1]).abs()
+    yield (error < bound).any()
+    yield (error > bound).any()
+
+
 _CHOICES: dict[str, Any] = {
+    "huber_loss": (("no error is below its delta", "no error is above its delta"), _errors),
+    "smooth_l1_loss": (("no error is below its beta", "no error is above its beta"), _errors),
     # As of two critics: a port with one of them alone is right as long as the other never decides.
     "minimum": (
         ("its first argument is never the smaller one", "its second argument is never the smaller one"),

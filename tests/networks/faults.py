@@ -28,7 +28,7 @@ POWER = 100.0
 CAUSES = {
     "epsilon": "epsilon",
     "learning rate": "learning rate",
-    "activation": "activation|slope|alpha|beta",
+    "activation": "activation|slope|alpha|beta|another operation",
     "statistic": "stale statistics|biased running variance|mode of a normalization",
     "transposed": "transposed weight",
 }

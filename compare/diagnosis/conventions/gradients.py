@@ -74,6 +74,17 @@ def _flat_outside(low: float, high: float) -> Code:
     return Code("jnp.where", (f"(x > {bounds[0]}) & (x < {bounds[1]})", "x", clipped))
 
 
+def _padding_trained(call: Call) -> Any:
+    return call.run(padding_idx=None)
+
+
+def _padding_stopped(call: Call, place: Place) -> Code:
+    """Write the lookup so that the row of the padding index has no gradient."""
+    del place
+    padding = call["padding_idx"] % call["weight"].shape[0]  # torch counts a negative one from the end
+    return Code("jnp.where", (f"(x == {padding})[..., None]", "jax.lax.stop_gradient(y)", "y"))
+
+
 def _attached(call: Call) -> Any:
     return call.input
 
@@ -120,6 +131,16 @@ GRADIENTS = (
         jax_does="stops the gradient there",
         fix=says("leave out jax.lax.stop_gradient there: torch has no detach()"),
         source=f"{JAX}jax.lax.stop_gradient.html",
+        gradient=True,
+    ),
+    Alternative(
+        name="trained padding row",
+        functions=("embedding",),
+        compute=_padding_trained,
+        jax_does="trains the row of the padding index, which torch's padding_idx keeps as it is",
+        fix=_padding_stopped,
+        source="https://docs.pytorch.org/docs/stable/generated/torch.nn.Embedding.html",
+        applies=lambda call: call["padding_idx"] is not None,
         gradient=True,
     ),
     Alternative(

@@ -101,17 +101,49 @@ def _ignores(call: Call) -> bool:
     return not labels.is_floating_point() and call["ignore_index"] < 0 and bool((labels == call["ignore_index"]).any())
 
 
+def _counted(call: Call) -> Any:
+    return call["target"] != call["ignore_index"]
+
+
+def _averages_labels(call: Call) -> bool:
+    return call["reduction"] == "mean" and not call["target"].is_floating_point()
+
+
 def _leaves_out(call: Call) -> bool:
-    labels = call["target"]
-    counted = call["reduction"] == "mean" and call["weight"] is None and not labels.is_floating_point()
-    return counted and bool((labels == call["ignore_index"]).any())
+    return _averages_labels(call) and not bool(_counted(call).all())
+
+
+def _weighs(call: Call) -> bool:
+    return _averages_labels(call) and call["weight"] is not None
 
 
 def _counting(call: Call, place: Place) -> Code | str:
-    return _code(call, place) or f"divide by the number of labels that are not {call['ignore_index']}, as torch does"
+    if code := _code(call, place):
+        return code
+    if call["weight"] is not None:
+        return "divide by the sum of the weights of the labels that count, as torch does"
+    return f"divide by the number of labels that are not {call['ignore_index']}, as torch does"
 
 
 LOSS_FUNCTIONS = (
+    Alternative(
+        name="class weights",
+        functions=("cross_entropy", "nll_loss"),
+        compute=lambda call: call.run(reduction="sum") / _counted(call).sum(),
+        jax_does="divides by the number of the labels that count, torch by the sum of their weights",
+        fix=_counting,
+        source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
+        applies=_weighs,
+    ),
+    Alternative(
+        name="class weights",
+        functions=("cross_entropy", "nll_loss"),
+        compute=lambda call: call.run(reduction="sum") / call["target"].numel(),
+        jax_does="divides by the number of all labels, torch by the sum of the weights of those that count",
+        fix=_counting,
+        source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
+        applies=lambda call: _weighs(call) and _leaves_out(call),
+    ),
     Alternative(
         name="ignored labels",
         functions=("cross_entropy", "nll_loss"),
@@ -119,7 +151,7 @@ LOSS_FUNCTIONS = (
         jax_does="divides by the number of all labels, torch by that of the labels that are not ignored",
         fix=_counting,
         source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
-        applies=_leaves_out,
+        applies=lambda call: _leaves_out(call) and not _weighs(call),
     ),
     Alternative(
         name="ignored labels",

@@ -36,9 +36,15 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
             fix = f"take the {JOINING[node.name]} of {kept} and {others[0]}"
             code = joined_again(context, node, number)
         else:
-            does = f"leaves out {shown(node)}"
-            fix = f"apply {node.name} to {kept}, as torch does"
+            does = f"leaves out {shown(node).replace(node.name, _with_number(node), 1)}"
+            fix = f"apply {_with_number(node)} to {kept}, as torch does"
         yield one(Kind.LEFT_OUT, node, compute, does, fix, code)
+
+
+def _with_number(node: Node) -> str:
+    """Name an operation and the number that it joins its operand with: "mul by 0.5"."""
+    number = node.args[1] if node.name in JOINING and len(node.args) == 2 else None
+    return f"{node.name} by {number:g}" if isinstance(number, int | float) else node.name
 
 
 def applied_twice(context: Context, node: Node) -> Iterator[Edit]:

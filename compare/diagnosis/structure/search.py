@@ -170,20 +170,24 @@ class StructureSearch:
         Of n edits there are n²/2 pairs, with n in the thousands. Where two mistakes do not interact, as in two branches
         of a sum, correcting one of them already removes part of the difference, and so is among the nearest.
         """
-        of_tables = [each.edit for each in self.tried if each.edit.kind in (Kind.TABLE, Kind.NUMBERS)][:TABLES]
+        # What changes nothing alone, such as a factor of weights that are normalized, is seen only together with
+        # another edit, which it turns into a third: no fault of its own.
+        before = self.here.leaves([])
+        tried = [each for each in self.tried if abs(each.apart - before) > SAME * before]
+        of_tables = [each.edit for each in tried if each.edit.kind in (Kind.TABLE, Kind.NUMBERS)][:TABLES]
         for first, second in itertools.combinations(of_tables, 2):  # of sines and cosines, of means and deviations
             if not self.budget.left(0.75):
                 break
             if _apart_in_place(first, second) and self.here.leaves([first, second]) <= 1:
                 yield [first, second]
-        usual = [each.edit for each in self.tried if each.edit.kind in _USUAL][:USUAL]
+        usual = [each.edit for each in tried if each.edit.kind in _USUAL][:USUAL]
         for first, second in itertools.combinations(usual, 2):
             if not self.budget.left(0.75):
                 break
             if _apart_in_place(first, second) and self.here.leaves([first, second]) <= 1:
                 yield [first, second]
-        near = sorted((each for each in self.tried if np.isfinite(each.apart)), key=lambda each: each.apart)
-        every = [each.edit for each in self.tried]
+        near = sorted((each for each in tried if np.isfinite(each.apart)), key=lambda each: each.apart)
+        every = [each.edit for each in tried]
         for nearest, second in itertools.product(near[:NEAREST], every):
             if not self.budget.left():
                 return
