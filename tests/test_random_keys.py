@@ -210,3 +210,61 @@ def test_a_draw_without_effect_is_no_mismatch(rate: float, verdict: str) -> None
     assert bool(report.nondeterministic) == (rate > 0)
     idle = [each.name for each in report.not_compared if each.reason.startswith("a draw without effect")]
     assert [name.startswith("bernoulli (5, 6), test_random_keys.py:") for name in idle] == [True] * (rate == 0)
+
+
+def program_in_python(*, rate: float = 0.8, split: bool = True) -> Any:
+    """Give what builds a step in plain Python that counts, and draws within a compiled function."""
+
+    def build() -> Any:
+        @jax.jit
+        def run(w: Any, key: Any, x: Any, count: Any) -> Any:
+            def loss(w: Any) -> Any:
+                return jnp.mean((x * jax.random.bernoulli(key, rate, x.shape) @ w - count) ** 2)
+
+            value, gradient = jax.value_and_grad(loss)(w)
+            return value, w - 0.1 * gradient
+
+        count = 0
+
+        def step(state: Any, batch: Any) -> Any:
+            nonlocal count
+            count += 1
+            key, used = jax.random.split(state["key"])
+            value, w = run(state["weights"]["w"], used if split else state["key"], batch["x"], count)
+            return {"weights": {"w": w}, "key": key if split else state["key"]}, {"loss": value}
+
+        return {"weights": {"w": jnp.zeros(4)}, "key": jax.random.key(0)}, step
+
+    return build
+
+
+def torch_program() -> Any:
+    w = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([w], 0.1)
+    count = 0
+
+    def step(state: Any, batch: Any) -> Any:
+        nonlocal count
+        count += 1
+        x = batch["x"] * torch.bernoulli(torch.full_like(batch["x"], 0.8))
+        loss = ((x @ w - count) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    return {"weights": torch.nn.ParameterDict({"w": w}), "optimizer": optimizer}, step
+
+
+@pytest.mark.parametrize(
+    ("port", "name"),
+    [({}, None), ({"rate": 0.7}, "probability of a random mask"), ({"split": False}, "random key used twice")],
+)
+def test_a_program_whose_step_is_plain_python(port: Any, name: str | None) -> None:
+    """Its keys are read from the program that each step is traced to: run once more, it would count once more."""
+    data = [{"x": np.random.default_rng(seed).normal(size=(5, 4)).astype(np.float32)} for seed in range(2)]
+    original, side = compare.TorchProgram(torch_program), compare.JaxProgram(program_in_python(**port))
+    report = compare.check(original, side, data, steps=2, quick=True, device="cpu")
+    causes = [each.cause.name for each in (report.divergence, *report.others) if each and each.cause]
+    assert causes == ([name] if name else []), str(report)
+    assert report.ok == (name is None)

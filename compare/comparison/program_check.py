@@ -22,9 +22,8 @@ from compare.comparison.taken_updates import taken_updates
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError
-from compare.jax_side.inquiries import KeyedRun
 from compare.jax_side.keys import StepKeys
-from compare.jax_side.program_inquiries import has_fast_variance, idle_program_draws, key_reader
+from compare.jax_side.program_inquiries import KeyedProgramRun, has_fast_variance, idle_program_draws
 from compare.jax_side.program_run import JaxProgramRun
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
@@ -66,8 +65,7 @@ class ProgramCheck(CommonCheck):
         return has_fast_variance(self.jax)
 
     def _keyed(self, run: JaxProgramRun, keys: list[StepKeys]) -> JaxSteps:
-        # A step in plain Python may count, and must not be traced once more to read its keys.
-        return KeyedRun(run, keys, key_reader(run)) if run.compiled_by_user else run
+        return KeyedProgramRun(run, keys)
 
     def _questioned(self, found: Report, followed: Followed, *, quick: bool) -> Report:
         def ask(pair: ProgramPair) -> tuple[Report, Followed]:

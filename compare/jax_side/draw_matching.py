@@ -154,14 +154,14 @@ def _left_over(draws: Sequence[Site], sites: Sequence[Site], pairs: list[tuple[i
     return messages
 
 
+_BEFORE = "To compare them, draw before the step, and pass the numbers to both sides as an input"
+
+
 def _reason(draw: Site, site: Site) -> str:
     if site.obstacle:
-        return site.obstacle
+        return f"{site.obstacle}. {_BEFORE}"
     if conversion(draw.kind, site.kind) is None:
-        return (
-            "these are different kinds of random numbers. To compare them, draw before the step, and pass the "
-            "numbers to both sides as an input"
-        )
+        return f"these are different kinds of random numbers. {_BEFORE}"
     if len(draw.shape) == len(site.shape) and all(
         theirs in (1, ours) for ours, theirs in zip(draw.shape, site.shape, strict=True)
     ):

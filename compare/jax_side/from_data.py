@@ -8,7 +8,7 @@ import numpy as np
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lift import Lifter
 from compare.jax_side.lines import line
-from compare.jax_side.primitives import BITS, KINDS, Kind, called, is_key
+from compare.jax_side.primitives import BITS, KINDS, Kind, called, is_key, programs
 from compare.jax_side.reading import equations
 from compare.jax_side.run import JaxRun
 from compare.step.batch import Batch
@@ -105,7 +105,8 @@ class _Reader(Lifter):
             return [_UNKNOWN] * len(eqn.outvars)
         if KINDS.get(eqn.primitive.name) is Kind.CALL:
             return Interpreter.run(self, called(eqn), args)
-        if any(arg is _UNKNOWN for arg in args):
+        draws = any(inner.primitive.name in BITS for program in programs(eqn) for inner in equations(program))
+        if draws or any(arg is _UNKNOWN for arg in args):
             return [_UNKNOWN] * len(eqn.outvars)
         outputs = super().equation(eqn, args, given)
         place = line(eqn)

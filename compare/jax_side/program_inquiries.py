@@ -1,51 +1,92 @@
 """Properties of a run of a JAX program that can be found without taking a step."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from compare import bugs
 from compare.jax_side.idle_draws import reseeding
 from compare.jax_side.inquiries import next_integers, same_for_all_seeds, step_keys
 from compare.jax_side.keys import StepKeys, reading_keys
-from compare.jax_side.lift import traces_apart
 from compare.jax_side.program_run import JaxProgramRun
 from compare.jax_side.program_state import Role
 from compare.jax_side.replay import replayable
+from compare.jax_side.unjitted import fingerprint
 from compare.step.draws import Draw, Site
+from compare.step.observation import Observation
 
 
-def key_reader(run: JaxProgramRun) -> Callable[[Any, Sequence[Draw]], StepKeys]:
-    """Give what reads the keys of a program's steps; its program is compiled once."""
+def _as_traced(run: JaxProgramRun) -> Callable[[list[Any], Any], Any]:
+    """Give the step that was traced last, from arrays to arrays, without the user's Python."""
     import jax
+    from jax.extend.core import jaxpr_as_fun
 
-    sites: list[Site] = []
+    closed, shape = run.drawing[-1]
 
-    def traced(values: Any, *state: Any) -> Any:
-        return reading_keys(run.whole, values, sites, run.hints)(*state)
+    def step(values: list[Any], batch: Any) -> Any:
+        given = jaxpr_as_fun(closed)(*jax.tree.leaves((values, batch)))
+        return jax.tree.unflatten(jax.tree.structure(shape), given)
 
-    compiled = jax.jit(traced)
+    return step
 
-    def read(batch: Any, draws: Sequence[Draw]) -> StepKeys:
-        with run.precision(), traces_apart(compiled):
+
+class KeyedProgramRun:
+    """A run whose random keys are read after each step at which torch draws.
+
+    A step in plain Python may count, and runs once: the keys are read from the program that it was traced to.
+    """
+
+    def __init__(self, run: JaxProgramRun, keys: list[StepKeys]) -> None:
+        self.run, self.keys = run, keys
+        self._readers: dict[str, tuple[list[Site], Any]] = {}
+        """By the fingerprint of the step's program."""
+
+    def step(self, batch: Any, draws: Sequence[Draw]) -> Observation:
+        """Take one step."""
+        before, none = list(self.run.values), StepKeys([], [], from_batch=False)
+        seen = self.run.step(batch, draws)
+        read = functools.partial(self._read, before, batch, draws)
+        # One entry a step, so that they are those of the step of the same number.
+        self.keys.append((bugs.attempt("reading random keys", read) if draws else None) or none)
+        return seen
+
+    def _read(self, before: list[Any], batch: Any, draws: Sequence[Draw]) -> StepKeys:
+        import jax
+
+        run = self.run
+        with run.precision():
+            sites, reader = self._reader()
             values, inputs = replayable(draws, run.dtype), run.inputs(batch)
-            found = compiled(values, run.values, inputs)
-            return step_keys(sites, found, compiled(values, run.values, jax.tree.map(next_integers, inputs)))
+            found = reader(values, before, inputs)
+            return step_keys(sites, found, reader(values, before, jax.tree.map(next_integers, inputs)))
 
-    return read
+    def _reader(self) -> tuple[list[Site], Any]:
+        """Give what reads the keys of the step that was traced last, compiled once for each program."""
+        import jax
+
+        key = fingerprint(self.run.drawing[-1][0])
+        if key not in self._readers:
+            sites: list[Site] = []
+
+            def traced(values: Any, *state: Any) -> Any:
+                return reading_keys(_as_traced(self.run), values, sites, self.run.hints)(*state)
+
+            self._readers[key] = sites, jax.jit(traced)
+        return self._readers[key]
 
 
 def idle_program_draws(run: JaxProgramRun, batch: Any, draws: Sequence[Draw]) -> list[Site]:
     """Give the draws that torch does not make, if they change nothing; empty if one of them does."""
-    if not run.compiled_by_user:
-        return []
     alone: list[Site] = []
 
     def shown(seed: Any, values: Any, inputs: Any, draws: Any) -> Any:
-        after, shown = reseeding(run.whole, draws, run.hints, seed, alone)(values, inputs)
+        after, shown = reseeding(_as_traced(run), draws, run.hints, seed, alone)(values, inputs)
         # Keys and counters go on whatever is drawn, and decide nothing by themselves.
         return [value for leaf, value in zip(run.leaves, after, strict=True) if leaf.role != Role.OTHER], shown
 
-    with run.precision(), traces_apart(shown):
-        arguments = run.values, run.inputs(batch), replayable(draws, run.dtype)
+    with run.precision():
+        arguments = list(run.values), run.inputs(batch), replayable(draws, run.dtype)
+        run.step(batch, draws)
         return alone if same_for_all_seeds(shown, arguments) else []
 
 

@@ -73,6 +73,8 @@ class JaxProgramRun:
         """Calls out of the program, for Python or another library."""
         self.traces: list[Any] = []
         """The programs of its steps as they were traced, before they were lifted."""
+        self.drawing: list[tuple[Any, Any]] = []
+        """The program of the step that was traced last, as it draws by itself, and the shapes of what it gives."""
         self.chosen: dict[Choice, np.ndarray] = {}
         """Which sides of the choices in the user's code the steps in float64 have taken."""
         self.kept: Remembered | None = None
@@ -182,7 +184,8 @@ class JaxProgramRun:
 
         def program(values: list[Any], batch: Any, draws: Any) -> Any:
             unreplayed.clear()
-            return replaying(step, draws, unreplayed, self.guessed, self.hints)(values, batch)
+            self.drawing.clear()
+            return replaying(step, draws, unreplayed, self.guessed, self.hints, self.drawing)(values, batch)
 
         # JAX caches the trace of a jitted function by the function. Such a trace has the names of this run's tensors in
         # it, or none if the user's code traced it before, so this run has a cache of its own.

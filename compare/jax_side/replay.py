@@ -59,7 +59,12 @@ def laid_out(values: Values, matching: Matching) -> list[Any]:
 
 
 def replaying(
-    function: Callable[..., Any], values: Values, unreplayed: list[str], guessed: list[str], hints: Hints = NO_HINTS
+    function: Callable[..., Any],
+    values: Values,
+    unreplayed: list[str],
+    guessed: list[str],
+    hints: Hints = NO_HINTS,
+    programs: list[tuple[Any, Any]] | None = None,
 ) -> Callable[..., Any]:
     """Make `function` use `values` for its random numbers, in the order in which both sides draw.
 
@@ -84,6 +89,7 @@ def replaying(
         guessed: Each draw whose layout is ambiguous is added here, as between channels first and channels last where
             all axes are equally long.
         hints: What is known of the layouts.
+        programs: When `function` is traced, its own program and the shapes of what it gives are added here.
 
     """
     import jax
@@ -96,6 +102,8 @@ def replaying(
 
         with recognizable():
             closed, shape = jax.make_jaxpr(fresh, return_shape=True)(*args)
+        if programs is not None:
+            programs.append((closed, shape))
         matching = match(sites_of_values(values), sites_of(closed), hints)
         unreplayed.extend(matching.unreplayed)
         guessed.extend(matching.guessed)
