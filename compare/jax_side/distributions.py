@@ -37,20 +37,21 @@ def _same(*parameters: Any) -> Sequence[Any]:
 def _uniform_of_bernoulli(value: Any, chance: Any) -> Any:
     """Give uniform variables that are below the probability where True was drawn.
 
-    All are next to the probability, so that another one gives another mask for certain.
+    Every other one lies next to the probability, so that another one gives another mask for certain. The rest are
+    spread, so that such a mask is no plain one, as that which hides nothing.
     """
     import jax.numpy as jnp
 
-    return jnp.where(value, chance * (1 - NEAR_CHANCE), chance + (1 - chance) * NEAR_CHANCE)
+    within = jnp.where(_number(value) % 2 == 0, NEAR_CHANCE, _spread(value))
+    return jnp.where(value, chance * (1 - within), chance + (1 - chance) * within)
 
 
 def _uniform_of_race(variables: Any, chances: Any) -> Any:
     """Give uniform variables from which the sums of the probabilities select what the race has selected.
 
-    They lie next to one end of the interval or to the other, in turn, for the same reason. `jax.random.choice` searches
-    the sums for 1 - u.
+    Of three, one lies next to each end of its interval, for the same reason. `jax.random.choice` searches the sums for
+    1 - u.
     """
-    import jax
     import jax.numpy as jnp
 
     chances = chances / chances.sum(-1, keepdims=True)
@@ -58,8 +59,21 @@ def _uniform_of_race(variables: Any, chances: Any) -> Any:
     ends = jnp.broadcast_to(jnp.cumsum(chances, -1), variables.shape)
     own = jnp.broadcast_to(chances, variables.shape)
     end, width = (jnp.take_along_axis(each, chosen[..., None], -1)[..., 0] for each in (ends, own))
-    odd = jax.lax.broadcasted_iota(int, (chosen.size, 1), 0).reshape(chosen.shape) % 2
-    return 1 - (end - width * jnp.where(odd, NEAR_END, 1 - NEAR_END))
+    third = _number(chosen) % 3
+    within = jnp.where(third == 0, NEAR_END, jnp.where(third == 1, 1 - NEAR_END, _spread(chosen)))
+    return 1 - (end - width * within)
+
+
+def _number(value: Any) -> Any:
+    """Number the elements of an array."""
+    import jax.numpy as jnp
+
+    return jnp.arange(value.size).reshape(value.shape)
+
+
+def _spread(value: Any) -> Any:
+    """Give numbers between 0 and 1 that look as if they were drawn, the same each time."""
+    return 0.01 + 0.98 * (_number(value) * 0.6180339887 % 1)
 
 
 def _minus_log(value: Any, *_: Any) -> Any:
@@ -105,9 +119,6 @@ _SUM = 1.7
 def _both(alpha: Any) -> Sequence[Any]:
     return np.asarray(alpha)[..., 0], np.asarray(alpha)[..., 1]
 
-
-COMPLEMENTED = ("uniform", "bernoulli")
-"""Kinds of which the complement, 1 - u or not b, has a distribution of the same kind."""
 
 _CONVERSIONS: dict[str, dict[str, Conversion]] = {
     # What JAX draws, and what torch may draw there. A race is that of exponential variables, which gives categories.

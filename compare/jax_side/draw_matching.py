@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.jax_side.distributions import COMPLEMENTED, Conversion, conversion
+from compare.jax_side.distributions import Conversion, conversion
 from compare.step.draws import NO_HINTS, Hints, Site
 from compare.step.layouts import Layout, draw_layouts
 
@@ -21,7 +21,7 @@ class Placed(NamedTuple):
     layout: Layout
     conversion: Conversion
     before: bool = False
-    """Whether the complement is that of torch's draw, and not of what it becomes."""
+    """Whether the complement is that of torch's uniform variable, and not of what it becomes."""
     reflected: bool = False
     """Whether JAX draws the complement."""
 
@@ -86,7 +86,7 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
         layout = options[i][j][counts.index(max(counts))]
         serving = conversion(draws[i].kind, sites[j].kind)
         assert serving is not None
-        placed[j] = Placed(i, layout, serving, draws[i].kind in COMPLEMENTED, i in hints.reflected)
+        placed[j] = Placed(i, layout, serving, draws[i].kind == "uniform", i in hints.reflected)
         if len(counts) > 1 and not max(counts):
             fitting = " or ".join(layout.name for layout in options[i][j])
             guessed.append(

@@ -174,14 +174,10 @@ class StructureSearch:
         # another edit, which it turns into a third: no fault of its own.
         before = self.here.leaves([])
         tried = [each for each in self.tried if abs(each.apart - before) > SAME * before]
-        of_tables = [each.edit for each in tried if each.edit.kind in (Kind.TABLE, Kind.NUMBERS)][:TABLES]
-        for first, second in itertools.combinations(of_tables, 2):  # of sines and cosines, of means and deviations
-            if not self.budget.left(0.75):
-                break
-            if _apart_in_place(first, second) and self.here.leaves([first, second]) <= 1:
-                yield [first, second]
+        tables = (Kind.TABLE, Kind.NUMBERS)  # of sines and cosines, of means and deviations
+        of_tables = [each.edit for each in tried if each.edit.kind in tables][:TABLES]
         usual = [each.edit for each in tried if each.edit.kind in _USUAL][:USUAL]
-        for first, second in itertools.combinations(usual, 2):
+        for first, second in itertools.chain(*(itertools.combinations(each, 2) for each in (of_tables, usual))):
             if not self.budget.left(0.75):
                 break
             if _apart_in_place(first, second) and self.here.leaves([first, second]) <= 1:
@@ -217,8 +213,11 @@ class StructureSearch:
         agree on this batch separate.
         """
         groups: list[tuple[list[list[Edit]], np.ndarray | None]] = []
+        alive = not _same(self._elsewhere([]), array_of(self.here.context.graph.values[self.here.end]))
         for edits in fitting:
             array = self._elsewhere(edits)
+            if alive and _same(array, self.target):
+                continue  # it gives the same whatever goes in, as a ReLU of negative numbers does: any such edit fits
             equal = next((group for group, other in groups if _same(array, other)), None)
             if equal is None:
                 groups.append(([edits], array))
