@@ -46,7 +46,7 @@ def with_compilation(runs: Runs, followed: Followed, found: Divergence, jax32: J
 
 
 _MAXIMUM = (
-    ". The program has a maximum, whose gradient goes where x == max(x): in the compiled program x may be "
+    ". The program has a maximum, whose gradient goes to the elements for which x == max(x): in the compiled program x may be "
     "computed twice, with different rounding, and then no element is equal to the maximum"
 )
 _FIX = (
