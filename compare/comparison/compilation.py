@@ -46,8 +46,8 @@ def with_compilation(runs: Runs, followed: Followed, found: Divergence, jax32: J
 
 
 _MAXIMUM = (
-    ". The program has a maximum, whose gradient goes to the elements for which x == max(x): in the compiled program x may be "
-    "computed twice, with different rounding, and then no element is equal to the maximum"
+    ". The program has a maximum, whose gradient goes to the elements for which x == max(x): in the compiled program "
+    "x may be computed twice, with different rounding, and then no element is equal to the maximum"
 )
 _FIX = (
     "compute a maximum by its index, so that it keeps its gradient: jnp.take_along_axis(x, jnp.argmax(x, "
