@@ -81,6 +81,13 @@ class Attending(Layers):
         return self.c(jax.nn.softmax(scores, axis=-2)[0, 0] @ x)
 
 
+class Again(Layers):
+    def __call__(self, x: Any) -> Any:
+        x = self.a(x)
+        x = self.b(nnx.relu(x))
+        return x + self.c(nnx.tanh(x))
+
+
 class Unbent(Layers):
     def __call__(self, x: Any) -> Any:
         x = self.a(x)
@@ -120,6 +127,12 @@ def late(net: Any, x: Any) -> Any:
 
 def joined(net: Any, x: Any) -> Any:
     return torch.cat([net.a(x), net.b(x), net.c(x)], -1)
+
+
+def again(net: Any, x: Any) -> Any:
+    x = net.a(x)
+    x = x + net.b(torch.relu(x))
+    return x + net.c(torch.tanh(x))
 
 
 def bent_once(net: Any, x: Any) -> Any:
@@ -176,3 +189,10 @@ def test_an_activation_before_something_else_makes_no_patch() -> None:
     first = groups(scaled, Scaled)[0]
     assert "jax.nn.relu" in first.fix
     assert first.patch is None
+
+
+def test_a_sum_that_is_left_out_is_one_finding_wherever_its_variable_is_taken() -> None:
+    """The port goes on with `x`, and so lacks the sum in the second residual as well."""
+    (group,) = groups(again, Again)
+    assert group.patch
+    assert [each.strip() for change in group.patch.changes for each in change.added] == ["x = x + self.b(nnx.relu(x))"]

@@ -27,6 +27,7 @@ from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import OF_THE_MODEL
 from compare.diagnosis.structure.search import Gradients, Surroundings
+from compare.diagnosis.structure.written import is_same_slip
 from compare.jax_side.from_data import FromData, computed_from_data
 from compare.jax_side.run import JaxRun
 from compare.step.batch import Batch
@@ -34,6 +35,7 @@ from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
 from compare.verdict.divergence import Detail, DetailKind, Divergence
 from compare.verdict.first_difference import Found
+from compare.verdict.fix import Code
 from compare.weights.links import to_jax
 
 
@@ -61,7 +63,7 @@ def explained(
     elif first.pairing.stage == Stage.UPDATE:
         others = [each for each in others if each.pairing.stage != Stage.UPDATE]
     partners = {each.ports[0].path: each.ports[1].path for each in from_torch.forward if each.ports}
-    divergences, rounding = [], False
+    divergences, rounding, slips = [], False, list[Code]()
     left = [first, *others]
     while left:
         each = left.pop(0)
@@ -78,6 +80,9 @@ def explained(
                 found = with_cause
             left = [other for other in left if not _follows(other, each, searched)]
         codes = found.cause.code if found.cause else ()
+        if any(is_same_slip(code, other) for code in codes for other in slips):
+            continue  # a sum that was left out is missing wherever the port goes on with its variable
+        slips += codes
         lines, values = lines_of(runs.pair, each.pairing, codes), values_of(runs.pair, codes, partners)
         divergences.append(dataclasses.replace(found, lines=tuple(lines), values=values))
         if found.cause and found.cause.name == MODE:  # what the norm keeps follows from its mode

@@ -93,6 +93,8 @@ class Context:
     modules: "Mapping[str, torch.nn.Module]" = field(default_factory=dict)
     theirs: FromData = field(default_factory=FromData)
     """What the JAX side's program computes."""
+    place: Port | None = None
+    """Which input or output of a module differs."""
 
     def __post_init__(self) -> None:
         self._names: dict[int, str] = dict(self.parameters)
@@ -139,7 +141,9 @@ class Context:
 
     def ports_of(self, number: int) -> tuple[Port, ...]:
         """List the modules' inputs and outputs that are a value."""
-        return tuple(port for port, other in self.ports.items() if other == number)
+        found = [port for port, other in self.ports.items() if other == number]
+        at_place = self.place is not None and self.nodes[-1].name == END and self.nodes[-1].inputs[0][1] == number
+        return (*found, self.place) if at_place and self.place else tuple(found)
 
     def is_used_once(self, number: int) -> bool:
         """Return whether one operation of the whole step takes a value."""

@@ -8,6 +8,7 @@ from typing import Any
 from compare.diagnosis.structure.edit import END, Context, Edit, Kind, one, result, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
 from compare.diagnosis.structure.insertion import shifted
+from compare.diagnosis.structure.written import taken
 
 
 def other_operands(context: Context, node: Node) -> Iterator[Edit]:
@@ -23,13 +24,8 @@ def other_operands(context: Context, node: Node) -> Iterator[Edit]:
 
             name = context.named(other)
             place = "at this place" if node.name == END else f"for {result(node)}"
-            yield one(
-                Kind.OPERAND,
-                node,
-                compute,
-                f"takes {name} {place}, where torch takes {own}",
-                f"take {own}, and not {name}",
-            )
+            does, fix = f"takes {name} {place}, where torch takes {own}", f"take {own}, and not {name}"
+            yield one(Kind.OPERAND, node, compute, does, fix, taken(context, number, other, fix))
 
 
 def _taken(context: Context, node: Node) -> list[tuple[Path, int]]:

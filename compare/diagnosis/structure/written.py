@@ -55,7 +55,25 @@ def joined_again(context: Context, node: Node, kept: int) -> Code | None:
         return None
     names = ["y" if number == kept else "x" for number in operands]
     values = {name: context.ports_of(number) for name, number in zip(names, operands, strict=True)}
+    values[WHOLE] = context.ports_of(node.outputs[0])
     return Code(around=pattern.format(*names), before=("y",), values=values)
+
+
+WHOLE = "whole"
+"""The name of torch's value in whose place the JAX side has `y`."""
+
+
+def taken(context: Context, ours: int, theirs: int, fix: str) -> Code:
+    """Say which value torch takes, and which the JAX side: the user's code may write it in many ways."""
+    values = {WHOLE: context.ports_of(ours), "y": context.ports_of(theirs)}
+    return Code(around=WHOLE, before=("y",), values=values, whole=False, words=fix)
+
+
+def is_same_slip(one: Code, other: Code) -> bool:
+    """Tell whether the JAX side has one value in the place of another at two places: a variable that it did not set."""
+    names = {WHOLE, "y"}
+    both = names <= one.values.keys() and names <= other.values.keys()
+    return both and all(set(one.values[name]) & set(other.values[name]) for name in names)
 
 
 def reordered(function: str, order: tuple[int, ...]) -> Code | None:
