@@ -42,7 +42,7 @@ class PairCheck(CommonCheck):
     def __init__(
         self, pair: MappedPair, name: str, steps: int, progress: Show, compiled: tuple[JaxRun, JaxRun] | None = None
     ) -> None:
-        self.started = time.monotonic()
+        self._started = time.process_time(), time.monotonic()
         super().__init__(Runs(pair), name, steps, progress, compiled)
 
     def _follow(self) -> Followed:
@@ -116,8 +116,10 @@ class PairCheck(CommonCheck):
             first = first_divergence(followed, None if alone is None else alone.found) or first
             self.progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
             # The search may take as long as the check has taken so far, so that a report takes at most about
-            # twice as long.
-            budget = Budget(max(LEAST, time.monotonic() - self.started))
+            # twice as long. The processor's time is less where a check had to wait for other programs, and more where
+            # several processors worked.
+            taken = time.process_time() - self._started[0], time.monotonic() - self._started[1]
+            budget = Budget(max(LEAST, min(taken)))
             causes = explained(self.runs, first, alone or Independent(), self.jax, from_torch, budget)
             divergence, *others = causes.divergences
             if causes.rounding and divergence.cause and not others:

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -85,7 +86,7 @@ def source_hash(parts: list[Any]) -> str:
     for part in parts:
         for each in (part, type(part)):
             try:
-                source = inspect.getsource(each)
+                source = _source(each)
             except (TypeError, OSError, IndexError):  # IndexError: doctest's own lines of another block
                 continue
             digest.update(source.encode())
@@ -93,6 +94,18 @@ def source_hash(parts: list[Any]) -> str:
         else:
             digest.update(repr(part).encode())
     return digest.hexdigest()[:12]
+
+
+def _source(part: Any) -> str:
+    """Read the source of a class or a function; that of a class once, since Python parses its whole file for it."""
+    if not isinstance(part, type):
+        return inspect.getsource(part)
+    if part not in _SOURCES:
+        _SOURCES[part] = inspect.getsource(part)
+    return _SOURCES[part]
+
+
+_SOURCES: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 
 
 def transformation(optimizer: Any) -> str:

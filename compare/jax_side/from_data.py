@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from compare.jax_side.compiling import compiled_quickly
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lift import Lifter
 from compare.jax_side.lines import line
@@ -67,7 +68,7 @@ def computed_from_data(run: JaxRun, batch: Batch) -> FromData:
             lines[:] = [each for each, _ in reader.found]
             return [value for _, value in reader.found]
 
-        arrays = jax.jit(values)(inputs)  # compiled at once: single operations would be compiled one by one
+        arrays = compiled_quickly(values)(inputs)  # compiled at once: single operations would be compiled one by one
         operations = {_named(eqn) for eqn in equations(program) if np.prod(_shape(eqn), dtype=int) > 1}
     found = [Value(np.asarray(array), place) for array, place in zip(arrays, lines, strict=True)]
     return FromData(found, frozenset(operations))

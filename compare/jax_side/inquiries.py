@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from compare.jax_side.compiling import compiled_quickly
 from compare.jax_side.draw_matching import match
 from compare.jax_side.idle_draws import reseeding
 from compare.jax_side.keys import StepKeys, reading_keys
@@ -119,7 +120,7 @@ def evaluated(run: JaxRun, batch: Batch, draws: Sequence[Draw], *, gradient: boo
     with run.precision(), jax.disable_jit(run.unroll):
         program = lift(traced, run.pinned) if run.dtype == "float64" else traced
         arguments = run.params, run.buffers, run.rngs, *run.arguments(batch), replayable(draws, run.dtype)
-        step = functools.partial(jax.jit(program), *arguments)
+        step = functools.partial(compiled_quickly(program), *arguments)
         loss, seen, after, gradients = call_user_code(f"the {run.side.name} side", step)
     buffers = dict(zip(run.buffer_names, jax.tree.leaves(after), strict=True))
     named = dict(zip(run.param_names, jax.tree.leaves(gradients), strict=True)) if gradient else {}
@@ -160,7 +161,7 @@ def updates_alone(
         program = lift(steps, []) if run.dtype == "float64" else steps
         shown = call_user_code(
             f"the {run.side.name} optimizer's update",
-            functools.partial(jax.jit(program), run.params, run.state, jnp.asarray(factors, run.dtype)),
+            functools.partial(compiled_quickly(program), run.params, run.state, jnp.asarray(factors, run.dtype)),
         )
     return {name: np.asarray(values) for name, values in shown.items()}
 
@@ -175,7 +176,7 @@ def read_keys(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> StepKeys:
         return run.with_loss(params, buffers, rngs, inputs, target)[0]
 
     with run.precision(), jax.disable_jit(run.unroll):
-        read = jax.jit(lambda values, *state: reading_keys(model, values, sites, run.hints)(*state))
+        read = compiled_quickly(lambda values, *state: reading_keys(model, values, sites, run.hints)(*state))
         values, inputs = replayable(draws, run.dtype), run.arguments(batch)
         found = read(values, run.params, run.buffers, run.rngs, *inputs)
         moved = read(values, run.params, run.buffers, run.rngs, *jax.tree.map(next_integers, inputs))
@@ -218,7 +219,7 @@ def same_for_all_seeds(shown: Callable[..., Any], arguments: tuple[Any, ...]) ->
     import jax
 
     # Three, since a mask that is drawn from a few elements may be the same twice by accident.
-    given = [jax.tree.leaves(jax.jit(shown)(seed, *arguments)) for seed in range(3)]
+    given = [jax.tree.leaves(compiled_quickly(shown)(seed, *arguments)) for seed in range(3)]
     # A key that a step hands on is no number; what is drawn with it is.
     first, *others = [[each for each in leaves if not is_key(each.dtype)] for leaves in given]
     return all(

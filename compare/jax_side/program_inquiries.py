@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from compare import bugs
+from compare.jax_side.compiling import compiled_quickly
 from compare.jax_side.idle_draws import reseeding
 from compare.jax_side.inquiries import next_integers, same_for_all_seeds, step_keys
 from compare.jax_side.keys import StepKeys, reading_keys
@@ -62,8 +63,6 @@ class KeyedProgramRun:
 
     def _reader(self) -> tuple[list[Site], Any]:
         """Give what reads the keys of the step that was traced last, compiled once for each program."""
-        import jax
-
         key = fingerprint(self.run.drawing[-1][0])
         if key not in self._readers:
             sites: list[Site] = []
@@ -71,7 +70,7 @@ class KeyedProgramRun:
             def traced(values: Any, *state: Any) -> Any:
                 return reading_keys(_as_traced(self.run), values, sites, self.run.hints)(*state)
 
-            self._readers[key] = sites, jax.jit(traced)
+            self._readers[key] = sites, compiled_quickly(traced)
         return self._readers[key]
 
 

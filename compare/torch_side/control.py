@@ -214,11 +214,8 @@ class ControlledRun:
         if operation is torch.ops.aten.lift_fresh.default:  # torch.tensor(...) has just made it
             return (self._constant(args[0]), *args[1:]), kwargs
         wide = _wide()
-        parameters = operation._schema.arguments
         written = [
-            kwargs.get(parameter.name, args[position] if position < len(args) else None)
-            for position, parameter in enumerate(parameters)
-            if parameter.alias_info is not None and parameter.alias_info.is_write
+            kwargs.get(name, args[position] if position < len(args) else None) for position, name in _written(operation)
         ]
         # An operation in place must write to the tensor that it was given, and a float64 tensor in its stead would be
         # another one. So the other arguments are cast to its precision, and the report says that it stayed low.
@@ -231,7 +228,7 @@ class ControlledRun:
                 if kept:
                     narrow = value.dtype in wide.values() and not any(value is tensor for tensor in written)
                     return value.to(kept[0].dtype) if narrow and kept[0].is_floating_point() else value
-                return value if operation.is_view or value.dtype not in wide else self._constant(value)
+                return value if value.dtype not in wide or operation.is_view else self._constant(value)
             if isinstance(value, torch.dtype):
                 return value if kept else wide.get(value, value)
             if isinstance(value, list | tuple):
@@ -301,6 +298,16 @@ def _line() -> str:
 
 def _dtype(tensor: "torch.Tensor") -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+@functools.cache  # an operation's schema is parsed anew each time that it is read
+def _written(operation: Any) -> tuple[tuple[int, str], ...]:
+    """The positions and names of the arguments that an operation writes to."""
+    return tuple(
+        (position, parameter.name)
+        for position, parameter in enumerate(operation._schema.arguments)
+        if parameter.alias_info is not None and parameter.alias_info.is_write
+    )
 
 
 @functools.cache

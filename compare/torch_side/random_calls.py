@@ -1,10 +1,12 @@
 """Torch's random operations: reads what a call has drawn, and repeats a call with recorded random numbers."""
 
+import functools
 from typing import Any
 
 from compare.step.draws import Draw
 
 
+@functools.cache  # it is asked for every operation of every step
 def random(operation: Any) -> bool:
     """Whether an operation of aten draws random numbers."""
     import torch

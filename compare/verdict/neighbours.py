@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from compare.numerics.distance import EPSILON64
 
@@ -31,13 +30,23 @@ def near(errors: Sequence[float] | np.ndarray) -> np.ndarray:
 def _largest(errors: np.ndarray) -> np.ndarray:
     if not len(errors):
         return errors
-    # A moving maximum. At the ends the nearest step stands in for those that were not taken.
-    padded = np.pad(errors, WINDOW, mode="edge")
-    largest: np.ndarray = sliding_window_view(padded, 2 * WINDOW + 1).max(axis=1)
+    past = _until_each(errors)
+    last = np.minimum(np.arange(WINDOW, WINDOW + len(errors)), len(errors) - 1)
     # An error that is small by accident is so by a few orders of magnitude. If a later step's is larger by more,
     # something began there: Adam made a whole step of what is zero but for rounding, and that is no excuse for before.
-    past: np.ndarray = sliding_window_view(padded[: len(padded) - WINDOW], WINDOW + 1).max(axis=1)
-    return np.minimum(largest, ONSET * np.maximum(past, EPSILON64))
+    return np.minimum(np.maximum(past, past[last]), ONSET * np.maximum(past, EPSILON64))
+
+
+def _until_each(errors: np.ndarray) -> np.ndarray:
+    """The largest error of each step and the `WINDOW` before it."""
+    # The maximum over twice as many steps is that of two maxima. This is asked for every quantity, many times: a view
+    # of all windows takes ten times as long.
+    largest, covered = errors.copy(), 1
+    while covered < WINDOW + 1:
+        shift = min(covered, WINDOW + 1 - covered)
+        largest[shift:] = np.maximum(largest[shift:], largest[:-shift])
+        covered += shift
+    return largest
 
 
 def add_largest(errors: list[float], step: int, error: float) -> None:

@@ -180,10 +180,17 @@ class Graph:
             moved: Values that are to be others from the start.
 
         """
-        fresh: dict[int, torch.Tensor] = dict(moved or {})
+        fresh = self.changed(nodes, edits, moved or {})
+        return fresh[end] if end in fresh else self.values[end]
+
+    def changed(
+        self, nodes: Sequence[Node], edits: Mapping[int, Compute], moved: "Mapping[int, torch.Tensor]"
+    ) -> "dict[int, torch.Tensor]":
+        """Compute what changes with some operations edited: the arguments are those of `evaluate`."""
+        fresh: dict[int, torch.Tensor] = dict(moved)
 
         def value(number: int) -> "torch.Tensor":
-            return fresh.get(number, self.values[number])
+            return fresh[number] if number in fresh else self.values[number]
 
         for node in nodes:
             edit = edits.get(node.number)
@@ -194,9 +201,9 @@ class Graph:
             args, kwargs = _resolved(node.args, value), _resolved(node.kwargs, value)
             given = edit(Operation(node, args, kwargs, value)) if edit else node.function(*args, **kwargs)
             for number, tensor in zip(node.outputs, tensors(given), strict=False):
-                if moved is None or number not in moved:
+                if number not in moved:
                     fresh[number] = tensor
-        return value(end)
+        return fresh
 
 
 def memory(tensor: Any) -> tuple[Any, ...]:
@@ -208,7 +215,7 @@ def _resolved(item: Any, value: "Callable[[int], torch.Tensor]") -> Any:
     if isinstance(item, Ref):
         return value(item.number)
     if isinstance(item, dict):
-        return {key: _resolved(each, value) for key, each in item.items()}
+        return {key: _resolved(each, value) for key, each in item.items()} if item else item
     if isinstance(item, tuple | list):
         return type(item)(_resolved(each, value) for each in item)
     return item

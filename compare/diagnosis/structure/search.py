@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from compare.diagnosis.structure.edit import DIFFERENT, END, WHOLE, Context, Edi
 from compare.diagnosis.structure.graph import FAILURES
 from compare.diagnosis.structure.listing import listed
 from compare.diagnosis.structure.norm_order import norms_moved
+from compare.diagnosis.structure.pairs import Tried, fitting_pairs
 from compare.diagnosis.structure.recording import edited
 from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, moved, opened
 from compare.jax_side.from_data import FromData
@@ -22,13 +23,6 @@ from compare.step.batch import Batch
 from compare.step.observation import Port
 from compare.verdict.divergence import Cause, Part
 from compare.verdict.first_difference import Found
-
-
-class Tried(NamedTuple):
-    """An edit, and how far it leaves torch from the JAX side: 1 is near enough."""
-
-    edit: Edit
-    apart: float
 
 
 class Gradients(NamedTuple):
@@ -92,7 +86,9 @@ class StructureSearch:
 
     def two(self) -> Cause | None:
         """Find two edits, after `one` has found none."""
-        return self._within_budget(lambda: self._told(itertools.islice(self._pairs(), FITTING)))
+        return self._within_budget(
+            lambda: self._told(itertools.islice(fitting_pairs(self.here, self.tried, self.budget), FITTING))
+        )
 
     def _within_budget(self, search: Callable[[], Cause | None]) -> Cause | None:
         import torch
@@ -163,32 +159,6 @@ class StructureSearch:
         proved = self._proved(self._different(told_of))
         self.cause = proved[0] if proved else ()
         return told(proved, self.here.leaves(proved[0]) * self.found.limit) if proved else None
-
-    def _pairs(self) -> Iterator[list[Edit]]:
-        """Try two edits at a time: pairs of usual ones, then the nearest ones with every other.
-
-        Of n edits there are n²/2 pairs, with n in the thousands. Where two mistakes do not interact, as in two branches
-        of a sum, correcting one of them already removes part of the difference, and so is among the nearest.
-        """
-        # What changes nothing alone, such as a factor of weights that are normalized, is seen only together with
-        # another edit, which it turns into a third: no fault of its own.
-        before = self.here.leaves([])
-        tried = [each for each in self.tried if abs(each.apart - before) > SAME * before]
-        tables = (Kind.TABLE, Kind.NUMBERS)  # of sines and cosines, of means and deviations
-        of_tables = [each.edit for each in tried if each.edit.kind in tables][:TABLES]
-        usual = [each.edit for each in tried if each.edit.kind in _USUAL][:USUAL]
-        for first, second in itertools.chain(*(itertools.combinations(each, 2) for each in (of_tables, usual))):
-            if not self.budget.left(0.75):
-                break
-            if _apart_in_place(first, second) and self.here.leaves([first, second]) <= 1:
-                yield [first, second]
-        near = sorted((each for each in tried if np.isfinite(each.apart)), key=lambda each: each.apart)
-        every = [each.edit for each in tried]
-        for nearest, second in itertools.product(near[:NEAREST], every):
-            if not self.budget.left():
-                return
-            if _apart_in_place(nearest.edit, second) and self.here.leaves([nearest.edit, second]) <= 1:
-                yield [nearest.edit, second]
 
     def _later(self) -> list[list[Edit]]:
         """Find what the JAX side gives among what torch computes only later."""
@@ -283,22 +253,11 @@ def _again(edits: Sequence[Edit], context: Context) -> list[Edit]:
     return [edit for edit in made if edit is not None]
 
 
-CONFIRMED = 4
-"""Ways to write one edit that are tried in a run of the whole step, which takes as long as a step."""
-
 FITTING = 6
 """Of pairs that fit, so many are looked for: several may be ways to write the same, and the plainest is told."""
 
-TABLES = 60
-"""So many edits of tables are tried in all pairs."""
-
-NEAREST = 200
-"""First edits of two: those that bring torch nearest."""
-
-USUAL = 300
-"""Of the usual edits, so many are tried in all pairs."""
-
-_USUAL = set(Kind) - {Kind.OPERAND, Kind.ADDED, Kind.SCALE, Kind.TWICE}
+CONFIRMED = 4
+"""Ways to write one edit that are tried in a run of the whole step, which takes as long as a step."""
 
 
 def _plainer(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
@@ -313,10 +272,6 @@ def _plainer(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
     )
     same = sorted(edit.kind for edit in edits) == sorted(edit.kind for edit in others)
     return same and left_out > others_left_out
-
-
-def _apart_in_place(one: Edit, other: Edit) -> bool:
-    return {number for number, _ in one.at}.isdisjoint(number for number, _ in other.at)
 
 
 def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:

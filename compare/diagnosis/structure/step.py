@@ -1,15 +1,17 @@
 """A step of the torch side as a graph, reduced to the operations that a difference can come from."""
 
+import copy
+import functools
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.edit import Context, Edit, end_node
-from compare.diagnosis.structure.graph import FAILURES, Compute
+from compare.diagnosis.structure.graph import FAILURES, Compute, Node
 from compare.diagnosis.structure.recording import Recorded, recorded
 from compare.jax_side.from_data import FromData
 from compare.numerics.distance import distance
@@ -33,14 +35,43 @@ class Step:
     end: int
     target: np.ndarray
     limit: float
+    made: tuple[Edit, ...] = ()
+    """Edits that its values have in them already: see `having`."""
+
+    @functools.cached_property
+    def _behind(self) -> dict[int, frozenset[int]]:
+        """The numbers of the operations that depend on each operation, with its own."""
+        found: dict[int, frozenset[int]] = {}
+        for node in reversed(self.context.nodes):
+            users = (user.number for number in node.outputs for user in self.context.users.get(number, ()))
+            found[node.number] = frozenset((node.number,)).union(*(found[user] for user in users if user in found))
+        return found
+
+    def _changed(self, edits: Sequence[Edit]) -> "dict[int, torch.Tensor]":
+        behind = frozenset[int]().union(*(self._behind.get(number, ()) for number in changes(edits)))
+        nodes: list[Node] = [node for node in self.context.nodes if node.number in behind]
+        return self.context.graph.changed(nodes, changes([*self.made, *edits]), {})
 
     def leaves(self, edits: Sequence[Edit]) -> float:
         """Give how far torch is from the JAX side with edits: 1 is near enough."""
         try:
-            given = self.context.graph.evaluate(self.context.nodes, changes(edits), self.end)
+            given = self._changed(edits).get(self.end, self.context.graph.values[self.end])
         except FAILURES:
             return np.inf
         return apart(array_of(given), self.target) / self.limit
+
+    def having(self, edit: Edit) -> Self | None:
+        """Give the same step with an edit made, so that one more costs only what it changes; None where it fails."""
+        graph = self.context.graph
+        try:
+            fresh = self._changed([edit])
+        except FAILURES:
+            return None
+        other = copy.copy(self)
+        other.context = copy.copy(self.context)
+        other.context.graph = replace(graph, values=[fresh.get(n, value) for n, value in enumerate(graph.values)])
+        other.made = (*self.made, edit)
+        return other
 
 
 def opened(

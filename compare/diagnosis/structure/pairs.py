@@ -1,0 +1,91 @@
+"""Two edits at a time with which torch gives what the JAX side gives: where no single one does."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from compare.diagnosis.structure.budget import Budget
+from compare.diagnosis.structure.edit import Edit, Kind
+from compare.diagnosis.structure.step import Step
+
+
+class Tried(NamedTuple):
+    """An edit, and how far it leaves torch from the JAX side: 1 is near enough."""
+
+    edit: Edit
+    apart: float
+
+
+TABLES = 60
+"""So many edits of tables are tried in all pairs."""
+
+NEAREST = 200
+"""First edits of two: those that bring torch nearest."""
+
+BOTH_NEAR = 60
+"""Of these, so many are tried in all pairs."""
+
+USUAL = 300
+"""Of the usual edits, so many are tried in all pairs."""
+
+_USUAL = set(Kind) - {Kind.OPERAND, Kind.ADDED, Kind.SCALE, Kind.TWICE}
+
+
+def fitting_pairs(here: Step, tried: Sequence[Tried], budget: Budget) -> Iterator[list[Edit]]:
+    """Find pairs of edits that leave only rounding.
+
+    Of n edits there are n²/2 pairs, with n in the thousands. Where two mistakes do not interact, as in two branches of
+    a sum, correcting one of them already removes part of the difference. So only an edit that brings torch nearer is
+    tried with every other. The likelier pairs come first, and the rest only where these do not fit.
+
+    Args:
+        here: The step.
+        tried: Single edits, the likeliest first.
+        budget: What the search may cost.
+
+    """
+    every = [each.edit for each in tried]
+    of_tables = [edit for edit in every if edit.kind in (Kind.TABLE, Kind.NUMBERS)][:TABLES]
+    usual = [edit for edit in every if edit.kind in _USUAL][:USUAL]
+    before = here.leaves([])
+    nearer = sorted((each for each in tried if each.apart < before), key=lambda each: each.apart)[:NEAREST]
+    near = [each.edit for each in nearer]
+    much = [each.edit for each in nearer if each.apart < before / 2]
+    stages = (
+        (_among(of_tables), 0.75),  # of sines and cosines, of means and deviations
+        (_among(near[:BOTH_NEAR]), 0.75),
+        (((first, every) for first in much), 0.5),
+        (_among(usual), 0.75),
+        (((first, every) for first in near), 1.0),
+    )
+    for pairs, share in stages:
+        fitting = False
+        for first, others in pairs:
+            for second in _with(here, first, others, budget, share):
+                fitting = True
+                yield [first, second]
+        if fitting:
+            return
+
+
+def _among(edits: Sequence[Edit]) -> Iterator[tuple[Edit, Sequence[Edit]]]:
+    """Give each edit with those after it."""
+    return ((edit, edits[number + 1 :]) for number, edit in enumerate(edits))
+
+
+def _with(here: Step, first: Edit, others: Iterable[Edit], budget: Budget, share: float) -> Iterator[Edit]:
+    """Give those of other edits that fit together with the first, while a share of the budget is left."""
+    having = here.having(first)  # what it changes is computed once, for all of the others
+    for second in others:
+        if not budget.left(share):
+            return
+        # Alone the first may fail, by a shape that the second makes fit.
+        if (
+            _elsewhere(first, second)
+            and (here.leaves([first, second]) if having is None else having.leaves([second])) <= 1
+        ):
+            yield second
+
+
+def _elsewhere(one: Edit, other: Edit) -> bool:
+    """Tell whether two edits are of different operations."""
+    return {number for number, _ in one.at}.isdisjoint(number for number, _ in other.at)
