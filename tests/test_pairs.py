@@ -1,6 +1,7 @@
 """Programs written for PyTorch and for JAX, with real data: a match over steps of training, or what differs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from pairs import recurrent, resnet, scanned, transformer
@@ -12,39 +13,47 @@ Make = Callable[[], Pair]
 Parity = Callable[..., compare.Report]
 
 
-def named(*functions: Make) -> list[object]:
+def named(*functions: Make, slow: bool = False) -> list[Any]:
     return [
-        pytest.param(function, id=f"{function.__module__.rpartition('.')[2]}-{function.__name__}")
+        pytest.param(
+            function,
+            id=f"{function.__module__.rpartition('.')[2]}-{function.__name__}",
+            marks=pytest.mark.slow if slow else (),
+        )
         for function in functions
     ]
 
 
-@pytest.mark.parametrize(
-    "make",
-    named(
-        resnet.in_nnx,
-        resnet.in_linen,
-        transformer.in_nnx,
-        transformer.in_linen,
-        recurrent.lstm_in_nnx,
-        recurrent.lstm_in_linen,
-        recurrent.lstm_in_equinox,
-        recurrent.gru_in_nnx,
-        recurrent.gru_in_linen,
-        scanned.in_nnx,
-        scanned.in_linen,
-        scanned.in_equinox,
-        scanned.in_haiku,
-    ),
+# Each program in one library, and each library with one program, are in `make test`; all of both in `make test-all`.
+QUICK = named(
+    resnet.in_nnx,
+    transformer.in_linen,
+    recurrent.lstm_in_equinox,
+    recurrent.gru_in_nnx,
+    scanned.in_linen,
+    scanned.in_haiku,
 )
+OTHERS = named(
+    resnet.in_linen,
+    transformer.in_nnx,
+    recurrent.lstm_in_nnx,
+    recurrent.lstm_in_linen,
+    recurrent.gru_in_linen,
+    scanned.in_nnx,
+    scanned.in_equinox,
+    slow=True,
+)
+
+
+@pytest.mark.parametrize("make", [*QUICK, *OTHERS])
 @pytest.mark.parametrize("steps", [4, pytest.param(10, marks=pytest.mark.slow)])
 def test_right_ports_match(make: Make, steps: int, parity: Parity) -> None:
     parity(*make(), steps=steps, strict=True)
 
 
-def test_in_evaluation(parity: Parity) -> None:
-    for make in (transformer.in_nnx, transformer.in_linen):
-        parity(*make(training=False), steps=2, strict=True)
+@pytest.mark.parametrize("make", [*named(transformer.in_nnx), *named(transformer.in_linen, slow=True)])
+def test_in_evaluation(make: Callable[..., Pair], parity: Parity) -> None:
+    parity(*make(training=False), steps=2, strict=True)
 
 
 def test_the_running_variance_of_flax_is_another() -> None:

@@ -76,14 +76,21 @@ def families(evidence: Evidence) -> list[Family]:
     found: list[Family] = []
     known: set[bytes] = set()
     for candidate in candidates(evidence):
-        directions = _directions(candidate, evidence)
-        if directions is None or (key := b"".join(each.tobytes() for step in directions for each in step)) in known:
+        directions: list[list[np.ndarray]] = []
+        options: list[tuple[list[float], int]] = []
+        for arrays in _directions(candidate, evidence):
+            directions.append(arrays)
+            made = steps[: len(directions)]
+            # A rate of torch's at each step costs no free number. Otherwise one constant rate is fitted, to
+            # the first step that moves, and must then hold at all others.
+            fitted = _constant(made, directions)
+            options = [([step.rate for step in made], 0), *([([fitted] * len(made), 1)] if fitted else [])]
+            # Most candidates fail at the first step that moves, and take no others.
+            if fitted and all(_left(made, directions, rates) is None for rates, _ in options):
+                break
+        if len(directions) < len(steps) or (key := b"".join(a.tobytes() for step in directions for a in step)) in known:
             continue
         known.add(key)
-        # A rate of torch's at each step costs no free number. Otherwise one constant rate is fitted, to
-        # the first step that moves, and must then hold at all others.
-        fitted = _constant(steps, directions)
-        options = [([step.rate for step in steps], 0), *([([fitted] * len(steps), 1)] if fitted else [])]
         for rates, free in options:
             left = _left(steps, directions, rates)
             if left is not None:
@@ -153,29 +160,50 @@ def _own(kind: str, group: Mapping[str, Any]) -> Candidate | None:
     return None
 
 
-def _directions(candidate: Candidate, evidence: Evidence) -> list[list[np.ndarray]] | None:
+class _Flat:
+    """All parameters in one vector: what treats each element by itself takes one operation for all of them."""
+
+    def __init__(self, parameters: Mapping[str, np.ndarray]) -> None:
+        self.shapes = {name: array.shape for name, array in parameters.items()}
+        ends = np.cumsum([array.size for array in parameters.values()])
+        self.parts = {n: slice(end - parameters[n].size, end) for n, end in zip(parameters, ends.tolist(), strict=True)}
+        self.size = int(ends[-1])
+
+    def joined(self, arrays: Mapping[str, np.ndarray], others: np.ndarray | None = None) -> np.ndarray:
+        """Return the vector; of parameters without an array it has zeros, or what `others` has."""
+        vector = np.zeros(self.size) if others is None else np.array(others, np.float64)
+        for name, array in arrays.items():
+            vector[self.parts[name]] = array.ravel()
+        return vector
+
+    def split(self, value: Any) -> dict[str, np.ndarray]:
+        """Return the part of each parameter; a number, such as a count, is every one's."""
+        array = np.asarray(value)
+        if array.shape != (self.size,):
+            return dict.fromkeys(self.shapes, array)
+        return {name: array[part].reshape(self.shapes[name]) for name, part in self.parts.items()}
+
+
+def _directions(candidate: Candidate, evidence: Evidence) -> Iterator[list[np.ndarray]]:
     """Return the updates and the state of a candidate with learning rate 1, step by step."""
     import jax
     import optax
 
-    with jax.enable_x64(True):
-        try:
-            made: Any = candidate.call(1.0).made()
-            made = made.gradient_transformation() if isinstance(made, optax.MultiSteps) else made
-            state = made.init(_arrays(evidence.steps[0].parameters))
-            directions, fields = [], _fields(evidence)
-            for step in evidence.steps:
-                parameters, given = _arrays(step.parameters), _arrays(step.given)
-                gradients = {name: given.get(name, np.zeros_like(value)) for name, value in parameters.items()}
-                state = _loaded(state, _shared(evidence, step, fields))
+    flat, fields = _Flat(_arrays(evidence.steps[0].parameters)), _fields(evidence)
+    try:
+        made: Any = candidate.call(1.0).made()
+        made = made.gradient_transformation() if isinstance(made, optax.MultiSteps) else made
+        with jax.enable_x64(True):
+            state = made.init(flat.joined(_arrays(evidence.steps[0].parameters)))
+        for step in evidence.steps:
+            parameters, gradients = flat.joined(_arrays(step.parameters)), flat.joined(_arrays(step.given))
+            with jax.enable_x64(True):
+                state = _loaded(state, _shared(evidence, step, fields), flat)
                 updates, state = made.update(gradients, state, parameters)
-                moved = {name: np.asarray(value) for name, value in updates.items()}
-                seen = Observation(updates=moved, optimizer=_slots(state, fields, list(parameters)))
-                arrays = [np.array(result.pairing.torch_array(seen), np.float64) for result in step.results]
-                directions.append(arrays)
-        except (TypeError, ValueError, AttributeError, KeyError):
-            return None  # of a version of optax that has no such function or argument
-    return directions
+                seen = Observation(updates=flat.split(updates), optimizer=_slots(state, fields, flat))
+            yield [np.array(result.pairing.torch_array(seen), np.float64) for result in step.results]
+    except (TypeError, ValueError, AttributeError, KeyError):
+        return  # of a version of optax that has no such function or argument
 
 
 def _arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -213,13 +241,12 @@ def _shared(evidence: Evidence, step: OptimizerStep, fields: Mapping[str, str]) 
     return shared
 
 
-def _slots(state: Any, fields: Mapping[str, str], names: Sequence[str]) -> dict[str, np.ndarray]:
+def _slots(state: Any, fields: Mapping[str, str], flat: _Flat) -> dict[str, np.ndarray]:
     """Return what an optimizer remembers, named as torch's slots are: "exp_avg/fc.weight"."""
     found: dict[str, np.ndarray] = {}
     for slot, field in fields.items():
-        value = _remembered(state, field)
-        parts = value if isinstance(value, dict) else dict.fromkeys(names, value)
-        found |= {f"{slot}/{name}": np.asarray(part, np.float64) for name, part in parts.items() if part is not None}
+        if (value := _remembered(state, field)) is not None:
+            found |= {f"{slot}/{name}": np.asarray(part, np.float64) for name, part in flat.split(value).items()}
     return found
 
 
@@ -232,17 +259,18 @@ def _remembered(state: Any, field: str) -> Any:
     return next((value for value in (_remembered(part, field) for part in state) if value is not None), None)
 
 
-def _loaded(state: Any, shared: Mapping[str, Any]) -> Any:
+def _loaded(state: Any, shared: Mapping[str, Any], flat: _Flat) -> Any:
     """Put slots into an optimizer's state, wherever it has fields of these names."""
     if isinstance(state, tuple) and hasattr(state, "_fields"):
-        return type(state)(**{field: _field(field, getattr(state, field), shared) for field in state._fields})
-    return tuple(_loaded(each, shared) for each in state) if isinstance(state, tuple) else state
+        return type(state)(**{field: _field(field, getattr(state, field), shared, flat) for field in state._fields})
+    return tuple(_loaded(each, shared, flat) for each in state) if isinstance(state, tuple) else state
 
 
-def _field(name: str, value: Any, shared: Mapping[str, Any]) -> Any:
+def _field(name: str, value: Any, shared: Mapping[str, Any], flat: _Flat) -> Any:
     if name not in shared:
-        return _loaded(value, shared)
-    return {**value, **shared[name]} if isinstance(value, dict) else shared[name]
+        return _loaded(value, shared, flat)
+    given = shared[name]
+    return flat.joined(given, value if np.shape(value) == (flat.size,) else None) if isinstance(given, dict) else given
 
 
 def _other_than_defaults(function: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
