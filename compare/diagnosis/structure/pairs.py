@@ -1,5 +1,6 @@
 """Two edits at a time with which torch gives what the JAX side gives: where no single one does."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,11 +19,11 @@ class Tried(NamedTuple):
 TABLES = 60
 """So many edits of tables are tried in all pairs."""
 
-NEAREST = 200
-"""First edits of two: those that bring torch nearest."""
+NEAREST = 60
+"""So many edits, those that bring torch nearest, are tried with one another, and then with every other."""
 
-BOTH_NEAR = 60
-"""Of these, so many are tried in all pairs."""
+FIRST = 8
+"""So many of these are tried with every other before the usual edits are."""
 
 USUAL = 300
 """Of the usual edits, so many are tried in all pairs."""
@@ -30,12 +31,12 @@ USUAL = 300
 _USUAL = set(Kind) - {Kind.OPERAND, Kind.ADDED, Kind.SCALE, Kind.TWICE}
 
 
-def fitting_pairs(here: Step, tried: Sequence[Tried], budget: Budget) -> Iterator[list[Edit]]:
-    """Find pairs of edits that leave only rounding.
+def fitting_pairs(here: Step, tried: Sequence[Tried], budget: Budget) -> Iterator[Iterator[list[Edit]]]:
+    """Find pairs of edits that leave only rounding, of one sort after another.
 
     Of n edits there are n²/2 pairs, with n in the thousands. Where two mistakes do not interact, as in two branches of
     a sum, correcting one of them already removes part of the difference. So only an edit that brings torch nearer is
-    tried with every other. The likelier pairs come first, and the rest only where these do not fit.
+    tried with every other. The likelier sorts come first.
 
     Args:
         here: The step.
@@ -49,21 +50,25 @@ def fitting_pairs(here: Step, tried: Sequence[Tried], budget: Budget) -> Iterato
     before = here.leaves([])
     nearer = sorted((each for each in tried if each.apart < before), key=lambda each: each.apart)[:NEAREST]
     near = [each.edit for each in nearer]
-    much = [each.edit for each in nearer if each.apart < before / 2]
+    left = ((first, every) for first in near)
     stages = (
         (_among(of_tables), 0.75),  # of sines and cosines, of means and deviations
-        (_among(near[:BOTH_NEAR]), 0.75),
-        (((first, every) for first in much), 0.5),
+        (_among(near), 0.75),
+        (itertools.islice(left, FIRST), 0.5),
         (_among(usual), 0.75),
-        (((first, every) for first in near), 1.0),
+        (left, 1.0),
     )
     for pairs, share in stages:
-        fitting = False
-        for first, others in pairs:
-            for second in _with(here, first, others, budget, share):
-                fitting = True
-                yield [first, second]
-        if fitting:
+        yield _fitting(here, pairs, budget, share)
+
+
+def _fitting(
+    here: Step, pairs: Iterable[tuple[Edit, Sequence[Edit]]], budget: Budget, share: float
+) -> Iterator[list[Edit]]:
+    """Try each first edit with its others, while a share of the budget is left."""
+    for first, others in pairs:
+        yield from ([first, second] for second in _with(here, first, others, budget, share))
+        if not budget.left(share):
             return
 
 

@@ -86,9 +86,12 @@ class StructureSearch:
 
     def two(self) -> Cause | None:
         """Find two edits, after `one` has found none."""
-        return self._within_budget(
-            lambda: self._told(itertools.islice(fitting_pairs(self.here, self.tried, self.budget), FITTING))
-        )
+        if not self.tried:
+            return None
+        # Of one sort all that fit are compared; another sort is tried only where none of them is proved.
+        sorts = fitting_pairs(self.here, self.tried, self.budget)
+        causes = (self._told(itertools.islice(pairs, FITTING)) for pairs in sorts)
+        return self._within_budget(lambda: next((cause for cause in causes if cause), None))
 
     def _within_budget(self, search: Callable[[], Cause | None]) -> Cause | None:
         import torch
