@@ -31,7 +31,7 @@ def _platform() -> str:
 
 @functools.cache
 def _options(platform: str) -> dict[str, Any] | None:
-    """Give those of the options that this XLA has."""
+    """Return those of the options that this XLA has."""
     import jax
 
     def known(name: str, value: Any) -> bool:

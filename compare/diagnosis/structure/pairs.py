@@ -16,6 +16,9 @@ class Tried(NamedTuple):
     apart: float
 
 
+SAME = 1e-9
+"""Two edits whose results are nearer than this compute the same."""
+
 TABLES = 60
 """So many edits of tables are tried in all pairs."""
 
@@ -44,10 +47,13 @@ def fitting_pairs(here: Step, tried: Sequence[Tried], budget: Budget) -> Iterato
         budget: What the search may cost.
 
     """
+    before = here.leaves([])
+    # What changes nothing alone, such as a factor of weights that are normalized, is seen only together with another
+    # edit, which it turns into a third: no fault of its own.
+    tried = [each for each in tried if abs(each.apart - before) > SAME * before]
     every = [each.edit for each in tried]
     of_tables = [edit for edit in every if edit.kind in (Kind.TABLE, Kind.NUMBERS)][:TABLES]
     usual = [edit for edit in every if edit.kind in _USUAL][:USUAL]
-    before = here.leaves([])
     nearer = sorted((each for each in tried if each.apart < before), key=lambda each: each.apart)[:NEAREST]
     near = [each.edit for each in nearer]
     left = ((first, every) for first in near)
@@ -73,12 +79,12 @@ def _fitting(
 
 
 def _among(edits: Sequence[Edit]) -> Iterator[tuple[Edit, Sequence[Edit]]]:
-    """Give each edit with those after it."""
+    """Return each edit with those after it."""
     return ((edit, edits[number + 1 :]) for number, edit in enumerate(edits))
 
 
 def _with(here: Step, first: Edit, others: Iterable[Edit], budget: Budget, share: float) -> Iterator[Edit]:
-    """Give those of other edits that fit together with the first, while a share of the budget is left."""
+    """Return the other edits that fit together with the first, while a share of the budget is left."""
     having = here.having(first)  # what it changes is computed once, for all of the others
     for second in others:
         if not budget.left(share):
@@ -92,5 +98,5 @@ def _with(here: Step, first: Edit, others: Iterable[Edit], budget: Budget, share
 
 
 def _elsewhere(one: Edit, other: Edit) -> bool:
-    """Tell whether two edits are of different operations."""
+    """Return whether two edits are of different operations."""
     return {number for number, _ in one.at}.isdisjoint(number for number, _ in other.at)

@@ -14,7 +14,7 @@ from compare.diagnosis.structure.edit import DIFFERENT, END, WHOLE, Context, Edi
 from compare.diagnosis.structure.graph import FAILURES
 from compare.diagnosis.structure.listing import listed
 from compare.diagnosis.structure.norm_order import norms_moved
-from compare.diagnosis.structure.pairs import Tried, fitting_pairs
+from compare.diagnosis.structure.pairs import SAME, Tried, fitting_pairs
 from compare.diagnosis.structure.recording import edited
 from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, moved, opened
 from compare.jax_side.from_data import FromData
@@ -281,10 +281,6 @@ def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     if a is None or b is None:
         return a is b
     return a.shape == b.shape and distance(a, b) < SAME
-
-
-SAME = 1e-9
-"""Two edits of which results are nearer than this compute the same."""
 
 
 def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:

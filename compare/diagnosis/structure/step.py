@@ -61,7 +61,7 @@ class Step:
         return apart(array_of(given), self.target) / self.limit
 
     def having(self, edit: Edit) -> Self | None:
-        """Give the same step with an edit made, so that one more costs only what it changes; None where it fails."""
+        """Return the same step with an edit made, so that one more costs only what it changes; None where it fails."""
         graph = self.context.graph
         try:
             fresh = self._changed([edit])
