@@ -60,6 +60,8 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
     that the other lacks, the longest common subsequence keeps the others paired; what is left over is `unreplayed`.
     `draws` are torch's, by kind and shape.
     """
+    if hints.given:
+        return _without_given(draws, sites, hints)
     if hints.repeated:
         return _with_repeated(draws, sites, hints)
 
@@ -94,6 +96,14 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
                 "whose sizes all differ, only one layout fits"
             )
     return Matching(placed, _left_over(draws, sites, pairs), guessed)
+
+
+def _without_given(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> Matching:
+    """Pair those draws that the JAX side does not have already."""
+    left = [number for number in range(len(draws)) if number not in hints.given]
+    reflected = frozenset(place for place, number in enumerate(left) if number in hints.reflected)
+    found = match([draws[number] for number in left], sites, hints._replace(given=frozenset(), reflected=reflected))
+    return found._replace(placed=[each and each._replace(draw=left[each.draw]) for each in found.placed])
 
 
 def _with_repeated(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> Matching:

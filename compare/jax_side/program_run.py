@@ -22,6 +22,7 @@ from compare.jax_side.watching import LiftingWatcher, Watch, Watcher, sorted_out
 from compare.numerics.distance import ULPS
 from compare.step.batch import checked_scalar, described, mapped
 from compare.step.draws import NO_HINTS, Draw, Hints
+from compare.step.host_draws import Given
 from compare.step.observation import Observation
 from compare.step.user_code import call_user_code
 from compare.weights.layers import Layer, Tensor
@@ -75,6 +76,8 @@ class JaxProgramRun:
         """The programs of its steps as they were traced, before they were lifted."""
         self.drawing: list[tuple[Any, Any]] = []
         """The program of the step that was traced last, as it draws by itself, and the shapes of what it gives."""
+        self._draws: list[Draw] = []
+        """What torch drew at the step that is taken."""
         self.chosen: dict[Choice, np.ndarray] = {}
         """Which sides of the choices in the user's code the steps in float64 have taken."""
         self.kept: Remembered | None = None
@@ -149,11 +152,8 @@ class JaxProgramRun:
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Return what the optimizers remember, by name."""
         pairs = zip(self.leaves, self.values, strict=True)
-        return {
-            each.name: np.asarray(value)
-            for each, value in pairs
-            if each.role == Role.OPTIMIZER and not is_key(value.dtype)
-        }
+        kept = ((each, value) for each, value in pairs if each.role == Role.OPTIMIZER and not is_key(value.dtype))
+        return {each.name: np.asarray(value) for each, value in kept}
 
     def perturb(self, seed: int, epsilon: float | None = None) -> None:
         """Change weights by a few units in the last place, to measure the effect."""
@@ -185,7 +185,8 @@ class JaxProgramRun:
         def program(values: list[Any], batch: Any, draws: Any) -> Any:
             unreplayed.clear()
             self.drawing.clear()
-            return replaying(step, draws, unreplayed, self.guessed, self.hints, self.drawing)(values, batch)
+            given = Given(self._draws)
+            return replaying(step, draws, unreplayed, self.guessed, self.hints, self.drawing, given)(values, batch)
 
         # JAX caches the trace of a jitted function by the function. Such a trace has the names of this run's tensors in
         # it, or none if the user's code traced it before, so this run has a cache of its own.
@@ -260,7 +261,7 @@ class JaxProgramRun:
 
         With `gradients`, optimizers are given these in the place of what the step computes, as far as they can be.
         """
-        before = self.arrays()
+        before, self._draws = self.arrays(), [draw for draw in draws if not draw.backward]
         with self.precision():
             inputs = self.inputs(batch)
             step = functools.partial(

@@ -31,6 +31,7 @@ from compare.jax_side.primitives import (
     programs,
 )
 from compare.step.draws import NO_HINTS, Draw, Hints, Site
+from compare.step.host_draws import Given, drawing
 from compare.step.user_code import passes_on
 
 Values = tuple[dict[str, tuple[np.ndarray, ...]], ...]
@@ -65,6 +66,7 @@ def replaying(
     guessed: list[str],
     hints: Hints = NO_HINTS,
     programs: list[tuple[Any, Any]] | None = None,
+    host: Given | None = None,
 ) -> Callable[..., Any]:
     """Make `function` use `values` for its random numbers, in the order in which both sides draw.
 
@@ -90,6 +92,7 @@ def replaying(
             all axes are equally long.
         hints: What is known of the layouts.
         programs: When `function` is traced, its own program and the shapes of what it gives are added here.
+        host: What NumPy and Python give when `function` is traced.
 
     """
     import jax
@@ -100,11 +103,12 @@ def replaying(
             """JAX caches traces by function: a new function is traced again."""
             return function(*args)
 
-        with recognizable():
+        with recognizable(), drawing(host) if host else contextlib.nullcontext():
             closed, shape = jax.make_jaxpr(fresh, return_shape=True)(*args)
         if programs is not None:
             programs.append((closed, shape))
-        matching = match(sites_of_values(values), sites_of(closed), hints)
+        known = hints._replace(given=frozenset(host.taken)) if host else hints
+        matching = match(sites_of_values(values), sites_of(closed), known)
         unreplayed.extend(matching.unreplayed)
         guessed.extend(matching.guessed)
         outputs = Replayer().run(closed, jax.tree.leaves(args), laid_out(values, matching))

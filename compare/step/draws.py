@@ -19,6 +19,9 @@ class Draw(NamedTuple):
     backward: bool = False
     """Drawn in the backward pass, by a checkpoint that computes its forward pass again: it repeats an earlier draw."""
 
+    host: bool = False
+    """Drawn by NumPy or Python, and not by torch."""
+
     def __str__(self) -> str:
         return f"{self.kind} {self.value.shape}"
 
@@ -50,6 +53,8 @@ class Hints(NamedTuple):
     reflected: frozenset[int] = frozenset()
     """The numbers of torch's draws of which the JAX side draws the complement, such as what to drop in place of what to
     keep: not b for a boolean b, 1 - u for a uniform u."""
+    given: frozenset[int] = frozenset()
+    """The numbers of torch's draws that the JAX side was given by NumPy or Python while it was traced."""
     repeated: tuple[tuple[int, int], ...] = ()
     """Places where the JAX side draws with the key of an earlier place, and so the same: both numbers."""
 

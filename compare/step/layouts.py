@@ -4,6 +4,7 @@ One table of orders of axes serves activations and random draws. Only the shape 
 are tried for it.
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -125,10 +126,15 @@ def draw_layouts(shape: tuple[int, ...], wanted: tuple[int, ...], hints: Hints =
         found.setdefault(unmoved, reshaped("with other axes of length one", shape, wanted))
     # torch.nn.functional.multi_head_attention_forward views (batch, heads, ...) as (batch * heads, ...), and
     # torch.distributions.Categorical all axes of its batch as one: row-major, so that splitting the axis undoes it.
-    for axis in range(len(wanted) - 2):
-        if (*wanted[:axis], wanted[axis] * wanted[axis + 1], *wanted[axis + 2 :]) == shape:
-            found.setdefault(unmoved, reshaped("an axis split", shape, wanted))
+    if _splits(shape, wanted) or _splits(wanted, shape):
+        found.setdefault(unmoved, reshaped("an axis split", shape, wanted))
     return list(found.values())
+
+
+def _splits(whole: tuple[int, ...], parts: tuple[int, ...]) -> bool:
+    """Tell whether one shape is another one with one of its axes split in two."""
+    pairs = enumerate(itertools.pairwise(parts))
+    return any((*parts[:axis], first * second, *parts[axis + 2 :]) == whole for axis, (first, second) in pairs)
 
 
 NEAR = 1e-2

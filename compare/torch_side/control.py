@@ -17,9 +17,9 @@ from compare.numerics.constants import LOW, doubtful, restored
 from compare.numerics.distance import ULPS
 from compare.numerics.tables import movement
 from compare.step.draws import Draw
+from compare.step.host_draws import drawing
 from compare.step.places import users_line
 from compare.step.user_code import passes_on
-from compare.torch_side.host_draws import drawing
 from compare.torch_side.kernels import EXACT, KERNELS, NOT_UNIQUE
 from compare.torch_side.random_calls import RandomCall, random
 from compare.torch_side.reached import Reached

@@ -1,13 +1,14 @@
-"""What the torch side draws from NumPy's and Python's global generators, such as `np.random.beta` and `random.random`.
+"""What a side draws from NumPy's and Python's global generators, such as `np.random.beta` and `random.random`.
 
-A training script shuffles its examples so, or draws the weights of a mixture. Like torch's own random numbers, they are
-recorded in one run, and are given to the other runs, where JAX draws with a key.
+A training script shuffles its examples so, or draws the weights of a mixture. Like torch's own random numbers, those of the
+torch side are recorded in one run, and are given to the other runs. On the JAX side they replace what a key draws, or what
+the same generators give there.
 """
 
 import contextlib
 import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +69,7 @@ def _drawing(original: Callable[..., Any], means: Callable[..., _Drawn], record:
         def anew() -> Draw:
             standard = (np.asarray(original(*args, **kwargs)) - drawn.location) / drawn.scale
             standard = standard.astype(np.int64) if drawn.kind == "randint" else standard
-            return Draw(drawn.kind, standard, tuple(map(_parameter, drawn.parameters)))
+            return Draw(drawn.kind, standard, tuple(map(_parameter, drawn.parameters)), host=True)
 
         found = drawn.location + drawn.scale * record(drawn.kind, anew).value
         return found.item() if np.ndim(found) == 0 else found
@@ -78,6 +79,30 @@ def _drawing(original: Callable[..., Any], means: Callable[..., _Drawn], record:
 
 def _parameter(value: Any) -> Any:
     return float(value) if np.ndim(value) == 0 else np.asarray(value, np.float64)
+
+
+class Given:
+    """Gives what NumPy and Python drew on the torch side to the same functions on the JAX side, while it is traced.
+
+    Args:
+        draws: Those of the step, without those of backward passes.
+
+    """
+
+    def __init__(self, draws: Sequence[Draw]) -> None:
+        self._left = [number for number, draw in enumerate(draws) if draw.host]
+        self._draws = draws
+        self.taken: set[int] = set()
+        """The numbers of the draws that were given."""
+
+    def __call__(self, kind: str, draw: Callable[[], Draw]) -> Draw:
+        """Give the next draw of a kind, or draw where there is none."""
+        number = next((each for each in self._left if self._draws[each].kind == kind), None)
+        if number is None:
+            return draw()
+        self._left.remove(number)
+        self.taken.add(number)
+        return self._draws[number]
 
 
 @contextlib.contextmanager
@@ -104,7 +129,7 @@ def _shuffling(
 
     def order(draw: Callable[[], Any]) -> np.ndarray:
         # The kind of `torch.randperm`.
-        return record("randperm", lambda: Draw("randperm", np.asarray(draw()))).value
+        return record("randperm", lambda: Draw("randperm", np.asarray(draw()), host=True)).value
 
     def permutation(x: Any) -> np.ndarray:
         if isinstance(x, int | np.integer):
