@@ -11,6 +11,7 @@ import torch
 from flax import nnx
 
 import compare
+from compare.torch_side.program_run import TorchProgramRun
 
 
 def original(names: tuple[str, str]) -> Any:
@@ -69,3 +70,14 @@ def test_a_key_among_what_an_optimizer_remembers_is_no_number() -> None:
     report = checked(("q1", "q2"), rate=2e-2, key=True)
     assert report.verdict == "mismatch"
     assert not report.bugs
+
+
+def test_an_optimizer_that_has_a_state_from_the_start_is_in_float64_too() -> None:
+    """So is one that is loaded from a checkpoint."""
+
+    def build() -> Any:
+        model = torch.nn.Linear(2, 1)
+        return {"model": model, "optimizer": torch.optim.Adagrad(model.parameters())}, lambda state, batch: {}
+
+    (optimizer,) = TorchProgramRun(compare.TorchProgram(build), "float64", "cpu").optimizers.values()
+    assert {slots["sum"].dtype for slots in optimizer.state.values()} == {torch.float64}

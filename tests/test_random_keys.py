@@ -268,3 +268,55 @@ def test_a_program_whose_step_is_plain_python(port: Any, name: str | None) -> No
     causes = [each.cause.name for each in (report.divergence, *report.others) if each and each.cause]
     assert causes == ([name] if name else []), str(report)
     assert report.ok == (name is None)
+
+
+NUMPY: Any = np.random
+"""Its global generator, as training scripts use it."""
+
+
+def mixing_torch() -> Any:
+    NUMPY.seed(3)
+    w = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([w], 0.1)
+
+    def step(state: Any, batch: Any) -> Any:
+        share, order = NUMPY.beta(0.4, 0.4), NUMPY.permutation(5)
+        x = share * batch["x"] + (1 - share) * batch["x"][order]
+        loss = ((x @ w - 1) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    return {"weights": torch.nn.ParameterDict({"w": w}), "optimizer": optimizer}, step
+
+
+def mixing_port(*, squared: bool, keyed: bool) -> Any:
+    def build() -> Any:
+        NUMPY.seed(3)
+
+        def step(state: Any, batch: Any) -> Any:
+            key, one, two = jax.random.split(state["key"], 3)
+            share, order = (
+                (jax.random.beta(one, 0.4, 0.4), jax.random.permutation(two, 5))
+                if keyed
+                else (NUMPY.beta(0.4, 0.4), NUMPY.permutation(5))
+            )
+            share = share**2 if squared else share
+            x = share * batch["x"] + (1 - share) * batch["x"][order]
+            value, gradient = jax.value_and_grad(lambda w: jnp.mean((x @ w - 1) ** 2))(state["weights"]["w"])
+            return {"weights": {"w": state["weights"]["w"] - 0.1 * gradient}, "key": key}, {"loss": value}
+
+        return {"weights": {"w": jnp.zeros(4)}, "key": jax.random.key(0)}, step
+
+    return build
+
+
+@pytest.mark.parametrize(("squared", "keyed"), [(False, False), (False, True), (True, False)])
+def test_a_program_that_draws_from_numpy(*, squared: bool, keyed: bool) -> None:
+    """Whether the port draws with a key or from NumPy's generator too, whose seed may be another one."""
+    data = [{"x": np.random.default_rng(seed).normal(size=(5, 4)).astype(np.float32)} for seed in range(2)]
+    side = compare.JaxProgram(mixing_port(squared=squared, keyed=keyed))
+    report = compare.check(compare.TorchProgram(mixing_torch), side, data, steps=2, quick=True, device="cpu")
+    assert report.nondeterministic == [], str(report)
+    assert report.ok != squared, str(report)

@@ -76,8 +76,7 @@ class JaxProgramRun:
         """The programs of its steps as they were traced, before they were lifted."""
         self.drawing: list[tuple[Any, Any]] = []
         """The program of the step that was traced last, as it draws by itself, and the shapes of what it gives."""
-        self._draws: list[Draw] = []
-        """What torch drew at the step that is taken."""
+        self._draws: list[Draw] = []  # what torch drew at the step that is taken
         self.chosen: dict[Choice, np.ndarray] = {}
         """Which sides of the choices in the user's code the steps in float64 have taken."""
         self.kept: Remembered | None = None

@@ -178,6 +178,8 @@ def change_computed(file: SourceFile, code: Code, lines: Sequence[Line]) -> list
     found = expressions(file, lines[-1:])
     if not found:
         raise Unfit("the expression that computes the difference is not known")
+    if file.above(found[0], libcst.For) or file.above(found[0], libcst.While):
+        raise Unfit("the expression that computes the difference is computed several times, in a loop")
     return put(file, found[0], str(code), {"y": found[0]})
 
 

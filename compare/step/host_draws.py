@@ -1,8 +1,8 @@
 """What a side draws from NumPy's and Python's global generators, such as `np.random.beta` and `random.random`.
 
-A training script shuffles its examples so, or draws the weights of a mixture. Like torch's own random numbers, those of the
-torch side are recorded in one run, and are given to the other runs. On the JAX side they replace what a key draws, or what
-the same generators give there.
+A training script shuffles its examples so, or draws the weights of a mixture. Like torch's own random numbers, those of
+the torch side are recorded in one run, and are given to the other runs. On the JAX side they replace what a key draws,
+or what the same generators give there.
 """
 
 import contextlib
@@ -102,7 +102,8 @@ class Given:
             return draw()
         self._left.remove(number)
         self.taken.add(number)
-        return self._draws[number]
+        # A copy: JAX remembers an array by its identity, with the type that it has under `jax.enable_x64`.
+        return self._draws[number]._replace(value=self._draws[number].value.copy())
 
 
 @contextlib.contextmanager

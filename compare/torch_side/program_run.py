@@ -61,6 +61,9 @@ class TorchProgramRun(CommonRun):
         self.parameters = dict(self.model.named_parameters())
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         self.optimizers: dict[str, torch.optim.Optimizer] = self.state.parts(torch.optim.Optimizer)
+        # Adagrad has a state from the start, and so has an optimizer that is loaded from a checkpoint.
+        for slots in (slots for optimizer in self.optimizers.values() for slots in optimizer.state.values()):
+            slots.update({name: self._cast(value) for name, value in slots.items() if isinstance(value, torch.Tensor)})
         self._named_bare()
         self.trained = frozenset(
             name
