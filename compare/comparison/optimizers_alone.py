@@ -6,7 +6,7 @@ show the rates of many more steps, on both sides, and anything else that only co
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 import numpy as np
 
@@ -66,9 +66,9 @@ def _compared(
         return None
     given = to_jax([_alike(link) for link in shared], gradients, run.arrays())
     try:
-        shown = {link.jax for link in links}
+        shown, of = {link.jax for link in links}, {link.torch for link in links}
         jax = updates_alone(run, {name: given[name] for name in run.param_names}, sizes(steps), shown)
-        torch64, torch32 = (list(_torch(pair, dtype, gradients, steps)) for dtype in ("float64", "float32"))
+        torch64, torch32 = (list(_torch(pair, dtype, gradients, steps, of)) for dtype in ("float64", "float32"))
     except InputError:  # of the user's own hooks, which may need what only a whole step has
         return None
     known = {each.torch: float(each.expected.max()) for each in followed.quantities if each.stage == Stage.UPDATE}
@@ -117,7 +117,7 @@ def _alike(link: Link) -> Link:
 
 
 def _torch(
-    pair: MappedPair, dtype: str, gradients: dict[str, np.ndarray], steps: int
+    pair: MappedPair, dtype: str, gradients: dict[str, np.ndarray], steps: int, names: Container[str]
 ) -> Iterator[dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Take torch's steps; each gives what `summed` makes of every update, and of the parameter that it changes."""
     run = pair.torch_run(dtype)
@@ -130,6 +130,7 @@ def _torch(
             yield {
                 name: (summed(to_numpy(update)), summed(to_numpy(seen.parameters[name])))
                 for name, update in seen.updates.items()
+                if name in names
             }
 
 
