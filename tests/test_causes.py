@@ -57,7 +57,9 @@ TEMPTING = {
 
 
 @pytest.mark.parametrize("name", TEMPTING)
-@pytest.mark.parametrize("count", [1, 3], ids=["one batch", "three batches"])
+@pytest.mark.parametrize(
+    "count", [pytest.param(1, id="one batch"), pytest.param(3, id="three batches", marks=pytest.mark.slow)]
+)
 def test_a_number_that_fits_one_loss_is_no_cause(name: str, count: int) -> None:
     report = regression(*TEMPTING[name], count=count)
     assert report.divergence is not None

@@ -20,11 +20,11 @@ from compare.notebook import reference
 from compare.notebook.comparison import VARIANTS
 
 BIASED = ("module", "adam")
-EXAMPLES = int(os.environ.get("EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("EXAMPLES", "2"))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4))])
 def test_a_hundred_steps_match(variant: str, seed: int) -> None:
     report = compare.notebook.run(variant, seed=seed, device="cpu").raise_on_mismatch()
     assert report.verdict == ("precision" if variant == "adam" else "match")
