@@ -284,3 +284,49 @@ def test_a_schedule_that_goes_on_is_said() -> None:
     last = int(line.partition("after step ")[2].partition(",")[0])
     assert np.less(6, last)
     assert not any("schedule" in each for each in checked(lambda: tasks(fixed=True), flax_plain, batches).unexercised)
+
+
+def shuffled() -> Any:
+    """Shuffle the same indices twice in a step, once for each epoch."""
+    model = TorchNet()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def step(_: Any, batch: Any) -> Any:
+        indices = np.arange(len(batch["x"]))
+        for _epoch in range(2):
+            np.random.shuffle(indices)  # noqa: NPY002
+            for taken in (indices[:6], indices[6:]):
+                loss = functional.mse_loss(model(batch["x"][taken]), batch["y"][taken])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer}, step
+
+
+def flax_shuffled(*, again: bool, half: int = 6) -> Any:
+    model = FlaxNet(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(state: Any, batch: Any) -> Any:
+        key, *keys = jax.random.split(state["key"], 3)
+        indices = jnp.arange(12)
+        for each in keys:
+            indices = jax.random.permutation(each, indices if again else 12)
+            for taken in (indices[:half], indices[half:]):
+                rows = batch["x"][taken], batch["y"][taken]
+                loss, gradients = nnx.value_and_grad(lambda model, x, y: mse(model(x), y))(state["model"], *rows)
+                state["optimizer"].update(state["model"], gradients)
+        return {**state, "key": key}, {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer, "key": jax.random.key(0)}, step
+
+
+def test_a_new_order_in_each_epoch_is_as_good_as_one_that_is_shuffled_again() -> None:
+    batches = drawn(x=(5,), y=(3,))
+    for again in (True, False):
+        report = checked(shuffled, lambda again=again: flax_shuffled(again=again), batches, steps=2, quick=True)
+        assert report.verdict == "match", str(report)
+    assert checked(shuffled, lambda: flax_shuffled(again=False, half=5), batches, steps=2).verdict == "mismatch"

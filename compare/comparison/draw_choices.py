@@ -1,10 +1,11 @@
 """Chooses among several replays of the same draws by trying them on the first step.
 
-What is drawn independently is as likely in any order of its axes, and a boolean of probability p is as likely as the
-complement of one of 1 - p. So a port that draws in another layout, or draws what to drop where torch draws what to
-keep, is right; and a replay that gives it torch's draws as they are would make it look wrong. Where the two sides
-differ, such replays are tried, and the one is taken under which they agree for longest. None of them hides a fault,
-since each gives the JAX side numbers that it may draw itself.
+What is drawn independently is as likely in any order of its axes, a boolean of probability p is as likely as the
+complement of one of 1 - p, and a new order is as likely as one that is shuffled again. So a port that draws in another
+layout, draws what to drop where torch draws what to keep, or draws each order anew, is right; and a replay that gives
+it torch's draws as they are would make it look wrong. Where the two sides differ, such replays are tried, and the one
+is taken under which they agree for longest. None of them hides a fault, since each gives the JAX side numbers that it
+may draw itself.
 """
 
 import itertools
@@ -30,11 +31,13 @@ class _Change(NamedTuple):
 
     reflected: frozenset[int] = frozenset()
     layouts: tuple[tuple[tuple[int, ...], str], ...] = ()
+    composed: bool = False
 
     def of(self, hints: Hints) -> Hints:
         """Give the hints with this change."""
         reflected = hints.reflected ^ self.reflected
-        return hints._replace(reflected=reflected, layouts=(*hints.layouts, *self.layouts))
+        composed = hints.composed or self.composed
+        return hints._replace(reflected=reflected, layouts=(*hints.layouts, *self.layouts), composed=composed)
 
 
 class Pair(Protocol):
@@ -105,6 +108,9 @@ def settled(
 def _changes(hints: Hints, keys: StepKeys, draws: Sequence[Draw]) -> Iterator[_Change]:
     matching = match([Site(draw.kind, draw.value.shape) for draw in draws], keys.sites, hints)
     pairs = [(found.draw, site) for found, site in zip(matching.placed, keys.sites, strict=True) if found]
+    orders = [len(draw.value) for draw in draws if draw.kind == "randperm"]
+    if len(set(orders)) < len(orders):
+        yield _Change(composed=True)
     certain, possible = _complements(hints, keys, draws, pairs)
     for numbers in dict.fromkeys((certain, certain | possible, *(frozenset({each}) for each in sorted(possible)))):
         if numbers:

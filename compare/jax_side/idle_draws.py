@@ -42,7 +42,7 @@ def reseeding(
         found = match(sites_of_values(values), sites, hints)
         if alone is not None:
             alone[:] = [site for site, each in zip(sites, found.placed, strict=True) if each is None]
-        outputs = Reseeder(seed).run(closed, jax.tree.leaves(args), laid_out(values, found))
+        outputs = Reseeder(seed).run(closed, jax.tree.leaves(args), laid_out(values, found, hints))
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return reseeded

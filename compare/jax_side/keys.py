@@ -67,7 +67,7 @@ def reading_keys(
             closed = jax.make_jaxpr(lambda *args: function(*args))(*args)
         sites[:] = sites_of(closed)
         reader = KeyReader()
-        given = laid_out(values, match(sites_of_values(values), sites, hints))
+        given = laid_out(values, match(sites_of_values(values), sites, hints), hints)
         reader.run(closed, jax.tree.leaves(args), given)
         return reader.shown
 

@@ -53,10 +53,23 @@ def sites_of_values(values: Values) -> list[Site]:
     return [Site(kind, tuple(value.shape)) for item in values for kind, (value, *_) in item.items()]
 
 
-def laid_out(values: Values, matching: Matching) -> list[Any]:
+def laid_out(values: Values, matching: Matching, hints: Hints) -> list[Any]:
     """Give torch's draw for each place where the JAX side draws, laid out as there; None where it has none."""
-    drawn = [value for item in values for value in item.values()]
-    return [None if found is None else found.of(*drawn[found.draw]) for found in matching.placed]
+    drawn = [each for item in values for each in item.items()]
+    given = _composed(drawn) if hints.composed else [value for _, value in drawn]
+    return [None if found is None else found.of(*given[found.draw]) for found in matching.placed]
+
+
+def _composed(drawn: Sequence[tuple[str, tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
+    """Give each order after the first as what all orders of so many things make together."""
+    latest: dict[int, Any] = {}
+    found = []
+    for kind, (value, *parameters) in drawn:
+        order = kind == "randperm"
+        if order:
+            latest[len(value)] = latest[len(value)][value] if len(value) in latest else value
+        found.append((latest[len(value)] if order else value, *parameters))
+    return found
 
 
 def replaying(
@@ -111,7 +124,7 @@ def replaying(
         matching = match(sites_of_values(values), sites_of(closed), known)
         unreplayed.extend(matching.unreplayed)
         guessed.extend(matching.guessed)
-        outputs = Replayer().run(closed, jax.tree.leaves(args), laid_out(values, matching))
+        outputs = Replayer().run(closed, jax.tree.leaves(args), laid_out(values, matching, hints))
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return replayed

@@ -58,5 +58,8 @@ class Hints(NamedTuple):
     repeated: tuple[tuple[int, int], ...] = ()
     """Places where the JAX side draws with the key of an earlier place, and so the same: both numbers."""
 
+    composed: bool = False
+    """Whether it draws a new order each time, where torch's step shuffles again what it has shuffled before."""
+
 
 NO_HINTS = Hints()
