@@ -14,7 +14,7 @@ from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.naming import naming
 from compare.jax_side.primitives import is_key
 from compare.jax_side.program import JaxProgram, built, checked_step
-from compare.jax_side.program_state import Role, Structure, is_nnx, path_name
+from compare.jax_side.program_state import Role, Structure, is_nnx, meant, path_name
 from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.unjitted import Looked, Remembered, compiled_by_user, fingerprint, looked_at, looking
@@ -57,7 +57,7 @@ class JaxProgramRun:
                 self.structure = Structure(state)
         self.leaves = self.structure.leaves
         with self.precision():
-            self._start = [self._cast(array) for array in arrays]
+            self._start = [self._cast(meant(array) if dtype == "float64" else array) for array in arrays]
         self.values = list(self._start)
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution; filled by the first step."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.errors import InputError
+from compare.numerics.constants import restored
 
 
 class Role(StrEnum):
@@ -183,3 +184,11 @@ def _under(name: str, paths: Sequence[str]) -> bool:
 def _short(tree: Any) -> str:
     text = str(tree)
     return text if len(text) < 300 else f"{text[:300]}..."
+
+
+def meant(array: Any) -> Any:
+    """Return the number whose float32 rounding a state holds, such as the 0.999 of `optax.inject_hyperparams`."""
+    if getattr(array, "dtype", None) != np.float32 or np.size(array) != 1:
+        return array
+    number = restored(np.asarray(array))
+    return array if number is None else number

@@ -75,6 +75,9 @@ def fitted(
         # From far away, secant steps approach 0 by tenths only, and 0 is what a setting that is left out amounts to.
         at(0.0)
     best = min(tried, key=lambda number: tried[number])
+    if 0 < abs(best) <= 1e-9 * abs(value):  # what is left of a number that is taken away
+        at(0.0)
+        best = min(0.0, best, key=lambda number: max(1.0, tried[number]))
     # Only where the fit has converged by six orders of magnitude is its value known well enough to be
     # replaced by a decimal.
     return _shortened(best, tried, at) if tried[best] <= 1e-6 * tried[value] else (tried[best], best)
