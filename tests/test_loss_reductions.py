@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import nnx
@@ -190,3 +191,41 @@ def test_the_row_of_the_padding_index(*, trained: bool) -> None:
     assert report.divergence.cause is not None
     assert report.divergence.cause.name == "trained padding row"
     assert "jnp.where((x == 0)[..., None], jax.lax.stop_gradient(y), y)" in report.divergence.cause.fix
+
+
+def transcribed(*, mean: bool = True, blank: int = 0, ended: bool = True) -> compare.Report:
+    """Take the CTC loss of inputs and targets of several lengths."""
+    generator, lengths, ends = np.random.default_rng(3), np.array([3, 1, 2]), np.array([9, 7, 8])
+    data = [(generator.normal(size=(3, 9, 4)), generator.integers(1, 5, (3, 3))) for _ in range(2)]
+
+    def torch_loss(given: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        chances = functional.log_softmax(given, -1).transpose(0, 1)
+        return functional.ctc_loss(chances, y, torch.tensor(ends), torch.tensor(lengths))
+
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        inputs = (jnp.arange(9) >= ends[:, None]) * 1.0 if ended else jnp.zeros((3, 9))
+        each = optax.ctc_loss(logits, inputs, labels, (jnp.arange(3) >= lengths[:, None]) * 1.0, blank_id=blank)
+        return jnp.mean(each / lengths if mean else each)
+
+    return compare.check(
+        compare.Torch(torch.nn.Linear(4, 5), torch_loss),
+        compare.Flax(nnx.Linear(4, 5, rngs=nnx.Rngs(0)), loss),
+        data,
+        quick=True,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize(
+    ("port", "name"),
+    [
+        ({}, None),
+        ({"mean": False}, "reduction"),
+        ({"blank": 4}, "blank label"),
+        ({"ended": False}, "lengths of the inputs"),
+    ],
+)
+def test_a_ctc_loss(port: Any, name: str | None) -> None:
+    report = transcribed(**port)
+    cause = report.divergence and report.divergence.cause
+    assert (cause and cause.name) == name, str(report)

@@ -125,7 +125,55 @@ def _counting(call: Call, place: Place) -> Code | str:
     return f"divide by the number of labels that are not {call['ignore_index']}, as torch does"
 
 
+def _other_blank(call: Call) -> int:
+    """Give the usual other index of the blank: the last class for the first, and the first for any other."""
+    return call["log_probs"].shape[-1] - 1 if call["blank"] == 0 else 0
+
+
+def _whole_inputs(call: Call) -> Any:
+    import torch
+
+    steps, lengths = call["log_probs"].shape[0], call["input_lengths"]
+    return call.run(input_lengths=torch.full_like(torch.as_tensor(lengths), steps))
+
+
+def _shorter_inputs(call: Call) -> bool:
+    import torch
+
+    return bool((torch.as_tensor(call["input_lengths"]) < call["log_probs"].shape[0]).any())
+
+
+_CTC = (
+    Alternative(
+        name="reduction",
+        functions=("ctc_loss",),
+        compute=lambda call: call.run(reduction="none").mean(),
+        jax_does="takes the mean over the batch, where torch first divides each loss by the length of its target",
+        fix=says("divide each loss by the length of its target before the mean over the batch"),
+        source=f"{DOCS}torch.nn.CTCLoss.html",
+        applies=lambda call: call["reduction"] == "mean",
+    ),
+    Alternative(
+        name="blank label",
+        functions=("ctc_loss",),
+        compute=lambda call: call.run(blank=_other_blank(call)),
+        jax_does="takes another class for the blank",
+        fix=lambda call, place: f"optax.ctc_loss(..., blank_id={call['blank']})",
+        source=f"{DOCS}torch.nn.CTCLoss.html",
+    ),
+    Alternative(
+        name="lengths of the inputs",
+        functions=("ctc_loss",),
+        compute=_whole_inputs,
+        jax_does="reads every input to its end, where torch has input_lengths",
+        fix=says("give optax.ctc_loss logit_paddings that are 1 behind the end of each input"),
+        source=f"{DOCS}torch.nn.CTCLoss.html",
+        applies=_shorter_inputs,
+    ),
+)
+
 LOSS_FUNCTIONS = (
+    *_CTC,
     Alternative(
         name="class weights",
         functions=("cross_entropy", "nll_loss"),
