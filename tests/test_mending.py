@@ -154,6 +154,15 @@ def test_a_function(before: str, code: Code, after: str, mend: Any) -> None:
     assert mend(text.format(before), Role.COMPUTED, before, code) == text.format(after)
 
 
+def test_what_is_computed_in_a_loop_is_not_divided_there(mend: Any) -> None:
+    """Each time round the loop would divide once more, and what differs is the last value alone."""
+    text = "def f(x):\n    y = 0\n    for each in x:\n        y = y + each\n    return y\n"
+    code = Code(around="y / 2")
+    assert mend(text, Role.COMPUTED, "y + each", code) is None
+    text = text.replace("    for each in x:\n        y = y + each", "    each = x\n    y = y + each")
+    assert mend(text, Role.COMPUTED, "y + each", code) == text.replace("y + each", "(y + each) / 2")  # a control
+
+
 def test_which_of_two_functions_is_not_guessed(tmp_path: Path) -> None:
     file = File(tmp_path, f"{HEAD}def forward(x):\n    return nnx.relu(nnx.silu(x))\n")
     lines = [file.line(Role.COMPUTED, each) for each in ("nnx.relu(nnx.silu(x))", "nnx.silu(x)")]
