@@ -48,6 +48,8 @@ class CommonCheck(abc.ABC):
     runs: Any
     pair: Any
     jax: Any
+    searches_what_draws_otherwise = False
+    """Whether causes are looked for where one side draws what the other does not."""
 
     def __init__(
         self, runs: CommonRuns, name: str, steps: int, progress: Show, compiled: tuple[Any, Any] | None = None
@@ -149,7 +151,7 @@ class CommonCheck(abc.ABC):
     def _explained64(self, followed: Followed) -> Report:
         found, notes = self._findings(followed), list[Cause]()
         # Both sides draw other numbers: what differs, and what a search would find, says nothing of the port.
-        if found.nondeterministic:
+        if found.nondeterministic and not self.searches_what_draws_otherwise:
             return found
         if found.divergence:
             self.progress(Progress("measuring the effect of rounding", found=lambda: found))

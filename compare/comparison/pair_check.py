@@ -38,6 +38,8 @@ class PairCheck(CommonCheck):
     runs: Runs
     pair: MappedPair
     jax: JaxRun
+    searches_what_draws_otherwise = True
+    """A layer that the port lacks, such as a dropout, is a cause: torch's draws are replayed when it is tried."""
 
     def __init__(
         self, pair: MappedPair, name: str, steps: int, progress: Show, compiled: tuple[JaxRun, JaxRun] | None = None
