@@ -17,6 +17,7 @@ from compare.comparison.held_out import held_out
 from compare.comparison.independent import Independent
 from compare.comparison.lines import holders, lines_of, values_of, with_counts
 from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.places import layers_between
 from compare.comparison.runs import Runs
 from compare.comparison.trained_alone import trained_alone
 from compare.diagnosis.conventions.variants import MODE
@@ -204,16 +205,8 @@ def _settings(module: Any) -> tuple[tuple[str, str], ...]:
 
 def _place(pair: MappedPair, found: Found) -> Place:
     """Give the layers of the JAX side that run where the two sides begin to differ, the culprit first."""
-    ports, order = found.pairing.ports, list(pair.jax_modules)
-    end = ports[1].path if ports else found.pairing.jax.rpartition("/")[0]
-    before = found.before.ports[1] if found.before and found.before.ports else None
-    after = order.index(before.path) + 1 if before and before.path in order else 0
-    until = order.index(end) if end in order else 0
-    between = [] if ports is None else order[after:until]  # a buffer is of one module, whatever runs before it
-    layers = [path for path in between if not (before and path.startswith(f"{before.path}/"))]
-    if ports is None or ports[1].kind == "output":  # of a layer, it or one inside it
-        layers = [end, *layers, *(path for path in order[after:] if path.startswith(f"{end}/" if end else ""))]
-    modules = [pair.jax_modules[path] for path in dict.fromkeys(layers) if path in pair.jax_modules]
+    order = list(pair.jax_modules)
+    modules = [pair.jax_modules[path] for path in layers_between(found, order) if path in pair.jax_modules]
     if order == [""] and (held := holders(pair)):  # no module of a pure function is seen to run
         return place_of(held[0], held)
     return place_of(next(iter(pair.jax_modules.values()), None), modules)

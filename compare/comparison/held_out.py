@@ -33,7 +33,7 @@ def held_out(runs: Runs, found: Found, from_torch: FromTorch | None, jax: JaxRun
         batches, draws = runs.pair.batches, runs.stepper.draws[number]
         batch = batches[number % len(batches)]
         if number != found.divergence.step - 1:
-            batch = _chosen(_moved(batch, seed) if len(batches) == 1 else batch, last=bool(seed % 2))
+            batch = other_batch(batch, seed, only=len(batches) == 1)
         arrays = run.arrays()
         if from_torch is None:
             jax.load(to_jax(runs.pair.links, arrays, jax.arrays()))
@@ -55,6 +55,11 @@ def _starts(runs: Runs, step: int) -> Iterator[tuple[TorchRun, int]]:
         run = runs.torch_run("float64")
         run.spread(seed)
         yield run, (step + seed) % len(runs.stepper.draws)
+
+
+def other_batch(batch: Batch, seed: int, *, only: bool) -> Batch:
+    """Make another batch of one, from some of its examples; the real numbers of the `only` one are moved too."""
+    return _chosen(_moved(batch, seed) if only else batch, last=bool(seed % 2))
 
 
 def _moved(batch: Batch, seed: int) -> Batch:

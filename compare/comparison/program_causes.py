@@ -7,12 +7,14 @@ next place that differs.
 """
 
 import dataclasses
+import itertools
 import time
 import warnings
 from collections.abc import Iterable, Sequence
 
+from compare import bugs
 from compare.alignment.pairings import Pairing
-from compare.comparison.suggested_edits import SECONDS, Reach, Steps, computed, of_functions, suggested
+from compare.comparison.suggested_edits import SECONDS, Known, Placed, Reach, Steps, computed, placed, suggested
 from compare.comparison.update_steps import other_steps
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError, InternalError, NondeterministicError
@@ -21,6 +23,9 @@ from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR, Quantity
+
+FAILURES = (RuntimeError, InputError, InternalError, NondeterministicError)
+"""What is raised where torch refuses an edited step."""
 
 SEVERAL = 4
 """Causes that are looked for in one comparison, at most."""
@@ -42,12 +47,25 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
         reach = _reach(followed, steps, edits)
         if reach is None:
             break
-        divergence = _divergence(followed, reach) if found else first
-        fitting = _fitting(followed, steps, edits, reach)
-        found.append(_with_cause(divergence, followed, steps, reach, fitting, edits))
+        place = placed(followed, steps, edits, reach)
+        divergence = first if not found else place.found.divergence if place else _divergence(followed, reach)
+        # What a model or a loss computes is explained as in a check of models. A gradient that differs comes from the
+        # loop as a rule, and what the loop allows is tried before.
+        computes = divergence.stage in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN)
+        known = _searched(followed, steps, edits, reach, place) if computes else Known()
+        fitting: list[Edit] = []
+        if known.searched.cause is None:
+            fitting = _best(suggested(followed, steps, edits, reach), followed, steps, edits, reach)
+        if not computes and not fitting and divergence.stage in (Stage.GRADIENT, Stage.BUFFERS):
+            known = _searched(followed, steps, edits, reach, place)
+        if known.searched.cause is not None:
+            found.append(dataclasses.replace(divergence, cause=known.searched.cause))
+            fitting = [known.edit] if known.edit else []
+        else:
+            found.append(_with_cause(divergence, followed, steps, reach, fitting, edits))
         # Without an edit, a cause is that of an optimizer: what is independent of it is seen with the port's updates.
-        known = found[-1].cause is not None
-        edit = fitting[0] if fitting else _updates_taken(followed, steps, reach, edits) if known else None
+        explained = found[-1].cause is not None
+        edit = fitting[0] if fitting else _updates_taken(followed, steps, reach, edits) if explained else None
         if edit is None:
             found[-1] = dataclasses.replace(found[-1], details=(*found[-1].details, _UNSEARCHED))
             break
@@ -61,7 +79,7 @@ _UNSEARCHED = Detail(DetailKind.UNSEARCHED, "the search ended here, and more may
 def _updates_taken(followed: Followed, steps: Steps, reach: Reach, edits: Sequence[Edit]) -> Edit | None:
     try:
         return steps.updates_taken(followed, followed.pairings[reach.place], edits)
-    except (RuntimeError, InputError, InternalError, NondeterministicError):  # as in `_fitting`
+    except FAILURES:  # as in `_best`
         return None
 
 
@@ -116,7 +134,7 @@ def _other_steps(followed: Followed, steps: Steps, reach: Reach, edits: Sequence
         if cause is not None:
             return cause if agrees(steps.updates_taken(followed, other.update, edits)) else None
         proved = agrees(other.edit, always=True) if other.edit is not None else other.agreed
-    except (RuntimeError, InputError, InternalError, NondeterministicError):  # as in `_fitting`
+    except FAILURES:  # as in `_best`
         return None
     return other.cause if proved else None
 
@@ -146,13 +164,17 @@ def _or_gradients(cause: Cause) -> tuple[Detail, ...]:
     )
 
 
-def _fitting(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> list[Edit]:
-    """Give the edits with which both sides agree longest, if any agrees beyond where they differ now."""
-    # Those of functions are many, and are tried where no edit of the loop fits.
-    for candidates in (suggested(followed, steps, edits, reach), of_functions(followed, steps, edits, reach)):
-        if best := _best(candidates, followed, steps, edits, reach):
-            return best
-    return []
+def _searched(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach, place: Placed | None) -> Known:
+    """Look for a cause as in a model; one that is an edit must bring the two sides further, too."""
+    if place is None or (found := bugs.attempt("the search at a place", lambda: steps.searched(place, edits))) is None:
+        return Known()
+    if found.edit is None:
+        return found
+    try:
+        now = _reach(followed, steps, [*edits, found.edit])
+    except FAILURES:
+        return Known()
+    return found if now is None or now > reach else Known()
 
 
 def _best(
@@ -168,10 +190,11 @@ def _best(
             break
         try:
             now = _reach(followed, steps, [*edits, edit])
-        except (RuntimeError, InputError, InternalError, NondeterministicError):  # torch refuses the edited step
+        except FAILURES:  # torch refuses the edited step
             continue
         agrees = (followed.steps if now is None else now.step) - reach.step
-        if agrees < edit.agrees and (now is not None or edit.free):
+        partly = agrees < edit.agrees and (now is not None or edit.free)
+        if partly and not (now and _holds(followed, steps, [*edits, edit], reach, now)):
             continue
         if now is not None and _goes_on(followed, reach, now):
             continue
@@ -184,6 +207,34 @@ def _best(
     # meant.
     fewest = min((edit.free for edit in best), default=0)
     return [edit for edit in best if edit.free == fewest]
+
+
+def _holds(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach, now: Reach) -> bool:
+    """Tell whether the last edit holds at all steps, each from torch's weights, up to what differs later in a step.
+
+    A second fault in the step, such as of its optimizer, leaves no whole step that agrees. Up to where it shows, every
+    step proves the first one, as it starts from other weights. What comes after an update is not reached that way.
+    """
+    if now.step != reach.step or followed.pairings[now.place].after_update or now.place <= reach.place:
+        return False
+    proved, free = 0, edits[-1].free
+    with_it, without = (_decisive(followed, now.place) for _ in range(2))
+    runs = zip(range(followed.steps), steps.from_torch(edits), steps.from_torch(edits[:-1]), strict=False)
+    for _, (_, torch, jax), (_, other, other_jax) in runs:
+        if sum(_differs(*each, torch, jax) for each in with_it):
+            return False
+        # A sum, since each quantity must see each step.
+        proved += sum(_differs(*each, other, other_jax) for each in without) > 0
+    return proved >= max(2, 2 * free + 1)
+
+
+def _decisive(followed: Followed, end: int) -> list[tuple[Pairing, Quantity]]:
+    """List what decides before a place, to be weighed at other steps."""
+    return [
+        (pairing, dataclasses.replace(quantity, error64=[], sizes=[]))
+        for pairing, quantity in itertools.islice(zip(followed.pairings, followed.quantities, strict=True), end)
+        if pairing.decides
+    ]
 
 
 def _goes_on(followed: Followed, reach: Reach, now: Reach) -> bool:

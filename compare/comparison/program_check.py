@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,13 @@ from compare.comparison.program_optimizers import Programs, explained_update
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.program_questions import questioned_program
 from compare.comparison.program_runs import ProgramRuns
+from compare.comparison.program_search import ProgramSearch
 from compare.comparison.steps import JaxSteps
+from compare.comparison.suggested_edits import Known, Placed
 from compare.comparison.taken_updates import taken_updates
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps.edit import Edit
+from compare.diagnosis.structure.budget import Budget
 from compare.errors import InputError
 from compare.jax_side.keys import StepKeys
 from compare.jax_side.program_inquiries import KeyedProgramRun, has_fast_variance, idle_program_draws
@@ -32,6 +36,10 @@ from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
 from compare.verdict.ratio import Quantity
+from compare.weights.links import to_jax
+
+LEAST = 10.0
+"""Seconds that the search for causes of structure may take, however short the check is."""
 
 KEPT = 2_000_000
 """Number of the torch state's elements, times steps, up to which all steps of the JAX side are kept."""
@@ -55,6 +63,8 @@ class ProgramCheck(CommonCheck):
         progress: Show,
         compiled: tuple[JaxProgramRun, JaxProgramRun] | None = None,
     ) -> None:
+        self._started = time.monotonic()
+        self._budget = Budget()
         super().__init__(ProgramRuns(pair), name, steps, progress, compiled)
         self._seen: list[Observation] = []
         """The JAX side's steps in float64 that were kept, and the run that takes the next."""
@@ -79,6 +89,7 @@ class ProgramCheck(CommonCheck):
         if found.divergence is None:
             return None, [], []
         self.progress(Progress("looking for the cause", found=lambda: found))
+        self._budget = Budget(max(LEAST, time.monotonic() - self._started))
         search = functools.partial(explained, followed, found.divergence, self)
         known = bugs.attempt("the search for the cause", search) or [found.divergence]
         lined = functools.partial(with_lines, self.pair.torch, self.pair.jax, known)
@@ -106,22 +117,34 @@ class ProgramCheck(CommonCheck):
         run = self.pair.torch_run("float64")
         return {name: to_numpy(tensor).copy() for name, tensor in run.floating().items()}
 
-    def torch(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation]]:
-        """Take the steps of the torch side in float64, with edits; the run is given as it is after the step."""
+    def searched(self, place: Placed, edits: Sequence[Edit]) -> Known:
+        """Look for the cause of what is computed at a place as in a model, with edits in force already."""
+        return ProgramSearch(self.pair, self.runs.stepper, self._jax_again, self._budget)(place, edits)
+
+    def from_torch(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
+        """Take the steps of both sides, torch's with edits, each of the JAX side's from torch's weights before it."""
+        run, jax = self._edited(edits), self._jax_again()
+        stream = self.runs.stepper.whole(run)
+        for number in range(self.steps):
+            jax.load(to_jax(self.pair.links, run.arrays(), jax.arrays()))
+            torch = next(stream)
+            yield run, torch, self._jax_step(jax, number)
+
+    def _edited(self, edits: Sequence[Edit]) -> TorchProgramRun:
         if self.pair.size >= LARGE:
             gc.collect()  # A run that is left refers to itself by its hooks, and a search takes hundreds of runs.
         run = self.pair.torch_run("float64")
         run.during += [edit.during for edit in edits]
         run.after += [edit.after for edit in edits]
-        for seen in self.runs.stepper.whole(run):
-            yield run, seen
+        return run
 
     def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
         """Take the steps of both sides in float64, torch's with edits; the run is given as it is after the step."""
         # The JAX side takes the same steps whatever edits torch's has: small ones are kept, and not taken again.
         whole = self.pair.size * self.steps <= KEPT
         jax = self._jax_again() if not whole else None
-        for number, (run, torch) in enumerate(self.torch(edits)):
+        run = self._edited(edits)
+        for number, torch in enumerate(self.runs.stepper.whole(run)):
             if jax is None:
                 self._kept_run = self._kept_run or self._jax_again()
                 if number == len(self._seen):

@@ -48,7 +48,10 @@ class _Places:
             if made is not None:
                 yield Line("jax", Role.MADE, made)
         elif found.modules is not None:
-            for side, module in (("torch", self._ours(found.modules[0])), ("jax", self._theirs(found.modules[1]))):
+            for side, module in (
+                ("torch", self._ours(found.modules[0])),
+                ("jax", module_at(self.objects, found.modules[1])),
+            ):
                 if module is not None and (made := made_at(module)):
                     yield Line(side, Role.MADE, made)
 
@@ -70,17 +73,21 @@ class _Places:
                 return dict(module.named_modules()).get(path[len(root) + 1 :])
         return None
 
-    def _theirs(self, path: str) -> Any:
-        from compare.weights.layers import at_path
 
-        for root, module in self.objects.items():
-            if path.startswith(f"{root}/"):
-                keys = path[len(root) + 1 :].split("/")
-                try:
-                    return at_path(module, tuple(int(key) if key.isdecimal() else key for key in keys))
-                except (AttributeError, KeyError, IndexError, TypeError):
-                    return None
-        return None
+def module_at(objects: Mapping[str, Any], path: str) -> Any:
+    """Give the module at a path of a state, of whose nnx objects the paths are given; None where there is none."""
+    from compare.weights.layers import at_path
+
+    for root, module in objects.items():
+        if path == root:
+            return module
+        if path.startswith(f"{root}/"):
+            keys = path[len(root) + 1 :].split("/")
+            try:
+                return at_path(module, tuple(int(key) if key.isdecimal() else key for key in keys))
+            except (AttributeError, KeyError, IndexError, TypeError):
+                return None
+    return None
 
 
 def _objects(state: Any) -> Mapping[str, Any]:

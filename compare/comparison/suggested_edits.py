@@ -1,5 +1,6 @@
 """Which edits of torch's step are tried: what its loop and modules allow, and what the first difference suggests."""
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,19 +10,35 @@ import numpy as np
 
 from compare.alignment.pairings import Pairing, Read
 from compare.diagnosis.optimizers.explain import Explained
-from compare.diagnosis.steps import averages, followers, functions, kept, loops, modules, scales
+from compare.diagnosis.searched import Searched
+from compare.diagnosis.steps import averages, followers, kept, loops, modules, scales
 from compare.diagnosis.steps.edit import Difference, Edit, StateTensor
 from compare.diagnosis.steps.library_calls import EDITS
-from compare.errors import InputError, InternalError, NondeterministicError
-from compare.numerics.distance import distance
-from compare.step.observation import Observation
+from compare.numerics.distance import distance, norm
+from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
+from compare.verdict.first_difference import Found, found_at
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
 
 SECONDS = 60.0
 """The processor's time for which edits are tried in one place."""
+
+
+class Placed(NamedTuple):
+    """A place at which two sides begin to differ, with edits in force."""
+
+    found: Found
+    agreeing: frozenset[Port]
+    """Torch's inputs and outputs of modules before it, at which they agree."""
+
+
+class Known(NamedTuple):
+    """What a search has found, and the edit that makes it at all steps, where one does."""
+
+    searched: Searched = Searched()
+    edit: Edit | None = None
 
 
 class Steps(Protocol):
@@ -30,11 +47,14 @@ class Steps(Protocol):
     def update_explained(self, followed: Followed, pairing: Pairing) -> Explained:
         """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
 
-    def torch(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation]]:
-        """Take the steps of the torch side, with edits; the run is given as it is after the step."""
-
     def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
         """Take the steps of both sides, torch's with edits; the run is given as it is after the step."""
+
+    def from_torch(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
+        """Take the steps of both sides, torch's with edits, each of the JAX side's from torch's weights before it."""
+
+    def searched(self, place: Placed, edits: Sequence[Edit]) -> Known:
+        """Look for the cause of what is computed at a place as in a model, with edits in force already."""
 
     def updates_taken(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit]) -> Edit | None:
         """Give the edit with which the optimizer of a pairing updates as the port's does, if there can be one."""
@@ -84,37 +104,6 @@ def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
             yield from kept.edits(found, kept.momenta(run))
 
 
-def of_functions(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Iterator[Edit]:
-    """Give the edits of the functions that the step calls at which the two sides first differ.
-
-    Numbers are fitted for at most `SECONDS`.
-    """
-    end = time.process_time() + SECONDS
-    pairing = followed.pairings[reach.place]
-    if pairing.stage not in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN, Stage.GRADIENT):
-        return
-    calls = functions.Calls()
-    listing = [*edits, Edit("", "", "", during=calls.listing)]
-    _, _, jax = next(itertools.islice(steps.both(listing), reach.step, None))
-    target = computed(pairing.jax_array, jax)
-    if target is None:
-        return
-
-    def observe(edit: Edit) -> np.ndarray | None:
-        if time.process_time() > end:
-            return None
-        try:
-            _, seen = next(itertools.islice(steps.torch([*edits, edit]), reach.step, None))
-        except (RuntimeError, InputError, InternalError, NondeterministicError):  # torch refuses the edited step
-            return None
-        return computed(pairing.torch_array, seen)
-
-    near = FACTOR * float(followed.quantities[reach.place].expected[reach.step])
-    # The gradient of what no step shows may differ for what shows in values, too.
-    gradients = (False, True) if pairing.stage == Stage.GRADIENT else (False,)
-    yield from functions.edits(calls, observe, np.array(target, np.float64), near, gradients)
-
-
 def _of_gradient(followed: Followed, reach: Reach, torch: Observation, jax: Observation) -> Iterator[Edit]:
     def difference(place: int) -> Difference | None:
         pairing, quantity = followed.pairings[place], followed.quantities[place]
@@ -161,6 +150,28 @@ def _histories(
             arrays = {each.torch: computed(getattr(each, read), seen) for each in pairings if each.torch in first}
             history.append({name: np.array(array) for name, array in arrays.items() if array is not None})
     return run, torch_history, jax_history
+
+
+def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Placed | None:
+    """Find the first place that differs at the step of a reach, inside modules too, with edits in force."""
+    step, agreeing, before = reach.step, set[Port](), None
+    _, torch, jax = next(itertools.islice(steps.both(edits), step, None))
+    for pairing, quantity in itertools.islice(
+        zip(followed.pairings, followed.quantities, strict=True), reach.place + 1
+    ):
+        ours, theirs = computed(pairing.torch_array, torch), computed(pairing.jax_array, jax)
+        if ours is None or theirs is None or pairing.accepted:
+            continue
+        apart = distance(theirs, ours, 0.0 if pairing.operands is None else norm(pairing.operands(torch)))
+        if apart > FACTOR * float(quantity.expected[step]):
+            # The distances of the other steps are those without the edits, and are not read.
+            errors = [*quantity.error64[:step], apart, *quantity.error64[step + 1 :]]
+            found = found_at(step, pairing, dataclasses.replace(quantity, error64=errors), before)
+            return Placed(found, frozenset(agreeing))
+        before = pairing
+        if pairing.ports is not None:
+            agreeing.add(pairing.ports[0])
+    return None
 
 
 def computed(read: Read, seen: Observation) -> np.ndarray | None:

@@ -3,27 +3,26 @@
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from compare.diagnosis.changes import Changed, combined, identity
 from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
-from compare.diagnosis.rewriting import Call, Rerun, Rewrite, Window
+from compare.diagnosis.rewriting import Call, Repeatable, Rerun, Rewrite, Window
 from compare.diagnosis.structure.edit import Kind as Structure
 from compare.errors import InputError, Signal
 from compare.numerics.distance import distance
 from compare.numerics.relations import Relation
-from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.step.stage import Stage
-from compare.torch_side.run import TorchRun
 from compare.verdict.first_difference import Found
 
 
-def rerun_at(found: Found, run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Rerun:
+def rerun_at(found: Found, run: Repeatable, batch: Any, draws: Sequence[Draw]) -> Rerun:
     """Give the part of a step in which a divergence arises, to be run again as often as wanted."""
     part = run.without_update(loss=found.divergence.stage not in (Stage.FORWARD, Stage.BUFFERS))
-    return Rerun(part, batch, draws, _window(found), FUNCTIONS)
+    return Rerun(part, batch, draws, window_of(found), FUNCTIONS)
 
 
 class Experiment:
@@ -86,7 +85,7 @@ class HeldOutExperiment(Experiment):
         return None if given is None else distance(given, self.target)
 
 
-def _window(found: Found) -> Window:
+def window_of(found: Found) -> Window:
     """Give the part of the step in which a divergence arises."""
     stage = found.divergence.stage
     ports = found.pairing.ports

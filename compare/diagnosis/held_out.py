@@ -12,14 +12,13 @@ At the place itself an array counts as one equation if it is only scaled or shif
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from compare.diagnosis.rewriting import Repeatable
 from compare.numerics.distance import distance
-from compare.step.batch import Batch
 from compare.step.draws import Draw
-from compare.torch_side.run import TorchRun
 
 MARGIN = 16.0
 """How much more rounding may be at a held-out step, whose weights are others."""
@@ -37,9 +36,9 @@ ENOUGH = 4
 class HeldOut(NamedTuple):
     """A step of both sides from the same values, to which no hypothesis was fitted."""
 
-    run: TorchRun
+    run: Repeatable
     """The torch side before the step."""
-    batch: Batch
+    batch: Any
     draws: Sequence[Draw]
     target: np.ndarray
     """What the JAX side gives there, in torch's layout."""

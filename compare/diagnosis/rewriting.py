@@ -8,20 +8,20 @@ import contextlib
 import copy
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from compare import bugs
 from compare.diagnosis.on_cpu import arguments_on_cpu, computed_on_cpu
 from compare.errors import NotApplicable, Signal
-from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.step.observation import Observation, Port
 from compare.step.user_code import passes_on
 from compare.torch_side.control import ControlledRun
 from compare.torch_side.record import Record
-from compare.torch_side.run import TorchRun
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +118,26 @@ class _Reached(Signal):
     """The end of the window."""
 
 
+class Repeatable(Protocol):
+    """The part of a step that may be run again: of a model without its optimizer, or a step of a program."""
+
+    model: "torch.nn.Module"
+    parameters: "dict[str, torch.nn.Parameter]"
+    overwritten: frozenset[Port]
+
+    def without_update(self, *, loss: bool = True) -> "Repeatable":
+        """Give what is to be run again: without `loss`, the forward pass alone where that can be."""
+
+    def buffers(self) -> "dict[str, torch.Tensor]":
+        """Give the buffers, by name."""
+
+    def step(self, batch: Any, record: Record) -> Observation:
+        """Run it."""
+
+    def makes(self, frame: FrameType) -> bool:
+        """Tell whether the call of torch that a frame makes is the program's own."""
+
+
 class Rerun:
     """A step of the torch side in float64, to be run as often as wanted, from the same state.
 
@@ -131,7 +151,7 @@ class Rerun:
     """
 
     def __init__(
-        self, run: TorchRun, batch: Batch, draws: Sequence[Draw], window: Window, known: Container[str]
+        self, run: Repeatable, batch: Any, draws: Sequence[Draw], window: Window, known: Container[str]
     ) -> None:
         self._known = known
         self._run, self._batch, self._draws, self._window = run, batch, draws, window
@@ -153,7 +173,9 @@ class Rerun:
 
         def listed(call: Call) -> Any:
             args, kwargs = (arguments_on_cpu(each, call.name, lambda x: x.cpu()) for each in (call.args, call.kwargs))
-            found.append(replace(call, args=args, kwargs=kwargs))
+            # Without a name no convention applies to it; the other calls keep their numbers.
+            name = call.name if self._run.makes(sys._getframe(1)) else ""
+            found.append(replace(call, name=name, args=args, kwargs=kwargs))
             return call.run()
 
         self._observe(lambda number: listed)
@@ -171,7 +193,7 @@ class Rerun:
                 return Observation(buffers=self._run.buffers(), forward=record.seen)
 
     @property
-    def batch(self) -> Batch:
+    def batch(self) -> Any:
         """The step's."""
         return self._batch
 

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from compare.diagnosis.experiment import Experiment, HeldOutExperiment, rerun_at
 from compare.diagnosis.held_out import MARGIN, STEPS, Evidence, Fit, HeldOut, equations
 from compare.diagnosis.place import Place
 from compare.diagnosis.related import equations_of, related_cause
-from compare.diagnosis.rewriting import Call, Rerun
+from compare.diagnosis.rewriting import Call, Repeatable, Rerun
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.edit import WHOLE
 from compare.diagnosis.structure.search import StructureSearch, Surroundings
@@ -29,11 +30,9 @@ from compare.errors import InputError, Signal
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.numerics.fitting import fitted
 from compare.numerics.relations import Kind, relation
-from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.step.observation import Port, to_numpy
 from compare.step.stage import Stage
-from compare.torch_side.run import TorchRun
 from compare.verdict.divergence import Cause, Detail, DetailKind, Part
 from compare.verdict.first_difference import Found
 from compare.verdict.fix import Code, of_a_term, written
@@ -44,8 +43,8 @@ RUNS = 200
 
 def explain(
     found: Found,
-    run: TorchRun,
-    batch: Batch,
+    run: Repeatable,
+    batch: Any,
     draws: Sequence[Draw],
     place: Place,
     held_out: Iterable[HeldOut] = (),
@@ -87,7 +86,8 @@ def explain(
     if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
         outputs = surroundings.outputs() if stage == Stage.FORWARD and surroundings is not None else []
         explains = structure.explains if structure is not None and structure.cause else search.explains
-        return Searched(cause, whole=bool(outputs) and explains(outputs), explains=explains)
+        changed = () if structure is not None and structure.cause else search.confirmed
+        return Searched(cause, whole=bool(outputs) and explains(outputs), explains=explains, changed=changed)
     return Searched(*search.related())
 
 
@@ -104,7 +104,7 @@ class _Search:
         self.runs = 0
         self.candidates: list[Counterfactual] = []
         self.tried: list[tuple[float, list[Counterfactual], float | None]] = []
-        self._confirmed: list[Changed] = []
+        self.confirmed: list[Changed] = []
         """What was changed in the cause that was found."""
 
     @property
@@ -137,7 +137,7 @@ class _Search:
         found = list(self._fitting(self._alone(lambda each: each.name == CONSTANT)))
         short = [each for each in found if all(value is None or _is_short(value) for _, value in each[0])]
         causes = [self._cause(changed, apart) for changed, apart in short or found]
-        self._confirmed = (short or found)[0][0] if causes else []
+        self.confirmed = (short or found)[0][0] if causes else []
         return either(causes) if causes else None
 
     def two(self) -> Cause | None:
@@ -146,7 +146,7 @@ class _Search:
 
     def _first(self, fitting: Iterator[tuple[list[Changed], float]]) -> Cause | None:
         for changed, apart in self._fitting(fitting):
-            self._confirmed = changed
+            self.confirmed = changed
             return self._cause(changed, apart)
         return None
 
@@ -162,10 +162,10 @@ class _Search:
 
     def explains(self, outputs: Sequence[tuple[Port, np.ndarray]]) -> bool:
         """Tell whether with the cause torch's whole model gives what the JAX side's own model does."""
-        if not self._confirmed:
+        if not self.confirmed:
             return False
         try:
-            seen = self.step.rerun.to_the_end()(combined(self._confirmed))
+            seen = self.step.rerun.to_the_end()(combined(self.confirmed))
             ours = [(np.array(to_numpy(seen.forward[port]), np.float64), theirs) for port, theirs in outputs]
         except (Signal, InputError, KeyError):
             return False

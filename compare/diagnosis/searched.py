@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from compare.diagnosis.changes import Changed
 from compare.step.observation import Port
 from compare.verdict.divergence import Cause, Detail
 
@@ -28,3 +29,5 @@ class Searched(NamedTuple):
     that differs in the forward pass is a fault of its own."""
     explains: Callable[[Values], bool] = explains_nothing
     """Tells whether torch has these values in the same step, with the cause on its side."""
+    changed: Sequence[Changed] = ()
+    """The changes of torch's calls that the cause is, if it is such."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
 from compare.diagnosis.rewriting import Call, Rewrite, Window, rewriting
-from compare.diagnosis.steps.functions import is_users
+from compare.diagnosis.steps.again import is_users
 from compare.errors import InputError
 from compare.faults.optimizer import of_clipping, of_optimizer, of_schedule
 from compare.faults.planted_run import SIZE, AnyRun, Fault, PlantedProgramRun, PlantedRun, Site, other, shown

@@ -25,6 +25,7 @@ class CommonRun(abc.ABC):
     """
 
     model: "torch.nn.Module"
+    parameters: "dict[str, torch.nn.Parameter]"
 
     def __init__(self, dtype: str, device: str, overwritten: frozenset[Port]) -> None:
         import torch
@@ -93,3 +94,12 @@ class CommonRun(abc.ABC):
         for buffer in buffers:
             if buffer.is_floating_point() or buffer.is_complex():
                 buffer.add_(self.tensor(movement(to_numpy(buffer), draw)))
+
+    def spread(self, seed: int) -> None:
+        """Multiply every element of the parameters by a number of its own, about 1: zeros stay zero."""
+        import torch
+
+        generator = np.random.default_rng(seed)
+        with torch.no_grad():
+            for param in self.parameters.values():
+                param.mul_(self.tensor(generator.uniform(0.7, 1.3, tuple(param.shape))))

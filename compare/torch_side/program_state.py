@@ -22,11 +22,11 @@ class State:
     """
 
     def __init__(self, state: Mapping[str, Any]) -> None:
-        self._state = state
+        self.entries = state
 
     def parts(self, kind: Any) -> dict[str, Any]:
         """Give all entries of a kind, by path."""
-        return {path: value for path, value in _entries(self._state, "") if isinstance(value, kind)}
+        return {path: value for path, value in _entries(self.entries, "") if isinstance(value, kind)}
 
     def tensors(self) -> "dict[str, torch.Tensor]":
         """Give the bare tensors."""

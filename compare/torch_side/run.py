@@ -5,6 +5,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Collection
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -110,6 +111,11 @@ class TorchRun(CommonRun):
         if self.optimizer is not None:  # a hook of its step may clip gradients in place, at this step or a later one
             seen = seen._replace(gradients={name: gradient.clone() for name, gradient in seen.gradients.items()})
         return joined(seen, self.update())
+
+    def makes(self, frame: FrameType) -> bool:
+        """Tell whether the call of torch that a frame makes is the program's own: all are, without the update."""
+        del frame
+        return True
 
     def without_update(self, *, loss: bool = True) -> "Self":
         """Give a run of the same model that makes no update, and without `loss` no backward pass either."""
@@ -257,15 +263,6 @@ class TorchRun(CommonRun):
             for param in self.parameters.values():
                 noise = torch.randn(param.shape, generator=generator, dtype=param.dtype).to(param.device)
                 param.add_(noise * (float(param.std(correction=0)) or 0.1))
-
-    def spread(self, seed: int) -> None:
-        """Multiply every element of the parameters by a number of its own, about 1: zeros stay zero."""
-        import torch
-
-        generator = np.random.default_rng(seed)
-        with torch.no_grad():
-            for param in self.parameters.values():
-                param.mul_(self.tensor(generator.uniform(0.7, 1.3, tuple(param.shape))))
 
 
 def _dense(gradient: "torch.Tensor") -> "torch.Tensor":

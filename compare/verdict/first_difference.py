@@ -50,14 +50,15 @@ def first_divergence(followed: Followed, independent: Collection[Found] | None =
     for pairing, quantity, w in zip(followed.pairings, followed.quantities, wrong, strict=True):
         may_be = pairing.decides or independent is None or any(each.pairing is pairing for each in independent)
         if w[step] and may_be and not pairing.accepted:
-            return _found(step, pairing, quantity, before)
+            return found_at(step, pairing, quantity, before)
         before = pairing
     return None
 
 
-def _found(
+def found_at(
     step: int, pairing: Pairing, quantity: Quantity, before: Pairing | None, target: np.ndarray | None = None
 ) -> Found:
+    """Describe a difference at a step; `before` is the last thing that did not differ."""
     place, error32 = _place(pairing, before), float(quantity.rounding[step])
     opinion = ""
     if (lost := quantity.lost_by(step)) is not None:
@@ -108,7 +109,7 @@ class StepDifferences:
             apart = quantity.error64[step]
             if counts and number not in self._found and self._differs(number, quantity, step, apart):
                 target = np.array(pairing.jax_array(jax))
-                self._found[number] = _found(step, pairing, quantity, before, target)
+                self._found[number] = found_at(step, pairing, quantity, before, target)
             before = before if self._skipped(pairing) else pairing
 
     def found(self) -> list[Found]:

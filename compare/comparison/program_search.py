@@ -1,0 +1,126 @@
+"""Looks for the cause of what a program computes otherwise as in a model: see `compare.diagnosis.search`."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from compare.alignment.pairings import Pairing
+from compare.comparison.held_out import other_batch
+from compare.comparison.places import layers_between
+from compare.comparison.program_lines import module_at
+from compare.comparison.program_pair import ProgramPair
+from compare.comparison.steps import Stepper
+from compare.comparison.suggested_edits import Known, Placed
+from compare.diagnosis.experiment import rerun_at, window_of
+from compare.diagnosis.held_out import HeldOut
+from compare.diagnosis.place import Place, place_of
+from compare.diagnosis.search import explain
+from compare.diagnosis.steps.again import Again, edit_of
+from compare.diagnosis.steps.edit import Edit
+from compare.diagnosis.structure.budget import Budget
+from compare.diagnosis.structure.search import Surroundings
+from compare.errors import InputError, InternalError, Signal
+from compare.jax_side.program_run import JaxProgramRun
+from compare.numerics.distance import distance
+from compare.step.batch import Batch
+from compare.torch_side.program_run import TorchProgramRun
+from compare.verdict.first_difference import Found
+from compare.weights.links import to_jax
+
+
+class ProgramSearch:
+    """Looks for the cause of a difference in what a step computes before it updates anything, or after.
+
+    Args:
+        pair: Both programs.
+        stepper: Has the steps' batches and random numbers.
+        jax: Starts the JAX side's float64 run that is compiled already.
+        budget: What the search for causes of structure may cost.
+
+    """
+
+    def __init__(self, pair: ProgramPair, stepper: Stepper, jax: Callable[[], JaxProgramRun], budget: Budget) -> None:
+        self.pair, self.stepper, self.jax, self.budget = pair, stepper, jax, budget
+
+    def __call__(self, place: Placed, edits: Sequence[Edit]) -> Known:
+        """Look for a cause.
+
+        Args:
+            place: Where the two sides begin to differ.
+            edits: Changes of torch's step that are causes already.
+
+        """
+        found = place.found
+        step = found.divergence.step
+        run, batch, draws = self._before(step, edits), self._batch(step), self.stepper.draws[step]
+        target = self._target(found.pairing, run, batch, step)
+        if target is None:
+            return Known()
+        found = found._replace(target=target)
+        again = Again(run)
+        if not self._repeats(found, again, batch, step):
+            return Known()
+        surroundings = Surroundings(place.agreeing, self.budget)
+        searched = explain(found, again, batch, draws, self._place(found), self._held_out(found, edits), surroundings)
+        return Known(searched, edit_of(searched, window_of(found)))
+
+    def _batch(self, number: int) -> Any:
+        return self.stepper.batches[number % len(self.stepper.batches)]
+
+    def _before(self, step: int, edits: Sequence[Edit]) -> TorchProgramRun:
+        """Take torch's run to a step."""
+        run = self.pair.torch_run("float64")
+        run.during += [edit.during for edit in edits]
+        run.after += [edit.after for edit in edits]
+        for _ in itertools.islice(self.stepper.whole(run), step):
+            pass
+        return run
+
+    def _target(self, pairing: Pairing, run: TorchProgramRun, batch: Any, step: int, count: int = -1) -> Any:
+        """Give what the JAX side has at a step from torch's weights; None where it cannot take that step."""
+        jax = self.jax()
+        try:
+            for number in range(step if count < 0 else count):  # what it counts, and what its optimizers remember
+                jax.step(self._batch(number), self.stepper.draws[number])
+            jax.load(to_jax(self.pair.links, run.arrays(), jax.arrays()))
+            return np.array(pairing.jax_array(jax.step(batch, self.stepper.draws[step])), np.float64)
+        except (KeyError, InputError, InternalError, Signal):
+            return None
+
+    def _repeats(self, found: Found, again: Again, batch: Any, step: int) -> bool:
+        """Tell whether torch's step, taken twice from one state, gives the same at the place."""
+        rerun = rerun_at(found, again, batch, self.stepper.draws[step])
+        try:
+            one, two = (np.array(found.pairing.torch_array(rerun({})), np.float64) for _ in range(2))
+        except (KeyError, InputError, Signal):
+            return False
+        return one.shape == two.shape and distance(one, two) <= found.limit
+
+    def _held_out(self, found: Found, edits: Sequence[Edit]) -> Iterator[HeldOut]:
+        """Give the step before, at which the sides agreed, and then first steps with other weights and batches."""
+        step = found.divergence.step
+        if step:
+            run, batch = self._before(step - 1, edits), self._batch(step - 1)
+            if (target := self._target(found.pairing, run, batch, step - 1)) is not None:
+                yield HeldOut(Again(run), batch, self.stepper.draws[step - 1], target)
+        for seed in itertools.count(1):
+            run = self._before(0, edits)
+            run.spread(seed)
+            number = (step + seed) % len(self.stepper.draws)
+            batch = self._batch(number)
+            batch = other_batch(Batch(batch), seed, only=len(self.stepper.batches) == 1).inputs
+            # The draws are those of a step that took other ways, perhaps: then this one is not taken.
+            target = self._target(found.pairing, run, batch, number, count=0)
+            if target is None:
+                return
+            yield HeldOut(Again(run), batch, self.stepper.draws[number], target)
+
+    def _place(self, found: Found) -> Place:
+        """Describe the layers that run on the JAX side where the two sides begin to differ."""
+        jax = self.jax()
+        objects = jax.structure.objects
+        layers = (module_at(objects, path) for path in layers_between(found, list(jax.kinds)))
+        known = [each for each in layers if each is not None]
+        return place_of(next(iter(known), None), known)

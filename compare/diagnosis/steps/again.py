@@ -1,0 +1,86 @@
+"""A step of a torch program that can be taken again and again: what the search for causes in a model works on."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from compare.diagnosis.changes import combined
+from compare.diagnosis.counterfactuals import FUNCTIONS
+from compare.diagnosis.rewriting import Rewrite, Window, rewriting
+from compare.diagnosis.searched import Searched
+from compare.diagnosis.steps.edit import Edit
+from compare.step.observation import Observation
+from compare.step.user_code import of_a_library
+from compare.torch_side.program_run import TorchProgramRun
+from compare.torch_side.record import Record
+from compare.torch_side.snapshot import snapshot
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Again:
+    """A step of a program, from the state that a run has now.
+
+    Args:
+        run: In float64, before the step.
+
+    """
+
+    def __init__(self, run: TorchProgramRun) -> None:
+        self.model, self.parameters, self.overwritten = run.model, run.parameters, run.overwritten
+        self._run, self._restore = run, snapshot(run)
+
+    def without_update(self, *, loss: bool = True) -> "Again":
+        """Give the whole step: where it updates what is the user's own business."""
+        del loss
+        return self
+
+    def buffers(self) -> "dict[str, torch.Tensor]":
+        """Give the buffers of the state's modules, by name."""
+        return dict(self.model.named_buffers())
+
+    def step(self, batch: Any, record: Record) -> Observation:
+        """Take the step from where it starts."""
+        import torch
+
+        self._restore()
+        with torch.enable_grad():  # who takes it may have no use for gradients, and the user's step has
+            return self._run.step(batch, record)
+
+    def makes(self, frame: FrameType) -> bool:
+        """Tell whether the call of torch that a frame makes is of the user's code."""
+        return is_users(frame)
+
+
+def edit_of(searched: Searched, window: Window) -> Edit | None:
+    """Make an edit, for all steps, of what a search has found in one; None where it is no change of calls."""
+    cause = searched.cause
+    if cause is None or not searched.changed:
+        return None
+    rewrites = combined(searched.changed)
+    during = functools.partial(_rewritten, start=Window(window.start), rewrites=rewrites)
+    return Edit(cause.name, cause.explanation, cause.fix, during=during, source=cause.source)
+
+
+@contextlib.contextmanager
+def _rewritten(run: TorchProgramRun, start: Window, rewrites: dict[int, Rewrite]) -> Iterator[None]:
+    # The calls are numbered from the start of the window on, as where the cause was found.
+    with rewriting(start, run.overwritten, rewrites.get, FUNCTIONS) as record, record.of(run.model):
+        yield
+
+
+def is_users(frame: FrameType | None) -> bool:
+    """Tell whether a call of torch comes from the user's code: not from an optimizer, nor from what watches a step."""
+    while frame := frame.f_back if frame else None:
+        file = Path(frame.f_code.co_filename)
+        # What controls a run stands between the user's calls and torch, and makes none itself.
+        watches = file.parent.name == "torch_side" and "compare" in file.parts and file.stem != "control"
+        if "optim" in file.parts or watches:
+            return False
+        if not of_a_library(str(file)):
+            return True
+    return False
