@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from compare import bugs
 from compare.alignment.pairings import Pairing
-from compare.comparison.suggested_edits import SECONDS, Known, Placed, Reach, Steps, computed, placed, suggested
+from compare.comparison.suggested_edits import SECONDS, Known, Placed, Reach, Steps, computed, placed, read, suggested
 from compare.comparison.update_steps import other_steps
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError, InternalError, NondeterministicError
@@ -219,7 +219,8 @@ def _holds(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
         return False
     proved, free = 0, edits[-1].free
     with_it, without = (_decisive(followed, now.place) for _ in range(2))
-    runs = zip(range(followed.steps), steps.from_torch(edits), steps.from_torch(edits[:-1]), strict=False)
+    mended, as_before = (read(followed, edits, steps.from_torch(each)) for each in (edits, edits[:-1]))
+    runs = zip(range(followed.steps), mended, as_before, strict=False)
     for _, (_, torch, jax), (_, other, other_jax) in runs:
         if sum(_differs(*each, torch, jax) for each in with_it):
             return False
@@ -251,7 +252,7 @@ def _reach(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Reach | N
     fresh = [dataclasses.replace(quantity, error64=[], sizes=[]) for quantity in followed.quantities]
     pairs = list(zip(followed.pairings, fresh, strict=True))
     hidden = frozenset[str]().union(*(edit.hides for edit in edits))
-    both = steps.both(edits)
+    both = read(followed, edits, steps.both(edits))
     for step, (_, torch, jax) in zip(range(followed.steps), both, strict=False):
         # In order of computation: the first place that differs is the one that the others may follow from.
         for place, (pairing, quantity) in enumerate(pairs):

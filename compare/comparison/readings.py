@@ -6,11 +6,12 @@ module may do what torch does before it, as to divide an image by 255: its input
 So may a loss do what torch's model does at its end, as to take a sigmoid.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from compare.alignment.pairings import NotCompared, Pairing, Read
+from compare.alignment.pairings import NotCompared, Pairing, Read, shown
+from compare.numerics.distance import distance
 from compare.step.observation import Observation
 from compare.step.stage import Stage
 from compare.verdict.following import Followed
@@ -60,6 +61,24 @@ class Gradients:
             quantities=[q for _, q in left],
             not_compared=[*followed.not_compared, *alone],
         )
+
+
+def nearer_reading(pairings: Sequence[Pairing], torch: Observation, jax: Observation) -> Observation:
+    """Give a step of torch's in which each model's gradients are read as they are nearer to the JAX side's.
+
+    `Gradients.compared` chooses for the steps that were followed. With a fault mended, the other reading may be meant.
+    """
+    apart: dict[str, list[tuple[float, float]]] = {}
+    readings = torch._replace(accumulated={}), torch._replace(gradients={**torch.gradients, **torch.accumulated})
+    for pairing in pairings:
+        if pairing.stage == Stage.GRADIENT and (theirs := shown(pairing.jax_array, jax)) is not None:
+            both = [shown(pairing.torch_array, reading) for reading in readings]
+            far = [np.inf if each is None else distance(theirs, each) for each in both]
+            apart.setdefault(_model(pairing), []).append((far[0], far[1]))
+    # Of a model all gradients are read in one way: the largest distance is what its worst gradient has.
+    chosen = {model for model, each in apart.items() if max(b for _, b in each) < max(a for a, _ in each)}
+    left = {name: value for name, value in torch.accumulated.items() if name.partition(".")[0] in chosen}
+    return torch._replace(gradients={**torch.gradients, **left}, accumulated={})
 
 
 _OTHER_STEPS = "the two optimizers get gradients at different steps: only their updates and state are compared"

@@ -2,13 +2,13 @@
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from compare.alignment.pairings import Pairing, Read
+from compare.comparison.readings import nearer_reading
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.steps import averages, followers, kept, loops, modules, scales
@@ -70,6 +70,16 @@ class Reach(NamedTuple):
     place: int
 
 
+Taken = Iterator[tuple[TorchProgramRun, Observation, Observation]]
+"""Steps of both sides; the run is torch's as it is after the step."""
+
+
+def read(followed: Followed, edits: Sequence[Edit], taken: Taken) -> Taken:
+    """Read the gradients of steps: with edits in force, as they are nearer to the JAX side's."""
+    for run, torch, jax in taken:
+        yield run, nearer_reading(followed.pairings, torch, jax) if edits else torch, jax
+
+
 def suggested(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Iterator[Edit]:
     """Give the edits to be tried at a place, with others in force already."""
     yield from EDITS
@@ -84,7 +94,7 @@ def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
     """Give the edits that what both sides have at this place suggests."""
     pairing = followed.pairings[reach.place]
     if pairing.stage == Stage.GRADIENT:
-        _, torch, jax = next(itertools.islice(steps.both(edits), reach.step, None))
+        _, torch, jax = next(itertools.islice(read(followed, edits, steps.both(edits)), reach.step, None))
         yield from _of_gradient(followed, reach, torch, jax)
     elif pairing.stage in (Stage.STATE, Stage.BUFFERS):
         run, torch_history, jax_history = _histories(followed, steps, edits)
@@ -146,8 +156,8 @@ def _histories(
     torch_history, jax_history = [first], [first]
     for _, taken in zip(range(followed.steps), steps.both(edits), strict=False):
         run, torch, jax = taken
-        for history, seen, read in ((torch_history, torch, "torch_array"), (jax_history, jax, "jax_array")):
-            arrays = {each.torch: computed(getattr(each, read), seen) for each in pairings if each.torch in first}
+        for history, seen, side in ((torch_history, torch, "torch_array"), (jax_history, jax, "jax_array")):
+            arrays = {each.torch: computed(getattr(each, side), seen) for each in pairings if each.torch in first}
             history.append({name: np.array(array) for name, array in arrays.items() if array is not None})
     return run, torch_history, jax_history
 
@@ -155,7 +165,7 @@ def _histories(
 def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Placed | None:
     """Find the first place that differs at the step of a reach, inside modules too, with edits in force."""
     step, agreeing, before = reach.step, set[Port](), None
-    _, torch, jax = next(itertools.islice(steps.both(edits), step, None))
+    _, torch, jax = next(itertools.islice(read(followed, edits, steps.both(edits)), step, None))
     for pairing, quantity in itertools.islice(
         zip(followed.pairings, followed.quantities, strict=True), reach.place + 1
     ):
@@ -174,10 +184,10 @@ def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
     return None
 
 
-def computed(read: Read, seen: Observation) -> np.ndarray | None:
+def computed(reader: Read, seen: Observation) -> np.ndarray | None:
     """Read a tensor; None where a step does not compute it."""
     try:
-        array: np.ndarray = read(seen)
+        array: np.ndarray = reader(seen)
     except KeyError:
         return None
     return array

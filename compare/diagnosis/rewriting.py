@@ -247,9 +247,7 @@ class _Windowed(Record):
             self.inside.append(path)
         elif self.inside:
             self.inside.pop()
-        was_open, self.open = self.open, False  # calls that the record makes are not the program's
         super()._keep(path, call, kind, tree)
-        self.open = was_open
         if self.window.start in self.seen:
             self.open = True
         if self.window.end is not None and self.window.end in self.seen:
@@ -272,7 +270,8 @@ def _mode() -> Any:
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             del types
             kwargs = kwargs or {}
-            signature = _signature(func) if self.record.open and _name(func) in self.known else None
+            meant = self.record.open and not Record.keeping and _name(func) in self.known
+            signature = _signature(func) if meant else None
             if signature is None:
                 return func(*args, **kwargs)
             try:

@@ -3,7 +3,7 @@
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compare.step.observation import Port
 from compare.step.places import Source, source_here
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 class Record:
     """The inputs and outputs of each module, in order of execution."""
+
+    keeping: ClassVar[bool] = False
+    """Whether a record is at work, of this step or of an edit of it: the calls that it makes are not the program's."""
 
     def __init__(self, overwritten: frozenset[Port] = frozenset(), *, placed: bool = False) -> None:
         self.seen: dict[Port, torch.Tensor] = {}
@@ -46,7 +49,7 @@ class Record:
                     self.calls[path] = source_here("torch")
                 self.modules.setdefault(path, type(module).__name__)
                 self._open.append((path, call))
-                self._keep(path, call, "input", (args, kwargs))
+                self._at_work(path, call, "input", (args, kwargs))
 
             return hook
 
@@ -56,7 +59,7 @@ class Record:
                 ended, call = self._open.pop()
                 while ended != path:  # the model caught an error in it, and went on
                     ended, call = self._open.pop()
-                self._keep(path, call, "output", output)
+                self._at_work(path, call, "output", output)
 
             return hook
 
@@ -72,6 +75,13 @@ class Record:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _at_work(self, path: str, call: int, kind: str, tree: Any) -> None:
+        Record.keeping = True
+        try:
+            self._keep(path, call, kind, tree)
+        finally:
+            Record.keeping = False
 
     def _keep(self, path: str, call: int, kind: str, tree: Any) -> None:
         for leaf, tensor in leaves(tree):
