@@ -49,14 +49,17 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
             break
         place = placed(followed, steps, edits, reach)
         divergence = first if not found else place.found.divergence if place else _divergence(followed, reach)
-        # What a model or a loss computes is explained as in a check of models. A gradient that differs comes from the
-        # loop as a rule, and what the loop allows is tried before.
-        computes = divergence.stage in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN)
-        known = _searched(followed, steps, edits, reach, place) if computes else Known()
-        fitting: list[Edit] = []
+        if place:
+            divergence = dataclasses.replace(divergence, lines=tuple(steps.lines(place.found.pairing)))
+        # What is computed before any update is explained as in a check of models. A gradient that differs comes from
+        # the loop as a rule, and what follows an update from that update: what the loop allows is tried before.
+        known, fitting = Known(), list[Edit]()
+        before = divergence.stage in _COMPUTED and place is not None and not place.found.pairing.after_update
+        if before:
+            known = _searched(followed, steps, edits, reach, place)
         if known.searched.cause is None:
             fitting = _best(suggested(followed, steps, edits, reach), followed, steps, edits, reach)
-        if not computes and not fitting and divergence.stage in (Stage.GRADIENT, Stage.BUFFERS):
+        if not before and not fitting and divergence.stage in (Stage.FORWARD, Stage.GRADIENT, Stage.BUFFERS):
             known = _searched(followed, steps, edits, reach, place)
         if known.searched.cause is not None:
             found.append(dataclasses.replace(divergence, cause=known.searched.cause))
@@ -72,6 +75,8 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
         edits.append(edit)
     return found or [first]
 
+
+_COMPUTED = (Stage.FORWARD, Stage.LOSS, Stage.SHOWN)
 
 _UNSEARCHED = Detail(DetailKind.UNSEARCHED, "the search ended here, and more may differ: fix this and check again")
 
@@ -165,16 +170,16 @@ def _or_gradients(cause: Cause) -> tuple[Detail, ...]:
 
 
 def _searched(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach, place: Placed | None) -> Known:
-    """Look for a cause as in a model; one that is an edit must bring the two sides further, too."""
+    """Look for a cause as in a model; as an edit of the step, it must bring the two sides further."""
     if place is None or (found := bugs.attempt("the search at a place", lambda: steps.searched(place, edits))) is None:
         return Known()
     if found.edit is None:
         return found
     try:
-        now = _reach(followed, steps, [*edits, found.edit])
+        after = placed(followed, steps, [*edits, found.edit], reach)
     except FAILURES:
         return Known()
-    return found if now is None or now > reach else Known()
+    return found if after is None or after.number > place.number else Known()
 
 
 def _best(

@@ -26,6 +26,7 @@ from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps.edit import Edit
 from compare.diagnosis.structure.budget import Budget
 from compare.errors import InputError
+from compare.jax_side.computed import Computed
 from compare.jax_side.keys import StepKeys
 from compare.jax_side.program_inquiries import KeyedProgramRun, has_fast_variance, idle_program_draws
 from compare.jax_side.program_run import JaxProgramRun
@@ -33,7 +34,7 @@ from compare.report.progress import Progress, Show
 from compare.report.report import Report
 from compare.step.observation import Observation, to_numpy
 from compare.torch_side.program_run import TorchProgramRun
-from compare.verdict.divergence import Cause, Divergence
+from compare.verdict.divergence import Cause, Divergence, Line, Role
 from compare.verdict.following import Followed
 from compare.verdict.ratio import Quantity
 from compare.weights.links import to_jax
@@ -120,6 +121,14 @@ class ProgramCheck(CommonCheck):
     def searched(self, place: Placed, edits: Sequence[Edit]) -> Known:
         """Look for the cause of what is computed at a place as in a model, with edits in force already."""
         return ProgramSearch(self.pair, self.runs.stepper, self._jax_again, self._budget)(place, edits)
+
+    def lines(self, pairing: Pairing) -> list[Line]:
+        """Give the lines of the JAX side that compute what differs between modules, or in one of the user's own."""
+        if pairing.ports is None or not self.jax.traces:
+            return []
+        port = pairing.ports[1]
+        found = bugs.attempt("the lines", lambda: Computed.of_step(self.jax.traces[0]).towards(port))
+        return [Line("jax", Role.COMPUTED, each) for each in found or ()]
 
     def from_torch(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
         """Take the steps of both sides, torch's with edits, each of the JAX side's from torch's weights before it."""

@@ -17,11 +17,14 @@ from compare.verdict.divergence import Divergence, Line, Role
 
 
 def with_lines(torch: TorchProgram, jax: JaxProgram, found: Sequence[Divergence]) -> list[Divergence]:
-    """Add to each difference where its layer or its optimizer is made; both programs are built once more for it."""
+    """Add to each difference where its layer or its optimizer is made, before the lines that it has already.
+
+    Both programs are built once more for it.
+    """
     with seeded(), torch_made.noted(), jax_made.noted():
         ours, (theirs, step) = State(torch.build()[0]), jax.build()
     places = _Places(ours, theirs, step)
-    return [dataclasses.replace(each, lines=tuple(places.lines(each))) for each in found]
+    return [dataclasses.replace(each, lines=(*places.lines(each), *each.lines)) for each in found]
 
 
 class _Places:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from compare.alignment.pairings import NotCompared, Pairing, Read, shown
-from compare.numerics.distance import distance
+from compare.numerics.distance import norm
 from compare.step.observation import Observation
 from compare.step.stage import Stage
 from compare.verdict.following import Followed
@@ -68,15 +68,16 @@ def nearer_reading(pairings: Sequence[Pairing], torch: Observation, jax: Observa
 
     `Gradients.compared` chooses for the steps that were followed. With a fault mended, the other reading may be meant.
     """
-    apart: dict[str, list[tuple[float, float]]] = {}
     readings = torch._replace(accumulated={}), torch._replace(gradients={**torch.gradients, **torch.accumulated})
+    apart: dict[str, np.ndarray] = {}
     for pairing in pairings:
         if pairing.stage == Stage.GRADIENT and (theirs := shown(pairing.jax_array, jax)) is not None:
             both = [shown(pairing.torch_array, reading) for reading in readings]
-            far = [np.inf if each is None else distance(theirs, each) for each in both]
-            apart.setdefault(_model(pairing), []).append((far[0], far[1]))
-    # Of a model all gradients are read in one way: the largest distance is what its worst gradient has.
-    chosen = {model for model, each in apart.items() if max(b for _, b in each) < max(a for a, _ in each)}
+            # Of a model all gradients are read in one way, and are weighed together: one that is nothing but rounding
+            # is as far away in either.
+            squares = [np.inf if each is None else norm(theirs - each) ** 2 for each in both]
+            apart[_model(pairing)] = apart.get(_model(pairing), np.zeros(2)) + squares
+    chosen = {model for model, (given, accumulated) in apart.items() if accumulated < given}
     left = {name: value for name, value in torch.accumulated.items() if name.partition(".")[0] in chosen}
     return torch._replace(gradients={**torch.gradients, **left}, accumulated={})
 

@@ -18,6 +18,7 @@ from compare.numerics.distance import distance, norm
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
+from compare.verdict.divergence import Line
 from compare.verdict.first_difference import Found, found_at
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
@@ -32,6 +33,8 @@ class Placed(NamedTuple):
     found: Found
     agreeing: frozenset[Port]
     """Torch's inputs and outputs of modules before it, at which they agree."""
+    number: int
+    """Of the pairing, in order of computation."""
 
 
 class Known(NamedTuple):
@@ -55,6 +58,9 @@ class Steps(Protocol):
 
     def searched(self, place: Placed, edits: Sequence[Edit]) -> Known:
         """Look for the cause of what is computed at a place as in a model, with edits in force already."""
+
+    def lines(self, pairing: Pairing) -> list[Line]:
+        """Give the lines of the JAX side that compute what differs."""
 
     def updates_taken(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit]) -> Edit | None:
         """Give the edit with which the optimizer of a pairing updates as the port's does, if there can be one."""
@@ -166,9 +172,8 @@ def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
     """Find the first place that differs at the step of a reach, inside modules too, with edits in force."""
     step, agreeing, before = reach.step, set[Port](), None
     _, torch, jax = next(itertools.islice(read(followed, edits, steps.both(edits)), step, None))
-    for pairing, quantity in itertools.islice(
-        zip(followed.pairings, followed.quantities, strict=True), reach.place + 1
-    ):
+    pairs = zip(followed.pairings, followed.quantities, strict=True)
+    for number, (pairing, quantity) in enumerate(itertools.islice(pairs, reach.place + 1)):
         ours, theirs = computed(pairing.torch_array, torch), computed(pairing.jax_array, jax)
         if ours is None or theirs is None or pairing.accepted:
             continue
@@ -177,7 +182,7 @@ def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
             # The distances of the other steps are those without the edits, and are not read.
             errors = [*quantity.error64[:step], apart, *quantity.error64[step + 1 :]]
             found = found_at(step, pairing, dataclasses.replace(quantity, error64=errors), before)
-            return Placed(found, frozenset(agreeing))
+            return Placed(found, frozenset(agreeing), number)
         before = pairing
         if pairing.ports is not None:
             agreeing.add(pairing.ports[0])

@@ -74,7 +74,7 @@ class JaxRun(CompiledStep):
             inputs = self.arguments(batch)[0]
             program = jax.make_jaxpr(traced)(self.params, self.buffers, self.rngs, inputs)
         self.dtypes = frozenset(_dtypes(program))
-        self.computed = Computed(program, ports)
+        self.computed = Computed.of_model(program, ports)
         self.shapes = {port: tuple(program.out_avals[number].shape) for port, number in ports.items()}
 
     def forward(
