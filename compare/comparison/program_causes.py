@@ -57,10 +57,14 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
         before = divergence.stage in _COMPUTED and place is not None and not place.found.pairing.after_update
         if before:
             known = _searched(followed, steps, edits, reach, place)
-        if known.searched.cause is None:
+        if known.edit is None:
+            # Without an edit it is a cause of structure, and explains one place. A change of the loop explains steps.
             fitting = _best(suggested(followed, steps, edits, reach), followed, steps, edits, reach)
-        if not before and not fitting and divergence.stage in (Stage.FORWARD, Stage.GRADIENT, Stage.BUFFERS):
+            known = Known() if fitting else known
+        if not before and not fitting and divergence.stage in (*_COMPUTED, Stage.GRADIENT, Stage.BUFFERS):
             known = _searched(followed, steps, edits, reach, place)
+            # What follows an update may be in proportion to it by accident, as after Adam's first step.
+            known = Known() if known.edit is None and place and place.found.pairing.after_update else known
         if known.searched.cause is not None:
             found.append(dataclasses.replace(divergence, cause=known.searched.cause))
             fitting = [known.edit] if known.edit else []
@@ -102,7 +106,7 @@ def _with_cause(
     # Where gradients are seen, the optimizer's own steps prove more, and give the call of optax that mends them.
     proved = fitting and not fitting[0].free and unseen
     if pairing.stage == Stage.UPDATE and divergence.stage == Stage.UPDATE and not proved:
-        known = steps.update_explained(followed, pairing)
+        known = steps.update_explained(followed, pairing, edits, reach.step)
         if known.cause is not None and unseen:
             return dataclasses.replace(divergence, details=_or_gradients(known.cause))
         if known.cause is not None:
@@ -135,7 +139,7 @@ def _other_steps(followed: Followed, steps: Steps, reach: Reach, edits: Sequence
             return other.cause
         # A learning rate of 0 updates nothing either. It shows in what comes after the update in its step, such as a
         # module's second call, before it shows in the update.
-        cause = steps.update_explained(followed, other.update).cause
+        cause = steps.update_explained(followed, other.update, edits, reach.step).cause
         if cause is not None:
             return cause if agrees(steps.updates_taken(followed, other.update, edits)) else None
         proved = agrees(other.edit, always=True) if other.edit is not None else other.agreed

@@ -20,7 +20,7 @@ from compare.comparison.program_questions import questioned_program
 from compare.comparison.program_runs import ProgramRuns
 from compare.comparison.program_search import ProgramSearch
 from compare.comparison.steps import JaxSteps
-from compare.comparison.suggested_edits import Known, Placed
+from compare.comparison.suggested_edits import Known, Placed, is_accumulated
 from compare.comparison.taken_updates import taken_updates
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps.edit import Edit
@@ -103,9 +103,12 @@ class ProgramCheck(CommonCheck):
         places = [", ".join(filter(None, (str(site), site.place))) for site in sites]
         return [NotCompared("jax", place, "a draw without effect, which torch does not make") for place in places]
 
-    def update_explained(self, followed: Followed, pairing: Pairing) -> Explained:
+    def update_explained(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit], step: int) -> Explained:
         """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
-        accumulated = pairing.torch.partition(".")[0] in self.runs.gradients.chosen
+        if edits:
+            accumulated = is_accumulated(followed, self, edits, step, pairing)
+        else:
+            accumulated = pairing.torch.partition(".")[0] in self.runs.gradients.chosen
         programs = Programs(self.pair.links, self.runs.stepper, self.pair.torch_run, self._jax_again, accumulated)
         return explained_update(programs, followed, pairing)
 

@@ -64,7 +64,14 @@ class Gradients:
 
 
 def nearer_reading(pairings: Sequence[Pairing], torch: Observation, jax: Observation) -> Observation:
-    """Give a step of torch's in which each model's gradients are read as they are nearer to the JAX side's.
+    """Return a step of torch's in which each model's gradients are read as they are nearer to the JAX side's."""
+    chosen = nearer_as_accumulated(pairings, torch, jax)
+    left = {name: value for name, value in torch.accumulated.items() if name.partition(".")[0] in chosen}
+    return torch._replace(gradients={**torch.gradients, **left}, accumulated={})
+
+
+def nearer_as_accumulated(pairings: Sequence[Pairing], torch: Observation, jax: Observation) -> set[str]:
+    """Name the models whose gradients are nearer to the JAX side's as the backward pass left them.
 
     `Gradients.compared` chooses for the steps that were followed. With a fault mended, the other reading may be meant.
     """
@@ -77,9 +84,7 @@ def nearer_reading(pairings: Sequence[Pairing], torch: Observation, jax: Observa
             # is as far away in either.
             squares = [np.inf if each is None else norm(theirs - each) ** 2 for each in both]
             apart[_model(pairing)] = apart.get(_model(pairing), np.zeros(2)) + squares
-    chosen = {model for model, (given, accumulated) in apart.items() if accumulated < given}
-    left = {name: value for name, value in torch.accumulated.items() if name.partition(".")[0] in chosen}
-    return torch._replace(gradients={**torch.gradients, **left}, accumulated={})
+    return {model for model, (given, accumulated) in apart.items() if accumulated < given}
 
 
 _OTHER_STEPS = "the two optimizers get gradients at different steps: only their updates and state are compared"

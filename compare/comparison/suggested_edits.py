@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from compare.alignment.pairings import Pairing, Read
-from compare.comparison.readings import nearer_reading
+from compare.comparison.readings import nearer_as_accumulated, nearer_reading
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.steps import averages, followers, kept, loops, modules, scales
@@ -47,7 +47,7 @@ class Known(NamedTuple):
 class Steps(Protocol):
     """Takes both sides through the steps of a comparison, in float64."""
 
-    def update_explained(self, followed: Followed, pairing: Pairing) -> Explained:
+    def update_explained(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit], step: int) -> Explained:
         """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
 
     def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
@@ -84,6 +84,12 @@ def read(followed: Followed, edits: Sequence[Edit], taken: Taken) -> Taken:
     """Read the gradients of steps: with edits in force, as they are nearer to the JAX side's."""
     for run, torch, jax in taken:
         yield run, nearer_reading(followed.pairings, torch, jax) if edits else torch, jax
+
+
+def is_accumulated(followed: Followed, steps: Steps, edits: Sequence[Edit], step: int, pairing: Pairing) -> bool:
+    """Tell whether the JAX side's optimizer is given gradients as torch's backward pass leaves them."""
+    _, torch, jax = next(itertools.islice(steps.both(edits), step, None))
+    return pairing.torch.partition(".")[0] in nearer_as_accumulated(followed.pairings, torch, jax)
 
 
 def suggested(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Iterator[Edit]:

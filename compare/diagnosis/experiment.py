@@ -1,6 +1,7 @@
 """Experiments of the search for causes: steps of the torch side, run with changes."""
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,7 +44,10 @@ class Experiment:
 
     def candidates(self) -> list[Counterfactual]:
         """List what may be otherwise."""
-        every = counterfactuals(self.calls(), gradient=self.found.divergence.stage == Stage.GRADIENT)
+        calls, gradient = self.calls(), self.found.divergence.stage == Stage.GRADIENT
+        every = counterfactuals(calls, gradient=gradient)
+        if gradient and not self.rerun.shows_values:
+            every = itertools.chain(every, counterfactuals(calls, gradient=False))
         # BatchNorm with momentum=None gives all batches equal weight: its call takes another number at each step,
         # which no constant momentum reproduces.
         every = (each for each in every if each.name != "momentum" or not self.rerun.averages_all(each.call.module))

@@ -134,6 +134,10 @@ class Repeatable(Protocol):
     def step(self, batch: Any, record: Record) -> Observation:
         """Run it."""
 
+    @property
+    def shows_values(self) -> bool:
+        """Whether all that it differentiates is compared as well: then a gradient that differs first is no value."""
+
     def makes(self, frame: FrameType) -> bool:
         """Tell whether the call of torch that a frame makes is the program's own."""
 
@@ -191,6 +195,11 @@ class Rerun:
                 return self.step(record)
             except _Reached:
                 return Observation(buffers=self._run.buffers(), forward=record.seen)
+
+    @property
+    def shows_values(self) -> bool:
+        """Whether a gradient that differs first differs in no value that it comes from."""
+        return self._run.shows_values
 
     @property
     def batch(self) -> Any:

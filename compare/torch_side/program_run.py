@@ -131,13 +131,13 @@ class TorchProgramRun(CommonRun):
 
         record = record or Record(self.overwritten)
         before = {name: tensor.detach().clone() for name, tensor in self.floating().items()}
-        watch = Watch(self, record)
+        watch, inputs = Watch(self, record), mapped(batch, self.tensor)
         with contextlib.ExitStack() as stack:
             for change in self.during:  # before the watch, whose hooks see what a change makes of the gradients
                 stack.enter_context(change(self))
             stack.enter_context(record.of(self.model))
             stack.enter_context(watch.watching())
-            inputs = mapped(batch, self.tensor)
+            stack.enter_context(record.working(keeping=False))
             shown = call_user_code(
                 "the torch step",
                 functools.partial(self.user_step, self._entries, inputs),

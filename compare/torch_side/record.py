@@ -16,7 +16,7 @@ class Record:
     """The inputs and outputs of each module, in order of execution."""
 
     keeping: ClassVar[bool] = False
-    """Whether a record is at work, of this step or of an edit of it: the calls that it makes are not the program's."""
+    """Whether what is called now is called by this package, as by a record at work, and not by the program."""
 
     def __init__(self, overwritten: frozenset[Port] = frozenset(), *, placed: bool = False) -> None:
         self.seen: dict[Port, torch.Tensor] = {}
@@ -76,12 +76,19 @@ class Record:
             for handle in handles:
                 handle.remove()
 
-    def _at_work(self, path: str, call: int, kind: str, tree: Any) -> None:
-        Record.keeping = True
+    @staticmethod
+    @contextlib.contextmanager
+    def working(*, keeping: bool) -> Iterator[None]:
+        """Say who calls torch while this lasts: this package, or the program."""
+        before, Record.keeping = Record.keeping, keeping
         try:
-            self._keep(path, call, kind, tree)
+            yield
         finally:
-            Record.keeping = False
+            Record.keeping = before
+
+    def _at_work(self, path: str, call: int, kind: str, tree: Any) -> None:
+        with self.working(keeping=True):
+            self._keep(path, call, kind, tree)
 
     def _keep(self, path: str, call: int, kind: str, tree: Any) -> None:
         for leaf, tensor in leaves(tree):

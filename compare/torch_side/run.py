@@ -112,6 +112,11 @@ class TorchRun(CommonRun):
             seen = seen._replace(gradients={name: gradient.clone() for name, gradient in seen.gradients.items()})
         return joined(seen, self.update())
 
+    @property
+    def shows_values(self) -> bool:
+        """Whether all that it differentiates is compared as well."""
+        return True
+
     def makes(self, frame: FrameType) -> bool:
         """Tell whether the call of torch that a frame makes is the program's own: all are, without the update."""
         del frame

@@ -47,9 +47,17 @@ class Again:
         """Take the step from where it starts."""
         import torch
 
-        self._restore()
-        with torch.enable_grad():  # who takes it may have no use for gradients, and the user's step has
+        with record.working(keeping=True):
+            self._restore()
+        # Who takes it may have no use for gradients, and the user's step has. Calls are numbered from its beginning on,
+        # as they are where an edit is in force while it runs.
+        with torch.enable_grad(), record.working(keeping=True):
             return self._run.step(batch, record)
+
+    @property
+    def shows_values(self) -> bool:
+        """Whether all that it differentiates is compared as well: a loss that the step does not show is not."""
+        return False
 
     def makes(self, frame: FrameType) -> bool:
         """Tell whether the call of torch that a frame makes is of the user's code."""
