@@ -27,7 +27,7 @@ def mse(output: jax.Array, target: jax.Array) -> jax.Array:
 
 def averaged() -> Any:
     """Average the weights as `AveragedModel` does: each with the same weight, from the second step on."""
-    model = TorchNet()
+    model = TorchNet(norm=True)
     average, optimizer = torch.optim.swa_utils.AveragedModel(model), torch.optim.SGD(model.parameters(), 0.1)
     steps = itertools.count()
 
@@ -44,7 +44,7 @@ def averaged() -> Any:
 
 
 def flax_averaged(share: Callable[[Any], Any]) -> Any:
-    model = FlaxNet(nnx.Rngs(0))
+    model = FlaxNet(nnx.Rngs(0), norm=True)
     optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
 
     @nnx.jit
@@ -53,6 +53,9 @@ def flax_averaged(share: Callable[[Any], Any]) -> Any:
         state["optimizer"].update(state["model"], gradients)
         old, new = nnx.state(state["average"], nnx.Param), nnx.state(state["model"], nnx.Param)
         nnx.update(state["average"], optax.incremental_update(new, old, share(state["count"])))
+        # `AveragedModel` copies buffers.
+        old, new = nnx.state(state["average"], nnx.BatchStat), nnx.state(state["model"], nnx.BatchStat)
+        nnx.update(state["average"], optax.incremental_update(new, old, jnp.where(state["count"] < 1, 0.0, 1.0)))
         return {**state, "count": state["count"] + 1}, {"loss": loss}
 
     return {"model": model, "average": nnx.clone(model), "optimizer": optimizer, "count": jnp.zeros((), int)}, step
@@ -70,8 +73,10 @@ def test_averages_whose_decay_changes_from_step_to_step() -> None:
     assert wrong.cause is not None
     assert wrong.cause.name == "average's decay"
     assert wrong.cause.fix.endswith("torch's: 0, 1, 0.5, 1/3, 0.25")
-    early = found(lambda count: 1 / (count + 1)).divergence
+    report = found(lambda count: 1 / (count + 1))
+    early = report.divergence
     assert early is not None
+    assert not report.others, "the average's own running statistics do not follow the model's"
     assert early.cause is not None
     assert early.cause.name == "averaged at other steps"
 

@@ -68,8 +68,10 @@ def _followed(
         )
     else:
         return
-    # The decays are those of one tensor. All elements of all others of its root must follow by them as well.
-    yield Edit(*said, after=_Following(pairs, theirs), free=int(not copies))
+    # The decays are those of one tensor. All that follows by them on the torch side must do so by the others; what
+    # does not, such as running statistics that a target updates by itself, is left alone.
+    same = {own: source for own, source in pairs.items() if _follows(torch, own, source, ours)}
+    yield Edit(*said, after=_Following(same, theirs), free=int(not copies))
 
 
 def _averaged(
@@ -115,6 +117,12 @@ def _decays(history: History, name: str, source: str) -> list[float] | None:
             return None
         decays.append(decay)
     return decays
+
+
+def _follows(history: History, name: str, source: str, decays: Sequence[float]) -> bool:
+    """Tell whether a tensor follows another with these decays."""
+    steps = zip(decays, pairwise(history), strict=True)
+    return all(holds(decay, now[name], before[name], now[source]) for decay, (before, now) in steps)
 
 
 def at_steps(steps: Sequence[int]) -> str:
