@@ -6,7 +6,7 @@ import time
 from compare import bugs
 from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_check import CommonCheck
-from compare.comparison.compilation import with_compilation
+from compare.comparison.compilation_cause import with_compilation
 from compare.comparison.converted import wrongly_converted
 from compare.comparison.explanation import explained
 from compare.comparison.from_torch import FromTorch

@@ -48,39 +48,50 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
         if reach is None:
             break
         place = placed(followed, steps, edits, reach)
-        divergence = first if not found else place.found.divergence if place else _divergence(followed, reach)
-        if place:
-            divergence = dataclasses.replace(divergence, lines=tuple(steps.lines(place.found.pairing)))
-        # What is computed before any update is explained as in a check of models. A gradient that differs comes from
-        # the loop as a rule, and what follows an update from that update: what the loop allows is tried before.
-        known, fitting = Known(), list[Edit]()
-        before = divergence.stage in _COMPUTED and place is not None and not place.found.pairing.after_update
-        if before:
-            known = _searched(followed, steps, edits, reach, place)
-        if known.edit is None:
-            # Without an edit it is a cause of structure, and explains one place. A change of the loop explains steps.
-            fitting = _best(suggested(followed, steps, edits, reach), followed, steps, edits, reach)
-            known = Known() if fitting else known
-        if not before and not fitting and divergence.stage in (*_COMPUTED, Stage.GRADIENT, Stage.BUFFERS):
-            known = _searched(followed, steps, edits, reach, place)
-            # What follows an update may be in proportion to it by accident, as after Adam's first step.
-            known = Known() if known.edit is None and place and place.found.pairing.after_update else known
-        if known.searched.cause is not None:
-            found.append(dataclasses.replace(divergence, cause=known.searched.cause))
-            fitting = [known.edit] if known.edit else []
-        else:
-            found.append(_with_cause(divergence, followed, steps, reach, fitting, edits))
-        # Without an edit, a cause is that of an optimizer: what is independent of it is seen with the port's updates.
-        explained = found[-1].cause is not None
-        edit = fitting[0] if fitting else _updates_taken(followed, steps, reach, edits) if explained else None
+        divergence = place.found.divergence if place else _divergence(followed, reach)
+        if not found:
+            place = place if divergence.torch == first.torch else None
+            divergence = first
+        divergence, edit = _cause_at(divergence, followed, steps, edits, reach, place)
         if edit is None:
-            found[-1] = dataclasses.replace(found[-1], details=(*found[-1].details, _UNSEARCHED))
+            found.append(dataclasses.replace(divergence, details=(*divergence.details, _UNSEARCHED)))
             break
+        found.append(divergence)
         edits.append(edit)
     return found or [first]
 
 
 _COMPUTED = (Stage.FORWARD, Stage.LOSS, Stage.SHOWN)
+
+
+def _cause_at(
+    divergence: Divergence, followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach, place: Placed | None
+) -> tuple[Divergence, Edit | None]:
+    """Look for the cause of one difference, and for the edit of the torch step with which the search goes on."""
+    known, fitting, updated = Known(), list[Edit](), place is not None and place.found.pairing.after_update
+    if place is not None:
+        divergence = dataclasses.replace(divergence, lines=tuple(steps.lines(place.found.pairing)))
+    # What is computed before any update is explained as in a check of models. A gradient that differs comes from the
+    # loop as a rule, and what follows an update from that update: what the loop allows is tried before.
+    before = divergence.stage in _COMPUTED and not updated
+    if before:
+        known = _searched(followed, steps, edits, reach, place)
+    if known.edit is None:
+        # Without an edit it is a cause of structure, and explains one place. A change of the loop explains steps.
+        fitting = _best(suggested(followed, steps, edits, reach), followed, steps, edits, reach)
+        known = Known() if fitting else known
+    if not before and not fitting and divergence.stage in (*_COMPUTED, Stage.GRADIENT, Stage.BUFFERS):
+        known = _searched(followed, steps, edits, reach, place)
+        # What follows an update may be in proportion to it by accident, as after Adam's first step.
+        known = Known() if known.edit is None and updated else known
+    if known.searched.cause is not None:
+        return dataclasses.replace(divergence, cause=known.searched.cause), known.edit
+    explained = _with_cause(divergence, followed, steps, reach, fitting, edits)
+    if fitting or explained.cause is None:
+        return explained, fitting[0] if fitting else None
+    # It is the cause of an optimizer: what is independent of it is seen with the port's updates.
+    return explained, _updates_taken(followed, steps, reach, edits)
+
 
 _UNSEARCHED = Detail(DetailKind.UNSEARCHED, "the search ended here, and more may differ: fix this and check again")
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from compare.diagnosis.conventions.activations import ACTIVATIONS, activations
 from compare.diagnosis.conventions.base import JAX, Alternative, Fix, Variants
-from compare.diagnosis.conventions.functions import FUNCTIONS as OTHER_FUNCTIONS
 from compare.diagnosis.conventions.gradients import GRADIENTS
 from compare.diagnosis.conventions.layers import LAYERS
 from compare.diagnosis.conventions.losses import LOSS_FUNCTIONS
+from compare.diagnosis.conventions.reductions import FUNCTIONS as OTHER_FUNCTIONS
 from compare.diagnosis.conventions.resampling import RESAMPLING
 from compare.diagnosis.conventions.settings import SETTINGS
 from compare.diagnosis.conventions.variants import VARIANTS

@@ -13,9 +13,9 @@ import numpy as np
 
 from compare.errors import InputError
 from compare.weights import overrides
-from compare.weights.cutting import jax_units, single, torch_units, units
 from compare.weights.flattening import flattened
 from compare.weights.fused_projections import cut_fused
+from compare.weights.into_units import jax_units, single, torch_units, units
 from compare.weights.layers import Layer
 from compare.weights.layouts import usual
 from compare.weights.links import Arrays, Link, WeightMap

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 from compare.errors import InputError
-from compare.weights.cutting import units
+from compare.weights.into_units import units
 from compare.weights.layers import Layer
 from compare.weights.layouts import layouts
 from compare.weights.links import part
