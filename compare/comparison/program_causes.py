@@ -14,7 +14,19 @@ from collections.abc import Iterable, Sequence
 
 from compare import bugs
 from compare.alignment.pairings import Pairing
-from compare.comparison.suggested_edits import SECONDS, Known, Placed, Reach, Steps, computed, placed, read, suggested
+from compare.comparison.suggested_edits import (
+    SECONDS,
+    Known,
+    Placed,
+    Reach,
+    Steps,
+    computed,
+    hidden_by,
+    is_hidden,
+    placed,
+    read,
+    suggested,
+)
 from compare.comparison.update_steps import other_steps
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError, InternalError, NondeterministicError
@@ -271,20 +283,14 @@ def _reach(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Reach | N
     # what is computed, and not how well: measuring again would cost six runs for each edit.
     fresh = [dataclasses.replace(quantity, error64=[], sizes=[]) for quantity in followed.quantities]
     pairs = list(zip(followed.pairings, fresh, strict=True))
-    hidden = frozenset[str]().union(*(edit.hides for edit in edits))
+    hidden = hidden_by(edits)
     both = read(followed, edits, steps.both(edits))
     for step, (_, torch, jax) in zip(range(followed.steps), both, strict=False):
         # In order of computation: the first place that differs is the one that the others may follow from.
         for place, (pairing, quantity) in enumerate(pairs):
-            if pairing.decides and not _is_hidden(pairing, hidden) and _differs(pairing, quantity, torch, jax):
+            if pairing.decides and not is_hidden(pairing, hidden) and _differs(pairing, quantity, torch, jax):
                 return Reach(step, place)
     return None
-
-
-def _is_hidden(pairing: Pairing, hidden: frozenset[str]) -> bool:
-    """Whether it is an update of these parameters, or what their optimizer remembers of them."""
-    names = (pairing.link.torch,) if pairing.link else pairing.torch.split(" + ")
-    return pairing.stage == Stage.UPDATE and any(name.partition("[")[0] in hidden for name in names)
 
 
 def _differs(pairing: Pairing, quantity: Quantity, torch: Observation, jax: Observation) -> bool:

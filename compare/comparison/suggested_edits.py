@@ -174,6 +174,17 @@ def _histories(
     return run, torch_history, jax_history
 
 
+def hidden_by(edits: Sequence[Edit]) -> frozenset[str]:
+    """Name the parameters that edits leave out of what is compared."""
+    return frozenset[str]().union(*(edit.hides for edit in edits))
+
+
+def is_hidden(pairing: Pairing, hidden: frozenset[str]) -> bool:
+    """Whether it is an update of these parameters, or what their optimizer remembers of them."""
+    names = (pairing.link.torch,) if pairing.link else pairing.torch.split(" + ")
+    return pairing.stage == Stage.UPDATE and any(name.partition("[")[0] in hidden for name in names)
+
+
 def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Placed | None:
     """Find the first place that differs at the step of a reach, inside modules too, with edits in force."""
     step, agreeing, before = reach.step, set[Port](), None
@@ -181,7 +192,7 @@ def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
     pairs = zip(followed.pairings, followed.quantities, strict=True)
     for number, (pairing, quantity) in enumerate(itertools.islice(pairs, reach.place + 1)):
         ours, theirs = computed(pairing.torch_array, torch), computed(pairing.jax_array, jax)
-        if ours is None or theirs is None or pairing.accepted:
+        if ours is None or theirs is None or pairing.accepted or is_hidden(pairing, hidden_by(edits)):
             continue
         apart = distance(theirs, ours, 0.0 if pairing.operands is None else norm(pairing.operands(torch)))
         if apart > FACTOR * float(quantity.expected[step]):

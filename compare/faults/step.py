@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from compare.diagnosis.steps.clippings import left_out
 from compare.diagnosis.steps.library_calls import EDITS
 from compare.faults.planted_run import SIZE, Fault, PlantedProgramRun
 from compare.step.observation import Observation
@@ -24,7 +25,7 @@ def of_step(run: PlantedProgramRun, seen: Observation) -> Iterator[Fault]:
     absent = ["stop_gradient"]  # each of torch's calls of detach is a fault of its own
     absent += [] if run.state.parts(LRScheduler) else [edit.name for edit in EDITS if edit.name.startswith("schedule")]
     absent += [] if seen.accumulated else ["clipping"]
-    for edit in EDITS:
+    for edit in (*EDITS, left_out("")):
         if edit.name in absent:
             continue
 

@@ -188,5 +188,12 @@ OPTIMIZERS = (
     Report("epsilon hat", "google-deepmind/optax#571", epsilon_hat, "update", words="before the bias correction"),
     Report("clipped updates", "sanchit-gandhi/seq2seq-speech#7", clipped_updates, "update", words="clip"),
     Report("apply_every", "borisdayma/dalle-mini#122", apply_every, "update", "model", steps=6),
-    Report("debiased average", "huggingface/pytorch-image-models#1182", debiased_average, "state", "average"),
+    Report(
+        "debiased average",
+        "huggingface/pytorch-image-models#1182",
+        debiased_average,
+        "state",
+        "average",
+        "average's decay",
+    ),
 )
