@@ -23,6 +23,8 @@ _NO_GRADIENT = (
 
 _OTHER_EXAMPLES = "the other side's module takes a different number of examples"
 
+_IN_PARTS = "the JAX step gives its optimizer several gradients for one of torch's: only the updates are compared"
+
 
 def align_program(
     links: Sequence[Link],
@@ -112,14 +114,22 @@ def _shown(torch: Observation, jax: Observation) -> tuple[list[Pairing], list[No
 def _gradients(links: Sequence[Link], torch: Observation, jax: Observation) -> tuple[list[Pairing], list[NotCompared]]:
     """Pair the gradients that optimizers are given; a parameter has several where it is updated several times."""
     numbers = sorted({name.partition("#")[2] for name in torch.gradients})
+    # An optimizer that gets each micro-batch by itself, as behind optax.MultiSteps, gets no gradient of torch's.
+    two = (link.torch for link in links if f"{link.jax}#2" in jax.gradients)
+    parts = {name for name in two if f"{name}#2" not in torch.gradients}
     each = [
         dataclasses.replace(link, torch=_numbered(link.torch, number), jax=_numbered(link.jax, number))
         for number in numbers
         for link in links
+        if link.torch not in parts
     ]
     pairings = list(align_tensors(Stage.GRADIENT, "gradients", each, torch, jax))
     met = {link.torch for link in each if link.torch in torch.gradients and link.jax in jax.gradients}
-    return pairings, [NotCompared("torch", f"gradient of {n}", _NO_GRADIENT) for n in torch.gradients if n not in met]
+    return pairings, [
+        NotCompared("torch", f"gradient of {name}", _IN_PARTS if name in parts else _NO_GRADIENT)
+        for name in torch.gradients
+        if name not in met
+    ]
 
 
 def _numbered(name: str, number: str) -> str:

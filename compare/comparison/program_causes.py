@@ -28,7 +28,7 @@ from compare.comparison.suggested_edits import (
     suggested,
 )
 from compare.comparison.update_steps import other_steps
-from compare.diagnosis.steps.edit import Edit
+from compare.diagnosis.steps.edit import ALL, Edit
 from compare.errors import InputError, InternalError, NondeterministicError
 from compare.step.observation import Observation
 from compare.step.stage import Stage
@@ -215,6 +215,7 @@ def _best(
     # An edit is judged by how far both sides agree with it. Of edits with equal reach all are reported, unless one of
     # them has no fitted number: it then explains as much with less.
     best: list[Edit] = []
+    differing: set[int] | None = None
     farthest = reach
     end = time.process_time() + SECONDS
     for edit in candidates:
@@ -226,10 +227,15 @@ def _best(
             continue
         agrees = (followed.steps if now is None else now.step) - reach.step
         partly = agrees < edit.agrees and (now is not None or edit.free)
-        if partly and not (now and _holds(followed, steps, [*edits, edit], reach, now)):
+        if partly and (edit.agrees == ALL or not (now and _holds(followed, steps, [*edits, edit], reach, now))):
             continue
         if now is not None and _goes_on(followed, reach, now):
             continue
+        # A place that agrees without the edit, and differs with it, refutes it.
+        if now is not None and now.step == reach.step and now > reach:
+            differing = _differing(followed, steps, edits, reach.step) if differing is None else differing
+            if now.place not in differing:
+                continue
         now = now or Reach(followed.steps, 0)
         if now > farthest:
             best, farthest = [edit], now
@@ -239,6 +245,19 @@ def _best(
     # meant.
     fewest = min((edit.free for edit in best), default=0)
     return [edit for edit in best if edit.free == fewest]
+
+
+def _differing(followed: Followed, steps: Steps, edits: Sequence[Edit], step: int) -> set[int]:
+    """Return the numbers of the deciding quantities that differ at a step with these edits."""
+    pairs = [
+        (place, pairing, dataclasses.replace(quantity, error64=[], sizes=[]))
+        for place, (pairing, quantity) in enumerate(zip(followed.pairings, followed.quantities, strict=True))
+        if pairing.decides
+    ]
+    found = set[int]()
+    for _, torch, jax in itertools.islice(read(followed, edits, steps.both(edits)), step + 1):
+        found = {place for place, pairing, quantity in pairs if _differs(pairing, quantity, torch, jax)}
+    return found
 
 
 def _holds(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach, now: Reach) -> bool:

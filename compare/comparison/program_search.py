@@ -71,11 +71,14 @@ class ProgramSearch:
 
     def _before(self, step: int, edits: Sequence[Edit]) -> TorchProgramRun:
         """Take torch's run to a step."""
+        import torch
+
         run = self.pair.torch_run("float64")
         run.during += [edit.during for edit in edits]
         run.after += [edit.after for edit in edits]
-        for _ in itertools.islice(self.stepper.whole(run), step):
-            pass
+        with torch.enable_grad():  # a search of structure asks for held-out steps where it needs no gradients
+            for _ in itertools.islice(self.stepper.whole(run), step):
+                pass
         return run
 
     def _target(self, pairing: Pairing, run: TorchProgramRun, batch: Any, step: int, count: int = -1) -> Any:
@@ -99,12 +102,16 @@ class ProgramSearch:
         return one.shape == two.shape and distance(one, two) <= found.limit
 
     def _held_out(self, found: Found, edits: Sequence[Edit]) -> Iterator[HeldOut]:
-        """Give the step before, at which the sides agreed, and then first steps with other weights and batches."""
+        """Yield the step before, at which the sides agreed, two later steps, and first steps with other weights.
+
+        A state that is zero or one at the first step, such as running statistics, is none of both at the later ones.
+        """
         step = found.divergence.step
-        if step:
-            run, batch = self._before(step - 1, edits), self._batch(step - 1)
-            if (target := self._target(found.pairing, run, batch, step - 1)) is not None:
-                yield HeldOut(Again(run), batch, self.stepper.draws[step - 1], target)
+        for number in (step - 1, step + 1, step + 2):
+            if 0 <= number < len(self.stepper.draws):
+                run, batch = self._before(number, edits), self._batch(number)
+                if (target := self._target(found.pairing, run, batch, number)) is not None:
+                    yield HeldOut(Again(run), batch, self.stepper.draws[number], target)
         for seed in itertools.count(1):
             run = self._before(0, edits)
             run.spread(seed)

@@ -12,6 +12,7 @@ from compare.diagnosis.counterfactuals import FUNCTIONS
 from compare.diagnosis.rewriting import Rewrite, Window, rewriting
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.steps.edit import Edit
+from compare.errors import InternalError, NotApplicable
 from compare.step.observation import Observation
 from compare.step.user_code import of_a_library
 from compare.torch_side.program_run import TorchProgramRun
@@ -52,7 +53,10 @@ class Again:
         # Who takes it may have no use for gradients, and the user's step has. Calls are numbered from its beginning on,
         # as they are where an edit is in force while it runs.
         with torch.enable_grad(), record.working(keeping=True):
-            return self._run.step(batch, record)
+            try:
+                return self._run.step(batch, record)
+            except InternalError as error:  # what a change of a call leads to, as in the user's backward pass
+                raise NotApplicable(str(error)) from error
 
     @property
     def shows_values(self) -> bool:

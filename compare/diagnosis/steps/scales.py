@@ -49,6 +49,7 @@ def edits(found: Difference, gradients: Sequence[Difference], equal: Sequence[Di
         fix=fix,
         during=lambda run: _scaled(run, exact, names),
         free=1,
+        agrees=2,  # behind weights that are zero at first, what the forward pass scales shows in one gradient alone
     )
 
 

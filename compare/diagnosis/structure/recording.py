@@ -244,7 +244,7 @@ def _mode() -> Any:
             # What autograd calls in the backward pass belongs to no line of the user's.
             if name == "backward":
                 tape.open = False
-            if not tape.open or attribute or getattr(func, "__name__", "") in _NEITHER:
+            if not tape.open or Record.keeping or attribute or getattr(func, "__name__", "") in _NEITHER:
                 return func(*args, **kwargs)
             if name in DECOMPOSITIONS and name not in tape.within:
                 with self._decomposing(name):

@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,7 +67,8 @@ class StructureSearch:
         held_out: Iterable[tuple[Rerun, np.ndarray]] = (),
     ) -> None:
         assert found.target is not None
-        self.found, self.rerun, self.held_out = found, rerun, held_out
+        self.found, self.rerun, self.held_out = found, rerun, iter(held_out)
+        self._made: list[Step] = []
         self.given, self.budget, self.outputs = surroundings[:3]
         self.theirs = surroundings.theirs
         self.target = np.asarray(found.target, np.float64)
@@ -221,19 +222,24 @@ class StructureSearch:
         first = (next((edits for edits in group[:CONFIRMED] if self._confirmed(edits)), None) for group in groups)
         left = [edits for edits in first if edits is not None]
         needed = 2 if len(np.unique(self.target[np.isfinite(self.target)].ravel()[:100_000])) < DIFFERENT else 0
-        asked = agreed = 0
-        for rerun, target in self.held_out:
+        agreed = 0
+        for step in self._others():
             if not left or (agreed >= max(needed, 1)):
                 break
-            step = opened(self.found, rerun, self.given, target, self.theirs(rerun.batch))
-            asked += 1
-            if step is None or len(step.context.graph.nodes) != len(self.here.context.graph.nodes):
-                continue  # another way through the program
             before = step.leaves([])
             near = max(MARGIN, EXPLAINED * before)
             left = [edits for edits in left if step.leaves(_again(edits, step.context)) <= near]
             agreed += before > MARGIN * near
         return left if agreed >= needed else []
+
+    def _others(self) -> Iterator[Step]:
+        """Yield the held-out steps that take the same way through the program; each is made once for all edits."""
+        yield from self._made
+        for rerun, target in self.held_out:
+            step = opened(self.found, rerun, self.given, target, self.theirs(rerun.batch))
+            if step is not None and len(step.context.graph.nodes) == len(self.here.context.graph.nodes):
+                self._made.append(step)
+                yield step
 
     def _confirmed(self, edits: Sequence[Edit]) -> bool:
         """Run the whole step with the edits."""
