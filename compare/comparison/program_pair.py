@@ -1,6 +1,7 @@
 """Two programs with the map between the tensors of their states."""
 
 import copy
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,7 +85,7 @@ class ProgramPair:
         images = [path for path in features if image_before(self._first, path)]
 
         def mapped_with(features: Features) -> WeightMap:
-            layers = run.layers(features), port.layers()
+            layers = run.layers(_in_copies(run, features)), port.layers()
             return find_links(*layers, weights, roots=find_roots(*layers, run.models))
 
         links = mapped_with(features)
@@ -167,3 +168,15 @@ class ProgramPair:
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizers', by parameter."""
         return self.selection.applied(align_program(self.links, torch, jax, self.kinds, settings))
+
+
+def _in_copies(run: TorchProgramRun, features: Features) -> Features:
+    """Add the linear layers of models that do not run, such as averages, as a model of their class has them."""
+    found = dict(features)
+    kinds = {root: type(run.model.get_submodule(root)) for root in run.models}
+    for root, other in itertools.permutations(run.models, 2):
+        if kinds[root] is kinds[other]:
+            for path, shape in features.items():
+                if path.startswith(f"{root}."):
+                    found.setdefault(f"{other}{path[len(root) :]}", shape)
+    return found
