@@ -107,7 +107,9 @@ class ProgramSearch:
         A state that is zero or one at the first step, such as running statistics, is none of both at the later ones.
         """
         step = found.divergence.step
-        for number in (step - 1, step + 1, step + 2):
+        # What follows an update depends at later steps on what the port's own optimizer remembers.
+        later = () if found.pairing.after_update else (step + 1, step + 2)
+        for number in (step - 1, *later):
             if 0 <= number < len(self.stepper.draws):
                 run, batch = self._before(number, edits), self._batch(number)
                 if (target := self._target(found.pairing, run, batch, number)) is not None:

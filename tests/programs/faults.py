@@ -64,7 +64,7 @@ FAULTS = (
     Fault(adversarial.gan, "generator first", "forward", "discriminator", "order of updates"),
     Fault(adversarial.penalty, "eps inside the root", "update", "critic", "eps"),
     Fault(adversarial.penalty, "penalty detached", "gradient", "critic", "second derivative"),
-    Fault(adversarial.penalty, "one-sided", "loss", "", "left out"),
+    Fault(adversarial.penalty, "one-sided", "loss", ""),
     Fault(adversarial.penalty, "weight", "loss", "", "left out"),
     Fault(adversarial.actor_critic, "tau", "state", "target_actor", "decay"),
     Fault(adversarial.actor_critic, "maximum", "loss", "", "another operation"),
