@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from compare import bugs
 from compare.alignment.pairings import Pairing
 from compare.comparison.suggested_edits import (
-    SECONDS,
     Known,
     Placed,
     Reach,
@@ -38,6 +37,9 @@ from compare.verdict.ratio import FACTOR, Quantity
 
 FAILURES = (RuntimeError, InputError, InternalError, NondeterministicError)
 """What is raised where torch refuses an edited step."""
+
+SECONDS = 60.0
+"""The processor's time for which edits are tried in one place."""
 
 SEVERAL = 4
 """Causes that are looked for in one comparison, at most."""
@@ -62,7 +64,8 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
         place = placed(followed, steps, edits, reach)
         divergence = place.found.divergence if place else _divergence(followed, reach)
         if not found:
-            place = place if divergence.torch == first.torch else None
+            same = (divergence.stage, divergence.torch) == (first.stage, first.torch)
+            place = place if same else None
             divergence = first
         divergence, edit = _cause_at(divergence, followed, steps, edits, reach, place)
         if edit is None:
@@ -249,12 +252,7 @@ def _best(
 
 def _differing(followed: Followed, steps: Steps, edits: Sequence[Edit], step: int) -> set[int]:
     """Return the numbers of the deciding quantities that differ at a step with these edits."""
-    pairs = [
-        (place, pairing, dataclasses.replace(quantity, error64=[], sizes=[]))
-        for place, (pairing, quantity) in enumerate(zip(followed.pairings, followed.quantities, strict=True))
-        if pairing.decides
-    ]
-    found = set[int]()
+    pairs, found = _weighed_anew(followed), set[int]()
     for _, torch, jax in itertools.islice(read(followed, edits, steps.both(edits)), step + 1):
         found = {place for place, pairing, quantity in pairs if _differs(pairing, quantity, torch, jax)}
     return found
@@ -269,22 +267,25 @@ def _holds(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
     if now.step != reach.step or followed.pairings[now.place].after_update or now.place <= reach.place:
         return False
     proved, free = 0, edits[-1].free
-    with_it, without = (_decisive(followed, now.place) for _ in range(2))
+    with_it, without = (_weighed_anew(followed, now.place) for _ in range(2))
     mended, as_before = (read(followed, edits, steps.from_torch(each)) for each in (edits, edits[:-1]))
     runs = zip(range(followed.steps), mended, as_before, strict=False)
     for _, (_, torch, jax), (_, other, other_jax) in runs:
-        if sum(_differs(*each, torch, jax) for each in with_it):
+        if any(_differs(pairing, quantity, torch, jax) for _, pairing, quantity in with_it):
             return False
         # A sum, since each quantity must see each step.
-        proved += sum(_differs(*each, other, other_jax) for each in without) > 0
+        proved += sum(_differs(pairing, quantity, other, other_jax) for _, pairing, quantity in without) > 0
     return proved >= max(2, 2 * free + 1)
 
 
-def _decisive(followed: Followed, end: int) -> list[tuple[Pairing, Quantity]]:
-    """List what decides before a place, to be weighed at other steps."""
+def _weighed_anew(followed: Followed, end: int | None = None) -> list[tuple[int, Pairing, Quantity]]:
+    """List what decides before a place, with its number, to be weighed at other steps or with other edits."""
+    # The rounding of the float32 runs and of the moved runs stays as it was measured without edits. An edit changes
+    # what is computed, and not how well: measuring again would cost six runs for each edit.
+    pairs = zip(followed.pairings, followed.quantities, strict=True)
     return [
-        (pairing, dataclasses.replace(quantity, error64=[], sizes=[]))
-        for pairing, quantity in itertools.islice(zip(followed.pairings, followed.quantities, strict=True), end)
+        (place, pairing, dataclasses.replace(quantity, error64=[], sizes=[]))
+        for place, (pairing, quantity) in enumerate(itertools.islice(pairs, end))
         if pairing.decides
     ]
 
@@ -298,16 +299,13 @@ def _goes_on(followed: Followed, reach: Reach, now: Reach) -> bool:
 
 def _reach(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Reach | None:
     """Find where both sides first differ with these edits; None if they do not."""
-    # The rounding of the float32 runs and of the moved runs stays as it was measured without edits. An edit changes
-    # what is computed, and not how well: measuring again would cost six runs for each edit.
-    fresh = [dataclasses.replace(quantity, error64=[], sizes=[]) for quantity in followed.quantities]
-    pairs = list(zip(followed.pairings, fresh, strict=True))
+    pairs = _weighed_anew(followed)
     hidden = hidden_by(edits)
     both = read(followed, edits, steps.both(edits))
     for step, (_, torch, jax) in zip(range(followed.steps), both, strict=False):
         # In order of computation: the first place that differs is the one that the others may follow from.
-        for place, (pairing, quantity) in enumerate(pairs):
-            if pairing.decides and not is_hidden(pairing, hidden) and _differs(pairing, quantity, torch, jax):
+        for place, pairing, quantity in pairs:
+            if not is_hidden(pairing, hidden) and _differs(pairing, quantity, torch, jax):
                 return Reach(step, place)
     return None
 

@@ -123,7 +123,7 @@ class ProgramCheck(CommonCheck):
 
     def searched(self, place: Placed, edits: Sequence[Edit]) -> Known:
         """Look for the cause of what is computed at a place as in a model, with edits in force already."""
-        return ProgramSearch(self.pair, self.runs.stepper, self._jax_again, self._budget)(place, edits)
+        return ProgramSearch(self.pair, self.runs.stepper, self._edited, self._jax_again, self._budget)(place, edits)
 
     def lines(self, pairing: Pairing) -> list[Line]:
         """Give the lines of the JAX side that compute what differs between modules, or in one of the user's own."""

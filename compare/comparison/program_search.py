@@ -36,13 +36,21 @@ class ProgramSearch:
     Args:
         pair: Both programs.
         stepper: Has the steps' batches and random numbers.
+        torch: Starts the torch side's float64 run, with edits.
         jax: Starts the JAX side's float64 run that is compiled already.
         budget: What the search for causes of structure may cost.
 
     """
 
-    def __init__(self, pair: ProgramPair, stepper: Stepper, jax: Callable[[], JaxProgramRun], budget: Budget) -> None:
-        self.pair, self.stepper, self.jax, self.budget = pair, stepper, jax, budget
+    def __init__(
+        self,
+        pair: ProgramPair,
+        stepper: Stepper,
+        torch: Callable[[Sequence[Edit]], TorchProgramRun],
+        jax: Callable[[], JaxProgramRun],
+        budget: Budget,
+    ) -> None:
+        self.pair, self.stepper, self.torch, self.jax, self.budget = pair, stepper, torch, jax, budget
 
     def __call__(self, place: Placed, edits: Sequence[Edit]) -> Known:
         """Look for a cause.
@@ -55,7 +63,7 @@ class ProgramSearch:
         found = place.found
         step = found.divergence.step
         run, batch, draws = self._before(step, edits), self._batch(step), self.stepper.draws[step]
-        target = self._target(found.pairing, run, batch, step)
+        target = self._target(found.pairing, run, batch, step, before=step)
         if target is None:
             return Known()
         found = found._replace(target=target)
@@ -73,19 +81,20 @@ class ProgramSearch:
         """Take torch's run to a step."""
         import torch
 
-        run = self.pair.torch_run("float64")
-        run.during += [edit.during for edit in edits]
-        run.after += [edit.after for edit in edits]
+        run = self.torch(edits)
         with torch.enable_grad():  # a search of structure asks for held-out steps where it needs no gradients
             for _ in itertools.islice(self.stepper.whole(run), step):
                 pass
         return run
 
-    def _target(self, pairing: Pairing, run: TorchProgramRun, batch: Any, step: int, count: int = -1) -> Any:
-        """Give what the JAX side has at a step from torch's weights; None where it cannot take that step."""
+    def _target(self, pairing: Pairing, run: TorchProgramRun, batch: Any, step: int, *, before: int) -> Any:
+        """Return what the JAX side has at a step from torch's weights; None where it cannot take that step.
+
+        It takes as many steps `before`: what it counts, and what its optimizers remember, comes from these.
+        """
         jax = self.jax()
         try:
-            for number in range(step if count < 0 else count):  # what it counts, and what its optimizers remember
+            for number in range(before):
                 jax.step(self._batch(number), self.stepper.draws[number])
             jax.load(to_jax(self.pair.links, run.arrays(), jax.arrays()))
             return np.array(pairing.jax_array(jax.step(batch, self.stepper.draws[step])), np.float64)
@@ -112,7 +121,7 @@ class ProgramSearch:
         for number in (step - 1, *later):
             if 0 <= number < len(self.stepper.draws):
                 run, batch = self._before(number, edits), self._batch(number)
-                if (target := self._target(found.pairing, run, batch, number)) is not None:
+                if (target := self._target(found.pairing, run, batch, number, before=number)) is not None:
                     yield HeldOut(Again(run), batch, self.stepper.draws[number], target)
         for seed in itertools.count(1):
             run = self._before(0, edits)
@@ -121,7 +130,7 @@ class ProgramSearch:
             batch = self._batch(number)
             batch = other_batch(Batch(batch), seed, only=len(self.stepper.batches) == 1).inputs
             # The draws are those of a step that took other ways, perhaps: then this one is not taken.
-            target = self._target(found.pairing, run, batch, number, count=0)
+            target = self._target(found.pairing, run, batch, number, before=0)
             if target is None:
                 return
             yield HeldOut(Again(run), batch, self.stepper.draws[number], target)

@@ -23,9 +23,6 @@ from compare.verdict.first_difference import Found, found_at
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
 
-SECONDS = 60.0
-"""The processor's time for which edits are tried in one place."""
-
 
 class Placed(NamedTuple):
     """A place at which two sides begin to differ, with edits in force."""
@@ -189,10 +186,10 @@ def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
     """Find the first place that differs at the step of a reach, inside modules too, with edits in force."""
     step, agreeing, before = reach.step, set[Port](), None
     _, torch, jax = next(itertools.islice(read(followed, edits, steps.both(edits)), step, None))
-    pairs = zip(followed.pairings, followed.quantities, strict=True)
+    pairs, hidden = zip(followed.pairings, followed.quantities, strict=True), hidden_by(edits)
     for number, (pairing, quantity) in enumerate(itertools.islice(pairs, reach.place + 1)):
         ours, theirs = computed(pairing.torch_array, torch), computed(pairing.jax_array, jax)
-        if ours is None or theirs is None or pairing.accepted or is_hidden(pairing, hidden_by(edits)):
+        if ours is None or theirs is None or pairing.accepted or is_hidden(pairing, hidden):
             continue
         apart = distance(theirs, ours, 0.0 if pairing.operands is None else norm(pairing.operands(torch)))
         if apart > FACTOR * float(quantity.expected[step]):

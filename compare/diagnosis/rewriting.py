@@ -128,6 +128,9 @@ class Repeatable(Protocol):
     def without_update(self, *, loss: bool = True) -> "Repeatable":
         """Give what is to be run again: without `loss`, the forward pass alone where that can be."""
 
+    def restorer(self) -> Callable[[], None]:
+        """Return the function that puts back what running it changes."""
+
     def buffers(self) -> "dict[str, torch.Tensor]":
         """Give the buffers, by name."""
 
@@ -159,7 +162,7 @@ class Rerun:
     ) -> None:
         self._known = known
         self._run, self._batch, self._draws, self._window = run, batch, draws, window
-        self._start = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
+        self._restore = run.restorer()
 
     def to_the_end(self) -> "Rerun":
         """Give the same step, which runs on behind the end of the window: its calls keep their numbers."""
@@ -223,11 +226,7 @@ class Rerun:
 
     def step(self, record: Record, mode: contextlib.AbstractContextManager[Any] | None = None) -> Observation:
         """Run the step from where it starts, as it is or under a mode that sees its calls, and no other."""
-        import torch
-
-        with torch.no_grad():
-            for name, tensor in self._run.model.state_dict(keep_vars=True).items():
-                tensor.copy_(self._start[name])
+        self._restore()
         with mode or contextlib.nullcontext(), ControlledRun(lift=True, replay=self._draws):
             return self._run.step(self._batch, record)
 

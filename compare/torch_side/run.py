@@ -122,6 +122,19 @@ class TorchRun(CommonRun):
         del frame
         return True
 
+    def restorer(self) -> "Callable[[], None]":
+        """Return the function that puts back what a step without its update changes: the model's buffers."""
+        import torch
+
+        start = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+        def restore() -> None:
+            with torch.no_grad():
+                for name, tensor in self.model.state_dict(keep_vars=True).items():
+                    tensor.copy_(start[name])
+
+        return restore
+
     def without_update(self, *, loss: bool = True) -> "Self":
         """Give a run of the same model that makes no update, and without `loss` no backward pass either."""
         other = copy.copy(self)

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -33,23 +33,30 @@ class Again:
 
     def __init__(self, run: TorchProgramRun) -> None:
         self.model, self.parameters, self.overwritten = run.model, run.parameters, run.overwritten
-        self._run, self._restore = run, snapshot(run)
+        self._run, self._snapshot = run, snapshot(run)
 
     def without_update(self, *, loss: bool = True) -> "Again":
         """Give the whole step: where it updates what is the user's own business."""
         del loss
         return self
 
+    def restorer(self) -> Callable[[], None]:
+        """Return the function that puts back the state before the step, whatever has run since."""
+
+        def restore() -> None:
+            with Record.working(keeping=True):
+                self._snapshot()
+
+        return restore
+
     def buffers(self) -> "dict[str, torch.Tensor]":
-        """Give the buffers of the state's modules, by name."""
+        """Return the buffers of the state's modules, by name."""
         return dict(self.model.named_buffers())
 
     def step(self, batch: Any, record: Record) -> Observation:
-        """Take the step from where it starts."""
+        """Take the step."""
         import torch
 
-        with record.working(keeping=True):
-            self._restore()
         # Who takes it may have no use for gradients, and the user's step has. Calls are numbered from its beginning on,
         # as they are where an edit is in force while it runs.
         with torch.enable_grad(), record.working(keeping=True):
