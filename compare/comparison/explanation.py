@@ -13,7 +13,7 @@ from compare import bugs
 from compare.alignment.pairings import Pairing
 from compare.comparison.exchanged import exchanged_output
 from compare.comparison.from_torch import FromTorch
-from compare.comparison.held_out import held_out
+from compare.comparison.held_out import HeldOutSteps
 from compare.comparison.independent import Independent
 from compare.comparison.lines import holders, lines_of, values_of, with_counts
 from compare.comparison.mapped_pair import MappedPair
@@ -63,6 +63,7 @@ def explained(
         first = same[0] if same[0].known else first._replace(target=same[0].target, limit=same[0].limit)
     elif first.pairing.stage == Stage.UPDATE:
         others = [each for each in others if each.pairing.stage != Stage.UPDATE]
+    search = _Search(runs, jax, from_torch, budget)
     partners = {each.ports[0].path: each.ports[1].path for each in from_torch.forward if each.ports}
     divergences, rounding, slips = [], False, list[Code]()
     left = [first, *others]
@@ -74,7 +75,7 @@ def explained(
             known = bugs.attempt(doing, partial(explain_update, alone.evidence, runs.torch_run)) or Explained()
             found, rounding = dataclasses.replace(found, cause=known.cause, details=known.details), known.rounding
         else:
-            attempt = bugs.attempt(doing, partial(_with_cause, runs, each, jax, from_torch, budget))
+            attempt = bugs.attempt(doing, partial(search.with_cause, each))
             with_cause, searched = attempt or (found, searched)
             # A cause that explains the whole model says more than the order of two of its modules.
             if not each.known or (with_cause.cause and with_cause.cause.name in OF_THE_MODEL):
@@ -111,34 +112,52 @@ def _kept_by(found: Divergence, module: str) -> bool:
     return found.stage == Stage.BUFFERS and found.torch.rpartition(".")[0] == module
 
 
-def _with_cause(
-    runs: Runs, found: Found, jax: JaxRun, from_torch: FromTorch, budget: Budget
-) -> tuple[Divergence, Searched]:
-    """Look for the cause of a divergence; give too what else it explains."""
-    pair, step, run = runs.pair, found.divergence.step, runs.torch_run("float64")
-    # Torch's run is taken to the step at which the two differ, with the recorded random numbers.
-    for _ in itertools.islice(runs.stepper.whole(run), step):
-        pass
-    if cause := exchanged_output(runs, found) or trained_alone(pair.torch, jax, found.divergence):
-        return dataclasses.replace(found.divergence, cause=cause), Searched()
-    batch, draws = pair.batches[step % len(pair.batches)], runs.stepper.draws[step]
-    elsewhere = held_out(runs, found, None if found.target is None else from_torch, jax)
-    gradients = None
-    if found.target is None:  # what comes before is the same on both sides
-        jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
-        seen = jax.step(batch, draws)
-        found = found._replace(target=found.pairing.jax_array(seen))
-        if found.pairing.stage == Stage.GRADIENT:
-            # One stop changes the gradients of all parameters before it: all of them are what proves it.
-            every = _together(found, from_torch.gradients, seen)
-            gradients = Gradients(every, held_out(runs, every, None, jax))
-    outputs = cache(partial(_outputs, pair, from_torch, jax, run.arrays(), partial(jax.step, batch, draws)))
-    from_data = partial(_from_data, pair)
-    surroundings = Surroundings(from_torch.ports, budget, outputs, gradients, from_data)
-    searched = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
-    details = _both_layers(pair, found)
-    known = dataclasses.replace(found.divergence, cause=searched.cause, details=(*details, *searched.details))
-    return known, searched
+class _Search:
+    """The searches for the causes of all divergences of one comparison of models."""
+
+    def __init__(self, runs: Runs, jax: JaxRun, from_torch: FromTorch, budget: Budget) -> None:
+        self._runs, self._jax, self._from_torch, self._budget = runs, jax, from_torch, budget
+        self._held_out = HeldOutSteps(runs, from_torch, jax)
+        self._data: list[tuple[Batch, FromData]] = []
+
+    def with_cause(self, found: Found) -> tuple[Divergence, Searched]:
+        """Look for the cause of a divergence; give too what else it explains."""
+        runs, jax, pair, step = self._runs, self._jax, self._runs.pair, found.divergence.step
+        run = runs.torch_run("float64")
+        # Torch's run is taken to the step at which the two differ, with the recorded random numbers.
+        for _ in itertools.islice(runs.stepper.whole(run), step):
+            pass
+        if cause := exchanged_output(runs, found) or trained_alone(pair.torch, jax, found.divergence):
+            return dataclasses.replace(found.divergence, cause=cause), Searched()
+        batch, draws = pair.batches[step % len(pair.batches)], runs.stepper.draws[step]
+        elsewhere = self._held_out.of(found, from_torch=found.target is not None)
+        gradients = None
+        if found.target is None:  # what comes before is the same on both sides
+            jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
+            seen = jax.step(batch, draws)
+            found = found._replace(target=found.pairing.jax_array(seen))
+            if found.pairing.stage == Stage.GRADIENT:
+                # One stop changes the gradients of all parameters before it: all of them are what proves it.
+                every = _together(found, self._from_torch.gradients, seen)
+                gradients = Gradients(every, self._held_out.of(every, from_torch=False))
+        own_step = partial(jax.step, batch, draws)
+        outputs = cache(partial(_outputs, pair, self._from_torch, jax, run.arrays(), own_step))
+        given = self._from_torch.ports
+        surroundings = Surroundings(given, self._budget, outputs, gradients, self._from_data)
+        searched = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
+        details = _both_layers(pair, found)
+        known = dataclasses.replace(found.divergence, cause=searched.cause, details=(*details, *searched.details))
+        return known, searched
+
+    def _from_data(self, batch: Batch) -> FromData:
+        """Read what the JAX side computes of a batch; nothing where that cannot be read."""
+        for known, data in self._data:
+            if known is batch:
+                return data
+        doing = "reading the JAX side's tables"
+        found = bugs.attempt(doing, lambda: computed_from_data(self._runs.pair.jax_run("float64"), batch))
+        self._data.append((batch, found or FromData()))
+        return self._data[-1][1]
 
 
 def _together(found: Found, pairings: Sequence[Pairing], seen: Observation) -> Found:
@@ -152,12 +171,6 @@ def _together(found: Found, pairings: Sequence[Pairing], seen: Observation) -> F
 
     pairing = found.pairing._replace(torch_array=of_torch, jax_array=of_jax)
     return found._replace(pairing=pairing, target=of_jax(seen))
-
-
-def _from_data(pair: MappedPair, batch: Batch) -> FromData:
-    """Read what the JAX side computes of a batch; nothing where that cannot be read."""
-    found = bugs.attempt("reading the JAX side's tables", lambda: computed_from_data(pair.jax_run("float64"), batch))
-    return found or FromData()
 
 
 def _outputs(

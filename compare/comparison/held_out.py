@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,29 +19,66 @@ from compare.verdict.first_difference import Found
 from compare.weights.links import to_jax
 
 
-def held_out(runs: Runs, found: Found, from_torch: FromTorch | None, jax: JaxRun) -> Iterator[HeldOut]:
-    """Give the step before a divergence, at which the sides agreed, and then steps with other weights and batches.
+class HeldOutSteps:
+    """Steps of a pair to which nothing was fitted. All that differs at one step is tried at the same ones.
 
     Args:
         runs: Of the pair.
-        found: The divergence.
-        from_torch: The run of which each part starts from torch's values, if such a run showed the divergence.
-        jax: The run that goes on from its own values, where what comes before is the same on both sides.
+        from_torch: The run of which each part starts from torch's values.
+        jax: The run that goes on from its own values.
 
     """
-    for seed, (run, number) in enumerate(_starts(runs, found.divergence.step)):
-        batches, draws = runs.pair.batches, runs.stepper.draws[number]
-        batch = batches[number % len(batches)]
-        if number != found.divergence.step - 1:
-            batch = other_batch(batch, seed, only=len(batches) == 1)
-        arrays = run.arrays()
-        if from_torch is None:
-            jax.load(to_jax(runs.pair.links, arrays, jax.arrays()))
-            seen = jax.step(batch, draws)
-        else:
-            from_torch.load(arrays)
-            seen = from_torch.step(_observed(run, batch, draws), batch, draws)
-        yield HeldOut(run, batch, draws, found.pairing.jax_array(seen))
+
+    def __init__(self, runs: Runs, from_torch: FromTorch, jax: JaxRun) -> None:
+        self._runs, self._from_torch, self._jax = runs, from_torch, jax
+        self._of: tuple[int, bool] | None = None
+        self._more: Iterator[_Taken] = iter(())
+        self._taken: list[_Taken] = []
+
+    def of(self, found: Found, *, from_torch: bool) -> Iterator[HeldOut]:
+        """Yield the step before a divergence, at which the sides agreed, and then steps with other weights and batches.
+
+        Args:
+            found: The divergence.
+            from_torch: Whether a run showed it in which each part starts from torch's values. Otherwise what comes
+                before is the same on both sides.
+
+        """
+        key = found.divergence.step, from_torch
+        if key != self._of:  # only those of one step are kept, for each holds a model
+            self._of, self._more, self._taken = key, self._take(*key), []
+        more, taken = self._more, self._taken
+        for number in itertools.count():
+            if number == len(taken):
+                taken.append(next(more))
+            run, batch, draws, seen = taken[number]
+            yield HeldOut(run, batch, draws, found.pairing.jax_array(seen))
+
+    def _take(self, step: int, from_torch: bool) -> Iterator["_Taken"]:
+        pair, stepper = self._runs.pair, self._runs.stepper
+        for seed, (run, number) in enumerate(_starts(self._runs, step)):
+            batch, draws = pair.batches[number % len(pair.batches)], stepper.draws[number]
+            if number != step - 1:
+                batch = other_batch(batch, seed, only=len(pair.batches) == 1)
+            arrays = run.arrays()
+            if from_torch:
+                self._from_torch.load(arrays)
+                seen = self._from_torch.step(_observed(run, batch, draws), batch, draws)
+            else:
+                self._jax.load(to_jax(pair.links, arrays, self._jax.arrays()))
+                seen = self._jax.step(batch, draws)
+            # The next step overwrites the memory of the buffers. What follows an update is looked for elsewhere.
+            kept = {name: np.array(array) for name, array in seen.buffers.items()}
+            seen = seen._replace(buffers=kept, parameters={}, updates={}, optimizer={})
+            yield _Taken(run.starting_here(), batch, draws, seen)
+
+
+class _Taken(NamedTuple):
+    run: TorchRun
+    batch: Batch
+    draws: Sequence[Draw]
+    seen: Observation
+    """Of the JAX side."""
 
 
 def _starts(runs: Runs, step: int) -> Iterator[tuple[TorchRun, int]]:

@@ -6,9 +6,9 @@ A change that removes it is a hypothesis. It is a cause only if it holds at othe
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,9 @@ from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Detail, DetailKind, Part
 from compare.verdict.first_difference import Found
 from compare.verdict.fix import Code, of_a_term, written
+
+if TYPE_CHECKING:
+    import torch
 
 RUNS = 200
 """Of the torch side's step, at most, to explain one divergence."""
@@ -162,14 +165,19 @@ class _Search:
 
     def explains(self, outputs: Sequence[tuple[Port, np.ndarray]]) -> bool:
         """Tell whether with the cause torch's whole model gives what the JAX side's own model does."""
-        if not self.confirmed:
+        seen = self._with_cause
+        if seen is None or any(port not in seen for port, _ in outputs):
             return False
-        try:
-            seen = self.step.rerun.to_the_end()(combined(self.confirmed))
-            ours = [(np.array(to_numpy(seen.forward[port]), np.float64), theirs) for port, theirs in outputs]
-        except (Signal, InputError, KeyError):
-            return False
+        ours = [(np.array(to_numpy(seen[port]), np.float64), theirs) for port, theirs in outputs]
         return all(a.shape == b.shape and distance(a, b) <= MARGIN * self.limit for a, b in ours)
+
+    @cached_property
+    def _with_cause(self) -> "Mapping[Port, torch.Tensor] | None":
+        """What torch's modules take and give with the cause that was found; None where there is none."""
+        try:
+            return self.step.rerun.to_the_end()(combined(self.confirmed)).forward if self.confirmed else None
+        except (Signal, InputError):
+            return None
 
     def related(self) -> tuple[Cause | None, tuple[Detail, ...]]:
         """Say how the JAX side's result comes from torch's, or else where they differ most."""

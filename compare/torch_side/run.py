@@ -48,6 +48,7 @@ class TorchRun(CommonRun):
         self.optimizer: torch.optim.Optimizer | None = None
         if side.optimizer is not None:
             self.optimizer = self._made(copies.of(side.optimizer, "Torch(optimizer=...)"))
+        self._restore: Callable[[], None] | None = None
 
     def _made(self, optimizer: "Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]") -> Any:
         """Make the optimizer, of this run's parameters: a list, which a function may go through several times."""
@@ -126,6 +127,8 @@ class TorchRun(CommonRun):
         """Return the function that puts back what a step without its update changes: the model's buffers."""
         import torch
 
+        if self._restore is not None:
+            return self._restore
         start = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
         def restore() -> None:
@@ -134,6 +137,12 @@ class TorchRun(CommonRun):
                     tensor.copy_(start[name])
 
         return restore
+
+    def starting_here(self) -> "Self":
+        """Return the same run, whose `restorer` puts back what it holds now, whatever has run since."""
+        other = copy.copy(self)
+        other._restore = self.restorer()
+        return other
 
     def without_update(self, *, loss: bool = True) -> "Self":
         """Give a run of the same model that makes no update, and without `loss` no backward pass either."""
