@@ -69,7 +69,7 @@ class Repeated:
 
     def __call__(self, given: Given) -> Observation:
         """Take the step."""
-        self.run.load(self._arrays)
+        self.run.load_model(self._arrays)
         self.run.load_state(self._state)
         self.run.rngs = self._rngs
         return self.run.step(self._batch, self._draws, given)

@@ -114,13 +114,18 @@ class JaxRun(CompiledStep):
             for name, leaf in zip(named, jax.tree.leaves(tree), strict=True)
         }
 
+    def load_model(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace parameters and buffers, by name."""
+        with self.precision():
+            self.params = self._replaced(self.params, self.param_names, arrays)
+            self.buffers = self._replaced(self.buffers, self.buffer_names, arrays)
+
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace parameters and buffers, by name; the optimizer's state starts afresh."""
         import jax
 
+        self.load_model(arrays)
         with self.precision():
-            self.params = self._replaced(self.params, self.param_names, arrays)
-            self.buffers = self._replaced(self.buffers, self.buffer_names, arrays)
             if self.side.optimizer is not None:
                 if self._linen and self.optimizer is self.side.optimizer:
                     self.optimizer = of_parameters(self.optimizer, self.params)
