@@ -3,8 +3,9 @@
     python benchmarks/cost.py [--sizes small medium large] [--steps 10] [--rounds 3]
 
 The table shows time and peak memory, the medians over the rounds. The second ratio is that of a check with all
-questions to one with `--quick`, in CPU time, which other programs on the machine hardly change. Each measurement is a
-process of its own. The four trainings run one after another in one process.
+questions to one with `--quick`, in CPU time, which other programs on the machine hardly change. The third and fourth
+are those of the same step as a program to the check of model, loss and optimizer, in CPU time too. Each measurement is
+a process of its own. The four trainings run one after another in one process.
 """
 
 import argparse
@@ -175,10 +176,54 @@ def check(size: Size, *, quick: bool = False) -> None:
     assert report.ok, str(report)
 
 
+def torch_program(size: Size) -> Any:
+    torch.manual_seed(0)
+    model = TorchModel(size)
+    optimizer = torch_adam(model.parameters())
+
+    def step(state: Any, batch: Any) -> Any:
+        optimizer.zero_grad()
+        loss = torch_loss(model(batch["tokens"]), batch["target"])
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer}, step
+
+
+def jax_program(size: Size) -> Any:
+    model = FlaxModel(size)
+    optimizer = nnx.Optimizer(model, OPTAX_ADAM, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(state: Any, batch: Any) -> Any:
+        def compute(model: FlaxModel) -> Any:
+            return jax_loss(model(batch["tokens"]), batch["target"])
+
+        loss, gradients = nnx.value_and_grad(compute)(state["model"])
+        state["optimizer"].update(state["model"], gradients)
+        return state, {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer}, step
+
+
+def check_program(size: Size, *, quick: bool = False) -> None:
+    report = compare.check(
+        compare.TorchProgram(functools.partial(torch_program, size)),
+        compare.JaxProgram(functools.partial(jax_program, size)),
+        [{"tokens": tokens, "target": target} for tokens, target in batches(size.steps)],
+        device="cpu",
+        quick=quick,
+    )
+    assert report.ok, str(report)
+
+
 WORK: dict[str, Callable[[Size], None]] = {
     "trainings": four_trainings,
     "check": check,
     "quick": functools.partial(check, quick=True),
+    "program": check_program,
+    "quick program": functools.partial(check_program, quick=True),
 }
 
 
@@ -203,27 +248,27 @@ def main() -> None:
         seconds, processor = time.perf_counter() - began, time.process_time() - processor
         print(json.dumps({"seconds": seconds, "processor": processor, "mebibytes": peak}))
         return
-    table = Table(
-        "parameters", "trainings", "check", "ratio", "with --quick", "ratio", "trainings' memory", "check's", "ratio"
-    )
+    columns = ("trainings", "check", "ratio", "with --quick", "ratio", "as a program", "with --quick")
+    table = Table("parameters", *columns, "trainings' memory", "check's", "ratio")
     for name in options.sizes:
         size = SIZES[name]._replace(steps=options.steps)
         count = sum(parameter.numel() for parameter in TorchModel(size).parameters())
         rounds = [tuple(measure(work, size) for work in WORK) for _ in range(options.rounds)]
-        alone, checked, quick = (
+        alone, checked, quick, program, quick_program = (
             {key: median(each[key] for each in work) for key in work[0]} for work in zip(*rounds, strict=True)
         )
-        ratios = {key: checked[key] / alone[key] for key in alone}
         table.add_row(
             f"{count / 1e6:.1f} M",
             f"{alone['seconds']:.1f} s",
             f"{checked['seconds']:.1f} s",
-            f"{ratios['seconds']:.2f}",
+            f"{checked['seconds'] / alone['seconds']:.2f}",
             f"{quick['seconds']:.1f} s",
             f"{checked['processor'] / quick['processor']:.2f}",
+            f"{program['processor'] / checked['processor']:.2f}",
+            f"{quick_program['processor'] / quick['processor']:.2f}",
             f"{alone['mebibytes']:.0f} MiB",
             f"{checked['mebibytes']:.0f} MiB",
-            f"{ratios['mebibytes']:.2f}",
+            f"{checked['mebibytes'] / alone['mebibytes']:.2f}",
         )
     Console().print(table)
 

@@ -1,6 +1,5 @@
 """Finds out what a match of two programs proves: see `questions`, which does the same for models."""
 
-import copy
 import dataclasses
 import functools
 from typing import Any
@@ -76,7 +75,7 @@ def questioned_program(
             return dataclasses.replace(found, divergence=size, notes=[])
         lines += [size] if size else []
         if jax64.compiled_by_user:
-            further = functools.partial(later_program_updates, runs, runs.again(copy.copy(jax64)), followed)
+            further = functools.partial(later_program_updates, runs, jax64, followed)
             later = bugs.attempt("taking further steps", further) or later
             if later.divergence:
                 limits.append(until(later.divergence, "the two programs"))
@@ -129,7 +128,7 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
         torch64, _ = torch("float64", draws)
     except InputError as error:
         return f"another batch size: the torch side fails with it ({str(error).partition(chr(10))[0]:.80})"
-    run = copy.copy(jax)
+    run = jax.compiled_quickly()
     run.unreplayed = []
     pair.load(run)
     try:

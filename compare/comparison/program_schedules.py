@@ -21,11 +21,9 @@ from compare.verdict.neighbours import LOST
 from compare.verdict.ratio import FACTOR, Quantity
 from compare.weights.links import to_jax
 
-LEAST, MOST, SECONDS = 8, 32, 3.0
-"""How many steps there are in all, and how long those after the first few may take, in the processor's time.
-
-The first step compiles the JAX side once more, for given gradients, which may take longer than all steps.
-"""
+REPEATED, MORE, MOST, SECONDS = 2, 2, 32, 1.0
+"""How many steps of the check are repeated, how many further ones are taken at least, how many there are in all at
+most, and how long the further ones may take, in the processor's time."""
 
 RELATIVE = 1e-6
 """The relative difference of an update that counts. What the gradients' rounding makes is not measured here."""
@@ -45,7 +43,7 @@ def later_program_updates(runs: ProgramRuns, jax: JaxProgramRun, followed: Follo
 
     Args:
         runs: Of both programs.
-        jax: A run of the JAX side in float64 that has compiled its step. It may not count in Python.
+        jax: A run of the JAX side in float64 that has taken the steps of the check. It may not count in Python.
         followed: What the steps have shown. Where these steps do not repeat it, nothing is concluded.
 
     """
@@ -56,9 +54,8 @@ def later_program_updates(runs: ProgramRuns, jax: JaxProgramRun, followed: Follo
     }
     links = [link for link in whole_links(runs.pair.links) if link.torch in updates]
     loss = next((quantity for quantity in followed.quantities if quantity.stage == Stage.LOSS), None)
-    jax.chosen = {}  # of these steps not everything is compared
     number = -1
-    for number, (torch, own) in enumerate(_steps(runs, jax, followed)):
+    for number, torch, own in _steps(runs, jax, followed):
         if loss is not None and torch.loss is not None and own.loss is not None:
             error, expected = distance(to_numpy(own.loss), to_numpy(torch.loss)), float(loss.expected.max())
             if error > max(RELATIVE, FACTOR * expected):
@@ -91,30 +88,41 @@ def _found(step: int, quantity: Quantity, error: float, expected: float, followe
     return Divergence(step, *names, error, rounding, expected) if step >= followed.steps else None
 
 
-def _steps(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Iterator[tuple[Observation, Observation]]:
-    """Take steps of both sides until there are enough, or no time is left."""
-    pair, stepper, start = runs.pair, runs.stepper, time.process_time()
-    run = pair.torch_run("float64")
+def _steps(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Iterator[tuple[int, Observation, Observation]]:
+    """Take steps of both sides: the first again, to see that they repeat, and then further ones.
+
+    The JAX side goes on from its own state after the steps of the check, which has its counts in it.
+    """
+    pair, stepper = runs.pair, runs.stepper
+    run, own = pair.torch_run("float64"), jax.compiled_quickly()
+    runs.again(own)
+    own.chosen = {}  # of these steps not everything is compared
+    further = followed.steps if jax.taken == followed.steps else 0
     slots = [each for each in followed.pairings if each.stage == Stage.UPDATE and each.operands is None]
-    stream, names = stepper.whole(run), dict[str, str]()
+    stream, names, start = stepper.whole(run), dict[str, str](), 0.0
     for number in range(MOST):
         before = Observation(optimizer=run.optimizer_state())
-        jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
+        if number >= followed.steps + MORE and time.process_time() - start > SECONDS:
+            return
+        if number == followed.steps:
+            start = time.process_time()
+        if REPEATED <= number < further:
+            next(stream)
+            continue
+        if number == further > REPEATED:
+            own.values = list(jax.values)
+        own.load(to_jax(pair.links, run.arrays(), own.arrays()))
         if number:
-            own = jax.state_arrays()
-            made = jax_state(slots, before, {full: own[name] for full, name in names.items() if name in own})
-            jax.load({names[full]: array for full, array in made.items()})
+            kept = own.state_arrays()
+            made = jax_state(slots, before, {full: kept[name] for full, name in names.items() if name in kept})
+            own.load({names[full]: array for full, array in made.items()})
         seen = next(stream)
         if any("#" in gradient for gradient in seen.gradients):  # an optimizer that is stepped twice within a step
             return
         gradients = {key: to_numpy(value) for key, value in seen.gradients.items()}
         shared = [dataclasses.replace(link, adds=False) for link in pair.links if link.torch in gradients]
         given = {link.jax for link in shared}
-        arrays = {key: array for key, array in to_jax(shared, gradients, jax.arrays()).items() if key in given}
-        shown = jax.step(stepper.batches[number % len(stepper.batches)], stepper.draws[number], arrays)
+        arrays = {key: array for key, array in to_jax(shared, gradients, own.arrays()).items() if key in given}
+        shown = own.step(stepper.batches[number % len(stepper.batches)], stepper.draws[number], arrays)
         names = names or slot_names(pair.links, seen, shown)
-        yield seen, shown
-        if number < LEAST:
-            start = time.process_time()
-        elif time.process_time() - start > SECONDS:
-            return
+        yield number, seen, shown

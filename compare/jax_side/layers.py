@@ -211,3 +211,17 @@ def _submodule(module: Any, variables: Mapping[str, Any], path: str) -> Any:
             return None
         found = inner
     return found
+
+
+def under(root: str, layer: Layer) -> Layer:
+    """Put a layer under the path of its root in the state."""
+
+    def full(name: str) -> str:
+        return "/".join(filter(None, (root, name)))
+
+    named = {key: [*map(full, layer.settings[key])] for key in ("buffers", "integers") if key in layer.settings}
+    return layer._replace(
+        path=full(layer.path),
+        settings={**layer.settings, **named},
+        tensors={full(name): shape for name, shape in layer.tensors.items()},
+    )

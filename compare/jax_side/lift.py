@@ -260,13 +260,22 @@ def _user_context() -> Any:
     return jax.make_user_context(None)
 
 
-def traces_apart(owner: object) -> contextlib.AbstractContextManager[None]:
-    """Keep what JAX traces while this lasts apart from all other traces, but for those of the same owner.
+class Apart:
+    """Keeps what JAX traces within `traces` apart from all other traces.
 
     JAX remembers a function that is jitted within another by the function, and does not call it again.
+
+    The first object registers a context with JAX, whose name is then part of what each program is remembered by: it
+    must exist before the first program is compiled, or that one is compiled again.
     """
-    apart: contextlib.AbstractContextManager[None] = _user_context()(owner)
-    return apart
+
+    def __init__(self) -> None:
+        self._context = _user_context()
+
+    def traces(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which to trace."""
+        apart: contextlib.AbstractContextManager[None] = self._context(self)
+        return apart
 
 
 def traced(step: Callable[..., Any], args: Any, pinned: list[str], *, lift: bool) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """A run of a JAX program, in one precision: each step is the user's own, traced and compiled."""
 
+import copy
 import functools
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
@@ -8,8 +9,9 @@ import numpy as np
 
 from compare.errors import InputError
 from compare.jax_side.choices import Choice, Choices, add_choices
-from compare.jax_side.layers import nnx_layers, state_layers
-from compare.jax_side.lift import Tables, traced, traces_apart
+from compare.jax_side.compiling import compiled_quickly
+from compare.jax_side.layers import nnx_layers, state_layers, under
+from compare.jax_side.lift import Apart, Tables, traced
 from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.naming import naming
 from compare.jax_side.primitives import is_key
@@ -45,6 +47,7 @@ class JaxProgramRun:
         import jax
 
         self.side, self.dtype, self.hints = side, dtype, hints
+        self._apart = Apart()
         with jax.enable_x64(False):
             state, self.user_step = built(side)
             self.user_state = state
@@ -59,6 +62,8 @@ class JaxProgramRun:
         with self.precision():
             self._start = [self._cast(meant(array) if dtype == "float64" else array) for array in arrays]
         self.values = list(self._start)
+        self.taken = 0
+        """How many steps it has taken since its start."""
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution; filled by the first step."""
         self.pinned: list[str] = []
@@ -81,13 +86,19 @@ class JaxProgramRun:
         """Which sides of the choices in the user's code the steps in float64 have taken."""
         self.kept: Remembered | None = None
         """What a step that is traced each time kept in Python before the first."""
-        self._own = object()
         self.compiled_by_user = compiled_by_user(self.user_step)
         """Whether the step is compiled as a whole, so that its Python runs once."""
         self._step = jax.jit(self._run) if self.compiled_by_user else None
         """One step, compiled; None for one that is traced each time."""
         self._compiled: dict[str, Any] = {}
         """The programs of a step that is traced each time, by their fingerprints."""
+
+    def compiled_quickly(self) -> "JaxProgramRun":
+        """Return a run of the same program, to take a step of another form: such a step is compiled once more."""
+        other = copy.copy(self)
+        if self._step is not None:
+            other._step = compiled_quickly(other._run)
+        return other
 
     def restart(self) -> None:
         """Start again from the values that `build` made, with what is compiled already.
@@ -100,7 +111,7 @@ class JaxProgramRun:
             with jax.enable_x64(False):
                 _, self.user_step = built(self.side)
             self.kept = Remembered(self.user_step)
-        self.values = list(self._start)
+        self.values, self.taken = list(self._start), 0
 
     def precision(self) -> Any:
         """Return the context in which arrays of this run's precision are made."""
@@ -126,7 +137,7 @@ class JaxProgramRun:
         inside: set[str] = set()
         for root, value in self.structure.objects.items():
             if isinstance(value, nnx.Module):
-                found += [_under(root, layer) for layer in nnx_layers(value)]
+                found += [under(root, layer) for layer in nnx_layers(value)]
                 inside.update(name for layer in found for name in layer.tensors)
         rest = {
             leaf.path: Tensor(tuple(np.shape(value)))
@@ -189,7 +200,7 @@ class JaxProgramRun:
 
         # JAX caches the trace of a jitted function by the function. Such a trace has the names of this run's tensors in
         # it, or none if the user's code traced it before, so this run has a cache of its own.
-        with traces_apart(self._own):
+        with self._apart.traces():
             found = traced(program, (values, batch, draws), self.pinned, lift=self.dtype == "float64")
         self.unreplayed += unreplayed
         self.foreign |= dict.fromkeys(foreign_calls(found[0]))
@@ -272,6 +283,7 @@ class JaxProgramRun:
                 np.int32(self.tables),
             )
             self.values, shown, inside, made = call_user_code("the JAX step", step, given=described(inputs))
+        self.taken += 1
         add_choices(self.chosen, made)
         if "loss" in shown:
             checked_scalar('the "loss" of the JAX step', shown["loss"])
@@ -334,17 +346,3 @@ def _objects(state: Any) -> Any:
 
     found = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_nnx)[0]
     return ((path_name(path), value) for path, value in found if is_nnx(value))
-
-
-def _under(root: str, layer: Layer) -> Layer:
-    """Put a layer under the path of its root in the state."""
-
-    def full(name: str) -> str:
-        return "/".join(filter(None, (root, name)))
-
-    named = {key: [*map(full, layer.settings[key])] for key in ("buffers", "integers") if key in layer.settings}
-    return layer._replace(
-        path=full(layer.path),
-        settings={**layer.settings, **named},
-        tensors={full(name): shape for name, shape in layer.tensors.items()},
-    )
