@@ -26,6 +26,15 @@ IN_PAIRS = 16_000_000
 MOVED = 2
 """How often each side is moved. With one random direction, the effect can be twenty times too small by accident."""
 
+DIRECTIONS = 6
+"""In how many directions each side is moved over all steps: in a single step, the effect of two on a scalar may both be
+twenty times too small by accident."""
+
+
+def _draws(steps: int) -> range:
+    """Number the runs of a side, of which the first is not moved."""
+    return range(max(MOVED, -(-DIRECTIONS // steps)) + 1)
+
 
 class CommonRuns:
     """Starts runs of a pair, which all take the same steps.
@@ -98,7 +107,7 @@ class CommonRuns:
         def jax_moved(draw: int) -> Any:
             return moved(self.again(copy.copy(jax)), draw)
 
-        draws = range(MOVED + 1)
+        draws = _draws(followed.steps)
         weigh_noise(followed, [self.stepper.torch(functools.partial(torch, draw)) for draw in draws], "torch")
         weigh_noise(followed, [self.stepper.jax(functools.partial(jax_moved, draw)) for draw in draws], "jax")
 
@@ -118,7 +127,7 @@ class CommonRuns:
             run.move_tables(draw, theirs)
             return run
 
-        draws = range(MOVED + 1)
+        draws = _draws(followed.steps)
         tables = Tables([*ours.values(), *self.stepper.constants], [*theirs.values(), *constants])
         if tables.torch:
             weigh_tables(followed, [self.stepper.torch(functools.partial(torch_moved, d)) for d in draws], "torch")
