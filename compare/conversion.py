@@ -47,6 +47,7 @@ def copy_weights(
             nothing; if `flax_model` is neither of the two.
 
     """
+    # Most of its lines describe its arguments: users read them here.
     import jax
     import jax.numpy as jnp
     import torch

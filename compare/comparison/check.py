@@ -79,6 +79,7 @@ def check(
             not exist. The message names the culprit on both sides, and says what to do.
 
     """
+    # Most of its lines describe its arguments: users read them here.
     selection = Selection(stages, accept)
     kept = Remembered(jax.batch) if getattr(jax, "batch", None) else None
     with prepared(torch, jax, batches, steps, weights, device, progress, selection) as (pair, steps):

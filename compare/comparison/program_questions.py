@@ -87,12 +87,16 @@ def questioned_program(
     lines += one_sided(jax64.chosen)
     if not later.divergence:
         lines += goes_on(runs, max(later.steps, followed.steps))
-    lines += [
+    lines += _called_more(runs)
+    return dataclasses.replace(found, unproved=unproved, limits=limits, unexercised=list(dict.fromkeys(lines)))
+
+
+def _called_more(runs: ProgramRuns) -> list[str]:
+    return [
         f"{counted(each.torch - each.jax, 'call')} of {each.module} that torch's step makes and the jax side's "
         f"does not ({each.torch} in place of {each.jax}); use a batch for which they matter"
         for each in runs.called_more.values()
     ]
-    return dataclasses.replace(found, unproved=unproved, limits=limits, unexercised=list(dict.fromkeys(lines)))
 
 
 def _own_state(jax: JaxProgramRun) -> list[str]:

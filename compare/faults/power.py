@@ -35,10 +35,8 @@ from compare.verdict.following import Followed
 from compare.verdict.neighbours import LOST
 from compare.verdict.ratio import FACTOR
 
-FURTHER = 4
-"""Where a fault changes nothing, this many times as many steps are tried, and at least `AT_LEAST`."""
-
-AT_LEAST = 10
+FURTHER, AT_LEAST = 4, 10
+"""Where a fault changes nothing, so many times as many steps are tried, and at least so many."""
 
 GPU_NOISE = 1e-12
 """How far two equal float64 runs may be apart on a GPU, which adds up in any order; on a CPU they are the same."""

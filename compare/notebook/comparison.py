@@ -86,12 +86,8 @@ def run(
             sides.
 
     """
-    if variant not in VARIANTS:
-        raise InputError(f"variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise InputError(f"steps must be a positive whole number, not {steps!r}")
-    if learning_rate is not None and not (np.isfinite(learning_rate) and learning_rate > 0):
-        raise InputError(f"learning_rate must be a positive number, not {learning_rate!r}")
+    # Most of its lines describe its arguments: users read them here.
+    _refuse(variant, steps, learning_rate)
     biases = _LINKS[variant] is _MODEL
     problem = problem or draw(seed, biases=biases)
     if torch is not None and variant == "numpy":
@@ -114,11 +110,8 @@ def run(
     with on(device), taking_turns():
         followed = follow(_streams(*sides, problem, _LINKS[variant]), _aligned(_LINKS[variant]), steps, stepping)
         losses = followed.losses
-        runs = []
-        for side, key in zip(sides, ("torch", "jax"), strict=True):
-            progress(Progress(f"{variant}: timing {side.name}", steps, steps))
-            trained, seconds = side.train(problem, steps)
-            runs.append(Run(side.name, trained, losses[f"{key}64"], seconds))
+        timing = partial(_timed, variant, problem, steps, progress)
+        runs = [timing(side, losses[f"{key}64"]) for side, key in zip(sides, ("torch", "jax"), strict=True)]
         first = first_divergence(followed)
         divergence = first and first.divergence
         if divergence and third not in sides:
@@ -131,6 +124,21 @@ def run(
             notes = causes.bias_correction(problem, expected.learning_rate)
     found = settings(steps, device) | {"seed": seed}
     return Report(variant, runs[0], runs[1], followed.quantities, divergence, notes, found)
+
+
+def _refuse(variant: str, steps: int, learning_rate: float | None) -> None:
+    if variant not in VARIANTS:
+        raise InputError(f"variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise InputError(f"steps must be a positive whole number, not {steps!r}")
+    if learning_rate is not None and not (np.isfinite(learning_rate) and learning_rate > 0):
+        raise InputError(f"learning_rate must be a positive number, not {learning_rate!r}")
+
+
+def _timed(variant: str, problem: Problem, steps: int, progress: Show, side: Side, losses64: np.ndarray) -> Run:
+    progress(Progress(f"{variant}: timing {side.name}", steps, steps))
+    trained, seconds = side.train(problem, steps)
+    return Run(side.name, trained, losses64, seconds)
 
 
 def _streams(torch: Side, jax: Side, problem: Problem, links: list[Link]) -> Streams:

@@ -1,6 +1,6 @@
 """Fits one number so that a result computed with it equals a given result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -36,6 +36,23 @@ def fitted(
         tried[number] = apart(array)
         return array
 
+    _step_to(target, value, at, tried)
+    if min(tried.values()) > 1:
+        # From far away, secant steps approach 0 by tenths only, and 0 is what a setting that is left out amounts to.
+        at(0.0)
+    best = min(tried, key=lambda number: tried[number])
+    if 0 < abs(best) <= 1e-9 * abs(value):  # what is left of a number that is taken away
+        at(0.0)
+        best = min(0.0, best, key=lambda number: max(1.0, tried[number]))
+    # Only where the fit has converged by six orders of magnitude is its value known well enough to be
+    # replaced by a decimal.
+    return _shortened(best, tried, at) if tried[best] <= 1e-6 * tried[value] else (tried[best], best)
+
+
+def _step_to(
+    target: np.ndarray, value: float, at: Callable[[float], np.ndarray | None], tried: Mapping[float, float]
+) -> None:
+    """Take secant steps from a value; `at` notes in `tried` how near each number comes."""
     # The second point of the secant is 1e-4 away: near enough that the function is linear between them,
     # and far enough that the difference of two float64 results keeps about twelve digits.
     x, other = value, value * (1 + 1e-4) or 1e-6
@@ -71,16 +88,6 @@ def fitted(
         # Near enough. Further steps would fit the rounding of the target.
         if tried[x] <= 1:
             break
-    if min(tried.values()) > 1:
-        # From far away, secant steps approach 0 by tenths only, and 0 is what a setting that is left out amounts to.
-        at(0.0)
-    best = min(tried, key=lambda number: tried[number])
-    if 0 < abs(best) <= 1e-9 * abs(value):  # what is left of a number that is taken away
-        at(0.0)
-        best = min(0.0, best, key=lambda number: max(1.0, tried[number]))
-    # Only where the fit has converged by six orders of magnitude is its value known well enough to be
-    # replaced by a decimal.
-    return _shortened(best, tried, at) if tried[best] <= 1e-6 * tried[value] else (tried[best], best)
 
 
 def _shortened(best: float, tried: dict[float, float], at: Callable[[float], object]) -> tuple[float, float]:

@@ -56,6 +56,7 @@ def find_links(
             of `weights` fits nothing.
 
     """
+    # Most of its lines describe its arguments: users read them here.
     torch, jax = gathered(torch, of_torch=True), gathered(jax, of_torch=False)
     said = overrides.read(weights or {}, torch, jax)
     theirs = units(said.without(jax))

@@ -61,10 +61,6 @@ def _inverted(name: str) -> Callable[[Call], Iterator[Any]]:
     return values
 
 
-def _kernel_paddings(call: Call) -> Iterator[Any]:
-    return iter(range(max(call["weight"].shape[2:])))
-
-
 def _axis(call: Call, place: Place) -> Code | str:
     del place
     if call["dim"] is None:
@@ -150,7 +146,7 @@ VARIANTS = (
         name="padding",
         functions=CONVOLUTIONS,
         argument="padding",
-        values=_kernel_paddings,
+        values=lambda call: iter(range(max(call["weight"].shape[2:]))),
         fix=convolution_fix,
         source="https://github.com/google/flax/issues/963",
     ),

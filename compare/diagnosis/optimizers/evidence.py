@@ -21,6 +21,9 @@ Tensors = Mapping[str, "torch.Tensor | None"]
 KEPT = 32_000_000
 """Number of parameters, times steps, up to which every step is kept. Beyond it, only two steps that differ are."""
 
+LEAST = float(np.finfo(float).tiny) ** 0.5
+"""The smallest rounding, whose square, by which a fit divides, is a number yet."""
+
 
 class OptimizerRun(Protocol):
     """A run of the torch side, as one of its optimizers sees it."""
@@ -185,7 +188,7 @@ class Recorder:
                 # place.
                 near = max(near, FACTOR * ULPS * EPSILON64 * norm(np.asarray(pairing.operands(torch), np.float64)))
             # Where torch's is zero, such as at a warm-up's start, the JAX side's size says what rounding is.
-            near = max(near, FACTOR * ULPS * EPSILON64 * norm(theirs), np.finfo(float).tiny)
+            near = max(near, FACTOR * ULPS * EPSILON64 * norm(theirs), LEAST)
             if np.isfinite(near) and np.isfinite(theirs).all():
                 yield Result(pairing, ours, theirs, near)
 
