@@ -19,6 +19,7 @@ import pytest
 
 import compare
 from compare.command_line.main import main
+from compare.report.traps import ROWS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -114,6 +115,43 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if not target.startswith("https://"):
             assert (page.parent / target).exists(), target
+
+
+def headings(page: Path) -> list[str]:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+
+
+def anchor(heading: str) -> str:
+    """Give the anchor of a heading on the site, which is that on GitHub too."""
+    plain = re.sub(r"[^\w\s-]", "", heading).strip().lower()
+    assert re.sub(r"[-\s]+", "-", plain) == plain.replace(" ", "-"), f"{heading!r} has two anchors"
+    return plain.replace(" ", "-")
+
+
+def test_sections_that_reports_link_to_exist() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "compare").rglob("*.py"))
+    anchors = {f"docs/{page.name}": {*map(anchor, headings(page))} for page in PAGES}
+    named = [tuple(link.partition("#")[::2]) for link in re.findall(r"docs/\w+\.md(?:#[\w-]+)?", code)]
+    for page, section in [*named, *(tuple(row.link.split("#")) for row in ROWS)]:
+        assert page in anchors, page
+        assert not section or section in anchors[page], f"{page}#{section}"
+
+
+def test_a_trap_that_alone_has_its_cause_is_linked_to() -> None:
+    text = (ROOT / "docs" / "traps.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^- Shows: mismatch at step \d+, [^:]*: ([^:]*)$", text, re.MULTILINE)
+    alone = {cause for cause in shown if shown.count(cause) == 1}
+    assert alone - {row.cause for row in ROWS} == UNLINKED
+
+
+UNLINKED = {
+    *("amsgrad", "another layout", "another loss", "another operand", "another reduction", "another scale", "ascent"),
+    *("constant", "dropout rate", "epsilon and initial accumulator and epsilon inside the root", "input factor"),
+    *("input transposed", "mask", "mean or sum", "not a number", "operation added", "parameter groups", "resizing"),
+    *("schedule and weight decay mask", "shape"),
+}
+"""Causes that say less than the trap that shows them, as "another operand" may be any operand, or several in one."""
 
 
 def test_the_reference_is_that_of_the_docstrings() -> None:

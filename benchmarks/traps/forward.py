@@ -483,7 +483,7 @@ TRAPS = [
         fix="count_include_pad=True",
     ),
     Trap(
-        name="variance by n - 1",
+        name="variance by n or n minus one",
         stage="forward",
         torch="torch.var divides by n - 1.",
         jax="jnp.var divides by n.",
@@ -496,7 +496,7 @@ TRAPS = [
         fix="ddof=1",
     ),
     Trap(
-        name="standard deviation by n - 1",
+        name="standard deviation by n or n minus one",
         stage="forward",
         torch="torch.std divides by n - 1.",
         jax="jnp.std divides by n.",

@@ -866,7 +866,7 @@ SCHEDULES = [
         "schedule|learning rate",
     ),
     schedule(
-        "boundary by < or <=",
+        "boundary at or after a step",
         lambda o: optim.lr_scheduler.MultiStepLR(o, [2], 0.1),
         lambda at: optax.sgd(optax.piecewise_constant_schedule(0.1, {at: 0.1})),
         {"at": 3},

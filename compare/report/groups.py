@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from compare.mending.patch import Patch, patch_of
 from compare.mending.syntax import Unfit
 from compare.report.places import listed
+from compare.report.traps import link_of
 from compare.report.wording import at, counted
 from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Detail, Divergence, Line, Part, Role
@@ -74,6 +75,14 @@ class Group:
         if self.cause and not self._general:
             return self.cause.code
         return tuple(part.code for part in self.parts if part.code)
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """The sections of the documentation that describe the mistake: "docs/traps.md#layernorm-epsilon"."""
+        named = [(part.name, [part.code] if part.code else []) for part in self.parts]
+        named = named or [(self.name, list(self.codes))]
+        found = (link_of(name, self.kind, codes) for name, codes in named)
+        return tuple(dict.fromkeys(link for link in found if link))
 
     @property
     def lines(self) -> tuple[Line, ...]:
@@ -214,6 +223,7 @@ class Group:
             "cause": self.name,
             "explanation": self.explanation,
             "fix": self.fix,
+            "see": list(self.links),
             "stages": list(dict.fromkeys(str(each.stage) for each in self.findings)),
             "step": self.step,
             "findings": len(self.findings),

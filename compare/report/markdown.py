@@ -78,6 +78,8 @@ def _group(report: "Findings", group: "Group") -> Iterator[str]:
         yield from ("- **fix:**", "", *_block("diff", group.patch.diff))
     elif group.cause and group.fix:
         yield from _fix(group)
+    if group.links:
+        yield f"- see {', '.join(map(_code, group.links))}"
 
 
 def _fix(group: "Group") -> Iterator[str]:

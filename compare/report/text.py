@@ -1,6 +1,6 @@
 """A report as text: what `print(report)` and the commands show."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -186,9 +186,21 @@ def _parts(report: "Findings", more: str = "") -> Iterator[RenderableType]:
         yield _grid(rows)
     if len(groups) > 1:
         yield from _several(report, groups)
+    if links := dict.fromkeys(link for group in groups[:SHOWN_GROUPS] for link in group.links):
+        # One line for all findings: a report of three stays on one screen.
+        yield Text(f"see {_of_one_page(links)}", style="dim")
     if report.bugs:
         yield Text(f"\nThe search for causes is incomplete. {ADVICE}", style="yellow")
         yield _grid([("", str(bug)) for bug in report.bugs])
+
+
+def _of_one_page(links: Iterable[str]) -> str:
+    """List links, each page once: "docs/traps.md#layernorm-epsilon, #adamw-weight-decay"."""
+    pages: dict[str, list[str]] = {}
+    for link in links:
+        page, _, anchor = link.partition("#")
+        pages.setdefault(page, []).append(f"#{anchor}")
+    return ", ".join(page + ", ".join(anchors) for page, anchors in pages.items())
 
 
 def _accepted(report: "Findings") -> Iterator[tuple[str, str]]:
