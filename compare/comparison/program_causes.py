@@ -31,7 +31,7 @@ from compare.diagnosis.steps.edit import ALL, Edit
 from compare.errors import InputError, InternalError, NondeterministicError
 from compare.step.observation import Observation
 from compare.step.stage import Stage
-from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence
+from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence, Part
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR, Quantity
 
@@ -85,7 +85,8 @@ def _cause_at(
     """Look for the cause of one difference, and for the edit of the torch step with which the search goes on."""
     known, fitting, updated = Known(), list[Edit](), place is not None and place.found.pairing.after_update
     if place is not None:
-        divergence = dataclasses.replace(divergence, lines=tuple(steps.lines(place.found.pairing)))
+        lines = bugs.attempt("the lines", lambda: steps.lines(place.found.pairing)) or ()
+        divergence = dataclasses.replace(divergence, lines=tuple(lines))
     # What is computed before any update is explained as in a check of models. A gradient that differs comes from the
     # loop as a rule, and what follows an update from that update: what the loop allows is tried before.
     before = divergence.stage in _COMPUTED and not updated
@@ -337,9 +338,15 @@ def _cause(edits: Sequence[Edit]) -> Cause:
     """Say what was proved; of edits that fit equally well, all."""
     names = " or ".join(dict.fromkeys(edit.name for edit in edits))
     says = ", or ".join(dict.fromkeys(edit.explanation for edit in edits))
+    fix = "; or ".join(dict.fromkeys(edit.fix for edit in edits))
+    # Of edits that fit equally well, which one is meant is not known.
+    code = edits[0].code if all(edit.code == edits[0].code for edit in edits) else None
+    general = ", or ".join(dict.fromkeys(edit.general for edit in edits if edit.general))
     return Cause(
         names,
         f"{names}: {says}. With this change in the torch step, both sides agree there and at all steps before",
-        "; or ".join(dict.fromkeys(edit.fix for edit in edits)),
+        fix,
         ", ".join(dict.fromkeys(edit.source for edit in edits if edit.source)),
+        (code,) if code else (),
+        (Part(names, f"{names}: {general}", fix, code),) if general else (),
     )

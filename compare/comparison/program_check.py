@@ -33,6 +33,7 @@ from compare.jax_side.program_run import JaxProgramRun
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
 from compare.step.observation import Observation, to_numpy
+from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.divergence import Cause, Divergence, Line, Role
 from compare.verdict.following import Followed
@@ -126,12 +127,18 @@ class ProgramCheck(CommonCheck):
         return ProgramSearch(self.pair, self.runs.stepper, self._edited, self._jax_again, self._budget)(place, edits)
 
     def lines(self, pairing: Pairing) -> list[Line]:
-        """Give the lines of the JAX side that compute what differs between modules, or in one of the user's own."""
-        if pairing.ports is None or not self.jax.traces:
+        """Give the lines of the JAX side that compute what differs, back to modules and to other parts of the state."""
+        if not self.jax.traces:
             return []
-        port = pairing.ports[1]
-        found = bugs.attempt("the lines", lambda: Computed.of_step(self.jax.traces[0]).towards(port))
-        return [Line("jax", Role.COMPUTED, each) for each in found or ()]
+        step = Computed.of_step(self.jax.traces[0], self.jax.outputs)
+        if pairing.ports is not None:
+            return [Line("jax", Role.COMPUTED, each) for each in step.towards(pairing.ports[1])]
+        if pairing.stage not in (Stage.GRADIENT, Stage.UPDATE):
+            return [Line("jax", Role.COMPUTED, each) for each in step.of_output(pairing.jax)]
+        if pairing.stage == Stage.GRADIENT and (shown := step.of_output(f"gradients/{pairing.jax}")):
+            return [Line("jax", Role.COMPUTED, each) for each in shown]
+        given = step.given()  # with several optimizers, which one it is would have to be known
+        return [Line("jax", Role.GIVEN, each) for each in given] if len(given) == 1 else []
 
     def from_torch(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
         """Take the steps of both sides, torch's with edits, each of the JAX side's from torch's weights before it."""

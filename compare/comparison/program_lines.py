@@ -66,7 +66,9 @@ class _Places:
             trained = {id(each) for group in optimizer.param_groups for each in group["params"]}
             for root, module in self.modules.items():
                 known = {f"{root}.{path}": each for path, each in module.named_parameters()}
-                if parameter in known and id(known[parameter]) in trained:
+                # What an optimizer remembers of a parameter has its name, and one more: "fc1.weight.exp_avg".
+                own = next((path for path in known if f"{parameter}.".startswith(f"{path}.")), None)
+                if own is not None and id(known[own]) in trained:
                     return self.theirs.get(name.replace(".", "/"))
         return None
 

@@ -117,8 +117,8 @@ def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
             return
         this = tensors[pairing.torch]
         found = Difference(reach.step, pairing.stage, pairing.torch, this.torch, this.jax, this.near, tensors)
-        known = list(averages.edits(found, torch_history))
-        yield from [*known, *followers.edits(found.name, torch_history, jax_history)]
+        known = [*averages.edits(found, torch_history), *followers.edits(found.name, torch_history, jax_history)]
+        yield from known
         if not known:
             yield from kept.edits(found, kept.momenta(run))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from compare.jax_side.labels import Label
 from compare.jax_side.lines import expression
-from compare.jax_side.primitives import NAME, Program, is_literal, programs
+from compare.jax_side.primitives import NAME, Cond, Kind, Program, called, is_literal, kind, programs
 from compare.step.observation import Port
 from compare.step.places import Source
 
@@ -17,11 +17,14 @@ class Computed:
     Args:
         equations: Its operations.
         of_port: The variable that each module's input or output is.
+        of_output: The variable that each output of a step is, by name.
 
     """
 
-    def __init__(self, equations: Sequence[Any], of_port: Mapping[Port, Any]) -> None:
-        self._equations, self._of_port = equations, of_port
+    def __init__(
+        self, equations: Sequence[Any], of_port: Mapping[Port, Any], of_output: Mapping[str, Any] | None = None
+    ) -> None:
+        self._equations, self._of_port, self._of_output = equations, of_port, dict(of_output or {})
         self._makers = {variable: eqn for eqn in equations for variable in eqn.outvars}
 
     @classmethod
@@ -32,8 +35,11 @@ class Computed:
         return cls(equations, found)
 
     @classmethod
-    def of_step(cls, program: Any) -> "Computed":
-        """Read a step in which modules' inputs and outputs are named, also within nested programs: see `labels.py`."""
+    def of_step(cls, program: Any, names: Sequence[str]) -> "Computed":
+        """Read a step in which modules' inputs and outputs are named, also within nested programs: see `labels.py`.
+
+        `names` are those of its outputs.
+        """
         equations = list(_all(program))
         calls: Counter[tuple[str, str, str]] = Counter()
         found = {}
@@ -43,14 +49,30 @@ class Computed:
                 key = (label.what, label.path, label.leaf)
                 found[Port(label.path, calls[key], label.what, label.leaf)] = eqn.outvars[0]
                 calls[key] += 1
-        return cls(equations, found)
+        outputs = zip(names, Program.of(program).outputs, strict=True)
+        of_output = {name: _inside(atom, program) for name, atom in outputs if not is_literal(atom)}
+        return cls(equations, found, of_output)
+
+    def of_output(self, name: str) -> list[Source]:
+        """List the expressions that compute an output from modules' and from other outputs, in order of execution."""
+        end = self._of_output.get(name)
+        return [] if end is None else self._between(end)
+
+    def given(self) -> list[Source]:
+        """List the expressions at which optimizers are given gradients."""
+        named = (eqn for eqn in self._equations if eqn.primitive.name == NAME)
+        labels = ((eqn, Label.of(eqn.params["name"])) for eqn in named)
+        places = (expression(eqn, own=True) for eqn, label in labels if label is not None and label.what == "gradient")
+        return list(dict.fromkeys(place for place in places if place))
 
     def towards(self, port: Port) -> list[Source]:
         """List the expressions that compute a module's input or output from other modules', in order of execution."""
         end = self._of_port.get(port)
-        if end is None:
-            return []
-        ends = {variable for variable in self._of_port.values() if variable is not end}
+        return [] if end is None else self._between(end)
+
+    def _between(self, end: Any) -> list[Source]:
+        known = (*self._of_port.values(), *self._of_output.values())
+        ends = {variable for variable in known if variable is not end}
         needed = set(self._before(end, ends))
         named = (eqn for eqn in self._equations if id(eqn) in needed and eqn.primitive.name != NAME)
         places = map(expression, named)
@@ -66,6 +88,26 @@ class Computed:
             seen.add(id(eqn))
             yield id(eqn)
             open_ += [atom for atom in eqn.invars if not is_literal(atom) and atom not in ends]
+
+
+def _inside(variable: Any, program: Any) -> Any:
+    """Return the variable of a nested program that an output is, if modules run in that program: a jitted step.
+
+    A conditional is followed into the one branch that computes the output: the others give it back as it was.
+    """
+    for eqn in Program.of(program).equations:
+        if variable in eqn.outvars and (known := kind(eqn)) in (Kind.CALL, Kind.COND):
+            # Functions of jax.numpy are jitted too. JAX traces them once, and knows the line of that time alone.
+            nested = [called(eqn)] if known is Kind.CALL else Cond.of(eqn).branches
+            nested = [each for each in nested if any(inner.primitive.name == NAME for inner in _all(each))]
+            found = [(each, Program.of(each).outputs[eqn.outvars.index(variable)]) for each in nested]
+            made = [(each, atom) for each, atom in found if not is_literal(atom) and _makes(each, atom)]
+            return _inside(made[0][1], made[0][0]) if len(made) == 1 else variable
+    return variable
+
+
+def _makes(program: Any, variable: Any) -> bool:
+    return any(variable in eqn.outvars for eqn in Program.of(program).equations)
 
 
 def _all(program: Any) -> Iterator[Any]:

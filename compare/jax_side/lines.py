@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from compare.jax_side.primitives import Program, is_literal, is_tracer, programs
-from compare.step.places import JAX_PACKAGES, Source, source, users_line
+from compare.step.places import JAX_PACKAGES, Source, source, users_line, without_own
 
 
 def line(eqn: Any) -> str:
@@ -16,13 +16,20 @@ def line(eqn: Any) -> str:
     return users_line(frames, *JAX_PACKAGES)
 
 
-def expression(eqn: Any) -> Source | None:
-    """Return the user's expression that an operation comes from; None where JAX does not know it."""
+def expression(eqn: Any, *, own: bool = False) -> Source | None:
+    """Return the user's expression that an operation comes from; None where JAX does not know it.
+
+    Args:
+        eqn: The operation.
+        own: Whether it is an operation of this package, which a call of the user's makes.
+
+    """
     traceback = eqn.source_info.traceback
     if traceback is None:
         return None
     codes, last = traceback.raw_frames()
-    return source(zip(codes, last, strict=True), *JAX_PACKAGES)
+    frames = zip(codes, last, strict=True)
+    return source(without_own(frames) if own else frames, *JAX_PACKAGES)
 
 
 def constant_lines(program: Any) -> dict[bytes, str]:

@@ -79,6 +79,8 @@ class JaxProgramRun:
         """Calls out of the program, for Python or another library."""
         self.traces: list[Any] = []
         """The programs of its steps as they were traced, before they were lifted."""
+        self.outputs: list[str] = []
+        """The names of what the first step gives: of the state's arrays, and of what it shows."""
         self.drawing: list[tuple[Any, Any]] = []
         """The program of the step that was traced last, as it draws by itself, and the shapes of what it gives."""
         self._draws: list[Draw] = []  # what torch drew at the step that is taken
@@ -205,6 +207,7 @@ class JaxProgramRun:
         self.unreplayed += unreplayed
         self.foreign |= dict.fromkeys(foreign_calls(found[0]))
         self.traces.append(found[0])
+        self.outputs = self.outputs or [*(leaf.name for leaf in self.leaves), *_shown_names(found[1])]
         return found
 
     def _unjitted(self, values: list[Any], batch: Any, draws: Any, gradients: Any, tables: Any) -> Any:
@@ -339,6 +342,14 @@ class JaxProgramRun:
                 )
             found[fitting[0]] = gradient
         return found
+
+
+def _shown_names(shape: Any) -> list[str]:
+    """Name what a step shows, in the order in which its program gives it."""
+    import jax
+
+    paths = jax.tree_util.tree_flatten_with_path(shape[1])[0]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
 
 
 def _objects(state: Any) -> Any:

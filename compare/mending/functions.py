@@ -8,6 +8,7 @@ from typing import Any
 import libcst
 
 from compare.mending.calls import set_keywords
+from compare.mending.constants import Reader
 from compare.mending.names import MODULES, Naming
 from compare.mending.syntax import Edit, SourceFile, Unfit
 from compare.verdict.divergence import Line, Role
@@ -193,7 +194,7 @@ def put(
     parent = file.parent(node)
     tight = libcst.BinaryOperation | libcst.UnaryOperation | libcst.Attribute | libcst.Subscript
     binary = not isinstance(libcst.parse_expression(text), libcst.Call | libcst.Name | libcst.Attribute)
-    if binary and isinstance(parent, tight):
+    if binary and isinstance(parent, tight) and not node.lpar:
         text = f"({text})"
     return [*naming.imports(), file.exchanged(node, text)]
 
@@ -281,7 +282,8 @@ def _is_number(file: SourceFile, node: libcst.BaseExpression) -> bool:
         case libcst.BinaryOperation(left=left, right=right):
             return _is_number(file, left) and _is_number(file, right)
         case libcst.Name() | libcst.Attribute():
-            return isinstance(file.meaning(node), int | float)
+            known = isinstance(file.meaning(node), int | float)
+            return known or Reader(file, ()).number(node) is not None
         case libcst.Call(func=libcst.Attribute(attr=libcst.Name(value="sqrt")), args=[libcst.Arg(value=inner)]):
             return _is_number(file, inner)
     return False

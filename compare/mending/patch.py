@@ -21,7 +21,9 @@ from compare.mending.functions import (
     set_layer,
     take_element,
 )
+from compare.mending.gradients import change_gradients
 from compare.mending.losses import exchange_loss
+from compare.mending.numbers import exchange_numbers
 from compare.mending.optimizers import mend_optimizer
 from compare.mending.rewriting import Values, rewrite
 from compare.mending.syntax import Edit, SourceFile, Unfit, applied
@@ -84,7 +86,7 @@ def patch_of(codes: Sequence[Code], lines: Sequence[Line], values: Values = Mapp
 
     """
     if not codes:
-        raise Unfit("the fix is not code that can take the place of an expression")
+        raise Unfit("the fix is not one expression, so where it belongs in your code is not known")
     if not all(code.whole for code in codes):
         raise Unfit("the fix replaces a part of what your code computes there, and which part is not known")
     files: dict[str, SourceFile] = {}
@@ -169,6 +171,10 @@ def _ways(code: Code, values: Values) -> list[tuple[tuple[Role, ...], Mend]]:
     """List at which lines a fix belongs, and what puts it there, by what it is an expression of."""
     names = {node.id for node in ast.walk(ast.parse(str(code), mode="eval")) if isinstance(node, ast.Name)}
     each = _at_each
+    if code.numbers:
+        return [((Role.COMPUTED,), exchange_numbers)]
+    if "gradients" in names:
+        return [((Role.GIVEN,), each(change_gradients))]
     if code.before:
         return [((Role.CALLED, Role.COMPUTED), partial(rewrite, values=values))]
     if names & {"output", "target", "logits", "labels"}:

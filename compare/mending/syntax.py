@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import libcst
-from libcst.metadata import MetadataWrapper, ParentNodeProvider, PositionProvider
+from libcst.metadata import MetadataWrapper, ParentNodeProvider, PositionProvider, Scope, ScopeProvider
 
 from compare.step.places import Source, Span
 
@@ -52,20 +52,12 @@ class SourceFile:
         self._lines = [0, *itertools.accumulate(map(len, self.text.splitlines(keepends=True)))]
         self._by_range: dict[tuple[int, int], list[libcst.CSTNode]] = {}
         for node in self._positions:
-            self._by_range.setdefault(self._within_parentheses(node), []).append(node)
+            self._by_range.setdefault(self.range(node), []).append(node)
 
     def range(self, node: libcst.CSTNode) -> tuple[int, int]:
-        """Return where a node begins and ends, in characters."""
+        """Return where a node begins and ends, in characters, without parentheses around it."""
         at = self._positions[node]
         return self._offset(at.start.line, at.start.column), self._offset(at.end.line, at.end.column)
-
-    def _within_parentheses(self, node: libcst.CSTNode) -> tuple[int, int]:
-        """Return the range of a node without its own parentheses, which Python does not count."""
-        start, end = self.range(node)
-        for _ in node.lpar if isinstance(node, libcst.BaseExpression) else ():
-            inner = self.text[start + 1 : end - 1]
-            start, end = end - 1 - len(inner.lstrip()), start + 1 + len(inner.rstrip())
-        return start, end
 
     def _offset(self, line: int, column: int) -> int:
         return self._lines[min(line - 1, len(self._lines) - 1)] + column
@@ -102,6 +94,10 @@ class SourceFile:
         """Return the line at which a node begins, from 1."""
         line: int = self._positions[node].start.line
         return line
+
+    def scope(self, node: libcst.CSTNode) -> Scope | None:
+        """Return what names mean where a node is."""
+        return self._wrapper.resolve(ScopeProvider).get(node)
 
     def parent(self, node: libcst.CSTNode) -> libcst.CSTNode | None:
         """Return the node that a node is part of."""

@@ -148,8 +148,9 @@ class Group:
     def title(self) -> str:
         """What differs, in a few words: "BatchNorm2d momentum"."""
         if self.name:
-            # A cause that has the name of a layer needs no class, as "LayerNorm left out".
-            return self.name if self.kind in self.name else f"{self.kind} {self.name}"
+            # A cause that has the name of a layer needs no class, as "LayerNorm left out". What a training step does
+            # otherwise has no parts: it is not the layer's.
+            return f"{self.kind} {self.name}" if self.parts and self.kind not in self.name else self.name
         several = self.kind and len(self.places) > 1
         return f"difference in {self.kind}" if several else f"difference {at(self.places[0][0])}"
 

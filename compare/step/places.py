@@ -80,6 +80,11 @@ def source(frames: Iterable[tuple[CodeType, int]], *packages: str) -> Source | N
     return Source(code.co_filename, line, text, (line, end, column, behind))
 
 
+def without_own(frames: Iterable[tuple[CodeType, int]]) -> list[tuple[CodeType, int]]:
+    """Leave out this package's frames: for what it does itself where a call of the user's is."""
+    return [(code, last) for code, last in frames if not code.co_filename.startswith(_OWN)]
+
+
 def source_here(*packages: str, made: object = None) -> Source | None:
     """Return the expression of the user's that calls this function, through whatever library.
 

@@ -33,6 +33,8 @@ class Code:
     patch: only the numbers show which part it is, and the user's code may write it in many ways."""
     before: tuple[str, ...] = ()
     """The expression that the JAX side has instead, with the same names: one of these, if it is known."""
+    numbers: tuple[tuple[float, float], ...] = ()
+    """The numbers in the JAX side's expression that are wrong, each with what it must be."""
     values: Mapping[str, tuple[Port, ...]] = field(default_factory=dict)
     """The modules' inputs and outputs, on the torch side, that names in it stand for."""
     words: str = ""

@@ -15,6 +15,7 @@ import numpy as np
 from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors, root_and_path
 from compare.numerics.distance import EPSILON64, ULPS, distance
 from compare.torch_side.program_run import TorchProgramRun
+from compare.verdict.fix import Code
 
 NEAR = 1e-9
 """How well a decay is known that is solved for by least squares: two that are nearer are one."""
@@ -38,6 +39,10 @@ class Rule(NamedTuple):
     @property
     def call(self) -> str:
         """The call of optax that follows the rule."""
+        if self.all and len(set(self.all) - {1.0}) == 1:
+            return (
+                f"optax.incremental_update(new, old, step_size={number(1 - min(self.all))}), at the same steps as torch"
+            )
         if self.all:
             taken = ", ".join(number(1 - decay) for decay in self.all)
             return f"optax.incremental_update(new, old, step_size), with a step_size that changes as torch's: {taken}"
@@ -86,6 +91,8 @@ class _Other(NamedTuple):
     value: Callable[[Any, Any, Any], Any]
     """Of arrays or tensors: the average before, what it follows before, and what it follows after."""
     free: int = 0
+    decay: float | None = None
+    """How much of the old value the JAX step keeps, where only that is wrong."""
 
     def gives(self, tensors: Mapping[str, StateTensor], name: str, rule: Rule) -> bool:
         tensor, source = tensors[name], tensors[rule.source]
@@ -167,7 +174,11 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
     yield _Other(
         "average not updated",
         "the JAX step leaves it as it is",
-        f"{rule.call}, in each step",
+        rule.call
+        if rule.all
+        else f"{rule.call}, in each step"
+        if decay
+        else f"copy {_roots(rule, found)} in each step",
         lambda old, before, after: old,
     )
     if decay and not rule.all:
@@ -188,8 +199,10 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
             f"the JAX step keeps {number(1 - decay)} of the average and takes {number(decay)} of the weights",
             rule.call,
             lambda old, before, after: (1 - decay) * old + decay * after,
+            decay=1 - decay,
         )
-    fitted = decay_of(tensor.jax, tensor.before, source.torch)
+    # Of decays that change from step to step, `followers` knows those of both sides.
+    fitted = None if rule.all else decay_of(tensor.jax, tensor.before, source.torch)
     # The number is what the user wrote, not what least squares solve for: with the short one, the whole tensor must
     # come out to rounding, at every step. That confirms it.
     if fitted is not None and (short := _shortest(fitted)) is not None:
@@ -199,7 +212,12 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
             rule.call,
             lambda old, before, after: short * old + (1 - short) * after,
             free=1,
+            decay=short,
         )
+
+
+def _roots(rule: Rule, found: Difference) -> str:
+    return f"{rule.source.partition('.')[0]} to {found.name.partition('.')[0]}"
 
 
 def _shortest(value: float) -> float | None:
@@ -209,6 +227,17 @@ def _shortest(value: float) -> float | None:
         if abs(short - value) <= 1e-9 * max(1.0, abs(value)):
             return short
     return value
+
+
+def decay_code(decay: float, theirs: float) -> Code:
+    """Return the call that keeps as much of the old value as torch, and the numbers that another decay shows up as."""
+    right, wrong = float(Fraction(number(decay))), float(Fraction(number(theirs)))
+    return Code(
+        "optax.incremental_update",
+        ("new", "old"),
+        {"step_size": float(f"{1 - right:.12g}")},
+        numbers=((wrong, right), (float(f"{1 - wrong:.12g}"), float(f"{1 - right:.12g}"))),
+    )
 
 
 def number(value: float) -> str:
@@ -234,10 +263,15 @@ def _edit(root: str, rule: Rule, made: _Other, rules: dict[str, Rule]) -> Edit:
 
     copies = not rule.decay and not rule.all
     keeps = f"makes {root} a copy of" if copies else f"keeps {rule.kept} of {root} and takes the rest from"
+    general = (
+        "copies the weights" if copies else f"keeps {rule.kept} of the average and takes the rest from the weights"
+    )
     return Edit(
         name=made.name,
         explanation=f"torch {keeps} {rule.source.partition('.')[0]} after each update, and {made.explanation}",
         fix=made.fix,
+        code=None if made.decay is None else decay_code(rule.decay, made.decay),
+        general=f"torch {general} after each update, and {made.explanation}",
         after=after,
         free=made.free,
         source="https://optax.readthedocs.io/en/latest/api/apply_updates.html#optax.incremental_update",

@@ -8,6 +8,7 @@ from unittest import mock
 
 from compare.diagnosis.steps.edit import Edit
 from compare.torch_side.program_run import TorchProgramRun
+from compare.verdict.fix import Code
 
 if TYPE_CHECKING:
     import torch
@@ -18,13 +19,14 @@ Clip = Callable[["Sequence[torch.Tensor]", float], None]
 """Clips gradients in place, given the largest norm."""
 
 
-def left_out(fix: str) -> Edit:
+def left_out(fix: str, code: Code | None = None) -> Edit:
     """Return the edit of a step that does not change its gradients between the backward pass and the optimizer."""
     return Edit(
         name="clipping",
         explanation="torch changes the gradients between the backward pass and the optimizer, as clipping does, "
         "and the JAX step gives its optimizer the gradients as they are computed",
         fix=fix,
+        code=code,
         during=_as_accumulated,
         source=_OPTAX,
     )
@@ -44,8 +46,9 @@ def edits(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Edit]:
     if order != 2.0:
         each = f"jnp.linalg.norm(leaf.ravel(), {_order(order)})"
         norm = f"jnp.linalg.norm(jnp.array([{each} for leaf in jax.tree.leaves(gradients)]), {_order(order)})"
-    as_torch = f"gradients = optax.tree.scale(jnp.minimum(1.0, {most:g} / ({norm} + 1e-6)), gradients)"
-    yield left_out(as_torch)
+    text = f"optax.tree.scale(jnp.minimum(1.0, {most:g} / ({norm} + 1e-6)), gradients)"
+    as_torch = f"gradients = {text}"
+    yield left_out(as_torch, Code(around=text, words=as_torch))
     if order != 2.0:
         return
     for name, says, clip in (

@@ -10,6 +10,7 @@ import numpy as np
 
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
+from compare.verdict.fix import Code
 
 Tensors = Mapping[str, Any]
 
@@ -50,6 +51,10 @@ class Edit:
     """
     source: str = ""
     """Where the convention is documented."""
+    code: Code | None = None
+    """The fix as a value, if it is code."""
+    general: str = ""
+    """What each side does, without names: equal for everything that the step does wrong in the same way."""
     hides: frozenset[str] = frozenset()
     """The parameters whose updates are the port's with it: neither these nor their optimizer's state are compared."""
 

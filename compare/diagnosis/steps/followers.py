@@ -6,12 +6,13 @@ What the JAX side does is read from its own numbers, at all steps: no number is 
 import contextlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from compare.diagnosis.steps.averages import NEAR, decay_of, holds, number
+from compare.diagnosis.steps.averages import NEAR, decay_code, decay_of, holds, number
 from compare.diagnosis.steps.edit import Edit, Tensors, root_and_path
 from compare.torch_side.program_run import TorchProgramRun
 
@@ -51,27 +52,65 @@ def _followed(
     ours, theirs = _decays(torch, name, pairs[name]), _decays(jax, name, pairs[name])
     if ours is None or theirs is None or set(ours) == {1.0} or np.allclose(ours, theirs, rtol=0, atol=NEAR):
         return
-    copies = {*ours, *theirs} <= {0.0, 1.0}
-    at, their_steps = ([step for step, decay in enumerate(each) if decay != 1] for each in (ours, theirs))
-    if copies:
-        does = f"torch copies {other} to {root} at {at_steps(at)}, and the JAX side "
-        does += f"at {at_steps(their_steps)}" if their_steps else "at none of these steps"
-        said = "copied at other steps", does, f"{chosen(at, len(torch) - 1)}, to copy it at the same steps"
-    elif np.ptp(ours) > NEAR or np.ptp(theirs) > NEAR:  # a decay that stays is for `averages`
-        kept, their_kept = (", ".join(map(number, each)) for each in (ours, theirs))
-        taken = ", ".join(number(1 - decay) for decay in ours)
-        said = (
-            "average's decay" if at == their_steps else "averaged at other steps",
-            f"from step to step, torch keeps {kept} of {root} and takes the rest from {other}, and the JAX side keeps "
-            f"{their_kept}",
-            f"optax.incremental_update(new, old, step_size), with a step_size that changes as torch's: {taken}",
+    edit = _changed_decay(root, other, ours, theirs) or _other_steps(root, other, ours, theirs)
+    if edit is not None:
+        # The decays are those of one tensor. All that follows by them on the torch side must do so by the others; what
+        # does not, such as running statistics that a target updates by itself, is left alone.
+        same = {own: source for own, source in pairs.items() if _follows(torch, own, source, ours)}
+        yield replace(edit, after=_Following(same, theirs))
+
+
+def _steps(decays: Sequence[float]) -> list[int]:
+    """List the steps at which a tensor follows the weights."""
+    return [step for step, decay in enumerate(decays) if decay != 1]
+
+
+def _changed_decay(root: str, other: str, ours: Sequence[float], theirs: Sequence[float]) -> Edit | None:
+    """Describe another decay, at the same steps: one of which some steps only are made, or that changes."""
+    at = _steps(ours)
+    if at != _steps(theirs):
+        return None
+    one = all(np.ptp([each[step] for step in at]) <= NEAR for each in (ours, theirs))
+    if one and len(at) < len(ours):
+        kept, their_kept = (each[at[0]] for each in (ours, theirs))
+        keeps = f"and the JAX side keeps {number(their_kept)}"
+        return Edit(
+            "average's decay",
+            f"at {at_steps(at)}, torch keeps {number(kept)} of {root} and takes the rest from {other}, {keeps}",
+            f"optax.incremental_update(new, old, step_size={number(1 - kept)})",
+            free=1,
+            code=decay_code(kept, their_kept),
+            general=f"torch keeps {number(kept)} of the average and takes the rest from the weights, {keeps}",
         )
-    else:
-        return
-    # The decays are those of one tensor. All that follows by them on the torch side must do so by the others; what
-    # does not, such as running statistics that a target updates by itself, is left alone.
-    same = {own: source for own, source in pairs.items() if _follows(torch, own, source, ours)}
-    yield Edit(*said, after=_Following(same, theirs), free=int(not copies))
+    # A decay that is the same at every step is for `averages`.
+    return None if one else _from_step_to_step("average's decay", root, other, ours, theirs)
+
+
+def _other_steps(root: str, other: str, ours: Sequence[float], theirs: Sequence[float]) -> Edit | None:
+    """Describe other steps at which a tensor follows the weights."""
+    at, their_steps = _steps(ours), _steps(theirs)
+    if not {*ours, *theirs} <= {0.0, 1.0}:
+        return None if at == their_steps else _from_step_to_step("averaged at other steps", root, other, ours, theirs)
+    if len(at) == len(ours) and not their_steps:
+        return None  # an average that is not updated, which `averages` finds
+    does = f"at {at_steps(their_steps)}" if their_steps else "at none of these steps"
+    return Edit(
+        "copied at other steps",
+        f"torch copies {other} to {root} at {at_steps(at)}, and the JAX side {does}",
+        f"{chosen(at, len(ours))}, to copy it at the same steps",
+    )
+
+
+def _from_step_to_step(name: str, root: str, other: str, ours: Sequence[float], theirs: Sequence[float]) -> Edit:
+    kept, their_kept = (", ".join(map(number, each)) for each in (ours, theirs))
+    taken = ", ".join(number(1 - decay) for decay in ours)
+    return Edit(
+        name,
+        f"from step to step, torch keeps {kept} of {root} and takes the rest from {other}, and the JAX side keeps "
+        f"{their_kept}",
+        f"optax.incremental_update(new, old, step_size), with a step_size that changes as torch's: {taken}",
+        free=1,
+    )
 
 
 def _averaged(

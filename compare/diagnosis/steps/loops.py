@@ -15,6 +15,7 @@ from compare.diagnosis.steps import clippings
 from compare.diagnosis.steps.edit import ALL, Edit
 from compare.diagnosis.steps.undone import undone
 from compare.torch_side.program_run import TorchProgramRun
+from compare.verdict.fix import Code
 
 
 @dataclasses.dataclass
@@ -139,7 +140,10 @@ def _of_accumulation(path: str, parts: int, clipping: Any) -> Iterator[Edit]:
         ),
     )
     for name, says, fix, change in rows:
-        yield Edit(name, says, fix, functools.partial(_gradients, path=path, change=change), agrees=1)
+        # Gradients that are clipped too must be right before they are clipped, where that is in the user's code.
+        expression = fix.removeprefix("gradients = ")
+        code = Code(around=expression, words=fix) if clipping is None and expression != fix else None
+        yield Edit(name, says, fix, functools.partial(_gradients, path=path, change=change), agrees=1, code=code)
     for scale in (1, parts) if clipping is not None else ():
         yield Edit(
             name="clipping of each micro-batch",

@@ -9,6 +9,7 @@ import numpy as np
 from compare.diagnosis.steps.edit import Difference, Edit
 from compare.numerics.distance import distance
 from compare.torch_side.program_run import TorchProgramRun
+from compare.verdict.fix import Code, written
 
 
 def edits(found: Difference, gradients: Sequence[Difference], equal: Sequence[Difference]) -> Iterator[Edit]:
@@ -38,7 +39,8 @@ def edits(found: Difference, gradients: Sequence[Difference], equal: Sequence[Di
         return
     names = frozenset(each.name for each in gradients)
     some = {_model(each) for each in gradients} & {_model(each) for each in equal}
-    explanation, fix = _explanation(exact, whole, share), _fix(exact)
+    explanation, code = _explanation(exact, whole, share), None if some else _code(exact)
+    fix = "" if code is None else written(code)
     if some:
         which = ", ".join(each.name for each in gradients)
         explanation = f"the JAX side's optimizer is given {exact:.12g} times torch's gradients of {which} alone"
@@ -49,6 +51,7 @@ def edits(found: Difference, gradients: Sequence[Difference], equal: Sequence[Di
         fix=fix,
         during=lambda run: _scaled(run, exact, names),
         free=1,
+        code=code,
         agrees=2,  # behind weights that are zero at first, what the forward pass scales shows in one gradient alone
     )
 
@@ -67,14 +70,12 @@ def _explanation(exact: float, whole: int, share: int) -> str:
     return f"the JAX side's optimizer gets {says}"
 
 
-def _fix(exact: float) -> str:
-    if exact == -1:
-        return "gradients = jax.tree.map(jnp.negative, gradients)"
-    return (
-        f"gradients = jax.tree.map(lambda leaf: leaf / {exact:.12g}, gradients)"
-        if abs(exact) > 1
-        else (f"gradients = jax.tree.map(lambda leaf: leaf * {1 / exact:.12g}, gradients)")
-    )
+def _code(exact: float) -> Code:
+    change = "jnp.negative" if exact == -1 else f"lambda leaf: leaf / {exact:.12g}"
+    if abs(exact) < 1:
+        change = f"lambda leaf: leaf * {1 / exact:.12g}"
+    text = f"jax.tree.map({change}, gradients)"
+    return Code(around=text, words=f"gradients = {text}")
 
 
 @contextlib.contextmanager

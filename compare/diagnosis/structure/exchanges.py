@@ -52,6 +52,15 @@ def _call(operation: Operation) -> Call | None:
 
 _BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 
+_WRITTEN = {
+    "add": "x + y",
+    "sub": "x - y",
+    "mul": "x * y",
+    "div": "x / y",
+    "maximum": "jnp.maximum(x, y)",
+    "minimum": "jnp.minimum(x, y)",
+}
+
 _NAMED_TWICE = {"max": "maximum", "min": "minimum"}
 """Functions that also do what another one does, where they take two tensors."""
 
@@ -70,7 +79,9 @@ def other_arithmetic(context: Context, node: Node) -> Iterator[Edit]:
                 return getattr(torch, name)(*operation.args[:2])
 
             does = f"computes {name} of the two operands of {shown(node)}"
-            yield one(Kind.EXCHANGED, node, compute, does, f"compute {own} of them, as torch does")
+            # Of a sum, which operand is to be subtracted is not known.
+            code = None if own in ("sub", "div") else Code(around=_WRITTEN[own], before=(_WRITTEN[name],))
+            yield one(Kind.EXCHANGED, node, compute, does, f"compute {own} of them, as torch does", code)
 
 
 def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
@@ -251,7 +262,8 @@ def other_curves(context: Context, node: Node) -> Iterator[Edit]:
                     return function(operation.args[0])
 
                 does = f"applies {name} for {shown(node)}"
-                yield one(Kind.EXCHANGED, node, compute, does, f"apply {node.name}, as torch does")
+                code = Code(around=f"jnp.{node.name}(x)", before=(f"jnp.{name}(x)",)) if group in groups[:4] else None
+                yield one(Kind.EXCHANGED, node, compute, does, f"apply {node.name}, as torch does", code)
 
 
 GENERATORS = (

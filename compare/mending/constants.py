@@ -1,0 +1,113 @@
+"""Reads numbers in the user's code: literals, variables that are assigned once, arguments of a helper's one call."""
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import libcst
+from libcst.metadata import Access, Assignment
+
+from compare.mending.calls import position
+from compare.mending.syntax import SourceFile
+
+
+class Number(NamedTuple):
+    """An expression that is a number."""
+
+    value: float
+    literals: Mapping[libcst.BaseExpression, float]
+    """The literals that it is made of, each with its value."""
+    text: str
+    """As an expression of the literals, numbered: "1 - {0}"."""
+
+
+class Reader:
+    """Reads numbers.
+
+    Args:
+        file: The file.
+        nodes: The expressions in which a number may change.
+
+    """
+
+    def __init__(self, file: SourceFile, nodes: Sequence[libcst.CSTNode]) -> None:
+        self.file, self.ranges = file, [file.range(node) for node in nodes]
+
+    def numbers(self, nodes: Sequence[libcst.CSTNode]) -> Iterator[Number]:
+        """Yield the largest expressions in some that are numbers."""
+        for node in nodes:
+            if isinstance(node, libcst.BaseExpression) and (number := self.number(node)) is not None:
+                yield number
+            else:
+                yield from self.numbers(node.children)
+
+    def number(self, node: libcst.BaseExpression) -> Number | None:
+        """Return the value of an expression; None if it is no number."""
+        match node:
+            case libcst.Integer() | libcst.Float():
+                value = float(ast.literal_eval(node.value))
+                return Number(value, {node: value}, "{}")
+            case libcst.BinaryOperation(operator=libcst.Add() | libcst.Subtract() | libcst.Multiply()):
+                return self._operation(node)
+            case libcst.Name():
+                return self._variable(node)
+        return None
+
+    def _operation(self, node: libcst.BinaryOperation) -> Number | None:
+        left, right = self.number(node.left), self.number(node.right)
+        if left is None or right is None or left.literals.keys() & right.literals.keys():
+            return None
+        text = f"({left.text} {self.file.code(node.operator).strip()} {right.text})"
+        literals = {**left.literals, **right.literals}
+        return Number(eval(text.format(*literals.values()), {}), literals, text)
+
+    def _variable(self, name: libcst.Name) -> Number | None:
+        assignment = _only_assignment(self.file, name)
+        value = None if assignment is None else _value(self.file, assignment)
+        number = None if value is None else self.number(value)
+        # What is used elsewhere too stays as it is, and the number takes its place here.
+        if number is not None and assignment is not None and not all(map(self._within, assignment.references)):
+            return Number(number.value, {name: number.value}, "{}")
+        return number
+
+    def _within(self, access: Access) -> bool:
+        start, end = self.file.range(access.node)
+        return any(first <= start and end <= last for first, last in self.ranges)
+
+
+def _only_assignment(file: SourceFile, name: libcst.Name) -> Assignment | None:
+    """Return where a variable gets its value, if that is one place."""
+    scope = file.scope(name)
+    found = [] if scope is None else [*scope[name.value]]
+    return found[0] if len(found) == 1 and isinstance(found[0], Assignment) else None
+
+
+def _value(file: SourceFile, assignment: Assignment) -> libcst.BaseExpression | None:
+    parent = file.parent(assignment.node)
+    match assignment.node, parent:
+        case libcst.Param() as parameter, _:
+            return _argument(file, parameter)
+        case _, libcst.Param():
+            return _argument(file, parent)
+        case _, libcst.AssignTarget():
+            parent = file.parent(parent)
+    value = getattr(parent, "value", None)
+    assigns = isinstance(parent, libcst.Assign | libcst.AnnAssign)
+    return value if assigns and isinstance(value, libcst.BaseExpression) else None
+
+
+def _argument(file: SourceFile, parameter: libcst.Param) -> libcst.BaseExpression | None:
+    """Return what a function of the file is given for a parameter, if it is called once."""
+    function = file.above(parameter, libcst.FunctionDef)
+    if function is None or file.above(parameter, libcst.Lambda) is not None:
+        return None
+    names = [each.name.value for each in function.params.params]
+    called = [
+        call
+        for call in file.nodes(libcst.Call)
+        if isinstance(call.func, libcst.Name) and call.func.value == function.name.value
+    ]
+    if len(called) != 1 or any(each.star for each in called[0].args):
+        return None
+    at = position(called[0].args, names, parameter.name.value)
+    return parameter.default if at is None else called[0].args[at].value
