@@ -1,5 +1,6 @@
 """A training step as its user wrote it: right ports match, and faults of the step are caught, placed and explained."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from programs.averages import ema, warm_up
+from programs.by_hand import BY_HAND, ByHand, printed
 from programs.common import Pair, TorchNet, drawn
 from programs.ensembles import devices
 from programs.faults import FAULTS, PROGRAMS, Fault
 from programs.loops import pmapped
 from programs.noise import noisy
+from programs.written import loaded, written
 
 import compare
+from compare.mending.syntax import applied
 
 FAST = (
     "ema: decay",
@@ -50,19 +54,39 @@ def named(fault: Fault) -> str:
 @pytest.mark.parametrize(
     "fault", [pytest.param(f, id=named(f), marks=() if named(f) in FAST else pytest.mark.slow) for f in FAULTS]
 )
-def test_faults_are_placed_and_explained(fault: Fault) -> None:
+def test_faults_are_placed_and_explained_and_their_fixes_mend_them(fault: Fault, tmp_path: Path) -> None:
     needs_devices(fault.program)
-    report = checked(fault.program(fault.name))
+    source = written(fault)
+    report = checked(loaded(source, tmp_path / "faulty.py", fault.program.__name__))
     assert report.verdict == "mismatch"
     first = report.divergence
     assert first is not None
     assert (first.stage, first.torch.startswith(fault.place)) == (fault.stage, True), first.headline
     cause = first.cause
-    if fault.cause:
-        assert cause is not None, str(report)
-        assert fault.cause.lower() in cause.name.lower(), cause
-    else:
+    if not fault.cause:
         assert cause is None, cause
+        return
+    assert cause is not None, str(report)
+    assert fault.cause.lower() in cause.name.lower(), cause
+    mended = changed(source, report, BY_HAND.get(named(fault)))
+    if mended is not None:
+        after = checked(loaded(mended, tmp_path / "mended.py", fault.program.__name__))
+        assert after.verdict == "match", f"{cause.fix}\n{after}"
+
+
+def changed(source: str, report: compare.Report, by_hand: ByHand | None) -> str | None:
+    """Mend a port as the report says: by its patch, or by hand where it has none."""
+    assert report.divergence is not None
+    cause = report.divergence.cause
+    assert cause is not None
+    if by_hand is None:
+        return applied(source, report.edits) if report.edits else None
+    assert not report.edits  # of what has a patch, nothing is to be mended by hand
+    assert by_hand.says in cause.fix
+    for old, new in by_hand.changes:
+        assert old in source, old
+        source = source.replace(old, new.replace("{fix}", printed(cause.fix)) if "{fix}" in new else new)
+    return source
 
 
 @pytest.mark.parametrize("check_vma", [True, False])

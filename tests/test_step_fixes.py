@@ -1,6 +1,5 @@
 """Fixes of a training step run: put into the port as they are printed, they make it match."""
 
-import ast
 import copy
 from typing import Any
 
@@ -10,6 +9,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from programs.by_hand import printed
 from programs.common import FlaxNet, TorchNet, drawn
 
 import compare
@@ -74,19 +74,6 @@ def checked(parts: dict[str, str], **given: Any) -> compare.Report:
     return compare.check(*sides, BATCHES, steps=4, device="cpu", quick=True)
 
 
-def code(fix: str) -> str:
-    """Give the code at the beginning of a fix; words may follow it."""
-    ends = [number + 1 for number, character in enumerate(fix) if character == ")"]
-    return next(fix[:end] for end in reversed(ends) if is_code(fix[:end]))
-
-
-def is_code(text: str) -> bool:
-    try:
-        return bool(ast.parse(text))
-    except SyntaxError:
-        return False
-
-
 @pytest.mark.parametrize(
     ("part", "wrong", "cause", "given"),
     [
@@ -109,11 +96,12 @@ def test_the_fix_makes_the_port_match(part: str, wrong: str, cause: str, given: 
     assert report.divergence is not None
     assert report.divergence.cause is not None, str(report)
     assert report.divergence.cause.name == cause
-    fix = code(str(report.divergence.cause.fix))
+    fix = printed(str(report.divergence.cause.fix))
     if "a step_size that changes" in str(report.divergence.cause.fix):
         fix = fix.replace("step_size", "0.1")  # the rates that follow are all of them 0.1
     if fix.startswith("optax.chain"):  # the optimizer's call is to be changed, whose arguments stay
-        mended = faulty | {"optimizer": fix.partition(";")[0].replace("optax.sgd(...)", SGD)}
+        mended = faulty | {"optimizer": fix.replace("optax.sgd(...)", SGD)}
     else:
-        mended = faulty | {part: f"{wrong}; {fix}" if "scale" in cause or "sign" in cause else fix}
+        before = f"{wrong}; " if "scale" in cause or "sign" in cause else ""
+        mended = faulty | {part: f"{before}gradients = {fix}" if part == "gradients" else fix}
     assert checked(mended, **given).verdict == "match", fix

@@ -5,12 +5,24 @@ import importlib.metadata
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 from compare.command_line import commands
 from compare.command_line.completion import SHELLS
 from compare.command_line.files import OF_CELLS, OF_CHECK, OF_REPORTS, Output
 from compare.device import DEVICES
 from compare.notebook.comparison import VARIANTS
+
+
+class Options(Protocol):
+    """What options are added to: a parser, or a group of its options."""
+
+    def add_argument(self, *names: str, **settings: Any) -> Any:
+        """Add an option."""
+
+    def set_defaults(self, **values: Any) -> None:
+        """Set values that no option has; a group sets them for its parser."""
+
 
 _EXAMPLES = """
 examples:
@@ -23,6 +35,18 @@ examples:
   netparity check my_port.py:pair --power               plant faults and see which are caught
 """
 
+_WHAT = (
+    "Check whether a JAX/Flax port computes what its PyTorch original does. If it does not, name the first place that "
+    "differs, the cause and the fix. Without a command, compare the notebook's five programs."
+)
+
+_FIRST_EXAMPLES = """
+examples:
+  netparity check my_port.py:pair        compare a port of your own with its original
+  netparity check my_port.py:pair --fix  fix the port until it matches
+  netparity check --help                 all options, with further examples
+"""
+
 _EPILOG = (
     "Exit status: 0 if there is no mismatch, 1 for a mismatch, 2 for bad usage or if nothing can be compared, 3 for "
     "an error in netparity itself, 130 after Ctrl-C. Documentation: docs/."
@@ -33,37 +57,24 @@ def parser_of_all() -> argparse.ArgumentParser:
     """Return the parser of the whole command."""
     # One statement an option: longer than other functions, since it is a table that is read from top to
     # bottom.
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if both frameworks see one")
-    shared.add_argument("--quiet", action="store_true", help="show no progress")
-
-    seeded = argparse.ArgumentParser(add_help=False)
-    seeded.add_argument("--seed", type=_whole, default=0, help="seed of the data and the weights (0)")
-
     parser = argparse.ArgumentParser(
         prog="netparity",
-        description="Compare the notebook's five PyTorch programs with their JAX ports.",
-        epilog=_EPILOG,
-        parents=[shared, seeded],
+        usage="netparity [COMMAND] ...",
+        description=textwrap.fill(_WHAT, 80),
+        epilog=f"{_FIRST_EXAMPLES}\n{textwrap.fill(_EPILOG, 80)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,  # so that the commands come before the options
     )
-    version = f"netparity {importlib.metadata.version('netparity')}"
-    parser.add_argument("--version", action="version", version=version, help="show the version and exit")
-    parser.add_argument(
-        "--variant", action="append", choices=VARIANTS, help="which program to compare; repeatable (default: all five)"
-    )
-    parser.add_argument("--steps", type=_whole, default=100, help="training steps (100)")
-    parser.add_argument("--learning-rate", type=float, help="learning rate of both sides, instead of the notebook's")
-    _gives(parser, commands.notebook, OF_REPORTS)
-
-    others = parser.add_subparsers(title="other commands", metavar="COMMAND")
+    others = parser.add_subparsers(title="commands", metavar="COMMAND", prog="netparity")
     own = others.add_parser(
         "check",
         help="compare a PyTorch program of your own with its port",
         description="Compare a PyTorch program of your own with its JAX port.",
         epilog=f"{_EXAMPLES}\n{textwrap.fill(_EPILOG, 80)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[shared, seeded],
     )
+    _shared(own)
+    _seeded(own)
     own.add_argument(
         "pair",
         metavar="package.module:function",
@@ -100,10 +111,18 @@ def parser_of_all() -> argparse.ArgumentParser:
         description="Run both models forward, layer by layer, up to the first shape that differs. No weights "
         "are mapped.",
         epilog=_EPILOG,
-        parents=[shared, seeded],
     )
+    _shared(forward)
+    _seeded(forward)
     forward.add_argument("pair", metavar="file.py:function", help="as for netparity check")
     _gives(forward, commands.shapes, {}, commands.show_shapes)
+    notebook = others.add_parser(
+        "notebook",
+        help="compare the notebook's five programs with their ports, which is also done without a command",
+        description="Compare the notebook's five PyTorch programs with their JAX ports.",
+        epilog=_EPILOG,
+    )
+    _of_notebook(notebook)
     completion = others.add_parser("completion", help="print a completion script for a shell")
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(completes=parser)
@@ -112,15 +131,43 @@ def parser_of_all() -> argparse.ArgumentParser:
         help="rank the losses that the notebook's author printed among reproduced ones",
         description="Rank the losses that the notebook's author printed among those of many seeds.",
         epilog=_EPILOG,
-        parents=[shared],
     )
+    _shared(published)
     published.add_argument("--seeds", type=_whole, default=256, help="number of seeds, at least 2 (256)")
     _gives(published, commands.published, OF_CELLS)
+    general = parser.add_argument_group("options")
+    general.add_argument("-h", "--help", action="help", help="show this help message and exit")
+    version = f"netparity {importlib.metadata.version('netparity')}"
+    general.add_argument("--version", action="version", version=version, help="show the version and exit")
+    group = parser.add_argument_group("options without a command, as of netparity notebook")
+    _of_notebook(group)
+    parser.set_defaults(command=commands.notebook, outputs=OF_REPORTS, show=None)
     return parser
 
 
+def _shared(parser: Options) -> None:
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if both frameworks see one")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _seeded(parser: Options) -> None:
+    parser.add_argument("--seed", type=_whole, default=0, help="seed of the data and the weights (0)")
+
+
+def _of_notebook(parser: Options) -> None:
+    """Add the options of the comparison of the notebook's programs."""
+    parser.add_argument(
+        "--variant", action="append", choices=VARIANTS, help="which program to compare; repeatable (default: all five)"
+    )
+    parser.add_argument("--steps", type=_whole, default=100, help="training steps (100)")
+    parser.add_argument("--learning-rate", type=float, help="learning rate of both sides, instead of the notebook's")
+    _shared(parser)
+    _seeded(parser)
+    _gives(parser, commands.notebook, OF_REPORTS)
+
+
 def _gives(
-    parser: argparse.ArgumentParser,
+    parser: Options,
     command: Callable[..., None],
     outputs: Mapping[str, Output],
     show: Callable[..., None] | None = None,

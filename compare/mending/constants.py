@@ -62,8 +62,7 @@ class Reader:
         return Number(eval(text.format(*literals.values()), {}), literals, text)
 
     def _variable(self, name: libcst.Name) -> Number | None:
-        assignment = _only_assignment(self.file, name)
-        value = None if assignment is None else _value(self.file, assignment)
+        assignment, value = _only_assignment(self.file, name), value_of(self.file, name)
         number = None if value is None else self.number(value)
         # What is used elsewhere too stays as it is, and the number takes its place here.
         if number is not None and assignment is not None and not all(map(self._within, assignment.references)):
@@ -73,6 +72,12 @@ class Reader:
     def _within(self, access: Access) -> bool:
         start, end = self.file.range(access.node)
         return any(first <= start and end <= last for first, last in self.ranges)
+
+
+def value_of(file: SourceFile, name: libcst.Name) -> libcst.BaseExpression | None:
+    """Return the expression of a variable's value, if it has only one in its scope; None if that is not known."""
+    assignment = _only_assignment(file, name)
+    return None if assignment is None else _value(file, assignment)
 
 
 def _only_assignment(file: SourceFile, name: libcst.Name) -> Assignment | None:

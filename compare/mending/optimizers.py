@@ -7,6 +7,7 @@ from typing import Any
 import libcst
 
 from compare.mending.calls import accepts, left_out, parameters, set_keywords
+from compare.mending.constants import value_of
 from compare.mending.names import Naming
 from compare.mending.syntax import Edit, SourceFile, Unfit
 from compare.verdict.divergence import Line
@@ -31,7 +32,7 @@ def mend_optimizer(file: SourceFile, code: Code, line: Line) -> list[Edit]:
     added = []
     for each in before:  # what does the same in another way goes
         text = naming(_NEW.code_for_node(each))
-        alike = [old for old in kept if _kind(file, old) and _kind(file, old) == _kind_of(each)]
+        alike = [old for old in kept if _kind(file, old) == _kind_of(each)]
         if len(alike) == 1:
             if file.range(alike[0]) > file.range(place):
                 raise Unfit("the transformations of the chain have another order")
@@ -74,12 +75,22 @@ _TAKEN_OVER = {"decay": ("weight_decay",)}
 """Which arguments of an optimizer say what a transformation before it does."""
 
 
-def _kind(file: SourceFile, node: libcst.BaseExpression) -> str:
-    """Say what a transformation of the user's does, "" if that is not known: a helper's name says it too."""
+def _kind(file: SourceFile, node: libcst.BaseExpression) -> str | None:
+    """Return what a transformation of the user's does, None if it is none of `_KINDS`: a helper's name says it too.
+
+    Raises:
+        Unfit: If it is a variable whose value is not known.
+
+    """
+    if isinstance(node, libcst.Name):
+        value = value_of(file, node)
+        if value is None:
+            raise Unfit(f"what {node.value} in the chain does is not known")
+        return _kind(file, value)
     if not isinstance(node, libcst.Call):
-        return ""
+        return None
     name = _name(file, node.func) or file.code(node.func)
-    return _KINDS.get(name, "clipping" if "clip" in name else "")
+    return _KINDS.get(name, "clipping" if "clip" in name else None)
 
 
 def _kind_of(node: libcst.BaseExpression) -> str:

@@ -14,7 +14,9 @@ class _Row(NamedTuple):
     layer: str = ""
     """The beginning of the torch layer's class, where the name has several meanings; "" for any place."""
     call: str = ""
-    """The function that the fix calls, likewise."""
+    """The function that the fix calls, or the whole fix, likewise."""
+    instead: str = ""
+    """The function that the JAX side calls instead, likewise."""
 
 
 _TRAPS, _STEPS = "docs/traps.md", "docs/programs.md"
@@ -35,6 +37,18 @@ ROWS = (
     _Row(cause="biased running variance", link=f"{_TRAPS}#biased-running-variance"),
     _Row(cause="stale statistics", link=f"{_TRAPS}#statistics-not-written-back"),
     _Row(cause="mode of a normalization", link=f"{_TRAPS}#running-average-in-training"),
+    _Row(
+        cause="activation",
+        link=f"{_TRAPS}#gelu-approximation",
+        call="jax.nn.gelu(x, approximate=False)",
+        instead="jax.nn.gelu",
+    ),
+    _Row(
+        cause="activation",
+        link=f"{_TRAPS}#gelu-the-other-way",
+        call="jax.nn.gelu(x, approximate=True)",
+        instead="jax.nn.gelu",
+    ),
     _Row(cause="slope", call="jax.nn.leaky_relu", link=f"{_TRAPS}#leaky_relu-slope"),
     _Row(cause="alpha", call="jax.nn.elu", link=f"{_TRAPS}#elu-alpha"),
     _Row(cause="beta", call="jax.nn.softplus", link=f"{_TRAPS}#softplus-beta"),
@@ -136,8 +150,9 @@ def link_of(cause: str, layer: str, codes: Sequence[Code]) -> str:
         codes: Its fix.
 
     """
-    calls = {code.call for code in codes}
+    calls = {"", *(code.call for code in codes), *map(str, codes)}
+    instead = {"", *(code.instead for code in codes)}
     for row in ROWS:
-        if row.cause == cause and layer.startswith(row.layer) and (not row.call or row.call in calls):
+        if row.cause == cause and layer.startswith(row.layer) and row.call in calls and row.instead in instead:
             return row.link
     return ""

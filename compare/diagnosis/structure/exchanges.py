@@ -61,6 +61,9 @@ _WRITTEN = {
     "minimum": "jnp.minimum(x, y)",
 }
 
+_OF_JNP = {"sin", "cos", "exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "sqrt", "square", "abs"}
+"""Functions that `jax.numpy` has under the same name."""
+
 _NAMED_TWICE = {"max": "maximum", "min": "minimum"}
 """Functions that also do what another one does, where they take two tensors."""
 
@@ -262,7 +265,8 @@ def other_curves(context: Context, node: Node) -> Iterator[Edit]:
                     return function(operation.args[0])
 
                 does = f"applies {name} for {shown(node)}"
-                code = Code(around=f"jnp.{node.name}(x)", before=(f"jnp.{name}(x)",)) if group in groups[:4] else None
+                known = {name, node.name} <= _OF_JNP
+                code = Code(around=f"jnp.{node.name}(x)", before=(f"jnp.{name}(x)",)) if known else None
                 yield one(Kind.EXCHANGED, node, compute, does, f"apply {node.name}, as torch does", code)
 
 
