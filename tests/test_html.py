@@ -413,7 +413,7 @@ def test_the_trees_stand_side_by_side(browser: Browser, checked: Report) -> None
 
 def test_a_long_run_is_small_and_opens_at_once(browser: Browser) -> None:
     page = synthetic(tensors=100, steps=1000, wrong_from=400).to_html()
-    assert len(page.encode()) < 5e6
+    assert len(page.encode()) < 1e6
     browser.open(page)
     assert browser.complaints() == []
     assert browser.run("return performance.getEntriesByType('resource').length") == 0

@@ -38,7 +38,8 @@ def drawings(report: "Findings") -> dict[str, str]:
 def _drawing(report: "Findings", size: tuple[float, float]) -> str:
     file = io.StringIO()
     # matplotlib makes the ids within a drawing from the salt. Two drawings on one page must not share them.
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": str(size)}
+    # Points that lie within half a point of the line between others are left out.
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": str(size), "path.simplify_threshold": 0.5}
     with matplotlib.rc_context(settings):
         plot_losses(report, size).savefig(
             file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -46,6 +47,13 @@ def _drawing(report: "Findings", size: tuple[float, float]) -> str:
     drawing = file.getvalue()
     # matplotlib names groups "axes_1" and so on, the same in every drawing. Nothing refers to these.
     drawing = re.sub(r'<g id="[^"]*"', "<g", drawing[drawing.index("<svg") :])
+    drawing = re.sub(r' d="[^"]*"', lambda path: _shortened(path[0]), drawing)
     for colour, variable in _VARIABLES.items():
         drawing = drawing.replace(colour, f"var({variable})")
     return drawing
+
+
+def _shortened(path: str) -> str:
+    """Write the coordinates of a path to a tenth of a point, which is less than a pixel: a long run has thousands."""
+    rounded = re.sub(r"(\.\d)\d+", r"\1", path).replace(".0 ", " ")
+    return re.sub(r"\s*([ML])\s*", r"\1", rounded)

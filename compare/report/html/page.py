@@ -18,14 +18,14 @@ from compare.report.html.drawing import drawings
 from compare.report.html.map_data import differing, map_data
 from compare.report.html.origin import mark
 from compare.report.html.trees import SHOWN, size, trees
-from compare.report.text import line
 from compare.report.wording import SIGN
-from compare.verdict.divergence import DetailKind
+from compare.verdict.divergence import DetailKind, Role
 from compare.verdict.ratio import Verdict
 
 if TYPE_CHECKING:
     from compare.report.findings import Findings
     from compare.report.groups import Group
+    from compare.verdict.divergence import Line
 
 _MEANING = {
     Verdict.MATCH: "The same program: nothing differs by more than rounding.",
@@ -88,7 +88,7 @@ def _templates() -> Environment:
         "places": _places,
         "remarks": _remarks,
         "settings": _settings,
-        "line": line,
+        "line": _line,
     }
     return templates
 
@@ -109,6 +109,16 @@ def short(value: float, places: int = 1) -> str:
     if not math.isfinite(value):
         return "not finite"
     return f"{value:.{places}e}" if value else "0"
+
+
+def _line(of: "Line") -> str:
+    """Show a line of the user's code, of a long one the expression, all of it: a page has room."""
+    if of.role is Role.GIVEN:
+        return f"given to {of.source.expression}"
+    return of.source.text if len(of.source.text) <= _SHORT else of.source.expression
+
+
+_SHORT = 60
 
 
 class _Place(NamedTuple):

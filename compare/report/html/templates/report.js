@@ -5,14 +5,19 @@ const { steps, tensors, factor } = data;
 
 function unpacked(text) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  return new Uint16Array(bytes.buffer);
+  const codes = new Uint16Array((bytes.length / 3) * 2);
+  for (let from = 0, to = 0; from < bytes.length; from += 3) {
+    codes[to++] = bytes[from] | ((bytes[from + 1] & 15) << 8);
+    codes[to++] = (bytes[from + 1] >> 4) | (bytes[from + 2] << 4);
+  }
+  return codes;
 }
 
-/** A number out of its code: 0 is zero, 65534 infinity, 65535 nothing, and else it is its logarithm's. */
+/** A number out of its code: 0 is zero, 4094 infinity, 4095 nothing, and else it is its logarithm's. */
 function number(code) {
   if (code === 0) return 0;
-  if (code === 65534) return Infinity;
-  return code === 65535 ? NaN : 10 ** (code / 1000 - 30);
+  if (code === 4094) return Infinity;
+  return code === 4095 ? NaN : 10 ** ((code - 1) / 160 - 20);
 }
 
 const codes = Object.fromEntries(["error64", "expected", "torch32", "jax32"].map((key) => [key, unpacked(data[key])]));
@@ -20,7 +25,7 @@ const at = (key, row, step) => number(codes[key][row * steps + step]);
 
 function digits(row, step) {
   const code = codes.error64[row * steps + step];
-  return code === 0 ? 16 : code > 60000 ? 0 : Math.max(0, Math.min(16, 30 - code / 1000));
+  return code === 0 ? 16 : code > 4093 ? 0 : Math.max(0, Math.min(16, 20 - (code - 1) / 160));
 }
 
 function ratio(row, step) {
@@ -193,7 +198,7 @@ if (map && tensors.length && steps) {
   function course() {
     const box = document.getElementById("course");
     if (steps < 2) return;
-    const level = (code) => (code > 60000 ? null : Math.max(code / 1000 - 30, -17));
+    const level = (code) => (code > 4093 ? null : Math.max((code - 1) / 160 - 20, -17));
     const lines = ["expected", "error64"].map((key) => Array.from({ length: steps }, (_, s) => level(codes[key][row * steps + s])));
     const known = lines.flat().filter((value) => value !== null);
     const low = Math.floor(Math.min(-16, ...known)), high = Math.ceil(Math.max(-14, ...known));
