@@ -117,3 +117,49 @@ def test_a_copy_that_never_runs_takes_an_image_as_its_model_does() -> None:
     batches = [{"x": rng.normal(size=(5, 1, 6, 4)), "y": rng.normal(size=(5, 2))} for _ in range(3)]
     report = compare.check(compare.TorchProgram(followed), compare.JaxProgram(following), batches, device="cpu")
     assert report.verdict == "match", str(report)
+
+
+def in_groups() -> Any:
+    model = torch.nn.Linear(4, 3)
+    groups = [{"params": [model.weight], "weight_decay": 0.2}, {"params": [model.bias], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, 1e-2)
+
+    def step(_: Any, batch: Any) -> Any:
+        optimizer.zero_grad()
+        loss = functional.mse_loss(model(batch["x"]), batch["y"])
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer}, step
+
+
+def with_labels(decay: float) -> Any:
+    def build() -> Any:
+        model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        of_each = {name: optax.adamw(1e-2, weight_decay=own) for name, own in (("kernel", decay), ("bias", 0.0))}
+        transform = optax.multi_transform(
+            of_each, lambda params: jax.tree.map(lambda leaf: "kernel" if leaf.ndim > 1 else "bias", params)
+        )
+        optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            loss, gradients = nnx.value_and_grad(lambda model: jnp.mean((model(batch["x"]) - batch["y"]) ** 2))(
+                state["model"]
+            )
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    return build
+
+
+@pytest.mark.parametrize(("decay", "verdict"), [(0.2, "match"), (0.1, "mismatch")])
+def test_an_optimizer_for_each_label_leaves_variables_without_arrays(decay: float, verdict: str) -> None:
+    rng = np.random.default_rng(0)
+    batches = [{"x": rng.normal(size=(6, 4)), "y": rng.normal(size=(6, 3))} for _ in range(3)]
+    sides = compare.TorchProgram(in_groups), compare.JaxProgram(with_labels(decay))
+    report = compare.check(*sides, batches, steps=3, device="cpu")
+    assert report.verdict == verdict, str(report)

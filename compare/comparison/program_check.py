@@ -117,6 +117,12 @@ class ProgramCheck(CommonCheck):
         """Give the edit with which the optimizer of a pairing updates as the port's does, if there can be one."""
         return taken_updates(self.both, self.pair.links, edits, pairing, followed.steps)
 
+    def sizes(self) -> set[int]:
+        """Give the sizes of the batches' first axes."""
+        import jax
+
+        return {len(leaf) for leaf in jax.tree.leaves(self.pair.batches) if np.ndim(leaf)}
+
     def start(self) -> Mapping[str, np.ndarray]:
         """Give the torch side's floating-point tensors from before the first step, by name."""
         run = self.pair.torch_run("float64")

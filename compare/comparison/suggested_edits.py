@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -62,6 +62,9 @@ class Steps(Protocol):
     def updates_taken(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit]) -> Edit | None:
         """Give the edit with which the optimizer of a pairing updates as the port's does, if there can be one."""
 
+    def sizes(self) -> Collection[int]:
+        """Give the sizes of the batches' first axes."""
+
     def start(self) -> Mapping[str, np.ndarray]:
         """Give the torch side's floating-point tensors from before the first step, by name."""
 
@@ -94,7 +97,7 @@ def suggested(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
     yield from EDITS
     loop = loops.Loop()
     run, *_ = next(steps.both([*edits, Edit("", "", "", during=lambda run: loop.watching(run))]))
-    yield from loops.edits(run, loop)
+    yield from loops.edits(run, loop, steps.sizes())
     yield from modules.edits(run)
     yield from _of_place(followed, steps, edits, reach)
 
@@ -104,7 +107,7 @@ def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
     pairing = followed.pairings[reach.place]
     if pairing.stage == Stage.GRADIENT:
         _, torch, jax = next(itertools.islice(read(followed, edits, steps.both(edits)), reach.step, None))
-        yield from _of_gradient(followed, reach, torch, jax)
+        yield from _of_gradient(followed, reach, torch, jax, steps.sizes())
     elif pairing.stage in (Stage.STATE, Stage.BUFFERS):
         run, torch_history, jax_history = _histories(followed, steps, edits)
         before, after = torch_history[reach.step : reach.step + 2]
@@ -123,7 +126,9 @@ def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
             yield from kept.edits(found, kept.momenta(run))
 
 
-def _of_gradient(followed: Followed, reach: Reach, torch: Observation, jax: Observation) -> Iterator[Edit]:
+def _of_gradient(
+    followed: Followed, reach: Reach, torch: Observation, jax: Observation, sizes: Collection[int]
+) -> Iterator[Edit]:
     def difference(place: int) -> Difference | None:
         pairing, quantity = followed.pairings[place], followed.quantities[place]
         ours, theirs = computed(pairing.torch_array, torch), computed(pairing.jax_array, jax)
@@ -137,7 +142,7 @@ def _of_gradient(followed: Followed, reach: Reach, torch: Observation, jax: Obse
     wrong = [one for one in each if distance(one.jax, one.torch) > one.near]
     equal = [one for one in each if distance(one.jax, one.torch) <= one.near and one.torch.any()]
     if (found := difference(reach.place)) is not None:
-        yield from scales.edits(found, wrong, equal)
+        yield from scales.edits(found, wrong, equal, sizes)
 
 
 def _kept(followed: Followed, step: int) -> Iterator[tuple[Pairing, float]]:

@@ -61,6 +61,7 @@ class Structure:
         self.leaves = [*self._nnx_leaves(nnx_state, paths, optimizers), *self._plain_leaves(paths, optimizers)]
 
     def _nnx_leaves(self, nnx_state: Any, paths: Sequence[Any], optimizers: Sequence[str]) -> list[Leaf]:
+        import jax
         from flax import nnx
 
         names = list(self.objects)
@@ -75,6 +76,8 @@ class Structure:
             name = "/".join(filter(None, [root, *map(str, path[1:])]))
             random = isinstance(variable, nnx.RngState)
             role = Role.OTHER if random else Role.OPTIMIZER if root in remembered else Role.WEIGHTS
+            if not jax.tree.leaves(variable):
+                continue  # what `optax.masked` leaves out has a variable without an array
             # The state of `nnx.split` is a tree of variables: each has its place in it, as an array would.
             place = keys[root] if isinstance(self.objects[root], nnx.Variable) else ()
             found.append(Leaf(name, role if _floating(variable) or role == Role.OPTIMIZER else Role.OTHER, place))

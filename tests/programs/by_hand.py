@@ -64,7 +64,13 @@ BY_HAND: dict[str, ByHand] = {
         ),
     ),
     "accumulation: summed": ByHand(
-        "", (("clip_as_torch(total, 0.3)", "(lambda gradients: clip_as_torch({fix}, 0.3))(total)"),)
+        "with parts = 4 for these batches, before they are clipped",
+        (
+            (
+                "clip_as_torch(total, 0.3)",
+                "(lambda gradients, parts: clip_as_torch({fix}, 0.3))(total, len(batch['x']))",
+            ),
+        ),
     ),
     "decoder: each clipped": ByHand(
         SUMMED_ONCE,
@@ -74,7 +80,13 @@ BY_HAND: dict[str, ByHand] = {
         ),
     ),
     "decoder: summed": ByHand(
-        "", (("clip_as_torch(total, 0.5)", "(lambda gradients: clip_as_torch({fix}, 0.5))(total)"),)
+        "with parts = 3 for these batches, before they are clipped",
+        (
+            (
+                "clip_as_torch(total, 0.5)",
+                "(lambda gradients, parts: clip_as_torch({fix}, 0.5))(total, len(batch['tokens']))",
+            ),
+        ),
     ),
     "decoder: optax's clipping": ByHand(
         "",
@@ -163,7 +175,7 @@ BY_HAND: dict[str, ByHand] = {
     "closure: second moment": ByHand("", (("optax.adam(0.01, b2=0.99)", "{fix}"), ("adam(...,", "adam(0.01,"))),
     "scaler: no hook": ByHand(
         "multiply the gradients of model.fc1.weight by 0.5 on the JAX side",
-        (("            return gradients\n            gradients", "            gradients"),),
+        (("        return gradients\n        gradients", "        gradients"),),
     ),
     "pmapped: summed over devices": ByHand(
         "", (("tx.update(gradients, ", "tx.update({fix}, "), ("'model': gradients}", "'model': {fix}}"))
@@ -185,6 +197,10 @@ BY_HAND: dict[str, ByHand] = {
     "clipped_in_chain: no 1e-6": ByHand(
         "divides by the norm without 1e-6",
         (("optax.chain(clip, optax.adam(0.01))", "{fix}"), ("adam(...)", "adam(0.01)")),
+    ),
+    "single_examples: summed": ByHand(
+        "with parts = 5 for these batches",
+        ((UPDATE, UPDATE.replace("total", "(lambda gradients, parts: {fix})(total, len(batch['x']))")),),
     ),
     "decoder: decays to zero": ByHand("from count 0 on", (("floor = 0.0", "floor = least"),)),
 }

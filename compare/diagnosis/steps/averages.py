@@ -39,10 +39,10 @@ class Rule(NamedTuple):
     @property
     def call(self) -> str:
         """The call of optax that follows the rule."""
-        if self.all and len(set(self.all) - {1.0}) == 1:
-            return (
-                f"optax.incremental_update(new, old, step_size={number(1 - min(self.all))}), at the same steps as torch"
-            )
+        followed = [decay for decay in self.all if abs(decay - 1) > NEAR]
+        if followed and max(followed) - min(followed) <= NEAR:
+            taken = number(1 - followed[0])
+            return f"optax.incremental_update(new, old, step_size={taken}), at the same steps as torch"
         if self.all:
             taken = ", ".join(number(1 - decay) for decay in self.all)
             return f"optax.incremental_update(new, old, step_size), with a step_size that changes as torch's: {taken}"

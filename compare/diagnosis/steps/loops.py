@@ -7,11 +7,11 @@ its first step.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 from unittest import mock
 
-from compare.diagnosis.steps import clippings
+from compare.diagnosis.steps import clippings, scales
 from compare.diagnosis.steps.edit import ALL, Edit
 from compare.diagnosis.steps.undone import undone
 from compare.torch_side.program_run import TorchProgramRun
@@ -75,12 +75,12 @@ class Loop:
             yield
 
 
-def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
-    """Yield the edits that a loop of this kind can have."""
+def edits(run: TorchProgramRun, loop: Loop, sizes: Collection[int]) -> Iterator[Edit]:
+    """Yield the edits that a loop of this kind can have; `sizes` are those of the batches' first axes."""
     # With one backward pass an update there is nothing to add up, and a sum is a mean.
     for path, parts in loop.parts.items():
         if parts > 1:
-            yield from _of_accumulation(path, parts, loop.clipping)
+            yield from _of_accumulation(path, parts, loop.clipping, sizes)
     if loop.second_order:
         yield Edit(
             name="second derivative",
@@ -115,7 +115,7 @@ def edits(run: TorchProgramRun, loop: Loop) -> Iterator[Edit]:
             )
 
 
-def _of_accumulation(path: str, parts: int, clipping: Any) -> Iterator[Edit]:
+def _of_accumulation(path: str, parts: int, clipping: Any, sizes: Collection[int]) -> Iterator[Edit]:
     alone = f"torch adds up the gradients of {parts} backward passes for {path}, and the JAX step has those of the"
     both = f"over {parts} backward passes instead of their"
     add = "add up the gradients of all: total = jax.tree.map(jnp.add, total, gradients)"
@@ -123,13 +123,13 @@ def _of_accumulation(path: str, parts: int, clipping: Any) -> Iterator[Edit]:
         (
             "gradient scale",
             f"the JAX step's gradients are {parts} times torch's before they are clipped or used: a sum {both} mean",
-            f"gradients = jax.tree.map(lambda leaf: leaf / {parts}, gradients)",
+            f"jax.tree.map(lambda leaf: leaf / {parts}, gradients)",
             lambda parameter, gradient: gradient * parts,
         ),
         (
             "gradient scale",
             f"the JAX step's gradients are torch's divided by {parts}: a mean {both} sum",
-            f"gradients = jax.tree.map(lambda leaf: leaf * {parts}, gradients)",
+            f"jax.tree.map(lambda leaf: leaf * {parts}, gradients)",
             lambda parameter, gradient: gradient / parts,
         ),
         # A loop that keeps one gradient may divide its loss by the number of parts all the same, or not: both scales.
@@ -140,9 +140,12 @@ def _of_accumulation(path: str, parts: int, clipping: Any) -> Iterator[Edit]:
         ),
     )
     for name, says, fix, change in rows:
-        # Gradients that are clipped too must be right before they are clipped, where that is in the user's code.
-        expression = fix.removeprefix("gradients = ")
-        code = Code(around=expression, words=fix) if clipping is None and expression != fix else None
+        code: Code | None = None
+        if name == "gradient scale":
+            fix, code = scales.changed_gradients(fix, parts, sizes)
+            if clipping is not None:
+                # They must be right before they are clipped, and where that is in the user's code is not known.
+                fix, code = f"{fix}, before they are clipped", None
         yield Edit(name, says, fix, functools.partial(_gradients, path=path, change=change), agrees=1, code=code)
     for scale in (1, parts) if clipping is not None else ():
         yield Edit(

@@ -1,7 +1,8 @@
 """Gradients that are a multiple of torch's: summed where torch averages, or with another sign."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,19 @@ import numpy as np
 from compare.diagnosis.steps.edit import Difference, Edit
 from compare.numerics.distance import distance
 from compare.torch_side.program_run import TorchProgramRun
-from compare.verdict.fix import Code, written
+from compare.verdict.fix import Code
 
 
-def edits(found: Difference, gradients: Sequence[Difference], equal: Sequence[Difference]) -> Iterator[Edit]:
+def edits(
+    found: Difference, gradients: Sequence[Difference], equal: Sequence[Difference], sizes: Collection[int]
+) -> Iterator[Edit]:
     """Yield the factor that the JAX side's gradients have over torch's, if all that differ at this step have the same.
 
     Args:
         found: What differs first, a gradient.
         gradients: All gradients of this step that differ.
         equal: Those that do not. Where some are of the same model, a factor for all of them would be no fix.
+        sizes: Of the batches' first axes.
 
     """
     if not found.torch.any() or found.torch.size < 2:
@@ -39,9 +43,9 @@ def edits(found: Difference, gradients: Sequence[Difference], equal: Sequence[Di
         return
     names = frozenset(each.name for each in gradients)
     some = {_model(each) for each in gradients} & {_model(each) for each in equal}
-    explanation, code = _explanation(exact, whole, share), None if some else _code(exact)
-    fix = "" if code is None else written(code)
+    explanation, (fix, code) = _explanation(exact, whole, share), _fix(exact, sizes)
     if some:
+        code = None
         which = ", ".join(each.name for each in gradients)
         explanation = f"the JAX side's optimizer is given {exact:.12g} times torch's gradients of {which} alone"
         fix = f"multiply the gradients of {which} by {1 / exact:.12g} on the JAX side"
@@ -70,12 +74,22 @@ def _explanation(exact: float, whole: int, share: int) -> str:
     return f"the JAX side's optimizer gets {says}"
 
 
-def _code(exact: float) -> Code:
-    change = "jnp.negative" if exact == -1 else f"lambda leaf: leaf / {exact:.12g}"
-    if abs(exact) < 1:
-        change = f"lambda leaf: leaf * {1 / exact:.12g}"
-    text = f"jax.tree.map({change}, gradients)"
-    return Code(around=text, words=f"gradients = {text}")
+def _fix(exact: float, sizes: Collection[int]) -> tuple[str, Code | None]:
+    change, count = "jnp.negative", round(max(abs(exact), abs(1 / exact)))
+    if exact != -1:
+        change = f"lambda leaf: leaf {'/' if abs(exact) > 1 else '*'} {'-' * (exact < 0)}{count}"
+    return changed_gradients(f"jax.tree.map({change}, gradients)", count, sizes)
+
+
+def changed_gradients(change: str, count: int, sizes: Collection[int]) -> tuple[str, Code | None]:
+    """Return a change of the gradients by a number of parts: as text, and as a value if the number is constant.
+
+    A number that may be the size of a batch is another one with another batch, and no patch can have it.
+    """
+    if count in sizes:
+        general = re.sub(rf"\b{count}\b", "parts", change)
+        return f"gradients = {general}, with parts = {count} for these batches", None
+    return (text := f"gradients = {change}"), Code(around=change, words=text)
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def map_data(report: "Findings") -> dict[str, Any]:
 
 
 _LEAST, _STEPS = -20, 160
-"""The logarithm of the smallest number that is coded, and the codes for each power of ten: up to 3e5, in 1.5 % steps."""
+"""The logarithm of the smallest number that is coded, and the codes for each power of ten: 1.5 % apart, up to 3e5."""
 
 _INFINITY, _NOTHING = 4094, 4095
 
