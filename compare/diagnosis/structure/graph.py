@@ -73,6 +73,15 @@ class Node:
         walk(("kwargs",), self.kwargs)
         return found
 
+    @functools.cached_property
+    def flat(self) -> bool:
+        """Whether all tensors among its arguments are arguments themselves, and not in lists."""
+        return all(len(path) == FLAT and path[0] == "args" for path, _ in self.inputs)
+
+
+FLAT = 2
+"""The length of the path of an argument."""
+
 
 def on_cpu(node: Node) -> Node:
     """Give the same operation for values on the CPU."""
@@ -198,7 +207,11 @@ class Graph:
             # cost a few operations, whatever the size of the model.
             if edit is None and (node.frozen or not any(number in fresh for _, number in node.inputs)):
                 continue
-            args, kwargs = _resolved(node.args, value), _resolved(node.kwargs, value)
+            if node.flat:  # as nearly all are
+                args = tuple([value(arg.number) if type(arg) is Ref else arg for arg in node.args])
+                kwargs = node.kwargs
+            else:
+                args, kwargs = _resolved(node.args, value), _resolved(node.kwargs, value)
             given = edit(Operation(node, args, kwargs, value)) if edit else node.function(*args, **kwargs)
             for number, tensor in zip(node.outputs, tensors(given), strict=False):
                 if number not in moved:
