@@ -16,6 +16,7 @@ from compare.report.groups import SHOWN_PLACES
 from compare.report.places import listed
 from compare.report.power import show as show_power
 from compare.report.ran import ran
+from compare.report.summary import by_reason
 from compare.report.wording import SIGN, at, counted
 from compare.step.stage import Stage
 from compare.verdict.divergence import Role
@@ -148,8 +149,13 @@ def stages(report: "Findings") -> Table:
 
 
 def _left_out(report: "Findings", *, verbose: bool) -> Iterator[str]:
-    """Say how much was not compared, and why; with `verbose`, by all names."""
-    reasons = [(f"not compared on the {side} side, {reason}", names) for side, reason, names in report.left_out()]
+    """Say how much was not compared, and why; with `verbose`, by all names. A mismatch has more to say than why."""
+    left_out = report.left_out()
+    if not report.ok and not verbose:
+        left_out = by_reason([each._replace(reason="") for each in report.not_compared])
+    reasons = [
+        (f"not compared on the {side} side{', ' * bool(reason)}{reason}", names) for side, reason, names in left_out
+    ]
     if report.pinned:
         reasons.append(("not run in float64", report.pinned))
     for reason, names in reasons:
