@@ -85,8 +85,7 @@ def _cause_at(
     """Look for the cause of one difference, and for the edit of the torch step with which the search goes on."""
     known, fitting, updated = Known(), list[Edit](), place is not None and place.found.pairing.after_update
     if place is not None:
-        lines = bugs.attempt("the lines", lambda: steps.lines(place.found.pairing)) or ()
-        divergence = dataclasses.replace(divergence, lines=tuple(lines))
+        divergence = dataclasses.replace(divergence, lines=tuple(steps.lines(place.found.pairing)))
     # What is computed before any update is explained as in a check of models. A gradient that differs comes from the
     # loop as a rule, and what follows an update from that update: what the loop allows is tried before.
     before = divergence.stage in _COMPUTED and not updated
@@ -339,8 +338,7 @@ def _cause(edits: Sequence[Edit]) -> Cause:
     names = " or ".join(dict.fromkeys(edit.name for edit in edits))
     says = ", or ".join(dict.fromkeys(edit.explanation for edit in edits))
     fix = "; or ".join(dict.fromkeys(edit.fix for edit in edits))
-    # Of edits that fit equally well, which one is meant is not known.
-    code = edits[0].code if all(edit.code == edits[0].code for edit in edits) else None
+    code = edits[0].code if len(edits) == 1 else None  # of several, which one is meant is not known
     general = ", or ".join(dict.fromkeys(edit.general for edit in edits if edit.general))
     return Cause(
         names,

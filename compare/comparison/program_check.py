@@ -134,6 +134,9 @@ class ProgramCheck(CommonCheck):
 
     def lines(self, pairing: Pairing) -> list[Line]:
         """Give the lines of the JAX side that compute what differs, back to modules and to other parts of the state."""
+        return bugs.attempt("the lines", lambda: self._lines(pairing)) or []
+
+    def _lines(self, pairing: Pairing) -> list[Line]:
         if not self.jax.traces:
             return []
         step = Computed.of_step(self.jax.traces[0], self.jax.outputs)

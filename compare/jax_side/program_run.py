@@ -16,7 +16,7 @@ from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.naming import naming
 from compare.jax_side.primitives import is_key
 from compare.jax_side.program import JaxProgram, built, checked_step
-from compare.jax_side.program_state import Role, Structure, is_nnx, meant, path_name
+from compare.jax_side.program_state import Role, Structure, is_nnx, meant, path_name, paths_of
 from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.unjitted import Looked, Remembered, compiled_by_user, fingerprint, looked_at, looking
@@ -207,7 +207,7 @@ class JaxProgramRun:
         self.unreplayed += unreplayed
         self.foreign |= dict.fromkeys(foreign_calls(found[0]))
         self.traces.append(found[0])
-        self.outputs = self.outputs or [*(leaf.name for leaf in self.leaves), *_shown_names(found[1])]
+        self.outputs = self.outputs or [*(leaf.name for leaf in self.leaves), *map(path_name, paths_of(found[1][1]))]
         return found
 
     def _unjitted(self, values: list[Any], batch: Any, draws: Any, gradients: Any, tables: Any) -> Any:
@@ -257,8 +257,7 @@ class JaxProgramRun:
         outputs = watcher.run(closed, arguments)
         self.kinds.update(watch.kinds)
         after, shown = jax.tree.unflatten(jax.tree.structure(shape), outputs)
-        # A lifted step may return float64 where the state has float32 counters, and the next step would be
-        # compiled again.
+        # A lifted step may return float64 where the state has float32 counters: the next one would be compiled again.
         # A step that gives back another dtype, as a number added to a counter does, would be compiled again each time.
         kept = [new if is_key(old.dtype) else new.astype(old.dtype) for old, new in zip(values, after, strict=True)]
         return kept, shown, watcher.shown, choices.made
@@ -342,14 +341,6 @@ class JaxProgramRun:
                 )
             found[fitting[0]] = gradient
         return found
-
-
-def _shown_names(shape: Any) -> list[str]:
-    """Name what a step shows, in the order in which its program gives it."""
-    import jax
-
-    paths = jax.tree_util.tree_flatten_with_path(shape[1])[0]
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
 
 
 def _objects(state: Any) -> Any:

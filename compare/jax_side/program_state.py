@@ -169,6 +169,13 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def paths_of(tree: Any) -> list[Any]:
+    """Return the paths of the leaves of a pytree, in their order."""
+    import jax
+
+    return [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
 def _optimizer_paths(state: Any) -> list[str]:
     """List where the state keeps what an optax optimizer remembers: its states are named tuples of optax's."""
     import jax
