@@ -41,6 +41,11 @@ def after(folder: Path, text: str, expression: str, code: Code, role: Role = Rol
             "c = f(1, 2, 0.1)\n",
         ),
         (
+            "GAMMA, TAU = 0.5, 0.01\n\n\ndef f(a, b):\n    return (1 - TAU) * a + TAU * b\n",
+            "(1 - TAU) * a + TAU * b",
+            "GAMMA, TAU = 0.5, 0.1\n",
+        ),
+        (
             "RATE = 0.01\nOTHER = RATE\n\n\ndef f(a, b):\n    return (1 - RATE) * a + RATE * b\n",
             "(1 - RATE) * a + RATE * b",
             "RATE = 0.01\nOTHER = RATE\n\n\ndef f(a, b):\n    return (1 - 0.1) * a + 0.1 * b\n",

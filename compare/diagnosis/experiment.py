@@ -35,6 +35,8 @@ class Experiment:
     def calls(self) -> list[Call]:
         """List the calls that may be changed: of a buffer, those of the module that has it."""
         calls = self.rerun.calls()
+        if self.found.outside:  # what the modules before it give is right
+            return [dataclasses.replace(call, name="") if call.module else call for call in calls]
         if self.found.divergence.stage == Stage.BUFFERS:
             path = self.found.pairing.torch.rpartition(".")[0]
             # A running mean is written by its own norm alone. The other calls keep their numbers, and without a
@@ -93,6 +95,8 @@ def window_of(found: Found) -> Window:
     """Give the part of the step in which a divergence arises."""
     stage = found.divergence.stage
     ports = found.pairing.ports
+    if found.outside:
+        return Window(None, ports and ports[0])
     if ports is not None:
         return Window(found.before.ports[0] if found.before and found.before.ports else None, ports[0])
     if stage == Stage.LOSS and found.before and found.before.ports:

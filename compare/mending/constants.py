@@ -94,11 +94,28 @@ def _value(file: SourceFile, assignment: Assignment) -> libcst.BaseExpression | 
             return _argument(file, parameter)
         case _, libcst.Param():
             return _argument(file, parent)
+        case _, libcst.Element():
+            return _in_a_tuple(file, parent)
         case _, libcst.AssignTarget():
             parent = file.parent(parent)
     value = getattr(parent, "value", None)
     assigns = isinstance(parent, libcst.Assign | libcst.AnnAssign)
     return value if assigns and isinstance(value, libcst.BaseExpression) else None
+
+
+def _in_a_tuple(file: SourceFile, element: libcst.Element) -> libcst.BaseExpression | None:
+    """Return what `a, b = 1, 2` assigns to one of the names."""
+    names = file.parent(element)
+    target = None if names is None else file.parent(names)
+    statement = None if target is None else file.parent(target)
+    match names, target, statement:
+        case (
+            libcst.Tuple(elements=to),
+            libcst.AssignTarget(),
+            libcst.Assign(value=libcst.Tuple(elements=values)),
+        ) if len(to) == len(values) and not any(isinstance(each, libcst.StarredElement) for each in (*to, *values)):
+            return values[to.index(element)].value
+    return None
 
 
 def _argument(file: SourceFile, parameter: libcst.Param) -> libcst.BaseExpression | None:

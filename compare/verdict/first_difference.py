@@ -28,6 +28,8 @@ class Found(NamedTuple):
     """What the JAX side gives from the torch side's values, in torch's layout."""
     known: bool = False
     """Whether the divergence has its cause already."""
+    outside: bool = False
+    """Whether its cause is looked for in all that the step does before it outside of modules."""
 
 
 def first_divergence(followed: Followed, independent: Collection[Found] | None = None) -> Found | None:
