@@ -43,7 +43,7 @@ def _called(pair: str) -> dict[str, Any]:
     imported = _loading(module, lambda: _of_file(Path(module)) if is_file else _of_name(module, pair))
     function = getattr(imported, name, None)
     if not callable(function):
-        raise InputError(f"{module} has no function {name!r}: is {pair!r} right?{_other(module, imported, name)}")
+        raise InputError(f"{module} has no function {name!r}.{_other(module, imported, name) or _defined(imported)}")
     try:
         inspect.signature(function).bind()
     except TypeError as error:
@@ -111,6 +111,19 @@ def _other(module: str, imported: ModuleType, name: str) -> str:
     if not file.is_file() or getattr(imported, "__file__", None) == str(file.resolve()):
         return ""
     return f" {module} is an installed module: for the file of this folder, write {file}:{name}"
+
+
+def _defined(imported: ModuleType) -> str:
+    """List the functions that a user's module defines and that need no argument: the pair is one of them."""
+    own = [(name, value) for name, value in vars(imported).items() if inspect.isfunction(value)]
+    fitting = [name for name, value in own if value.__module__ == imported.__name__ and not _needed(value)]
+    return f" It has {', '.join(fitting)}" if fitting else ""
+
+
+def _needed(function: Any) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [each.name for each in parameters if each.default is each.empty and each.kind not in variable]
 
 
 def told(error: BaseException) -> str:

@@ -90,9 +90,14 @@ class Group:
         return tuple(dict.fromkeys(line for each in self.findings for line in each.lines))
 
     def line(self, side: str) -> Line | None:
-        """Return the most useful line of a side: where a layer is created rather than where it is called."""
+        """Return the most useful line of a side: where a layer is created rather than where it is called.
+
+        Of lines that compute something one after another, the last computes what differs.
+        """
         lines = [line for line in self.lines if line.side == side]
-        return min(lines, key=lambda line: list(Role).index(line.role), default=None)
+        first = min(lines, key=lambda line: list(Role).index(line.role), default=None)
+        computed = [line for line in lines if line.role is Role.COMPUTED]
+        return computed[-1] if first is not None and first.role is Role.COMPUTED else first
 
     @property
     def patch(self) -> Patch | None:
