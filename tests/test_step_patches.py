@@ -127,3 +127,18 @@ def test_a_constant_that_two_expressions_have_is_not_known(tmp_path: Path) -> No
     lines = [file.line(Role.COMPUTED, each) for each in ("x - 0.2", "y - 0.2")]
     with pytest.raises(Unfit):
         patch_of([Code(around="x - 0.3")], lines)
+
+
+@pytest.mark.parametrize(
+    ("call", "mended"),
+    [
+        ("x.std()", "x.std(ddof=1)"),
+        ("x.std(0, keepdims=True)", "x.std(0, keepdims=True, ddof=1)"),
+        ("jnp.std(x, ddof=0)", "jnp.std(x, ddof=1)"),
+        ("x.mean()", None),
+    ],
+)
+def test_a_standard_deviation_is_a_method_too(call: str, mended: str | None, tmp_path: Path) -> None:
+    unbiased = Code("jnp.std", keywords={"ddof": 1})
+    found = after(tmp_path, f"def f(x):\n    return x / {call}\n", call, unbiased)
+    assert found == (mended and f"def f(x):\n    return x / {mended}\n")

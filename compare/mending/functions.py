@@ -69,6 +69,8 @@ def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     same = [call for call in calls if is_function(file.meaning(call.func), code.call)]
     if code.call == ATTENTION and not same:  # written out by hand
         return _attention(file, code, lines, calls)
+    if code.call in _STATISTICS and not same:  # a method of an array
+        same = [call for call in calls if _attribute(call) in ("std", "var") and file.meaning(call.func) is None]
     # In the order of how sure it is that this call is meant: the function that only lacks a setting, the one that was
     # proved to be there, one of those that people exchange, and one whose meaning is not known, such as `self.act(x)`.
     # If another function was proved to be there, a call of one is a part of it: x * sigmoid(x) computes silu.
@@ -85,6 +87,13 @@ def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     if code.arguments == ("...",):
         raise Unfit("another function may take other arguments")
     return put(file, call, str(code), {"x": call.args[0].value})
+
+
+_STATISTICS = ("jnp.var", "jnp.std")
+
+
+def _attribute(call: libcst.Call) -> str:
+    return call.func.attr.value if isinstance(call.func, libcst.Attribute) else ""
 
 
 _CAUSAL = "jnp.where(jnp.tril(jnp.ones(x.shape[-2:], bool)), x, -jnp.inf)"
