@@ -163,3 +163,115 @@ def test_an_optimizer_for_each_label_leaves_variables_without_arrays(decay: floa
     sides = compare.TorchProgram(in_groups), compare.JaxProgram(with_labels(decay))
     report = compare.check(*sides, batches, steps=3, device="cpu")
     assert report.verdict == verdict, str(report)
+
+
+def cut() -> Any:
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.01)
+
+    def step(_: Any, batch: Any) -> Any:
+        optimizer.zero_grad()
+        loss = functional.mse_loss(model(batch["x"]), batch["y"])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        optimizer.step()
+        return {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer}, step
+
+
+def cut_inside(rate: Any) -> Any:
+    def build() -> Any:
+        model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+        def clip(updates: Any, params: Any) -> Any:
+            del params
+            return optax.tree.scale(jnp.minimum(1.0, 0.01 / (optax.tree.norm(updates) + 1e-6)), updates)
+
+        transform = optax.chain(optax.stateless(clip), optax.adamw(rate, weight_decay=0.01))
+        optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            loss, gradients = nnx.value_and_grad(lambda model: jnp.mean((model(batch["x"]) - batch["y"]) ** 2))(
+                state["model"]
+            )
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("rate", "limits"),
+    [(1e-2, ""), (optax.piecewise_constant_schedule(1e-2, {6: 0.5}), "up to step 6")],
+    ids=["right", "later"],
+)
+def test_clipping_inside_of_the_optimizer_is_no_later_difference(rate: Any, limits: str) -> None:
+    """Further steps are given torch's gradients, which clipped twice would be smaller by a millionth."""
+    rng = np.random.default_rng(0)
+    batches = [{"x": rng.normal(size=(6, 4)), "y": 5 * rng.normal(size=(6, 3))} for _ in range(3)]
+    sides = compare.TorchProgram(cut), compare.JaxProgram(cut_inside(rate))
+    report = compare.check(*sides, batches, steps=3, device="cpu")
+    assert report.verdict == "match", str(report)
+    assert (limits in "; ".join(report.limits)) if limits else report.limits == [], report.limits
+
+
+def critic() -> Any:
+    """Update the critic twice and the generator once: their optimizers count different steps."""
+    makes, judges = (torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, size)) for size in (4, 1))
+    one, two = (torch.optim.Adam(each.parameters(), 2e-3) for each in (makes, judges))
+
+    def step(_: Any, batch: Any) -> Any:
+        for _ in range(2):
+            loss = judges(makes(batch["z"]).detach()).mean() - (judges(batch["x"]) ** 2).mean()
+            two.zero_grad()
+            loss.backward()
+            two.step()
+        one.zero_grad()
+        (-judges(makes(batch["z"])).mean()).backward()
+        one.step()
+        return {"loss": loss}
+
+    return {"makes": makes, "judges": judges, "one": one, "two": two}, step
+
+
+class Two(nnx.Module):
+    def __init__(self, size: int, rngs: nnx.Rngs) -> None:
+        self.a, self.b = nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, size, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.b(self.a(x))
+
+
+def flax_critic(times: int) -> Any:
+    def build() -> Any:
+        makes, judges = Two(4, nnx.Rngs(0)), Two(1, nnx.Rngs(1))
+        one, two = (nnx.Optimizer(each, optax.adam(2e-3), wrt=nnx.Param) for each in (makes, judges))
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            makes, judges = state["makes"], state["judges"]
+            fake = makes(batch["z"])
+            for _ in range(times):
+                loss, gradients = nnx.value_and_grad(lambda d: d(fake).mean() - (d(batch["x"]) ** 2).mean())(judges)
+                state["two"].update(judges, gradients)
+            state["one"].update(makes, nnx.grad(lambda g: -judges(g(batch["z"])).mean())(makes))
+            return state, {"loss": loss}
+
+        return {"makes": makes, "judges": judges, "one": one, "two": two}, step
+
+    return build
+
+
+@pytest.mark.parametrize(("times", "verdict"), [(2, "match"), (1, "mismatch")])
+def test_models_with_layers_of_one_name_and_size_have_their_own_optimizers(times: int, verdict: str) -> None:
+    """The first layers are alike on both sides, and only the last show which optimizer trains which model."""
+    rng = np.random.default_rng(0)
+    batches = [{"x": rng.normal(size=(6, 4)), "z": rng.normal(size=(6, 4))} for _ in range(3)]
+    sides = compare.TorchProgram(critic), compare.JaxProgram(flax_critic(times))
+    report = compare.check(*sides, batches, steps=3, device="cpu", quick=True)
+    assert report.verdict == verdict, str(report)
+    assert not [each.name for each in report.not_compared if "exp_avg" in each.name or "mu/" in each.name]

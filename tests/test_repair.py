@@ -23,9 +23,11 @@ def group(file: Path, name: str, before: str, after: str) -> dict[str, Any]:
 
 
 def report(groups: list[dict[str, Any]], step: int = 0) -> dict[str, Any]:
-    divergence = {"step": step} if groups else None
+    places = [place for group in groups for place in group.get("places", ())]
+    found = [{"step": step, "number": NAMES.index(each["torch"]), **each} for each in places]
+    first, others = (found[0], found[1:]) if found else (None, [])
     verdict = "mismatch" if groups else "match"
-    return {"verdict": verdict, "headline": verdict, "divergence": divergence, "groups": groups, "quantities": []}
+    return {"verdict": verdict, "headline": verdict, "divergence": first, "others": others, "groups": groups}
 
 
 class Program:
@@ -37,6 +39,8 @@ class Program:
         self.checks = 0
         self.wrong_fix = ""
         """The name of a setting for which the patch is wrong."""
+        self.shown = len(NAMES)
+        """How many findings a check lists."""
         self.said: list[str] = []
 
     def check(self) -> Checked:
@@ -50,7 +54,7 @@ class Program:
             if value != "1":
                 new = "broken" if name == self.wrong_fix else "1"
                 groups.append(group(self.file, name, line, f"{name} = {new}"))
-        return Checked(int(bool(groups)), "", report(groups))
+        return Checked(int(bool(groups)), "", report(groups[: self.shown]))
 
     def repaired(self) -> Checked:
         return Repair(self.check, self.said.append).run()
@@ -72,6 +76,29 @@ def test_a_patch_that_makes_it_worse_is_taken_back_and_the_others_stay(tmp_path:
     assert any("did not help: the file is restored" in line for line in program.said)
 
 
+def test_a_right_patch_that_uncovers_another_finding_stays(tmp_path: Path) -> None:
+    """A report lists a few findings, and the first two of them hide the third."""
+    program = Program(tmp_path, alpha="2", beta="2", gamma="2")
+    program.shown = 2
+    program.wrong_fix = "beta"
+    program.repaired()
+    assert program.file.read_text() == "alpha = 1\nbeta = 2\ngamma = 1\n"
+
+
+def test_a_patch_that_breaks_what_comes_before_it_is_taken_back(tmp_path: Path) -> None:
+    program = Program(tmp_path, alpha="1", beta="2", gamma="1")
+
+    def check() -> Checked:
+        found = program.check()
+        if found.is_match:  # the patch of the second setting was wrong for the first
+            before = group(program.file, "alpha", "alpha = 1", "alpha = 1")
+            return Checked(1, "", report([before | {"patch": None}]))
+        return found
+
+    Repair(check, program.said.append).run()
+    assert program.file.read_text() == "alpha = 1\nbeta = 2\ngamma = 1\n"
+
+
 def test_it_ends_where_nothing_applies(tmp_path: Path) -> None:
     program = Program(tmp_path, alpha="2")
     program.wrong_fix = "alpha"
@@ -89,7 +116,7 @@ def test_it_ends_after_so_many_rounds(tmp_path: Path) -> None:
         nonlocal count
         count += 1
         text = program.file.read_text().strip()
-        new = group(program.file, f"finding {count}", text, f"alpha = {count}")
+        new = group(program.file, "alpha", text, f"alpha = {count}") | {"cause": f"cause {count}"}
         return Checked(1, "", report([new], step=count))
 
     Repair(check, program.said.append).run()

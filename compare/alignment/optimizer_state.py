@@ -75,7 +75,7 @@ def align_state(
             # torch counts steps for each parameter, optax once for each transformation.
             whole = to_numpy(torch.optimizer[ours]).ndim == 0 and slot.torch == "step"
             among = [name for field in slot.jax for name in fields.get((field, "" if whole else link.jax), [])]
-            theirs = _nearest(among, [name for names in fields.values() for name in names if name.endswith(link.jax)])
+            theirs = _nearest(among, [name for (_, own), names in fields.items() if own == link.jax for name in names])
             if theirs is None or not _fits(link, whole, torch.optimizer[ours], jax.optimizer[theirs]):
                 continue
             met |= {ours, theirs}
@@ -111,15 +111,20 @@ def _fields(state: Iterable[str], parameters: Iterable[str]) -> dict[tuple[str, 
 
 
 def _nearest(names: list[str], beside: list[str]) -> str | None:
-    """Of several counters take that of the state that has the parameter's moments: the longest common beginning."""
-    if len(names) < 2:
-        return names[0] if names else None
+    """Of several counters take that of the state that has the parameter's moments: the longest common beginning.
 
-    def shared(name: str, other: str) -> int:
-        pairs = zip(name.split("/"), other.split("/"), strict=False)
-        return sum(1 for _ in itertools.takewhile(lambda keys: keys[0] == keys[1], pairs))
+    None where there are several, and no moments.
+    """
+    if len(names) < 2 or not beside:
+        return names[0] if len(names) == 1 else None
 
-    return max(names, key=lambda name: max((shared(name, other) for other in beside), default=0))
+    return max(names, key=lambda name: max(shared_start(name, other) for other in beside))
+
+
+def shared_start(name: str, other: str) -> int:
+    """Count the components with which two paths begin alike."""
+    pairs = zip(name.split("/"), other.split("/"), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda keys: keys[0] == keys[1], pairs))
 
 
 def _fits(link: Link, whole: bool, ours: Any, theirs: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from compare.alignment.forward import align_modules
-from compare.alignment.optimizer_state import Settings, align_state
+from compare.alignment.optimizer_state import Settings, align_state, shared_start
 from compare.alignment.pairings import Alignment, NotCompared, Pairing, align_tensors
 from compare.errors import InputError
 from compare.step.observation import Observation, to_numpy
@@ -162,8 +162,8 @@ def _with_parameters(links: Sequence[Link], torch: Observation, jax: Observation
     the state have such a parameter, choose the one that torch's optimizers train and whose name is most similar.
     """
     trained = {link.jax for link in links if link.torch in torch.updates}
-    for name, value in jax.optimizer.items():
-        parameter = _parameter(name, value, trained, jax.updates)
+    named = {name: _parameters(name, value, trained, jax.updates) for name, value in jax.optimizer.items()}
+    for name, parameter in _by_the_others(named).items():
         if parameter is None or name.endswith(f"/{parameter}"):
             yield name, name
             continue
@@ -174,11 +174,28 @@ def _with_parameters(links: Sequence[Link], torch: Observation, jax: Observation
         yield f"{name.removesuffix(shared)}{parameter}", name
 
 
-def _parameter(name: str, value: Any, trained: set[str], parameters: Mapping[str, Any]) -> str | None:
-    """Find the parameter of an array of an optimizer's state: the longest common end, among those of its shape.
+def _by_the_others(named: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
+    """Choose among the parameters that each array may belong to: one of the model that its optimizer trains.
 
-    Of several, the one is meant that lies with the optimizer, as in one `TrainState`, or is called as it is. None where
-    that leaves a choice.
+    A generator and a discriminator may both have a first layer of 64 units. The layers that only one of them has show
+    which is trained by which optimizer. None where there is no parameter, or still a choice.
+    """
+    known = {name: parameters[0] for name, parameters in named.items() if len(parameters) == 1}
+
+    def chosen(name: str, parameters: Sequence[str]) -> str | None:
+        near = {other: shared_start(name, other) for other in known}
+        most = max(near.values(), default=0)
+        models = {known[other].partition("/")[0] for other, shared in near.items() if shared == most > 0}
+        own = [parameter for parameter in parameters if parameter.partition("/")[0] in models]
+        return own[0] if len(own) == 1 else None
+
+    return {name: known.get(name) or chosen(name, parameters) for name, parameters in named.items()}
+
+
+def _parameters(name: str, value: Any, trained: set[str], parameters: Mapping[str, Any]) -> list[str]:
+    """Find the parameters that an array of an optimizer's state may belong to: the longest common end, of its shape.
+
+    Of several, those are meant that lie with the optimizer, as in one `TrainState`, or are called as it is.
     """
     found: list[tuple[tuple[int, bool, int, int], str]] = []
     keys = name.split("/")
@@ -193,8 +210,7 @@ def _parameter(name: str, value: Any, trained: set[str], parameters: Mapping[str
         beside = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(around, before, strict=False)))
         found.append(((common, parameter in trained, beside, _likeness(around, before)), parameter))
     best = max((score for score, _ in found), default=None)
-    named = [parameter for score, parameter in found if score == best]
-    return named[0] if len(named) == 1 else None
+    return [parameter for score, parameter in found if score == best]
 
 
 def _likeness(keys: Iterable[str], path: Iterable[str]) -> int:

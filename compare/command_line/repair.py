@@ -45,6 +45,12 @@ class Checked:
         """The findings."""
         return [] if self.report is None else list(self.report["groups"])
 
+    @property
+    def divergences(self) -> list[Mapping[str, Any]]:
+        """All places that differ, the first one first."""
+        first = self.report and self.report["divergence"]
+        return [first, *self.report["others"]] if self.report and first else []
+
 
 Check = Callable[[], Checked]
 
@@ -143,29 +149,36 @@ class Repair:
 
 
 def _helped(before: Checked, after: Checked, mended: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether what was to be mended is gone, and what is left is less or comes later."""
+    """Return whether what was to be mended is gone, and all that is new comes after it.
+
+    A report lists a few findings at most, and not what they hide. So a right patch may uncover as many as it mends.
+    """
     if after.report is None:
         return False
     if after.is_match:
         return True
-    left = {_finding(group) for group in after.groups}
-    if left & {_finding(group) for group in mended}:
+    if any(_cause(one) == _cause(other) and _places(one) & _places(other) for one in mended for other in after.groups):
         return False
-    return len(after.groups) < len(before.groups) or _first(after) > _first(before)
+    gone = frozenset[tuple[str, str]]().union(*map(_places, mended))
+    known = frozenset[tuple[str, str]]().union(*(_places(group) for group in before.groups if group not in mended))
+    first = min((_position(each) for each in before.divergences if _place(each) in gone), default=(0, 0))
+    return all(_place(each) in known or _position(each) > first for each in after.divergences)
 
 
-def _finding(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    return group["cause"], tuple((place["torch"], place["jax"]) for place in group["places"])
+def _cause(group: Mapping[str, Any]) -> str:
+    return str(group["cause"])
 
 
-def _first(checked: Checked) -> tuple[int, int]:
-    """Say how far the two sides agree: the step, and how many quantities come before the first that differs."""
-    assert checked.report is not None
-    divergence = checked.report["divergence"]
-    if divergence is None:
-        return sys.maxsize, 0
-    wrong = [number for number, each in enumerate(checked.report["quantities"]) if each["verdict"] == "mismatch"]
-    return divergence["step"], min(wrong, default=0)
+def _places(group: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    return frozenset(map(_place, group["places"]))
+
+
+def _place(found: Mapping[str, Any]) -> tuple[str, str]:
+    return found["torch"], found["jax"]
+
+
+def _position(divergence: Mapping[str, Any]) -> tuple[int, int]:
+    return divergence["step"], divergence["number"]
 
 
 def _key(group: Mapping[str, Any]) -> str:

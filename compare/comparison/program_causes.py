@@ -19,7 +19,6 @@ from compare.comparison.suggested_edits import (
     Placed,
     Reach,
     Steps,
-    computed,
     hidden_by,
     is_hidden,
     placed,
@@ -27,13 +26,12 @@ from compare.comparison.suggested_edits import (
     suggested,
 )
 from compare.comparison.update_steps import other_steps
+from compare.comparison.weighing import Weighing
 from compare.diagnosis.steps.edit import ALL, Edit
 from compare.errors import InputError, InternalError, NondeterministicError
-from compare.step.observation import Observation
 from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence, Part
 from compare.verdict.following import Followed
-from compare.verdict.ratio import FACTOR, Quantity
 
 FAILURES = (RuntimeError, InputError, InternalError, NondeterministicError)
 """What is raised where torch refuses an edited step."""
@@ -132,7 +130,7 @@ def _with_cause(
     # Where gradients are seen, the optimizer's own steps prove more, and give the call of optax that mends them.
     proved = fitting and not fitting[0].free and unseen
     if pairing.stage == Stage.UPDATE and divergence.stage == Stage.UPDATE and not proved:
-        known = steps.update_explained(followed, pairing, edits, reach.step)
+        known = steps.update_explained(followed, pairing, edits)
         if known.cause is not None and unseen:
             return dataclasses.replace(divergence, details=_or_gradients(known.cause))
         if known.cause is not None:
@@ -165,7 +163,7 @@ def _other_steps(followed: Followed, steps: Steps, reach: Reach, edits: Sequence
             return other.cause
         # A learning rate of 0 updates nothing either. It shows in what comes after the update in its step, such as a
         # module's second call, before it shows in the update.
-        cause = steps.update_explained(followed, other.update, edits, reach.step).cause
+        cause = steps.update_explained(followed, other.update, edits).cause
         if cause is not None:
             return cause if agrees(steps.updates_taken(followed, other.update, edits)) else None
         proved = agrees(other.edit, always=True) if other.edit is not None else other.agreed
@@ -205,11 +203,15 @@ def _searched(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
         return Known()
     if found.edit is None:
         return found
+    structure = bool(found.searched.edited)
     try:
         after = placed(followed, steps, [*edits, found.edit], reach)
     except FAILURES:
-        return Known()
-    return found if after is None or after.number > place.number else Known()
+        return Known(found.searched) if structure else Known()
+    if after is None or after.number > place.number:
+        return found
+    # A cause of structure is proved in the graph of one step. In a step that runs otherwise it may edit nothing.
+    return Known(found.searched) if structure else Known()
 
 
 def _best(
@@ -252,9 +254,9 @@ def _best(
 
 def _differing(followed: Followed, steps: Steps, edits: Sequence[Edit], step: int) -> set[int]:
     """Return the numbers of the deciding quantities that differ at a step with these edits."""
-    pairs, found = _weighed_anew(followed), set[int]()
+    weighing, found = Weighing(followed), set[int]()
     for _, torch, jax in itertools.islice(read(followed, edits, steps.both(edits)), step + 1):
-        found = {place for place, pairing, quantity in pairs if _differs(pairing, quantity, torch, jax)}
+        found = {place for place, _ in weighing.differing(torch, jax)}
     return found
 
 
@@ -267,27 +269,15 @@ def _holds(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
     if now.step != reach.step or followed.pairings[now.place].after_update or now.place <= reach.place:
         return False
     proved, free = 0, edits[-1].free
-    with_it, without = (_weighed_anew(followed, now.place) for _ in range(2))
+    with_it, without = (Weighing(followed, now.place) for _ in range(2))
     mended, as_before = (read(followed, edits, steps.from_torch(each)) for each in (edits, edits[:-1]))
     runs = zip(range(followed.steps), mended, as_before, strict=False)
     for _, (_, torch, jax), (_, other, other_jax) in runs:
-        if any(_differs(pairing, quantity, torch, jax) for _, pairing, quantity in with_it):
+        if any(True for _ in with_it.differing(torch, jax)):
             return False
-        # A sum, since each quantity must see each step.
-        proved += sum(_differs(pairing, quantity, other, other_jax) for _, pairing, quantity in without) > 0
+        # A list, since each quantity must see each step.
+        proved += bool(list(without.differing(other, other_jax)))
     return proved >= max(2, 2 * free + 1)
-
-
-def _weighed_anew(followed: Followed, end: int | None = None) -> list[tuple[int, Pairing, Quantity]]:
-    """List what decides before a place, with its number, to be weighed at other steps or with other edits."""
-    # The rounding of the float32 runs and of the moved runs stays as it was measured without edits. An edit changes
-    # what is computed, and not how well: measuring again would cost six runs for each edit.
-    pairs = zip(followed.pairings, followed.quantities, strict=True)
-    return [
-        (place, pairing, dataclasses.replace(quantity, error64=[], sizes=[]))
-        for place, (pairing, quantity) in enumerate(itertools.islice(pairs, end))
-        if pairing.decides
-    ]
 
 
 def _goes_on(followed: Followed, reach: Reach, now: Reach) -> bool:
@@ -299,24 +289,15 @@ def _goes_on(followed: Followed, reach: Reach, now: Reach) -> bool:
 
 def _reach(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Reach | None:
     """Find where both sides first differ with these edits; None if they do not."""
-    pairs = _weighed_anew(followed)
+    weighing = Weighing(followed)
     hidden = hidden_by(edits)
     both = read(followed, edits, steps.both(edits))
     for step, (_, torch, jax) in zip(range(followed.steps), both, strict=False):
         # In order of computation: the first place that differs is the one that the others may follow from.
-        for place, pairing, quantity in pairs:
-            if not is_hidden(pairing, hidden) and _differs(pairing, quantity, torch, jax):
+        for place, pairing in weighing.differing(torch, jax):
+            if not is_hidden(pairing, hidden):
                 return Reach(step, place)
     return None
-
-
-def _differs(pairing: Pairing, quantity: Quantity, torch: Observation, jax: Observation) -> bool:
-    ours, theirs = computed(pairing.torch_array, torch), computed(pairing.jax_array, jax)
-    if ours is None or theirs is None:
-        quantity.add_absent("error64", on_both=ours is None and theirs is None)
-    else:
-        quantity.add_difference(theirs, ours, pairing.operands and pairing.operands(torch))
-    return bool(quantity.ratio[-1] > FACTOR)
 
 
 def _divergence(followed: Followed, reach: Reach) -> Divergence:
@@ -330,6 +311,7 @@ def _divergence(followed: Followed, reach: Reach) -> Divergence:
         float(quantity.error64[reach.step]),
         float(quantity.rounding[reach.step]),
         float(quantity.expected[reach.step]),
+        number=reach.place,
     )
 
 

@@ -4,7 +4,7 @@ import copy
 import functools
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class ProgramCheck(CommonCheck):
     runs: ProgramRuns
     pair: ProgramPair
     jax: JaxProgramRun
+    searches_what_draws_otherwise = True
 
     def __init__(
         self,
@@ -104,14 +105,21 @@ class ProgramCheck(CommonCheck):
         places = [", ".join(filter(None, (str(site), site.place))) for site in sites]
         return [NotCompared("jax", place, "a draw without effect, which torch does not make") for place in places]
 
-    def update_explained(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit], step: int) -> Explained:
+    def update_explained(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit]) -> Explained:
         """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
-        if edits:
-            accumulated = is_accumulated(followed, self, edits, step, pairing)
-        else:
+
+        def of(torch: Callable[[str], TorchProgramRun], *, accumulated: bool) -> Explained:
+            programs = Programs(self.pair.links, self.runs.stepper, torch, self._jax_again, accumulated)
+            return explained_update(programs, followed, pairing)
+
+        if not edits:
             accumulated = pairing.torch.partition(".")[0] in self.runs.gradients.chosen
-        programs = Programs(self.pair.links, self.runs.stepper, self.pair.torch_run, self._jax_again, accumulated)
-        return explained_update(programs, followed, pairing)
+            return of(self.pair.torch_run, accumulated=accumulated)
+        # With the edits, torch has the port's gradients, and clips where the port does. Some edits change how torch's
+        # optimizer is stepped: then it is seen without them.
+        accumulated = is_accumulated(followed, self, edits, pairing)
+        found = of(lambda _: self._edited(edits), accumulated=accumulated)
+        return found if found.cause else of(self.pair.torch_run, accumulated=accumulated)
 
     def updates_taken(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit]) -> Edit | None:
         """Give the edit with which the optimizer of a pairing updates as the port's does, if there can be one."""

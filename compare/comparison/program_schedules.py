@@ -93,7 +93,7 @@ def _steps(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Iterato
 
     The JAX side goes on from its own state after the steps of the check, which has its counts in it.
     """
-    pair, stepper = runs.pair, runs.stepper
+    pair, stepper, chosen, clipped = runs.pair, runs.stepper, runs.gradients.chosen, set[str]()
     run, own = pair.torch_run("float64"), jax.compiled_quickly()
     runs.again(own)
     own.chosen = {}  # of these steps not everything is compared
@@ -107,7 +107,7 @@ def _steps(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Iterato
         if number == followed.steps:
             start = time.process_time()
         if REPEATED <= number < further:
-            next(stream)
+            clipped |= _changed(next(stream))
             continue
         if number == further > REPEATED:
             own.values = list(jax.values)
@@ -119,10 +119,23 @@ def _steps(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Iterato
         seen = next(stream)
         if any("#" in gradient for gradient in seen.gradients):  # an optimizer that is stepped twice within a step
             return
-        gradients = {key: to_numpy(value) for key, value in seen.gradients.items()}
+        clipped |= _changed(seen) if number < followed.steps else set()
+        if (
+            not _changed(seen) <= clipped
+        ):  # torch clips for the first time: no step has shown where the JAX side does so
+            return
+        # A JAX side that clips inside its optimizer is given what torch's backward pass left: clipped twice, it would
+        # be divided by a norm of 1 + 1e-6.
+        left = {name: each for name, each in seen.accumulated.items() if name.partition(".")[0] in chosen}
+        gradients = {key: to_numpy(value) for key, value in {**seen.gradients, **left}.items()}
         shared = [dataclasses.replace(link, adds=False) for link in pair.links if link.torch in gradients]
         given = {link.jax for link in shared}
         arrays = {key: array for key, array in to_jax(shared, gradients, own.arrays()).items() if key in given}
         shown = own.step(stepper.batches[number % len(stepper.batches)], stepper.draws[number], arrays)
         names = names or slot_names(pair.links, seen, shown)
         yield number, seen, shown
+
+
+def _changed(seen: Observation) -> set[str]:
+    """Name the models whose gradients torch has changed before its optimizer got them."""
+    return {name.partition(".")[0] for name in seen.accumulated}

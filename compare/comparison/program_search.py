@@ -13,6 +13,7 @@ from compare.comparison.program_lines import module_at
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.steps import Stepper
 from compare.comparison.suggested_edits import Known, Placed
+from compare.comparison.weighing import computed
 from compare.diagnosis.experiment import rerun_at, window_of
 from compare.diagnosis.held_out import HeldOut
 from compare.diagnosis.place import Place, place_of
@@ -20,11 +21,12 @@ from compare.diagnosis.search import explain
 from compare.diagnosis.steps.again import Again, edit_of
 from compare.diagnosis.steps.edit import Edit
 from compare.diagnosis.structure.budget import Budget
-from compare.diagnosis.structure.search import Surroundings
+from compare.diagnosis.structure.search import Shown, Surroundings
 from compare.errors import InputError, InternalError, Signal
 from compare.jax_side.program_run import JaxProgramRun
 from compare.numerics.distance import distance
 from compare.step.batch import Batch
+from compare.step.observation import Observation
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.first_difference import Found
 from compare.weights.links import to_jax
@@ -63,14 +65,17 @@ class ProgramSearch:
         found = place.found
         step = found.divergence.step
         run, batch, draws = self._before(step, edits), self._batch(step), self.stepper.draws[step]
-        target = self._target(found.pairing, run, batch, step, before=step)
+        seen = self._jax_step(run, batch, step, before=step)
+        target = self._read(found.pairing, seen)
         if target is None:
             return Known()
         found = found._replace(target=target)
         again = Again(run)
         if not self._repeats(found, again, batch, step):
             return Known()
-        surroundings = Surroundings(place.agreeing, self.budget)
+        others = ((pairing, self._read(pairing, seen), limit) for pairing, limit in place.shown)
+        shown = [Shown(pair.torch_array, array, limit) for pair, array, limit in others if array is not None]
+        surroundings = Surroundings(place.agreeing, self.budget, shown=shown)
         searched = explain(found, again, batch, draws, self._place(found), self._held_out(found, edits), surroundings)
         if searched.cause is None and found.before is not None and found.before.ports is not None:
             # A value may be computed before the module that ran last, from what another one gave: a target of the loss.
@@ -92,7 +97,15 @@ class ProgramSearch:
         return run
 
     def _target(self, pairing: Pairing, run: TorchProgramRun, batch: Any, step: int, *, before: int) -> Any:
-        """Return what the JAX side has at a step from torch's weights; None where it cannot take that step.
+        """Return what the JAX side has at a step from torch's weights; None where it has nothing there."""
+        return self._read(pairing, self._jax_step(run, batch, step, before=before))
+
+    def _read(self, pairing: Pairing, seen: Observation | None) -> np.ndarray | None:
+        array = None if seen is None else computed(pairing.jax_array, seen)
+        return None if array is None else np.array(array, np.float64)
+
+    def _jax_step(self, run: TorchProgramRun, batch: Any, step: int, *, before: int) -> Observation | None:
+        """Take a step of the JAX side from torch's weights; None where it cannot take it.
 
         It takes as many steps `before`: what it counts, and what its optimizers remember, comes from these.
         """
@@ -101,8 +114,8 @@ class ProgramSearch:
             for number in range(before):
                 jax.step(self._batch(number), self.stepper.draws[number])
             jax.load(to_jax(self.pair.links, run.arrays(), jax.arrays()))
-            return np.array(pairing.jax_array(jax.step(batch, self.stepper.draws[step])), np.float64)
-        except (KeyError, InputError, InternalError, Signal):
+            return jax.step(batch, self.stepper.draws[step])
+        except (InputError, InternalError, Signal):
             return None
 
     def _repeats(self, found: Found, again: Again, batch: Any, step: int) -> bool:

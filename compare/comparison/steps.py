@@ -23,6 +23,9 @@ class TorchSteps(Protocol):
     noise: "np.random.Generator | None"
     tables: int
 
+    def around(self) -> contextlib.AbstractContextManager[Any]:
+        """Give what is in force while a step runs."""
+
     def step(self, batch: Any) -> Observation:
         """Take one step."""
 
@@ -60,7 +63,7 @@ class Stepper:
             give_back_memory(self.size)
             controlled = self._controlled(run, number)
             controlled.unfinished = True
-            with self._at(number), controlled:
+            with self._at(number), run.around(), controlled:
                 shown = [run.backward(batch)]
             # popped, so that this frame keeps no reference: gradients and activations are freed as soon as they are
             # compared.
@@ -89,7 +92,7 @@ class Stepper:
     def whole(self, run: TorchSteps) -> Iterator[Observation]:
         """Take torch's steps one by one."""
         for number, batch in enumerate(itertools.cycle(self.batches)):
-            with self._at(number), self._controlled(run, number) as controlled:
+            with self._at(number), run.around(), self._controlled(run, number) as controlled:
                 shown = [run.step(batch)]
             self._note_reached(controlled)
             yield shown.pop()

@@ -7,14 +7,15 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from compare.alignment.pairings import Pairing, Read
+from compare.alignment.pairings import Pairing
 from compare.comparison.readings import nearer_as_accumulated, nearer_reading
+from compare.comparison.weighing import Residues, apart, computed
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.steps import averages, followers, kept, loops, modules, scales
 from compare.diagnosis.steps.edit import Difference, Edit, StateTensor
 from compare.diagnosis.steps.library_calls import EDITS
-from compare.numerics.distance import distance, norm
+from compare.numerics.distance import distance
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
@@ -32,6 +33,8 @@ class Placed(NamedTuple):
     """Torch's inputs and outputs of modules before it, at which they agree."""
     number: int
     """Of the pairing, in order of computation."""
+    shown: Sequence[tuple[Pairing, float]] = ()
+    """What both steps show, each with the distance that rounding explains."""
 
 
 class Known(NamedTuple):
@@ -44,7 +47,7 @@ class Known(NamedTuple):
 class Steps(Protocol):
     """Takes both sides through the steps of a comparison, in float64."""
 
-    def update_explained(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit], step: int) -> Explained:
+    def update_explained(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit]) -> Explained:
         """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
 
     def both(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
@@ -86,10 +89,14 @@ def read(followed: Followed, edits: Sequence[Edit], taken: Taken) -> Taken:
         yield run, nearer_reading(followed.pairings, torch, jax) if edits else torch, jax
 
 
-def is_accumulated(followed: Followed, steps: Steps, edits: Sequence[Edit], step: int, pairing: Pairing) -> bool:
-    """Tell whether the JAX side's optimizer is given gradients as torch's backward pass leaves them."""
-    _, torch, jax = next(itertools.islice(steps.both(edits), step, None))
-    return pairing.torch.partition(".")[0] in nearer_as_accumulated(followed.pairings, torch, jax)
+def is_accumulated(followed: Followed, steps: Steps, edits: Sequence[Edit], pairing: Pairing) -> bool:
+    """Tell whether the JAX side's optimizer is given gradients as torch's backward pass leaves them.
+
+    Not every step clips: one that does shows it.
+    """
+    taken = zip(range(followed.steps), steps.from_torch(edits), strict=False)
+    model = pairing.torch.partition(".")[0]
+    return any(model in nearer_as_accumulated(followed.pairings, torch, jax) for _, (_, torch, jax) in taken)
 
 
 def suggested(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Iterator[Edit]:
@@ -145,6 +152,11 @@ def _of_gradient(
         yield from scales.edits(found, wrong, equal, sizes)
 
 
+def _shown(followed: Followed, step: int) -> list[tuple[Pairing, float]]:
+    pairs = zip(followed.pairings, followed.quantities, strict=True)
+    return [(pair, float(each.expected[step])) for pair, each in pairs if pair.stage in (Stage.LOSS, Stage.SHOWN)]
+
+
 def _kept(followed: Followed, step: int) -> Iterator[tuple[Pairing, float]]:
     """List the pairings of the state's tensors, each with the distance that rounding explains at a step."""
     for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True):
@@ -189,29 +201,21 @@ def is_hidden(pairing: Pairing, hidden: frozenset[str]) -> bool:
 
 def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Placed | None:
     """Find the first place that differs at the step of a reach, inside modules too, with edits in force."""
-    step, agreeing, before = reach.step, set[Port](), None
+    step, agreeing, before, residues = reach.step, set[Port](), None, Residues()
     _, torch, jax = next(itertools.islice(read(followed, edits, steps.both(edits)), step, None))
     pairs, hidden = zip(followed.pairings, followed.quantities, strict=True), hidden_by(edits)
     for number, (pairing, quantity) in enumerate(itertools.islice(pairs, reach.place + 1)):
         ours, theirs = computed(pairing.torch_array, torch), computed(pairing.jax_array, jax)
         if ours is None or theirs is None or pairing.accepted or is_hidden(pairing, hidden):
             continue
-        apart = distance(theirs, ours, 0.0 if pairing.operands is None else norm(pairing.operands(torch)))
-        if apart > FACTOR * float(quantity.expected[step]):
+        far = apart(pairing, torch, ours, theirs)
+        residue = bool(edits) and residues.has(pairing, quantity, step, ours, theirs)
+        if far > FACTOR * float(quantity.expected[step]) and not residue:
             # The distances of the other steps are those without the edits, and are not read.
-            errors = [*quantity.error64[:step], apart, *quantity.error64[step + 1 :]]
-            found = found_at(step, pairing, dataclasses.replace(quantity, error64=errors), before)
-            return Placed(found, frozenset(agreeing), number)
+            errors = [*quantity.error64[:step], far, *quantity.error64[step + 1 :]]
+            found = found_at(step, number, pairing, dataclasses.replace(quantity, error64=errors), before)
+            return Placed(found, frozenset(agreeing), number, _shown(followed, step))
         before = pairing
         if pairing.ports is not None:
             agreeing.add(pairing.ports[0])
     return None
-
-
-def computed(reader: Read, seen: Observation) -> np.ndarray | None:
-    """Read a tensor; None where a step does not compute it."""
-    try:
-        array: np.ndarray = reader(seen)
-    except KeyError:
-        return None
-    return array

@@ -33,15 +33,16 @@ def identity(each: Counterfactual) -> tuple[int, str, str, str]:
 
 
 def together(candidates: Sequence[Counterfactual]) -> Iterator[list[Counterfactual]]:
-    """Group what is the same change of several calls."""
+    """Group what is the same change of several calls: of all, then of those that one expression of the user's makes."""
 
     def kind(each: Counterfactual) -> tuple[str, str, float | None]:
         return each.name, each.jax_does, each.value
 
+    # An expression makes several calls for several micro-batches, or in several layers of one class.
     for _, group in itertools.groupby(sorted(candidates, key=lambda each: str(kind(each))), kind):
         members = list(group)
-        if len(members) > 1:
-            yield members
+        sites = [[each for each in members if each.call.site == site] for site in {each.call.site for each in members}]
+        yield from (several for several in (members, *(sites if len(sites) > 1 else ())) if len(several) > 1)
 
 
 def _rewrite(each: Counterfactual, value: float | None) -> Rewrite:

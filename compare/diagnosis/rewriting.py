@@ -19,7 +19,7 @@ from compare.diagnosis.on_cpu import arguments_on_cpu, computed_on_cpu
 from compare.errors import NotApplicable, Signal
 from compare.step.draws import Draw
 from compare.step.observation import Observation, Port
-from compare.step.user_code import passes_on
+from compare.step.user_code import passes_on, site_of
 from compare.torch_side.control import ControlledRun
 from compare.torch_side.record import Record
 
@@ -41,6 +41,8 @@ class Call:
     """The path of the module that makes the call; "" for the model itself, or the loss."""
     within: "Rewrite | None" = None
     """What happens in place of the function, if something else does."""
+    site: tuple[int, int] = (0, 0)
+    """Identifies the user's expression that makes it, for a call that is listed."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -50,7 +52,6 @@ class Call:
         return bound.arguments
 
     def __getitem__(self, argument: str) -> Any:
-        """Give an argument."""
         return self.arguments[argument]
 
     def __contains__(self, argument: str) -> bool:
@@ -73,15 +74,15 @@ class Call:
         positions = dict(zip(self.signature.parameters, range(len(self.args)), strict=False))
         args, kwargs = list(self.args), dict(self.kwargs)
         for name, value in changed.items():
-            # By position if it was given by position: the names in torch's description of a builtin may not be
-            # keywords.
+            # By position if it was given so: the names in torch's description of a builtin may not be keywords.
             if name in positions:
                 args[positions[name]] = value
             else:
                 kwargs[name] = value
         if self.within is not None:
             return self.within(replace(self, args=tuple(args), kwargs=kwargs, within=None))
-        return self.function(*args, **kwargs)
+        with Record.working(keeping=False):  # it is the program's call, and what a rewrite computes of it is not
+            return self.function(*args, **kwargs)
 
     def on(self, tensor: Any) -> Any:
         """Call the function with another first argument."""
@@ -134,6 +135,9 @@ class Repeatable(Protocol):
     def buffers(self) -> "dict[str, torch.Tensor]":
         """Give the buffers, by name."""
 
+    def around(self) -> contextlib.AbstractContextManager[Any]:
+        """Give what is in force while it runs."""
+
     def step(self, batch: Any, record: Record) -> Observation:
         """Run it."""
 
@@ -182,7 +186,7 @@ class Rerun:
             args, kwargs = (arguments_on_cpu(each, call.name, lambda x: x.cpu()) for each in (call.args, call.kwargs))
             # Without a name no convention applies to it; the other calls keep their numbers.
             name = call.name if self._run.makes(sys._getframe(1)) else ""
-            found.append(replace(call, name=name, args=args, kwargs=kwargs))
+            found.append(replace(call, name=name, args=args, kwargs=kwargs, site=site_of(sys._getframe(1))))
             return call.run()
 
         self._observe(lambda number: listed)
@@ -193,9 +197,10 @@ class Rerun:
         return self._observe(rewrites.get)
 
     def _observe(self, rewrites: Callable[[int], Rewrite | None]) -> Observation:
-        with rewriting(self._window, self.overwritten, rewrites, self._known) as record:
+        self._restore()
+        with self._run.around(), rewriting(self._window, self.overwritten, rewrites, self._known) as record:
             try:
-                return self.step(record)
+                return self._step(record)
             except _Reached:
                 return Observation(buffers=self._run.buffers(), forward=record.seen)
 
@@ -227,7 +232,11 @@ class Rerun:
     def step(self, record: Record, mode: contextlib.AbstractContextManager[Any] | None = None) -> Observation:
         """Run the step from where it starts, as it is or under a mode that sees its calls, and no other."""
         self._restore()
-        with mode or contextlib.nullcontext(), ControlledRun(lift=True, replay=self._draws):
+        with self._run.around(), mode or contextlib.nullcontext():
+            return self._step(record)
+
+    def _step(self, record: Record) -> Observation:
+        with ControlledRun(lift=True, replay=self._draws):
             return self._run.step(self._batch, record)
 
 
@@ -290,8 +299,9 @@ def _mode() -> Any:
             call = Call(_name(func), func, args, kwargs, signature, place)
             rewrite = self.rewrites(self.number)
             self.number += 1
-            given = call.run() if rewrite is None else _rewritten(rewrite, call)
-            # relu_(x) must change x, whatever is computed in its place: other names refer to the same tensor.
+            with Record.working(keeping=True):
+                given = call.run() if rewrite is None else _rewritten(rewrite, call)
+            # relu_(x) must change x, whatever is computed instead: other names refer to the same tensor.
             if call.in_place and given is not args[0]:
                 return args[0].copy_(given)
             return given

@@ -88,9 +88,11 @@ def explain(
         searches.insert(1, partial(stopped, gradients, rerun, every, surroundings.budget))
     if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
         outputs = surroundings.outputs() if stage == Stage.FORWARD and surroundings is not None else []
-        explains = structure.explains if structure is not None and structure.cause else search.explains
-        changed = () if structure is not None and structure.cause else search.confirmed
-        return Searched(cause, whole=bool(outputs) and explains(outputs), explains=explains, changed=changed)
+        if structure is not None and structure.cause:
+            whole = bool(outputs) and structure.explains(outputs)
+            return Searched(cause, whole=whole, explains=structure.explains, edited=structure.operations())
+        whole = bool(outputs) and search.explains(outputs)
+        return Searched(cause, whole=whole, explains=search.explains, changed=search.confirmed)
     return Searched(*search.related())
 
 
@@ -139,8 +141,11 @@ class _Search:
         """
         found = list(self._fitting(self._alone(lambda each: each.name == CONSTANT)))
         short = [each for each in found if all(value is None or _is_short(value) for _, value in each[0])]
-        causes = [self._cause(changed, apart) for changed, apart in short or found]
-        self.confirmed = (short or found)[0][0] if causes else []
+        # One expression may have a long number, such as 1 / sqrt(96). That two are wrong by the same one is a
+        # coincidence: two factors of 0.7071 are one of 0.5.
+        alone = [each for each in found if all(len({one.call.site for one in group}) == 1 for group, _ in each[0])]
+        causes = [self._cause(changed, apart) for changed, apart in short or alone]
+        self.confirmed = (short or alone)[0][0] if causes else []
         return either(causes) if causes else None
 
     def two(self) -> Cause | None:

@@ -65,6 +65,8 @@ def _is_defined(file: SourceFile, function: libcst.BaseExpression) -> bool:
 
 def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> list[Edit]:
     """Put a function of one argument, or its setting, in the place of the one that computes what differs."""
+    if code.around == "{}(x)":  # it makes the layer and calls it
+        raise Unfit("the port lacks the layer: make it where the model makes its layers, and call it there")
     calls = [call for call in expressions(file, lines) if isinstance(call, libcst.Call)]
     same = [call for call in calls if is_function(file.meaning(call.func), code.call)]
     if code.call == ATTENTION and not same:  # written out by hand

@@ -128,6 +128,13 @@ def of_a_library(filename: str) -> bool:
     return filename.startswith((_PACKAGE, *_LIBRARIES))
 
 
+def site_of(frame: FrameType | None) -> tuple[int, int]:
+    """Identify the user's expression that is being evaluated in a frame, or in the nearest one outside of it."""
+    while frame is not None and of_a_library(frame.f_code.co_filename):
+        frame = frame.f_back
+    return (0, 0) if frame is None else (id(frame.f_code), frame.f_lasti)
+
+
 def _is_internal(filename: str) -> bool:
     """Return whether a file is this package's, or none at all."""
     return filename.startswith(_PACKAGE) or (filename.startswith("<") and not filename.startswith(_TYPED))

@@ -1,6 +1,7 @@
 """What a run of a model and a run of a program share: their tensors, by name, and how they are moved by rounding."""
 
 import abc
+import contextlib
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,10 @@ class CommonRun(abc.ABC):
         """What moves it, if anything does: see `perturb`."""
         self.tables = 0
         """Which movement of its float32 tables it is for, 0 for none: see `move_tables`."""
+
+    def around(self) -> contextlib.AbstractContextManager[Any]:
+        """Return what is in force while a step runs: changes of the step. Entered before what controls its calls."""
+        return contextlib.nullcontext()
 
     @abc.abstractmethod
     def kept(self) -> "dict[str, torch.Tensor]":

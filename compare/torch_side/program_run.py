@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from compare.errors import InputError
@@ -133,8 +133,6 @@ class TorchProgramRun(CommonRun):
         before = {name: tensor.detach().clone() for name, tensor in self.floating().items()}
         watch, inputs = Watch(self, record), mapped(batch, self.tensor)
         with contextlib.ExitStack() as stack:
-            for change in self.during:  # before the watch, whose hooks see what a change makes of the gradients
-                stack.enter_context(change(self))
             stack.enter_context(record.of(self.model))
             stack.enter_context(watch.watching())
             stack.enter_context(record.working(keeping=False))
@@ -175,6 +173,17 @@ class TorchProgramRun(CommonRun):
             forward=record.seen,
             order=watch.order(values),
         )
+
+    @contextlib.contextmanager
+    def around(self) -> Iterator[None]:
+        """Make the changes of a step while it runs."""
+        # Before the watch, whose hooks see what a change makes of the gradients. And outside of the `ControlledRun`: a
+        # change sees what is called with its casts lifted and its draws replayed, as a search for it does. Calls are
+        # numbered from the beginning of the user's step on: what comes before is called by this package.
+        with Record.working(keeping=True), contextlib.ExitStack() as stack:
+            for change in self.during:
+                stack.enter_context(change(self))
+            yield
 
     def backward(self, batch: Any) -> Observation:
         """Take a step, and show its first half; `update` shows the second."""

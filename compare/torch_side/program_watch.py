@@ -41,11 +41,19 @@ class Watch:
         self._events: list[Event] = []
         self._backward: list[tuple[int, Any]] = []
         """What was differentiated, with the number of events before it."""
+        self._stepping = 0
+        """How many optimizers are stepping, one within the other."""
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Watch while this lasts."""
+        from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
         with contextlib.ExitStack() as stack:
+            # What an optimizer calls is not the program's. Adam calls more at its first step than at later ones, which
+            # must not change the numbers of the program's calls. These hooks run before and after all others.
+            stack.callback(register_optimizer_step_pre_hook(self._begins).remove)
+            stack.callback(register_optimizer_step_post_hook(self._ends).remove)
             for optimizer in self.run.optimizers.values():
                 stack.callback(optimizer.register_step_pre_hook(self._given).remove)
                 stack.callback(optimizer.register_step_post_hook(self._updated).remove)
@@ -75,6 +83,16 @@ class Watch:
                 stack.enter_context(mock.patch.object(torch.autograd, name, noting(getattr(torch.autograd, name))))
             yield
 
+    def _begins(self, _: Any, args: Any, kwargs: Any) -> None:
+        if _closure(args, kwargs) is None:
+            self._stepping += 1
+            Record.keeping = True
+
+    def _ends(self, _: Any, args: Any, kwargs: Any) -> None:
+        if _closure(args, kwargs) is None:
+            self._stepping -= 1
+            Record.keeping = self._stepping > 0
+
     def _given(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Keep the gradients that an optimizer is given; those of a second time within the step under a number.
 
@@ -89,7 +107,7 @@ class Watch:
 
             return closure if callable(given) else given
 
-        if kwargs.get("closure") is None and not any(callable(each) for each in args[1:]):
+        if _closure(args, kwargs) is None:
             self._look_at(optimizer)
             return None
         closures = {name: watched(value) if name == "closure" else value for name, value in kwargs.items()}
@@ -148,6 +166,11 @@ class Watch:
                 if value.numel() == 1 and float(value) == float(tensor):
                     ranks.setdefault((stage, name), rank - 0.5)
         return ranks
+
+
+def _closure(args: Any, kwargs: Any) -> Any:
+    """Return the closure that an optimizer's step is given, if it is; the first argument is the optimizer."""
+    return kwargs.get("closure") or next(filter(callable, args[1:]), None)
 
 
 def numbered(name: str, seen: Mapping[str, Any]) -> str:

@@ -132,6 +132,8 @@ class Divergence:
     """The lines of the user's code that compute it, on both sides, as far as they are known."""
     values: Mapping[str, tuple[Line, ...]] = field(default_factory=dict)
     """The lines at which the JAX side has the values that its fix names: see `Code.values`."""
+    number: int = 0
+    """Its number among what is compared, in order of computation within a step."""
     question: str = ""
     """"" if it shows with the given weights and batches; otherwise how it shows: "from other weights and batches"."""
 

@@ -49,25 +49,31 @@ def first_divergence(followed: Followed, independent: Collection[Found] | None =
     # the end of it.
     step = min(deciding)
     before: Pairing | None = None
-    for pairing, quantity, w in zip(followed.pairings, followed.quantities, wrong, strict=True):
+    each_one = enumerate(zip(followed.pairings, followed.quantities, wrong, strict=True))
+    for number, (pairing, quantity, w) in each_one:
         may_be = pairing.decides or independent is None or any(each.pairing is pairing for each in independent)
         if w[step] and may_be and not pairing.accepted:
-            return found_at(step, pairing, quantity, before)
+            return found_at(step, number, pairing, quantity, before)
         before = pairing
     return None
 
 
 def found_at(
-    step: int, pairing: Pairing, quantity: Quantity, before: Pairing | None, target: np.ndarray | None = None
+    step: int,
+    number: int,
+    pairing: Pairing,
+    quantity: Quantity,
+    before: Pairing | None,
+    target: np.ndarray | None = None,
 ) -> Found:
-    """Describe a difference at a step; `before` is the last thing that did not differ."""
+    """Describe a difference at a step, with its number; `before` is the last thing that did not differ."""
     place, error32 = _place(pairing, before), float(quantity.rounding[step])
     opinion = ""
     if (lost := quantity.lost_by(step)) is not None:
         opinion = f"in float32 the {lost} side alone is not finite there. Are its numbers too large for float32?"
     expected64 = float(quantity.expected[step])
     divergence = Divergence(step, pairing.stage, *place, quantity.error64[step], error32, expected64, opinion=opinion)
-    divergence = dataclasses.replace(divergence, modules=_modules(pairing, before))
+    divergence = dataclasses.replace(divergence, modules=_modules(pairing, before), number=number)
     # A cause must explain the difference down to float64's rounding. The larger allowance for float32 tables would let
     # any cause pass that comes near.
     return Found(divergence, pairing, before, FACTOR * float(quantity.expected_alone[step]), target)
@@ -111,7 +117,7 @@ class StepDifferences:
             apart = quantity.error64[step]
             if counts and number not in self._found and self._differs(number, quantity, step, apart):
                 target = np.array(pairing.jax_array(jax))
-                self._found[number] = found_at(step, pairing, quantity, before, target)
+                self._found[number] = found_at(step, number, pairing, quantity, before, target)
             before = before if self._skipped(pairing) else pairing
 
     def found(self) -> list[Found]:

@@ -7,6 +7,9 @@ from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
 from compare.verdict.fix import Code
 
+DROPOUT = "dropout on one side"
+"""The name of a dropout that one side leaves out."""
+
 NORMS = ("layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm")
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")

@@ -20,7 +20,8 @@ def _biased_running_variance(call: Call) -> Any:
     # running = (1 - m) before + m v n / (n - 1), of which `fresh` is the last term: times (n - 1) / n it
     # is m v.
     fresh = running - (1 - call["momentum"]) * before
-    running.copy_((1 - call["momentum"]) * before + fresh * (count - 1) / count)
+    # As data: autograd keeps the statistics for the backward pass, which does not read them in training.
+    running.data.copy_((1 - call["momentum"]) * before + fresh * (count - 1) / count)
     return output
 
 
@@ -35,8 +36,8 @@ def _unbiased(call: Call, place: Place) -> str:
 def _stale(call: Call) -> Any:
     mean, var = call["running_mean"].clone(), call["running_var"].clone()
     output = call.run()
-    call["running_mean"].copy_(mean)
-    call["running_var"].copy_(var)
+    call["running_mean"].data.copy_(mean)
+    call["running_var"].data.copy_(var)
     return output
 
 

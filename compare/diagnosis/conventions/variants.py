@@ -8,6 +8,7 @@ from compare.diagnosis.conventions import resampling
 from compare.diagnosis.conventions.base import (
     CONVOLUTIONS,
     DOCS,
+    DROPOUT,
     FLAX,
     JAX,
     LOSSES,
@@ -282,7 +283,7 @@ VARIANTS = (
         source=f"{FLAX}normalization.html",
     ),
     Variants(
-        name="dropout on one side",
+        name=DROPOUT,
         functions=("dropout", "dropout1d", "dropout2d", "dropout3d"),
         argument="training",
         values=_others(True, False),

@@ -31,7 +31,12 @@ def told_rates(evidence: Evidence, rates: Rates) -> Told:
     if schedule is not None:
         words = "f is the function of LambdaLR, written with jnp" if isinstance(schedule, Code) else ""
         return Told("schedule", "; ".join(said), _arguments(evidence, schedule), fix=words, source=DOCS)
-    return Told("schedule", "; ".join(said), fix=f"give optax a schedule that is {ours} from count 0 on", source=DOCS)
+    return Told(
+        "schedule",
+        "; ".join(said),
+        fix=f"write an optax schedule with these rates, from count 0 on: {ours}",
+        source=DOCS,
+    )
 
 
 def _told_rounded(evidence: Evidence, rates: Rates) -> Told:

@@ -8,10 +8,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from compare.diagnosis.changes import combined
-from compare.diagnosis.counterfactuals import FUNCTIONS
-from compare.diagnosis.rewriting import Rewrite, Window, rewriting
+from compare.diagnosis.conventions.base import DROPOUT
+from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual
+from compare.diagnosis.rewriting import Call, Rewrite, Window, rewriting
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.steps.edit import Edit
+from compare.diagnosis.structure.editing import editing
+from compare.diagnosis.structure.recording import Operations
 from compare.errors import InternalError, NotApplicable
 from compare.step.observation import Observation
 from compare.step.user_code import of_a_library
@@ -33,7 +36,7 @@ class Again:
 
     def __init__(self, run: TorchProgramRun) -> None:
         self.model, self.parameters, self.overwritten = run.model, run.parameters, run.overwritten
-        self._run, self._snapshot = run, snapshot(run)
+        self._run, self._snapshot, self._taken = run, snapshot(run), run.taken
 
     def without_update(self, *, loss: bool = True) -> "Again":
         """Give the whole step: where it updates what is the user's own business."""
@@ -46,6 +49,7 @@ class Again:
         def restore() -> None:
             with Record.working(keeping=True):
                 self._snapshot()
+            self._run.taken = self._taken
 
         return restore
 
@@ -53,13 +57,17 @@ class Again:
         """Return the buffers of the state's modules, by name."""
         return dict(self.model.named_buffers())
 
+    def around(self) -> contextlib.AbstractContextManager[None]:
+        """Make the changes of the step that are known already."""
+        return self._run.around()
+
     def step(self, batch: Any, record: Record) -> Observation:
         """Take the step."""
         import torch
 
         # Who takes it may have no use for gradients, and the user's step has. Calls are numbered from its beginning on,
         # as they are where an edit is in force while it runs.
-        with torch.enable_grad(), record.working(keeping=True):
+        with torch.enable_grad():
             try:
                 return self._run.step(batch, record)
             except InternalError as error:  # what a change of a call leads to, as in the user's backward pass
@@ -76,19 +84,42 @@ class Again:
 
 
 def edit_of(searched: Searched, window: Window) -> Edit | None:
-    """Make an edit, for all steps, of what a search has found in one; None where it is no change of calls."""
+    """Make an edit, for all steps, of what a search has found in one; None where it changes no call of torch."""
     cause = searched.cause
+    if cause is not None and searched.edited:
+        during = functools.partial(_recomputed, edits=searched.edited)
+        return Edit(cause.name, cause.explanation, cause.fix, during=during, source=cause.source)
     if cause is None or not searched.changed:
         return None
-    rewrites = combined(searched.changed)
+    each_one = {each.number: each for group, _ in searched.changed for each in group}
+    rewrites = {number: _of(each_one[number], rewrite) for number, rewrite in combined(searched.changed).items()}
     during = functools.partial(_rewritten, start=Window(window.start), rewrites=rewrites)
     return Edit(cause.name, cause.explanation, cause.fix, during=during, source=cause.source)
+
+
+def _of(meant: Counterfactual, rewrite: Rewrite) -> Rewrite:
+    """Rewrite calls of one function alone: another step, or another edit of it, may number its calls otherwise."""
+
+    def rewritten(call: Call) -> Any:
+        if call.name != meant.call.name:
+            return call.run()
+        if meant.name == DROPOUT:
+            call.run()  # its random numbers are used up, so that those of later draws are theirs
+        return rewrite(call)
+
+    return rewritten
 
 
 @contextlib.contextmanager
 def _rewritten(run: TorchProgramRun, start: Window, rewrites: dict[int, Rewrite]) -> Iterator[None]:
     # The calls are numbered from the start of the window on, as where the cause was found.
     with rewriting(start, run.overwritten, rewrites.get, FUNCTIONS) as record, record.of(run.model):
+        yield
+
+
+@contextlib.contextmanager
+def _recomputed(run: TorchProgramRun, edits: Operations) -> Iterator[None]:
+    with editing(run.model, run.overwritten, edits):
         yield
 
 

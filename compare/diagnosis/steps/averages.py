@@ -5,7 +5,7 @@ own step shows both d and P: the rule must give S' for the whole tensor, to floa
 is then held against the same rule with another d, with the P from before the update, with S left alone, or copied.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors, root_and_path
-from compare.numerics.distance import EPSILON64, ULPS, distance
+from compare.numerics.distance import EPSILON64, ULPS, distance, norm
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.fix import Code
 
@@ -72,9 +72,9 @@ def edits(found: Difference, history: Sequence[Mapping[str, np.ndarray]]) -> Ite
     rule = _at_all_steps(rules[found.name], found.name, history)
     if rule is None:
         return
-    for made in _other_rules(found, rule):
-        if all(made.gives(found.tensors, name, other) for name, other in rules.items() if _same_kind(other, rule)):
-            same = {name: other for name, other in rules.items() if _same_kind(other, rule)}
+    same = {name: other for name, other in rules.items() if _same_kind(other, rule)}
+    for made in _other_rules(found, rule, same):
+        if all(made.gives(found.tensors, name, other) for name, other in same.items()):
             yield _edit(root, rule, made, same)
 
 
@@ -150,7 +150,28 @@ def _at_all_steps(rule: Rule, name: str, history: Sequence[Mapping[str, np.ndarr
 
 def holds(decay: float, after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> bool:
     """Return whether after = decay before + (1 - decay) follows, to float64's rounding."""
-    return distance(decay * before + (1 - decay) * follows, after) <= ULPS * 4 * EPSILON64
+    # The decay is known to a unit in the last place, and a tensor that is zero at first is 1 - decay times what it
+    # follows: so the error is one of the two operands, and not of the small result.
+    operands = norm(decay * before) + norm(follows)
+    return distance(decay * before + (1 - decay) * follows, after, size=operands) <= ULPS * 4 * EPSILON64
+
+
+def complement(decay: float, tensors: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> float:
+    """Return 1 - decay as it was computed: the short number that a user wrote, or the difference.
+
+    1 - 0.999 is 0.001 but for a relative 9e-13, which shows in a tensor that was zero.
+
+    Args:
+        decay: How much of the old value is kept.
+        tensors: The old value, what it follows and the new value of tensors.
+
+    """
+    known = list(tensors)
+
+    def apart(taken: float) -> float:
+        return max((distance(decay * old + taken * follows, new) for old, follows, new in known), default=0.0)
+
+    return min(1 - decay, float(f"{1 - decay:.12g}"), key=apart)
 
 
 def decay_of(after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> float | None:
@@ -168,7 +189,7 @@ def decay_of(after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> floa
     return 0.0 if abs(decay) < 1e-12 else decay
 
 
-def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
+def _other_rules(found: Difference, rule: Rule, same: Mapping[str, Rule]) -> Iterator[_Other]:
     tensor, source = found.tensors[found.name], found.tensors[rule.source]
     decay = rule.decay
     yield _Other(
@@ -206,11 +227,14 @@ def _other_rules(found: Difference, rule: Rule) -> Iterator[_Other]:
     # The number is what the user wrote, not what least squares solve for: with the short one, the whole tensor must
     # come out to rounding, at every step. That confirms it.
     if fitted is not None and (short := _shortest(fitted)) is not None:
+        tensors = found.tensors
+        each = ((tensors[name].before, tensors[one.source].torch, tensors[name].jax) for name, one in same.items())
+        taken = complement(short, each)
         yield _Other(
             "average's decay",
             f"the JAX step keeps {number(short)}",
             rule.call,
-            lambda old, before, after: short * old + (1 - short) * after,
+            lambda old, before, after: short * old + taken * after,
             free=1,
             decay=short,
         )
@@ -250,6 +274,11 @@ def number(value: float) -> str:
             return f"{round(value, digits):.12g}"
     ratio = Fraction(value).limit_denominator(10_000)
     return str(ratio) if abs(float(ratio) - value) <= 1e-13 else repr(value)
+
+
+def written(value: float) -> float:
+    """Give the number that a user wrote for a decay that least squares have found: see `number`."""
+    return float(Fraction(number(value)))
 
 
 def _edit(root: str, rule: Rule, made: _Other, rules: dict[str, Rule]) -> Edit:

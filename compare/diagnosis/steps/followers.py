@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.diagnosis.steps.averages import NEAR, decay_code, decay_of, holds, number
+from compare.diagnosis.steps.averages import NEAR, complement, decay_code, decay_of, holds, number, written
 from compare.diagnosis.steps.edit import Edit, Tensors, root_and_path
 from compare.torch_side.program_run import TorchProgramRun
 
@@ -57,7 +57,10 @@ def _followed(
         # The decays are those of one tensor. All that follows by them on the torch side must do so by the others; what
         # does not, such as running statistics that a target updates by itself, is left alone.
         same = {own: source for own, source in pairs.items() if _follows(torch, own, source, ours)}
-        yield replace(edit, after=_Following(same, theirs))
+        exact = [written(decay) for decay in theirs]
+        steps = list(zip(exact, pairwise(jax), strict=True))
+        shares = [complement(d, ((old[own], now[f], now[own]) for own, f in same.items())) for d, (old, now) in steps]
+        yield replace(edit, after=_Following(same, exact, shares))
 
 
 def _steps(decays: Sequence[float]) -> list[int]:
@@ -184,13 +187,13 @@ def chosen(steps: Sequence[int], count: int) -> str:
 class _Following:
     """Lets tensors keep as much of themselves, from step to step, as the JAX side's do."""
 
-    def __init__(self, pairs: Mapping[str, str], decays: Sequence[float]) -> None:
-        self.pairs, self.decays = pairs, decays
+    def __init__(self, pairs: Mapping[str, str], kept: Sequence[float], taken: Sequence[float]) -> None:
+        self.pairs, self.kept, self.taken = pairs, kept, taken
 
     def __call__(self, run: TorchProgramRun, before: Tensors) -> None:
-        now, decay = run.floating(), self.decays[run.taken - 1]
+        now, number = run.floating(), run.taken - 1
         for own, source in self.pairs.items():
-            now[own].data.copy_(decay * before[own] + (1 - decay) * now[source].data)
+            now[own].data.copy_(self.kept[number] * before[own] + self.taken[number] * now[source].data)
 
 
 class _Late:

@@ -39,8 +39,8 @@ def edits(found: Difference, momenta: Mapping[str, float]) -> Iterator[Edit]:
     moved = frozenset(name for name, each in own.items() if _is_moved(each, share))
     if found.name in moved and len(moved) == len(own):
         yield Edit(
-            name="running statistics' momentum",
-            explanation=f"each step moves {_listed(moved)} {share:.6g} times as far as torch's",
+            name="running statistics' momentum" if found.name in momenta else "share of the new value",
+            explanation=f"each step of the JAX side changes {_listed(moved)} {share:.6g} times as much as torch's",
             fix=_fix(momenta.get(found.name), share),
             after=lambda run, before: _moved(run, before, moved, share),
             free=1,

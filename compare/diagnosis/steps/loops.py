@@ -26,6 +26,8 @@ class Loop:
     """How many backward passes it has made since an optimizer was stepped."""
     parts: dict[str, int] = dataclasses.field(default_factory=dict)
     """How many backward passes make the gradients of each optimizer."""
+    early: set[str] = dataclasses.field(default_factory=set)
+    """The optimizers that are stepped before other gradients of the step are computed."""
     clipping: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     """The arguments of `clip_grad_norm_`, but for the parameters; None where two calls have others."""
     clips: int = 0
@@ -47,9 +49,11 @@ class Loop:
 
         def backward(*_: Any, **__: Any) -> None:
             self.backwards += 1
+            self.early |= self.parts.keys()
 
         def grad(*_: Any, create_graph: bool = False, **__: Any) -> None:
             self.second_order |= create_graph
+            self.early |= self.parts.keys()
 
         def clip(_: Any, *args: Any, **kwargs: Any) -> None:
             self.clipping = (args, kwargs) if self.clips == 0 or self.clipping == (args, kwargs) else None
@@ -104,7 +108,7 @@ def edits(run: TorchProgramRun, loop: Loop, sizes: Collection[int]) -> Iterator[
                 agrees=ALL,  # what is made at some steps alone, as behind optax.MultiSteps, is not left out
                 during=functools.partial(_left_out, path=path, remembered=remembered),
             )
-        if len(run.optimizers) > 1:
+        if path in loop.early and len(run.optimizers) > 1:
             yield Edit(
                 name="order of updates",
                 explanation=f"torch steps {path} before it computes the gradients of the other optimizers, and "

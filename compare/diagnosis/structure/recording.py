@@ -7,7 +7,7 @@ place and hooks. Here the program runs as it is, and what it calls is written do
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from types import FrameType
@@ -39,24 +39,21 @@ class Recorded:
 
 def recorded(rerun: Rerun) -> Recorded:
     """Run the step once, and record it."""
-    tape = _Tape(rerun.overwritten, {})
-    seen = rerun.step(tape, _mode()(tape))
+    tape = Tape(rerun.overwritten, {})
+    seen = rerun.step(tape, tape.recording())
     tensors_by_name = dict(rerun.model.named_parameters()) | dict(rerun.model.named_buffers())
     names = {tape.numbers[id(t)]: name for name, t in tensors_by_name.items() if id(t) in tape.numbers}
     return Recorded(tape.graph, tape.ports, names, seen)
 
 
-def edited(rerun: Rerun, edits: Mapping[int, Compute], graph: Graph) -> Observation:
-    """Run the step with operations edited, by their numbers in its graph; NotApplicable where one cannot be."""
-    # A call that gives no tensor, such as x.dim(), is no operation, which is known only once it is made.
-    tape = _Tape(rerun.overwritten, {(number, graph.nodes[number].name): edit for number, edit in edits.items()})
-    return rerun.step(tape, _mode()(tape))
+Operations = Mapping[tuple[int, str], Compute]
+"""What is computed in the place of operations, by their numbers and names."""
 
 
-class _Tape(Record):
+class Tape(Record):
     """What has been computed so far: operations, values, and which of these modules took and gave."""
 
-    def __init__(self, overwritten: frozenset[Port], edits: Mapping[tuple[int, str], Compute]) -> None:
+    def __init__(self, overwritten: frozenset[Port], edits: Operations) -> None:
         super().__init__(overwritten)
         self.edits = edits
         self.graph = Graph()
@@ -68,6 +65,31 @@ class _Tape(Record):
         self.open = True
         self.inside: list[str] = []
         self.within: set[str] = set()
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record while this lasts."""
+        from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+        def updated(optimizer: Any, *_: Any) -> None:
+            was_open, self.open = self.open, False  # as in `_keep`
+            self.overwritten_by(parameter for group in optimizer.param_groups for parameter in group["params"])
+            self.open = was_open
+
+        handle = register_optimizer_step_pre_hook(updated)
+        try:
+            with _mode()(self):
+                yield
+        finally:
+            handle.remove()
+
+    def overwritten_by(self, parameters: "Iterable[torch.Tensor]") -> None:
+        """Copy the values that share memory with parameters that are about to be updated: these become new values."""
+        memory = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        for number, value in enumerate(self.graph.values):
+            if value.untyped_storage().data_ptr() in memory:
+                self.graph.values[number] = value.clone()
+                self.numbers.pop(id(self.live[number]), None)
 
     def _keep(self, path: str, call: int, kind: str, tree: Any) -> None:
         if kind == "input":
@@ -104,7 +126,16 @@ class _Tape(Record):
 
     def compute(self, function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
         """Compute one operation, and record it."""
+        # A tape with other edits may see this one's calls: it is to count the program's alone.
+        with Record.working(keeping=True):
+            return self._computed(function, name, args, kwargs)
+
+    def _computed(self, function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
         import torch
+
+        def own() -> Any:
+            with Record.working(keeping=False):
+                return function(*args, **kwargs)
 
         overwrites = _overwrites(function, args, kwargs)
         number = len(self.graph.nodes)
@@ -121,8 +152,10 @@ class _Tape(Record):
         if target is not None:
             self.saved(target)
         if edit is None:
-            given = function(*args, **kwargs)
+            given = own()
         else:
+            if target is None and name not in _STATEFUL:
+                own()  # so that it is counted
             given = _applied(edit, Operation(on_cpu(node), args, kwargs, lambda known: self.live[known].cpu()))
             if target is not None:
                 given = target.copy_(given)
@@ -149,6 +182,9 @@ def _applied(edit: Compute, operation: Operation) -> Any:
     except FAILURES as error:
         raise NotApplicable(str(error)) from error
 
+
+_STATEFUL = {"batch_norm", "instance_norm"}
+"""Functions that update running statistics."""
 
 _RANDOM = {"bernoulli", "rand", "randn", "randint", "rand_like", "randn_like", "normal", "uniform", "randperm"}
 _RANDOM |= {"dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "rrelu"}
@@ -232,7 +268,7 @@ def _mode() -> Any:
     class Recording(TorchFunctionMode):
         """Hands every function of torch that the step calls to a tape."""
 
-        def __init__(self, tape: _Tape) -> None:
+        def __init__(self, tape: Tape) -> None:
             super().__init__()
             self.tape = tape
 
@@ -242,8 +278,12 @@ def _mode() -> Any:
             name, tape = name_of(func), self.tape
             attribute = getattr(func, "__name__", "") == "__get__" and name not in _ATTRIBUTES
             # What autograd calls in the backward pass belongs to no line of the user's.
-            if name == "backward":
+            if name == "backward" and tape.open:
                 tape.open = False
+                try:
+                    return func(*args, **kwargs)
+                finally:
+                    tape.open = True
             if not tape.open or Record.keeping or attribute or getattr(func, "__name__", "") in _NEITHER:
                 return func(*args, **kwargs)
             if name in DECOMPOSITIONS and name not in tape.within:

@@ -7,20 +7,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from compare.alignment.pairings import Read
 from compare.diagnosis.held_out import EXPLAINED, MARGIN, HeldOut
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import DIFFERENT, END, WHOLE, Context, Edit, Kind
+from compare.diagnosis.structure.editing import edited, operations
 from compare.diagnosis.structure.graph import FAILURES
 from compare.diagnosis.structure.listing import listed
 from compare.diagnosis.structure.norm_order import norms_moved
 from compare.diagnosis.structure.pairs import SAME, Tried, fitting_pairs
-from compare.diagnosis.structure.recording import edited
+from compare.diagnosis.structure.recording import Operations
 from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, moved, opened
 from compare.jax_side.from_data import FromData
 from compare.numerics.distance import distance
 from compare.step.batch import Batch
-from compare.step.observation import Port
+from compare.step.observation import Observation, Port
 from compare.verdict.divergence import Cause, Part
 from compare.verdict.first_difference import Found
 
@@ -46,6 +48,22 @@ class Surroundings(NamedTuple):
     """Where a gradient differs first."""
     theirs: Callable[[Batch], FromData] = lambda batch: FromData()
     """Gives what the JAX side's program computes of a batch."""
+    shown: Sequence["Shown"] = ()
+    """What else the JAX side's step shows."""
+
+
+class Shown(NamedTuple):
+    """A value that the steps of both sides show, such as one term of a loss."""
+
+    read: Read
+    """Reads it in a step of torch's."""
+    theirs: np.ndarray
+    limit: float
+    """The distance that rounding explains."""
+
+    def agrees(self, seen: Observation) -> bool:
+        """Tell whether a step of torch's shows what the JAX side's does."""
+        return apart(np.asarray(self.read(seen), np.float64), self.theirs) <= MARGIN * self.limit
 
 
 class StructureSearch:
@@ -70,7 +88,7 @@ class StructureSearch:
         self.found, self.rerun, self.held_out = found, rerun, iter(held_out)
         self._made: list[Step] = []
         self.given, self.budget, self.outputs = surroundings[:3]
-        self.theirs = surroundings.theirs
+        self.theirs, self.shown = surroundings.theirs, surroundings.shown
         self.target = np.asarray(found.target, np.float64)
         self.here: Step
         self.tried: list[Tried] = []
@@ -125,6 +143,13 @@ class StructureSearch:
         ends = [(self.here.ports.get(port), array) for port, array in outputs]
         limit = MARGIN * self.found.limit
         return all(end is not None and self._of_model(self.cause, end, array) <= limit for end, array in ends)
+
+    def operations(self) -> Operations:
+        """Name the operations that the cause edits; nothing where it is another edit at each step, or edits none."""
+        graph = self.here.context.graph
+        made = operations(changes(self.cause), graph)
+        once = any(edit.again for edit in self.cause) or any(name == END for _, name in made)
+        return {} if once else made
 
     def _of_model(self, edits: Sequence[Edit], end: int, target: np.ndarray) -> float:
         graph = self.here.context.graph
@@ -218,9 +243,7 @@ class StructureSearch:
         A tensor proves an edit if it has numbers enough, all different, and one other step does not contradict it. A
         scalar, or a tensor that is constant, needs two other steps at which the sides differ.
         """
-        # What computes the same in this part of the step may not do so before it.
-        first = (next((edits for edits in group[:CONFIRMED] if self._confirmed(edits)), None) for group in groups)
-        left = [edits for edits in first if edits is not None]
+        left = self._run(groups)
         needed = 2 if len(np.unique(self.target[np.isfinite(self.target)].ravel()[:100_000])) < DIFFERENT else 0
         agreed = 0
         for step in self._others():
@@ -241,19 +264,39 @@ class StructureSearch:
                 self._made.append(step)
                 yield step
 
-    def _confirmed(self, edits: Sequence[Edit]) -> bool:
-        """Run the whole step with the edits."""
+    def _run(self, groups: Sequence[list[list[Edit]]]) -> list[list[Edit]]:
+        """Give of each group the way to write an edit that holds in a run of the whole step, and explains most of it.
+
+        What computes the same in this part of the step may not do so before it: the 0.5 of one term of a loss, which
+        the step shows, and the 0.5 by which the loss multiplies this term.
+        """
+        ran: list[list[tuple[int, list[Edit]]]] = []
+        for group in groups:
+            ran.append([])
+            for edits in group[:CONFIRMED]:
+                if (count := self._agreeing(edits)) is not None:
+                    ran[-1].append((count, edits))
+                    if not self.shown:
+                        break
+        most = max((count for own in ran for count, _ in own), default=0)
+        best = ([edits for count, edits in own if count == most] for own in ran)
+        return [own[0] for own in best if own]
+
+    def _agreeing(self, edits: Sequence[Edit]) -> int | None:
+        """Run the whole step with the edits: None if the place differs, else how many values that it shows agree."""
         graph = self.here.context.graph
-        if any(graph.nodes[number].name == END for number in changes(edits)):
-            return True  # nothing that torch calls is edited
+        at_the_end = any(graph.nodes[number].name == END for number in changes(edits))
         try:
+            if at_the_end:  # nothing that torch calls is edited
+                return sum(shown.agrees(edited(self.rerun, {}, graph)) for shown in self.shown)
             # The run goes on behind the place, on a GPU too, where what is edited may be an index out of range.
             graph.evaluate(graph.nodes, changes(edits), self.here.end)
             seen = edited(self.rerun, changes(edits), graph)
             array = np.asarray(self.found.pairing.torch_array(seen), np.float64)
+            holds = apart(array, self.target) <= self.found.limit
+            return sum(shown.agrees(seen) for shown in self.shown) if holds else None
         except FAILURES:
-            return False
-        return apart(array, self.target) <= self.found.limit
+            return None
 
 
 def _again(edits: Sequence[Edit], context: Context) -> list[Edit]:

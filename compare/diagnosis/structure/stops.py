@@ -15,8 +15,9 @@ from compare.diagnosis.held_out import MARGIN
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import Context, Edit, Kind
+from compare.diagnosis.structure.editing import edited
 from compare.diagnosis.structure.graph import FAILURES, Node, Operation, Path
-from compare.diagnosis.structure.recording import edited, recorded
+from compare.diagnosis.structure.recording import recorded
 from compare.diagnosis.structure.search import told
 from compare.diagnosis.structure.step import changes
 from compare.numerics.distance import distance
