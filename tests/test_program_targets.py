@@ -31,7 +31,7 @@ def program():
 
     @nnx.jit
     def step(state, batch):
-        wanted = batch["reward"] + SHARE * jnp.max(state["slow"](batch["next"]), axis=1)
+        wanted = jnp.clip(batch["reward"], -1.0, 1.0) + SHARE * jnp.max(state["slow"](batch["next"]), axis=1)
 
         def loss_of(net):
             return jnp.mean(optax.huber_loss(net(batch["x"])[:, 0], wanted))
@@ -53,7 +53,7 @@ def original() -> Any:
 
     def step(_: Any, batch: Any) -> Any:
         with torch.no_grad():
-            wanted = batch["reward"] + 0.6 * slow(batch["next"]).max(1).values
+            wanted = batch["reward"].clamp(-1, 1) + 0.6 * slow(batch["next"]).max(1).values
         loss = torch.nn.functional.smooth_l1_loss(net(batch["x"])[:, 0], wanted)
         optimizer.zero_grad()
         loss.backward()
@@ -79,6 +79,8 @@ def checked(source: str, file: Path) -> compare.Report:
         ({}, []),
         ({"SHARE, RATE = 0.6, 0.2": "SHARE, RATE = 0.7, 0.2"}, ["constant"]),
         ({"SHARE, RATE = 0.6, 0.2": "SHARE, RATE = 0.5, 0.04"}, ["constant", "average's decay"]),
+        ({"-1.0, 1.0": "-0.5, 0.5"}, ["bounds"]),
+        ({"-1.0, 1.0": "max=0.5, min=-0.5"}, ["bounds"]),
     ],
 )
 def test_a_target_of_the_loss(wrong: dict[str, str], causes: list[str], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from compare.diagnosis.conventions.settings import CONSTANT
-from compare.diagnosis.counterfactuals import Counterfactual
+from compare.diagnosis.counterfactuals import BOUNDS, Counterfactual
 from compare.diagnosis.optimizers.told import with_distinct_digits
 from compare.diagnosis.rewriting import Rewrite
 
@@ -54,6 +54,9 @@ def in_words(each: Counterfactual, value: float | None) -> str:
     if each.of is None:
         return f"the JAX side {each.jax_does}"
     own, other = with_distinct_digits(each.value, value)
+    if each.name == BOUNDS:
+        around = each.jax_does
+        return f"torch clamps to {around} {own}, and the JAX side computes what torch would with {around} {other}"
     constant = each.name == CONSTANT
     has = f"torch's {each.call.name} has the constant {own}" if constant else f"torch has {each.jax_does}={own}"
     return f"{has}, and the JAX side computes what torch would with {other}"

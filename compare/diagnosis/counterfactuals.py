@@ -64,6 +64,7 @@ def counterfactuals(calls: Sequence[Call], *, gradient: bool) -> Iterator[Counte
             yield from _alternatives(number, call, gradient=False)
             yield from _variants(number, call)
             yield from _settings(number, call)
+            yield from _bounds(number, call)
             yield from _other_activations(number, call)
 
 
@@ -81,6 +82,28 @@ def _settings(number: int, call: Call) -> Iterator[Counterfactual]:
 
         source, own = setting.source, float(value)
         yield Counterfactual(setting.name, number, call, of(own), setting.argument, setting.fix, source, own, of)
+
+
+BOUNDS = "bounds"
+"""The name of both bounds of a clamp, which people write as one number: 1 - 0.2 and 1 + 0.2."""
+
+
+def _bounds(number: int, call: Call) -> Iterator[Counterfactual]:
+    if call.name not in ("clamp", "clip") or not {"min", "max"} <= call.arguments.keys():
+        return
+    low, high = call["min"], call["max"]
+    if not all(isinstance(each, int | float) and not isinstance(each, bool) for each in (low, high)) or low >= high:
+        return
+    middle, half = (low + high) / 2, (high - low) / 2
+
+    def of(other: float) -> Rewrite:
+        return lambda call: call.run(min=middle - other, max=middle + other)
+
+    def fix(call: Call, place: Place) -> Code:
+        del place
+        return Code("jnp.clip", ("x",), {"min": call["min"], "max": call["max"]})
+
+    yield Counterfactual(BOUNDS, number, call, of(half), f"{middle:g} ±", fix, f"{JAX}jax.numpy.clip.html", half, of)
 
 
 def left_out(code: Code) -> Code | None:
