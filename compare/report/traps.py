@@ -132,6 +132,7 @@ ROWS = (
                 "training mode",
                 "statistics updated twice",
                 "running statistics' momentum",
+                "share of the new value",
                 "not updated",
             ),
             "schedules-of-a-step": ("schedule one step ahead", "schedule one step behind", "schedule per step"),

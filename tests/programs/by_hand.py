@@ -139,6 +139,10 @@ BY_HAND: dict[str, ByHand] = {
         (("                slope = jax.lax.stop_gradient(slope)\n", ""),),
     ),
     "penalty: weight": ByHand("as torch does", (("weight = 1.0", "weight = 10.0"),)),
+    "penalty: one-sided": ByHand("leave out relu after sub", (("jnp.maximum(norm - 1, 0) ** 2", "(norm - 1) ** 2"),)),
+    "epochs: second target": ByHand(
+        "leave out sin", (("jnp.sin(batch['y']) if name == 'x2' else batch['y']", "batch['y']"),)
+    ),
     "actor_critic: maximum": ByHand("compute minimum of them, as torch does", (("jnp.maximum(*", "jnp.minimum(*"),)),
     "actor_critic: critics' targets left": ByHand(
         "at the same steps as torch",
@@ -163,6 +167,9 @@ BY_HAND: dict[str, ByHand] = {
     "haiku_state: state not set": ByHand(
         NOT_UPDATED, (("hk.set_state('mean', mean)", "hk.set_state('mean', keep * mean + (1 - keep) * x.mean(0))"),)
     ),
+    "queue: queue's other end": ByHand(
+        NOT_UPDATED, (("both = [state['queue'], keys]", "both = [keys, state['queue']]"),)
+    ),
     "queue: queue kept": ByHand(NOT_UPDATED, (("new = state['queue']", "new = jnp.concatenate(both)[:18]"),)),
     "queue: followed afterwards": ByHand(
         "before the optimizer's update",
@@ -184,6 +191,7 @@ BY_HAND: dict[str, ByHand] = {
         "run the other in evaluation mode",
         (("            generator(batch['z'])\n            real", "            real"),),
     ),
+    "dcgan: evaluation mode": ByHand("as model.train() does", (("        generator.eval()\n", ""),)),
     "dcgan: real alone": ByHand(ADDED_UP, (("total = gradients", "total = jax.tree.map(jnp.add, gradients, more)"),)),
     "dcgan: generator never updated": ByHand(
         "apply the updates of generator_optimizer: params = optax.apply_updates(params, updates)",

@@ -64,7 +64,7 @@ FAULTS = (
     Fault(adversarial.gan, "generator first", "forward", "discriminator", "order of updates"),
     Fault(adversarial.penalty, "eps inside the root", "update", "critic", "eps"),
     Fault(adversarial.penalty, "penalty detached", "gradient", "critic", "second derivative"),
-    Fault(adversarial.penalty, "one-sided", "loss", ""),
+    Fault(adversarial.penalty, "one-sided", "loss", "", "operation added"),
     Fault(adversarial.penalty, "weight", "loss", "", "left out"),
     Fault(adversarial.actor_critic, "tau", "state", "target_actor", "decay"),
     Fault(adversarial.actor_critic, "maximum", "loss", "", "another operation"),
@@ -73,7 +73,7 @@ FAULTS = (
     Fault(ensembles.equinox_step, "copied too often", "state", "target", "other steps"),
     Fault(ensembles.equinox_step, "huber delta", "loss", ""),
     Fault(ensembles.equinox_step, "target follows", "state", "target", "other steps"),
-    Fault(ensembles.haiku_state, "momentum of the mean", "buffers", "model.mean", "momentum"),
+    Fault(ensembles.haiku_state, "momentum of the mean", "buffers", "model.mean", "share"),
     Fault(ensembles.haiku_state, "state not set", "buffers", "model.mean", "not updated"),
     Fault(ensembles.haiku_state, "no nesterov", "update", "model", "Nesterov"),
     Fault(ensembles.queue, "followed afterwards", "state", "slow", "after the update"),
@@ -85,7 +85,9 @@ FAULTS = (
     Fault(plain.clipped_in_chain, "no 1e-6", "update", "model", "clipping"),
     Fault(plain.clipped_in_chain, "bound", "update", "model", "clipping"),
     Fault(plain.clipped_in_chain, "rate", "update", "model", "learning rate"),
-    Fault(plain.epochs, "second target", "loss", ""),  # and no word of clipping, which is in the chain
+    Fault(
+        plain.epochs, "second target", "loss", "", "operation added"
+    ),  # and no word of clipping, which is in the chain
     Fault(loops.closure, "second moment", "update", "model", "second moment"),
     Fault(loops.scaler, "no hook", "gradient", "model.fc1.weight", "scale"),
     Fault(loops.pmapped, "summed over devices", "gradient", "model", "scale"),

@@ -109,8 +109,12 @@ def _counted(call: Call, place: Place) -> Code | None:
     return Code(f"{place.style}.avg_pool", keywords={"count_include_pad": call["count_include_pad"]})
 
 
-def _evaluating(kind: str, name: str) -> Fix:
-    return lambda call, place: place.setting(kind, not call["training"], name)
+def _normalizing(call: Call, place: Place) -> Code | str:
+    """Run a norm in torch's mode; of a class of the user's, which argument has it is not known."""
+    mode, other = ("training", "train") if call["training"] else ("evaluation", "eval")
+    return place.setting("norm", not call["training"], "use_running_average") or (
+        f"run this norm in {mode} mode on the JAX side, as model.{other}() does"
+    )
 
 
 def _dropped(call: Call, place: Place) -> Code | None:
@@ -279,7 +283,7 @@ VARIANTS = (
         functions=("batch_norm",),
         argument="training",
         values=_others(True, False),
-        fix=_evaluating("norm", "use_running_average"),
+        fix=_normalizing,
         source=f"{FLAX}normalization.html",
     ),
     Variants(
