@@ -264,12 +264,15 @@ def _holds(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
     """Tell whether the last edit holds at all steps, each from torch's weights, up to what differs later in a step.
 
     A second fault in the step, such as of its optimizer, leaves no whole step that agrees. Up to where it shows, every
-    step proves the first one, as it starts from other weights. What comes after an update is not reached that way.
+    step proves the first one, as it starts from other weights. What comes after an update is not reached that way: it
+    depends on what the port's own optimizers remember.
     """
-    if now.step != reach.step or followed.pairings[now.place].after_update or now.place <= reach.place:
+    end = next((place for place, pairing in enumerate(followed.pairings) if pairing.after_update), now.place)
+    end = min(end, now.place)
+    if now.step != reach.step or end <= reach.place:
         return False
     proved, free = 0, edits[-1].free
-    with_it, without = (Weighing(followed, now.place) for _ in range(2))
+    with_it, without = (Weighing(followed, end) for _ in range(2))
     mended, as_before = (read(followed, edits, steps.from_torch(each)) for each in (edits, edits[:-1]))
     runs = zip(range(followed.steps), mended, as_before, strict=False)
     for _, (_, torch, jax), (_, other, other_jax) in runs:
