@@ -4,6 +4,7 @@ Each has a second fault behind it, in the optimizer: it is found only if the fir
 steps.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -132,3 +133,74 @@ def test_what_is_behind_has_its_cause_too(wrong: dict[str, Any], cause: str, say
     found = {each.cause.name: each.cause for each in (report.divergence, *report.others) if each.cause}
     assert found.keys() == {cause, "learning rate"}, str(report)
     assert says in found[cause].explanation
+
+
+class Two(nnx.Module):
+    def __init__(self, sizes: tuple[int, int, int], rngs: nnx.Rngs) -> None:
+        self.a, self.b = (nnx.Linear(*each, rngs=rngs) for each in pairwise(sizes))
+
+    def __call__(self, x: Any) -> Any:
+        return self.b(jnp.tanh(self.a(x)))
+
+
+def penalized() -> Any:
+    """Penalize the critic's gradient by its input, as a WGAN-GP does, and update the generator behind it."""
+    layers = torch.nn.Linear
+    makes = torch.nn.Sequential(layers(3, 5), torch.nn.Tanh(), layers(5, 4))
+    judges = torch.nn.Sequential(layers(4, 6), torch.nn.Tanh(), layers(6, 1))
+    one, two = (torch.optim.Adam(each.parameters(), RATE) for each in (makes, judges))
+
+    def step(_: Any, batch: Any) -> Any:
+        between = ((batch["x"] + makes(batch["z"]).detach()) / 2).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(judges(between).sum(), between, create_graph=True)
+        loss = ((gradient.norm(dim=1) - 1) ** 2).mean() - judges(batch["x"]).mean()
+        two.zero_grad()
+        loss.backward()
+        two.step()
+        one.zero_grad()
+        (-judges(makes(batch["z"])).mean()).backward()
+        one.step()
+        return {"loss": loss}
+
+    return {"makes": makes, "judges": judges, "one": one, "two": two}, step
+
+
+def flax_penalized(*, stopped: bool, rate: float) -> Any:
+    def build() -> Any:
+        makes, judges = Two((3, 5, 4), nnx.Rngs(0)), Two((4, 6, 1), nnx.Rngs(1))
+        one, two = (nnx.Optimizer(m, optax.adam(r), wrt=nnx.Param) for m, r in ((makes, rate), (judges, RATE)))
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            makes, judges = state["makes"], state["judges"]
+            between = (batch["x"] + makes(batch["z"])) / 2
+
+            def loss_of(judges: Any) -> Any:
+                gradient = jax.grad(lambda x: judges(x).sum())(between)
+                gradient = jax.lax.stop_gradient(gradient) if stopped else gradient
+                return jnp.mean((jnp.linalg.norm(gradient, axis=1) - 1) ** 2) - judges(batch["x"]).mean()
+
+            loss, gradients = nnx.value_and_grad(loss_of)(judges)
+            state["two"].update(judges, gradients)
+            state["one"].update(makes, nnx.grad(lambda makes: -judges(makes(batch["z"])).mean())(makes))
+            return state, {"loss": loss}
+
+        return {"makes": makes, "judges": judges, "one": one, "two": two}, step
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("stopped", "rate", "expected"),
+    [(False, RATE, []), (True, RATE / 2, ["second derivative", "learning rate"])],
+    ids=["right", "wrong"],
+)
+def test_a_fault_behind_the_first_update_does_not_hide_one_before_it(
+    stopped: bool, rate: float, expected: list[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    batches = [{"x": rng.normal(size=(6, 4)), "z": rng.normal(size=(6, 3))} for _ in range(3)]
+    sides = compare.TorchProgram(penalized), compare.JaxProgram(flax_penalized(stopped=stopped, rate=rate))
+    report = compare.check(*sides, batches, steps=3, device="cpu", quick=True)
+    places = [report.divergence, *report.others] if report.divergence else []
+    assert [each.cause.name if each.cause else "" for each in places] == expected, str(report)
