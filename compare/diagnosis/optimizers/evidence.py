@@ -83,6 +83,12 @@ class OptimizerStep:
         return any(result.differs for result in self.results)
 
     @property
+    def clips(self) -> bool:
+        """Whether torch changes the gradients before its optimizer gets them."""
+        pairs = ((self.gradients[name], given) for name, given in self.given.items())
+        return any(a is not None and b is not None and not a.equal(b) for a, b in pairs)
+
+    @property
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups, as they are when the optimizer makes its step."""
         groups: list[dict[str, Any]] = self.state["param_groups"]

@@ -8,12 +8,14 @@ and explains more numbers than it was fitted to.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from compare.diagnosis.optimizers.calls import Call, Code
 from compare.diagnosis.optimizers.evidence import Evidence, OptimizerRun
 from compare.diagnosis.optimizers.families import Family, families, told_family
 from compare.diagnosis.optimizers.fit import Fit, Fitter
 from compare.diagnosis.optimizers.names import optimizer_call
-from compare.diagnosis.optimizers.rates import fitted_rates, rates_of
+from compare.diagnosis.optimizers.rates import Rates, fitted_rates, rates_of
 from compare.diagnosis.optimizers.schedules import told_rates
 from compare.diagnosis.optimizers.search import SEVERAL, Search, Searcher
 from compare.diagnosis.optimizers.some_parameters import Assignment, assigned, decay_mask
@@ -99,6 +101,10 @@ def _of_some(searcher: Searcher, size: int) -> Assignment | None:
 
 def _explained(searcher: Searcher, fit: Fit, some: Assignment | None = None) -> Explained:
     fitter, evidence, rates = searcher.fitter, searcher.evidence, rates_of(searcher.evidence, fit)
+    if not any(each.place == "gradient" for each in fit.hypotheses) and _differ_by_clipping(evidence, rates):
+        ours, theirs = rates_in_words(list(rates.torch), list(rates.jax))
+        says = f"the JAX side steps as torch would with the learning rates {theirs} for {ours}: it may clip otherwise"
+        return Explained(details=(Detail(DetailKind.VALUES, says),))
     known = zip(fit.hypotheses, fit.numbers, strict=True)
     in_order = sorted(known, key=lambda pair: searcher.order[id(pair[0])])
     parts = [each.tell(evidence, numbers) for each, numbers in in_order]
@@ -110,6 +116,19 @@ def _explained(searcher: Searcher, fit: Fit, some: Assignment | None = None) -> 
     left = "falls to rounding" if some else f"is {fitter.worst(fit):.1e}"
     rounding = rates.differ and rates.rounded and len(parts) == 1
     return Explained(_cause(evidence, parts, left), rounding=rounding)
+
+
+def _differ_by_clipping(evidence: Evidence, rates: Rates) -> bool:
+    """Tell whether the JAX side's rates are no schedule: they change only where torch clips.
+
+    A gradient that is clipped to another norm, as where torch counts two biases and the port one, is scaled by another
+    factor at each of these steps, which a learning rate of its own explains as well.
+    """
+    if len(set(rates.torch)) != 1:
+        return False
+    clips = [step.clips for step in evidence.steps]
+    others = [rate for rate, clipped in zip(rates.jax, clips, strict=True) if not clipped]
+    return any(clips) and not rates.constant and np.ptp(others or [0.0]) <= 1e-9 * rates.torch[0]
 
 
 def _cause(evidence: Evidence, parts: Sequence[Told], left: str) -> Cause:
