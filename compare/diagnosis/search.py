@@ -22,6 +22,7 @@ from compare.diagnosis.related import equations_of, related_cause
 from compare.diagnosis.rewriting import Call, Repeatable, Rerun
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.edit import WHOLE
+from compare.diagnosis.structure.edit import Kind as Structure
 from compare.diagnosis.structure.search import StructureSearch, Surroundings
 from compare.diagnosis.structure.step import is_whole
 from compare.diagnosis.structure.stops import stopped
@@ -89,6 +90,10 @@ def explain(
     if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
         outputs = surroundings.outputs() if stage == Stage.FORWARD and surroundings is not None else []
         if structure is not None and structure.cause:
+            # A factor that is added is another constant of what torch computes, too: the user's code has one of them.
+            added = all(edit.kind == Structure.ADDED for edit in structure.cause)
+            other = search.constants() if added else None
+            cause = either([other, cause]) if other else cause
             whole = bool(outputs) and structure.explains(outputs)
             return Searched(cause, whole=whole, explains=structure.explains, edited=structure.operations())
         whole = bool(outputs) and search.explains(outputs)

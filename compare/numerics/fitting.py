@@ -11,6 +11,10 @@ EXPLAINED = 0.97
 """The share of the residual that one linear step leaves if the number has nothing to do with the difference."""
 
 
+LIKELY = (0.5, 2.0, 0.1, 10.0)
+"""How many times a number another one is that stands in its place by mistake."""
+
+
 def fitted(
     value: float,
     run: Callable[[float], np.ndarray | None],
@@ -36,6 +40,12 @@ def fitted(
         tried[number] = apart(array)
         return array
 
+    # A loss may be reached in several ways, as by two temperatures, and secant steps end at one of them. What people
+    # write in the place of a number is tried first.
+    for likely in LIKELY if target.size == 1 else ():
+        at(value * likely)
+        if tried[value * likely] <= 1:
+            return tried[value * likely], float(f"{value * likely:.12g}")
     _step_to(target, value, at, tried)
     if min(tried.values()) > 1:
         # From far away, secant steps approach 0 by tenths only, and 0 is what a setting that is left out amounts to.
