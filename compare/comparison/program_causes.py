@@ -206,10 +206,14 @@ def _searched(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
     structure = bool(found.searched.edited)
     try:
         after = placed(followed, steps, [*edits, found.edit], reach)
+        now = _reach(followed, steps, [*edits, found.edit])
     except FAILURES:
         return Known(found.searched) if structure else Known()
     if after is None or after.number > place.number:
-        return found
+        # As in `_best`: what agrees without the edit, and differs with it, refutes it.
+        if now is None or now.step != reach.step or now.place in _differing(followed, steps, edits, reach.step):
+            return found
+        return Known()
     # A cause of structure is proved in the graph of one step. In a step that runs otherwise it may edit nothing.
     return Known(found.searched) if structure else Known()
 
