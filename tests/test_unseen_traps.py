@@ -16,7 +16,7 @@ from torch import nn, optim
 
 import compare
 from compare.diagnosis.counterfactuals import FUNCTIONS
-from compare.diagnosis.rewriting import rewritable
+from compare.diagnosis.signatures import rewritable
 from compare.verdict.divergence import DetailKind
 
 CATALOGUE = "".join(path.read_text() for path in (Path(__file__).parents[1] / "benchmarks" / "traps").glob("*.py"))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from compare import bugs
 from compare.diagnosis.on_cpu import arguments_on_cpu, computed_on_cpu
+from compare.diagnosis.signatures import ANY, name_of, signature_of
 from compare.errors import NotApplicable, Signal
 from compare.step.draws import Draw
 from compare.step.observation import Observation, Port
@@ -287,16 +288,16 @@ def _mode() -> Any:
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             del types
             kwargs = kwargs or {}
-            meant = self.record.open and not Record.keeping and _name(func) in self.known
-            signature = _signature(func) if meant else None
+            meant = self.record.open and not Record.keeping and name_of(func) in self.known
+            signature = signature_of(func) if meant else None
             if signature is None:
                 return func(*args, **kwargs)
             try:
                 signature.bind(*args, **kwargs)
             except TypeError:  # an overload that torch does not describe
-                signature = _ANY
+                signature = ANY
             place = self.record.inside[-1] if self.record.inside else ""
-            call = Call(_name(func), func, args, kwargs, signature, place)
+            call = Call(name_of(func), func, args, kwargs, signature, place)
             rewrite = self.rewrites(self.number)
             self.number += 1
             with Record.working(keeping=True):
@@ -307,45 +308,3 @@ def _mode() -> Any:
             return given
 
     return Rewriting
-
-
-_SIGNATURES: dict[str, Callable[..., Any]] = {
-    "scaled_dot_product_attention": (
-        lambda query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False: None
-    ),
-}
-"""What torch describes in part only."""
-
-_ANY = inspect.signature(lambda tensor, *args, **kwargs: None)
-
-
-def _name(function: Any) -> str:
-    return getattr(function, "__name__", "").strip("_")
-
-
-@functools.cache
-def _overridable() -> dict[Any, Callable[..., Any]]:
-    import torch
-
-    functional = {function: function for function in vars(torch.nn.functional).values() if inspect.isfunction(function)}
-    return functional | torch.overrides.get_testing_overrides()  # which does not list all of them
-
-
-@functools.cache
-def _signature(function: Any) -> inspect.Signature | None:
-    """Give the signature of a function of torch, as torch itself states it; None for what reads attributes."""
-    described = _overridable().get(function)
-    if getattr(function, "__name__", "") in _SIGNATURES:
-        return inspect.signature(_SIGNATURES[function.__name__])
-    if described is None or getattr(function, "__name__", "__get__") in ("__get__", "__set__"):
-        return None
-    with contextlib.suppress(ValueError):  # of what is written in C++
-        own = inspect.signature(function)
-        if not any(parameter.kind == parameter.VAR_POSITIONAL for parameter in own.parameters.values()):
-            return own
-    return inspect.signature(described)
-
-
-def rewritable() -> frozenset[str]:
-    """Name all functions of torch whose calls can be seen and rewritten."""
-    return frozenset(_name(function) for function in _overridable() if _signature(function) is not None)

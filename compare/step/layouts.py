@@ -140,6 +140,9 @@ def _splits(whole: tuple[int, ...], parts: tuple[int, ...]) -> bool:
 NEAR = 1e-2
 """Two arrays nearer than this have the same layout: another order of axes does not come as near by accident."""
 
+NEARER = 0.5
+"""What another order of axes must leave of the distance: the nearest of several wrong ones is so by accident."""
+
 
 class ActivationLayouts:
     """Finds the layout of an array of the JAX side relative to torch's.
@@ -178,11 +181,16 @@ class ActivationLayouts:
             apart = [distance(layout.to_torch(jax), torch) for layout in fitting]
             nearest = int(np.argmin(apart))
             if apart[nearest] < NEAR:
+                self._certain[torch.ndim, fitting[nearest].name] += 1
                 return fitting[nearest]
             # A bug before this place has changed the values, so that no layout brings the two near each other.
+            if in_port_order:
+                return in_port_order
             usual = [self._certain[torch.ndim, layout.name] for layout in fitting]
-            likely = max(range(len(fitting)), key=lambda number: (usual[number], -apart[number]))
-            return in_port_order or fitting[likely]
+            if max(usual) > 0:
+                return fitting[int(np.argmax(usual))]
+            # As they are, if no other order brings them much nearer.
+            return fitting[nearest if apart[nearest] < NEARER * apart[0] else 0]
         if fitting:
             return fitting[0]
         if torch.size == jax.size and torch.shape[:1] == jax.shape[:1] and jax.ndim > torch.ndim:

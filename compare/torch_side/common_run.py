@@ -101,10 +101,18 @@ class CommonRun(abc.ABC):
                 buffer.add_(self.tensor(movement(to_numpy(buffer), draw)))
 
     def spread(self, seed: int) -> None:
-        """Multiply every element of the parameters by a number of its own, about 1: zeros stay zero."""
+        """Multiply every element of the parameters by a number of its own, about 1.
+
+        Zeros stay zero, but for a tensor of nothing else, such as a bias or a gate at its start: at zero, functions
+        that differ may have slopes that differ by a mere factor.
+        """
         import torch
 
         generator = np.random.default_rng(seed)
         with torch.no_grad():
             for param in self.parameters.values():
-                param.mul_(self.tensor(generator.uniform(0.7, 1.3, tuple(param.shape))))
+                factors = self.tensor(generator.uniform(0.7, 1.3, tuple(param.shape)))
+                if param.any():
+                    param.mul_(factors)
+                else:
+                    param.copy_((factors - 1) / 3)

@@ -30,7 +30,8 @@ CAUSES = {
     "learning rate": "learning rate",
     "activation": "activation|slope|alpha|beta|another operation",
     "statistic": "stale statistics|biased running variance|mode of a normalization",
-    "transposed": "transposed weight",
+    # "Has the weight transposed in linear", where a function such as attention calls linear.
+    "transposed": "transposed weight|another operation",
 }
 """What names the cause of a fault of a kind. Any other cause that is printed is false."""
 

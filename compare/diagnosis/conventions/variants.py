@@ -127,11 +127,6 @@ def _dropped(call: Call, place: Place) -> Code | None:
     return Code(f"{place.style}.Dropout", (f"{call['p']:g}", random), around="{}(x)")
 
 
-def _loss(call: Call, place: Place) -> Code | None:
-    del place
-    return loss_code(call)
-
-
 def _left_out(name: str) -> Fix:
     def fix(call: Call, place: Place) -> Code | None:
         kinds = {"linear": "linear", **dict.fromkeys(CONVOLUTIONS, "conv"), **dict.fromkeys(TRANSPOSED, "transposed")}
@@ -299,7 +294,7 @@ VARIANTS = (
         functions=LOSSES,
         argument="reduction",
         values=_others("mean", "sum"),
-        fix=_loss,
+        fix=lambda call, _: loss_code(call),
         source=f"{DOCS}torch.nn.MSELoss.html",
     ),
     Variants(
@@ -307,7 +302,7 @@ VARIANTS = (
         functions=("cross_entropy", "nll_loss"),
         argument="ignore_index",
         values=_others(-1, 0, -(2**31)),
-        fix=_loss,
+        fix=lambda call, _: loss_code(call),
         source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
     ),
     Variants(
@@ -315,7 +310,7 @@ VARIANTS = (
         functions=("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"),
         argument="weight",
         values=_others(None),
-        fix=_loss,
+        fix=lambda call, _: loss_code(call),
         source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
     ),
     Variants(
@@ -323,7 +318,7 @@ VARIANTS = (
         functions=("binary_cross_entropy_with_logits",),
         argument="pos_weight",
         values=_others(None),
-        fix=_loss,
+        fix=lambda call, _: loss_code(call),
         source=f"{DOCS}torch.nn.BCEWithLogitsLoss.html",
     ),
     Variants(
@@ -347,7 +342,7 @@ VARIANTS = (
         functions=("kl_div",),
         argument="log_target",
         values=_others(True, False),
-        fix=_loss,
+        fix=lambda call, _: loss_code(call),
         source=f"{DOCS}torch.nn.KLDivLoss.html",
     ),
 )

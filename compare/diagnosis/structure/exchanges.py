@@ -1,12 +1,12 @@
 """Edits that exchange an operation for another of the same kind."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from compare.diagnosis.counterfactuals import FUNCTIONS, counterfactuals
 from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call
+from compare.diagnosis.signatures import ANY, signature_of
 from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Ref
 from compare.verdict.fix import Code, source
@@ -39,14 +39,12 @@ def _filled(context: Context, node: Node) -> tuple[Any, Any]:
 
 
 def _call(operation: Operation) -> Call | None:
-    from compare.diagnosis.rewriting import _ANY, _signature
-
     function = operation.node.function
-    signature = _signature(function) or _ANY
+    signature = signature_of(function) or ANY
     try:
         signature.bind(*operation.args, **operation.kwargs)
     except TypeError:
-        signature = inspect.signature(lambda tensor, *args, **kwargs: None)
+        signature = ANY
     return Call(operation.node.name, function, operation.args, operation.kwargs, signature)
 
 

@@ -19,11 +19,12 @@ from compare.diagnosis.structure.norm_order import norms_moved
 from compare.diagnosis.structure.pairs import SAME, Tried, fitting_pairs
 from compare.diagnosis.structure.recording import Operations
 from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, moved, opened
+from compare.diagnosis.structure.told import plainer, told
 from compare.jax_side.from_data import FromData
 from compare.numerics.distance import distance
 from compare.step.batch import Batch
 from compare.step.observation import Observation, Port
-from compare.verdict.divergence import Cause, Part
+from compare.verdict.divergence import Cause
 from compare.verdict.first_difference import Found
 
 
@@ -127,13 +128,16 @@ class StructureSearch:
         here = opened(self.found, self.rerun, self.given, self.target, self.theirs(self.rerun.batch))
         if here is None:
             return None
-        self.here, graph = here, here.context.graph
-        for edit in norms_moved(graph):
+        self.here, near = here, MARGIN * self.found.limit
+        for edit in norms_moved(here.context.graph):
             ends = [(here.ports.get(port), array) for port, array in self.outputs()]
-            left = [self._of_model([edit], end, array) for end, array in ends if end is not None]
+            known = [(end, array) for end, array in ends if end is not None]
             # A norm that moves changes everything behind it. No single place proves that, but the outputs of the model
-            # do.
-            if left and max(left) <= MARGIN * self.found.limit:
+            # do: those that differ without it.
+            if all(self._of_model([], end, array) <= near for end, array in known):
+                return None
+            left = [self._of_model([edit], end, array) for end, array in known]
+            if max(left) <= near:
                 self.cause = [edit]
                 return told([[edit]], max(left))
         return None
@@ -221,7 +225,7 @@ class StructureSearch:
             if equal is None:
                 groups.append(([edits], array))
             else:
-                equal.insert(0 if _plainer(edits, equal[0]) else len(equal), edits)
+                equal.insert(0 if plainer(edits, equal[0]) else len(equal), edits)
         return [group for group, _ in groups]
 
     def _elsewhere(self, edits: Sequence[Edit]) -> np.ndarray | None:
@@ -312,41 +316,7 @@ CONFIRMED = 4
 """Ways to write one edit that are tried in a run of the whole step, which takes as long as a step."""
 
 
-def _plainer(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
-    """Tell whether edits say more plainly what others say as well: what a count comes to nothing by is a quotient."""
-    odd, other_odd = (sum(edit.odd for edit in each) for each in (edits, others))
-    if odd != other_odd:
-        return odd < other_odd
-    # A count that is left out makes a divisor 1: the quotient behind it is what was left out.
-    left_out, others_left_out = (
-        sorted(number for edit in each if edit.kind == Kind.LEFT_OUT for number, _ in edit.at)
-        for each in (edits, others)
-    )
-    same = sorted(edit.kind for edit in edits) == sorted(edit.kind for edit in others)
-    return same and left_out > others_left_out
-
-
 def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     if a is None or b is None:
         return a is b
     return a.shape == b.shape and distance(a, b) < SAME
-
-
-def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
-    """Describe a cause: all of several different edits that fit, but of other numbers only those that say most."""
-    of_tables = [edits for edits in fitting if all(edit.again for edit in edits)]
-    if of_tables and len(of_tables) == len(fitting):
-        # What is computed of other numbers is other as well: a table that torch keeps is where they come
-        # from, and otherwise the last place shows what they lead to.
-        fitting = [min(of_tables, key=lambda edits: (edits[0].kind != Kind.TABLE, -edits[0].at[0][0]))]
-    first, *others = fitting
-    name = " and ".join(dict.fromkeys(edit.kind for edit in first))
-    does = " or ".join(", and ".join(e.does for e in edits if e.does) for edits in (first, *others[:2]))
-    both = "; on this batch these are the same" if others else ""
-    fix = "; or ".join("; ".join(edit.fix for edit in edits if edit.fix) for edits in (first, *others[:2]))
-    says = f"the JAX side {does}{both}"
-    explanation = f"{name}: {says}. With this change on the torch side, the difference is {apart:.1e}"
-    codes = [edit.code for edit in first if edit.code] if not others else []
-    code = codes[0] if len(codes) == len(first) == 1 else None
-    every = tuple(codes) if len(codes) == len(first) else ()
-    return Cause(name, explanation, fix, code=every, parts=(Part(name, says, fix, code),))

@@ -18,8 +18,8 @@ from compare.diagnosis.structure.edit import Context, Edit, Kind
 from compare.diagnosis.structure.editing import edited
 from compare.diagnosis.structure.graph import FAILURES, Node, Operation, Path
 from compare.diagnosis.structure.recording import recorded
-from compare.diagnosis.structure.search import told
 from compare.diagnosis.structure.step import changes
+from compare.diagnosis.structure.told import told
 from compare.numerics.distance import distance
 from compare.verdict.divergence import Cause, Part
 from compare.verdict.first_difference import Found

@@ -1,0 +1,40 @@
+"""Describes edits that are a cause, and tells which of several say it most plainly."""
+
+from collections.abc import Sequence
+
+from compare.diagnosis.structure.edit import Edit, Kind
+from compare.verdict.divergence import Cause, Part
+
+
+def plainer(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
+    """Tell whether edits say more plainly what others say as well: what a count comes to nothing by is a quotient."""
+    odd, other_odd = (sum(edit.odd for edit in each) for each in (edits, others))
+    if odd != other_odd:
+        return odd < other_odd
+    # A count that is left out makes a divisor 1: the quotient behind it is what was left out.
+    left_out, others_left_out = (
+        sorted(number for edit in each if edit.kind == Kind.LEFT_OUT for number, _ in edit.at)
+        for each in (edits, others)
+    )
+    same = sorted(edit.kind for edit in edits) == sorted(edit.kind for edit in others)
+    return same and left_out > others_left_out
+
+
+def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
+    """Describe a cause: all of several different edits that fit, but of other numbers only those that say most."""
+    of_tables = [edits for edits in fitting if all(edit.again for edit in edits)]
+    if of_tables and len(of_tables) == len(fitting):
+        # What is computed of other numbers is other as well: a table that torch keeps is where they come
+        # from, and otherwise the last place shows what they lead to.
+        fitting = [min(of_tables, key=lambda edits: (edits[0].kind != Kind.TABLE, -edits[0].at[0][0]))]
+    first, *others = fitting
+    name = " and ".join(dict.fromkeys(edit.kind for edit in first))
+    does = " or ".join(", and ".join(e.does for e in edits if e.does) for edits in (first, *others[:2]))
+    both = "; on this batch these are the same" if others else ""
+    fix = "; or ".join("; ".join(edit.fix for edit in edits if edit.fix) for edits in (first, *others[:2]))
+    says = f"the JAX side {does}{both}"
+    explanation = f"{name}: {says}. With this change on the torch side, the difference is {apart:.1e}"
+    codes = [edit.code for edit in first if edit.code] if not others else []
+    code = codes[0] if len(codes) == len(first) == 1 else None
+    every = tuple(codes) if len(codes) == len(first) else ()
+    return Cause(name, explanation, fix, code=every, parts=(Part(name, says, fix, code),))
