@@ -98,3 +98,37 @@ def test_a_mask_of_other_lengths_is_named(shorter: int) -> None:
     assert report.divergence.cause.name == "another mask"
     assert "torch has False, the JAX side True" in report.divergence.cause.explanation
     assert not report.others
+
+
+class Scaled(torch.nn.Module):
+    """Attention whose scores are divided by the root of a head's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.out = torch.nn.Linear(12, 12), torch.nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key = self.both(x).split(6, dim=1)
+        return self.out(torch.softmax(query @ key.T * 6**-0.5, -1) @ key)
+
+
+class FlaxScaled(nnx.Module):
+    def __init__(self, factor: float) -> None:
+        self.both, self.out = nnx.Linear(12, 12, rngs=nnx.Rngs(0)), nnx.Linear(6, 3, rngs=nnx.Rngs(1))
+        self.factor = factor
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        query, key = jnp.split(self.both(x), 2, axis=1)
+        return self.out(jax.nn.softmax(query @ key.T * self.factor) @ key)
+
+
+def test_a_fix_gives_all_digits_of_a_number() -> None:
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(5, 12)), rng.normal(size=(5, 3))) for _ in range(2)]
+    report = checked(Scaled(), FlaxScaled(12**-0.5), batches)
+    assert report.divergence is not None
+    cause = report.divergence.cause
+    assert cause is not None, str(report)
+    assert f"{6**-0.5!r}" in cause.fix, cause.fix
+    assert not checked(Scaled(), FlaxScaled(float(f"{6**-0.5:.6g}")), batches).ok
+    assert checked(Scaled(), FlaxScaled(6**-0.5), batches).ok

@@ -59,7 +59,7 @@ def undone(how: Relation) -> Code | None:
 def _over(number: float) -> Code:
     """Undo a factor."""
     inverse = round(1 / number, 9)
-    return Code(around=f"{inverse:g} * y" if inverse.is_integer() else f"y / {source(number)}")
+    return Code(around=f"{source(inverse)} * y" if inverse.is_integer() else f"y / {source(number)}")
 
 
 def equations_of(how: Relation, ours: np.ndarray) -> int:

@@ -224,6 +224,7 @@ class Findings:
             "bugs": [dataclasses.asdict(bug) for bug in self.bugs],
             "others": [other.to_dict() for other in self.others],
             "groups": [group.to_dict() for group in self.groups],
+            "to_mend": self.to_mend,
             "notes": [dataclasses.asdict(note) for note in self.notes],
             "settings": self.settings,
             "sides": {

@@ -197,7 +197,7 @@ CONVENTIONS = (
         optimizers=("Adagrad",),
         update=_inside("sum"),
         jax_does="adds epsilon inside the square root, as optax.adagrad does",
-        fix="write the update as -lr * g / (jnp.sqrt(sum_of_squares) + {eps:g}): optax.adagrad has no setting for it",
+        fix="write the update as -lr * g / (jnp.sqrt(sum_of_squares) + {eps}): optax.adagrad has no setting for it",
         source=DOCS,
     ),
     Convention(
@@ -214,7 +214,7 @@ CONVENTIONS = (
         update=_epsilon_uncorrected,
         jax_does="adds epsilon to the root of the second moment before its bias is corrected, as TensorFlow does",
         fix="correct both moments before epsilon is added, as {optax} does: m / (1 - b1**t) / "
-        "(jnp.sqrt(v / (1 - b2**t)) + {eps:g})",
+        "(jnp.sqrt(v / (1 - b2**t)) + {eps})",
         source="https://github.com/google-deepmind/optax/issues/571",
     ),
     Convention(
@@ -249,7 +249,7 @@ CONVENTIONS = (
         optimizers=("SGD",),
         update=_decay_after,
         jax_does="adds the weight decay after the momentum",
-        fix="optax.chain(optax.add_decayed_weights({weight_decay:g}), optax.sgd(...)), in this order",
+        fix="optax.chain(optax.add_decayed_weights({weight_decay}), optax.sgd(...)), in this order",
         source="https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html",
         state=_undecayed,
     ),

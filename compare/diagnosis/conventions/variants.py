@@ -23,7 +23,7 @@ from compare.diagnosis.conventions.loss_code import loss_code
 from compare.diagnosis.conventions.padding import AVERAGE_POOLS, MAX_POOLS, convolution_fix, pool_fix
 from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call
-from compare.verdict.fix import Code
+from compare.verdict.fix import Code, source
 
 ATTENTION = f"{DOCS}torch.nn.MultiheadAttention.html"
 
@@ -124,7 +124,7 @@ def _dropped(call: Call, place: Place) -> Code | None:
     if not call["training"] or place.layer("dropout") or place.style not in ("nnx", "nn"):
         return None
     random = "rngs=rngs" if place.style == "nnx" else "deterministic=False"
-    return Code(f"{place.style}.Dropout", (f"{call['p']:g}", random), around="{}(x)")
+    return Code(f"{place.style}.Dropout", (source(call["p"]), random), around="{}(x)")
 
 
 def _left_out(name: str) -> Fix:

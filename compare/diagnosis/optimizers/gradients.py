@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from compare.diagnosis.optimizers.calls import Call, Code
+from compare.diagnosis.optimizers.calls import Call, Code, written
 from compare.diagnosis.optimizers.evidence import Evidence, OptimizerStep
 from compare.diagnosis.optimizers.hypothesis import Hypothesis, Numbers
 from compare.diagnosis.optimizers.names import TRANSFORMATIONS
@@ -46,7 +46,7 @@ class Clipping(NamedTuple):
         before, fix = None, ""
         if self.norm is not None:
             before = clip_like_torch(self.norm)
-            fix = f"optax.clip_by_global_norm({self.norm:g}) divides by the norm without 1e-6"
+            fix = f"optax.clip_by_global_norm({written(self.norm)}) divides by the norm without 1e-6"
         elif self.value is not None:
             before = Call("optax.clip", (self.value,))
         else:
@@ -56,7 +56,7 @@ class Clipping(NamedTuple):
 
 def clip_like_torch(norm: float) -> Call:
     """Write a transformation that divides by the norm + 1e-6, as `clip_grad_norm_` does."""
-    factor = f"jnp.minimum(1.0, {norm:g} / (optax.tree.norm(updates) + 1e-6))"
+    factor = f"jnp.minimum(1.0, {written(norm)} / (optax.tree.norm(updates) + 1e-6))"
     return Call("optax.stateless", (Code(f"lambda updates, params: optax.tree.scale({factor}, updates)"),))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compare.diagnosis.optimizers.calls import Call, Code, Recounted
+from compare.diagnosis.optimizers.calls import Call, Code, Recounted, written
 from compare.diagnosis.optimizers.evidence import Evidence
 from compare.diagnosis.optimizers.names import ARGUMENTS, OPTIMIZERS
 from compare.diagnosis.optimizers.rates import Rates
@@ -92,7 +92,7 @@ def schedule_of(evidence: Evidence) -> Call | Code | Recounted | None:
     if call is None or not gives(call, evidence.rates, [count // every for count in range(len(evidence.rates))]):
         if type(scheduler).__name__ == "LambdaLR":
             count = "count" if every == 1 else f"count // {every}"
-            return Code(f"lambda count: {base_rate(scheduler):g} * f({count})")
+            return Code(f"lambda count: {written(base_rate(scheduler))} * f({count})")
         return None
     if every == 1:
         return call

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from compare.diagnosis.conventions.optimizers import CONVENTIONS, Convention, root_added
-from compare.diagnosis.optimizers.calls import Call, Code
+from compare.diagnosis.optimizers.calls import Call, Code, written
 from compare.diagnosis.optimizers.evidence import Evidence
 from compare.diagnosis.optimizers.hypothesis import Hypothesis, Numbers
 from compare.diagnosis.optimizers.names import (
@@ -148,7 +148,7 @@ def _told_number(name: str) -> Any:
             return mended_decay(told, kind, now, decoupled=decoupled, rate=first.rate)
         if argument:
             return Told(called, says, {argument: now}, source=OPTIMIZERS)
-        lacks = f"torch has {name}={written_short(now)}: {OPTAX.get(kind, 'optax')} has no such argument"
+        lacks = f"torch has {name}={written(now)}: {OPTAX.get(kind, 'optax')} has no such argument"
         return Told(called, says, fix=lacks, source=OPTIMIZERS)
 
     return tell
@@ -169,11 +169,6 @@ def mended_decay(told: Told, kind: str, value: float, *, decoupled: bool, rate: 
         decay, last = Call("optax.add_decayed_weights", (value,)), Call("optax.scale_by_learning_rate", (rate,))
         return replace(told, fix=Call("optax.chain", (Call("optax.scale_by_radam"), decay, last)))
     return replace(told, before=Call("optax.add_decayed_weights", (value,)))
-
-
-def written_short(value: float) -> str:
-    """Write a number as people do."""
-    return f"{value:g}"
 
 
 def groups_call(kind: str, argument: str, values: list[float]) -> Call:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compare.diagnosis.optimizers.calls import Call, Code
+from compare.diagnosis.optimizers.calls import Call, Code, written
 from compare.diagnosis.optimizers.evidence import Evidence, Result
 from compare.diagnosis.optimizers.fit import Fit, Fitter
 from compare.diagnosis.optimizers.masks import mask_of
@@ -259,7 +259,7 @@ def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: li
             "learning rate of some parameters",
             f"the JAX side has a learning rate of {rate} for {some}, and torch {evidence.steps[0].rate:g}: it is "
             f"{treatment.value:g} times torch's at every step",
-            fix=f"give {some} the learning rate {evidence.steps[0].rate:g}",
+            fix=f"give {some} the learning rate {written(evidence.steps[0].rate)}",
             source=COMBINING,
         )
     argument = in_words(treatment.setting)

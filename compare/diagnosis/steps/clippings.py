@@ -8,7 +8,7 @@ from unittest import mock
 
 from compare.diagnosis.steps.edit import Edit
 from compare.torch_side.program_run import TorchProgramRun
-from compare.verdict.fix import Code
+from compare.verdict.fix import Code, source
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ def edits(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Edit]:
     if order != 2.0:
         each = f"jnp.linalg.norm(leaf.ravel(), {_order(order)})"
         norm = f"jnp.linalg.norm(jnp.array([{each} for leaf in jax.tree.leaves(gradients)]), {_order(order)})"
-    text = f"optax.tree.scale(jnp.minimum(1.0, {most:g} / ({norm} + 1e-6)), gradients)"
+    text = f"optax.tree.scale(jnp.minimum(1.0, {source(most)} / ({norm} + 1e-6)), gradients)"
     as_torch = f"gradients = {text}"
     yield left_out(as_torch, Code(around=text, words=as_torch))
     if order != 2.0:
@@ -68,7 +68,7 @@ def edits(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Edit]:
 
 
 def _order(order: float) -> str:
-    return "jnp.inf" if order == float("inf") else f"{order:g}"
+    return "jnp.inf" if order == float("inf") else source(order)
 
 
 @contextlib.contextmanager

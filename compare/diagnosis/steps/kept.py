@@ -64,9 +64,9 @@ def _is_moved(tensor: StateTensor, share: float) -> bool:
 
 def _fix(momentum: float | None, share: float) -> str:
     if momentum is None:
-        return f"take {1 / share:.6g} times as much of the new value in each step"
+        return f"take {1 / share:.9g} times as much of the new value in each step"
     flax, ports = 1 - momentum, 1 - share * momentum
-    return f"momentum={flax:.6g}: Flax's is 1 minus torch's {momentum:.6g}, and the port has {ports:.6g}"
+    return f"momentum={flax:.12g}: Flax's is 1 minus torch's {momentum:.6g}, and the port has {ports:.6g}"
 
 
 def _moved(run: TorchProgramRun, before: Tensors, names: frozenset[str], share: float) -> None:

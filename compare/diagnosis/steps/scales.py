@@ -10,7 +10,7 @@ import numpy as np
 from compare.diagnosis.steps.edit import Difference, Edit
 from compare.numerics.distance import distance
 from compare.torch_side.program_run import TorchProgramRun
-from compare.verdict.fix import Code
+from compare.verdict.fix import Code, source
 
 
 def edits(
@@ -48,7 +48,7 @@ def edits(
         code = None
         which = ", ".join(each.name for each in gradients)
         explanation = f"the JAX side's optimizer is given {exact:.12g} times torch's gradients of {which} alone"
-        fix = f"multiply the gradients of {which} by {1 / exact:.12g} on the JAX side"
+        fix = f"multiply the gradients of {which} by {source(1 / exact)} on the JAX side"
     yield Edit(
         name="gradient sign" if exact == -1 else "gradient scale",
         explanation=explanation,

@@ -101,7 +101,7 @@ def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
             does = f"takes {words} for the {what} {own:.6g} of {shown(node)}"
             sign = {"mul": "*", "div": "/", "pow": "**"}[node.name]
             code = Code(around=f"x {sign} {source(float(own))}") if position == 1 else None
-            yield one(Kind.SCALE, node, compute, does, f"take {own:.6g}, as torch does", code)
+            yield one(Kind.SCALE, node, compute, does, f"take {source(float(own))}, as torch does", code)
 
 
 def other_divisors(context: Context, node: Node) -> Iterator[Edit]:

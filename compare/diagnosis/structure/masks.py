@@ -7,6 +7,7 @@ from typing import Any
 
 from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
+from compare.verdict.fix import source
 
 
 def other_masks(context: Context, node: Node) -> Iterator[Edit]:
@@ -115,7 +116,7 @@ def added_masks(context: Context, node: Node) -> Iterator[Edit]:
                     does = (
                         f"fills the hidden scores with one number in {shown(node)}, where torch adds {fill:g} to them"
                     )
-                    fix = f"add the mask as torch does: scores + jnp.where(hidden, {fill:g}, 0.0)"
+                    fix = f"add the mask as torch does: scores + jnp.where(hidden, {source(fill)}, 0.0)"
                 yield one(Kind.MASK, node, compute, does, fix)
 
 

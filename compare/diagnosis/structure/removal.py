@@ -8,7 +8,7 @@ from typing import Any
 from compare.diagnosis.structure.edit import JOINING, TRANSPOSES, Context, Edit, Kind, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
 from compare.diagnosis.structure.written import function_of, joined_again, of_two
-from compare.verdict.fix import Code
+from compare.verdict.fix import Code, source
 
 
 def applied(operation: Operation, node: Node, path: Path, tensor: Any) -> Any:
@@ -44,7 +44,7 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
 def _with_number(node: Node) -> str:
     """Name an operation and the number that it joins its operand with: "mul by 0.5"."""
     number = node.args[1] if node.name in JOINING and len(node.args) == 2 else None
-    return f"{node.name} by {number:g}" if isinstance(number, int | float) else node.name
+    return f"{node.name} by {source(number)}" if isinstance(number, int | float) else node.name
 
 
 def applied_twice(context: Context, node: Node) -> Iterator[Edit]:
@@ -96,13 +96,13 @@ def _joined_first(context: Context, before: Node, after: Node, path: Path) -> It
     if before.name == after.name or not {before.name, after.name} <= {*JOINING}:
         return
     ours, others = context.data(before), [each for each in context.data(after) if each[0] != path]
-    for (start, source), (_, second) in itertools.product(ours, others):
+    for (start, origin), (_, second) in itertools.product(ours, others):
 
-        def compute(operation: Operation, start: Path = start, source: int = source) -> Any:
-            inner = operation.having(path, operation.value(source)).run()
+        def compute(operation: Operation, start: Path = start, origin: int = origin) -> Any:
+            inner = operation.having(path, operation.value(origin)).run()
             return applied(operation, before, start, inner)
 
-        what, other = context.named(source), context.named(second)
+        what, other = context.named(origin), context.named(second)
         does = (
             f"takes the {JOINING[after.name]} of {what} and {other} before the {JOINING[before.name]} ({before.line}), "
             "torch after it"
