@@ -155,4 +155,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         entries = [value.rsplit("\t", 1) for name, value in found if name == "parity_accept"]
         applied = {what for what, applies in entries if applies == "True"}
         for what in dict.fromkeys(what for what, _ in entries if what not in applied):
-            terminalreporter.write_line(f"parity: accepting {what!r} no longer applies: nothing differs there")
+            terminalreporter.write_line(
+                f"parity: accepting {what!r} applies to nothing: no place that differs has this name"
+            )

@@ -59,7 +59,7 @@ def test_what_is_accepted_decides_nothing_and_is_listed() -> None:
     ]
     said = " ".join(str(report).split())
     assert "buffers: *.running_var (norm.running_var): we keep the biased variance" in said
-    assert "loss: other no longer applies" in said
+    assert "loss: other applies to nothing" in said
     found = json.loads(report.to_json())["reports"][0]["accepted"]
     assert [entry["applies"] for entry in found] == [True, False]
 

@@ -299,3 +299,59 @@ def test_a_frozen_parameter_is_said_to_be_frozen() -> None:
         device="cpu",
     )
     assert [each.name for each in report.not_compared if "frozen" in each.reason] == ["gradient of norm/scale"]
+
+
+class Shifted(nn.Module):
+    """Has a weight that is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(5), requires_grad=False)
+        self.last = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.last(x + self.shift)
+
+
+class ShiftedPort(nnx.Module):
+    def __init__(self, *, frozen: bool) -> None:
+        self.shift, self.frozen = nnx.Param(jnp.ones(5)), frozen
+        self.last = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any) -> Any:
+        shift = self.shift[...]
+        return self.last(x + (jax.lax.stop_gradient(shift) if self.frozen else shift))
+
+
+def shifted(tx: optax.GradientTransformation, *, frozen: bool = True) -> compare.Report:
+    rng = np.random.default_rng(0)
+    batches = [(rng.standard_normal((6, 5)), rng.standard_normal((6, 3))) for _ in range(2)]
+    ours = compare.Torch(Shifted(), nn.functional.mse_loss, lambda params: optim.AdamW(params, 1e-3))
+    return compare.check(ours, compare.Flax(ShiftedPort(frozen=frozen), mean_square, tx), batches, steps=3)
+
+
+def test_weight_decay_of_what_torch_does_not_train_has_its_cause() -> None:
+    """The frozen weight has no gradient on the torch side: the JAX side's optimizer keeps its own, which is zero."""
+    found = shifted(optax.adamw(1e-3, weight_decay=1e-2))
+    assert found.divergence
+    assert (found.divergence.stage, found.divergence.torch) == ("update", "shift")
+    assert found.divergence.cause
+    assert found.divergence.cause.name == "parameters without a gradient"
+    assert not found.others
+
+
+def test_what_the_jax_side_trains_alone_is_not_called_decay() -> None:
+    found = shifted(optax.adamw(1e-3, weight_decay=1e-2), frozen=False)
+    assert found.divergence
+    assert found.divergence.torch == "shift"
+    assert found.divergence.cause is None
+
+
+def test_what_neither_side_trains_is_a_match() -> None:
+    tx = optax.multi_transform(
+        {"trained": optax.adamw(1e-3, weight_decay=1e-2), "frozen": optax.set_to_zero()},
+        lambda params: jax.tree.map_with_path(
+            lambda path, _: "frozen" if "shift" in jax.tree_util.keystr(path) else "trained", params
+        ),
+    )
+    assert shifted(tx).verdict == "match"

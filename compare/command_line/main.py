@@ -112,7 +112,11 @@ def _print(options: argparse.Namespace, found: list[Any]) -> None:
     try:
         with printable(sys.stdout):
             more = {"verbose": options.verbose} if "verbose" in options else {}
-            show(found, Console(stderr=_is_taken(options)), **more)
+            console = Console(stderr=_is_taken(options))
+            with contextlib.nullcontext() if console.is_terminal else console.capture() as captured:
+                show(found, console, **more)
+            if captured:  # in a file or a CI log, without the spaces with which lines are filled up
+                console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
             if getattr(options, "power", False) and not all(each.ok for each in found):
                 print("\npower is measured only when the port matches")
             sys.stdout.flush()

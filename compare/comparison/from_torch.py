@@ -49,7 +49,10 @@ class FromTorch:
         gradients = {name: to_numpy(gradient) for name, gradient in seen.gradients.items()}
         # Gradients do not add up as values do: see `align_tensors`.
         shared = [dataclasses.replace(link, adds=False) for link in self.pair.links if link.torch in gradients]
-        return Given(ports, to_jax(shared, gradients, self.run.arrays()), ports.keys() - self.left_out)
+        made = to_jax(shared, gradients, {name: np.zeros_like(array) for name, array in self.run.arrays().items()})
+        # What torch does not train has no gradient there: the optimizer gets the JAX side's own.
+        own = made.keys() - {link.jax for link in shared}
+        return Given(ports, made, ports.keys() - self.left_out, own)
 
     def step(self, seen: Observation, batch: Batch, draws: Sequence[Draw]) -> Observation:
         """Take one step, from the values that torch has `seen` in the same step."""

@@ -64,7 +64,8 @@ def _compared(
     run = pair.jax_run("float64")
     if any("plateau" in name for name in run.state_names):  # it looks at the loss, which there is none of here
         return None
-    given = to_jax([_alike(link) for link in shared], gradients, run.arrays())
+    zeros = {name: np.zeros_like(array) for name, array in run.arrays().items()}  # for what torch does not train
+    given = to_jax([_alike(link) for link in shared], gradients, zeros)
     try:
         shown, of = {link.jax for link in links}, {link.torch for link in links}
         jax = updates_alone(run, {name: given[name] for name in run.param_names}, sizes(steps), shown)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from compare.jax_side.choices import Choice, Choices
-from compare.jax_side.given import by_port
+from compare.jax_side.given import by_port, merged
 from compare.jax_side.lift import NARROW, Tables, lift
 from compare.jax_side.mode import with_mode
 from compare.jax_side.record import JaxRecord
@@ -138,7 +138,8 @@ class CompiledStep:
             if self.side.optimizer is not None:
                 # With values given, the optimizer gets torch's gradients, and its updates differ only by what the
                 # optimizer does.
-                updates, state = self.updates(given[2] if given else gradients, loss, state, params)
+                taken = merged(gradients, *given[2:]) if given else gradients
+                updates, state = self.updates(taken, loss, state, params)
                 apply = functools.partial(optax.apply_updates, params, updates)
                 params = call_user_code(f"applying the updates of the {self.side.name} optimizer", apply)
         return loss, gradients, updates, params, buffers, rngs, state, seen

@@ -18,6 +18,8 @@ class Given(NamedTuple):
     """What the optimizer takes, for each parameter."""
     used: Collection[Port] | None = None
     """Those of `ports` that are given now; None is for all. Another choice of them compiles nothing."""
+    own: Collection[str] = ()
+    """The parameters for which the optimizer takes the gradient that is computed, and none of `gradients`."""
 
     @property
     def chosen(self) -> np.ndarray:
@@ -28,6 +30,18 @@ class Given(NamedTuple):
 def by_port(ports: Mapping[Port, Any], chosen: Any) -> dict[Port, tuple[Any, Any]]:
     """Return each port's value, and whether it is chosen, as a traced step has them."""
     return {port: (ports[port], chosen[number]) for number, port in enumerate(sorted(ports))}
+
+
+def merged(computed: Any, given: Any, known: Any) -> Any:
+    """Return a pytree of gradients: each is the given one where it is known, and else what was computed."""
+    import jax
+    import jax.numpy as jnp
+
+    leaves, structure = jax.tree.flatten(computed)
+    chosen = (
+        jnp.where(known[n], ours, own) for n, (own, ours) in enumerate(zip(leaves, jax.tree.leaves(given), strict=True))
+    )
+    return jax.tree.unflatten(structure, chosen)
 
 
 def exchanged(computed: Any, value: Any, chosen: Any) -> Any:

@@ -212,7 +212,8 @@ class JaxRun(CompiledStep):
             values: tuple[Any, ...] = ()
             if given is not None:
                 gradients = self._replaced(self.params, self.param_names, given.gradients)
-                values = dict(given.ports), given.chosen, gradients
+                known = np.array([name not in given.own for name in self.param_names], bool)
+                values = dict(given.ports), given.chosen, gradients, known
             step = functools.partial(self.compiled, *self._arguments(batch, draws, values))
             shown = call_user_code(f"a step of the {self.side.name} side", step)
             if self.dtype == "float64":

@@ -28,7 +28,7 @@ def to_markdown(report: "Findings") -> str:
     if len(groups) == 1:
         lines += _group(report, groups[0])
     for each in report.accepted:
-        where = ", ".join(map(_code, each.places)) or "no longer applies: remove the entry"
+        where = ", ".join(map(_code, each.places)) or "applies to nothing: remove or correct the entry"
         lines.append(f"- accepted: {_code(each.what)}, {_plain(each.reason)}: {where}")
     for note in report.notes:
         lines += _cause(note.explanation, note.fix)

@@ -42,11 +42,6 @@ class StageSummary:
         """The float64 difference that rounding explains there."""
         return float(self.worst.expected[self.step])
 
-    @property
-    def largest(self) -> float:
-        """The largest float64 difference of the stage."""
-        return max(max(quantity.error64, default=0.0) for quantity in self.quantities)
-
 
 class LeftOut(NamedTuple):
     """What was not compared for one reason."""

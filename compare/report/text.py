@@ -215,7 +215,10 @@ def _accepted(report: "Findings") -> Iterator[tuple[str, str]]:
         if each.places:
             yield "accepted", f"{each.what} ({listed(each.places, '.', SHOWN_PLACES)}): {each.reason}"
         else:
-            yield "accepted", f"{each.what} no longer applies: nothing differs there. Remove the entry"
+            yield (
+                "accepted",
+                f"{each.what} applies to nothing: no place that differs has this name. Remove or correct the entry",
+            )
 
 
 def _several(report: "Findings", groups: "list[Group]") -> Iterator[RenderableType]:

@@ -44,7 +44,8 @@ class Acceptance:
         for what, reason in self.entries.items():
             if not isinstance(what, str) or not isinstance(reason, str) or not reason.strip():
                 raise InputError(f"accept[{what!r}] must be the reason, in words, and not {reason!r:.60}")
-            stage, colon, pattern = what.partition(": ")
+            stage, colon, pattern = what.partition(":")
+            stage = stage.strip()
             if colon and stage not in list(Stage):
                 raise InputError(f"accept has {what!r}, but no stage is called {stage!r}: {', '.join(Stage)}")
             self._patterns[what] = (stage, pattern.strip()) if colon else ("*", what.strip())

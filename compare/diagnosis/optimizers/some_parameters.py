@@ -246,7 +246,8 @@ def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: li
     if treatment.kind == "without a gradient":
         return Told(
             "parameters without a gradient",
-            f"torch does not update {some}, which get no gradient, and the JAX side does: weight decay shrinks them",
+            f"torch does not update {some} without a gradient, and the JAX side does: weight decay shrinks "
+            + ("it" if len(paths) == 1 else "them"),
             fix=Call(
                 "optax.multi_transform",
                 ({True: Call("optax.set_to_zero"), False: Code(f"{optimizer}(...)")}, Code(mask_of(paths, every))),

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 ROUNDED = 2.0**-22
 """Relative difference of two tables that one side, or both, had rounded to float32."""
 
+HUGE = 1e30
+"""Numbers beyond this are infinite to a softmax."""
+
 FEWEST = 2
 """Numbers that a table must have: a single one would be a constant, which is fitted elsewhere."""
 
@@ -77,7 +80,10 @@ def _shaped(array: np.ndarray, own: "torch.Tensor") -> np.ndarray | None:
 
 def _first_apart(ours: np.ndarray, array: np.ndarray) -> str:
     """Say where the numbers are farthest apart."""
-    apart = ours != array if array.dtype == bool else np.abs(ours.astype(np.float64) - array)
+    # A mask adds the lowest number of float64 on one side and of float32 on the other: both hide alike, and a place
+    # that only one side hides says more.
+    own, other = (np.clip(each.astype(np.float64), -HUGE, HUGE) for each in (ours, array))
+    apart = ours != array if array.dtype == bool else np.abs(own - other)
     at = np.unravel_index(int(np.argmax(apart)), ours.shape)
     index = ", ".join(map(str, at))
     return f"at [{index}] torch has {_short(ours[at])}, the JAX side {_short(array[at])}"
