@@ -150,10 +150,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         order = [name for name in ("match", "precision", "mismatch", _NOTHING) if name in verdicts]
         checks = "1 check" if verdicts.total() == 1 else f"{verdicts.total()} checks"
         line = f"parity: {checks}, {tensors} tensors: " + ", ".join(f"{verdicts[name]} {name}" for name in order)
-        folder = _folder(config)
-        terminalreporter.write_line(f"{line}; reports in {folder}" if folder else line)
         entries = [value.rsplit("\t", 1) for name, value in found if name == "parity_accept"]
         applied = {what for what, applies in entries if applies == "True"}
+        if applied:
+            line += f"; accepted: {', '.join(sorted(applied))}"
+        folder = _folder(config)
+        terminalreporter.write_line(f"{line}; reports in {folder}" if folder else line)
         for what in dict.fromkeys(what for what, _ in entries if what not in applied):
             terminalreporter.write_line(
                 f"parity: accepting {what!r} applies to nothing: no place that differs has this name"
