@@ -85,6 +85,20 @@ def test_a_mismatch_fails_with_its_report(suite: pytest.Pytester) -> None:
     assert properties["test_other"] == {}
 
 
+def test_what_is_accepted_is_named_and_what_applies_to_nothing_too(suite: pytest.Pytester) -> None:
+    accepted = ("update: *=we train faster", "parameters: *=so do they", "loss: *=it follows", "buffers: x=long ago")
+    # What follows in the next step's forward pass is not accepted.
+    options = [option for each in accepted for option in ("--parity-accept", each)]
+    result = suite.runpytest_subprocess("-k", "test_wrong", "-p", "no:cacheprovider", *options)
+    result.assert_outcomes(failed=1, deselected=4)
+    result.stdout.fnmatch_lines(
+        [
+            "parity: 1 check, * tensors: 1 mismatch; accepted: loss: [*], parameters: [*], update: [*]",
+            "parity: accepting 'buffers: x' applies to nothing: no place that differs has this name",
+        ]
+    )
+
+
 def test_strict_and_selection(suite: pytest.Pytester) -> None:
     result = suite.runpytest_subprocess("--parity-strict", "-m", "parity", "-k", "precision or right or other")
     result.assert_outcomes(passed=1, failed=1, deselected=3)
