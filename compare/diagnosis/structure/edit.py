@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from compare.diagnosis.structure.graph import Compute, Graph, Node, Path, Ref, memory
@@ -58,6 +58,10 @@ class Edit:
     """The fix as a value, where one expression is it."""
     again: "Callable[[Context], Edit | None] | None" = None
     """Makes the same edit at another step, where it holds numbers of this one's."""
+
+    def moved(self, number: int, other: int) -> "Edit":
+        """Return the same edit with another number for one of its operations."""
+        return replace(self, at=tuple((other if each == number else each, compute) for each, compute in self.at))
 
 
 DIFFERENT = 4

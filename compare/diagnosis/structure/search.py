@@ -255,7 +255,7 @@ class StructureSearch:
                 break
             before = step.leaves([])
             near = max(MARGIN, EXPLAINED * before)
-            left = [edits for edits in left if step.leaves(_again(edits, step.context)) <= near]
+            left = [edits for edits in left if step.leaves(self._again(edits, step.context)) <= near]
             agreed += before > MARGIN * near
         return left if agreed >= needed else []
 
@@ -264,9 +264,15 @@ class StructureSearch:
         yield from self._made
         for rerun, target in self.held_out:
             step = opened(self.found, rerun, self.given, target, self.theirs(rerun.batch))
-            if step is not None and len(step.context.graph.nodes) == len(self.here.context.graph.nodes):
+            if step is not None and _way(step) == _way(self.here):
                 self._made.append(step)
                 yield step
+
+    def _again(self, edits: Sequence[Edit], context: Context) -> list[Edit]:
+        """Make the same edits at another step; what cannot be made there changes nothing."""
+        here, there = self.here.context.nodes[-1].number, context.nodes[-1].number
+        made = [edit.moved(here, there) if edit.again is None else edit.again(context) for edit in edits]
+        return [edit for edit in made if edit is not None]
 
     def _run(self, groups: Sequence[list[list[Edit]]]) -> list[list[Edit]]:
         """Give of each group the way to write an edit that holds in a run of the whole step, and explains most of it.
@@ -303,10 +309,10 @@ class StructureSearch:
             return None
 
 
-def _again(edits: Sequence[Edit], context: Context) -> list[Edit]:
-    """Make the same edits at another step; what cannot be made there changes nothing."""
-    made = [edit if edit.again is None else edit.again(context) for edit in edits]
-    return [edit for edit in made if edit is not None]
+def _way(step: Step) -> list[str]:
+    """Name the operations up to the value that differs. What follows may be others, such as an update that is due."""
+    *nodes, _ = step.context.nodes
+    return [node.name for node in step.context.graph.nodes[: nodes[-1].number + 1]] if nodes else []
 
 
 FITTING = 6
