@@ -189,6 +189,44 @@ def test_a_cause_holds_at_every_step(name: str) -> None:
     assert different.fix in cause.fix
 
 
+def bend(count: int) -> float:
+    """Return a factor that no schedule of optax gives."""
+    return 1 / (1 + count * count)
+
+
+MASK = {"weight_decay": 0.1, "mask": lambda params: jax.tree.map(lambda each: each.ndim > 1, params)}
+
+
+def test_a_fix_of_a_schedule_leaves_right_parameter_groups_alone() -> None:
+    """The first of torch's parameter groups has no weight decay, and the port has the decay of the second."""
+    wrong = optax.adamw(optax.linear_schedule(0.0, 2e-2, 4), **MASK)
+
+    def ours(schedule: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda p: scheduled(optim.AdamW(reversed(by_axes(p)), 2e-2), schedule)
+
+    known = compared(ours(lambda o: lr_scheduler.LinearLR(o, 0.25, total_iters=4)), wrong, 3).divergence
+    assert known is not None
+    assert known.cause is not None
+    assert known.cause.fix == "optax.adamw(..., learning_rate=optax.linear_schedule(0.005, 0.02, 4))"
+    assert [set(code.keywords) for code in known.cause.code] == [{"learning_rate"}]
+    other = compared(ours(lambda o: lr_scheduler.LambdaLR(o, bend)), wrong, 3).divergence
+    assert other is not None
+    assert other.cause is not None
+    assert other.cause.name == "schedule"
+    assert other.cause.fix.startswith("write the function of torch's LambdaLR with jnp")
+    assert not other.cause.code  # the port has no name for that function
+
+
+def test_a_patch_of_a_rate_leaves_right_arguments_alone() -> None:
+    """They are printed with the fix, and the user's file may compute them."""
+    divergence = compared(lambda p: optim.SGD(p, 0.1, 0.9, nesterov=True), optax.sgd(0.2, 0.9, nesterov=True), 3)
+    assert divergence.divergence is not None
+    cause = divergence.divergence.cause
+    assert cause is not None
+    assert cause.fix == "optax.sgd(learning_rate=0.1, momentum=0.9, nesterov=True)"
+    assert [dict(code.keywords) for code in cause.code] == [{"learning_rate": 0.1}]
+
+
 def test_one_step_of_plain_sgd_does_not_tell_a_rate_from_a_clipping() -> None:
     divergence = compared(lambda p: optim.SGD(p, 0.1), optax.sgd(0.0312345), steps=1).divergence
     assert divergence is not None

@@ -6,7 +6,7 @@ and explains more numbers than it was fitted to.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -136,13 +136,15 @@ def _cause(evidence: Evidence, parts: Sequence[Told], left: str) -> Cause:
     says = ". Besides, ".join(part.says for part in parts)
     count = len(evidence.steps)
     over = f", at all {count} steps" if count > 1 else ""
-    fixes = fixes_of(evidence.kind, parts, decay_mask(evidence))
+    mask = decay_mask(evidence)
+    fixes = fixes_of(evidence.kind, parts, mask)
+    changes = fixes_of(evidence.kind, [replace(part, others={}) for part in parts], mask)
     return Cause(
         name,
         f"{name}: {says}. With this change on the torch side, the difference {left}{over}",
         "; ".join(map(str, fixes)),
         ", ".join(dict.fromkeys(part.source for part in parts if part.source)),
-        tuple(fix.code() for fix in fixes if isinstance(fix, Call)),
+        tuple(change.code() for change in changes if isinstance(change, Call)),
     )
 
 
@@ -162,8 +164,12 @@ def fixes_of(kind: str, parts: Sequence[Told], mask: Code | None = None) -> list
     function = next((part.function for part in parts if part.function), "")
     fixes: list[Call | str] = []
     if arguments or before or function:
-        call = optimizer_call(kind, arguments)
-        whole = "learning_rate" in arguments  # with all that differs from optax's defaults
+        others = {key: value for part in parts for key, value in part.others.items()}
+        rate = {key: value for key, value in arguments.items() if key == "learning_rate"}  # it is printed first
+        call = optimizer_call(kind, rate | others | arguments)
+        # A call with the learning rate is printed with all that differs from optax's defaults. Where torch decays some
+        # parameters only, the mask belongs to that: without it, the rest is what the port has.
+        whole = "learning_rate" in arguments and (mask is None or "mask" in arguments)
         call = Call(function or call.function, () if whole else call.arguments, call.keywords)
         fixes.append(Call("optax.chain", (*before, call)) if before else call)
     return fixes + [part.fix for part in parts if part.fix]

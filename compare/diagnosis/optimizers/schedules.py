@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compare.diagnosis.optimizers.calls import Call, Code, Recounted, written
+from compare.diagnosis.optimizers.calls import Call, Recounted, written
 from compare.diagnosis.optimizers.evidence import Evidence
 from compare.diagnosis.optimizers.names import ARGUMENTS, OPTIMIZERS
 from compare.diagnosis.optimizers.rates import Rates
@@ -22,20 +22,30 @@ def told_rates(evidence: Evidence, rates: Rates) -> Told:
     if rates.constant and len(set(evidence.rates)) == 1:
         ours, theirs = with_distinct_digits(rates.torch[0], rates.jax[0])
         says = f"torch.optim.{evidence.kind} has lr={ours}, and the JAX side steps as torch would with {theirs}"
-        return Told("learning rate", says, _arguments(evidence, rates.torch[0]), source=OPTIMIZERS)
+        rate = {"learning_rate": rates.torch[0]}
+        return Told("learning rate", says, rate, _other_arguments(evidence), source=OPTIMIZERS)
     ours, theirs = rates_in_words(list(rates.torch), list(rates.jax))
     said = [f"torch {ours}, optax {theirs}"]
     if how := how_they_differ(evidence, rates):
         said.append(how)
     schedule = schedule_of(evidence)
     if schedule is not None:
-        words = "f is the function of LambdaLR, written with jnp" if isinstance(schedule, Code) else ""
-        return Told("schedule", "; ".join(said), _arguments(evidence, schedule), fix=words, source=DOCS)
-    return Told(
-        "schedule",
-        "; ".join(said),
-        fix=f"write an optax schedule with these rates, from count 0 on: {ours}",
-        source=DOCS,
+        return Told("schedule", "; ".join(said), {"learning_rate": schedule}, _other_arguments(evidence), source=DOCS)
+    words = _function_in_words(evidence) or f"write an optax schedule with these rates, from count 0 on: {ours}"
+    return Told("schedule", "; ".join(said), fix=words, source=DOCS)
+
+
+def _function_in_words(evidence: Evidence) -> str:
+    """Say how the function of a `LambdaLR` becomes a schedule; "" where torch has another scheduler."""
+    # There is nothing to name in code: torch's function takes an int, and often calls math or branches on it.
+    every = _epoch(evidence.counts)
+    if every is None or len(evidence.schedulers) != 1 or type(evidence.schedulers[0]).__name__ != "LambdaLR":
+        return ""
+    count = "count" if every == 1 else f"count // {every}"
+    rate = written(base_rate(evidence.schedulers[0]))
+    return (
+        f"write the function of torch's LambdaLR with jnp, and make its value at {count}, times {rate}, the learning "
+        "rate"
     )
 
 
@@ -51,11 +61,11 @@ def _told_rounded(evidence: Evidence, rates: Rates) -> Told:
     )
 
 
-def _arguments(evidence: Evidence, rate: float | Call | Code | Recounted) -> dict[str, object]:
-    """Write the learning rate with the other arguments of torch, where optax's defaults are not the same."""
+def _other_arguments(evidence: Evidence) -> dict[str, object]:
+    """Write the arguments but the learning rate that all groups share, where optax's defaults are not the same."""
     known = ARGUMENTS.get(evidence.kind, {})
     group = evidence.steps[0].groups[0]
-    arguments: dict[str, object] = {"learning_rate": rate}
+    arguments: dict[str, object] = {}
     defaults = {
         "eps": {"Adagrad": 1e-7, "Adadelta": 1e-6}.get(evidence.kind, 1e-8),
         "betas[0]": 0.9,
@@ -66,7 +76,7 @@ def _arguments(evidence: Evidence, rate: float | Call | Code | Recounted) -> dic
         "initial_accumulator_value": 0.1,
     }
     for name, value in numbers_of(group).items():
-        moved = any(numbers_of(step.groups[0]).get(name) != value for step in evidence.steps)
+        moved = any(numbers_of(each).get(name) != value for step in evidence.steps for each in step.groups)
         if name in known and name in defaults and value != defaults[name] and not moved:
             arguments[known[name]] = value
     for name in ("nesterov", "centered"):
@@ -74,12 +84,12 @@ def _arguments(evidence: Evidence, rate: float | Call | Code | Recounted) -> dic
             arguments[known[name]] = True
     if evidence.kind == "RMSprop":
         arguments["eps_in_sqrt"] = False
-    if evidence.kind == "AdamW":
+    if evidence.kind == "AdamW" and len({float(each["weight_decay"]) for each in evidence.steps[0].groups}) == 1:
         arguments["weight_decay"] = float(group["weight_decay"])
     return arguments
 
 
-def schedule_of(evidence: Evidence) -> Call | Code | Recounted | None:
+def schedule_of(evidence: Evidence) -> Call | Recounted | None:
     """Write torch's schedule in optax, if it gives torch's rates at every step that was taken."""
     if len(evidence.schedulers) != 1:
         return None
@@ -90,9 +100,6 @@ def schedule_of(evidence: Evidence) -> Call | Code | Recounted | None:
     # optax's call is only a fix if it gives the rates that torch really took, at every step: a scheduler
     # may have been changed by the user's code, or its formula may depend on how it is stepped.
     if call is None or not gives(call, evidence.rates, [count // every for count in range(len(evidence.rates))]):
-        if type(scheduler).__name__ == "LambdaLR":
-            count = "count" if every == 1 else f"count // {every}"
-            return Code(f"lambda count: {written(base_rate(scheduler))} * f({count})")
         return None
     if every == 1:
         return call

@@ -17,6 +17,8 @@ class Told:
     """What each side does, as a clause."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of optax's optimizer that mend it."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that are right already: they are printed with the fix, and a patch leaves them alone."""
     before: Call | None = None
     """A transformation that mends it, before the optimizer."""
     function: str = ""
