@@ -99,6 +99,28 @@ def test_a_patch_that_breaks_what_comes_before_it_is_taken_back(tmp_path: Path) 
     assert program.file.read_text() == "alpha = 1\nbeta = 2\ngamma = 1\n"
 
 
+@pytest.mark.parametrize("cause", ["operation added", "operation applied twice"])
+@pytest.mark.parametrize("alpha", ["1", "2"])
+def test_an_operation_is_taken_away_only_where_all_before_it_agrees(tmp_path: Path, cause: str, alpha: str) -> None:
+    """What is one too many in a place may be what another place lacks, for which no cause is known."""
+    program = Program(tmp_path, alpha=alpha, beta="2", gamma="2")
+
+    def check() -> Checked:
+        found = program.check()
+        groups = [
+            {**each, "cause": cause if each["title"] == "beta" else each["title"]}
+            for each in found.groups
+            if each["title"] != "alpha"
+        ]
+        unknown = [{**each, "cause": "", "patch": None} for each in found.groups if each["title"] == "alpha"]
+        return Checked(found.status, "", report([*unknown, *groups]))
+
+    last = Repair(check, program.said.append).run()
+    kept = "2" if alpha == "2" else "1"
+    assert program.file.read_text() == f"alpha = {alpha}\nbeta = {kept}\ngamma = 1\n"
+    assert last.is_match == (alpha == "1")
+
+
 def test_it_ends_where_nothing_applies(tmp_path: Path) -> None:
     program = Program(tmp_path, alpha="2")
     program.wrong_fix = "alpha"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compare.command_line.files import opened
+from compare.diagnosis.structure.edit import Kind
 from compare.mending.leftover import unused_after
 from compare.mending.patch import diff
 from compare.mending.syntax import Edit, Unfit, applied
@@ -160,9 +161,25 @@ def _helped(before: Checked, after: Checked, mended: Sequence[Mapping[str, Any]]
     if any(_cause(one) == _cause(other) and _places(one) & _places(other) for one in mended for other in after.groups):
         return False
     gone = frozenset[tuple[str, str]]().union(*map(_places, mended))
+    if any(_takes_away(one) and _differs_up_to(one, before, after) for one in mended):
+        return False
     known = frozenset[tuple[str, str]]().union(*(_places(group) for group in before.groups if group not in mended))
     first = min((_position(each) for each in before.divergences if _place(each) in gone), default=(0, 0))
     return all(_place(each) in known or _position(each) > first for each in after.divergences)
+
+
+def _takes_away(group: Mapping[str, Any]) -> bool:
+    return _cause(group) in (Kind.ADDED, Kind.TWICE)
+
+
+def _differs_up_to(mended: Mapping[str, Any], before: Checked, after: Checked) -> bool:
+    """Return whether something differs still before the places that a patch was for, or there.
+
+    Such as softmax(dropout(x)) for dropout(softmax(x)): behind the dropout the softmax is one too many, so that a patch
+    that takes it away mends this place. It leaves the port without a softmax, since the place before lacks it.
+    """
+    last = max((_position(each) for each in before.divergences if _place(each) in _places(mended)), default=(0, 0))
+    return any(_position(each) <= last for each in after.divergences)
 
 
 def _cause(group: Mapping[str, Any]) -> str:
