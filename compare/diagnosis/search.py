@@ -98,7 +98,9 @@ def explain(
             return Searched(cause, whole=whole, explains=structure.explains, edited=structure.operations())
         whole = bool(outputs) and search.explains(outputs)
         return Searched(cause, whole=whole, explains=search.explains, changed=search.confirmed)
-    return Searched(*search.related())
+    # Where the two agree from the same weights, as behind a difference that the user accepts, all that leaves equal
+    # rows as they are would fit.
+    return Searched() if search.agrees else Searched(*search.related())
 
 
 class _Search:
@@ -121,6 +123,11 @@ class _Search:
     def differs(self) -> bool:
         """Whether torch, run again, differs from the JAX side at the place."""
         return self.ours is not None and distance(self.ours, self.target) > self.limit
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it agrees with the JAX side there; what is not finite agrees with nothing."""
+        return self.ours is not None and distance(self.ours, self.target) <= self.limit
 
     def exact(self) -> Cause | None:
         """Find a change without a free number that brings torch to what the JAX side gives, here and elsewhere."""
