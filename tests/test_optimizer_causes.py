@@ -393,3 +393,25 @@ def test_what_neither_side_trains_is_a_match() -> None:
         ),
     )
     assert shifted(tx).verdict == "match"
+
+
+@pytest.mark.parametrize(
+    ("kind", "decays"), [(optim.AdamW, (0.1, 0.0, 0.1)), (optim.AdamW, (0.3, 0.1, 0.0)), (optim.Adam, (0.1, 0.0, 0.0))]
+)
+def test_an_optimizer_for_each_parameter_group_can_be_copied(kind: Any, decays: tuple[float, ...]) -> None:
+    """The labels say which parameters are in which group, and L2 is a transformation of its own in optax."""
+
+    def ours(params: Any) -> optim.Optimizer:
+        given = list(params)  # of the first layer, the norm and the last
+        groups = [{"params": given[2 * n : 2 * n + 2], "weight_decay": decay} for n, decay in enumerate(decays)]
+        optimizer: optim.Optimizer = kind(groups, lr=1e-2)
+        return optimizer
+
+    l2 = optax.chain(optax.add_decayed_weights(decays[0]), optax.adam(1e-2))
+    report = compared(ours, optax.adamw(1e-2, weight_decay=decays[0]) if kind is optim.AdamW else l2, steps=2)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None, str(report)
+    fix = report.divergence.cause.fix
+    assert fix.startswith("optax.multi_transform({0: "), fix
+    copied = eval(fix.replace("...", "1e-2"), {"optax": optax, "jax": jax})
+    assert compared(ours, copied, steps=2).ok

@@ -212,6 +212,35 @@ def test_a_draw_without_effect_is_no_mismatch(rate: float, verdict: str) -> None
     assert [name.startswith("bernoulli (5, 6), test_random_keys.py:") for name in idle] == [True] * (rate == 0)
 
 
+class Masked(linen.Module):
+    """Draws from a stream with a name of its own, and from dropout's."""
+
+    rate: float
+
+    @linen.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        noise = jax.random.uniform(self.make_rng("masking"), x.shape)
+        x = jnp.where(noise < 0.5, 0.0, x)
+        x = linen.Dropout(self.rate, deterministic=not train)(jnp.tanh(linen.Dense(WIDTH, name="first")(x)))
+        return linen.Dense(2, name="out")(x)
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.4, "match"), (0.3, "mismatch")])
+def test_a_linen_module_draws_from_streams_of_any_name(rate: float, verdict: str) -> None:
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.out = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.where(torch.rand_like(x) < 0.5, 0.0, x)
+            return self.out(torch.nn.functional.dropout(torch.tanh(self.first(x)), 0.4))
+
+    port, key = Masked(rate), jax.random.key(0)
+    report = check((port, port.init({"params": key, "masking": key}, BATCHES[0][0])), Plain(), steps=2)
+    assert report.verdict == verdict, str(report)
+
+
 def program_in_python(*, rate: float = 0.8, split: bool = True) -> Any:
     """Give what builds a step in plain Python that counts, and draws within a compiled function."""
 

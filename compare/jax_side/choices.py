@@ -116,7 +116,9 @@ def add_choices(taken: dict[Choice, np.ndarray], made: Mapping[Choice, Any]) -> 
 def one_sided(taken: Mapping[Choice, np.ndarray]) -> list[str]:
     """Describe the choices that always take the same side, as text."""
     found = dict.fromkeys(str(choice) for choice, sides in taken.items() if not sides.all())
-    return [f"{each}: one of its sides is never taken; use a batch, or a step, at which it is" for each in found]
+    # The optimizers alone take more steps than these, in which a schedule may take all its sides.
+    said = "one of its sides is never taken in the compared training steps"
+    return [f"{each}: {said}; use a batch, or a step, at which it is" for each in found]
 
 
 def _sides(name: str, args: list[Any], eqn: Any) -> Any:

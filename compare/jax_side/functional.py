@@ -148,8 +148,9 @@ def of_linen(model: tuple[Any, Mapping[str, Any]], dtype: str, training: bool) -
     @passes_on
     def run(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any) -> Any:
         # A new key for each step, as a training loop makes one. Which numbers it gives does not matter:
-        # torch's are replayed.
-        keys = {"dropout": jax.random.fold_in(rngs["key"], rngs["count"])}
+        # torch's are replayed. Flax draws from "params" for every other name that a module gives to `make_rng`.
+        step = jax.random.fold_in(rngs["key"], rngs["count"])
+        keys = {"dropout": step, "params": jax.random.fold_in(step, 1)}
         return module.apply({"params": params, **buffers}, *args, rngs=keys, mutable=list(buffers), **kwargs)
 
     @passes_on

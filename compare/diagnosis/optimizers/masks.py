@@ -1,6 +1,6 @@
 """Masks over the parameters of the JAX side, as code."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _PATH = 'jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")'
 
@@ -19,6 +19,21 @@ def mask_of(names: Sequence[str], every: Sequence[str]) -> str:
     if not test:
         return "lambda params: jax.tree.map(lambda _: True, params)"
     return f"lambda params: jax.tree.map_with_path(lambda path, _: {test}, params)"
+
+
+def labels_of(groups: Mapping[int, Sequence[str]]) -> str:
+    """Write the labels of `optax.multi_transform`: a tree of the parameters with the number of each one's group.
+
+    Args:
+        groups: By number, the paths of its parameters.
+
+    """
+    last, rest = list(groups)[-1], dict(groups)
+    written = ""
+    for number in list(groups)[:-1]:
+        every = [path for names in rest.values() for path in names]
+        written += f"{number} if {_test(rest.pop(number), every)} else "
+    return f"lambda params: jax.tree.map_with_path(lambda path, _: {written}{last}, params)"
 
 
 def doubled_parts(parts: Sequence[str], names: Sequence[str], every: Sequence[str]) -> str:

@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from compare.diagnosis.conventions.optimizers import CONVENTIONS, Convention, root_added
-from compare.diagnosis.optimizers.calls import Call, Code, written
+from compare.diagnosis.optimizers.calls import ELLIPSIS, Call, Code, written
 from compare.diagnosis.optimizers.evidence import Evidence
 from compare.diagnosis.optimizers.hypothesis import Hypothesis, Numbers
+from compare.diagnosis.optimizers.masks import labels_of
 from compare.diagnosis.optimizers.names import (
     ARGUMENTS,
     COMBINING,
@@ -126,7 +127,7 @@ def _told_number(name: str) -> Any:
                 "parameter groups",
                 f"torch's parameter groups have {name} {', '.join(f'{each:g}' for each in of_groups)}, and the JAX "
                 f"side steps as torch would with {value:g} for all",
-                fix=groups_call(kind, argument or name, of_groups),
+                fix=groups_call(evidence, name, of_groups),
                 source=COMBINING,
             )
         # OneCycleLR moves momentum, or beta1, against the learning rate unless cycle_momentum=False.
@@ -171,10 +172,46 @@ def mended_decay(told: Told, kind: str, value: float, *, decoupled: bool, rate: 
     return replace(told, before=Call("optax.add_decayed_weights", (value,)))
 
 
-def groups_call(kind: str, argument: str, values: list[float]) -> Call:
-    """Write an optimizer for each parameter group."""
-    each = {number: optimizer_call(kind, {argument: value}) for number, value in enumerate(values)}
-    return Call("optax.multi_transform", (each, Code("labels")))
+def groups_call(evidence: Evidence, name: str, values: list[float]) -> Call | str:
+    """Write an optimizer for each value that torch's parameter groups have for a setting."""
+    kind = evidence.kind
+    decoupled = kind == "AdamW" or bool(evidence.differing[0].groups[0].get("decoupled_weight_decay"))
+    argument = ARGUMENTS.get(kind, {}).get(name) or name
+
+    def call(value: float) -> Call:
+        if name == "weight_decay" and not decoupled:  # optax.adam has no such argument: see `mended_decay`
+            return Call("optax.chain", (Call("optax.add_decayed_weights", (value,)), optimizer_call(kind)))
+        function = DECOUPLED.get(kind) if name == "weight_decay" else None
+        return Call(function or OPTAX.get(kind, "optax.sgd"), (ELLIPSIS,), {argument: value})
+
+    each = {number: call(value) for number, value in enumerate(values)}
+    groups = _paths_by_value(evidence, name, values)
+    if groups is None:
+        call_of_all = Call("optax.multi_transform", (each, Code("labels")))
+        return f"{call_of_all}, where labels is a tree like the parameters, with the number of each one's group"
+    return Call("optax.multi_transform", (each, Code(labels_of(groups))))
+
+
+def _paths_by_value(evidence: Evidence, name: str, values: list[float]) -> dict[int, list[str]] | None:
+    """Return the JAX side's parameters by the number of the value that torch's group has for them.
+
+    None where an array of the JAX side is in several groups, or the group of one is not known.
+    """
+    step, found = evidence.differing[0], dict[str, float]()
+    of_torch = {
+        evidence.parameter_names[index]: numbers_of(group).get(name, values[0])
+        for group in step.groups
+        for index in group["params"]
+        if index < len(evidence.parameter_names)
+    }
+    for result in step.results:
+        if result.is_state:
+            continue
+        path, value = result.pairing.jax.partition("[")[0], of_torch.get(result.pairing.torch.partition("[")[0])
+        if value is None or found.setdefault(path, value) != value:
+            return None
+    groups = {number: [p for p, each in found.items() if each == value] for number, value in enumerate(values)}
+    return groups if all(groups.values()) else None
 
 
 def conventions(evidence: Evidence) -> Iterator[Hypothesis]:
