@@ -16,7 +16,7 @@ from compare.comparison.suggested_edits import Known, Placed
 from compare.comparison.weighing import computed
 from compare.diagnosis.experiment import rerun_at, window_of
 from compare.diagnosis.held_out import HeldOut
-from compare.diagnosis.place import Place, place_of
+from compare.diagnosis.place import Place, place_of_classes
 from compare.diagnosis.search import explain
 from compare.diagnosis.steps.again import Again, edit_of
 from compare.diagnosis.steps.edit import Edit
@@ -156,6 +156,9 @@ class ProgramSearch:
         """Describe the layers that run on the JAX side where the two sides begin to differ."""
         jax = self.jax()
         objects = jax.structure.objects
-        layers = (module_at(objects, path) for path in layers_between(found, list(jax.kinds)))
-        known = [each for each in layers if each is not None]
-        return place_of(next(iter(known), None), known)
+        known: list[type] = []
+        for path in layers_between(found, list(jax.kinds)):
+            module = module_at(objects, path)
+            cls = type(module) if module is not None else jax.structure.linen.get(jax.kinds.get(path, ""))
+            known += [] if cls is None else [cls]
+        return place_of_classes(next(iter(known), None), known)

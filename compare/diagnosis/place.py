@@ -5,6 +5,7 @@ takes it.
 """
 
 import inspect
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from compare.verdict.fix import Code
@@ -38,8 +39,13 @@ class Place(NamedTuple):
 
 def place_of(module: Any, layers: list[Any]) -> Place:
     """Describe a place by the JAX side's model and the layers that run there."""
-    style = "" if module is None else _style(type(module))
-    return Place(style, tuple(type(layer) for layer in layers if layer is not None))
+    classes = [type(layer) for layer in layers if layer is not None]
+    return place_of_classes(None if module is None else type(module), classes)
+
+
+def place_of_classes(model: type | None, layers: Iterable[type]) -> Place:
+    """Describe a place by the classes of the JAX side's model and of the layers that run there."""
+    return Place("" if model is None else _style(model), tuple(layers))
 
 
 def named(layer: type) -> str:

@@ -18,11 +18,12 @@ PATH = "netparity_path"
 
 
 @contextlib.contextmanager
-def naming(objects: Mapping[str, Any]) -> Iterator[None]:
+def naming(objects: Mapping[str, Any], linen_classes: dict[str, type | None]) -> Iterator[None]:
     """Name what modules and optimizers take and give, in everything that is traced while this lasts.
 
     Args:
         objects: The nnx objects of the state, by path.
+        linen_classes: Filled with the classes of the Linen modules that run, by name; None where several have a name.
 
     """
     from unittest import mock
@@ -42,7 +43,7 @@ def naming(objects: Mapping[str, Any]) -> Iterator[None]:
         roots: list[str] = []
         # Not `Module.apply`: the user's step may have it as it was, as in `jax.jit(model.apply)`.
         stack.enter_context(mock.patch("flax.linen.module.apply", _named_apply(linen.apply, roots, numbers)))
-        stack.enter_context(linen.intercept_methods(functools.partial(_linen_call, roots)))
+        stack.enter_context(linen.intercept_methods(functools.partial(_linen_call, roots, linen_classes)))
         yield
 
 
@@ -178,10 +179,13 @@ def _named_apply(original: Callable[..., Any], roots: list[str], numbers: Iterat
 
 
 @passes_on
-def _linen_call(roots: list[str], function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+def _linen_call(
+    roots: list[str], classes: dict[str, type | None], function: Any, args: Any, kwargs: Any, context: Any
+) -> Any:
     module = context.module
     if context.method_name != "__call__" or module.scope is None or not roots:
         return function(*args, **kwargs)
     path, kind = "/".join(module.path), type(module).__name__
+    classes[kind] = type(module) if classes.get(kind, type(module)) is type(module) else None
     args, kwargs = named((args, kwargs), "input", roots[-1], path, kind)
     return named(function(*args, **kwargs), "output", roots[-1], path, kind)

@@ -184,7 +184,7 @@ class JaxProgramRun:
     def whole(self, values: list[Any], batch: Any) -> Any:
         """Take the user's step, from arrays to arrays."""
         state = self.structure.put_together(values)
-        with naming(dict(_objects(state))):
+        with naming(dict(_objects(state)), self.structure.linen):
             function = functools.partial(self.user_step, state, batch)
             given = call_user_code("the JAX step", function, given=described(batch))
         state, shown = checked_step(given)

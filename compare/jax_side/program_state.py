@@ -55,6 +55,8 @@ class Structure:
         self._is_dynamic = [not nnx and _dynamic(leaf) for (_, leaf), nnx in zip(paths, self._is_nnx, strict=True)]
         self.objects = {name: leaf for name, (_, leaf) in zip(self._names, paths, strict=True) if is_nnx(leaf)}
         """The nnx objects of the state as it was built, by path."""
+        self.linen: dict[str, type | None] = {}
+        """Linen's modules, which no state holds: their classes by name, None for several; filled by a trace."""
         self._graph, nnx_state = _split(list(self.objects.values()))
         self._nnx_tree: Any = jax.tree.structure(nnx_state)
         optimizers = _optimizer_paths(state)
