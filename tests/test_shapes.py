@@ -16,6 +16,7 @@ from torch import nn
 import compare
 from compare.comparison.shapes_by_layer import shapes_by_layer
 from compare.report.shapes import Shapes, show
+from compare.step.observation import Port
 
 ROOT = Path(__file__).parents[1]
 SEQUENCES = [(np.random.default_rng(0).normal(size=(3, 5, 4)), None)]
@@ -220,3 +221,8 @@ def test_both_directions_of_a_recurrent_layer() -> None:
 
     assert shapes_by_layer(compare.Torch(Original()), port(6), SEQUENCES).ok
     assert not shapes_by_layer(compare.Torch(Original()), port(5), SEQUENCES).ok
+
+
+@pytest.mark.parametrize(("call", "said"), [(0, "norm"), (1, "norm (2nd call)"), (11, "norm (12th call)")])
+def test_calls_of_a_module_are_counted_as_people_do(call: int, said: str) -> None:
+    assert Port("norm", call, "output", "0").module == said

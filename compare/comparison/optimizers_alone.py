@@ -30,12 +30,13 @@ _ELEMENTS, _TENSORS = 20_000_000, 1_000
 
 
 def until(later: Divergence, what: str) -> str:
-    """Say up to where a match goes.
+    """Say up to where a match goes; it may be far behind the steps of the check.
 
     It is no mismatch: after its last step, a schedule of torch's may go on where optax's stays, as a cosine does, and
     nobody trains for so long.
     """
-    return f"up to step {later.step}: from there on {what} differ, first at {later.torch}"
+    found = f"up to step {later.step}: from there on {what} differ, first at {later.torch}"
+    return f"{found} (they take more steps than the check; steps are counted from 0)"
 
 
 def later_updates(pair: MappedPair, followed: Followed, gradients: dict[str, np.ndarray]) -> Divergence | None:

@@ -11,7 +11,7 @@ from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.report.shapes import Call, Row, Shape, Shapes
 from compare.step import batch as batching
-from compare.step.observation import Port
+from compare.step.observation import Port, which_call
 from compare.step.places import Source
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.record import Record
@@ -108,7 +108,7 @@ def _calls(
             outputs = [_output(shapes, path, call, kind) for call in calls]
             yield [
                 Call(
-                    path + (f" (call {call})" if call else ""),
+                    path + which_call(call),
                     kind,
                     shape,
                     sources.get(path),

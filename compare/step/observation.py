@@ -19,6 +19,17 @@ def to_numpy(value: Any) -> np.ndarray:
     return array.astype(np.float32) if array.dtype.kind == "V" else array
 
 
+def which_call(number: int) -> str:
+    """Name a call of a module, which is counted from 0, as people count: " (2nd call)"; "" for the first.
+
+    >>> [which_call(number) for number in (0, 1, 2, 10, 20)]
+    ['', ' (2nd call)', ' (3rd call)', ' (11th call)', ' (21st call)']
+    """
+    nth = number + 1
+    ending = "th" if nth % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(nth % 10, "th")
+    return f" ({nth}{ending} call)" if number else ""
+
+
 class Port(NamedTuple):
     """One tensor that is an input or an output of a module."""
 
@@ -34,7 +45,7 @@ class Port(NamedTuple):
     @property
     def module(self) -> str:
         """The module, as in "encoder.0.norm1", with the call where it is not the first."""
-        return (self.path or "the model") + (f" (call {self.call})" if self.call else "")
+        return (self.path or "the model") + which_call(self.call)
 
     def __str__(self) -> str:
         """Like "encoder.0.norm1 output", with the leaf where it is not the only one."""
