@@ -23,7 +23,8 @@ def test_five_rows_at_eighty_columns(
     json_file, plot = tmp_path / "out.json", tmp_path / "out.png"
     assert main(["--device", "cpu", "--json", str(json_file), "--plot", str(plot)]) == 0
     printed = capsys.readouterr()
-    assert printed.err == ""
+    # On a busy machine there may be lines of progress.
+    assert all(line.startswith("netparity: ") for line in printed.err.splitlines())
     lines = printed.out.splitlines()
     assert max(map(len, lines)) <= 80
     rows = [line.split() for line in lines[1:11]]

@@ -272,3 +272,28 @@ def test_sums_of_integers_and_signs_of_floats() -> None:
     port = CountedPort()
     report = check(Counted(), (port, port.init(jax.random.key(0), X)))
     assert report.verdict == "match", str(report)
+
+
+class Shifted(torch.nn.Module):
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x * self.shift)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        # torch.linspace(0, 0.3, 4)[1].item(), as timm makes the rates of its layers.
+        (float(np.float32(0.1)), float(np.float32(0.1)), "match"),
+        (float(np.float32(0.1)), 0.1, "match"),
+        (0.1 + 1e-9, 0.1, "mismatch"),
+    ],
+)
+def test_a_number_that_was_rounded_to_float32(ours: float, theirs: float, verdict: str) -> None:
+    report = compare.check(
+        compare.Torch(Shifted(ours)), compare.Jax(lambda _, x: jnp.tanh(x * theirs), {}), [(X, None)]
+    )
+    assert report.verdict == verdict, str(report)

@@ -72,6 +72,18 @@ def restored(array: np.ndarray, dtype: str = "float32") -> np.ndarray | None:
     return np.asarray(meant, np.float64)[places].reshape(values.shape)
 
 
+def meant(number: float) -> float:
+    """Return the number whose float32 rounding a number of Python's is, such as 0.7 of `torch.tensor(0.7).item()`.
+
+    A JAX program holds all of its numbers in float32: what was rounded before cannot be told there from what is rounded
+    by JAX. So both are restored on both sides.
+    """
+    if not math.isfinite(number) or number == int(number) or float(np.float32(number)) != number:
+        return number
+    found = restored(np.asarray(number))
+    return number if found is None else float(found)
+
+
 def _meant(value: float, bits: int) -> float | None:
     if not math.isfinite(value) or value == int(value):
         return value

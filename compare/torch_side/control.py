@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 from compare.errors import NondeterministicError
-from compare.numerics.constants import LOW, doubtful, restored
+from compare.numerics.constants import LOW, doubtful, meant, restored
 from compare.numerics.distance import ULPS
 from compare.numerics.tables import movement
 from compare.step.draws import Draw
@@ -231,6 +231,8 @@ class ControlledRun:
                 return value if value.dtype not in wide or operation.is_view else self._constant(value)
             if isinstance(value, torch.dtype):
                 return value if kept else wide.get(value, value)
+            if type(value) is float:
+                return meant(value)
             if isinstance(value, list | tuple):
                 return type(value)(map(walk, value))
             return value

@@ -127,7 +127,9 @@ class Watch:
                 # Clipping, unscaling and decay by hand happen between the backward pass and here. JAX does some of it
                 # inside of the optimizer, so that both are kept: see `compare.comparison.readings`.
                 before = self._latest.pop(parameter, None)
-                if before is not None and gradient is not None and not torch.equal(before, gradient):
+                if before is None or gradient is None:
+                    continue
+                if not torch.equal(before.to_dense(), gradient.to_dense()):  # an embedding's may be sparse
                     self.accumulated[name] = before
 
     def _keep(self, parameter: Any) -> None:

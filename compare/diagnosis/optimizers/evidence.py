@@ -86,7 +86,7 @@ class OptimizerStep:
     def clips(self) -> bool:
         """Whether torch changes the gradients before its optimizer gets them."""
         pairs = ((self.gradients[name], given) for name, given in self.given.items())
-        return any(a is not None and b is not None and not a.equal(b) for a, b in pairs)
+        return any(a is not None and b is not None and not a.to_dense().equal(b.to_dense()) for a, b in pairs)
 
     @property
     def groups(self) -> list[dict[str, Any]]:
