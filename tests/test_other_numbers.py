@@ -132,3 +132,20 @@ def test_a_fix_gives_all_digits_of_a_number() -> None:
     assert f"{6**-0.5!r}" in cause.fix, cause.fix
     assert not checked(Scaled(), FlaxScaled(float(f"{6**-0.5:.6g}")), batches).ok
     assert checked(Scaled(), FlaxScaled(6**-0.5), batches).ok
+
+
+def test_class_weights_can_be_copied() -> None:
+    """Torch's are in float32, and nine digits after the point are another number in float64."""
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(6, 5)), rng.integers(0, 3, 6)) for _ in range(2)]
+    weights = torch.tensor([0.3, 1 / 3, 0.001234567])
+
+    def weighed(loss: Any) -> compare.Report:
+        original = compare.Torch(torch.nn.Linear(5, 3), torch.nn.CrossEntropyLoss(weight=weights))
+        return compare.check(original, compare.Flax(nnx.Linear(5, 3, rngs=nnx.Rngs(0)), loss), batches, device="cpu")
+
+    found = weighed(lambda o, y: optax.softmax_cross_entropy_with_integer_labels(o, y).mean()).divergence
+    assert found is not None
+    assert found.cause is not None
+    copied = eval(f"lambda logits, labels: {found.cause.fix}", {"jnp": jnp, "optax": optax})
+    assert weighed(copied).ok

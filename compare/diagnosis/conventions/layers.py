@@ -168,7 +168,7 @@ LAYERS = (
         functions=("dropout", "dropout1d", "dropout2d", "dropout3d"),
         compute=lambda call: call.run() * (1 - call["p"]),
         jax_does="does not scale what dropout keeps, where torch divides it by 1 - p",
-        fix=lambda call, place: Code(around=f"y / {source(round(1 - call['p'], 12))}"),
+        fix=lambda call, place: Code(around=f"y / {source(round(1 - call['p'], 15))}"),
         source=f"{DOCS}torch.nn.Dropout.html",
         applies=lambda call: bool(call["training"]) and 0 < call["p"] < 1,
     ),

@@ -89,7 +89,7 @@ def _of_classes(call: Call) -> Code | None:
         each = Code("optax.softmax_cross_entropy_with_integer_labels", ("logits", chosen))
     if weight is None and not skipped:
         return _reduced(each, call)
-    share = f"jnp.array({[round(float(each), 9) for each in weight]})[{chosen}]" if weight is not None else "1.0"
+    share = f"jnp.array({weight.tolist()})[{chosen}]" if weight is not None else "1.0"
     share = f"jnp.where(labels == {ignored}, 0.0, {share})" if skipped else share
     total = f"jnp.sum({each.around} * {share})"
     if call["reduction"] == "none":

@@ -39,7 +39,7 @@ def _epsilon(call: Call, place: Place) -> Code | None:
 
 
 def _momentum(call: Call, place: Place) -> Code | None:
-    return place.setting("norm", round(1 - call["momentum"], 12), "momentum")  # torch's is the share of the new
+    return place.setting("norm", round(1 - call["momentum"], 15), "momentum")  # torch's is the share of the new
 
 
 def _scale(call: Call, place: Place) -> Code:

@@ -259,8 +259,8 @@ def decay_code(decay: float, theirs: float) -> Code:
     return Code(
         "optax.incremental_update",
         ("new", "old"),
-        {"step_size": float(f"{1 - right:.12g}")},
-        numbers=((wrong, right), (float(f"{1 - wrong:.12g}"), float(f"{1 - right:.12g}"))),
+        {"step_size": round(1 - right, 15)},  # 1 - 0.9 is 0.09999999999999998
+        numbers=((wrong, right), (round(1 - wrong, 15), round(1 - right, 15))),
     )
 
 
