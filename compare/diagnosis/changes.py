@@ -8,6 +8,7 @@ from compare.diagnosis.conventions.settings import CONSTANT
 from compare.diagnosis.counterfactuals import BOUNDS, Counterfactual
 from compare.diagnosis.optimizers.told import with_distinct_digits
 from compare.diagnosis.rewriting import Rewrite
+from compare.verdict.divergence import Cause
 
 Changed = tuple[list[Counterfactual], float | None]
 """The same change of several calls, with the value that was fitted if it has one."""
@@ -60,3 +61,15 @@ def in_words(each: Counterfactual, value: float | None) -> str:
     constant = each.name == CONSTANT
     has = f"torch's {each.call.name} has the constant {own}" if constant else f"torch has {each.jax_does}={own}"
     return f"{has}, and the JAX side computes what torch would with {other}"
+
+
+def either(causes: Sequence[Cause]) -> Cause:
+    """Say all causes that fit equally well."""
+    if len(causes) == 1:
+        return causes[0]
+    return Cause(
+        " or ".join(dict.fromkeys(cause.name for cause in causes)),
+        ", or ".join(dict.fromkeys(cause.explanation for cause in causes)),
+        "; or ".join(dict.fromkeys(cause.fix for cause in causes if cause.fix)),
+        ", ".join(dict.fromkeys(cause.source for cause in causes if cause.source)),
+    )

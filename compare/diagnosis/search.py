@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compare.diagnosis.changes import Changed, combined, in_words, together
+from compare.diagnosis.changes import Changed, combined, either, in_words, together
 from compare.diagnosis.conventions.settings import CONSTANT
 from compare.diagnosis.counterfactuals import Counterfactual, left_out
 from compare.diagnosis.experiment import Experiment, HeldOutExperiment, rerun_at
@@ -342,15 +342,3 @@ _UNSAFE = (
 def _is_short(value: float) -> bool:
     """Tell whether a fitted number is one of at most four digits, as far as it is known."""
     return abs(float(f"{value:.4g}") - value) <= 1e-9 * abs(value)
-
-
-def either(causes: Sequence[Cause]) -> Cause:
-    """Say all causes that fit equally well."""
-    if len(causes) == 1:
-        return causes[0]
-    return Cause(
-        " or ".join(dict.fromkeys(cause.name for cause in causes)),
-        ", or ".join(dict.fromkeys(cause.explanation for cause in causes)),
-        "; or ".join(dict.fromkeys(cause.fix for cause in causes if cause.fix)),
-        ", ".join(dict.fromkeys(cause.source for cause in causes if cause.source)),
-    )

@@ -76,12 +76,12 @@ def meant(number: float) -> float:
     """Return the number whose float32 rounding a number of Python's is, such as 0.7 of `torch.tensor(0.7).item()`.
 
     A JAX program holds all of its numbers in float32: what was rounded before cannot be told there from what is rounded
-    by JAX. So both are restored on both sides.
+    by JAX. So both are restored on both sides; here only to four digits, since a rate may be any computed number.
     """
     if not math.isfinite(number) or number == int(number) or float(np.float32(number)) != number:
         return number
-    found = restored(np.asarray(number))
-    return number if found is None else float(found)
+    short = float(f"{number:.4g}")
+    return short if np.float32(short) == number else number
 
 
 def _meant(value: float, bits: int) -> float | None:
