@@ -10,6 +10,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from programs.regression import clipped, original, port
 from torch.nn import functional
 
 import compare
@@ -119,89 +120,25 @@ def test_a_copy_that_never_runs_takes_an_image_as_its_model_does() -> None:
     assert report.verdict == "match", str(report)
 
 
-def in_groups() -> Any:
-    model = torch.nn.Linear(4, 3)
+def in_groups(model: torch.nn.Linear) -> torch.optim.Optimizer:
     groups = [{"params": [model.weight], "weight_decay": 0.2}, {"params": [model.bias], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, 1e-2)
-
-    def step(_: Any, batch: Any) -> Any:
-        optimizer.zero_grad()
-        loss = functional.mse_loss(model(batch["x"]), batch["y"])
-        loss.backward()
-        optimizer.step()
-        return {"loss": loss}
-
-    return {"model": model, "optimizer": optimizer}, step
+    return torch.optim.AdamW(groups, 1e-2)
 
 
-def with_labels(decay: float) -> Any:
-    def build() -> Any:
-        model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-        of_each = {name: optax.adamw(1e-2, weight_decay=own) for name, own in (("kernel", decay), ("bias", 0.0))}
-        transform = optax.multi_transform(
-            of_each, lambda params: jax.tree.map(lambda leaf: "kernel" if leaf.ndim > 1 else "bias", params)
-        )
-        optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
-
-        @nnx.jit
-        def step(state: Any, batch: Any) -> Any:
-            loss, gradients = nnx.value_and_grad(lambda model: jnp.mean((model(batch["x"]) - batch["y"]) ** 2))(
-                state["model"]
-            )
-            state["optimizer"].update(state["model"], gradients)
-            return state, {"loss": loss}
-
-        return {"model": model, "optimizer": optimizer}, step
-
-    return build
+def with_labels(decay: float) -> optax.GradientTransformation:
+    of_each = {name: optax.adamw(1e-2, weight_decay=own) for name, own in (("kernel", decay), ("bias", 0.0))}
+    return optax.multi_transform(
+        of_each, lambda params: jax.tree.map(lambda leaf: "kernel" if leaf.ndim > 1 else "bias", params)
+    )
 
 
 @pytest.mark.parametrize(("decay", "verdict"), [(0.2, "match"), (0.1, "mismatch")])
 def test_an_optimizer_for_each_label_leaves_variables_without_arrays(decay: float, verdict: str) -> None:
     rng = np.random.default_rng(0)
     batches = [{"x": rng.normal(size=(6, 4)), "y": rng.normal(size=(6, 3))} for _ in range(3)]
-    sides = compare.TorchProgram(in_groups), compare.JaxProgram(with_labels(decay))
+    sides = compare.TorchProgram(original(in_groups)), compare.JaxProgram(port(with_labels(decay)))
     report = compare.check(*sides, batches, steps=3, device="cpu")
     assert report.verdict == verdict, str(report)
-
-
-def cut() -> Any:
-    model = torch.nn.Linear(4, 3)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.01)
-
-    def step(_: Any, batch: Any) -> Any:
-        optimizer.zero_grad()
-        loss = functional.mse_loss(model(batch["x"]), batch["y"])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
-        optimizer.step()
-        return {"loss": loss}
-
-    return {"model": model, "optimizer": optimizer}, step
-
-
-def cut_inside(rate: Any) -> Any:
-    def build() -> Any:
-        model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-
-        def clip(updates: Any, params: Any) -> Any:
-            del params
-            return optax.tree.scale(jnp.minimum(1.0, 0.01 / (optax.tree.norm(updates) + 1e-6)), updates)
-
-        transform = optax.chain(optax.stateless(clip), optax.adamw(rate, weight_decay=0.01))
-        optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
-
-        @nnx.jit
-        def step(state: Any, batch: Any) -> Any:
-            loss, gradients = nnx.value_and_grad(lambda model: jnp.mean((model(batch["x"]) - batch["y"]) ** 2))(
-                state["model"]
-            )
-            state["optimizer"].update(state["model"], gradients)
-            return state, {"loss": loss}
-
-        return {"model": model, "optimizer": optimizer}, step
-
-    return build
 
 
 @pytest.mark.parametrize(
@@ -213,7 +150,9 @@ def test_clipping_inside_of_the_optimizer_is_no_later_difference(rate: Any, limi
     """Further steps are given torch's gradients, which clipped twice would be smaller by a millionth."""
     rng = np.random.default_rng(0)
     batches = [{"x": rng.normal(size=(6, 4)), "y": 5 * rng.normal(size=(6, 3))} for _ in range(3)]
-    sides = compare.TorchProgram(cut), compare.JaxProgram(cut_inside(rate))
+    ours = original(lambda model: torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.01), largest=0.01)
+    theirs = port(optax.chain(clipped(0.01), optax.adamw(rate, weight_decay=0.01)))
+    sides = compare.TorchProgram(ours), compare.JaxProgram(theirs)
     report = compare.check(*sides, batches, steps=3, device="cpu")
     assert report.verdict == "match", str(report)
     assert (limits in "; ".join(report.limits)) if limits else report.limits == [], report.limits

@@ -119,10 +119,9 @@ def _steps(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Iterato
         seen = next(stream)
         if any("#" in gradient for gradient in seen.gradients):  # an optimizer that is stepped twice within a step
             return
-        clipped |= _changed(seen) if number < followed.steps else set()
-        if (
-            not _changed(seen) <= clipped
-        ):  # torch clips for the first time: no step has shown where the JAX side does so
+        changed = _changed(seen)
+        clipped |= changed if number < followed.steps else set()
+        if not changed <= clipped:  # clipped for the first time: no step has shown where the JAX side does so
             return
         # A JAX side that clips inside its optimizer is given what torch's backward pass left: clipped twice, it would
         # be divided by a norm of 1 + 1e-6.

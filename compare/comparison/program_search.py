@@ -76,11 +76,13 @@ class ProgramSearch:
         others = ((pairing, self._read(pairing, seen), limit) for pairing, limit in place.shown)
         shown = [Shown(pair.torch_array, array, limit) for pair, array, limit in others if array is not None]
         surroundings = Surroundings(place.agreeing, self.budget, shown=shown)
-        searched = explain(found, again, batch, draws, self._place(found), self._held_out(found, edits), surroundings)
+        # Held-out steps are those of the place, wherever its cause is looked for: each is taken once.
+        held_out, others_held_out = itertools.tee(self._held_out(found, edits))
+        searched = explain(found, again, batch, draws, self._place(found), held_out, surroundings)
         if searched.cause is None and found.before is not None and found.before.ports is not None:
             # A value may be computed before the module that ran last, from what another one gave: a target of the loss.
             found = found._replace(outside=True)
-            searched = explain(found, again, batch, draws, self._place(found), self._held_out(found, edits))
+            searched = explain(found, again, batch, draws, self._place(found), others_held_out)
         return Known(searched, edit_of(searched, window_of(found)))
 
     def _batch(self, number: int) -> Any:

@@ -41,9 +41,11 @@ def together(candidates: Sequence[Counterfactual]) -> Iterator[list[Counterfactu
 
     # An expression makes several calls for several micro-batches, or in several layers of one class.
     for _, group in itertools.groupby(sorted(candidates, key=lambda each: str(kind(each))), kind):
-        members = list(group)
-        sites = [[each for each in members if each.call.site == site] for site in {each.call.site for each in members}]
-        yield from (several for several in (members, *(sites if len(sites) > 1 else ())) if len(several) > 1)
+        members, sites = list(group), dict[tuple[int, int], list[Counterfactual]]()
+        for each in members:
+            sites.setdefault(each.call.site, []).append(each)
+        groups = [members, *sites.values()] if len(sites) > 1 else [members]
+        yield from (several for several in groups if len(several) > 1)
 
 
 def _rewrite(each: Counterfactual, value: float | None) -> Rewrite:

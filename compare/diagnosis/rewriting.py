@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from compare import bugs
 from compare.diagnosis.on_cpu import arguments_on_cpu, computed_on_cpu
-from compare.diagnosis.signatures import ANY, name_of, signature_of
+from compare.diagnosis.signatures import bound, name_of, signature_of
 from compare.errors import NotApplicable, Signal
 from compare.step.draws import Draw
 from compare.step.observation import Observation, Port
@@ -292,12 +292,8 @@ def _mode() -> Any:
             signature = signature_of(func) if meant else None
             if signature is None:
                 return func(*args, **kwargs)
-            try:
-                signature.bind(*args, **kwargs)
-            except TypeError:  # an overload that torch does not describe
-                signature = ANY
             place = self.record.inside[-1] if self.record.inside else ""
-            call = Call(name_of(func), func, args, kwargs, signature, place)
+            call = Call(name_of(func), func, args, kwargs, bound(signature, args, kwargs), place)
             rewrite = self.rewrites(self.number)
             self.number += 1
             with Record.working(keeping=True):

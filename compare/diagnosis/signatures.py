@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _SIGNATURES: dict[str, Callable[..., Any]] = {
@@ -43,6 +43,15 @@ def signature_of(function: Any) -> inspect.Signature | None:
         if not any(parameter.kind == parameter.VAR_POSITIONAL for parameter in own.parameters.values()):
             return own
     return inspect.signature(described)
+
+
+def bound(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> inspect.Signature:
+    """Return a signature that fits a call: its own, or `ANY` for an overload that torch does not describe."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return ANY
+    return signature
 
 
 def rewritable() -> frozenset[str]:

@@ -72,11 +72,12 @@ def restored(array: np.ndarray, dtype: str = "float32") -> np.ndarray | None:
     return np.asarray(meant, np.float64)[places].reshape(values.shape)
 
 
-def meant(number: float) -> float:
-    """Return the number whose float32 rounding a number of Python's is, such as 0.7 of `torch.tensor(0.7).item()`.
+def unrounded(number: float) -> float:
+    """Return the number of at most four digits whose float32 rounding a number of Python's is, or else the number.
 
-    A JAX program holds all of its numbers in float32: what was rounded before cannot be told there from what is rounded
-    by JAX. So both are restored on both sides; here only to four digits, since a rate may be any computed number.
+    Such as 0.7 for `torch.tensor(0.7).item()`. A JAX program holds its numbers in float32, and what was rounded before
+    looks there like what JAX has rounded: it is restored on the JAX side too. An array's numbers are restored to more
+    digits (see `restored`), but a number of Python's is often computed, as a learning rate is.
     """
     if not math.isfinite(number) or number == int(number) or float(np.float32(number)) != number:
         return number

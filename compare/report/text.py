@@ -154,7 +154,8 @@ def _left_out(report: "Findings", *, verbose: bool) -> Iterator[str]:
     if not report.ok and not verbose:
         left_out = by_reason([each._replace(reason="") for each in report.not_compared])
     reasons = [
-        (f"not compared on the {side} side{', ' * bool(reason)}{reason}", names) for side, reason, names in left_out
+        (", ".join(filter(None, (f"not compared on the {side} side", reason))), names)
+        for side, reason, names in left_out
     ]
     if report.pinned:
         reasons.append(("not run in float64", report.pinned))

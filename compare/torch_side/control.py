@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 from compare.errors import NondeterministicError
-from compare.numerics.constants import LOW, doubtful, meant, restored
+from compare.numerics.constants import LOW, doubtful, restored, unrounded
 from compare.numerics.distance import ULPS
 from compare.numerics.tables import movement
 from compare.step.draws import Draw
@@ -232,7 +232,7 @@ class ControlledRun:
             if isinstance(value, torch.dtype):
                 return value if kept else wide.get(value, value)
             if type(value) is float:
-                return meant(value)
+                return unrounded(value)
             if isinstance(value, list | tuple):
                 return type(value)(map(walk, value))
             return value

@@ -6,12 +6,14 @@ is not written here has no code: None.
 
 from typing import Any
 
+from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call
 from compare.verdict.fix import Code, source
 
 
-def loss_code(call: Call) -> Code | None:
-    """Write a call of a loss of torch in JAX; None for a form that has no simple one."""
+def loss_code(call: Call, place: Place) -> Code | None:
+    """Write a call of a loss of torch in JAX, at any place; None for a form that has no simple one."""
+    del place
     if call.name in ("cross_entropy", "nll_loss"):
         return _of_classes(call)
     each = _elementwise(call)

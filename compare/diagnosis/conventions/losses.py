@@ -46,11 +46,6 @@ _REGRESSION = [
 ]
 
 
-def _code(call: Call, place: Place) -> Code | None:
-    del place
-    return loss_code(call)
-
-
 def _outer(call: Call) -> Any:
     """Broadcast (N,) against (N, 1)."""
     names = list(call.arguments)
@@ -118,7 +113,7 @@ def _weighs(call: Call) -> bool:
 
 
 def _counting(call: Call, place: Place) -> Code | str:
-    if code := _code(call, place):
+    if code := loss_code(call, place):
         return code
     if call["weight"] is not None:
         return "divide by the sum of the weights of the labels that count, as torch does"
@@ -206,7 +201,7 @@ LOSS_FUNCTIONS = (
         functions=("cross_entropy", "nll_loss"),
         compute=lambda call: call.run(target=call["target"].clamp(min=0)),
         jax_does="counts the labels that torch's loss ignores, as labels of class 0",
-        fix=_code,
+        fix=loss_code,
         source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
         applies=_ignores,
     ),
@@ -233,7 +228,7 @@ LOSS_FUNCTIONS = (
         functions=LOSSES,
         compute=_mean_over_batch,
         jax_does="divides the sum by the batch's size alone",
-        fix=_code,
+        fix=loss_code,
         source=f"{DOCS}torch.nn.MSELoss.html",
         may_be_torchs=True,
     ),
@@ -242,7 +237,7 @@ LOSS_FUNCTIONS = (
         functions=LOSSES,
         compute=_mean_over_all,
         jax_does="divides the sum by the number of all elements",
-        fix=_code,
+        fix=loss_code,
         source=f"{DOCS}torch.nn.KLDivLoss.html",
         may_be_torchs=True,
     ),
@@ -252,7 +247,7 @@ LOSS_FUNCTIONS = (
             functions=(ours,),
             compute=compute,
             jax_does=f"computes {theirs}, torch {ours}",
-            fix=_code,
+            fix=loss_code,
             source=f"{DOCS}torch.nn.MSELoss.html",
         )
         for ours, theirs, compute in _REGRESSION
@@ -271,7 +266,7 @@ LOSS_FUNCTIONS = (
         functions=("kl_div",),
         compute=_other_way,
         jax_does="takes the divergence the other way round, KL(q ‖ p) instead of KL(p ‖ q), where p is the target",
-        fix=_code,
+        fix=loss_code,
         source=f"{DOCS}torch.nn.KLDivLoss.html",
     ),
     Alternative(
@@ -279,7 +274,7 @@ LOSS_FUNCTIONS = (
         functions=("cross_entropy",),
         compute=_softmaxed,
         jax_does="takes the softmax of probabilities, where torch's loss takes logits",
-        fix=_code,
+        fix=loss_code,
         source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
     ),
     Alternative(
@@ -287,7 +282,7 @@ LOSS_FUNCTIONS = (
         functions=("nll_loss", "kl_div"),
         compute=_log_softmaxed,
         jax_does="takes the logarithm of the softmax once more, where torch's loss takes log-probabilities",
-        fix=_code,
+        fix=loss_code,
         source=f"{DOCS}torch.nn.NLLLoss.html",
     ),
 )

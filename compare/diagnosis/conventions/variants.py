@@ -294,7 +294,7 @@ VARIANTS = (
         functions=LOSSES,
         argument="reduction",
         values=_others("mean", "sum"),
-        fix=lambda call, _: loss_code(call),
+        fix=loss_code,
         source=f"{DOCS}torch.nn.MSELoss.html",
     ),
     Variants(
@@ -302,7 +302,7 @@ VARIANTS = (
         functions=("cross_entropy", "nll_loss"),
         argument="ignore_index",
         values=_others(-1, 0, -(2**31)),
-        fix=lambda call, _: loss_code(call),
+        fix=loss_code,
         source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
     ),
     Variants(
@@ -310,7 +310,7 @@ VARIANTS = (
         functions=("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"),
         argument="weight",
         values=_others(None),
-        fix=lambda call, _: loss_code(call),
+        fix=loss_code,
         source=f"{DOCS}torch.nn.CrossEntropyLoss.html",
     ),
     Variants(
@@ -318,7 +318,7 @@ VARIANTS = (
         functions=("binary_cross_entropy_with_logits",),
         argument="pos_weight",
         values=_others(None),
-        fix=lambda call, _: loss_code(call),
+        fix=loss_code,
         source=f"{DOCS}torch.nn.BCEWithLogitsLoss.html",
     ),
     Variants(
@@ -342,7 +342,7 @@ VARIANTS = (
         functions=("kl_div",),
         argument="log_target",
         values=_others(True, False),
-        fix=lambda call, _: loss_code(call),
+        fix=loss_code,
         source=f"{DOCS}torch.nn.KLDivLoss.html",
     ),
 )

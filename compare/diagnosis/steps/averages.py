@@ -192,14 +192,11 @@ def decay_of(after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> floa
 def _other_rules(found: Difference, rule: Rule, same: Mapping[str, Rule]) -> Iterator[_Other]:
     tensor, source = found.tensors[found.name], found.tensors[rule.source]
     decay = rule.decay
+    follow = f"{rule.call}, in each step" if decay else f"copy {_roots(rule, found)} in each step"
     yield _Other(
         "average not updated",
         "the JAX step leaves it as it is",
-        rule.call
-        if rule.all
-        else f"{rule.call}, in each step"
-        if decay
-        else f"copy {_roots(rule, found)} in each step",
+        rule.call if rule.all else follow,
         lambda old, before, after: old,
     )
     if decay and not rule.all:
@@ -255,7 +252,7 @@ def _shortest(value: float) -> float | None:
 
 def decay_code(decay: float, theirs: float) -> Code:
     """Return the call that keeps as much of the old value as torch, and the numbers that another decay shows up as."""
-    right, wrong = float(Fraction(number(decay))), float(Fraction(number(theirs)))
+    right, wrong = written(decay), written(theirs)
     return Code(
         "optax.incremental_update",
         ("new", "old"),

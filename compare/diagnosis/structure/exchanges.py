@@ -6,7 +6,7 @@ from typing import Any
 from compare.diagnosis.counterfactuals import FUNCTIONS, counterfactuals
 from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call
-from compare.diagnosis.signatures import ANY, signature_of
+from compare.diagnosis.signatures import ANY, bound, signature_of
 from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Ref
 from compare.verdict.fix import Code, source
@@ -40,11 +40,7 @@ def _filled(context: Context, node: Node) -> tuple[Any, Any]:
 
 def _call(operation: Operation) -> Call | None:
     function = operation.node.function
-    signature = signature_of(function) or ANY
-    try:
-        signature.bind(*operation.args, **operation.kwargs)
-    except TypeError:
-        signature = ANY
+    signature = bound(signature_of(function) or ANY, operation.args, operation.kwargs)
     return Call(operation.node.name, function, operation.args, operation.kwargs, signature)
 
 

@@ -129,13 +129,14 @@ class StructureSearch:
         if here is None:
             return None
         self.here, near = here, MARGIN * self.found.limit
-        for edit in norms_moved(here.context.graph):
-            ends = [(here.ports.get(port), array) for port, array in self.outputs()]
-            known = [(end, array) for end, array in ends if end is not None]
-            # A norm that moves changes everything behind it. No single place proves that, but the outputs of the model
-            # do: those that differ without it.
-            if all(self._of_model([], end, array) <= near for end, array in known):
-                return None
+        moves = list(norms_moved(here.context.graph))
+        ends = [(here.ports.get(port), array) for port, array in self.outputs()] if moves else []
+        known = [(end, array) for end, array in ends if end is not None]
+        # A norm that moves changes everything behind it. No single place proves that, but the outputs of the model do:
+        # those that differ without it.
+        if all(self._of_model([], end, array) <= near for end, array in known):
+            return None
+        for edit in moves:
             left = [self._of_model([edit], end, array) for end, array in known]
             if max(left) <= near:
                 self.cause = [edit]
