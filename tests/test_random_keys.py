@@ -9,6 +9,7 @@ import optax
 import pytest
 import torch
 from flax import linen, nnx
+from test_distributions import needs_beta
 
 import compare
 
@@ -341,7 +342,9 @@ def mixing_port(*, squared: bool, keyed: bool) -> Any:
     return build
 
 
-@pytest.mark.parametrize(("squared", "keyed"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("squared", "keyed"), [(False, False), pytest.param(False, True, marks=needs_beta), (True, False)]
+)
 def test_a_program_that_draws_from_numpy(*, squared: bool, keyed: bool) -> None:
     """Whether the port draws with a key or from NumPy's generator too, whose seed may be another one."""
     data = [{"x": np.random.default_rng(seed).normal(size=(5, 4)).astype(np.float32)} for seed in range(2)]

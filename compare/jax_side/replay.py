@@ -148,14 +148,19 @@ _SAMPLES: dict[str, Callable[[Any, Any], Any]] = {
 
 @functools.cache
 def _names() -> dict[str, str]:
-    """The kinds, by the names of their functions in a trace, which JAX does not document: they are read from one."""
+    """The kinds, by the names of their functions in a trace, which JAX does not document: they are read from one.
+
+    A function that some version of JAX does not compile by itself, such as `beta` in 0.8.1, has no name there.
+    """
     import jax
 
     names = {}
     for kind, sample in _SAMPLES.items():
         with jax.disable_jit(disable=False):
             traced = jax.make_jaxpr(functools.partial(sample, jax.random))(jax.random.key(0))
-        names[Program.of(traced).equations[-1].params["name"]] = kind
+        last = Program.of(traced).equations[-1]
+        if last.primitive.name == JIT:
+            names[last.params["name"]] = kind
     return names
 
 
