@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import linen, nnx
@@ -123,6 +124,25 @@ def test_a_variable_of_the_port_is_a_table_as_well() -> None:
     report = check(exact, port)
     assert report.verdict == "precision", str(report)
     assert "on the flax side the buffer kept of shape (6, 8)" in report.notes[0].explanation
+
+
+@pytest.mark.parametrize(("weights", "verdict"), [([0.3, 1 / 3, 0.7], "precision"), ([0.3, 0.3333, 0.7], "mismatch")])
+def test_the_weights_of_classes_are_a_table_of_the_loss(weights: list[float], verdict: str) -> None:
+    """They are a float32 buffer of torch's loss, and literals of the port."""
+    rows, labels = X.reshape(-1, WIDTH), RNG.integers(0, 3, 2 * LENGTH)
+
+    def loss(logits: Any, labels: Any) -> Any:
+        each = jnp.asarray(weights)[labels]
+        return (optax.softmax_cross_entropy_with_integer_labels(logits, labels) * each).sum() / each.sum()
+
+    original = compare.Torch(
+        torch.nn.Linear(WIDTH, 3), torch.nn.CrossEntropyLoss(weight=torch.tensor([0.3, 1 / 3, 0.7]))
+    )
+    port = compare.Flax(nnx.Linear(WIDTH, 3, rngs=nnx.Rngs(0)), loss)
+    report = compare.check(original, port, [(rows, labels)], device="cpu")
+    assert report.verdict == verdict, str(report)
+    if verdict == "precision":
+        assert "the buffer loss.weight of shape (3,)" in report.notes[0].explanation
 
 
 def test_complex_tables() -> None:

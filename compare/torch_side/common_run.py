@@ -94,6 +94,10 @@ class CommonRun(abc.ABC):
         self.tables = draw
         self.move([buffer for name, buffer in self.model.named_buffers() if name in names], draw)
 
+    def loss_buffers(self) -> "dict[str, torch.Tensor]":
+        """Return the buffers of the loss that are not the model's: none in a program."""
+        return {}
+
     def move(self, buffers: "list[torch.Tensor]", draw: int) -> None:
         """Move tensors by the float32 rounding that is in them."""
         for buffer in buffers:

@@ -262,10 +262,14 @@ class TorchRun(CommonRun):
 
     def move_tables(self, draw: int, names: Collection[str]) -> None:
         """Move some of the model's buffers, and all of the loss's, by the float32 rounding that is in them."""
+        super().move_tables(draw, names)
+        self.move(list(self.loss_buffers().values()), draw)
+
+    def loss_buffers(self) -> "dict[str, torch.Tensor]":
+        """Return the buffers of a loss that is a module, such as its class weights; no buffer has a partner in JAX."""
         import torch
 
-        super().move_tables(draw, names)
-        self.move(list(self.loss.buffers()) if isinstance(self.loss, torch.nn.Module) else [], draw)
+        return dict(self.loss.named_buffers()) if isinstance(self.loss, torch.nn.Module) else {}
 
     def _perturb_gradients(self, generator: np.random.Generator) -> None:
         """Move each gradient by as much of its norm as is fair rounding for it."""
