@@ -3,8 +3,9 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -22,12 +23,22 @@ def group(file: Path, name: str, before: str, after: str) -> dict[str, Any]:
     return {"title": name, "cause": name, "places": [{"torch": name, "jax": name}], "patch": patch}
 
 
-def report(groups: list[dict[str, Any]], step: int = 0) -> dict[str, Any]:
+def report(
+    groups: Sequence[Mapping[str, Any]], step: int = 0, errors: Mapping[str, float] = MappingProxyType({})
+) -> Any:
     places = [place for group in groups for place in group.get("places", ())]
     found = [{"step": step, "number": NAMES.index(each["torch"]), **each} for each in places]
     first, others = (found[0], found[1:]) if found else (None, [])
     verdict = "mismatch" if groups else "match"
-    return {"verdict": verdict, "headline": verdict, "divergence": first, "others": others, "groups": groups}
+    quantities = [{"error64": [errors.get(name, 0.0)] * (step + 1)} for name in NAMES]
+    return {
+        "verdict": verdict,
+        "headline": verdict,
+        "divergence": first,
+        "others": others,
+        "groups": groups,
+        "quantities": quantities,
+    }
 
 
 class Program:
@@ -97,6 +108,22 @@ def test_a_patch_that_breaks_what_comes_before_it_is_taken_back(tmp_path: Path) 
 
     Repair(check, program.said.append).run()
     assert program.file.read_text() == "alpha = 1\nbeta = 2\ngamma = 1\n"
+
+
+@pytest.mark.parametrize(("before", "after", "stays"), [(0.25, 0.25, True), (0.25, 0.5, False), (0.0, 0.25, False)])
+def test_a_patch_may_uncover_what_differed_before_it(
+    tmp_path: Path, before: float, after: float, *, stays: bool
+) -> None:
+    """The second setting hides the first, which is then found where it always was."""
+    program = Program(tmp_path, alpha="2", beta="2", gamma="1")
+
+    def check() -> Checked:
+        groups = program.check().groups
+        shown = [each for each in groups if each["title"] == "beta"] or [{**each, "patch": None} for each in groups]
+        return Checked(1, "", report(shown, errors={"alpha": before if len(groups) > 1 else after}))
+
+    Repair(check, program.said.append).run()
+    assert program.file.read_text() == f"alpha = 2\nbeta = {1 if stays else 2}\ngamma = 1\n"
 
 
 @pytest.mark.parametrize("cause", ["operation added", "operation applied twice"])

@@ -6,6 +6,7 @@ next check shows that its finding is gone and that nothing else has come in its 
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -150,9 +151,11 @@ class Repair:
 
 
 def _helped(before: Checked, after: Checked, mended: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether what was to be mended is gone, and all that is new comes after it.
+    """Return whether what was to be mended is gone, and all that is new comes after it or differed already.
 
     A report lists a few findings at most, and not what they hide. So a right patch may uncover as many as it mends.
+    It may uncover a difference before its place too, which did not reach the loss: an average over tokens hides
+    their order.
     """
     if after.report is None:
         return False
@@ -165,7 +168,24 @@ def _helped(before: Checked, after: Checked, mended: Sequence[Mapping[str, Any]]
         return False
     known = frozenset[tuple[str, str]]().union(*(_places(group) for group in before.groups if group not in mended))
     first = min((_position(each) for each in before.divergences if _place(each) in gone), default=(0, 0))
-    return all(_place(each) in known or _position(each) > first for each in after.divergences)
+    return all(
+        _place(each) in known or _position(each) > first or _differed_as_much(each, before, after)
+        for each in after.divergences
+    )
+
+
+def _differed_as_much(divergence: Mapping[str, Any], before: Checked, after: Checked) -> bool:
+    """Return whether the same tensor differed by as much at the same step before a patch, which then did not do it."""
+    now = _compared(divergence, after)
+    return now > 0 and math.isclose(now, _compared(divergence, before), rel_tol=1e-6)
+
+
+def _compared(divergence: Mapping[str, Any], checked: Checked) -> float:
+    """Return the float64 difference of the tensor that shows a divergence, in a report of the same pair."""
+    step, number = _position(divergence)
+    quantities = checked.report["quantities"] if checked.report else []
+    errors = quantities[number]["error64"] if number < len(quantities) else []
+    return float(errors[step] or 0) if step < len(errors) else 0.0
 
 
 def _takes_away(group: Mapping[str, Any]) -> bool:
