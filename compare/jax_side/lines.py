@@ -1,5 +1,6 @@
 """Finds the lines of the user's code that parts of a traced JAX program come from."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,16 @@ def line(eqn: Any) -> str:
     traceback = eqn.source_info.traceback
     frames = [(frame.file_name, frame.line_num) for frame in traceback.frames] if traceback else []
     return users_line(frames, *JAX_PACKAGES)
+
+
+def is_of_jax(eqn: Any) -> bool:
+    """Return whether nothing but JAX's own code made an operation, as in the derivative rules of its functions."""
+    import jax
+
+    traceback = eqn.source_info.traceback
+    frames = traceback.frames if traceback else []
+    inside = os.path.dirname(jax.__file__) + os.sep
+    return bool(frames) and all(frame.file_name.startswith(inside) for frame in frames)
 
 
 def expression(eqn: Any, *, own: bool = False) -> Source | None:
