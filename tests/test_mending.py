@@ -11,8 +11,9 @@ import pytest
 
 from compare.mending.patch import patch_of, together
 from compare.mending.syntax import Unfit, applied
+from compare.report.groups import grouped
 from compare.step.places import Source
-from compare.verdict.divergence import Line, Role
+from compare.verdict.divergence import Cause, Divergence, Line, Role
 from compare.verdict.fix import Code
 
 HEAD = """\
@@ -53,6 +54,12 @@ class File:
             return applied(self.text, list(patch_of([code], lines).edits)).removeprefix(HEAD)
         except Unfit:
             return None
+
+
+def difference(number: int, cause: Cause | None, line: Line) -> Divergence:
+    """Give a finding, by its number in order of computation."""
+    place = f"place {number}"
+    return Divergence(0, "forward", place, place, 0.1, 1e-7, 2e-16, cause, lines=(line,), number=number)
 
 
 @pytest.fixture
@@ -351,3 +358,20 @@ def test_a_mask_that_attention_written_by_hand_lacks(mend: Any) -> None:
     assert mend(text.format("q @ k.T"), Role.COMPUTED, made, causal) == text.format(masked)
     open_ = Code("jax.nn.dot_product_attention", keywords={"is_causal": False})
     assert mend(text.format("q @ k.T"), Role.COMPUTED, made, open_) is None  # whose mask is somewhere else
+
+
+@pytest.mark.parametrize("earlier", [None, "epsilon", "unknown"])
+def test_an_operation_is_not_removed_after_a_difference_that_is_not_mended(tmp_path: Path, earlier: str | None) -> None:
+    """What is one too many there may be missing earlier: softmax(dropout(x)) for dropout(softmax(x))."""
+    layer = "nnx.LayerNorm(4, rngs=nnx.Rngs(0))"
+    file = File(tmp_path, f"{HEAD}def forward(x):\n    norm = {layer}\n    return jax.nn.softmax(norm(x))\n")
+    softmax = Cause("operation added", "", "leave out softmax", code=(Code(around="x", before=("jax.nn.softmax(x)",)),))
+    epsilon = Cause("epsilon", "", "epsilon=1e-05", code=(Code("nnx.LayerNorm", keywords={"epsilon": 1e-05}),))
+    added = difference(2, softmax, file.line(Role.COMPUTED, "jax.nn.softmax(norm(x))"))
+    before = difference(1, epsilon if earlier == "epsilon" else None, file.line(Role.MADE, layer))
+    after = difference(3, None, file.line(Role.COMPUTED, "norm(x)"))
+    groups = grouped([*([before] if earlier else []), added, after], ({}, {}))
+    removal = next(group for group in groups if group.name == "operation added")
+    assert (removal.patch is None) == (earlier == "unknown")
+    assert not removal.patch or "+    return norm(x)" in removal.patch.diff
+    assert ("mend that one first" in removal.unpatched) == (earlier == "unknown")

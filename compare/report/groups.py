@@ -1,5 +1,6 @@
 """Differences with the same cause and the same fix: one finding with its places."""
 
+import dataclasses
 import functools
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Group:
     """The torch class of the modules that differ; "" if they have several classes, or if no module differs."""
     parts: tuple[Part, ...] = ()
     """What differs at all places. A place with further differences is in other groups too."""
+    after_unpatched: bool = False
+    """Whether an earlier finding has no patch: what is one too many here may be what is missing there."""
 
     @property
     def first(self) -> Divergence:
@@ -115,6 +118,10 @@ class Group:
             return Unfit("no fix is known")
         if self._others_too:
             return Unfit("the line makes other layers too, and these are right")
+        if self.after_unpatched and any(code.takes_away for code in self.codes):
+            # softmax(dropout(x)) for dropout(softmax(x)): behind the dropout the softmax is one too many. Without the
+            # earlier patch, this one would leave the port without a softmax.
+            return Unfit("it removes an operation, which an earlier finding may need: mend that one first")
         try:
             # Each place has lines of its own: an activation that stands in a block twice is exchanged twice.
             edits = [
@@ -257,9 +264,22 @@ def grouped(findings: Sequence[Divergence], modules: Modules) -> list[Group]:
             member = _Member(finding, torch, jax, parts)
             # A number is no key of another finding, so that what has no key is alone.
             by_key.setdefault(_key(member) or number, []).append(member)
-    groups = [_group(members) for members in by_key.values()]
+    groups = _after_unpatched([_group(members) for members in by_key.values()])
     # The first divergence explains the headline and stays first; then what mends most places.
     return groups[:1] + sorted(groups[1:], key=lambda group: -len(group.places))
+
+
+def _after_unpatched(groups: Sequence[Group]) -> list[Group]:
+    """Mark the groups after the first difference for which there is no patch."""
+    first = min((_position(group) for group in groups if group.patch is None), default=None)
+    if first is None:
+        return list(groups)
+    # A group that was asked for its patch keeps it. A copy has another answer.
+    return [dataclasses.replace(group, after_unpatched=_position(group) > first) for group in groups]
+
+
+def _position(group: Group) -> tuple[int, int]:
+    return min((finding.step, finding.number) for finding in group.findings)
 
 
 def _apart(cause: Cause | None, alone: Collection[tuple[Part, ...]]) -> list[tuple[Part, ...]]:

@@ -40,6 +40,11 @@ class Code:
     words: str = ""
     """How it is printed, if the expression alone is not clear enough."""
 
+    @property
+    def takes_away(self) -> bool:
+        """Whether it removes an operation of the JAX side and writes nothing in its place: "x" for "jnp.tanh(x)"."""
+        return not self.call and self.around.isidentifier() and bool(self.before)
+
     def __str__(self) -> str:
         """Render it as source."""
         keywords = (f"{name}={source(value)}" for name, value in self.keywords.items())
