@@ -196,3 +196,34 @@ def test_a_sum_that_is_left_out_is_one_finding_wherever_its_variable_is_taken() 
     (group,) = groups(again, Again)
     assert group.patch
     assert [each.strip() for change in group.patch.changes for each in change.added] == ["x = x + self.b(nnx.relu(x))"]
+
+
+def deviation(x: Any, *, inside: bool) -> Any:
+    return jnp.sqrt(x.var(1, ddof=1, keepdims=True) + 1e-3) if inside else x.std(1, ddof=1, keepdims=True) + 1e-3
+
+
+class RootOfTheSum(Layers):
+    def __call__(self, x: Any) -> Any:
+        h = self.b(self.a(x))
+        return self.c(h / deviation(h, inside=True))
+
+
+class RootAlone(Layers):
+    def __call__(self, x: Any) -> Any:
+        h = self.b(self.a(x))
+        return self.c(h / deviation(h, inside=False))
+
+
+@pytest.mark.parametrize("port", [RootOfTheSum, RootAlone])
+def test_a_number_that_is_added_inside_the_root(port: type[Layers]) -> None:
+    def forward(model: Any, x: torch.Tensor) -> Any:
+        h = model.b(model.a(x))
+        return model.c(h / (h.std(1, keepdim=True) + 1e-3))
+
+    batches = [np.random.default_rng(seed).normal(size=(5, 4)).astype(np.float32) for seed in range(2)]
+    report = compare.check(compare.Torch(Original(forward)), compare.Flax(port(nnx.Rngs(0))), batches, steps=2)
+    assert report.ok == (port is RootAlone)
+    if report.divergence:
+        assert report.divergence.cause
+        assert "adds 0.001 to the square of" in report.divergence.cause.explanation
+        assert "not to its square" in report.divergence.cause.fix

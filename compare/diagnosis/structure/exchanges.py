@@ -100,6 +100,26 @@ def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
             yield one(Kind.SCALE, node, compute, does, f"take {source(float(own))}, as torch does", code)
 
 
+_ROOTS = ("std", "norm")
+"""Functions that end in a square root. A root that is an operation of its own changes places with the addition."""
+
+
+def inside_the_root(context: Context, node: Node) -> Iterator[Edit]:
+    """List numbers that are added to a deviation or a norm, and that the JAX side may add to its square."""
+    if node.name != "add" or len(node.args) != 2 or not isinstance(node.args[0], Ref):
+        return
+    number, root = node.args[1], context.makers.get(node.args[0].number)
+    if isinstance(number, bool) or not isinstance(number, int | float) or root is None or root.name not in _ROOTS:
+        return
+
+    def compute(operation: Operation) -> Any:
+        return (operation.args[0].square() + number).sqrt()
+
+    own, added = context.named(node.args[0].number), source(float(number))
+    does = f"adds {added} to the square of {own} and takes the root of the sum, torch adds it in {shown(node)}"
+    yield one(Kind.MOVED, node, compute, does, f"add {added} to {own}, not to its square")
+
+
 def other_divisors(context: Context, node: Node) -> Iterator[Edit]:
     """List sizes in place of a count that torch divides by: padding is counted."""
     if node.name != "div" or len(node.args) != 2 or not isinstance(node.args[1], Ref):
@@ -266,6 +286,7 @@ def other_curves(context: Context, node: Node) -> Iterator[Edit]:
 
 GENERATORS = (
     other_divisors,
+    inside_the_root,
     functions_alone,
     repeated,
     resampled,
