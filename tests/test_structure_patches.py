@@ -13,7 +13,7 @@ from torch import nn
 
 import compare
 
-Forward = Callable[[Any, Any], Any]
+Forward = Callable[..., Any]
 
 
 class Original(nn.Module):
@@ -22,8 +22,8 @@ class Original(nn.Module):
         self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
         self.computed = forward
 
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.computed(self, x)
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return self.computed(self, *inputs)
 
 
 class Layers(nnx.Module):
@@ -227,3 +227,46 @@ def test_a_number_that_is_added_inside_the_root(port: type[Layers]) -> None:
         assert report.divergence.cause
         assert "adds 0.001 to the square of" in report.divergence.cause.explanation
         assert "not to its square" in report.divergence.cause.fix
+
+
+class Discounted(Layers):
+    factor, masked = 0.9, True
+
+    def __call__(self, x: Any, done: Any) -> Any:
+        g = self.a(x)
+        h = self.b(g)
+        return self.c(g + (self.factor * (1 - done) * h if self.masked else self.factor * h))
+
+
+class SquaredDiscount(Discounted):
+    factor = 0.9**2
+
+
+class WithoutMask(Discounted):
+    masked = False
+
+
+@pytest.mark.parametrize(
+    ("port", "says"),
+    [
+        (Discounted, ""),
+        (SquaredDiscount, "torch has 0.9, the JAX side 0.81"),
+        (WithoutMask, "continues with 0.9 everywhere"),
+    ],
+)
+def test_a_mask_with_a_factor(port: type[Discounted], says: str) -> None:
+    """A mask of zeros and ones is its own square, so another discount is no product with the discounted mask."""
+
+    def forward(model: Any, x: torch.Tensor, done: torch.Tensor) -> Any:
+        g = model.a(x)
+        return model.c(g + 0.9 * (1 - done) * model.b(g))
+
+    random = np.random.default_rng(0)
+    batches = [tuple(random.normal(size=(2, 6, 4)).astype(np.float32)) for _ in range(3)]
+    batches = [((x, (y > 0.3).astype(np.float32)), y) for x, y in batches]
+    sides = compare.Torch(Original(forward)), compare.Flax(port(nnx.Rngs(0)))
+    report = compare.check(*sides, batches, steps=3)
+    assert report.ok == (not says)
+    if report.divergence:
+        assert report.divergence.cause
+        assert says in report.divergence.cause.explanation

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from compare.diagnosis.structure.edit import JOINING, TRANSPOSES, Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.edit import DIFFERENT, JOINING, TRANSPOSES, Context, Edit, Kind, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
 from compare.diagnosis.structure.written import function_of, joined_again, of_two
 from compare.verdict.fix import Code, source
@@ -39,6 +39,23 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
             does = f"leaves out {shown(node).replace(node.name, _with_number(node), 1)}"
             fix = f"apply {_with_number(node)} to {kept}, as torch does"
         yield one(Kind.LEFT_OUT, node, compute, does, fix, code)
+
+
+def mask_left_out(context: Context, node: Node) -> Iterator[Edit]:
+    """List masks with a number as factor, of which the JAX side may have the number alone: 0.9 for 0.9 * (1 - done)."""
+    numbers = [each for each in node.args if isinstance(each, int | float) and not isinstance(each, bool)]
+    if node.name != "mul" or len(node.args) != 2 or len(numbers) != 1 or len(context.data(node)) != 1:
+        return
+    mask = context.data(node)[0][1]
+    if len(context.value(mask).detach().unique()) >= DIFFERENT:
+        return
+
+    def compute(operation: Operation) -> Any:
+        return operation.run().new_full((), numbers[0]).expand(context.shape(node))
+
+    factor, of = source(numbers[0]), context.named(mask)
+    does = f"leaves out {of} in {shown(node)}, and continues with {factor} everywhere"
+    yield one(Kind.LEFT_OUT, node, compute, does, f"multiply {factor} by {of}, as torch does")
 
 
 def _with_number(node: Node) -> str:
@@ -175,4 +192,4 @@ def _before(context: Context, before: Node, after: Node) -> Iterator[Edit]:
         yield one(Kind.MOVED, after, compute, does, fix, code)
 
 
-GENERATORS = (left_out, moved, applied_twice)
+GENERATORS = (left_out, mask_left_out, moved, applied_twice)
