@@ -18,6 +18,8 @@ from benchmarks.traps.optimizers import by_axes, every, named, recurrent
 from benchmarks.traps.training import clip_like_torch, clipped, scheduled
 from compare.verdict.divergence import DetailKind
 
+OPTAX = tuple(int(part) for part in optax.__version__.split(".")[:3])
+
 
 class Original(nn.Module):
     def __init__(self) -> None:
@@ -157,8 +159,9 @@ DIFFERENT = {
         lambda p: optim.Adam(p, 1e-2),
         optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
         "accumulation",
-        "steps as optax.MultiSteps(optax.adam(0.01), 2)",
-        "optax.adam(0.01)",
+        # With optax 0.2.6, the same cause is found in another way, which does not name the optimizer's call.
+        "steps as optax.MultiSteps(optax.adam(0.01), 2)" if OPTAX >= (0, 2, 7) else "makes an update at every 2 steps",
+        "optax.adam(0.01)" if OPTAX >= (0, 2, 7) else "optax.adam(...)",
     ),
     "nothing that is known": Different(
         lambda p: optim.Adam(p, 1e-2),

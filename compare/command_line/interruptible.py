@@ -66,7 +66,10 @@ def shown(*, quiet: bool) -> Iterator[Show]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
+    hidden = quiet or not console.is_terminal
+    bars = Bars(*columns, console=console, transient=True, disable=hidden)
+    # Bars that are hidden still end with an empty line in older versions of rich.
+    with contextlib.nullcontext() if hidden else bars:
         task = bars.add_task("starting", total=None, left="")
 
         latest = Progress("starting")
