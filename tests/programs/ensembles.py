@@ -200,6 +200,14 @@ def queue(fault: str = "") -> Pair:
     return Pair(original, port, drawn(x=(5,), x2=(5,)))
 
 
+def varying(params: Any) -> Any:
+    """Give each device parameters of its own, in JAX 0.8 by the older name."""
+    lax: Any = jax.lax
+    if hasattr(lax, "pcast"):
+        return lax.pcast(params, ("data",), to="varying")
+    return lax.pvary(params, ("data",))
+
+
 def devices(fault: str = "", *, check_vma: bool = True) -> Pair:
     """Gradients averaged over two devices by `shard_map`; the torch side has the whole batch on one."""
 
@@ -224,7 +232,7 @@ def devices(fault: str = "", *, check_vma: bool = True) -> Pair:
 
         def part(params: Any, graph: Any, x: jax.Array, y: jax.Array) -> Any:
             if check_vma:
-                params = jax.lax.pcast(params, ("data",), to="varying")
+                params = varying(params)
             loss, gradients = jax.value_and_grad(lambda params: mse(nnx.merge(graph, params)(x), y))(params)
             average = jax.lax.psum if fault == "summed over devices" else jax.lax.pmean
             return jax.lax.pmean(loss, "data"), average(gradients, "data")
