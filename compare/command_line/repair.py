@@ -154,8 +154,8 @@ def _helped(before: Checked, after: Checked, mended: Sequence[Mapping[str, Any]]
     """Return whether what was to be mended is gone, and all that is new comes after it or differed already.
 
     A report lists a few findings at most, and not what they hide. So a right patch may uncover as many as it mends.
-    It may uncover a difference before its place too, which did not reach the loss: an average over tokens hides
-    their order.
+    It may also uncover a difference before its place that did not reach the loss: an average over tokens hides their
+    order.
     """
     if after.report is None:
         return False
@@ -175,7 +175,7 @@ def _helped(before: Checked, after: Checked, mended: Sequence[Mapping[str, Any]]
 
 
 def _differed_as_much(divergence: Mapping[str, Any], before: Checked, after: Checked) -> bool:
-    """Return whether the same tensor differed by as much at the same step before a patch, which then did not do it."""
+    """Return whether a tensor differed by as much before a patch: then the patch is not what makes it differ."""
     now = _compared(divergence, after)
     return now > 0 and math.isclose(now, _compared(divergence, before), rel_tol=1e-6)
 

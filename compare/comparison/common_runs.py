@@ -113,8 +113,8 @@ class CommonRuns:
 
     def weigh_tables(self, followed: Followed, jax: Any) -> Tables:
         """Measure what the float32 rounding of each side's tables does; `jax` is compiled already."""
-        held = self.pair.torch_run("float64")
-        ours = rounded_arrays(dict(held.model.named_buffers()), {link.torch for link in self.pair.links})
+        first = self.pair.torch_run("float64")
+        ours = rounded_arrays(dict(first.model.named_buffers()), {link.torch for link in self.pair.links})
         theirs, constants = self.jax_tables(jax)
 
         def torch_moved(draw: int) -> Any:
@@ -128,7 +128,7 @@ class CommonRuns:
             return run
 
         draws = _draws(followed.steps)
-        of_loss = rounded_arrays({f"loss.{name}": each for name, each in held.loss_buffers().items()}, ()).values()
+        of_loss = rounded_arrays({f"loss.{name}": each for name, each in first.loss_buffers().items()}, ()).values()
         tables = Tables([*ours.values(), *of_loss, *self.stepper.constants], [*theirs.values(), *constants])
         if tables.torch:
             weigh_tables(followed, [self.stepper.torch(functools.partial(torch_moved, d)) for d in draws], "torch")

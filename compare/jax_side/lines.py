@@ -12,19 +12,21 @@ from compare.step.places import JAX_PACKAGES, Source, source, users_line, withou
 
 def line(eqn: Any) -> str:
     """Name the user's line that an operation comes from, "model.py:12"; nothing where JAX does not know it."""
-    traceback = eqn.source_info.traceback
-    frames = [(frame.file_name, frame.line_num) for frame in traceback.frames] if traceback else []
-    return users_line(frames, *JAX_PACKAGES)
+    return users_line(_frames(eqn), *JAX_PACKAGES)
 
 
 def is_of_jax(eqn: Any) -> bool:
     """Return whether nothing but JAX's own code made an operation, as in the derivative rules of its functions."""
     import jax
 
+    frames, inside = _frames(eqn), os.path.dirname(jax.__file__) + os.sep
+    return bool(frames) and all(file.startswith(inside) for file, _ in frames)
+
+
+def _frames(eqn: Any) -> list[tuple[str, int]]:
+    """Return the files and the lines in which an operation was made, the innermost first; none without a traceback."""
     traceback = eqn.source_info.traceback
-    frames = traceback.frames if traceback else []
-    inside = os.path.dirname(jax.__file__) + os.sep
-    return bool(frames) and all(frame.file_name.startswith(inside) for frame in frames)
+    return [(frame.file_name, frame.line_num) for frame in traceback.frames] if traceback else []
 
 
 def expression(eqn: Any, *, own: bool = False) -> Source | None:

@@ -26,7 +26,7 @@ class Operation(NamedTuple):
 
     name: str
     numbers: tuple[float, ...]
-    """None where JAX wrote them itself: its functions may have other numbers for each dtype."""
+    """Empty where JAX wrote them itself: its functions may have other numbers for each dtype."""
     place: str
     """The user's line, if it is known."""
 

@@ -118,7 +118,7 @@ class Group:
             return Unfit("no fix is known")
         if self._others_too:
             return Unfit("the line makes other layers too, and these are right")
-        if self.after_unpatched and any(code.takes_away for code in self.codes):
+        if self.after_unpatched and self._takes_away:
             # softmax(dropout(x)) for dropout(softmax(x)): behind the dropout the softmax is one too many. Without the
             # earlier patch, this one would leave the port without a softmax.
             return Unfit("it removes an operation, which an earlier finding may need: mend that one first")
@@ -135,6 +135,10 @@ class Group:
             return patch_of(self.codes, self.lines)
         except Unfit as error:
             return error
+
+    @property
+    def _takes_away(self) -> bool:
+        return any(code.takes_away for code in self.codes)
 
     @property
     def _others_too(self) -> bool:
@@ -270,12 +274,17 @@ def grouped(findings: Sequence[Divergence], modules: Modules) -> list[Group]:
 
 
 def _after_unpatched(groups: Sequence[Group]) -> list[Group]:
-    """Mark the groups after the first difference for which there is no patch."""
+    """Mark the groups that remove an operation after the first difference for which there is no patch."""
+    if not any(group._takes_away for group in groups):
+        return list(groups)  # without a patch being made, which reads the user's files
     first = min((_position(group) for group in groups if group.patch is None), default=None)
-    if first is None:
-        return list(groups)
-    # A group that was asked for its patch keeps it. A copy has another answer.
-    return [dataclasses.replace(group, after_unpatched=_position(group) > first) for group in groups]
+    # A group keeps the patch that it was asked for. So what is marked is a copy, which makes its own.
+    return [
+        dataclasses.replace(group, after_unpatched=True)
+        if first is not None and group._takes_away and _position(group) > first
+        else group
+        for group in groups
+    ]
 
 
 def _position(group: Group) -> tuple[int, int]:

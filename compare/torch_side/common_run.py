@@ -87,12 +87,13 @@ class CommonRun(abc.ABC):
                 weight.mul_(1 + ULPS * torch.finfo(weight.dtype).eps * noise)
 
     def move_tables(self, draw: int, names: Collection[str]) -> None:
-        """Move some of the model's buffers by the float32 rounding that is in them.
+        """Move some of the model's buffers, and all of the loss's, by the float32 rounding that is in them.
 
         Other tensors that the program holds in float32 are moved where they are used, by the `ControlledRun`.
         """
         self.tables = draw
-        self.move([buffer for name, buffer in self.model.named_buffers() if name in names], draw)
+        ours = [buffer for name, buffer in self.model.named_buffers() if name in names]
+        self.move([*ours, *self.loss_buffers().values()], draw)
 
     def loss_buffers(self) -> "dict[str, torch.Tensor]":
         """Return the buffers of the loss that are not the model's: none in a program."""

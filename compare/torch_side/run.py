@@ -4,7 +4,6 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Collection
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -259,11 +258,6 @@ class TorchRun(CommonRun):
     def learning_rate(self) -> float:
         """The first parameter group's; 0 without an optimizer."""
         return float(self.optimizer.param_groups[0].get("lr", 0)) if self.optimizer is not None else 0.0
-
-    def move_tables(self, draw: int, names: Collection[str]) -> None:
-        """Move some of the model's buffers, and all of the loss's, by the float32 rounding that is in them."""
-        super().move_tables(draw, names)
-        self.move(list(self.loss_buffers().values()), draw)
 
     def loss_buffers(self) -> "dict[str, torch.Tensor]":
         """Return the buffers of a loss that is a module, such as its class weights; no buffer has a partner in JAX."""

@@ -67,6 +67,13 @@ class Edit:
 DIFFERENT = 4
 """Numbers that a tensor must have, all different, for an edit of it to be proved."""
 
+
+def few_numbers(tensor: "torch.Tensor") -> bool:
+    """Return whether a tensor has fewer different numbers than prove an edit, as a mask has."""
+    # Masks repeat themselves: a part is enough.
+    return len(tensor.detach().flatten()[:1000].unique()) < DIFFERENT
+
+
 JOINING = {"add": "sum", "mul": "product", "sub": "difference", "div": "quotient", "maximum": "maximum"}
 """What two tensors become."""
 

@@ -101,11 +101,11 @@ def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
 
 
 _ROOTS = ("std", "norm")
-"""Functions that end in a square root. A root that is an operation of its own changes places with the addition."""
+"""Functions that end in a square root. Where `sqrt` is an operation of its own, `moved` exchanges it and the sum."""
 
 
 def inside_the_root(context: Context, node: Node) -> Iterator[Edit]:
-    """List numbers that are added to a deviation or a norm, and that the JAX side may add to its square."""
+    """List numbers that torch adds to a deviation or a norm. The JAX side may add them to its square."""
     if node.name != "add" or len(node.args) != 2 or not isinstance(node.args[0], Ref):
         return
     number, root = node.args[1], context.makers.get(node.args[0].number)
@@ -116,7 +116,8 @@ def inside_the_root(context: Context, node: Node) -> Iterator[Edit]:
         return (operation.args[0].square() + number).sqrt()
 
     own, added = context.named(node.args[0].number), source(float(number))
-    does = f"adds {added} to the square of {own} and takes the root of the sum, torch adds it in {shown(node)}"
+    does = f"adds {added} to the square of {own} and takes the root of the sum; torch adds it to the root, in "
+    does += shown(node)
     yield one(Kind.MOVED, node, compute, does, f"add {added} to {own}, not to its square")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from compare.diagnosis.structure import arrangement, exchanges, insertion, masks, operands, reductions, removal, tables
-from compare.diagnosis.structure.edit import DIFFERENT, SILENT, Context, Edit, Generator, Kind
+from compare.diagnosis.structure.edit import DIFFERENT, SILENT, Context, Edit, Generator, Kind, few_numbers
 from compare.diagnosis.structure.graph import FAILURES, Node
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ _OF_VALUES = {Kind.ADDED, Kind.TWICE, Kind.EXCHANGED, Kind.SCALE}
 def _few(tensor: "torch.Tensor") -> bool:
     if not tensor.is_floating_point() and str(tensor.dtype) != "torch.bool":
         return False  # an index of few numbers is no mask: argmax for argmin is told by where each stands
-    first = tensor.detach().flatten()[:1000]  # masks repeat themselves: a part is enough
-    return tensor.numel() >= DIFFERENT and len(first.unique()) < DIFFERENT
+    return tensor.numel() >= DIFFERENT and few_numbers(tensor)
 
 
 _AT_THE_END = (*operands.GENERATORS, *insertion.GENERATORS)

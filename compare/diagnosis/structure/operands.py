@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from compare.diagnosis.structure.edit import DIFFERENT, END, Context, Edit, Kind, one, result, shown
+from compare.diagnosis.structure.edit import END, Context, Edit, Kind, few_numbers, one, result, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
 from compare.diagnosis.structure.insertion import shifted
 from compare.diagnosis.structure.written import taken
@@ -126,17 +126,15 @@ def joined(context: Context, node: Node) -> Iterator[Edit]:
             return operation.run() * operation.value(other)
 
         yield one(Kind.ADDED, node, added, f"adds {name} to {what}", f"do not add {name} to {what}")
-        if _factor_with_few_numbers(context, node, other):
+        if _is_scaled_mask_of(context, node, other):
             continue
         does = f"multiplies {what} by {name}"
         yield one(Kind.ADDED, node, multiplied, does, f"do not multiply {what} by {name}")
 
 
-def _factor_with_few_numbers(context: Context, node: Node, other: int) -> bool:
-    """Return whether a product has a factor already that is a scaled mask: again, it is only another scale."""
-    if node.name != "mul" or other not in (number for _, number in node.inputs):
-        return False
-    return len(context.value(other).detach().unique()) < DIFFERENT
+def _is_scaled_mask_of(context: Context, node: Node, other: int) -> bool:
+    """Return whether a product has a mask, scaled or not, as a factor already: a second time, it changes the scale."""
+    return node.name == "mul" and other in (number for _, number in node.inputs) and few_numbers(context.value(other))
 
 
 def delayed(context: Context, node: Node) -> Iterator[Edit]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from compare.diagnosis.structure.edit import DIFFERENT, JOINING, TRANSPOSES, Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.edit import JOINING, TRANSPOSES, Context, Edit, Kind, few_numbers, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
 from compare.diagnosis.structure.written import function_of, joined_again, of_two
 from compare.verdict.fix import Code, source
@@ -42,12 +42,12 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
 
 
 def mask_left_out(context: Context, node: Node) -> Iterator[Edit]:
-    """List masks with a number as factor, of which the JAX side may have the number alone: 0.9 for 0.9 * (1 - done)."""
+    """List products of a number and a mask. The JAX side may have the number alone: 0.9 for 0.9 * (1 - done)."""
     numbers = [each for each in node.args if isinstance(each, int | float) and not isinstance(each, bool)]
     if node.name != "mul" or len(node.args) != 2 or len(numbers) != 1 or len(context.data(node)) != 1:
         return
     mask = context.data(node)[0][1]
-    if len(context.value(mask).detach().unique()) >= DIFFERENT:
+    if not few_numbers(context.value(mask)):
         return
 
     def compute(operation: Operation) -> Any:
