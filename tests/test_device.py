@@ -8,7 +8,7 @@ import torch
 
 import compare
 from compare import device
-from compare.diagnosis.on_cpu import arguments_on_cpu
+from compare.diagnosis.on_cpu import arguments_on_cpu, write_back
 
 
 @pytest.mark.parametrize("lacking", [["torch"], ["jax"], ["torch", "jax"]])
@@ -68,3 +68,17 @@ def test_what_is_tried_names_no_gpu() -> None:
         3,
     )
     assert arguments_on_cpu((0, True), "to") == ("cpu", True)
+
+
+def test_running_statistics_that_are_overwritten_on_the_cpu_are_written_back() -> None:
+    x, weight = torch.randn(5, 3), torch.ones(3, requires_grad=True)
+    mean, variance = torch.zeros(3), torch.ones(3)
+    given = {each: (each.detach().clone(), each._version) for each in (x, weight, mean, variance)}
+    copies = [copy for copy, _ in given.values()]
+    torch.nn.functional.batch_norm(copies[0], copies[2], copies[3], copies[1], training=True)
+    for tensor, (copy, version) in given.items():
+        write_back(tensor, copy, version, "batch_norm")
+    assert torch.equal(mean, copies[2])
+    assert torch.equal(variance, copies[3])
+    assert mean.abs().min() > 0
+    assert (x._version, weight._version) == (0, 0), "what is not overwritten stays as it was"

@@ -311,3 +311,25 @@ def test_muon() -> None:
         ),
     )
     assert ours.divergence is not None
+
+
+@pytest.mark.parametrize("decay", [0.99, 0.98])
+def test_squares_that_are_too_small_for_float32_are_no_other_program(decay: float) -> None:
+    """XLA takes what is below float32's smallest normal number for zero on a CPU, and torch computes with it."""
+    rng = np.random.default_rng(0)
+    batches = [(rng.standard_normal((16, 6)), rng.standard_normal((16, 4))) for _ in range(3)]
+    report = compare.check(
+        compare.Torch(Original(), lambda y, target: 1e-19 * ((y - target) ** 2).mean(), lambda p: optim.RMSprop(p)),
+        compare.Flax(
+            Port(),
+            lambda y, target: 1e-19 * jnp.mean((y - target) ** 2),
+            optax.rmsprop(1e-2, decay=decay, eps=1e-8, eps_in_sqrt=False),
+        ),
+        batches,
+        device="cpu",
+    )
+    squares = [quantity for quantity in report.quantities if quantity.torch.endswith(".square_avg")]
+    assert max(quantity.error_jax[0] for quantity in squares) > 1e-3, (
+        "the squares of these gradients are normal numbers"
+    )
+    assert report.verdict == ("match" if decay == 0.99 else "mismatch"), str(report)

@@ -42,11 +42,28 @@ def computed_on_cpu(compute: Callable[[Any, Any], Any], args: Any, kwargs: Any, 
         return given
     device = copies[0][0].device
     for tensor, copy, version in copies:
-        if copy._version != version:
-            with torch.no_grad():
-                tensor.copy_(copy)
+        write_back(tensor, copy, version, name)
     with torch.enable_grad():
         return mapped_arguments(given, lambda item: item.to(device) if isinstance(item, torch.Tensor) else item)
+
+
+def write_back(tensor: "torch.Tensor", copy: "torch.Tensor", version: int, name: str) -> None:
+    """Overwrite a tensor with its copy, if a function of torch has overwritten the copy.
+
+    Args:
+        tensor: Where the step runs.
+        copy: What the function was given instead.
+        version: The copy's before that.
+        name: The function's.
+
+    """
+    import torch
+
+    # The kernels of norms overwrite running statistics without counting that as another version.
+    unseen = name in ("batch_norm", "instance_norm") and not tensor.requires_grad
+    if copy._version != version or (unseen and not torch.equal(copy, tensor.to(copy.device))):
+        with torch.no_grad():
+            tensor.copy_(copy)
 
 
 def arguments_on_cpu(tree: Any, name: str = "", moved: "Callable[[torch.Tensor], torch.Tensor] | None" = None) -> Any:

@@ -23,6 +23,7 @@ from compare.step.user_code import passes_on
 from compare.torch_side.kernels import EXACT, KERNELS, NOT_UNIQUE
 from compare.torch_side.random_calls import RandomCall, random
 from compare.torch_side.reached import Reached
+from compare.torch_side.refused import refuse_what_asserts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,6 +149,8 @@ class ControlledRun:
     def _operation(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation of aten in place of torch."""
         name = operation.overloadpacket.__name__
+        if args and getattr(args[0], "is_cuda", False):
+            refuse_what_asserts(operation, args, kwargs)
         if (exact := EXACT.get(name)) is not None:
             self._exact[exact.what] = None
             return exact.compute(*args, **kwargs)

@@ -1,6 +1,7 @@
 """What torch's own kernels compute with fewer digits than the precision has.
 
-In float64 these are a gradient scaler, a slope, and a weight norm on a GPU, which are computed in float32.
+In float64 these are a gradient scaler and a slope, and on a GPU a weight norm, hardsigmoid and hardswish, which use
+numbers in float32.
 """
 
 from collections.abc import Callable
@@ -43,6 +44,21 @@ def _weight_norm_backward(grad_w: Any, v: Any, g: Any, norms: Any, dim: int) -> 
     axes = [axis for axis in range(v.ndim) if axis != dim % v.ndim]
     along = (grad_w * v).sum(axes, keepdim=True) / norms
     return g / norms * (grad_w - v * along / norms), along.reshape(g.shape)
+
+
+def _hardsigmoid(x: Any) -> Any:
+    """Give hardsigmoid, for which the CUDA kernel multiplies by 1/6 as a float32 number."""
+    return (x + 3).clamp(0, 6) / 6
+
+
+def _hardswish(x: Any) -> Any:
+    """Give hardswish, of which the same is true."""
+    return x * (x + 3).clamp(0, 6) / 6
+
+
+def _in_place(kernel: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Let a kernel overwrite its argument."""
+    return lambda x: x.copy_(kernel(x))
 
 
 def _hardsigmoid_backward(grad: Any, x: Any) -> Any:
@@ -91,6 +107,10 @@ NOT_UNIQUE = {
 KERNELS: dict[str, Callable[..., Any]] = {
     "_amp_foreach_non_finite_check_and_unscale_": _unscale,
     "_amp_update_scale_": _update,
+    "hardsigmoid": _hardsigmoid,
+    "hardsigmoid_": _in_place(_hardsigmoid),
+    "hardswish": _hardswish,
+    "hardswish_": _in_place(_hardswish),
     "hardsigmoid_backward": _hardsigmoid_backward,
     "_weight_norm_interface": _weight_norm,
     "_weight_norm_interface_backward": _weight_norm_backward,

@@ -7,6 +7,9 @@ import numpy as np
 from compare.numerics.distance import EPSILON32, distance, norm, norm_of_finite, real
 from compare.verdict.neighbours import add_largest
 
+FLUSHED = 16 * float(np.finfo(np.float32).tiny)
+"""A sum of several numbers that were taken for zero differs by several of them."""
+
 
 @dataclass
 class Measured:
@@ -54,6 +57,9 @@ class Measured:
     """The tensors or the module that it belongs to, on the torch and on the JAX side: see `Pairing.subjects`."""
     overflows: set[int] = field(default_factory=set, repr=False)
     """The steps at which a value is finite in float32 on one side only."""
+    flushed: set[int] = field(default_factory=set, repr=False)
+    """The steps at which the JAX side's two precisions differ by no more than a few of float32's smallest normal
+    numbers."""
     rounds_alone: bool = True
     """Whether at step 0 each side has only its own rounding, which no optimizer has amplified yet."""
 
@@ -95,6 +101,11 @@ class Measured:
     def add_jax(self, jax32: np.ndarray, jax64: np.ndarray) -> None:
         """Weigh the same step of the JAX side."""
         self.error_jax.append(distance(jax32, jax64))
+        # XLA on a CPU takes numbers below the smallest normal one for zero, and torch computes with them. The square of
+        # a gradient of 1e-20 is one, which an optimizer keeps.
+        with np.errstate(invalid="ignore", over="ignore"):
+            if (np.abs(real(jax32) - real(jax64)) <= FLUSHED).all():
+                self.flushed.add(len(self.error_jax) - 1)
         # A value that overflows in float32 on one side alone, as exp(100) in an unshifted softmax does, is
         # fine in float64 on both. The float64 runs cannot show it, so the float32 runs decide here.
         step = len(self.error_jax) - 1

@@ -56,11 +56,16 @@ class Quantity(Measured):
         """Whether the JAX side's two precisions are more than `MULTIPLE` times as far apart as torch's, at each step.
 
         That is rare among right ports, and then it must be shown to be rounding: see `other32`. Where torch has
-        exactly zero, the JAX side has a residue without a correct digit in either precision.
+        exactly zero, the JAX side has a residue without a correct digit in either precision. Numbers that are too small
+        for float32 are no other program either: see `flushed`.
         """
         sizes = np.array([size for size, _ in self.sizes])[: len(self.error_jax)]
         apart: np.ndarray = (np.asarray(self.error_jax) > MULTIPLE * self.fair32) & (sizes > 0)
-        return apart
+        return apart & ~self._flushed
+
+    @property
+    def _flushed(self) -> np.ndarray:
+        return np.array([step in self.flushed for step in range(len(self.error_jax))], bool)
 
     @property
     def other32(self) -> np.ndarray:
@@ -104,7 +109,7 @@ class Quantity(Measured):
         # their deviation or less.
         if not self.error_jax:
             return self._floored(near(self.error_torch))
-        jax = np.where(self.other32, np.minimum(self.error_jax, MULTIPLE * self.fair32), self.error_jax)
+        jax = np.where(self.other32 | self._flushed, np.minimum(self.error_jax, MULTIPLE * self.fair32), self.error_jax)
         return self._floored(near(np.maximum(self.error_torch, jax)))
 
     @property

@@ -13,6 +13,7 @@ from flax import nnx
 
 import compare
 from compare.device import without_gpu
+from compare.errors import UserCodeError
 
 LACKING = without_gpu()
 pytestmark = pytest.mark.skipif(bool(LACKING), reason=f"no CUDA GPU is seen by {' and '.join(LACKING)}")
@@ -203,3 +204,144 @@ def test_a_weight_norm_is_in_float64() -> None:
         device="cuda",
     )
     assert report.verdict == "match", str(report)
+
+
+class Positioned(torch.nn.Module):
+    """A model that takes sequences of up to six positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = torch.nn.Embedding(7, 8), torch.nn.Embedding(6, 8)
+        self.head = torch.nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.words(x) + self.places(torch.arange(x.shape[1], device=x.device)))).mean(1)
+
+
+class PositionedPort(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.words, self.places = nnx.Embed(7, 8, rngs=rngs), nnx.Embed(6, 8, rngs=rngs)
+        self.head = nnx.Linear(8, 4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(jnp.tanh(self.words(x) + self.places(jnp.arange(x.shape[1])))).mean(1)
+
+
+def positioned(most: int) -> compare.Report:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    return compare.check(
+        compare.Torch(Positioned(), torch.nn.MSELoss()),
+        compare.Flax(PositionedPort(), square),
+        [(rng.integers(0, most, (5, 6)), rng.standard_normal((5, 4))) for _ in range(2)],
+        device="cuda",
+    )
+
+
+def test_sequences_of_another_length_leave_the_card_usable() -> None:
+    """The check tries other lengths, for which the table of positions is too short."""
+    assert positioned(7).verdict == "match"
+    assert float(torch.ones(3, device="cuda").sum()) == 3.0
+
+
+def test_a_word_that_is_out_of_range_is_an_error_of_the_user_and_leaves_the_card_usable() -> None:
+    with pytest.raises(UserCodeError, match=r"IndexError.*test_card\.py"):
+        positioned(70)
+    assert float(torch.ones(3, device="cuda").sum()) == 3.0
+
+
+@pytest.mark.parametrize(
+    "functions",
+    [(torch.nn.Hardsigmoid, jax.nn.hard_sigmoid), (torch.nn.Hardswish, jax.nn.hard_swish)],
+    ids=["hardsigmoid", "hardswish"],
+)
+def test_functions_that_the_card_computes_with_float32_numbers(functions: Any) -> None:
+    """The CUDA kernels multiply by 1/6 as float32 has it, also in float64."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    report = compare.check(
+        compare.Torch(torch.nn.Sequential(torch.nn.Linear(3, 2), functions[0]()), torch.nn.MSELoss()),
+        compare.Flax(nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), functions[1]), square),
+        [(rng.standard_normal((8, 3)), rng.standard_normal((8, 2))) for _ in range(2)],
+        device="cuda",
+    )
+    assert report.verdict == "match", str(report)
+
+
+def test_the_users_tf32_changes_nothing_and_stays() -> None:
+    cudnn = torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        with jax.default_matmul_precision("tensorfloat32"):
+            report = image_report()
+            assert jax.config.values["jax_default_matmul_precision"] == "tensorfloat32"
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = cudnn
+    assert report.verdict == "match", str(report)
+    assert report.loss.error_torch[0] < 1e-6
+
+
+def test_a_step_that_asks_for_tf32_itself_rounds_more() -> None:
+    """The step sets it anew each time, so that it is part of the program."""
+    rng = np.random.default_rng(0)
+
+    def original() -> Any:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(256, 64)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def step(state: Any, batch: Any) -> Any:
+            del state
+            torch.set_float32_matmul_precision("high")
+            loss = torch.nn.functional.mse_loss(model(batch["x"]), batch["y"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port() -> Any:
+        model = nnx.Linear(256, 64, rngs=nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            loss, gradients = nnx.value_and_grad(lambda model: square(model(batch["x"]), batch["y"]))(state["model"])
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    batches = [{"x": rng.standard_normal((32, 256)), "y": rng.standard_normal((32, 64))} for _ in range(2)]
+    try:
+        report = compare.check(
+            compare.TorchProgram(original), compare.JaxProgram(port), batches, steps=3, device="cuda"
+        )
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert report.verdict == "precision", str(report)
+
+
+def test_code_that_stays_on_the_cpu_is_told_what_to_do() -> None:
+    class Unaware(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) * torch.arange(2.0)
+
+    port = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(UserCodeError, match=r"device=x\.device.*--device cpu"):
+        compare.check(
+            compare.Torch(Unaware(), torch.nn.MSELoss()),
+            compare.Flax(port, square),
+            [(np.ones((4, 3)), np.ones((4, 2)))],
+            device="cuda",
+        )
