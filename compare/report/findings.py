@@ -243,7 +243,7 @@ class Findings:
                 {
                     key: value
                     for key, value in vars(quantity).items()
-                    if key not in ("update", "sizes", "rounds_alone", "subjects", "overflows")
+                    if key not in ("update", "sizes", "rounds_alone", "subjects", "overflows", "flushed")
                 }
                 | {"worst_ratio": float(quantity.ratio.max()), "verdict": str(quantity.verdict)}
                 for quantity in self.quantities
