@@ -145,21 +145,24 @@ class CommonRuns:
         torch32 = self.stepper.torch(lambda: self.torch_run("float32"))
         weigh_float32(followed, torch32, self.stepper.jax(lambda: self.pair.jax_run("float32")))
 
-    def weigh_spread32(self, followed: Followed, jax32: Any, lowest: float) -> None:
+    def weigh_spread32(self, followed: Followed, jax32: Any, lowest: float, *, functions: bool = False) -> None:
         """Measure what rounding does to the JAX side's float32 program; `jax32` is compiled already.
 
-        `lowest` is the machine epsilon of the lowest precision in it, by which weights and inputs are moved.
+        `lowest` is the machine epsilon of the lowest precision in it, by which weights and inputs are moved; with
+        `functions`, the last digits of what functions such as tanh give are moved in their place.
         """
 
         def moved(draw: int) -> Any:
             run = self.again(copy.copy(jax32))
-            if draw:
+            if draw and functions:
+                run.move_functions(draw)
+            elif draw:
                 run.perturb(draw, lowest)
             return run
 
         streams = []
         for draw in range(MOVED + 1):
             stepper = copy.copy(self.stepper)
-            stepper.batches = self.pair.moved_batches(draw, lowest)
+            stepper.batches = self.pair.moved_batches(0 if functions else draw, lowest)
             streams.append(stepper.jax(functools.partial(moved, draw)))
         weigh_spread32(followed, streams, lowest)

@@ -42,9 +42,11 @@ def weigh_float32_program(
         # A lower precision explains rounding, and no other operations than in float64.
         name, lowest = "float32", EPSILON32
     runs.weigh_spread32(followed, jax32, lowest)
-    if any(quantity.decides and quantity.other32.any() for quantity in followed.quantities):
-        # Such as the gradient of a softmax that is 1 at one place: one library gives its rounding, and another zero.
+    # Such as the gradient of a softmax that is 1 at one place: one library gives its rounding, and another zero.
+    if _any_other(followed):
         runs.weigh_noise(followed, jax64)
+    if _any_other(followed):
+        runs.weigh_spread32(followed, jax32, lowest, functions=True)
     pairs = zip(followed.pairings, followed.quantities, strict=True)
     found = next(((p, q) for p, q in pairs if p.ports and q.decides and q.other32.any()), None)
     if found and named(*found):  # rounding all the same, as that of a fast variance
@@ -61,6 +63,10 @@ def weigh_float32_program(
         f"compute it in float32: leave out {name}, or use it on both sides",
         "docs/precision.md",
     )
+
+
+def _any_other(followed: Followed) -> bool:
+    return any(quantity.decides and quantity.other32.any() for quantity in followed.quantities)
 
 
 def other_in_float32(followed: Followed) -> Divergence | None:

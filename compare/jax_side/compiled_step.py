@@ -8,8 +8,9 @@ import numpy as np
 
 from compare.jax_side.choices import Choice, Choices
 from compare.jax_side.given import by_port, merged
-from compare.jax_side.lift import NARROW, Tables, lift
+from compare.jax_side.lift import NARROW, Tables, lift, traced
 from compare.jax_side.mode import with_mode
+from compare.jax_side.moved_functions import FunctionsMoved
 from compare.jax_side.record import JaxRecord
 from compare.jax_side.replay import replaying
 from compare.jax_side.side import Flax, Jax
@@ -53,6 +54,8 @@ class CompiledStep:
         """What its program holds in float32, besides buffers, once the float64 run is compiled: see `lift.Tables`."""
         self.chosen: dict[Choice, np.ndarray] = {}
         """Which sides of the choices in the user's code the float64 run, and all that share its program, have taken."""
+        self.functions = 0
+        """Which movement of its functions' last digits it is for, 0 for none: see `moved_functions`."""
         self.traces: list[Any] = []
         """The float64 run's programs as they were traced, before they were lifted."""
 
@@ -66,10 +69,16 @@ class CompiledStep:
             choices, moved = Choices(), Tables(tables, self.constants)
             return lift(self._traced, self.pinned, moved, choices, self.traces.append)(*others), choices.made
 
+        def with_functions_moved(*arguments: Any) -> Any:
+            program, shape = traced(self._traced, arguments, self.pinned, lift=False)
+            outputs = FunctionsMoved(self.functions).run(program, jax.tree.leaves(arguments))
+            return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
         # `_traced` is one whole training step. XLA may reuse the memory of donated arguments for the results
         # of the same shape, so that parameters and optimizer state exist once:
         # https://docs.jax.dev/en/latest/faq.html#buffer-donation.
-        return jax.jit(lifted if self.dtype == "float64" else self._traced, donate_argnums=(0, 3))
+        whole = lifted if self.dtype == "float64" else with_functions_moved if self.functions else self._traced
+        return jax.jit(whole, donate_argnums=(0, 3))
 
     def precision(self) -> Any:
         """Return the context for all that is done in this run's precision."""

@@ -65,6 +65,9 @@ BITS = frozenset({"random_bits", "rng_bit_generator", "rng_uniform", GAMMA})
 _FOREIGN = frozenset({"callback", "ffi", "tf", "outside"})
 """Words in the names of operations whose results are computed outside the program."""
 
+FUNCTIONS = frozenset({"exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc"})
+"""Functions whose last digits depend on the library."""
+
 NAME = "name"
 """What `jax.ad_checkpoint.checkpoint_name` leaves behind: an identity, with the name given as a parameter."""
 

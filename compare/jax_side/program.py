@@ -1,6 +1,6 @@
 """A JAX training as its user wrote it: a state, and a step that returns the next state."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,3 +61,27 @@ def checked_step(given: Any) -> tuple[Any, Any]:
             f"returned {type(given).__name__}"
         )
     return given
+
+
+def shown_gradients(shown: Any, weights: Sequence[str]) -> dict[str, Any]:
+    """Name the gradients that a step shows: a pytree like the parameters', which are found by their paths.
+
+    Args:
+        shown: The pytree; None if there is none.
+        weights: The names of the weights in the state.
+
+    """
+    import jax
+
+    found = {}
+    for path, gradient in jax.tree_util.tree_flatten_with_path(shown)[0]:
+        inner = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+        fitting = [name for name in weights if name == inner or name.endswith(f"/{inner}")]
+        if len(fitting) != 1:
+            which = " or ".join(fitting) or "no array of the state"
+            raise InputError(
+                f"the JAX step returns a gradient {inner!r}, which is that of {which}. Return gradients "
+                'under the paths of the state: {"gradients": {"model": grads}}'
+            )
+        found[fitting[0]] = gradient
+    return found

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from compare.errors import InputError
 from compare.jax_side.choices import Choice, Choices, add_choices
 from compare.jax_side.compiling import compiled_quickly
 from compare.jax_side.layers import nnx_layers, state_layers, under
 from compare.jax_side.lift import Apart, Tables, traced
 from compare.jax_side.lift_modules import lift_nnx
+from compare.jax_side.moved_functions import FunctionsMoved
 from compare.jax_side.naming import naming
 from compare.jax_side.primitives import is_key
-from compare.jax_side.program import JaxProgram, built, checked_step
+from compare.jax_side.program import JaxProgram, built, checked_step, shown_gradients
 from compare.jax_side.program_state import Role, Structure, is_nnx, meant, path_name, paths_of
 from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
@@ -73,6 +73,8 @@ class JaxProgramRun:
         self.guessed: list[str] = []
         self.constants: dict[bytes, str] = {}
         """What its program holds in float32, once the float64 run is compiled: see `lift.Tables`."""
+        self.functions = 0
+        """Which movement of its functions' last digits it is for, 0 for none: see `move_functions`."""
         self.tables = 0
         """Which movement of its float32 tables it is for, 0 for none."""
         self.foreign: dict[ForeignCall, None] = {}
@@ -172,6 +174,13 @@ class JaxProgramRun:
         noise, ulps = np.random.default_rng(seed), ULPS * (epsilon or float(np.finfo(self.dtype).eps))
         self.load({n: array * (1 + noise.choice((-ulps, ulps), array.shape)) for n, array in self.arrays().items()})
 
+    def move_functions(self, draw: int) -> None:
+        """Move what functions such as tanh give by a few units in the last place; that is another compiled step."""
+        import jax
+
+        self.functions, self._compiled = draw, {}
+        self._step = jax.jit(self._run) if self.compiled_by_user else None
+
     def move_tables(self, draw: int, names: Container[str]) -> None:
         """Move what the program holds in float32 by the rounding that is in it; none of its arrays is known as such."""
         del names
@@ -249,6 +258,8 @@ class JaxProgramRun:
 
         closed, shape = program
         arguments = jax.tree.leaves((values, batch, draws))
+        if self.functions:
+            closed = jax.make_jaxpr(functools.partial(FunctionsMoved(self.functions).run, closed))(arguments)
         watch = Watch([(leaf.name, value) for leaf, value in zip(self.leaves, values, strict=True)], gradients)
         watcher: LiftingWatcher | Watcher = Watcher(watch)
         choices = Choices()
@@ -294,7 +305,8 @@ class JaxProgramRun:
         # only one way.
         updates = {name: after[name] - old for name, old in before.items()}
         pairs = zip(self.leaves, self.values, strict=True)
-        gradients = {**seen.gradients, **self._shown_gradients(shown.get("gradients"))}
+        weights = [leaf.name for leaf in self.leaves if leaf.role == Role.WEIGHTS]
+        gradients = {**seen.gradients, **shown_gradients(shown.get("gradients"), weights)}
         return Observation(
             loss=shown.get("loss"),
             gradients=gradients,
@@ -321,26 +333,6 @@ class JaxProgramRun:
         if value.dtype.itemsize > 4 and value.dtype.kind in "iu":  # as narrow as the user's program has it
             value = np.asarray(value).astype(np.int32 if value.dtype.kind == "i" else np.uint32)
         return jnp.asarray(value, self.dtype if value.dtype.kind == "f" else None)
-
-    def _shown_gradients(self, shown: Any) -> dict[str, Any]:
-        """Name the gradients that the step shows: a pytree like the parameters', which are found by their paths."""
-        import jax
-
-        if shown is None:
-            return {}
-        names = [leaf.name for leaf in self.leaves if leaf.role == Role.WEIGHTS]
-        found = {}
-        for path, gradient in jax.tree_util.tree_flatten_with_path(shown)[0]:
-            inner = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-            fitting = [name for name in names if name == inner or name.endswith(f"/{inner}")]
-            if len(fitting) != 1:
-                which = " or ".join(fitting) or "no array of the state"
-                raise InputError(
-                    f"the JAX step returns a gradient {inner!r}, which is that of {which}. Return gradients "
-                    'under the paths of the state: {"gradients": {"model": grads}}'
-                )
-            found[fitting[0]] = gradient
-        return found
 
 
 def _objects(state: Any) -> Any:

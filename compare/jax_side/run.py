@@ -145,6 +145,11 @@ class JaxRun(CompiledStep):
         moved = {name: array for name, array in self.arrays().items() if name in self.param_names}
         self.load({name: array * (1 + noise.choice((-ulps, ulps), array.shape)) for name, array in moved.items()})
 
+    def move_functions(self, draw: int) -> None:
+        """Move what functions such as tanh give by a few units in the last place; that is another compiled step."""
+        self.functions = draw
+        vars(self).pop("compiled", None)
+
     def move_tables(self, draw: int, names: Container[str]) -> None:
         """Move some of the buffers, and what the program holds, by the float32 rounding that is in them."""
         self.tables = draw

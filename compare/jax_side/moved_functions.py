@@ -1,0 +1,47 @@
+"""Runs a traced program with what its functions give moved by units in the last place, to see what follows.
+
+Two libraries' tanh are as far apart. Where tanh is -1 but for its last digit, 1 + tanh is nothing but that digit: so it
+is in the derivatives of GELU, ELU and sigmoid, whose inputs are far from zero. Moving the weights does not show it,
+because tanh stays the same there.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from compare.jax_side.jaxpr import Interpreter
+from compare.jax_side.primitives import FUNCTIONS
+from compare.numerics.distance import ULPS
+
+
+class FunctionsMoved(Interpreter):
+    """Moves what each function gives, each element up or down.
+
+    Args:
+        draw: Which of several movements is made.
+
+    """
+
+    def __init__(self, draw: int) -> None:
+        super().__init__()
+        self._draw = draw
+
+    def operation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        """Evaluate one operation."""
+        outputs = super().operation(eqn, args, given)
+        if eqn.primitive.name not in FUNCTIONS:
+            return outputs
+        self._draw += 1
+        return [_moved(output, self._draw) for output in outputs]
+
+
+def _moved(value: Any, draw: int) -> Any:
+    import jax.numpy as jnp
+
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return value
+    # Knuth's multiplicative hash of an element's position: https://en.wikipedia.org/wiki/Hash_function#Fibonacci_hashing.
+    # It needs no array of signs in the program.
+    position = jnp.arange(value.size, dtype=jnp.uint32) + jnp.uint32(draw * 40503)
+    up = ((position * jnp.uint32(2654435761)) >> 16) & 1
+    ulps = ULPS * float(jnp.finfo(value.dtype).eps)
+    return value * jnp.where(up == 1, 1 + ulps, 1 - ulps).astype(value.dtype).reshape(value.shape)

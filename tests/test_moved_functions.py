@@ -1,0 +1,124 @@
+"""Functions whose results are rounded to 1 or -1: what is left of 1 + tanh(x) is nothing but the last digit."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+
+import compare
+from compare.jax_side.moved_functions import FunctionsMoved
+
+
+def mse(y: Any, target: Any) -> Any:
+    return ((y - target) ** 2).mean()
+
+
+class Saturated(torch.nn.Module):
+    """ELU of numbers around -13, where its slope is 2e-6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(5, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.nn.functional.elu(self.first(x) - 13))
+
+
+class Port(nnx.Module):
+    def __init__(self, slope: float = 1.0) -> None:
+        self.first, self.second = nnx.Linear(5, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(1))
+        self.slope = slope
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.first(x) - 13
+        if self.slope != 1.0 and x.dtype == jnp.float32:
+            x = self.slope * x - jax.lax.stop_gradient((self.slope - 1.0) * x)  # the same, with another gradient
+        return self.second(jax.nn.elu(x))
+
+
+def batches() -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [(rng.standard_normal((8, 5)), rng.standard_normal((8, 2))) for _ in range(3)]
+
+
+def checked(slope: float) -> compare.Report:
+    torch.manual_seed(0)
+    return compare.check(
+        compare.Torch(Saturated(), torch.nn.MSELoss(), lambda params: torch.optim.SGD(params, 0.1)),
+        compare.Flax(Port(slope), mse, optax.sgd(0.1)),
+        batches(),
+        device="cpu",
+    )
+
+
+def checked_programs(slope: float) -> compare.Report:
+    def original() -> Any:
+        torch.manual_seed(0)
+        model = Saturated()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def step(state: Any, batch: Any) -> Any:
+            del state
+            optimizer.zero_grad()
+            loss = mse(model(batch["x"]), batch["y"])
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port() -> Any:
+        model = Port(slope)
+        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            loss, gradients = nnx.value_and_grad(lambda model: mse(model(batch["x"]), batch["y"]))(state["model"])
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    pairs = [{"x": x, "y": y} for x, y in batches()]
+    return compare.check(compare.TorchProgram(original), compare.JaxProgram(port), pairs, device="cpu")
+
+
+@pytest.mark.parametrize("check", [checked, checked_programs])
+def test_a_slope_that_is_left_with_few_digits_is_no_other_program(check: Any) -> None:
+    report = check(1.0)
+    [slope] = [q for q in report.quantities if q.stage == "gradient" and q.torch.endswith("first.weight")]
+    assert slope.error_jax[0] > 1000 * slope.fair32[0], "JAX computes the slope of ELU with more digits"
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("check", [checked, checked_programs])
+def test_a_slope_that_is_another_one_in_float32_is(check: Any) -> None:
+    report = check(1.5)
+    assert report.verdict == "mismatch"
+    assert "in float32, where this is another program" in str(report).replace("\n", " ")
+
+
+def test_only_what_functions_give_is_moved() -> None:
+    def program(x: jax.Array) -> Any:
+        def body(carry: jax.Array, element: jax.Array) -> Any:
+            return carry + 1, jnp.tanh(element)
+
+        last, within = jax.lax.scan(body, x[0], x)
+        return jnp.exp(x), x * 3 + last, within
+
+    x = jnp.linspace(-1, 1, 64, dtype=jnp.float32)
+    traced = jax.make_jaxpr(program)(x)
+    moved = [FunctionsMoved(draw).run(traced, [x]) for draw in (1, 2)]
+    for outputs in moved:
+        for output, plain in zip(outputs, program(x), strict=True):
+            ulps = np.abs(np.asarray(output, np.float64) - plain) / np.spacing(np.abs(plain))
+            assert ulps.max() <= 8
+        assert np.array_equal(outputs[1], program(x)[1])
+        assert 0.25 < np.mean(np.asarray(outputs[0]) > program(x)[0]) < 0.75
+        assert not np.array_equal(outputs[2], program(x)[2])
+    assert not np.array_equal(moved[0][0], moved[1][0])
