@@ -333,3 +333,15 @@ def test_squares_that_are_too_small_for_float32_are_no_other_program(decay: floa
         "the squares of these gradients are normal numbers"
     )
     assert report.verdict == ("match" if decay == 0.99 else "mismatch"), str(report)
+
+
+@pytest.mark.parametrize("settings", [{"eps": 1e-12}, {"eps": 1e-7}, {"eps": 1e-7, "initial_accumulator_value": 0.1}])
+def test_an_epsilon_of_adagrad_is_mended_by_no_argument(settings: dict[str, float]) -> None:
+    """optax.adagrad adds its epsilon inside the root, so that no value of it is torch's."""
+    theirs = optax.adagrad(1e-2, **{"initial_accumulator_value": 0.0, **settings})
+    report = compared(lambda p: optim.Adagrad(p, 1e-2), theirs)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    fix = report.divergence.cause.fix
+    assert "eps=" not in fix
+    assert fix.count("write the update as -lr * g / (jnp.sqrt(sum_of_squares) + 1e-10)") == 1

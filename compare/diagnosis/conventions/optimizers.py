@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 DOCS = "https://optax.readthedocs.io/en/latest/api/optimizers.html"
 
 
+ADAGRAD_EPSILON = (
+    "write the update as -lr * g / (jnp.sqrt(sum_of_squares) + {eps}): optax.adagrad adds its eps in the root"
+)
+"""What is to be done about the epsilon of Adagrad, which torch adds to the root."""
+
+
 class Convention(NamedTuple):
     """Another way to make an update out of the same state, that no setting of torch's expresses."""
 
@@ -197,7 +203,7 @@ CONVENTIONS = (
         optimizers=("Adagrad",),
         update=_inside("sum"),
         jax_does="adds epsilon inside the square root, as optax.adagrad does",
-        fix="write the update as -lr * g / (jnp.sqrt(sum_of_squares) + {eps}): optax.adagrad has no setting for it",
+        fix=ADAGRAD_EPSILON,
         source=DOCS,
     ),
     Convention(

@@ -142,7 +142,7 @@ def _cause(evidence: Evidence, parts: Sequence[Told], left: str) -> Cause:
     return Cause(
         name,
         f"{name}: {says}. With this change on the torch side, the difference {left}{over}",
-        "; ".join(map(str, fixes)),
+        "; ".join(dict.fromkeys(map(str, fixes))),
         ", ".join(dict.fromkeys(part.source for part in parts if part.source)),
         tuple(change.code() for change in changes if isinstance(change, Call)),
     )

@@ -47,7 +47,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "NAdam": _ADAM,
     "RAdam": _ADAM,
     "Adamax": _ADAM,
-    "Adagrad": {"lr": "learning_rate", "eps": "eps", "initial_accumulator_value": "initial_accumulator_value"},
+    "Adagrad": {"lr": "learning_rate", "initial_accumulator_value": "initial_accumulator_value"},
     "Adadelta": {"lr": "learning_rate", "rho": "rho", "eps": "eps"},
     "RMSprop": {
         "lr": "learning_rate",

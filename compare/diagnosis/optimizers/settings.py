@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from compare.diagnosis.conventions.optimizers import CONVENTIONS, Convention, root_added
+from compare.diagnosis.conventions.optimizers import ADAGRAD_EPSILON, CONVENTIONS, Convention, root_added
 from compare.diagnosis.optimizers.calls import ELLIPSIS, Call, Code, written
 from compare.diagnosis.optimizers.evidence import Evidence
 from compare.diagnosis.optimizers.hypothesis import Hypothesis, Numbers
@@ -149,6 +149,8 @@ def _told_number(name: str) -> Any:
             return mended_decay(told, kind, now, decoupled=decoupled, rate=first.rate)
         if argument:
             return Told(called, says, {argument: now}, source=OPTIMIZERS)
+        if (kind, name) == ("Adagrad", "eps"):
+            return Told(called, says, fix=ADAGRAD_EPSILON.format(eps=written(now)), source=OPTIMIZERS)
         lacks = f"torch has {name}={written(now)}: {OPTAX.get(kind, 'optax')} has no such argument"
         return Told(called, says, fix=lacks, source=OPTIMIZERS)
 
