@@ -16,6 +16,7 @@ import torch
 from flax import linen, nnx
 
 import compare
+from compare.numerics.products import product_movement
 from compare.numerics.tables import half_units, movement
 
 LENGTH, WIDTH = 6, 8
@@ -201,6 +202,69 @@ def test_a_table_of_sines_is_moved_as_its_angles_are_rounded(length: int) -> Non
     assert 0.25 < off / np.linalg.norm(movement(exact.astype(np.float32), 1)) < 4
     shuffled = RNG.permutation(exact.ravel()).reshape(exact.shape).astype(np.float32)
     assert (np.abs(movement(shuffled, 1)) == half_units(shuffled)).all()
+
+
+def noise(xp: Any, of: str, products: Any) -> Any:
+    """What programs make of a diffusion's products of alphas."""
+    variance = 1 - products
+    return {
+        "product": products,
+        "signal": xp.sqrt(products),
+        "root": xp.sqrt(variance),
+        "ratio": products / variance,
+    }[of]
+
+
+@pytest.mark.parametrize("of", ["product", "signal", "root", "ratio"])
+@pytest.mark.parametrize("length", [100, 1000, 4000])
+def test_a_cumulative_product_is_moved_as_its_factors_are_rounded(of: str, length: int) -> None:
+    """The verdict allows 16 times the movement: it must suffice, and allow no fault of 1e-5 in the product itself."""
+    exact = noise(np, of, np.cumprod(1 - np.linspace(1e-4, 0.02, length)))
+    narrow = noise(torch, of, torch.cumprod(1 - torch.linspace(1e-4, 0.02, length), 0)).numpy()
+    off = np.linalg.norm(narrow / exact - 1)
+    for draw in (1, 2):
+        moved = np.linalg.norm(movement(narrow, draw) / exact)
+        assert off < 8 * moved
+        if of in ("product", "signal"):
+            assert 16 * moved < 1e-5 * length**0.5
+    assert (product_movement(narrow[:50].astype(float), 1) is None) == (
+        of in ("product", "signal")
+    )  # a short product is exact
+
+
+def test_what_is_no_cumulative_product_is_moved_as_before() -> None:
+    falling = np.linspace(0.99999, 0.001, 100)
+    decay = np.exp(-np.arange(100) / 30), 1 / (1 + np.arange(100)), np.cos(np.linspace(0, 1.5, 100)) ** 2
+    for table in (
+        falling,
+        RNG.permutation(falling),
+        falling[::-1],
+        falling + 1,
+        -falling,
+        np.sqrt(1 - falling),
+        *decay,
+    ):
+        assert product_movement(table.astype(np.float32).astype(float), 1) is None
+
+
+@pytest.mark.parametrize(("fault", "verdict"), [(0.0, "precision"), (2e-5, "mismatch")])
+def test_a_loss_weighted_by_a_float32_signal_to_noise_ratio(fault: float, verdict: str) -> None:
+    ratios = noise(torch, "ratio", torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0))
+    times = np.arange(2 * LENGTH) ** 2 * 8
+
+    def ours(output: Any, target: Any) -> Any:
+        ratio = ratios[target[1]][:, None]
+        return (torch.minimum(ratio, torch.tensor(5.0)) / ratio * (output - target[0]) ** 2).mean()
+
+    def theirs(output: Any, target: Any) -> Any:
+        ratio = noise(jnp, "ratio", jnp.cumprod(1 - jnp.linspace(1e-4, 0.02, 1000)))[target[1]][:, None]
+        return (1 + fault) * jnp.mean(jnp.minimum(ratio, 5.0) / ratio * (output - target[0]) ** 2)
+
+    original = compare.Torch(torch.nn.Linear(WIDTH, 3), ours)
+    port = compare.Flax(nnx.Linear(WIDTH, 3, rngs=nnx.Rngs(0)), theirs)
+    batches = [(X.reshape(-1, WIDTH), (RNG.normal(size=(2 * LENGTH, 3)), times))]
+    report = compare.check(original, port, batches, device="cpu")
+    assert report.verdict == verdict, str(report)
 
 
 # Programs that are others in float64

@@ -7,6 +7,8 @@ on both. What that does is measured: the numbers are moved by as much, and the r
 
 import numpy as np
 
+from compare.numerics.products import product_movement
+
 FEW_BITS = 12
 """A number of so few significant bits, such as 1, 0.5 or -3.25, is taken to be exact, and is not moved."""
 
@@ -44,7 +46,7 @@ def movement(array: np.ndarray, draw: int) -> np.ndarray:
     It is half a unit up or down. Which of the two depends on the number and the draw alone, so that a number that a
     program has in several places is moved alike in all of them. In a table of sines, the angles are moved as well:
     where they were computed in float32, as `position * frequency` is in most programs, a large angle was rounded by
-    far more than the sine itself.
+    far more than the sine itself. In a cumulative product, the roundings of all factors add up.
 
     Args:
         array: Floating-point or complex numbers of any shape.
@@ -61,6 +63,8 @@ def movement(array: np.ndarray, draw: int) -> np.ndarray:
     moved = half_units(values) * directions
     if (slopes := _slopes(values)) is not None and moved.any():
         moved = moved + slopes * ANGLE * directions
+    if moved.any() and (products := product_movement(values, draw)) is not None:
+        moved = moved + products
     return moved
 
 
