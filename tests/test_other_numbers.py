@@ -149,3 +149,30 @@ def test_class_weights_can_be_copied() -> None:
     assert found.cause is not None
     copied = eval(f"lambda logits, labels: {found.cause.fix}", {"jnp": jnp, "optax": optax})
     assert weighed(copied).ok
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_weights_of_the_classes_are_called_by_their_name(by_name: bool) -> None:
+    numbers = [0.2, 1.0, 3.0]
+
+    def ours(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        weight = torch.tensor(numbers, dtype=output.dtype)
+        cross_entropy = torch.nn.functional.cross_entropy
+        return cross_entropy(output, target, weight=weight) if by_name else cross_entropy(output, target, weight)
+
+    def theirs(output: jax.Array, target: jax.Array) -> jax.Array:
+        each = optax.softmax_cross_entropy_with_integer_labels(output, target)
+        weight = jnp.array([0.7, 1.0, 3.0])[target]
+        return (each * weight).sum() / weight.sum()
+
+    rng = np.random.default_rng(0)
+    report = compare.check(
+        compare.Torch(torch.nn.Linear(4, 3), ours),
+        compare.Flax(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), theirs),
+        [(rng.normal(size=(8, 4)), rng.integers(0, 3, 8)) for _ in range(2)],
+        device="cpu",
+    )
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert "other numbers for the weight of cross_entropy: at [0] torch has 0.2" in report.divergence.cause.explanation
+    assert report.divergence.cause.fix == "compute the weight of cross_entropy as torch does"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compare.diagnosis.signatures import signature_of
 from compare.diagnosis.structure.edit import END, Context, Edit, Kind
 from compare.diagnosis.structure.graph import Node, Operation, Path
 
@@ -56,8 +57,9 @@ def _edit(context: Context, node: Node, path: Path, number: int, place: int, tur
     def compute(operation: Operation) -> Any:
         return operation.having(path, given).run()
 
-    name, where = context.named(number), f" ({value.line})" if value.line else ""
-    kept = number not in context.graph.made_by
+    kept, where = number not in context.graph.made_by, f" ({value.line})" if value.line else ""
+    argument = "" if kept else _argument(node, path)
+    name = f"the {argument} of {node.name}" if argument else context.named(number)
     kind = Kind.MASK if array.dtype == bool else Kind.TABLE if kept else Kind.NUMBERS
     does = f"has other numbers for {name}{where}: {_first_apart(ours, array)}"
     fix = f"compute {name} as torch does"
@@ -65,6 +67,19 @@ def _edit(context: Context, node: Node, path: Path, number: int, place: int, tur
     if array.dtype.kind == "f" and np.allclose(array, ours, rtol=ROUNDED, atol=0):  # belongs to it, and is no fault
         does = fix = ""
     return Edit(kind, ((node.number, compute),), does, fix, again=again)
+
+
+def _argument(node: Node, path: Path) -> str:
+    """Name the argument of a function that is at a path, such as `weight`; "" for one that every function has."""
+    place = path[1] if len(path) == 2 else None
+    if isinstance(place, int):
+        signature = signature_of(node.function)
+        place = [*signature.parameters][place] if signature and place < len(signature.parameters) else None
+    return place if isinstance(place, str) and place not in _OPERANDS else ""
+
+
+_OPERANDS = ("input", "self", "other", "tensors", "mat2", "tensor1", "tensor2", "exponent", "args", "kwargs")
+"""Names that torch gives to what an operation computes with: they say nothing to a person."""
 
 
 def _shaped(array: np.ndarray, own: "torch.Tensor") -> np.ndarray | None:
