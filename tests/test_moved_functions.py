@@ -113,7 +113,7 @@ def test_only_what_functions_give_is_moved() -> None:
 
     x = jnp.linspace(-1, 1, 64, dtype=jnp.float32)
     traced = jax.make_jaxpr(program)(x)
-    moved = [FunctionsMoved(draw).run(traced, [x]) for draw in (1, 2)]
+    moved = [FunctionsMoved(draw).run(traced, [x]) for draw in (1, 3)]
     for outputs in moved:
         for output, plain in zip(outputs, program(x), strict=True):
             ulps = np.abs(np.asarray(output, np.float64) - plain) / np.spacing(np.abs(plain))
@@ -122,3 +122,55 @@ def test_only_what_functions_give_is_moved() -> None:
         assert 0.25 < np.mean(np.asarray(outputs[0]) > program(x)[0]) < 0.75
         assert not np.array_equal(outputs[2], program(x)[2])
     assert not np.array_equal(moved[0][0], moved[1][0])
+
+
+def test_an_even_movement_saturates() -> None:
+    x = jnp.array([-20.0, -8.0, 0.3, 8.0, 20.0], jnp.float32)
+    [moved] = FunctionsMoved(2).run(jax.make_jaxpr(jnp.tanh)(x), [x])
+    assert moved.tolist() == [-1.0, -1.0, float(jnp.tanh(x[2])), 1.0, 1.0]
+
+
+class Shifted(torch.nn.Module):
+    """A function far from zero, where its slope is next to nothing."""
+
+    def __init__(self, function: Any, shift: float) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(5, 4), torch.nn.Linear(4, 2)
+        self.function, self.shift = function, shift
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # The first of the four numbers stays where the slope is large: its gradient is that of the whole tensor.
+        return self.second(self.function(self.first(x) + self.shift * torch.tensor([0.0, 1, 1, 1], dtype=x.dtype)))
+
+
+class ShiftedPort(nnx.Module):
+    def __init__(self, function: Any, shift: float) -> None:
+        self.first, self.second = nnx.Linear(5, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(1))
+        self.function, self.shift = function, shift
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.second(self.function(self.first(x) + self.shift * jnp.array([0.0, 1, 1, 1])))
+
+
+SHIFTED: dict[str, tuple[Any, Any, float]] = {
+    "gelu": (torch.nn.functional.gelu, lambda x: jax.nn.gelu(x, approximate=False), -6.5),
+    "gelu tanh": (lambda x: torch.nn.functional.gelu(x, approximate="tanh"), jax.nn.gelu, -5.0),
+    "elu": (torch.nn.functional.elu, jax.nn.elu, -30.0),
+    "sigmoid": (torch.sigmoid, jax.nn.sigmoid, 17.0),
+    "tanh": (torch.tanh, jnp.tanh, 9.0),
+}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+@pytest.mark.parametrize("fault", [0.0, 1e-4])
+def test_a_function_far_from_zero_before_adam(name: str, fault: float) -> None:
+    """Adam makes a whole step of each gradient, also of one that is nothing but the rounding of 1 - 1."""
+    ours, theirs, shift = SHIFTED[name]
+    torch.manual_seed(0)
+    report = compare.check(
+        compare.Torch(Shifted(ours, shift), torch.nn.MSELoss(), lambda params: torch.optim.Adam(params, 1e-2)),
+        compare.Flax(ShiftedPort(lambda x: (1 + fault) * theirs(x), shift), mse, optax.adam(1e-2)),
+        batches(),
+        device="cpu",
+    )
+    assert report.ok == (fault == 0), str(report)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
 from networks import check, effect, faults, overflows, specifications
 from networks.faults import POWER
+from networks.rounding import ROUNDING
 from networks.specification import Layer, Optimizer, Specification
 
 import compare
@@ -105,6 +106,11 @@ def test_a_right_port_is_no_mismatch(specification: Specification) -> None:
     if overflows(report):
         reject()
     report.raise_on_mismatch()
+
+
+@pytest.mark.parametrize("name", ROUNDING)
+def test_a_gradient_of_which_only_rounding_is_left_is_no_mismatch(name: str) -> None:
+    checked(ROUNDING[name], ROUNDING[name]).raise_on_mismatch()
 
 
 def test_a_gradient_that_is_all_rounding_is_no_mismatch_by_any_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

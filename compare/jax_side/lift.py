@@ -86,6 +86,8 @@ class Lifter(Interpreter):
         super().__init__()
         self.pinned = pinned
         self._tables, self._choices = tables, choices or Choices()
+        self._slopes: dict[int, tuple[Any, Any]] = {}
+        """What each expm1 in the program gives, and of what, by the identity of the former."""
 
     def constant(self, value: Any) -> Any:
         """Lift a number or an array that the program contains."""
@@ -146,6 +148,8 @@ class Lifter(Interpreter):
             args = [_cast(arg, v.aval.dtype) if _bits(v.aval) else arg for arg, v in zip(args, eqn.invars, strict=True)]
             return bind(eqn, args, **{name: self._parameter(value, {}) for name, value in eqn.params.items()})
         args = [_narrow(arg) for arg in args]
+        if (slope := self._slope(name, args)) is not None:
+            return [slope]
         try:
             outputs = bind(eqn, args, **{name: self._parameter(value) for name, value in eqn.params.items()})
         # Some operations exist in float32 alone, such as those of a kernel library. Between casts they still
@@ -155,7 +159,20 @@ class Lifter(Interpreter):
         if outputs is None or any(_low(output.dtype) for output in outputs):
             self._note(f"{name}, which computes in the precision that it was written for")
             outputs = _as_written(eqn, args)
+        if name == "expm1":
+            self._slopes[id(outputs[0])] = outputs[0], args[0]
         return outputs
+
+    def _slope(self, name: str, args: Sequence[Any]) -> Any:
+        """Compute expm1(x) + 1 as exp(x): JAX's slope of expm1, and so of ELU, keeps few digits where x is small."""
+        import jax.numpy as jnp
+
+        if name != "add":
+            return None
+        for one, other in (args, args[::-1]):
+            if id(one) in self._slopes and not is_tracer(other) and np.ndim(other) == 0 and other == 1:
+                return jnp.exp(self._slopes[id(one)][1])
+        return None
 
     def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Evaluate one operation, and the programs that it runs; what goes into a loop or a branch is narrowed."""

@@ -14,10 +14,12 @@ from compare.numerics.distance import ULPS
 
 
 class FunctionsMoved(Interpreter):
-    """Moves what each function gives, each element up or down.
+    """Moves what each function gives.
 
     Args:
-        draw: Which of several movements is made.
+        draw: Which movement is made. An odd one moves each element up or down. An even one gives 1 or -1 where a
+            function gives that but for its last digits, as another library does: a gradient that is zero there, and
+            whose rounding Adam makes a whole step of, is moved to zero by no other movement.
 
     """
 
@@ -30,8 +32,19 @@ class FunctionsMoved(Interpreter):
         outputs = super().operation(eqn, args, given)
         if eqn.primitive.name not in FUNCTIONS:
             return outputs
-        self._draw += 1
+        if self._draw % 2 == 0:
+            return [_saturated(output) for output in outputs]
+        self._draw += 2
         return [_moved(output, self._draw) for output in outputs]
+
+
+def _saturated(value: Any) -> Any:
+    import jax.numpy as jnp
+
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return value
+    near = jnp.abs(jnp.abs(value) - 1) <= 2 * ULPS * float(jnp.finfo(value.dtype).eps)
+    return jnp.where(near, jnp.sign(value), value)
 
 
 def _moved(value: Any, draw: int) -> Any:

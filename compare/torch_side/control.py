@@ -162,6 +162,8 @@ class ControlledRun:
             args, kwargs = self._lifted(operation, args, kwargs)
         if not random(operation):
             output = operation(*args, **kwargs)
+            if self._moved is not None and name in _CANCELLING:
+                return _moved(output, self._moved, args[0].abs())
             if self._moved is not None and name in _TRANSCENDENTAL:
                 return _moved(output, self._moved)
             if not self.lift and hasattr(output, "dtype"):
@@ -271,13 +273,18 @@ class ControlledRun:
 
 _TRANSCENDENTAL = {
     *("exp", "expm1", "log", "log1p", "erf", "erfc", "tanh", "sigmoid", "softplus", "log_sigmoid_forward"),
-    *("elu", "celu", "gelu", "silu", "mish", "_softmax", "_safe_softmax", "_log_softmax"),
+    *("elu", "celu", "silu", "mish", "_softmax", "_safe_softmax", "_log_softmax"),
+    "sgn",  # a sum of signs that cancels, the gradient of an absolute error, is rounding that depends on no weight
 }
 """Functions whose last digits depend on the library."""
 
+_CANCELLING = {"gelu", "gelu_backward"}
+"""Functions that lose digits: torch computes GELU by 1 + erf(x), which is rounded as 1 is. Both are moved by units in
+the last place of their first argument."""
 
-def _moved(output: Any, noise: "np.random.Generator") -> Any:
-    """Move numbers by units in the last place, up or down; what is zero stays so."""
+
+def _moved(output: Any, noise: "np.random.Generator", size: Any = None) -> Any:
+    """Move numbers by units in the last place of themselves or of `size`, up or down; what is zero stays so."""
     import torch
 
     if isinstance(output, tuple):
@@ -287,7 +294,8 @@ def _moved(output: Any, noise: "np.random.Generator") -> Any:
     ulps = ULPS * torch.finfo(output.dtype).eps
     # Two libraries' exp or tanh differ by a unit or two in the last place (XLA's polynomials against
     # SLEEF's), systematically and not at random. Moving by ULPS in either direction covers both.
-    return output * output.new_tensor(1 + noise.choice((-ulps, ulps), tuple(output.shape)))
+    signs = output.new_tensor(noise.choice((-ulps, ulps), tuple(output.shape)))
+    return output * (1 + signs) if size is None else output + size * signs * (output != 0)
 
 
 def _line() -> str:
