@@ -79,6 +79,28 @@ def test_so_are_bounds_of_modules_and_losses() -> None:
     assert missed == ["no element is above its bound", "no error is above its delta"]
 
 
+def test_so_are_bounds_of_modules_with_hooks_as_a_check_gives_them() -> None:
+    module = torch.nn.Hardtanh(-0.5, 5.0)
+    module.register_forward_hook(lambda *_: None)
+    with ControlledRun() as run:
+        module(torch.linspace(-1, 1, 6))
+    assert [what.rpartition(": ")[2] for what, met in run.reached.items() if not met] == [
+        "no element is above its bound"
+    ]
+
+
+def test_so_are_comparisons_with_a_number_but_not_of_two_tensors() -> None:
+    tokens = torch.tensor([[1, 2], [3, 1]])
+    with ControlledRun() as run:
+        padding = tokens != 0
+        padding & (tokens > 1) & (tokens == tokens + 1)
+        assert tokens.sum() > 0
+    missed = [what for what, met in run.reached.items() if not met]
+    assert len(missed) == 1, missed
+    assert missed[0].startswith("torch's ne at test_choices.py:")
+    assert missed[0].endswith("it is never false")
+
+
 def test_a_minimum_of_two_arrays_that_one_of_them_never_decides_is_named() -> None:
     x = torch.linspace(-1, 1, 6)
     with ControlledRun() as run:

@@ -174,3 +174,32 @@ def test_a_function_far_from_zero_before_adam(name: str, fault: float) -> None:
         device="cpu",
     )
     assert report.ok == (fault == 0), str(report)
+
+
+def amplifying(factor: float) -> optax.GradientTransformation:
+    """SGD whose updates are scaled by an amplified last digit: of 4 / 3, which is always there, and of tanh(20)."""
+
+    def scaled(update: jax.Array) -> jax.Array:
+        digit = 1 - ((update * 0 + 4 / 3) - 1) * 3
+        return update * (1 + factor * (digit + 1 - jnp.tanh(update * 0 + 20)))
+
+    sgd = optax.sgd(0.1)
+
+    def update(gradients: Any, state: Any, params: Any = None) -> Any:
+        updates, state = sgd.update(gradients, state, params)
+        return jax.tree.map(scaled, updates), state
+
+    return optax.GradientTransformation(sgd.init, update)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(4e6, "precision"), (1e5, "precision"), (1.0, "match")])
+def test_an_update_that_amplifies_its_own_rounding_is_no_plain_match(factor: float, verdict: str) -> None:
+    torch.manual_seed(0)
+    report = compare.check(
+        compare.Torch(torch.nn.Linear(5, 2), torch.nn.MSELoss(), lambda params: torch.optim.SGD(params, 0.1)),
+        compare.Flax(nnx.Linear(5, 2, rngs=nnx.Rngs(0)), mse, amplifying(factor)),
+        batches(),
+        device="cpu",
+    )
+    assert report.verdict == verdict, str(report)
+    assert (", update" in str(report)) == (verdict == "precision")

@@ -352,3 +352,22 @@ def test_a_program_that_draws_from_numpy(*, squared: bool, keyed: bool) -> None:
     report = compare.check(compare.TorchProgram(mixing_torch), side, data, steps=2, quick=True, device="cpu")
     assert report.nondeterministic == [], str(report)
     assert report.ok != squared, str(report)
+
+
+def test_a_key_that_a_model_keeps_in_a_variable_is_no_buffer() -> None:
+    class Kept(nnx.Module):
+        def __init__(self) -> None:
+            self.linear, self.key = nnx.Linear(5, 2, rngs=nnx.Rngs(0)), nnx.Variable(jax.random.key(0))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            self.key[...], key = jax.random.split(self.key[...])
+            return self.linear(dropout(key, x))
+
+    torch.manual_seed(0)
+    report = compare.check(
+        compare.Torch(torch.nn.Sequential(torch.nn.Dropout(0.4), torch.nn.Linear(5, 2))),
+        compare.Flax(Kept()),
+        [(np.random.default_rng(seed).standard_normal((3, 5)), None) for seed in range(2)],
+        device="cpu",
+    )
+    assert report.verdict == "match", str(report)

@@ -43,7 +43,7 @@ def weigh_float32_program(
         name, lowest = "float32", EPSILON32
     runs.weigh_spread32(followed, jax32, lowest)
     # Such as the gradient of a softmax that is 1 at one place: one library gives its rounding, and another zero.
-    if _any_other(followed):
+    if _any_other(followed) or any(quantity.decides and quantity.noisy for quantity in followed.quantities):
         runs.weigh_noise(followed, jax64)
     if _any_other(followed):
         runs.weigh_spread32(followed, jax32, lowest, functions=True)

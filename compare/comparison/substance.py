@@ -120,7 +120,7 @@ def without_updates(followed: Followed) -> list[str]:
 
 def never_reached(reached: Mapping[str, bool]) -> list[str]:
     """Name what torch's program does with some data only, where no data is such."""
-    return [f"{what}; use a batch at which it does" for what, met in reached.items() if not met]
+    return [f"{what}; use a batch with other values" for what, met in reached.items() if not met]
 
 
 def not_exercised(

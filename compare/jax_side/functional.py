@@ -74,7 +74,7 @@ def of_nnx(model: Any, dtype: str, training: bool, *, keep_modes: bool = False) 
         copied.train() if training else copied.eval()
     if dtype == "float64":
         lift_nnx(copied)
-    graph, *states = nnx.split(copied, nnx.Param, nnx.RngState, ...)
+    graph, *states = nnx.split(copied, nnx.Param, _is_random, ...)
     params, rngs, buffers = states
     kept = {path for path, _ in nnx.to_flat_state(buffers)}
     called = functools.partial(type(model).__call__, None)
@@ -87,12 +87,21 @@ def of_nnx(model: Any, dtype: str, training: bool, *, keep_modes: bool = False) 
         merged = nnx.merge(graph, params, rngs, buffers)
         with _recorded_nnx(merged, record):
             output = merged(*args, **with_mode(called, args, kwargs, training))
-        _, *states = nnx.split(merged, nnx.RngState, nnx.Param, ...)
+        _, *states = nnx.split(merged, _is_random, nnx.Param, ...)
         # A step must return a state of the structure that it was given. Values that the model sows would extend it.
         after = [(path, value) for path, value in nnx.to_flat_state(states[2]) if path in kept]
         return output, nnx.from_flat_state(after), states[0]
 
     return Functional(cast(params, dtype, keep_low=dtype == "float32"), cast(buffers, dtype), rngs, apply, called)
+
+
+def _is_random(_: Any, variable: Any) -> bool:
+    """Return whether a variable belongs to random numbers: those of `nnx.Rngs`, and a key that the user keeps."""
+    import jax
+    from flax import nnx
+
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(variable) if hasattr(leaf, "dtype")]
+    return isinstance(variable, nnx.RngState) or any(jax.numpy.issubdtype(each, jax.dtypes.prng_key) for each in dtypes)
 
 
 def _modes(model: Any) -> list[bool]:

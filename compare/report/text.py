@@ -179,7 +179,9 @@ def _parts(report: "Findings", more: str = "") -> Iterator[RenderableType]:
         rows += _rows(report, groups[0])
     uneven = report.uneven
     if uneven and report.ok:
-        rows.append(("where", f"first {at(uneven.torch)}"))
+        # A gradient and an update bear the name of their parameter.
+        stage = f", {uneven.stage}" if uneven.stage in (Stage.GRADIENT, Stage.UPDATE) else ""
+        rows.append(("where", f"first {at(uneven.torch)}{stage}"))
     for note in report.notes:
         rows += _cause(note.explanation, note.fix)
     if uneven and report.ok and not report.notes:

@@ -1,5 +1,6 @@
 """Finds parts of torch's program that the data never reaches: bounds, masks, ignored labels."""
 
+import operator
 import os
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ _IGNORED, _ALWAYS_IGNORED = 4, -100
 """The position of `ignore_index` among the arguments of aten's nll_loss, and its default."""
 
 _WRAPPERS = frozenset({"hardtanh", "relu6", "threshold", "nan_to_num", "clamp", "clip", "where", "masked_fill"})
-_WRAPPERS |= {"huber_loss", "smooth_l1_loss", "forward", "_call_impl", "_wrapped_call_impl"}
+_WRAPPERS |= {"huber_loss", "smooth_l1_loss", "forward", "_call_impl", "_wrapped_call_impl", "inner"}
 """Functions of torch's in Python that do what their name says, and nothing beside; and those by which a module of
-torch's, such as `ReLU6`, hands on its input to one of them."""
+torch's, such as `ReLU6`, hands on its input to one of them. A module with hooks, as in a check, calls `inner`."""
 
 
 class Reached:
@@ -69,6 +70,21 @@ def _condition(args: tuple[Any, ...], _: dict[str, Any]) -> Iterator[Any]:
     yield (~args[0].bool()).any()
 
 
+def _compared(name: str) -> Any:
+    """Tell whether elements that are compared with a number are all on one side of it, as tokens that are no padding.
+
+    A comparison of two tensors is most often a measure, such as an accuracy, and not a mask.
+    """
+
+    def flags(args: tuple[Any, ...], _: dict[str, Any]) -> Iterator[Any]:
+        if args[0].ndim and isinstance(args[1], (int, float)):
+            met = getattr(operator, name)(args[0], args[1])
+            yield met.any()
+            yield (~met).any()
+
+    return flags
+
+
 def _smaller(args: tuple[Any, ...], _: dict[str, Any]) -> Iterator[Any]:
     yield (args[0] < args[1]).any()
     yield (args[1] < args[0]).any()
@@ -99,6 +115,10 @@ _CHOICES: dict[str, Any] = {
     "clamp_min": (("no element is below its bound",), lambda args, _: [(args[0] < args[1]).any()]),
     "clamp_max": (("no element is above its bound",), lambda args, _: [(args[0] > args[1]).any()]),
     "where": (("its condition is never true", "its condition is never false"), _condition),
+    **{
+        name: (("it is never true", "it is never false"), _compared(name))
+        for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    },
     "masked_fill": (("its mask hides nothing",), lambda args, _: [args[1].any()]),
     "nan_to_num": (("all elements are finite",), lambda args, _: [(~args[0].isfinite()).any()]),
 }

@@ -30,6 +30,10 @@ NOISY = 2.0**16
 """The largest multiple of torch's rounding at step 0: a program that is noisier is another program in float32."""
 
 
+THREE_DIGITS = 1e-3
+"""Rounding of more than this leaves float32 fewer than three of its seven digits."""
+
+
 class Verdict(StrEnum):
     """What a comparison found."""
 
@@ -233,13 +237,27 @@ class Quantity(Measured):
         return max(self.error_jax[0], floor) / max(self.error_torch[0], floor)
 
     @property
+    def noisy(self) -> bool:
+        """Whether the JAX side alone has fewer than three correct digits in float32 at step 0.
+
+        It was shown to be rounding, or `other32` would hold. But people train in float32, and an optimizer that
+        amplifies its own rounding trains otherwise there.
+        """
+        if not self.error_jax or not self.rounds_alone or not self.apart32[0]:
+            return False
+        noise = self.torch_noise[0] if self.torch_noise else 0.0
+        share = 1.0 if np.isinf(self.error_jax[0]) else self.error_jax[0] / (1 + self.error_jax[0])  # as in `other32`
+        return bool(self.error_torch[0] < THREE_DIGITS and share > max(THREE_DIGITS, FACTOR * noise))
+
+    @property
     def verdict(self) -> Verdict:
         """The worst verdict of all steps.
 
         Precision is judged on outputs and losses, which are continuous in the weights: a gradient jumps with a ReLU.
+        What leaves fewer than three digits in float32 is judged everywhere.
         """
         if self.decides and ((self.ratio > FACTOR).any() or self.other32.any()):
             return Verdict.MISMATCH
         if self.rounds_alone and self.stage in (Stage.FORWARD, Stage.LOSS) and not 1 / FACTOR < self.imbalance < FACTOR:
             return Verdict.PRECISION
-        return Verdict.MATCH
+        return Verdict.PRECISION if self.decides and self.noisy else Verdict.MATCH
