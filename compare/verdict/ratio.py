@@ -243,7 +243,7 @@ class Quantity(Measured):
         It was shown to be rounding, or `other32` would hold. But people train in float32, and an optimizer that
         amplifies its own rounding trains otherwise there.
         """
-        if not self.error_jax or not self.rounds_alone or not self.apart32[0]:
+        if not (self.error_jax and self.sizes and self.rounds_alone and self.apart32[0]):
             return False
         noise = self.torch_noise[0] if self.torch_noise else 0.0
         share = 1.0 if np.isinf(self.error_jax[0]) else self.error_jax[0] / (1 + self.error_jax[0])  # as in `other32`
