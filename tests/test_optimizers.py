@@ -345,3 +345,11 @@ def test_an_epsilon_of_adagrad_is_mended_by_no_argument(settings: dict[str, floa
     fix = report.divergence.cause.fix
     assert "eps=" not in fix
     assert fix.count("write the update as -lr * g / (jnp.sqrt(sum_of_squares) + 1e-10)") == 1
+
+
+def test_a_rate_that_differs_by_less_than_float32_rounds_is_not_called_rounded() -> None:
+    report = compared(lambda p: optim.SGD(p, 0.1), optax.sgd(lambda count: 0.1 * (1 + 1e-10)))
+    assert report.verdict == "mismatch"
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "learning rate", str(report)

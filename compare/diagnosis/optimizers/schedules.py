@@ -51,7 +51,7 @@ def _function_in_words(evidence: Evidence) -> str:
 
 def _told_rounded(evidence: Evidence, rates: Rates) -> Told:
     ours, theirs = rates_in_words(list(rates.torch), list(rates.jax))
-    exact = [np.float32(rate) == rate for rate in rates.torch]
+    exact = [float(np.float32(rate)) == rate for rate in rates.torch]
     side = "torch's" if all(exact) else "one side's"
     return Told(
         "learning rate in float32",
