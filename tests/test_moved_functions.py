@@ -204,3 +204,51 @@ def test_an_update_that_amplifies_its_own_rounding_is_no_plain_match(factor: flo
     )
     assert report.verdict == verdict, str(report)
     assert (", update" in str(report)) == (verdict == "precision")
+
+
+@pytest.mark.parametrize("fault", [0.0, 1e-4])
+def test_a_sum_of_signs_that_cancels(fault: float) -> None:
+    """Half of the outputs are above their targets: the gradient of the bias is zero but for rounding."""
+    x = np.random.default_rng(0).standard_normal((6, 5))
+    target = np.array([[-9.0], [-9], [-9], [9], [9], [9]])
+    torch.manual_seed(0)
+    report = compare.check(
+        compare.Torch(torch.nn.Linear(5, 1), torch.nn.L1Loss(), lambda params: torch.optim.Adam(params, 1e-3)),
+        compare.Flax(
+            nnx.Linear(5, 1, rngs=nnx.Rngs(0)), lambda y, t: (1 + fault) * jnp.abs(y - t).mean(), optax.adam(1e-3)
+        ),
+        [(x, target)],
+        device="cpu",
+    )
+    assert report.ok == (fault == 0), str(report)
+
+
+@pytest.mark.parametrize("fault", [0.0, 1e-4])
+def test_a_gelu_that_torch_gives_as_zero(fault: float) -> None:
+    """For -14, 1 + erf(x) is zero, and erfc is not: both are zero to the rounding of 1."""
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).standard_normal((6, 5))
+    gelu = torch.nn.functional.gelu
+
+    class Original(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(5, 4), torch.nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(gelu(0.1 * self.first(x) - 14))
+
+    class Copy(nnx.Module):
+        def __init__(self) -> None:
+            self.first, self.second = nnx.Linear(5, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(1))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return (1 + fault) * self.second(jax.nn.gelu(0.1 * self.first(x) - 14, approximate=False))
+
+    report = compare.check(
+        compare.Torch(Original(), torch.nn.MSELoss(), lambda params: torch.optim.SGD(params, 0.1)),
+        compare.Flax(Copy(), mse, optax.sgd(0.1)),
+        [(x, np.ones((6, 2)))],
+        device="cpu",
+    )
+    assert report.ok == (fault == 0), str(report)

@@ -18,6 +18,7 @@ from compare.verdict.following import (
     weigh_noise,
     weigh_spread32,
     weigh_tables,
+    weigh_torch32,
 )
 
 IN_PAIRS = 16_000_000
@@ -110,6 +111,18 @@ class CommonRuns:
         draws = _draws(followed.steps)
         weigh_noise(followed, [self.stepper.torch(functools.partial(torch, draw)) for draw in draws], "torch")
         weigh_noise(followed, [self.stepper.jax(functools.partial(jax_moved, draw)) for draw in draws], "jax")
+
+    def weigh_torch32(self, followed: Followed) -> None:
+        """Measure the effect of float32 rounding on the torch side, against an unmoved run."""
+
+        def moved(draw: int) -> Any:
+            run = self.torch_run("float32")
+            if draw:
+                run.perturb(draw)
+            return run
+
+        draws = _draws(followed.steps)
+        weigh_torch32(followed, [self.stepper.torch(functools.partial(moved, draw)) for draw in draws])
 
     def weigh_tables(self, followed: Followed, jax: Any) -> Tables:
         """Measure what the float32 rounding of each side's tables does; `jax` is compiled already."""

@@ -47,6 +47,8 @@ def weigh_float32_program(
         runs.weigh_noise(followed, jax64)
     if _any_other(followed):
         runs.weigh_spread32(followed, jax32, lowest, functions=True)
+    if _any_other(followed):
+        runs.weigh_torch32(followed)
     pairs = zip(followed.pairings, followed.quantities, strict=True)
     found = next(((p, q) for p, q in pairs if p.ports and q.decides and q.other32.any()), None)
     if found and named(*found):  # rounding all the same, as that of a fast variance

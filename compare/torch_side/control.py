@@ -284,7 +284,7 @@ the last place of their first argument."""
 
 
 def _moved(output: Any, noise: "np.random.Generator", size: Any = None) -> Any:
-    """Move numbers by units in the last place of themselves or of `size`, up or down; what is zero stays so."""
+    """Move numbers by units in the last place of themselves or of `size`, up or down; where that is zero they stay."""
     import torch
 
     if isinstance(output, tuple):
@@ -295,7 +295,7 @@ def _moved(output: Any, noise: "np.random.Generator", size: Any = None) -> Any:
     # Two libraries' exp or tanh differ by a unit or two in the last place (XLA's polynomials against
     # SLEEF's), systematically and not at random. Moving by ULPS in either direction covers both.
     signs = output.new_tensor(noise.choice((-ulps, ulps), tuple(output.shape)))
-    return output * (1 + signs) if size is None else output + size * signs * (output != 0)
+    return output * (1 + signs) if size is None else output + size * signs
 
 
 def _line() -> str:

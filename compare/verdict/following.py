@@ -252,6 +252,19 @@ def weigh_noise(followed: Followed, moved: Sequence[Stream], side: str) -> None:
     _weigh_pairs(followed, {f"{side} {number}": run for number, run in enumerate(moved)}, add)
 
 
+def weigh_torch32(followed: Followed, moved: Sequence[Stream]) -> None:
+    """Measure what float32 rounding does to the torch side: the arguments are those of `weigh_noise`.
+
+    A sum of signs that cancels is exactly zero in one order of summation, and in another a residue. Adam makes a whole
+    step of it, which is far larger in float32 than in float64.
+    """
+
+    def add(quantity: Quantity, step: int, one: np.ndarray, other: np.ndarray) -> None:
+        quantity.add_moved(quantity.torch_noise, step, one, other)
+
+    _weigh_pairs(followed, {f"torch {number}": run for number, run in enumerate(moved)}, add)
+
+
 def weigh_tables(followed: Followed, moved: Sequence[Stream], side: str) -> None:
     """Measure what the float32 rounding of one side's tables does: the arguments are those of `weigh_noise`."""
 

@@ -40,7 +40,7 @@ class Measured:
     noise: list[float] = field(default_factory=list)
     """The largest d of two float64 runs of one side, each moved by rounding; empty if it was not measured."""
     torch_noise: list[float] = field(default_factory=list)
-    """The same for the torch side alone."""
+    """The same for the torch side alone, and between its float32 runs where that was measured."""
     tables: list[float] = field(default_factory=list)
     """The largest d of two float64 runs of one side, with its float32 tables unchanged or moved by half a unit; empty
     if it was not measured."""
