@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler
 import compare
 from benchmarks.traps.optimizers import by_axes, every, named, recurrent
 from benchmarks.traps.training import clip_like_torch, clipped, scheduled
+from compare.diagnosis.optimizers.rates import Rates
 from compare.verdict.divergence import DetailKind
 
 OPTAX = tuple(int(part) for part in optax.__version__.split(".")[:3])
@@ -418,3 +419,15 @@ def test_an_optimizer_for_each_parameter_group_can_be_copied(kind: Any, decays: 
     assert fix.startswith("optax.multi_transform({0: "), fix
     copied = eval(fix.replace("...", "1e-2"), {"optax": optax, "jax": jax})
     assert compared(ours, copied, steps=2).ok
+
+
+def test_what_float32_rounds_is_told_from_what_is_as_near() -> None:
+    rates = [number / 10_000 for number in range(100, 1000)]
+    rate = min(rates, key=lambda each: abs(float(np.float32(each)) / each - 1) or 1.0)
+    narrow = float(np.float32(rate))
+    assert 0 < abs(narrow / rate - 1) < 1e-9, "float32 rounds this rate to nearly itself"
+    assert Rates((rate,), (narrow,)).rounded
+    assert Rates((narrow,), (rate,)).rounded
+    assert Rates((0.1,), (0.1 * (1 + 1e-7),)).rounded
+    for other in (0.1 * (1 + 1e-6), 0.1 * (1 + 1e-11), 0.1):
+        assert not Rates((0.1,), (other,)).rounded

@@ -37,6 +37,12 @@ def _draws(steps: int) -> range:
     return range(max(MOVED, -(-DIRECTIONS // steps)) + 1)
 
 
+def _moved(run: Any, draw: int) -> Any:
+    if draw:
+        run.perturb(draw)
+    return run
+
+
 class CommonRuns:
     """Starts runs of a pair, which all take the same steps.
 
@@ -97,32 +103,24 @@ class CommonRuns:
     def weigh_noise(self, followed: Followed, jax: Any) -> None:
         """Measure the effect of rounding on each side, against an unmoved run; `jax` is compiled already."""
 
-        def moved(run: Any, draw: int) -> Any:
-            if draw:
-                run.perturb(draw)
-            return run
-
-        def torch(draw: int) -> Any:
-            return moved(self.torch_run("float64"), draw)
-
         def jax_moved(draw: int) -> Any:
-            return moved(self.again(copy.copy(jax)), draw)
+            return _moved(self.again(copy.copy(jax)), draw)
 
         draws = _draws(followed.steps)
-        weigh_noise(followed, [self.stepper.torch(functools.partial(torch, draw)) for draw in draws], "torch")
+        weigh_noise(followed, self._torch_moved("float64", draws), "torch")
         weigh_noise(followed, [self.stepper.jax(functools.partial(jax_moved, draw)) for draw in draws], "jax")
 
     def weigh_torch32(self, followed: Followed) -> None:
         """Measure the effect of float32 rounding on the torch side, against an unmoved run."""
+        weigh_torch32(followed, self._torch_moved("float32", _draws(followed.steps)))
 
-        def moved(draw: int) -> Any:
-            run = self.torch_run("float32")
-            if draw:
-                run.perturb(draw)
-            return run
+    def _torch_moved(self, dtype: str, draws: range) -> list[Any]:
+        """Start runs of the torch side in a precision, moved by the rounding of that; the first is not moved."""
 
-        draws = _draws(followed.steps)
-        weigh_torch32(followed, [self.stepper.torch(functools.partial(moved, draw)) for draw in draws])
+        def start(draw: int) -> Any:
+            return _moved(self.torch_run(dtype), draw)
+
+        return [self.stepper.torch(functools.partial(start, draw)) for draw in draws]
 
     def weigh_tables(self, followed: Followed, jax: Any) -> Tables:
         """Measure what the float32 rounding of each side's tables does; `jax` is compiled already."""

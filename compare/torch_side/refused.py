@@ -38,7 +38,7 @@ def refuse_what_asserts(operation: Any, args: tuple[Any, ...], kwargs: dict[str,
     if bounds_of is None:
         return
     given = {**dict(zip((each.name for each in operation._schema.arguments), args, strict=False)), **kwargs}
-    # A number that is no number is not within any bounds.
+    # NaN is not within any bounds.
     if not all(bool(((values >= low) & (values <= high)).all()) for values, low, high in bounds_of(given)):
         operation(*_on_cpu(args), **_on_cpu(kwargs))
 

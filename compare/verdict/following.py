@@ -243,33 +243,29 @@ def weigh_noise(followed: Followed, moved: Sequence[Stream], side: str) -> None:
         side: Which one's they are, "torch" or "jax".
 
     """
-
-    def add(quantity: Quantity, step: int, one: np.ndarray, other: np.ndarray) -> None:
-        quantity.add_moved(quantity.noise, step, one, other)
-        if side == "torch":
-            quantity.add_moved(quantity.torch_noise, step, one, other)
-
-    _weigh_pairs(followed, {f"{side} {number}": run for number, run in enumerate(moved)}, add)
+    _weigh_moved(followed, moved, side, "noise", *(["torch_noise"] if side == "torch" else []))
 
 
 def weigh_torch32(followed: Followed, moved: Sequence[Stream]) -> None:
     """Measure what float32 rounding does to the torch side: the arguments are those of `weigh_noise`.
 
-    A sum of signs that cancels is exactly zero in one order of summation, and in another a residue. Adam makes a whole
-    step of it, which is far larger in float32 than in float64.
+    In one order of summation, a sum of signs that cancels is exactly zero, and in another it is a residue. Adam makes a
+    whole step of the residue, and that step is far larger in float32 than in float64.
     """
-
-    def add(quantity: Quantity, step: int, one: np.ndarray, other: np.ndarray) -> None:
-        quantity.add_moved(quantity.torch_noise, step, one, other)
-
-    _weigh_pairs(followed, {f"torch {number}": run for number, run in enumerate(moved)}, add)
+    _weigh_moved(followed, moved, "torch", "torch_noise")
 
 
 def weigh_tables(followed: Followed, moved: Sequence[Stream], side: str) -> None:
     """Measure what the float32 rounding of one side's tables does: the arguments are those of `weigh_noise`."""
+    _weigh_moved(followed, moved, side, "tables")
+
+
+def _weigh_moved(followed: Followed, moved: Sequence[Stream], side: str, *measures: str) -> None:
+    """Compare runs of one side that are each moved in its own way; `measures` are the fields of what is measured."""
 
     def add(quantity: Quantity, step: int, one: np.ndarray, other: np.ndarray) -> None:
-        quantity.add_moved(quantity.tables, step, one, other)
+        for measure in measures:
+            quantity.add_moved(getattr(quantity, measure), step, one, other)
 
     _weigh_pairs(followed, {f"{side} {number}": run for number, run in enumerate(moved)}, add)
 
