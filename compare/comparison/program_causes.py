@@ -21,6 +21,7 @@ from compare.comparison.suggested_edits import (
     Steps,
     hidden_by,
     is_hidden,
+    of_early_weights,
     placed,
     read,
     suggested,
@@ -88,8 +89,9 @@ def _cause_at(
     # loop as a rule, and what follows an update from that update: what the loop allows is tried before.
     before = divergence.stage in _COMPUTED and not updated
     if before:
-        known = _searched(followed, steps, edits, reach, place)
-    if known.edit is None:
+        fitting = _best(of_early_weights(followed, steps, edits), followed, steps, edits, reach)
+        known = Known() if fitting else _searched(followed, steps, edits, reach, place)
+    if known.edit is None and not fitting:
         # Without an edit it is a cause of structure, and explains one place. A change of the loop explains steps.
         fitting = _best(suggested(followed, steps, edits, reach), followed, steps, edits, reach)
         known = Known() if fitting else known

@@ -12,8 +12,8 @@ from compare.comparison.readings import nearer_as_accumulated, nearer_reading
 from compare.comparison.weighing import Residues, apart, computed
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.searched import Searched
-from compare.diagnosis.steps import averages, followers, kept, loops, modules, scales
-from compare.diagnosis.steps.edit import Difference, Edit, StateTensor
+from compare.diagnosis.steps import averages, early, followers, kept, loops, modules, scales
+from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, root_and_path
 from compare.diagnosis.steps.library_calls import EDITS
 from compare.numerics.distance import distance
 from compare.step.observation import Observation, Port
@@ -109,6 +109,13 @@ def suggested(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
     yield from _of_place(followed, steps, edits, reach)
 
 
+def of_early_weights(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Iterator[Edit]:
+    """Give the edits with which tensors that the step uses follow the weights before the update, or after it."""
+    if any(True for _ in followers.following(steps.start())):
+        _, torch_history, jax_history = _histories(followed, steps, edits)
+        yield from early.edits(torch_history, jax_history)
+
+
 def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Iterator[Edit]:
     """Give the edits that what both sides have at this place suggests."""
     pairing = followed.pairings[reach.place]
@@ -127,7 +134,12 @@ def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
             return
         this = tensors[pairing.torch]
         found = Difference(reach.step, pairing.stage, pairing.torch, this.torch, this.jax, this.near, tensors)
-        known = [*averages.edits(found, torch_history), *followers.edits(found.name, torch_history, jax_history)]
+        root, _ = root_and_path(found.name)
+        known = [
+            *averages.edits(found, torch_history),
+            *followers.edits(found.name, torch_history, jax_history),
+            *early.edits(torch_history, jax_history, root),
+        ]
         yield from known
         if not known:
             yield from kept.edits(found, kept.momenta(run))

@@ -122,6 +122,8 @@ ROWS = (
                 "average before the update",
                 "average after the update",
                 "averaged at other steps",
+                "copied before the update",
+                "copied after the update",
                 "copied at other steps",
                 "another model",
             ),

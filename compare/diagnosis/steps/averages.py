@@ -2,7 +2,7 @@
 
 A tensor S of the state that no optimizer trains follows a tensor P of the same shape by S' = d S + (1 - d) P'. Torch's
 own step shows both d and P: the rule must give S' for the whole tensor, to float64's rounding. The JAX side's tensor
-is then held against the same rule with another d, with the P from before the update, with S left alone, or copied.
+is then held against the same rule with another d, with S left alone, or copied.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -88,15 +88,15 @@ class _Other(NamedTuple):
     name: str
     explanation: str
     fix: str
-    value: Callable[[Any, Any, Any], Any]
-    """Of arrays or tensors: the average before, what it follows before, and what it follows after."""
+    value: Callable[[Any, Any], Any]
+    """Of arrays or tensors: the average before the step, and what it follows after it."""
     free: int = 0
     decay: float | None = None
     """How much of the old value the JAX step keeps, where only that is wrong."""
 
     def gives(self, tensors: Mapping[str, StateTensor], name: str, rule: Rule) -> bool:
         tensor, source = tensors[name], tensors[rule.source]
-        made = self.value(tensor.before, source.before, source.torch)
+        made = self.value(tensor.before, source.torch)
         return distance(made, tensor.jax) <= tensor.near
 
 
@@ -197,26 +197,20 @@ def _other_rules(found: Difference, rule: Rule, same: Mapping[str, Rule]) -> Ite
         "average not updated",
         "the JAX step leaves it as it is",
         rule.call if rule.all else follow,
-        lambda old, before, after: old,
+        lambda old, after: old,
     )
     if decay and not rule.all:
-        yield _Other(
-            "average before the update",
-            "the JAX step averages the weights from before the optimizer's update",
-            f"{rule.call}, after the optimizer's update",
-            lambda old, before, after: decay * old + (1 - decay) * before,
-        )
         yield _Other(
             "average copied",
             "the JAX step copies the weights",
             rule.call,
-            lambda old, before, after: after,
+            lambda old, after: after,
         )
         yield _Other(
             "decay exchanged",
             f"the JAX step keeps {number(1 - decay)} of the average and takes {number(decay)} of the weights",
             rule.call,
-            lambda old, before, after: (1 - decay) * old + decay * after,
+            lambda old, after: (1 - decay) * old + decay * after,
             decay=1 - decay,
         )
     # Of decays that change from step to step, `followers` knows those of both sides.
@@ -231,7 +225,7 @@ def _other_rules(found: Difference, rule: Rule, same: Mapping[str, Rule]) -> Ite
             "average's decay",
             f"the JAX step keeps {number(short)}",
             rule.call,
-            lambda old, before, after: short * old + taken * after,
+            lambda old, after: short * old + taken * after,
             free=1,
             decay=short,
         )
@@ -285,7 +279,7 @@ def _edit(root: str, rule: Rule, made: _Other, rules: dict[str, Rule]) -> Edit:
         now = run.floating()
         with torch.no_grad():
             for name, each in rules.items():
-                now[name].copy_(made.value(before[name], before[each.source], now[each.source]))
+                now[name].copy_(made.value(before[name], now[each.source]))
 
     copies = not rule.decay and not rule.all
     keeps = f"makes {root} a copy of" if copies else f"keeps {rule.kept} of {root} and takes the rest from"

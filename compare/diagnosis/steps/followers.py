@@ -1,14 +1,11 @@
-"""Tensors that follow the weights: copied at other steps, or averaged after the update where torch does it before.
+"""Tensors that follow the weights: copied at other steps, or with other decays from step to step.
 
 What the JAX side does is read from its own numbers, at all steps: no number is fitted.
 """
 
-import contextlib
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +17,30 @@ History = Sequence[Mapping[str, np.ndarray]]
 """The tensors of a side before the first step and after each, by torch's names, in torch's layout."""
 
 
+def following(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yield the entries of the state whose tensors may follow those of another entry.
+
+    Names decide, since the shapes of many layers are equal.
+
+    Yields:
+        The entry, the other, and the names of the other's tensors by those of the entry.
+
+    """
+    paths: dict[str, dict[str, str]] = {}
+    for name in tensors:
+        root, path = root_and_path(name)
+        paths.setdefault(root, {})[path] = name
+    for root, ours in paths.items():
+        for other, theirs in paths.items():
+            pairs = {
+                own: theirs[path]
+                for path, own in ours.items()
+                if other != root and path in theirs and tensors[theirs[path]].shape == tensors[own].shape
+            }
+            if pairs:
+                yield root, other, pairs
+
+
 def edits(name: str, torch: History, jax: History) -> Iterator[Edit]:
     """Yield what the JAX side does with a tensor and all others of its root that follow the weights of one model.
 
@@ -29,20 +50,9 @@ def edits(name: str, torch: History, jax: History) -> Iterator[Edit]:
         jax: The JAX side's; the same before the first step.
 
     """
-    paths: dict[str, dict[str, str]] = {}
-    for each in torch[0]:
-        own, path = root_and_path(each)
-        paths.setdefault(own, {})[path] = each
-    root, path = root_and_path(name)
-    for other, theirs in paths.items():
-        pairs = {
-            own: theirs[each]
-            for each, own in paths[root].items()
-            if other != root and each in theirs and torch[0][theirs[each]].shape == torch[0][own].shape
-        }
-        if name in pairs:  # of the same shape
+    for root, other, pairs in following(torch[0]):
+        if name in pairs:
             yield from _followed(root, other, name, pairs, torch, jax)
-            yield from _averaged(root, other, name, pairs, torch, jax)
 
 
 def _followed(
@@ -116,34 +126,6 @@ def _from_step_to_step(name: str, root: str, other: str, ours: Sequence[float], 
     )
 
 
-def _averaged(
-    root: str, other: str, name: str, pairs: Mapping[str, str], torch: History, jax: History
-) -> Iterator[Edit]:
-    """Look for an average of the weights from before the update that is one of those from after it."""
-    found = [decay_of(now[name], before[name], before[pairs[name]]) for before, now in pairwise(torch)]
-    decays = [decay for decay in found if decay is not None]
-    if not decays or not 0 < decays[0] < 1:
-        return
-    decay = float(f"{decays[0]:.9g}")
-    if not all(holds(decay, now[name], before[name], before[pairs[name]]) for before, now in pairwise(torch)):
-        return
-    if not all(
-        holds(decay, now[own], before[own], now[source])
-        for own, source in pairs.items()
-        for before, now in pairwise(jax)
-    ):
-        return
-    late = _Late(pairs, decay)
-    yield Edit(
-        name="average after the update",
-        explanation=f"torch updates {root} with the weights of {other} from before the optimizer's update, and "
-        "the JAX step with those from after it",
-        fix=f"optax.incremental_update(new, old, step_size={number(1 - decay)}), before the optimizer's update",
-        during=late.restored,
-        after=late,
-    )
-
-
 def _decays(history: History, name: str, source: str) -> list[float] | None:
     """Return how much a tensor keeps of itself in each step, the rest being the weights': 1 where it stays as it was.
 
@@ -194,26 +176,3 @@ class _Following:
         now, number = run.floating(), run.taken - 1
         for own, source in self.pairs.items():
             now[own].data.copy_(self.kept[number] * before[own] + self.taken[number] * now[source].data)
-
-
-class _Late:
-    """Shows averages as they are after the update that torch makes at the beginning of the next step."""
-
-    def __init__(self, pairs: Mapping[str, str], decay: float) -> None:
-        self.pairs, self.decay = pairs, decay
-        self.kept: weakref.WeakKeyDictionary[TorchProgramRun, dict[str, Any]] = weakref.WeakKeyDictionary()
-        """The values with which a run continues, instead of its own."""
-
-    @contextlib.contextmanager
-    def restored(self, run: TorchProgramRun) -> Iterator[None]:
-        """Go on with the averages as torch's own step has left them."""
-        now = run.floating()
-        for name, value in self.kept.pop(run, {}).items():
-            now[name].data.copy_(value)
-        yield
-
-    def __call__(self, run: TorchProgramRun, _: Tensors) -> None:
-        now = run.floating()
-        self.kept[run] = {own: now[own].detach().clone() for own in self.pairs}
-        for own, source in self.pairs.items():
-            now[own].data.mul_(self.decay).add_((1 - self.decay) * now[source].data)

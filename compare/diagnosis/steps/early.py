@@ -1,0 +1,194 @@
+"""Tensors that follow the weights from before the step's update on one side, and from after it on the other.
+
+A target is often copied, or averaged, at the beginning of a step in one framework and at its end in the other. Both
+rules are read from the sides' own numbers, at all steps: no number is fitted. The torch step is then changed: its own
+writes to these tensors are undone as they are made, and they follow the weights where the JAX side's do.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from compare.diagnosis.steps.averages import NEAR, complement, decay_of, holds, number, written
+from compare.diagnosis.steps.edit import Edit, Tensors
+from compare.diagnosis.steps.followers import History, following
+from compare.step.user_code import passes_on
+from compare.torch_side.program_run import TorchProgramRun
+from compare.torch_side.record import Record
+
+if TYPE_CHECKING:
+    import torch
+
+
+def edits(torch: History, jax: History, root: str = "") -> Iterator[Edit]:
+    """Yield the changes of when tensors follow the weights.
+
+    Args:
+        torch: The torch side's tensors.
+        jax: The JAX side's; the same before the first step.
+        root: The entry of the state that differs first; without it, what the step computes differs before.
+
+    """
+    for own, other, pairs in following(torch[0]):
+        for early, first in ((False, False), (True, True), (True, False)):
+            found = None if root not in ("", own) else _moved(own, other, pairs, torch, jax, early=early, first=first)
+            if found is not None:
+                yield found
+
+
+def _moved(
+    root: str, other: str, pairs: Mapping[str, str], torch: History, jax: History, *, early: bool, first: bool
+) -> Edit | None:
+    """Look for tensors that follow the weights from before the update on one side alone.
+
+    Args:
+        root: The entry of the state that they belong to.
+        other: The entry whose weights they follow.
+        pairs: The names of these, by those of the tensors.
+        torch: The torch side's tensors.
+        jax: The JAX side's.
+        early: Whether the JAX side takes the weights from before the update, and not torch.
+        first: Whether it does so at the beginning of the step, so that what the step computes follows from it.
+
+    """
+    known = {own: _decays(pairs, own, torch, jax, early=early) for own in pairs}
+    clear = {own: decays for own, decays in known.items() if decays is not None}
+    # A tensor of one element shows no decay, and confirms that of another.
+    one = next((decays for own, decays in clear.items() if torch[0][own].size > 1), None)
+    if one is None:
+        return None
+    same = {own: pairs[own] for own, decays in clear.items() if np.allclose(decays, one, rtol=0, atol=NEAR)}
+    exact = [written(decay) for decay in one]
+    steps = zip(exact, pairwise(jax), strict=True)
+    rules = [
+        _Rule(decay, complement(decay, ((old[own], (old if early else now)[f], now[own]) for own, f in same.items())))
+        for decay, (old, now) in steps
+    ]
+    follow = _Follow(same, rules, early=early, first=first)
+    when = ("after", "before") if early else ("before", "after")
+    return Edit(
+        name=f"{'copied' if set(exact) <= {0.0, 1.0} else 'average'} {when[1]} the update",
+        explanation=f"torch updates {root} with the weights of {other} from {when[0]} the optimizer's update, and the "
+        f"JAX step with those from {when[1]} it",
+        fix=f"{_call(exact, other, root)}, {when[0]} the optimizer's update",
+        during=follow.instead,
+        after=follow.at_the_end,
+    )
+
+
+def _call(decays: Sequence[float], other: str, root: str) -> str:
+    """Name the call of optax that follows a rule; a step at which the tensors stay as they are has a decay of 1."""
+    shares = {decay for decay in decays if decay != 1}
+    if shares == {0.0}:
+        return f"copy {other} to {root}"
+    taken = number(1 - min(shares)) if len(shares) == 1 else "..."
+    return f"optax.incremental_update(new, old, step_size={taken})"
+
+
+def _decays(pairs: Mapping[str, str], own: str, torch: History, jax: History, *, early: bool) -> list[float] | None:
+    """Return how much a tensor keeps of itself at each step, if both sides keep as much; None otherwise."""
+    ours = _kept(torch, own, pairs[own], early=not early)
+    theirs = _kept(jax, own, pairs[own], early=early)
+    if ours is None or theirs is None or any({*side} <= {1.0, None} for side in (ours, theirs)):
+        return None
+    decays = []
+    for one, two in zip(ours, theirs, strict=True):
+        if one is not None and two is not None and abs(one - two) > NEAR:
+            return None
+        known = one if one is not None else two
+        decays.append(1.0 if known is None else known)
+    return decays
+
+
+def _kept(history: History, own: str, source: str, *, early: bool) -> list[float | None] | None:
+    """Return how much a tensor keeps of itself at each step; a step has None where it equals what it follows.
+
+    None where it does not follow the weights at some step.
+    """
+    kept: list[float | None] = []
+    for before, now in pairwise(history):
+        follows = (before if early else now)[source]
+        decay = decay_of(now[own], before[own], follows)
+        if not holds(1.0 if decay is None else decay, now[own], before[own], follows):
+            return None
+        kept.append(decay if decay is None or abs(decay - 1) > NEAR else 1.0)
+    return kept
+
+
+class _Rule(NamedTuple):
+    """How tensors follow the weights at one step."""
+
+    kept: float
+    taken: float
+
+
+class _Follow:
+    """Lets tensors follow the weights first or last in a step, and not where the step itself writes to them."""
+
+    def __init__(self, pairs: Mapping[str, str], rules: Sequence[_Rule], *, early: bool, first: bool) -> None:
+        self.pairs, self.rules, self.early, self.first = pairs, rules, early, first
+
+    def _follow(self, now: Tensors, old: Tensors, weights: Tensors, step: int) -> None:
+        rule = self.rules[step]
+        for own, source in self.pairs.items():
+            now[own].data.copy_(rule.kept * old[own].detach() + rule.taken * weights[source].detach())
+
+    @contextlib.contextmanager
+    def instead(self, run: TorchProgramRun) -> Iterator[None]:
+        now = run.floating()
+        if self.first:
+            self._follow(now, now, now, run.taken)
+        with _mode()([now[own] for own in self.pairs]):
+            yield
+
+    def at_the_end(self, run: TorchProgramRun, before: Tensors) -> None:
+        if not self.first:
+            now = run.floating()
+            self._follow(now, before, before if self.early else now, run.taken - 1)
+
+
+@functools.cache
+def _mode() -> "Callable[[Iterable[torch.Tensor]], contextlib.AbstractContextManager[Any]]":
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Held(TorchFunctionMode):
+        """Gives tensors their values back whenever they are written to."""
+
+        def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+            super().__init__()
+            self.kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+        @passes_on
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            del types
+            given = func(*args, **(kwargs or {}))
+            # What this package does around the user's step, such as `at_the_end`, is not of the step.
+            if not Record.keeping and args and _writes(getattr(func, "__name__", "")):
+                written = args[0] if isinstance(args[0], list | tuple) else [args[0]]  # a list: torch._foreach_lerp_
+                self._put_back({_memory(each) for each in written if isinstance(each, torch.Tensor)})
+            return given
+
+        def _put_back(self, written: set[int]) -> None:
+            for tensor, value in self.kept:
+                if _memory(tensor) in written:
+                    # Not in place: `target.data = model.data` lets both use the same memory.
+                    tensor.data = value.clone()
+
+    return Held
+
+
+def _writes(name: str) -> bool:
+    """Tell whether a function of torch changes its first argument: `copy_`, `x[0] = y`, `x += y`, `x.data = y`."""
+    if name.startswith("__"):
+        return name in ("__set__", "__setitem__") or (name.startswith("__i") and name not in ("__init__", "__invert__"))
+    return name.endswith("_")
+
+
+def _memory(tensor: "torch.Tensor") -> int:
+    """Return the address of what a tensor and all views of it share: `target.data` is another tensor."""
+    return tensor.untyped_storage().data_ptr()
