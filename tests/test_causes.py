@@ -241,6 +241,61 @@ def test_padding_of_a_transposed_convolution(name: str) -> None:
     assert checked(code.keywords["padding"]).verdict == "match"
 
 
+class Padded(nn.Module):
+    """A convolution of which the input is padded before, as causal ones are written in torch."""
+
+    def __init__(self, conv: nn.Module, pad: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv, self.pad = conv, pad
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(functional.pad(x, self.pad))
+
+
+CONVOLVED = {
+    "the other ends": (
+        Padded(nn.Conv1d(3, 2, 3, dilation=2), (4, 0)),
+        {"padding": "SAME", "kernel_dilation": 2},
+        ("padding", {"padding": ((4, 0),)}),
+    ),
+    "the other ends of two axes": (
+        Padded(nn.Conv2d(3, 2, 3, stride=2), (0, 1, 1, 0)),
+        {"padding": ((0, 1), (0, 1)), "strides": 2},
+        ("padding", {"padding": ((1, 0), (0, 1))}),
+    ),
+    "a causal dilation": (
+        Padded(nn.Conv1d(3, 2, 3, dilation=2), (4, 0)),
+        {"padding": "CAUSAL", "kernel_dilation": 1},
+        ("dilation", {"kernel_dilation": (2,)}),
+    ),
+    "a dilation": (
+        nn.Conv2d(3, 2, 3, dilation=2, padding=2),
+        {"padding": "SAME", "kernel_dilation": 3},
+        ("dilation", {"kernel_dilation": (2, 2)}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLVED)
+def test_padding_and_dilation_of_a_convolution(name: str) -> None:
+    original, settings, (expected, fix) = CONVOLVED[name]
+    conv = original.conv if isinstance(original, Padded) else original
+    space = conv.weight.ndim - 2
+    x = np.random.default_rng(0).normal(size=(2, 3, *(9, 10)[:space])).astype(np.float32)
+
+    def checked(**settings: Any) -> compare.Report:
+        port = nnx.Conv(3, 2, (3,) * space, rngs=nnx.Rngs(0), **settings)
+        adapted = compare.Flax(port, batch=lambda x, _: (np.moveaxis(x, 1, -1), None))
+        return compare.check(compare.Torch(original), adapted, [(x, None)], steps=1, device="cpu")
+
+    cause = checked(**settings).divergence.cause  # type: ignore[union-attr]
+    assert cause is not None
+    assert cause.name == expected
+    (code,) = cause.code
+    assert (code.call, code.keywords) == ("nnx.Conv", fix)
+    assert checked(**settings | fix).verdict == "match"
+
+
 def test_a_setting_is_given_to_a_layer_that_has_it() -> None:
     """The norm lies behind a convolution and has no weights: it is the norm whose epsilon is named."""
     norm = nnx.InstanceNorm(3, epsilon=1e-6, use_scale=False, use_bias=False, rngs=nnx.Rngs(0))

@@ -125,7 +125,8 @@ def _variants(number: int, call: Call) -> Iterator[Counterfactual]:
             def rewrite(call: Call, value: Any = value, argument: str = variants.argument) -> Any:
                 return call.run(**{argument: value})
 
-            shown = value if isinstance(value, bool | int | float | str) or value is None else "the inverse"
+            plain = value is None or isinstance(value, bool | int | float | str | list)
+            shown = value if plain else "the inverse"
             short = f"{variants.argument}={shown}"
             does = f"computes what torch would with {short}"
 

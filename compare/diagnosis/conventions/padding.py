@@ -4,7 +4,7 @@ XLA's "SAME" pads as much as the output's size needs, with an odd element at the
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from compare.diagnosis.conventions.base import CONVOLUTIONS, DOCS, FLAX, TRANSPOSED, Alternative
@@ -99,6 +99,62 @@ def _wrapped(mode: str) -> Rewrite:
 
 def _causal(call: Call) -> Pads:
     return [((_size(call)[0] - 1) * _dilation(call, 0), 0)]
+
+
+def other_ends(call: Call) -> Iterator[list[int]]:
+    """Yield what `torch.nn.functional.pad` may add at the other ends of its axes, as much in all as it adds now."""
+    now = list(call["pad"])
+    totals = [before + after for before, after in zip(now[::2], now[1::2], strict=True)]
+    if min(now) < 0:
+        return
+    halves = [total // 2 for total in totals]
+    for starts in (halves, [total - half for total, half in zip(totals, halves, strict=True)], totals, [0] * len(now)):
+        other = [each for start, total in zip(starts, totals, strict=False) for each in (start, total - start)]
+        if other != now:
+            yield other
+
+
+def other_ends_fix(call: Call, place: Place) -> Code | None:
+    """Write torch's padding of the convolution that follows: torch's last axis comes first in `pad`."""
+    pads = list(zip(call["pad"][::2], call["pad"][1::2], strict=True))[::-1]
+    space = call.input.ndim - 2
+    if call["mode"] != "constant" or len(pads) > space:
+        return None
+    return place.setting("conv", ((0, 0),) * (space - len(pads)) + tuple(pads), "padding")
+
+
+def _dilated(dilation: int, *, causal: bool) -> Alternative:
+    """Compute a convolution with another dilation, and a padding that gives an output of the same size."""
+
+    def compute(call: Call) -> Any:
+        from torch.nn import functional
+
+        flat: list[int] = []
+        for axis in reversed(range(len(_size(call)))):
+            pad, more = _at(call["padding"], axis), (_size(call)[axis] - 1) * (dilation - _dilation(call, axis))
+            before = more if causal else more // 2
+            flat += [pad + before, pad + more - before]  # a negative amount cuts off, as what a causal padding added
+        padded = functional.pad(call.input, flat)
+        return call.run(**{_first(call): padded, "padding": 0, "dilation": dilation})
+
+    def applies(call: Call) -> bool:
+        known = not isinstance(call["padding"], str) and max(_size(call)) > 1
+        return known and any(_dilation(call, axis) != dilation for axis in range(len(_size(call))))
+
+    return Alternative(
+        name="dilation",
+        functions=("conv1d",) if causal else CONVOLUTIONS,
+        compute=compute,
+        jax_does=f"has a dilation of {dilation}, and the padding that goes with it",
+        fix=_dilation_fix,
+        source=f"{FLAX}linear.html",
+        applies=applies,
+    )
+
+
+def _dilation_fix(call: Call, place: Place) -> Code | None:
+    dilation = tuple(_dilation(call, axis) for axis in range(len(_size(call))))
+    return place.setting("conv", dilation, "kernel_dilation", "dilation")
 
 
 def _shorter_than_input(call: Call) -> bool:
@@ -250,6 +306,7 @@ PADDING = (
         fix=convolution_fix,
         source=f"{FLAX}linear.html",
     ),
+    *(_dilated(dilation, causal=causal) for causal in (False, True) for dilation in (1, 2, 3, 4, 8)),
     _transposed(
         lambda call: _crop(call, _transposed_same), 'pads as "SAME" does: the output is stride times the input'
     ),

@@ -20,7 +20,14 @@ from compare.diagnosis.conventions.base import (
     sets,
 )
 from compare.diagnosis.conventions.loss_code import loss_code
-from compare.diagnosis.conventions.padding import AVERAGE_POOLS, MAX_POOLS, convolution_fix, pool_fix
+from compare.diagnosis.conventions.padding import (
+    AVERAGE_POOLS,
+    MAX_POOLS,
+    convolution_fix,
+    other_ends,
+    other_ends_fix,
+    pool_fix,
+)
 from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call
 from compare.verdict.fix import Code, source
@@ -167,6 +174,14 @@ VARIANTS = (
         source=f"{FLAX}linear.html",
     ),
     Variants(
+        name="padding",
+        functions=("pad",),
+        argument="pad",
+        values=other_ends,
+        fix=other_ends_fix,
+        source=f"{FLAX}linear.html",
+    ),
+    Variants(
         name="padding mode",
         functions=("pad",),
         argument="mode",
@@ -256,6 +271,14 @@ VARIANTS = (
         values=_others(True, False),
         fix=resampling.grid,
         source=f"{DOCS}torch.nn.functional.affine_grid.html",
+    ),
+    Variants(
+        name="padding",
+        functions=("pad",),
+        argument="pad",
+        values=other_ends,
+        fix=other_ends_fix,
+        source=f"{FLAX}linear.html",
     ),
     Variants(
         name="padding mode",
