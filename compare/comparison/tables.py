@@ -53,13 +53,15 @@ def rounded_tables(tables: Tables, found: Found, quantity: Quantity, side: str) 
         f"on the {name} side {_listed(each)}" if each else f"on the {name} side nothing"
         for name, each in (("torch", tables.torch), (side, tables.jax))
     ]
+    # Of one side alone, the other may have the same array, with decimals in it that were restored.
+    both = "give both sides the same array: compute it once, in NumPy, and use it in both programs"
+    advice = f". To see the two agree to float64's rounding, {both}" if tables.torch and tables.jax else ""
     return Cause(
         "numbers rounded to float32",
         f"{place}: the sides differ by {quantity.error64[step]:.1e} in float64. Numbers that were rounded to "
         "float32 when the programs were built explain this: moved by half a unit of float32, they change it "
         f"by {quantity.tables[step]:.1e}. These are {' and '.join(held)}",
-        "none is needed. To see the two agree to float64's rounding, give both sides the same array: compute it once, "
-        "in NumPy, and use it in both programs",
+        f"none is needed{advice}",
         DOCS,
     )
 

@@ -188,11 +188,11 @@ def _parts(report: "Findings", more: str = "") -> Iterator[RenderableType]:
         sides = zip((report.jax.side, report.torch.side), (uneven.error_jax[0], uneven.error_torch[0]), strict=True)
         rows.append(("rounding", " and ".join(f"{error:.1e} on the {side} side" for side, error in sides)))
     rows += _accepted(report)
-    if report.ok and report.unexercised:
-        yield Text(f"  {verdict}, but nothing here exercises:")
-        rows += [("", line) for line in report.unexercised]
     if rows:
         yield _grid(rows)
+    if report.ok and report.unexercised:
+        yield Text(f"  {verdict}, but nothing here exercises:")
+        yield _grid([("", line) for line in report.unexercised])
     if len(groups) > 1:
         yield from _several(report, groups)
     if links := dict.fromkeys(link for group in groups[:SHOWN_GROUPS] for link in group.links):

@@ -31,7 +31,7 @@ class Reached:
         elif name == "embedding" and len(args) > 2 and args[2] >= 0:
             met = (args[1] == args[2]).any()
             self._note(f"padding: no index is {args[2]}, whose row torch's embedding does not train", met)
-        elif name == "clamp" and args[0].ndim == 0 and 1.0 in (*args[1:], *kwargs.values()):
+        elif name == "clamp" and args[0].ndim == 0 and _is_called_in("clip_grad.py"):
             self._note("clipping by norm: no gradient's norm reaches torch's limit", args[0] < 1)
         elif name in _CHOICES and (place := _users_call()):
             what, flags = _CHOICES[name]
@@ -125,11 +125,25 @@ _CHOICES: dict[str, Any] = {
 """Operations of aten that choose: what is to be said where one of their sides is never taken, and which were."""
 
 
-def _users_call() -> str:
-    """Name the user's line if it calls the operation that runs now itself, and not through a library; else nothing."""
+def _is_called_in(file: str) -> bool:
+    """Tell whether the operation that runs now is called in a file of torch's, such as that of `clip_grad_norm_`."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame:
+        if os.path.basename(frame.f_code.co_filename) == file and frame.f_code.co_filename.startswith(_library()):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _library() -> str:
     import torch
 
-    library = os.path.dirname(torch.__file__) + os.sep
+    return os.path.dirname(torch.__file__) + os.sep
+
+
+def _users_call() -> str:
+    """Name the user's line if it calls the operation that runs now itself, and not through a library; else nothing."""
+    library = _library()
     frame: FrameType | None = sys._getframe(1)
     while frame:
         code = frame.f_code
