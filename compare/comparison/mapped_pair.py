@@ -16,6 +16,7 @@ from compare.alignment.pairings import Alignment
 from compare.alignment.training import Constant, align_training
 from compare.comparison.elsewhere import is_statistic, moved_inputs, perturbed
 from compare.comparison.flattened import Features, FlattenedFeatures
+from compare.comparison.own_values import OwnValues, other_own_values
 from compare.comparison.selection import Selection
 from compare.comparison.shapes import first_difference
 from compare.errors import InputError
@@ -32,6 +33,7 @@ from compare.torch_side.layers import kept_tensors, layer_kinds, torch_layers
 from compare.torch_side.record import Record
 from compare.torch_side.run import TorchRun
 from compare.torch_side.side import Torch
+from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
 from compare.weights.links import WeightMap, to_jax
@@ -211,6 +213,12 @@ class MappedPair:
         if start is None:
             start = {name: to_numpy(tensor) for name, tensor in kept_tensors(self.torch.model).items()}
         return to_jax(self.links, start, arrays)
+
+    def other_own_values(self, followed: Followed) -> OwnValues:
+        """Find the tables of which the port came with other values than torch's."""
+        start = {name: to_numpy(tensor) for name, tensor in kept_tensors(self.torch.model).items()}
+        unsaved = start.keys() - self.torch.model.state_dict().keys()
+        return other_own_values(self.links, followed, start, self.given, self.torch_parameters, unsaved)
 
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizer's, by parameter."""

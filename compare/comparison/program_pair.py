@@ -12,6 +12,7 @@ from compare.alignment.pairings import Alignment
 from compare.alignment.program import align_program
 from compare.comparison.elsewhere import is_statistic, moved_inputs, perturbed
 from compare.comparison.flattened import Features, image_before, linear_layers, orders
+from compare.comparison.own_values import OwnValues, other_own_values
 from compare.comparison.selection import Selection
 from compare.errors import InputError
 from compare.jax_side.program import JaxProgram
@@ -24,6 +25,7 @@ from compare.torch_side.control import ControlledRun
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
+from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
 from compare.weights.find import find_links
 from compare.weights.links import WeightMap, to_jax
@@ -68,6 +70,9 @@ class ProgramPair:
         """The torch side's values at the start, by name."""
         self.size = sum(array.size for array in self.start.values())
         self._parameters = frozenset(run.parameters)
+        self._unsaved = {name for name, _ in run.model.named_buffers()} - run.model.state_dict().keys()
+        self.given = port.arrays()
+        """The arrays that the port came with."""
         self.links = self._find_links(run, port, weights)
         if not run.optimizers:
             raise InputError(
@@ -164,6 +169,10 @@ class ProgramPair:
         """Start a run of the JAX side again, its state from the torch side's values."""
         run.restart()
         run.load(to_jax(self.links, self.start, run.arrays()))
+
+    def other_own_values(self, followed: Followed) -> OwnValues:
+        """Find the tables of which the port came with other values than torch's."""
+        return other_own_values(self.links, followed, self.start, self.given, self._parameters, self._unsaved)
 
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizers', by parameter."""

@@ -51,11 +51,12 @@ def questioned_program(
 
     """
     pair, jax64 = runs.pair, programs[0]
-    unproved = [*foreign("jax", jax64.foreign), *_without_substance(followed)]
+    own = pair.other_own_values(followed)
+    unproved = [*foreign("jax", jax64.foreign), *_without_substance(followed), *own.unproved]
     if unproved:
         return dataclasses.replace(found, unproved=unproved)
     limits = [*found.limits, *(["in 1 step: momentum and schedule not reached"] if followed.steps == 1 else [])]
-    limits += [*without_updates(followed), *_own_state(jax64)]
+    limits += [*without_updates(followed), *_own_state(jax64), *own.limits]
     search = functools.partial(recorded, pair, programs[1].program(), runs.stepper.draws[0])
     held = bugs.attempt("looking for torch's numbers", search) or ""
     answer = QUICK if quick else asked_elsewhere(pair, ask)

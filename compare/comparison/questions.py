@@ -62,8 +62,10 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
 
     """
     pair, other = runs.pair, None
-    unproved = [*_foreign(pair, programs), *without_substance(pair, followed)]
+    own = pair.other_own_values(followed)
+    unproved = [*_foreign(pair, programs), *without_substance(pair, followed), *own.unproved]
     limits = [*found.limits, *not_reached(pair, followed, followed.steps, schedule_change(pair))]
+    limits += own.limits
     if unproved:
         return dataclasses.replace(found, unproved=unproved)
     lines: list[str] = []

@@ -119,7 +119,9 @@ class TorchProgramRun(CommonRun):
 
     def kept(self) -> "dict[str, torch.Tensor]":
         """Return parameters, buffers and bare tensors, by name."""
-        return {**self.model.state_dict(keep_vars=True), **self._numbers()}
+        from compare.torch_side.layers import kept_tensors
+
+        return {**kept_tensors(self.model), **self._numbers()}
 
     def weights(self) -> "list[torch.Tensor]":
         """Return parameters and bare tensors."""

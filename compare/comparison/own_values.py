@@ -1,0 +1,90 @@
+"""Tables that both sides keep as constant buffers: the port's own values, which the check replaces by torch's.
+
+A run of the JAX side starts from torch's values, buffers included. For a table that the port computes itself, such as
+a filter bank or a window, its own values are those that its users have. Where a conversion of the weights may bring
+torch's, the headline says so. `state_dict()` has no buffer with `persistent=False`, so that no conversion brings it.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from compare.comparison.elsewhere import is_statistic
+from compare.numerics.distance import EPSILON32, ULPS, distance
+from compare.step.stage import Stage
+from compare.verdict.divergence import Cause
+from compare.verdict.following import Followed
+from compare.verdict.ratio import FACTOR
+from compare.weights.links import WeightMap, to_jax
+
+DOCS = "docs/weights.md#what-is-matched-automatically"
+
+_SHOWN = 3
+"""Tables that are named."""
+
+
+class OwnValues(NamedTuple):
+    """What is to be said of the port's own tables."""
+
+    limits: list[str]
+    """As clauses of the headline."""
+    unproved: list[Cause]
+
+
+def other_own_values(
+    links: WeightMap,
+    followed: Followed,
+    start: Mapping[str, np.ndarray],
+    given: Mapping[str, np.ndarray],
+    parameters: Collection[str],
+    unsaved: Collection[str],
+) -> OwnValues:
+    """Find the tables of which the port came with other values than torch's.
+
+    Args:
+        links: Which tensor of one side is which of the other.
+        followed: What the steps have shown.
+        start: What the torch side starts from.
+        given: The arrays that the port came with.
+        parameters: The names of torch's parameters: a port's own are initial values, and mean nothing.
+        unsaved: The names of torch's buffers with `persistent=False`.
+
+    """
+    constant = {
+        quantity.torch
+        for quantity in followed.quantities
+        if quantity.stage in (Stage.BUFFERS, Stage.STATE) and np.ptp([size for size, _ in quantity.sizes]) == 0
+    }
+    converted = to_jax(links, start, given)
+    saved_apart, own_apart = dict[str, float](), dict[str, float]()
+    for link in links:
+        values = given.get(link.jax)
+        if values is None or link.torch in parameters or is_statistic(link.torch) or link.torch not in constant:
+            continue
+        # An array of zeros or ones is a place for values to come.
+        if values.dtype.kind != "f" or not np.ptp(values):
+            continue
+        far = distance(np.asarray(values, np.float64), np.asarray(converted[link.jax], np.float64))
+        if far > FACTOR * ULPS * EPSILON32:
+            (own_apart if link.torch in unsaved else saved_apart)[link.jax] = far
+    limits, unproved = list[str](), list[Cause]()
+    if saved_apart:
+        says = f"although the port came with other values than torch's of {_named(saved_apart)}"
+        limits.append(f"{says}: the check starts from torch's")
+    if own_apart:
+        unproved.append(
+            Cause(
+                "the port came with another table",
+                f"its values of {_named(own_apart)} are not torch's. Torch's buffer has persistent=False and is in no "
+                "state_dict(), so that no conversion of the weights brings its values to the port",
+                "compute the table as torch does",
+                DOCS,
+            )
+        )
+    return OwnValues(limits, unproved)
+
+
+def _named(apart: Mapping[str, float]) -> str:
+    more = f" and {len(apart) - _SHOWN} more" if len(apart) > _SHOWN else ""
+    return ", ".join(f"{name} ({far:.1e})" for name, far in list(apart.items())[:_SHOWN]) + more

@@ -1,0 +1,96 @@
+"""Tables that a port came with: the check starts from torch's, and must not hide that the port's are others."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+
+import compare
+
+
+def window(periodic: bool) -> np.ndarray:
+    n = np.arange(8) / (8 if periodic else 7)
+    return (0.5 - 0.5 * np.cos(2 * np.pi * n)).astype(np.float32)
+
+
+class Original(torch.nn.Module):
+    window: torch.Tensor
+
+    def __init__(self, persistent: bool) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(8, 3)
+        self.register_buffer("window", torch.from_numpy(window(True)), persistent=persistent)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x * self.window)
+
+
+class Port(nnx.Module):
+    def __init__(self, table: np.ndarray, rngs: nnx.Rngs) -> None:
+        self.fc = nnx.Linear(8, 3, rngs=rngs)
+        self.window = nnx.Variable(jnp.asarray(table))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc(x * self.window[...])
+
+
+def batches() -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [(rng.normal(size=(6, 8)), rng.normal(size=(6, 3))) for _ in range(3)]
+
+
+def mse(output: jax.Array, target: jax.Array) -> jax.Array:
+    return jnp.mean((output - target) ** 2)
+
+
+def of_models(table: np.ndarray, *, persistent: bool) -> compare.Report:
+    original = compare.Torch(Original(persistent), torch.nn.MSELoss(), lambda p: torch.optim.SGD(p, 0.1))
+    return compare.check(original, compare.Flax(Port(table, nnx.Rngs(0)), mse, optax.sgd(0.1)), batches())
+
+
+def of_programs(table: np.ndarray, *, persistent: bool) -> compare.Report:
+    def original() -> Any:
+        model = Original(persistent)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def step(_: object, batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+            loss = torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port() -> Any:
+        model = Port(table, nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
+            loss, gradients = nnx.value_and_grad(lambda net: mse(net(batch[0]), batch[1]))(state["model"])
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    return compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches())
+
+
+@pytest.mark.parametrize("check", [of_models, of_programs])
+def test_another_table_is_said(check: Callable[..., compare.Report]) -> None:
+    assert check(window(True), persistent=False).limits == []
+    assert check(np.ones(8, np.float32), persistent=True).limits == []  # a place for values to come
+    told = check(window(False), persistent=True)
+    assert told.ok
+    assert "although the port came with other values than torch's of" in told.headline
+    assert "window (" in told.headline
+    wrong = check(window(False), persistent=False)
+    assert wrong.verdict == compare.Verdict.MISMATCH
+    assert "nothing is proved, the port came with another table" in wrong.headline
