@@ -290,10 +290,15 @@ def _holds(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
 
 
 def _goes_on(followed: Followed, reach: Reach, now: Reach) -> bool:
-    """Whether the same thing still differs with an edit, only later: the edit then delays the difference, no more."""
+    """Whether the same thing still differs with an edit: at a later step, or in another moment of the same update.
+
+    The edit then delays the difference, or it changes what one tensor alone does not show: a bound that its gradient
+    never reaches.
+    """
     before, after = followed.pairings[reach.place], followed.pairings[now.place]
     roots = [pairing.torch.partition(".")[0] for pairing in (before, after)]
-    return now.step > reach.step and before.stage == after.stage and roots[0] == roots[1]
+    later = now.step > reach.step or (_is_slot(before) and _is_slot(after))
+    return later and before.stage == after.stage and roots[0] == roots[1]
 
 
 def _reach(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Reach | None:

@@ -1,5 +1,6 @@
 """Faults of a program's step: what a loop leaves out or does twice, gradients and averages that are a little off."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ def of_step(run: PlantedProgramRun, seen: Observation) -> Iterator[Fault]:
     absent = ["stop_gradient"]  # each of torch's calls of detach is a fault of its own
     absent += [] if run.state.parts(LRScheduler) else [edit.name for edit in EDITS if edit.name.startswith("schedule")]
     absent += [] if seen.accumulated else ["clipping"]
-    for edit in (*EDITS, left_out("")):
+    for edit in (*EDITS, dataclasses.replace(left_out(), name="clipping")):
         if edit.name in absent:
             continue
 

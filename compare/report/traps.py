@@ -111,6 +111,7 @@ ROWS = (
                 "clipping without 1e-6",
                 "clipping of each tensor",
                 "clipping by value",
+                "changed gradients",
                 "clipping of each micro-batch",
             ),
             "sums-and-means-of-gradients": ("gradient scale", "last micro-batch alone", "first micro-batch alone"),

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 GRADIENT_SCALE = "gradient scale"
 """The name of the hypothesis that plain SGD cannot distinguish from another learning rate."""
 
+CHANGED = "changed gradients"
+"""The name of the cause where torch's step changes its gradients otherwise than by clipping all of them at once."""
+
+AS_TORCH = "do to the gradients on the JAX side what torch does before its optimizer gets them"
+
 EPSILON = 1e-6
 """What `clip_grad_norm_` adds to the norm that it divides by; `optax.clip_by_global_norm` adds nothing."""
 
@@ -31,6 +36,8 @@ class Clipping(NamedTuple):
 
     norm: float | None = None
     value: float | None = None
+    other: bool = False
+    """Whether the user's code changes the gradient in another way, as by clipping each tensor by its own norm."""
 
     @property
     def says(self) -> str:
@@ -39,6 +46,8 @@ class Clipping(NamedTuple):
             return f"torch clips the gradient's norm to {self.norm:g}"
         if self.value is not None:
             return f"torch clips each element of the gradient to ±{self.value:g}"
+        if self.other:
+            return "torch's step changes the gradients between the backward pass and the optimizer"
         return "torch does not clip the gradient"
 
     def told(self, jax_does: str, source: str = TRANSFORMATIONS) -> Told:
@@ -49,9 +58,12 @@ class Clipping(NamedTuple):
             fix = f"optax.clip_by_global_norm({written(self.norm)}) divides by the norm without 1e-6"
         elif self.value is not None:
             before = Call("optax.clip", (self.value,))
+        elif self.other:
+            fix = AS_TORCH
         else:
             fix = "leave the clipping out in optax, or clip in torch as well"
-        return Told("clipping", f"{self.says}, and the JAX side {jax_does}", before=before, fix=fix, source=source)
+        name = CHANGED if self.other else "clipping"
+        return Told(name, f"{self.says}, and the JAX side {jax_does}", before=before, fix=fix, source=source)
 
 
 def clip_like_torch(norm: float) -> Call:
@@ -74,7 +86,7 @@ def clipping_of(evidence: Evidence) -> Clipping:
     """See how the user's hooks clip, from the gradients before and after them."""
     for step in evidence.steps:
         before, after_ = size(step.gradients), size(step.given)
-        if not before or after_ >= before * (1 - 1e-9):
+        if not before or not _changes(step):
             continue
         given = {name: None if g is None else _dense(g) for name, g in step.given.items()}
         pairs = [(g, given[n]) for n, g in step.gradients.items() if g is not None]
@@ -86,7 +98,14 @@ def clipping_of(evidence: Evidence) -> Clipping:
         bound = max(float(b.abs().max()) for _, b in pairs if b is not None)
         if all(b is not None and bool((a.clamp(-bound, bound) - b).abs().max() <= 1e-12 * bound) for a, b in pairs):
             return Clipping(value=_short(bound))
-    return Clipping()
+    return Clipping(other=any(map(_changes, evidence.steps)))
+
+
+def _changes(step: OptimizerStep) -> bool:
+    """Return whether the user's code changes the gradients before the optimizer gets them."""
+    pairs = [(g, step.given[name]) for name, g in step.gradients.items() if g is not None]
+    changes = {name: b - a for name, (a, b) in enumerate((_dense(a), _dense(b)) for a, b in pairs if b is not None)}
+    return size(changes) > 1e-9 * size(step.gradients)
 
 
 def _short(value: float) -> float:
@@ -107,7 +126,7 @@ def other_gradients(evidence: Evidence) -> Iterator[Hypothesis]:
     """Yield what the JAX side's optimizer may be given in the place of torch's gradient."""
     torch = clipping_of(evidence)
     lengths = [size(step.gradients) for step in evidence.differing]
-    if any(size(step.given) < size(step.gradients) * (1 - 1e-9) for step in evidence.steps):
+    if any(map(_changes, evidence.steps)):
         yield _unclipped(torch)
     if torch.norm is not None:
         yield _without_epsilon(torch, torch.norm)
@@ -131,8 +150,13 @@ def _unclipped(torch: Clipping) -> Hypothesis:
         trial.gradients = dict(trial.step.gradients)
 
     def tell(evidence: Evidence, _: Numbers) -> Told:
-        step = next(each for each in evidence.steps if size(each.given) < size(each.gradients) * (1 - 1e-9))
+        step = next(filter(_changes, evidence.steps))
         ours, theirs = with_distinct_digits(size(step.given), size(step.gradients))
+        if torch.other:
+            return torch.told(
+                f"gives its optimizer the gradients as they are computed: at step {step.number} their norm is "
+                f"{theirs}, and {ours} in torch"
+            )
         return torch.told(
             f"does not clip it: at step {step.number} its norm is {theirs}, and {ours} after torch's clipping"
         )

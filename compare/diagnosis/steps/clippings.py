@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from compare.diagnosis.optimizers.gradients import AS_TORCH, CHANGED
 from compare.diagnosis.steps.edit import Edit
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.fix import Code, source
@@ -19,15 +20,19 @@ Clip = Callable[["Sequence[torch.Tensor]", float], None]
 """Clips gradients in place, given the largest norm."""
 
 
-def left_out(fix: str, code: Code | None = None) -> Edit:
-    """Return the edit of a step that does not change its gradients between the backward pass and the optimizer."""
+def left_out(code: Code | None = None) -> Edit:
+    """Return the edit of a step that does not change its gradients between the backward pass and the optimizer.
+
+    `code` does on the JAX side what torch does, if it is known.
+    """
     return Edit(
-        name="clipping",
-        explanation="torch changes the gradients between the backward pass and the optimizer, as clipping does, "
-        "and the JAX step gives its optimizer the gradients as they are computed",
-        fix=fix,
+        name="clipping" if code else CHANGED,
+        explanation="torch's step changes the gradients between the backward pass and the optimizer, and the JAX "
+        "step gives its optimizer the gradients as they are computed",
+        fix=code.words if code else AS_TORCH,
         code=code,
         during=_as_accumulated,
+        agrees=1,
         source=_OPTAX,
     )
 
@@ -48,7 +53,7 @@ def edits(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Edit]:
         norm = f"jnp.linalg.norm(jnp.array([{each} for leaf in jax.tree.leaves(gradients)]), {_order(order)})"
     text = f"optax.tree.scale(jnp.minimum(1.0, {source(most)} / ({norm} + 1e-6)), gradients)"
     as_torch = f"gradients = {text}"
-    yield left_out(as_torch, Code(around=text, words=as_torch))
+    yield left_out(Code(around=text, words=as_torch))
     if order != 2.0:
         return
     for name, says, clip in (

@@ -55,8 +55,11 @@ class Loop:
             self.second_order |= create_graph
             self.early |= self.parts.keys()
 
-        def clip(_: Any, *args: Any, **kwargs: Any) -> None:
-            self.clipping = (args, kwargs) if self.clips == 0 or self.clipping == (args, kwargs) else None
+        def clip(parameters: Any, *args: Any, **kwargs: Any) -> None:
+            # One tensor in each call is clipped by its own norm.
+            one = isinstance(parameters, torch.Tensor) or (isinstance(parameters, list | tuple) and len(parameters) < 2)
+            alike = self.clips == 0 or (self.clipping == (args, kwargs) and not one)
+            self.clipping = (args, kwargs) if alike else None
             self.clips += 1
 
         paths = {id(optimizer): path for path, optimizer in run.optimizers.items()}
@@ -97,7 +100,7 @@ def edits(run: TorchProgramRun, loop: Loop, sizes: Collection[int]) -> Iterator[
     if loop.clipping is not None:
         yield from clippings.edits(*loop.clipping)
     else:
-        yield clippings.left_out("do to the gradients on the JAX side what torch does before its optimizer gets them")
+        yield clippings.left_out()
     for path in run.optimizers:
         # An optimizer that is not stepped keeps its moments; one whose updates are thrown away goes on counting.
         for remembered in (False, True):
