@@ -193,6 +193,40 @@ def test_equal_numbers_are_moved_alike() -> None:
     assert (movement(numbers, 2) != both[0]).any()
 
 
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(1, 9))
+def test_a_number_is_moved_in_each_draw_and_not_in_the_run_that_is_compared(number: float, draw: int) -> None:
+    """One number alone shows its effect too, whatever the directions of the draws are."""
+    assert movement(np.array([number]), 0) == 0
+    assert abs(movement(np.array([number]), draw)) == half_units(np.array([number]))
+
+
+class Scaled(torch.nn.Module):
+    factor: torch.Tensor
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.out = torch.nn.Linear(8, 3)
+        self.register_buffer("factor", torch.tensor([1.0, factor]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out((x[:, None] * self.factor[:, None]).mean(1))
+
+
+class ScaledPort(nnx.Module):
+    def __init__(self, factor: float) -> None:
+        self.out, self.factor = nnx.Linear(8, 3, rngs=nnx.Rngs(0)), factor
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out((x[:, None] * jnp.array([1.0, self.factor])[:, None]).mean(1))
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.01, 0.001, 0.3])
+def test_a_table_of_one_number_that_is_rounded(factor: float) -> None:
+    """Such as the frequencies 1 and 0.01 of a small head's rotary positions."""
+    x = RNG.normal(size=(5, 8)).astype(np.float32)
+    assert check(Scaled(factor), ScaledPort(factor), [(x, None)]).verdict == "precision"
+
+
 @pytest.mark.parametrize("length", [16, 256, 2048])
 def test_a_table_of_sines_is_moved_as_its_angles_are_rounded(length: int) -> None:
     frequencies = 10000.0 ** -(np.arange(16) / 16)

@@ -75,3 +75,8 @@ def either(causes: Sequence[Cause]) -> Cause:
         "; or ".join(dict.fromkeys(cause.fix for cause in causes if cause.fix)),
         ", ".join(dict.fromkeys(cause.source for cause in causes if cause.source)),
     )
+
+
+def is_short(value: float) -> bool:
+    """Tell whether a fitted number is one of at most four digits, as far as it is known."""
+    return abs(float(f"{value:.4g}") - value) <= 1e-9 * abs(value)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compare.diagnosis.changes import Changed, combined, either, in_words, together
+from compare.diagnosis.changes import Changed, combined, either, in_words, is_short, together
 from compare.diagnosis.conventions.settings import CONSTANT
 from compare.diagnosis.counterfactuals import Counterfactual, left_out
 from compare.diagnosis.experiment import Experiment, HeldOutExperiment, rerun_at
@@ -103,6 +103,10 @@ def explain(
     return Searched() if search.agrees else Searched(*search.related())
 
 
+NEARBY = 1e-3
+"""The relative change of a fitted number that must show."""
+
+
 class _Search:
     """The search for the cause of one divergence in what a model or a loss computes."""
 
@@ -152,7 +156,7 @@ class _Search:
         What a user writes is a short number, so that those which need a long one are left out beside it.
         """
         found = list(self._fitting(self._alone(lambda each: each.name == CONSTANT)))
-        short = [each for each in found if all(value is None or _is_short(value) for _, value in each[0])]
+        short = [each for each in found if all(value is None or is_short(value) for _, value in each[0])]
         # One expression may have a long number, such as 1 / sqrt(96). That two are wrong by the same one is a
         # coincidence: two factors of 0.7071 are one of 0.5.
         alone = [each for each in found if all(len({one.call.site for one in group}) == 1 for group, _ in each[0])]
@@ -177,8 +181,16 @@ class _Search:
             free = sum(value is not None for _, value in changed)
             count = equations(self.ours, self.target, self.limit)
             fit = Fit(distance(self.ours, self.target), apart * self.limit, count, free)
-            if self.evidence.confirms(changed, fit):
+            if self._is_determined(changed) and self.evidence.confirms(changed, fit):
                 yield changed, apart
+
+    def _is_determined(self, changed: Sequence[Changed]) -> bool:
+        """Tell whether fitted numbers show in the result: one that is rounded to an integer later is one of many."""
+        if all(value is None for _, value in changed):
+            return True
+        nearby = ((group, None if value is None else value * (1 + NEARBY)) for group, value in changed)
+        given = self.step.observe(combined([*nearby]))
+        return given is None or distance(given, self.target) > self.limit
 
     def explains(self, outputs: Sequence[tuple[Port, np.ndarray]]) -> bool:
         """Tell whether with the cause torch's whole model gives what the JAX side's own model does."""
@@ -337,8 +349,3 @@ _UNSAFE = (
     "https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where",
 )
 """What to do about a gradient that is not a number where the value is one, and where that is documented."""
-
-
-def _is_short(value: float) -> bool:
-    """Tell whether a fitted number is one of at most four digits, as far as it is known."""
-    return abs(float(f"{value:.4g}") - value) <= 1e-9 * abs(value)

@@ -50,7 +50,7 @@ def movement(array: np.ndarray, draw: int) -> np.ndarray:
 
     Args:
         array: Floating-point or complex numbers of any shape.
-        draw: Which choice of directions, from 1.
+        draw: Which choice of directions, from 1; 0 moves nothing, for the run that the others are held against.
 
     Returns:
         Numbers of the same shape, in float64 or complex128.
@@ -59,6 +59,8 @@ def movement(array: np.ndarray, draw: int) -> np.ndarray:
     if np.iscomplexobj(array):
         return movement(array.real, draw) + 1j * movement(array.imag, draw)
     values = np.asarray(array, np.float64)
+    if draw == 0:
+        return np.zeros_like(values)
     directions = _directions(values, draw)
     moved = half_units(values) * directions
     if (slopes := _slopes(values)) is not None and moved.any():

@@ -55,7 +55,15 @@ def _outer(call: Call) -> Any:
 def _vectors(call: Call) -> bool:
     first, second, *_ = call.arguments.values()
     tensors = hasattr(first, "shape") and hasattr(second, "shape")  # a difference may be one of a number
-    return tensors and first.numel() == max(first.shape, default=0) > 1
+    # Element by element: torch's own (1, N) against (N, 1) is meant, as between positions.
+    return tensors and first.numel() == second.numel() == max(*first.shape, *second.shape, 0) > 1 and _alike(call)
+
+
+def _alike(call: Call) -> bool:
+    first, second, *_ = call.arguments.values()
+    sizes = [[size for size in tensor.shape if size != 1] for tensor in (first, second)]
+    places = [[axis - tensor.ndim for axis, size in enumerate(tensor.shape) if size != 1] for tensor in (first, second)]
+    return sizes[0] == sizes[1] and places[0] == places[1]
 
 
 def _softmaxed(call: Call) -> Any:

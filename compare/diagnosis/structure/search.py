@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,13 +178,26 @@ class StructureSearch:
     def _proves(self, edit: Edit) -> bool:
         """Tell whether an edit could be proved: of real numbers that were rounded or compared, most of them fit."""
         graph = self.here.context.graph
-        if not is_whole(self.target) or not is_whole(array_of(graph.values[self.here.end])):
-            return True
         nodes = [graph.nodes[number] for number, _ in edit.at]
         return all(
-            node.name in (END, *WHOLE) or not any(graph.values[n].is_floating_point() for n in node.outputs)
+            node.name in (END, *WHOLE)
+            or not any(graph.values[n].is_floating_point() for n in node.outputs)
+            or any(n in self._real for n in node.outputs)
             for node in nodes
         )
+
+    @cached_property
+    def _real(self) -> frozenset[int]:
+        """The values that change the result as real numbers, and not only as what they are rounded to or compared."""
+        context, end = self.here.context, self.here.end
+        graph = context.graph
+        if is_whole(self.target) and is_whole(array_of(graph.values[end])):
+            return frozenset()
+        found = {end}
+        for node in reversed(context.nodes):  # in order of computation
+            if any(n in found and graph.values[n].is_floating_point() for n in node.outputs):
+                found |= {number for _, number in node.inputs if graph.values[number].is_floating_point()}
+        return frozenset(found)
 
     def _told(self, fitting: Iterable[list[Edit]]) -> Cause | None:
         told_of = [edits for edits in fitting if any(edit.does for edit in edits)]
