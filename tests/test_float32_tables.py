@@ -14,6 +14,8 @@ import optax
 import pytest
 import torch
 from flax import linen, nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 import compare
 from compare.numerics.products import product_movement
