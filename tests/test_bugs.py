@@ -65,7 +65,7 @@ def test_a_match_says_that_float32_was_not_judged(monkeypatch: pytest.MonkeyPatc
 
 def test_a_search_that_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from compare.comparison import explanation
-    from compare.diagnosis.search import explain
+    from compare.diagnosis.explain import explain
 
     def first_fails(found: Any, *args: Any) -> Any:
         return fails() if found.divergence.stage == "forward" else explain(found, *args)

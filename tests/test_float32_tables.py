@@ -108,6 +108,38 @@ def test_a_fault_behind_a_table_is_a_mismatch() -> None:
     assert report.divergence.cause.name == "epsilon"
 
 
+class Last(torch.nn.Module):
+    """Takes the last position of what has a table added to it."""
+
+    table: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 3)
+        self.register_buffer("table", positions(torch, torch.float32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out((self.inner(x) + self.table)[:, -1])
+
+
+class Mean(nnx.Module):
+    def __init__(self) -> None:
+        self.inner, self.out = nnx.Linear(WIDTH, WIDTH, rngs=nnx.Rngs(0)), nnx.Linear(WIDTH, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out((self.inner(x) + in_jax()).mean(1))
+
+
+def test_a_cause_is_found_beside_a_table() -> None:
+    """The table's rounding is left when the cause is mended: a change without a free number may leave as much."""
+    report = check(Last(), Mean())
+    assert report.divergence is not None
+    cause = report.divergence.cause
+    assert cause is not None
+    assert cause.name == "another reduction"
+    assert "mean over axis 1" in cause.explanation
+
+
 def test_another_base_is_a_mismatch() -> None:
     assert check(Positions(), Port(lambda: positions(jnp, jnp.float32, base=10001.0))).verdict == "mismatch"
 

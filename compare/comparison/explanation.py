@@ -21,9 +21,9 @@ from compare.comparison.places import layers_between
 from compare.comparison.runs import Runs
 from compare.comparison.trained_alone import trained_alone
 from compare.diagnosis.conventions.variants import MODE
+from compare.diagnosis.explain import explain
 from compare.diagnosis.optimizers.explain import Explained, explain_update
 from compare.diagnosis.place import Place, place_of
-from compare.diagnosis.search import explain
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import OF_THE_MODEL

@@ -1,4 +1,4 @@
-"""Looks for the cause of what a program computes otherwise as in a model: see `compare.diagnosis.search`."""
+"""Looks for the cause of what a program computes otherwise as in a model: see `compare.diagnosis.explain`."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +15,9 @@ from compare.comparison.steps import Stepper
 from compare.comparison.suggested_edits import Known, Placed
 from compare.comparison.weighing import computed
 from compare.diagnosis.experiment import rerun_at, window_of
+from compare.diagnosis.explain import explain
 from compare.diagnosis.held_out import HeldOut
 from compare.diagnosis.place import Place, place_of_classes
-from compare.diagnosis.search import explain
 from compare.diagnosis.steps.again import Again, edit_of
 from compare.diagnosis.steps.edit import Edit
 from compare.diagnosis.structure.budget import Budget

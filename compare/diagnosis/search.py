@@ -1,14 +1,10 @@
-"""Searches the cause of a difference: changes the torch side in one way after another until the difference is gone.
-
-A change that removes it is a hypothesis. It is a cause only if it holds at other steps too: see
-`compare.diagnosis.held_out`.
-"""
+"""Looks for the change of one or two of torch's calls that explains what the JAX side gives."""
 
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,19 +15,14 @@ from compare.diagnosis.experiment import Experiment, HeldOutExperiment, rerun_at
 from compare.diagnosis.held_out import MARGIN, STEPS, Evidence, Fit, HeldOut, equations
 from compare.diagnosis.place import Place
 from compare.diagnosis.related import equations_of, related_cause
-from compare.diagnosis.rewriting import Call, Repeatable, Rerun
-from compare.diagnosis.searched import Searched
+from compare.diagnosis.rewriting import Call, Rerun
 from compare.diagnosis.structure.edit import WHOLE
-from compare.diagnosis.structure.edit import Kind as Structure
-from compare.diagnosis.structure.search import StructureSearch, Surroundings
 from compare.diagnosis.structure.step import is_whole
-from compare.diagnosis.structure.stops import stopped
 from compare.diagnosis.whole_loss import is_term
 from compare.errors import InputError, Signal
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.numerics.fitting import fitted
 from compare.numerics.relations import Kind, relation
-from compare.step.draws import Draw
 from compare.step.observation import Port, to_numpy
 from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Detail, DetailKind, Part
@@ -44,70 +35,14 @@ if TYPE_CHECKING:
 RUNS = 200
 """Of the torch side's step, at most, to explain one divergence."""
 
-
-def explain(
-    found: Found,
-    run: Repeatable,
-    batch: Any,
-    draws: Sequence[Draw],
-    place: Place,
-    held_out: Iterable[HeldOut] = (),
-    surroundings: Surroundings | None = None,
-) -> Searched:
-    """Look for the cause of a divergence.
-
-    Args:
-        found: The divergence. `found.target` is what the JAX side gives from the torch side's values.
-        run: The torch side in float64, before the step at which the two differ.
-        batch: The step's.
-        draws: Its random numbers.
-        place: What the JAX side has there.
-        held_out: Other steps of both sides, at which a cause must hold too; they are asked for one by one.
-        surroundings: What is known around the divergence, for a change of several operations.
-
-    """
-    if not np.isfinite(found.limit):  # in float32 only one side is finite: anything would be near enough
-        return Searched()
-    stage = found.divergence.stage
-    if stage in (Stage.UPDATE, Stage.PARAMETERS):
-        return Searched()
-    rerun, (held_out, others) = rerun_at(found, run, batch, draws), itertools.tee(held_out)
-    search = _Search(found, rerun, place, held_out)
-    searches = [search.exact, search.settings, search.constants, search.two]
-    structure: StructureSearch | None = None
-    if stage in (Stage.FORWARD, Stage.LOSS) and surroundings is not None and not search.is_data:
-        elsewhere = ((rerun_at(found, other.run, other.batch, other.draws), other.target) for other in others)
-        structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
-        # From the most to the least specific, since the first that is confirmed is taken: changes without a free
-        # number, a function's own setting, such as the scale of attention, then edits of single operations, and last
-        # pairs of changes. A later search has more candidates, so more of them fit by accident.
-        exact = [search.exact, structure.norms, search.settings, search.factor]
-        searches = [*exact, structure.one, search.constants, search.two, structure.two]
-    if surroundings is not None and surroundings.gradients is not None:
-        gradients, steps = surroundings.gradients
-        every = ((rerun_at(gradients, other.run, other.batch, other.draws), other.target) for other in steps)
-        searches.insert(1, partial(stopped, gradients, rerun, every, surroundings.budget))
-    if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
-        outputs = surroundings.outputs() if stage == Stage.FORWARD and surroundings is not None else []
-        if structure is not None and structure.cause:
-            # A factor that is added is another constant of what torch computes, too: the user's code has one of them.
-            added = all(edit.kind == Structure.ADDED for edit in structure.cause)
-            other = search.constants() if added else None
-            cause = either([other, cause]) if other else cause
-            whole = bool(outputs) and structure.explains(outputs)
-            return Searched(cause, whole=whole, explains=structure.explains, edited=structure.operations())
-        whole = bool(outputs) and search.explains(outputs)
-        return Searched(cause, whole=whole, explains=search.explains, changed=search.confirmed)
-    # Where the two agree from the same weights, as behind a difference that the user accepts, all that leaves equal
-    # rows as they are would fit.
-    return Searched() if search.agrees else Searched(*search.related())
-
+CLEAR = 1e-4
+"""How far below a difference the rounding of tables must be for a cause to be seen beside it."""
 
 NEARBY = 1e-3
 """The relative change of a fitted number that must show."""
 
 
-class _Search:
+class Search:
     """The search for the cause of one divergence in what a model or a loss computes."""
 
     def __init__(self, found: Found, rerun: Rerun, place: Place, held_out: Iterable[HeldOut]) -> None:
@@ -132,6 +67,10 @@ class _Search:
     def agrees(self) -> bool:
         """Whether it agrees with the JAX side there; what is not finite agrees with nothing."""
         return self.ours is not None and distance(self.ours, self.target) <= self.limit
+
+    def is_far_beyond(self, limit: float) -> bool:
+        """Tell whether a wider limit, which allows for tables in float32, is still far below the difference."""
+        return self.limit < limit and self.ours is not None and limit < CLEAR * distance(self.ours, self.target)
 
     def exact(self) -> Cause | None:
         """Find a change without a free number that brings torch to what the JAX side gives, here and elsewhere."""

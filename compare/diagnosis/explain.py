@@ -1,0 +1,104 @@
+"""Searches the cause of a difference: changes the torch side in one way after another until the difference is gone.
+
+A change that removes it is a hypothesis. It is a cause only if it holds at other steps too: see
+`compare.diagnosis.held_out`.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from compare.diagnosis.changes import either
+from compare.diagnosis.experiment import rerun_at
+from compare.diagnosis.held_out import STEPS, HeldOut
+from compare.diagnosis.place import Place
+from compare.diagnosis.rewriting import Repeatable
+from compare.diagnosis.search import Search
+from compare.diagnosis.searched import Searched
+from compare.diagnosis.structure.edit import Kind as Structure
+from compare.diagnosis.structure.search import StructureSearch, Surroundings
+from compare.diagnosis.structure.stops import stopped
+from compare.step.draws import Draw
+from compare.step.stage import Stage
+from compare.verdict.divergence import Cause
+from compare.verdict.first_difference import Found
+from compare.verdict.ratio import FACTOR
+
+
+def explain(
+    found: Found,
+    run: Repeatable,
+    batch: Any,
+    draws: Sequence[Draw],
+    place: Place,
+    held_out: Iterable[HeldOut] = (),
+    surroundings: Surroundings | None = None,
+    *,
+    beside_tables: bool = False,
+) -> Searched:
+    """Look for the cause of a divergence.
+
+    Args:
+        found: The divergence. `found.target` is what the JAX side gives from the torch side's values.
+        run: The torch side in float64, before the step at which the two differ.
+        batch: The step's.
+        draws: Its random numbers.
+        place: What the JAX side has there.
+        held_out: Other steps of both sides, at which a cause must hold too; they are asked for one by one.
+        surroundings: What is known around the divergence, for a change of several operations.
+        beside_tables: Whether to look for changes without a free number alone, since the limit of `found` allows for
+            the rounding of tables.
+
+    """
+    if not np.isfinite(found.limit):  # in float32 only one side is finite: anything would be near enough
+        return Searched()
+    stage = found.divergence.stage
+    if stage in (Stage.UPDATE, Stage.PARAMETERS):
+        return Searched()
+    rerun, (held_out, others, again) = rerun_at(found, run, batch, draws), itertools.tee(held_out, 3)
+    search = Search(found, rerun, place, held_out)
+    searches = [search.exact, search.settings, search.constants, search.two]
+    structure: StructureSearch | None = None
+    if stage in (Stage.FORWARD, Stage.LOSS) and surroundings is not None and not search.is_data:
+        elsewhere = ((rerun_at(found, other.run, other.batch, other.draws), other.target) for other in others)
+        structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
+        # From the most to the least specific, since the first that is confirmed is taken: changes without a free
+        # number, a function's own setting, such as the scale of attention, then edits of single operations, and last
+        # pairs of changes. A later search has more candidates, so more of them fit by accident.
+        exact = [search.exact, structure.norms, search.settings, search.factor]
+        searches = [*exact, structure.one, search.constants, search.two, structure.two]
+    nearly = Searched()
+
+    def beside() -> Cause | None:
+        nonlocal nearly
+        wider = found._replace(limit=FACTOR * found.divergence.expected64)
+        nearly = explain(wider, run, batch, draws, place, again, surroundings, beside_tables=True)
+        return nearly.cause
+
+    if beside_tables:
+        searches = [search.exact] if structure is None else [search.exact, structure.norms, structure.one]
+    elif search.is_far_beyond(FACTOR * found.divergence.expected64) and structure is not None:
+        searches.insert(5, beside)
+    if not beside_tables and surroundings is not None and surroundings.gradients is not None:
+        gradients, steps = surroundings.gradients
+        every = ((rerun_at(gradients, other.run, other.batch, other.draws), other.target) for other in steps)
+        searches.insert(1, partial(stopped, gradients, rerun, every, surroundings.budget))
+    if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
+        if nearly.cause:
+            return nearly
+        outputs = surroundings.outputs() if stage == Stage.FORWARD and surroundings is not None else []
+        if structure is not None and structure.cause:
+            # A factor that is added is another constant of what torch computes, too: the user's code has one of them.
+            added = all(edit.kind == Structure.ADDED for edit in structure.cause)
+            other = search.constants() if added else None
+            cause = either([other, cause]) if other else cause
+            whole = bool(outputs) and structure.explains(outputs)
+            return Searched(cause, whole=whole, explains=structure.explains, edited=structure.operations())
+        whole = bool(outputs) and search.explains(outputs)
+        return Searched(cause, whole=whole, explains=search.explains, changed=search.confirmed)
+    # Where the two agree from the same weights, as behind a difference that the user accepts, all that leaves equal
+    # rows as they are would fit.
+    return Searched() if search.agrees or beside_tables else Searched(*search.related())
