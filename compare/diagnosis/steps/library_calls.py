@@ -57,6 +57,13 @@ def _updated_twice(run: TorchProgramRun) -> Iterator[None]:
         yield
 
 
+def _counting(run: TorchProgramRun) -> list[Any]:
+    """Return the schedulers that count steps: `ReduceLROnPlateau` is stepped with a value, and not by a count."""
+    from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+    return [each for each in _schedulers(run) if not isinstance(each, ReduceLROnPlateau)]
+
+
 def _schedulers(run: TorchProgramRun) -> list[Any]:
     from torch.optim.lr_scheduler import LRScheduler
 
@@ -74,7 +81,7 @@ def _never_scheduled(run: TorchProgramRun) -> Iterator[None]:
 @contextlib.contextmanager
 def _scheduled_ahead(run: TorchProgramRun) -> Iterator[None]:
     """Step each scheduler once before the first step of the run."""
-    for scheduler in _schedulers(run) if not run.taken else ():
+    for scheduler in _counting(run) if not run.taken else ():
         scheduler.step()
     yield
 
@@ -97,8 +104,7 @@ def _scheduled_behind(run: TorchProgramRun) -> Iterator[None]:
 @contextlib.contextmanager
 def _scheduled_at_each_update(run: TorchProgramRun) -> Iterator[None]:
     """Step each scheduler after each step of the program, and not where the user does."""
-    schedulers = _schedulers(run)
-    steps = [scheduler.step for scheduler in schedulers]
+    steps = [scheduler.step for scheduler in _counting(run)]
     # The steps were bound before they are taken away, and are taken after the step: where the user's own would stand.
     with _never_scheduled(run):
         yield
