@@ -143,7 +143,9 @@ class _Search:
         own_step = partial(jax.step, batch, draws)
         outputs = cache(partial(_outputs, pair, self._from_torch, jax, run.arrays(), own_step))
         given = self._from_torch.ports
-        surroundings = Surroundings(given, self._budget, outputs, gradients, self._from_data)
+        surroundings = Surroundings(
+            given, self._budget, outputs, gradients, self._from_data, tables=self._from_torch.tables
+        )
         searched = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
         details = _both_layers(pair, found)
         known = dataclasses.replace(found.divergence, cause=searched.cause, details=(*details, *searched.details))

@@ -13,6 +13,7 @@ from compare.step.draws import Draw
 from compare.step.observation import Observation, Port, to_numpy
 from compare.step.stage import Stage
 from compare.verdict.following import Followed
+from compare.verdict.ratio import FACTOR
 from compare.weights.links import to_jax
 
 
@@ -26,6 +27,10 @@ class FromTorch:
         self.pair, self.run = runs.pair, runs.pair.jax_run("float64")
         self.forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
         self.gradients = [pairing for pairing in followed.pairings if pairing.stage == Stage.GRADIENT]
+        pairs = zip(followed.pairings, followed.quantities, strict=True)
+        effects = (max(quantity.tables, default=0.0) for pairing, quantity in pairs if pairing.ports)
+        self.tables = FACTOR * max(effects, default=0.0)
+        """How far the rounding of tables in float32 may move the model's outputs, with the safety factor."""
         self.left_out: set[Port] = set()
         """Where the JAX side differs and corrects it later: torch's values would be wrong there."""
 

@@ -59,7 +59,7 @@ def explain(
     if stage in (Stage.UPDATE, Stage.PARAMETERS):
         return Searched()
     rerun, (held_out, others, again) = rerun_at(found, run, batch, draws), itertools.tee(held_out, 3)
-    search = Search(found, rerun, place, held_out)
+    search = Search(found, rerun, place, held_out, 0.0 if surroundings is None else surroundings.tables)
     searches = [search.exact, search.settings, search.constants, search.two]
     structure: StructureSearch | None = None
     if stage in (Stage.FORWARD, Stage.LOSS) and surroundings is not None and not search.is_data:

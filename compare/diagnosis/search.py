@@ -45,8 +45,12 @@ NEARBY = 1e-3
 class Search:
     """The search for the cause of one divergence in what a model or a loss computes."""
 
-    def __init__(self, found: Found, rerun: Rerun, place: Place, held_out: Iterable[HeldOut]) -> None:
+    def __init__(
+        self, found: Found, rerun: Rerun, place: Place, held_out: Iterable[HeldOut], tables: float = 0.0
+    ) -> None:
         assert found.target is not None
+        self.tables = tables
+        """How far tables in float32 may move what the model gives, on either side."""
         self.found, self.target, self.place = found, found.target, place
         self.step = Experiment(found, rerun, found.target)
         self.limit = found.limit
@@ -137,7 +141,8 @@ class Search:
         if seen is None or any(port not in seen for port, _ in outputs):
             return False
         ours = [(np.array(to_numpy(seen[port]), np.float64), theirs) for port, theirs in outputs]
-        return all(a.shape == b.shape and distance(a, b) <= MARGIN * self.limit for a, b in ours)
+        limit = max(MARGIN * self.limit, self.tables)
+        return all(a.shape == b.shape and distance(a, b) <= limit for a, b in ours)
 
     @cached_property
     def _with_cause(self) -> "Mapping[Port, torch.Tensor] | None":

@@ -52,6 +52,8 @@ class Surroundings(NamedTuple):
     """Gives what the JAX side's program computes of a batch."""
     shown: Sequence["Shown"] = ()
     """What else the JAX side's step shows."""
+    tables: float = 0.0
+    """How far tables in float32 may move what the model gives, on either side."""
 
 
 class Shown(NamedTuple):
@@ -90,7 +92,7 @@ class StructureSearch:
         self.found, self.rerun, self.held_out = found, rerun, iter(held_out)
         self._made: list[Step] = []
         self.given, self.budget, self.outputs = surroundings[:3]
-        self.theirs, self.shown = surroundings.theirs, surroundings.shown
+        self.theirs, self.shown, self.tables = surroundings.theirs, surroundings.shown, surroundings.tables
         self.target = np.asarray(found.target, np.float64)
         self.here: Step
         self.tried: list[Tried] = []
@@ -147,7 +149,7 @@ class StructureSearch:
     def explains(self, outputs: Sequence[tuple[Port, np.ndarray]]) -> bool:
         """Tell whether with the cause torch's whole model gives what the JAX side's own model does."""
         ends = [(self.here.ports.get(port), array) for port, array in outputs]
-        limit = MARGIN * self.found.limit
+        limit = max(MARGIN * self.found.limit, self.tables)
         return all(end is not None and self._of_model(self.cause, end, array) <= limit for end, array in ends)
 
     def operations(self) -> Operations:
