@@ -43,7 +43,7 @@ def rewrite(file: SourceFile, code: Code, lines: Sequence[Line], values: Values)
     found = list(_found(file, code, lines, values))
     if len(found) > 1:  # where x + y is also y + x, what the names stand for decides
         found = [(node, match) for node, match in found if _fits(file, match, values)]
-    if len(found) != 1:
+    if len(found) != 1 or _may_be_meant(file, code, lines, found[0][0]):
         raise Unfit("which expression it changes is not known")
     node, match = found[0]
     text = str(code).replace(", ...", f", {match.rest}" if match.rest else "")
@@ -60,9 +60,27 @@ def _found(
         tree = ast.parse(pattern, mode="eval").body
         # A name alone is a value itself: the call of the layer that gives it.
         at = values.get(tree.id, ()) if isinstance(tree, ast.Name) else lines
-        for node in expressions(file, [line for line in at if line.role in (Role.CALLED, Role.COMPUTED)]):
+        for node in _of(file, at):
             for match in _matches(file, tree, node, Match({})):
                 yield node, match
+
+
+def _of(file: SourceFile, lines: Sequence[Line]) -> list[libcst.BaseExpression]:
+    return expressions(file, [line for line in lines if line.role in (Role.CALLED, Role.COMPUTED)])
+
+
+def _may_be_meant(file: SourceFile, code: Code, lines: Sequence[Line], found: libcst.BaseExpression) -> bool:
+    """Tell whether another call of the same function may be meant: it is given a list that is no literal."""
+    for pattern in code.before:
+        tree = ast.parse(pattern, mode="eval").body
+        if not isinstance(tree, ast.Call) or not tree.args or not isinstance(tree.args[0], ast.List):
+            continue
+        calls = [each for each in _of(file, lines) if isinstance(each, libcst.Call) and each.args and each is not found]
+        for call in calls:
+            literal = isinstance(call.args[0].value, libcst.List | libcst.Tuple)
+            if not literal and is_function(file.meaning(call.func), ast.unparse(tree.func)):
+                return True
+    return False
 
 
 def _fits(file: SourceFile, match: Match, values: Values) -> bool:
