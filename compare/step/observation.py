@@ -25,9 +25,14 @@ def which_call(number: int) -> str:
     >>> [which_call(number) for number in (0, 1, 2, 10, 20)]
     ['', ' (2nd call)', ' (3rd call)', ' (11th call)', ' (21st call)']
     """
+    return f" ({ordinal(number)} call)" if number else ""
+
+
+def ordinal(number: int) -> str:
+    """Write the ordinal of what is counted from 0: "1st" for 0."""
     nth = number + 1
     ending = "th" if nth % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(nth % 10, "th")
-    return f" ({nth}{ending} call)" if number else ""
+    return f"{nth}{ending}"
 
 
 class Port(NamedTuple):

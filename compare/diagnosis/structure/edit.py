@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from compare.diagnosis.structure.graph import Compute, Graph, Node, Path, Ref, memory
 from compare.jax_side.from_data import FromData
-from compare.step.observation import Port
+from compare.step.observation import Port, ordinal
 from compare.verdict.fix import Code
 
 if TYPE_CHECKING:
@@ -149,6 +149,22 @@ class Context:
         node = self.graph.nodes[maker]
         which = f"output {node.outputs.index(number)}" if len(node.outputs) > 1 else "the output"
         return f"{which} of {shown(node)}"
+
+    def both_named(self, one: int, other: int) -> tuple[str, str]:
+        """Say what two values are, so that they can be told apart: two calls of a function on one line, two outputs."""
+        names = self.named(one), self.named(other)
+        return names if names[0] != names[1] else (self._exactly(one), self._exactly(other))
+
+    def _exactly(self, number: int) -> str:
+        name, maker = self.named(number), self.graph.made_by.get(number)
+        for port, value in self.ports.items():
+            if value == number and name == f"the {port.kind} of {port.module}":
+                return f"the {port.kind} {''.join(f'[{part}]' for part in port.leaf.split('.'))} of {port.module}"
+        if maker is None:
+            return f"{name} of shape {tuple(self.value(number).shape)}"
+        node = self.graph.nodes[maker]
+        alike = [each.number for each in self.graph.nodes if shown(each) == shown(node)]
+        return f"{name}, {ordinal(alike.index(node.number))} call"
 
     def ports_of(self, number: int) -> tuple[Port, ...]:
         """List the modules' inputs and outputs that are a value."""

@@ -16,13 +16,12 @@ def other_operands(context: Context, node: Node) -> Iterator[Edit]:
     if node.frozen:
         return
     for path, number in _taken(context, node):
-        own = context.named(number)
         for other in context.likes(node, number):
 
             def compute(operation: Operation, path: Path = path, other: int = other) -> Any:
                 return operation.having(path, operation.value(other)).run()
 
-            name = context.named(other)
+            own, name = context.both_named(number, other)
             place = "at this place" if node.name == END else f"for {result(node)}"
             does, fix = f"takes {name} {place}, where torch takes {own}", f"take {own}, and not {name}"
             yield one(Kind.OPERAND, node, compute, does, fix, taken(context, number, other, fix))
@@ -41,7 +40,7 @@ def other_at_every_use(context: Context, node: Node) -> Iterator[Edit]:
         uses = [(user, path) for user in users for path, other in _taken(context, user) if other == number]
         if len(uses) < 2 or any(user.frozen for user, _ in uses):
             continue
-        own, names = context.named(number), [user.name for user, _ in uses]
+        names = [user.name for user, _ in uses]
         whole = sum(other == number for user in context.graph.nodes for _, other in _taken(context, user))
         # Behind a place that agrees, it was taken for something else before.
         every = [""] if whole == len(uses) else []
@@ -54,7 +53,7 @@ def other_at_every_use(context: Context, node: Node) -> Iterator[Edit]:
                         operation = operation.having(path, operation.value(other))
                 return operation.run()
 
-            name = context.named(other)
+            own, name = context.both_named(number, other)
             at = tuple((user.number, compute) for user, _ in uses if kind in ("", user.name))
             where = f"for each {kind} for which" if kind else "wherever"
             does = f"takes {name} {where} torch takes {own}"
@@ -140,8 +139,8 @@ def _is_scaled_mask_of(context: Context, node: Node, other: int) -> bool:
 def delayed(context: Context, node: Node) -> Iterator[Edit]:
     """List what else an operand may be, one step later or earlier: a causal sum or convolution that looks ahead."""
     for path, number in context.data(node):
-        own = context.named(number)
         for other in itertools.islice(context.likes(node, number), 4):
+            own, name = context.both_named(number, other)
             for axis, by in itertools.product(range(context.value(other).dim()), (1, -1)):
                 if context.value(other).shape[axis] < 2:
                     continue
@@ -151,7 +150,7 @@ def delayed(context: Context, node: Node) -> Iterator[Edit]:
                 ) -> Any:
                     return operation.having(path, shifted(operation.value(other), axis, by)).run()
 
-                what = f"{context.named(other)}, shifted by {by} along axis {axis} with zeros,"
+                what = f"{name}, shifted by {by} along axis {axis} with zeros,"
                 does = f"takes {what} for {result(node)}, where torch takes {own}"
                 yield one(Kind.OPERAND, node, compute, does, f"take {own}, and not {what[:-1]}")
 
