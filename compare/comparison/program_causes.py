@@ -293,9 +293,11 @@ def _goes_on(followed: Followed, reach: Reach, now: Reach) -> bool:
     """Whether the same thing still differs with an edit: at a later step, or in another moment of the same update.
 
     The edit then delays the difference, or it changes what one tensor alone does not show: a bound that its gradient
-    never reaches.
+    never reaches. And where the loss still differs, gradients may follow from that.
     """
     before, after = followed.pairings[reach.place], followed.pairings[now.place]
+    if before.stage == Stage.GRADIENT and now.step == reach.step and after.stage in (Stage.LOSS, Stage.SHOWN):
+        return True
     roots = [pairing.torch.partition(".")[0] for pairing in (before, after)]
     later = now.step > reach.step or (_is_slot(before) and _is_slot(after))
     return later and before.stage == after.stage and roots[0] == roots[1]

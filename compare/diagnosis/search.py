@@ -131,8 +131,13 @@ class Search:
         """Tell whether fitted numbers show in the result: one that is rounded to an integer later is one of many."""
         if all(value is None for _, value in changed):
             return True
-        nearby = ((group, None if value is None else value * (1 + NEARBY)) for group, value in changed)
-        given = self.step.observe(combined([*nearby]))
+        # Of a number that is fitted to 0, such as no smoothing, torch's own gives the scale.
+        sizes = [max(abs(value or 0.0), abs(group[0].value or 0.0)) for group, value in changed]
+        moved = [
+            None if value is None else value + NEARBY * size for (_, value), size in zip(changed, sizes, strict=True)
+        ]
+        nearby = [(group, value) for (group, _), value in zip(changed, moved, strict=True)]
+        given = self.step.observe(combined(nearby))
         return given is None or distance(given, self.target) > self.limit
 
     def explains(self, outputs: Sequence[tuple[Port, np.ndarray]]) -> bool:

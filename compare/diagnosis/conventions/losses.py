@@ -53,17 +53,12 @@ def _outer(call: Call) -> Any:
 
 
 def _vectors(call: Call) -> bool:
+    """Return whether torch takes two vectors element by element; its own (1, N) against (N, 1) is meant."""
     first, second, *_ = call.arguments.values()
-    tensors = hasattr(first, "shape") and hasattr(second, "shape")  # a difference may be one of a number
-    # Element by element: torch's own (1, N) against (N, 1) is meant, as between positions.
-    return tensors and first.numel() == second.numel() == max(*first.shape, *second.shape, 0) > 1 and _alike(call)
-
-
-def _alike(call: Call) -> bool:
-    first, second, *_ = call.arguments.values()
-    sizes = [[size for size in tensor.shape if size != 1] for tensor in (first, second)]
-    places = [[axis - tensor.ndim for axis, size in enumerate(tensor.shape) if size != 1] for tensor in (first, second)]
-    return sizes[0] == sizes[1] and places[0] == places[1]
+    if not (hasattr(first, "shape") and hasattr(second, "shape")):  # a difference may be one of a number
+        return False
+    axes = [[(n - t.ndim, size) for n, size in enumerate(t.shape) if size != 1] for t in (first, second)]
+    return axes[0] == axes[1] and len(axes[0]) == 1
 
 
 def _softmaxed(call: Call) -> Any:

@@ -136,9 +136,9 @@ def how_they_differ(evidence: Evidence, rates: Rates) -> str:
     # torch's scheduler is stepped after the optimizer, optax's count grows after the update: both start
     # at 0. A port that counts from 1 is one step ahead.
     if equal([torch[count + 1] if count + 1 < len(torch) else None for count in counts]):
-        return "the JAX side's schedule is one step ahead of torch's: its count must be 0 at the first step"
+        return "the JAX side's schedule is one step ahead of torch's: shift its count or its boundaries by one"
     if equal([torch[max(count - 1, 0)] for count in counts]):
-        return "the JAX side's schedule is one step behind torch's: its count must be 1 at the second step"
+        return "the JAX side's schedule is one step behind torch's: shift its count or its boundaries by one"
     every, call = _epoch(evidence.counts), _known_call(evidence)
     if every and every > 1 and call and gives(call, rates.jax, counts):
         return f"torch's scheduler is stepped every {every} steps, and the JAX side's schedule moves at each"
