@@ -101,6 +101,18 @@ def test_so_are_comparisons_with_a_number_but_not_of_two_tensors() -> None:
     assert missed[0].endswith("it is never false")
 
 
+def test_clipping_is_what_torch_clips_by_a_norm() -> None:
+    """A clamp of a single number may be of a divisor: only `clip_grad_norm_` is called clipping."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.full((3,), 0.1)
+    with ControlledRun() as run:
+        torch.tensor(2.0).clamp(min=1)
+    assert not any("norm" in what for what in run.reached)
+    with ControlledRun() as run:
+        torch.nn.utils.clip_grad_norm_([weight], 5.0)
+    assert [met for what, met in run.reached.items() if "clipping by norm" in what] == [False]
+
+
 def test_a_minimum_of_two_arrays_that_one_of_them_never_decides_is_named() -> None:
     x = torch.linspace(-1, 1, 6)
     with ControlledRun() as run:

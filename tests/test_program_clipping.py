@@ -1,5 +1,6 @@
 """A gradient that the port clips to another norm: no schedule, although a rate at each step explains it as well."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,3 +32,48 @@ def test_another_norm_is_no_schedule(counted: Any, rate: Any, cause: str) -> Non
     assert report.divergence is not None
     name = report.divergence.cause.name if report.divergence.cause else ""
     assert name == cause, str(report)
+
+
+def one_by_one(model: torch.nn.Linear, largest: float) -> None:
+    for parameter in model.parameters():
+        torch.nn.utils.clip_grad_norm_([parameter], largest)
+
+
+def scaled(model: torch.nn.Linear) -> None:
+    assert model.bias.grad is not None
+    model.bias.grad.mul_(30.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "transform"),
+    [
+        (partial(one_by_one, largest=0.5), optax.clip_by_global_norm(0.5)),
+        (scaled, optax.identity()),
+    ],
+    ids=["clipped one by one", "scaled"],
+)
+def test_a_change_of_gradients_that_is_no_clipping_is_said_as_such(change: Any, transform: Any) -> None:
+    """Torch clips, if not all gradients at once; and the rates of both sides are equal."""
+    rng = np.random.default_rng(0)
+    batches = [{"x": rng.normal(size=(6, 4)), "y": 9 * rng.normal(size=(6, 3))} for _ in range(3)]
+
+    def built() -> Any:
+        model = torch.nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def step(_: Any, batch: Any) -> Any:
+            optimizer.zero_grad()
+            loss = torch.nn.functional.mse_loss(model(batch["x"]), batch["y"])
+            loss.backward()
+            change(model)
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    theirs = port(optax.chain(transform, optax.sgd(0.1)))
+    report = compare.check(compare.TorchProgram(built), compare.JaxProgram(theirs), batches, device="cpu", quick=True)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None, str(report)
+    assert report.divergence.cause.name == "changed gradients"
+    assert report.others == []
