@@ -8,6 +8,7 @@ from typing import Any
 
 from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call
+from compare.numerics.constants import unrounded
 from compare.verdict.fix import Code, source
 
 
@@ -38,7 +39,7 @@ def _elementwise(call: Call) -> Code | None:
         case "binary_cross_entropy_with_logits" if given["pos_weight"] is None:
             return Code("optax.sigmoid_binary_cross_entropy", ("logits", "labels"))
         case "binary_cross_entropy_with_logits" if given["pos_weight"].numel() == 1:
-            weight = source(float(given["pos_weight"]))
+            weight = source(unrounded(float(given["pos_weight"])))
             positive, negative = f"{weight} * labels * jax.nn.log_sigmoid(logits)", "jax.nn.log_sigmoid(-logits)"
             return Code(around=f"-({positive} + (1 - labels) * {negative})")
         case "binary_cross_entropy":
@@ -91,7 +92,7 @@ def _of_classes(call: Call) -> Code | None:
         each = Code("optax.softmax_cross_entropy_with_integer_labels", ("logits", chosen))
     if weight is None and not skipped:
         return _reduced(each, call)
-    share = f"jnp.array({weight.tolist()})[{chosen}]" if weight is not None else "1.0"
+    share = f"jnp.array({[unrounded(each) for each in weight.tolist()]})[{chosen}]" if weight is not None else "1.0"
     share = f"jnp.where(labels == {ignored}, 0.0, {share})" if skipped else share
     total = f"jnp.sum({each.around} * {share})"
     if call["reduction"] == "none":
