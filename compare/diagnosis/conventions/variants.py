@@ -1,10 +1,10 @@
 """Other values of arguments that are chosen from a list, such as a mode or an axis, and not fitted."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from compare.diagnosis.conventions import resampling
+from compare.diagnosis.conventions.axes import axis_fix, their_axis
 from compare.diagnosis.conventions.base import (
     CONVOLUTIONS,
     DOCS,
@@ -67,32 +67,6 @@ def _inverted(name: str) -> Callable[[Call], Iterator[Any]]:
             yield None
 
     return values
-
-
-def _axis(call: Call, place: Place) -> Code | str:
-    del place
-    if call["dim"] is None:
-        return f"give jax.nn.{call.name} the axis that torch takes"
-    code = Code(f"jax.nn.{call.name}", ("x",), {"axis": call["dim"] % call.input.ndim})
-    if call.input.ndim > 3:  # which JAX may lay out otherwise
-        words = f"jax.nn.{call.name} over the axis that is torch's dim={call['dim']}"
-        return dataclasses.replace(code, keywords={"axis": call["dim"]}, words=words, whole=False)
-    return code
-
-
-def _of_two(call: Call, axis: int) -> bool:
-    """Return whether an axis is one of the last two: in attention scores, both sides have these last."""
-    return axis % call.input.ndim >= call.input.ndim - 2
-
-
-def _their_axis(call: Call, axis: int) -> tuple[str, ...]:
-    """Write the JAX side's call, which has the axis as torch's layout counts it if it has that layout."""
-    count = call.input.ndim
-    if count <= 3 or call["dim"] is None or not (_of_two(call, axis) and _of_two(call, call["dim"])):
-        return ()
-    axes = axis % count, axis % count - count
-    default = [f"jax.nn.{call.name}(x)"] if axes[1] == -1 else []
-    return (*(f"jax.nn.{call.name}(x, axis={each})" for each in axes), *default)
 
 
 def _stride(call: Call, place: Place) -> Code | None:
@@ -202,8 +176,8 @@ VARIANTS = (
         functions=("softmax", "log_softmax"),
         argument="dim",
         values=_other_axes,
-        fix=_axis,
-        theirs=_their_axis,
+        fix=axis_fix,
+        theirs=their_axis,
         source=f"{JAX}jax.nn.softmax.html",
     ),
     Variants(
