@@ -111,6 +111,7 @@ def every_call() -> Iterator[Any]:
     for size, conv in ((1, functional.conv1d), (2, functional.conv2d), (3, functional.conv3d)):
         x, kernel = X.reshape(2, 3, -1, *[2] * (size - 1)), X[: 9 * 2**size].reshape(3, 3, *[2] * size)
         yield conv(x, kernel, mean, stride=1, padding=1)
+        yield conv(x, kernel, mean, padding=2, dilation=2)
         transposed = getattr(functional, f"conv_transpose{size}d")
         yield transposed(x, kernel, mean, stride=2, padding=1, output_padding=1)
         for pool in ("max_pool", "avg_pool"):

@@ -209,14 +209,15 @@ class MappedPair:
 
     def as_jax(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Convert the torch model's weights to JAX's layout; `arrays` are JAX's, for what has no link."""
-        start = self.start
-        if start is None:
-            start = {name: to_numpy(tensor) for name, tensor in kept_tensors(self.torch.model).items()}
-        return to_jax(self.links, start, arrays)
+        return to_jax(self.links, self._own_start() if self.start is None else self.start, arrays)
+
+    def _own_start(self) -> dict[str, np.ndarray]:
+        """Return what torch's model keeps, by name."""
+        return {name: to_numpy(tensor) for name, tensor in kept_tensors(self.torch.model).items()}
 
     def other_own_values(self, followed: Followed) -> OwnValues:
         """Find the tables of which the port came with other values than torch's."""
-        start = {name: to_numpy(tensor) for name, tensor in kept_tensors(self.torch.model).items()}
+        start = self._own_start()
         unsaved = start.keys() - self.torch.model.state_dict().keys()
         return other_own_values(self.links, followed, start, self.given, self.torch_parameters, unsaved)
 

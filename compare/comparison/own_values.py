@@ -56,16 +56,22 @@ def other_own_values(
         for quantity in followed.quantities
         if quantity.stage in (Stage.BUFFERS, Stage.STATE) and np.ptp([size for size, _ in quantity.sizes]) == 0
     }
-    converted = to_jax(links, start, given)
+    tables = [
+        link
+        for link in links
+        if link.torch in constant and link.torch not in parameters and not is_statistic(link.torch)
+    ]
+    # Where all elements are equal, as in an array of zeros, the port has a placeholder.
+    own = {
+        name: given[name]
+        for name in {link.jax for link in tables} & given.keys()
+        if given[name].dtype.kind == "f" and np.ptp(given[name])
+    }
+    tables = [link for link in tables if link.jax in own]
+    converted = to_jax(tables, start, own)
     saved_apart, own_apart = dict[str, float](), dict[str, float]()
-    for link in links:
-        values = given.get(link.jax)
-        if values is None or link.torch in parameters or is_statistic(link.torch) or link.torch not in constant:
-            continue
-        # An array of zeros or ones is a place for values to come.
-        if values.dtype.kind != "f" or not np.ptp(values):
-            continue
-        far = distance(np.asarray(values, np.float64), np.asarray(converted[link.jax], np.float64))
+    for link in tables:
+        far = distance(np.asarray(own[link.jax], np.float64), np.asarray(converted[link.jax], np.float64))
         if far > FACTOR * ULPS * EPSILON32:
             (own_apart if link.torch in unsaved else saved_apart)[link.jax] = far
     limits, unproved = list[str](), list[Cause]()

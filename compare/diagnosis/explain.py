@@ -60,16 +60,6 @@ def explain(
         return Searched()
     rerun, (held_out, others, again) = rerun_at(found, run, batch, draws), itertools.tee(held_out, 3)
     search = Search(found, rerun, place, held_out, 0.0 if surroundings is None else surroundings.tables)
-    searches = [search.exact, search.settings, search.constants, search.two]
-    structure: StructureSearch | None = None
-    if stage in (Stage.FORWARD, Stage.LOSS) and surroundings is not None and not search.is_data:
-        elsewhere = ((rerun_at(found, other.run, other.batch, other.draws), other.target) for other in others)
-        structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
-        # From the most to the least specific, since the first that is confirmed is taken: changes without a free
-        # number, a function's own setting, such as the scale of attention, then edits of single operations, and last
-        # pairs of changes. A later search has more candidates, so more of them fit by accident.
-        exact = [search.exact, structure.norms, search.settings, search.factor]
-        searches = [*exact, structure.one, search.constants, search.two, structure.two]
     nearly = Searched()
 
     def beside() -> Cause | None:
@@ -78,10 +68,19 @@ def explain(
         nearly = explain(wider, run, batch, draws, place, again, surroundings, beside_tables=True)
         return nearly.cause
 
-    if beside_tables:
-        searches = [search.exact] if structure is None else [search.exact, structure.norms, structure.one]
-    elif search.is_far_beyond(FACTOR * found.divergence.expected64) and structure is not None:
-        searches.insert(5, beside)
+    searches = [search.exact] if beside_tables else [search.exact, search.settings, search.constants, search.two]
+    structure: StructureSearch | None = None
+    if stage in (Stage.FORWARD, Stage.LOSS) and surroundings is not None and not search.is_data:
+        elsewhere = ((rerun_at(found, other.run, other.batch, other.draws), other.target) for other in others)
+        structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
+        # From the most to the least specific, since the first that is confirmed is taken: changes without a free
+        # number, a function's own setting, such as the scale of attention, then edits of single operations, and last
+        # pairs of changes. A later search has more candidates, so more of them fit by accident.
+        exact = [search.exact, structure.norms, search.settings, search.factor]
+        looser = [beside] if search.is_far_beyond(FACTOR * found.divergence.expected64) else []
+        searches = [*exact, structure.one, *looser, search.constants, search.two, structure.two]
+        if beside_tables:
+            searches = [search.exact, structure.norms, structure.one]
     if not beside_tables and surroundings is not None and surroundings.gradients is not None:
         gradients, steps = surroundings.gradients
         every = ((rerun_at(gradients, other.run, other.batch, other.draws), other.target) for other in steps)

@@ -10,8 +10,12 @@ from flax import nnx
 from torch.nn import functional
 
 
-def original(optimizer_of: Callable[[torch.nn.Linear], torch.optim.Optimizer], largest: float | None = None) -> Any:
-    """Build the torch program; with `largest`, the gradients are clipped to this norm."""
+def original(
+    optimizer_of: Callable[[torch.nn.Linear], torch.optim.Optimizer],
+    largest: float | None = None,
+    change: Callable[[torch.nn.Linear], None] = lambda model: None,
+) -> Any:
+    """Build the torch program; with `largest`, the gradients are clipped to this norm. `change` changes them too."""
 
     def build() -> Any:
         model = torch.nn.Linear(4, 3)
@@ -23,6 +27,7 @@ def original(optimizer_of: Callable[[torch.nn.Linear], torch.optim.Optimizer], l
             loss.backward()
             if largest is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), largest)
+            change(model)
             optimizer.step()
             return {"loss": loss}
 

@@ -108,8 +108,9 @@ def other_ends(call: Call) -> Iterator[list[int]]:
     if min(now) < 0:
         return
     halves = [total // 2 for total in totals]
-    for starts in (halves, [total - half for total, half in zip(totals, halves, strict=True)], totals, [0] * len(now)):
-        other = [each for start, total in zip(starts, totals, strict=False) for each in (start, total - start)]
+    larger = [total - half for total, half in zip(totals, halves, strict=True)]
+    for starts in (halves, larger, totals, [0] * len(totals)):
+        other = [each for start, total in zip(starts, totals, strict=True) for each in (start, total - start)]
         if other != now:
             yield other
 
@@ -123,29 +124,40 @@ def other_ends_fix(call: Call, place: Place) -> Code | None:
     return place.setting("conv", ((0, 0),) * (space - len(pads)) + tuple(pads), "padding")
 
 
-def _dilated(dilation: int, *, causal: bool) -> Alternative:
-    """Compute a convolution with another dilation, and a padding that gives an output of the same size."""
+_DILATIONS: tuple[tuple[str, Callable[[int], int]], ...] = (
+    ("no dilation", lambda own: 1),
+    ("half of torch's dilation", lambda own: own // 2),
+    ("twice torch's dilation", lambda own: 2 * own),
+    ("a dilation one smaller than torch's", lambda own: own - 1),
+    ("a dilation one larger than torch's", lambda own: own + 1),
+)
+"""Other dilations, of torch's own."""
+
+
+def _dilated(name: str, other: Callable[[int], int], *, causal: bool) -> Alternative:
+    """Compute a dilated convolution with another dilation, and a padding that gives an output of the same size."""
 
     def compute(call: Call) -> Any:
         from torch.nn import functional
 
         flat: list[int] = []
         for axis in reversed(range(len(_size(call)))):
-            pad, more = _at(call["padding"], axis), (_size(call)[axis] - 1) * (dilation - _dilation(call, axis))
+            pad, own = _at(call["padding"], axis), _dilation(call, axis)
+            more = (_size(call)[axis] - 1) * (other(own) - own)
             before = more if causal else more // 2
             flat += [pad + before, pad + more - before]  # a negative amount cuts off, as what a causal padding added
         padded = functional.pad(call.input, flat)
-        return call.run(**{_first(call): padded, "padding": 0, "dilation": dilation})
+        return call.run(**{_first(call): padded, "padding": 0, "dilation": [other(own) for own in _dilations(call)]})
 
     def applies(call: Call) -> bool:
         known = not isinstance(call["padding"], str) and max(_size(call)) > 1
-        return known and any(_dilation(call, axis) != dilation for axis in range(len(_size(call))))
+        return known and min(_dilations(call)) > 1
 
     return Alternative(
         name="dilation",
         functions=("conv1d",) if causal else CONVOLUTIONS,
         compute=compute,
-        jax_does=f"has a dilation of {dilation}, and the padding that goes with it",
+        jax_does=f"has {name}, and the padding that goes with it",
         fix=_dilation_fix,
         source=f"{FLAX}linear.html",
         applies=applies,
@@ -153,8 +165,11 @@ def _dilated(dilation: int, *, causal: bool) -> Alternative:
 
 
 def _dilation_fix(call: Call, place: Place) -> Code | None:
-    dilation = tuple(_dilation(call, axis) for axis in range(len(_size(call))))
-    return place.setting("conv", dilation, "kernel_dilation", "dilation")
+    return place.setting("conv", _dilations(call), "kernel_dilation", "dilation")
+
+
+def _dilations(call: Call) -> tuple[int, ...]:
+    return tuple(_dilation(call, axis) for axis in range(len(_size(call))))
 
 
 def _shorter_than_input(call: Call) -> bool:
@@ -306,7 +321,7 @@ PADDING = (
         fix=convolution_fix,
         source=f"{FLAX}linear.html",
     ),
-    *(_dilated(dilation, causal=causal) for causal in (False, True) for dilation in (1, 2, 3, 4, 8)),
+    *(_dilated(name, other, causal=causal) for causal in (False, True) for name, other in _DILATIONS),
     _transposed(
         lambda call: _crop(call, _transposed_same), 'pads as "SAME" does: the output is stride times the input'
     ),

@@ -247,14 +247,6 @@ VARIANTS = (
         source=f"{DOCS}torch.nn.functional.affine_grid.html",
     ),
     Variants(
-        name="padding",
-        functions=("pad",),
-        argument="pad",
-        values=other_ends,
-        fix=other_ends_fix,
-        source=f"{FLAX}linear.html",
-    ),
-    Variants(
         name="padding mode",
         functions=("grid_sample",),
         argument="padding_mode",

@@ -47,7 +47,7 @@ class Clipping(NamedTuple):
         if self.value is not None:
             return f"torch clips each element of the gradient to ±{self.value:g}"
         if self.other:
-            return "torch's step changes the gradients between the backward pass and the optimizer"
+            return "torch's step changes the gradient between the backward pass and the optimizer"
         return "torch does not clip the gradient"
 
     def told(self, jax_does: str, source: str = TRANSFORMATIONS) -> Told:
@@ -103,8 +103,11 @@ def clipping_of(evidence: Evidence) -> Clipping:
 
 def _changes(step: OptimizerStep) -> bool:
     """Return whether the user's code changes the gradients before the optimizer gets them."""
-    pairs = [(g, step.given[name]) for name, g in step.gradients.items() if g is not None]
-    changes = {name: b - a for name, (a, b) in enumerate((_dense(a), _dense(b)) for a, b in pairs if b is not None)}
+    changes = {
+        name: _dense(given) - _dense(before)
+        for name, before in step.gradients.items()
+        if before is not None and (given := step.given[name]) is not None
+    }
     return size(changes) > 1e-9 * size(step.gradients)
 
 
@@ -154,8 +157,8 @@ def _unclipped(torch: Clipping) -> Hypothesis:
         ours, theirs = with_distinct_digits(size(step.given), size(step.gradients))
         if torch.other:
             return torch.told(
-                f"gives its optimizer the gradients as they are computed: at step {step.number} their norm is "
-                f"{theirs}, and {ours} in torch"
+                f"gives its optimizer the gradient as it is computed: at step {step.number} its norm is {theirs}, and "
+                f"{ours} in torch"
             )
         return torch.told(
             f"does not clip it: at step {step.number} its norm is {theirs}, and {ours} after torch's clipping"
