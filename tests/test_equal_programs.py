@@ -112,7 +112,7 @@ def test_the_constant_that_a_user_writes_is_meant(base: float) -> None:
     report = compare.check(compare.Torch(Rotary()), compare.Flax(FlaxRotary(base)), batches, device="cpu")
     assert report.divergence is not None
     assert report.divergence.cause is not None
-    says = f"rpow has the constant 10000, and the JAX side computes what torch would with {base:.0f}"
+    says = f"pow has the constant 10000, and the JAX side computes what torch would with {base:.0f}"
     assert says in report.divergence.cause.explanation
 
 

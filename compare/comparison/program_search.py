@@ -14,7 +14,7 @@ from compare.comparison.program_pair import ProgramPair
 from compare.comparison.steps import Stepper
 from compare.comparison.suggested_edits import Known, Placed
 from compare.comparison.weighing import computed
-from compare.diagnosis.experiment import rerun_at, window_of
+from compare.diagnosis.experiment import rerun_at
 from compare.diagnosis.explain import explain
 from compare.diagnosis.held_out import HeldOut
 from compare.diagnosis.place import Place, place_of_classes
@@ -83,7 +83,7 @@ class ProgramSearch:
             # A value may be computed before the module that ran last, from what another one gave: a target of the loss.
             found = found._replace(outside=True)
             searched = explain(found, again, batch, draws, self._place(found), others_held_out)
-        return Known(searched, edit_of(searched, window_of(found)))
+        return Known(searched, edit_of(searched))
 
     def _batch(self, number: int) -> Any:
         return self.stepper.batches[number % len(self.stepper.batches)]

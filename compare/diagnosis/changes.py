@@ -61,7 +61,7 @@ def in_words(each: Counterfactual, value: float | None) -> str:
         around = each.jax_does
         return f"torch clamps to {around} {own}, and the JAX side computes what torch would with {around} {other}"
     constant = each.name == CONSTANT
-    has = f"torch's {each.call.name} has the constant {own}" if constant else f"torch has {each.jax_does}={own}"
+    has = f"torch's {each.call.name.removeprefix('r')} has the constant {own}" if constant else f"torch has {each.jax_does}={own}"
     return f"{has}, and the JAX side computes what torch would with {other}"
 
 

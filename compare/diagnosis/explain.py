@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compare.diagnosis.changes import either
-from compare.diagnosis.experiment import rerun_at
+from compare.diagnosis.experiment import rerun_at, window_of
 from compare.diagnosis.held_out import STEPS, HeldOut
 from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Repeatable
@@ -22,6 +22,7 @@ from compare.diagnosis.structure.edit import Kind as Structure
 from compare.diagnosis.structure.search import StructureSearch, Surroundings
 from compare.diagnosis.structure.stops import stopped
 from compare.step.draws import Draw
+from compare.step.observation import Port
 from compare.step.stage import Stage
 from compare.verdict.divergence import Cause
 from compare.verdict.first_difference import Found
@@ -58,7 +59,8 @@ def explain(
     stage = found.divergence.stage
     if stage in (Stage.UPDATE, Stage.PARAMETERS):
         return Searched()
-    rerun, (held_out, others, again) = rerun_at(found, run, batch, draws), itertools.tee(held_out, 3)
+    step = run, batch, draws
+    rerun, (held_out, others, again, once_more) = rerun_at(found, *step), itertools.tee(held_out, 4)
     search = Search(found, rerun, place, held_out, 0.0 if surroundings is None else surroundings.tables)
     nearly = Searched()
 
@@ -90,14 +92,23 @@ def explain(
             return nearly
         outputs = surroundings.outputs() if stage == Stage.FORWARD and surroundings is not None else []
         if structure is not None and structure.cause:
-            # A factor that is added is another constant of what torch computes, too: the user's code has one of them.
-            added = all(edit.kind == Structure.ADDED for edit in structure.cause)
-            other = search.constants() if added else None
-            cause = either([other, cause]) if other else cause
+            if all(edit.kind == Structure.ADDED for edit in structure.cause):
+                # A factor that is added is another constant of what torch computes, too: the user's code has one of
+                # them. Weights may have been changed before their layer is called.
+                for where in (found, found._replace(outside=True)):
+                    known = search if where is found else Search(where, rerun_at(where, *step), place, once_more)
+                    if other := known.constants():
+                        cause = other if known.is_short else either([other, cause])
+                        return _of_changes(known, cause, outputs)
             whole = bool(outputs) and structure.explains(outputs)
             return Searched(cause, whole=whole, explains=structure.explains, edited=structure.operations())
-        whole = bool(outputs) and search.explains(outputs)
-        return Searched(cause, whole=whole, explains=search.explains, changed=search.confirmed)
+        return _of_changes(search, cause, outputs)
     # Where the two agree from the same weights, as behind a difference that the user accepts, all that leaves equal
     # rows as they are would fit.
     return Searched() if search.agrees or beside_tables else Searched(*search.related())
+
+
+def _of_changes(search: Search, cause: Cause, outputs: Sequence[tuple[Port, np.ndarray]]) -> Searched:
+    whole = bool(outputs) and search.explains(outputs)
+    window = window_of(search.found)
+    return Searched(cause, whole=whole, explains=search.explains, changed=search.confirmed, window=window)

@@ -57,10 +57,17 @@ class Search:
         self.ours = self.step.observe({})
         self.evidence = Evidence(self._elsewhere(held_out), found.limit)
         self.runs = 0
-        self.candidates: list[Counterfactual] = []
         self.tried: list[tuple[float, list[Counterfactual], float | None]] = []
         self.confirmed: list[Changed] = []
         """What was changed in the cause that was found."""
+
+    @cached_property
+    def candidates(self) -> list[Counterfactual]:
+        """What may be otherwise."""
+        every = self.step.candidates()
+        if self.ours is not None and is_whole(self.ours) and is_whole(self.target):
+            return [each for each in every if each.call.name in WHOLE]
+        return every
 
     @property
     def differs(self) -> bool:
@@ -78,9 +85,6 @@ class Search:
 
     def exact(self) -> Cause | None:
         """Find a change without a free number that brings torch to what the JAX side gives, here and elsewhere."""
-        self.candidates = self.step.candidates()
-        if self.ours is not None and is_whole(self.ours) and is_whole(self.target):
-            self.candidates = [each for each in self.candidates if each.call.name in WHOLE]
         return self._first(self._alone(lambda each: each.of is None))
 
     def settings(self) -> Cause | None:
@@ -99,13 +103,18 @@ class Search:
         What a user writes is a short number, so that those which need a long one are left out beside it.
         """
         found = list(self._fitting(self._alone(lambda each: each.name == CONSTANT)))
-        short = [each for each in found if all(value is None or is_short(value) for _, value in each[0])]
+        short = [each for each in found if _are_short(each[0])]
         # One expression may have a long number, such as 1 / sqrt(96). That two are wrong by the same one is a
         # coincidence: two factors of 0.7071 are one of 0.5.
         alone = [each for each in found if all(len({one.call.site for one in group}) == 1 for group, _ in each[0])]
         causes = [self._cause(changed, apart) for changed, apart in short or alone]
         self.confirmed = (short or alone)[0][0] if causes else []
         return either(causes) if causes else None
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the numbers of the cause are such as a user writes."""
+        return _are_short(self.confirmed)
 
     def two(self) -> Cause | None:
         """Find two changes that do."""
@@ -289,6 +298,10 @@ class Search:
             tuple(fix for fix in fixes if not isinstance(fix, str)),
             tuple(parts),
         )
+
+
+def _are_short(changed: Sequence[Changed]) -> bool:
+    return all(value is None or is_short(value) for _, value in changed)
 
 
 _BATCHES = "give both sides the same batches: see batch="

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from compare.diagnosis.changes import Changed
+from compare.diagnosis.rewriting import Window
 from compare.diagnosis.structure.recording import Operations
 from compare.step.observation import Port
 from compare.verdict.divergence import Cause, Detail
@@ -32,5 +33,7 @@ class Searched(NamedTuple):
     """Tells whether torch has these values in the same step, with the cause on its side."""
     changed: Sequence[Changed] = ()
     """The changes of torch's calls that the cause is, if it is such."""
+    window: Window = Window()
+    """In which calls are numbered there."""
     edited: Operations | None = None
     """The operations of torch's step that it changes, if it is of structure and the same at every step."""

@@ -62,8 +62,9 @@ def _normalized(call: Call, place: Place) -> Code | None:
 def _constant(call: Call, place: Place) -> Code:
     del place
     value = source(call["other"] if "other" in call else call["exponent"])
-    if call.name == "rpow":
-        return Code(around=f"{value} ** x")
+    turned = {"rpow": "**", "rsub": "-", "rdiv": "/"}
+    if call.name in turned:
+        return Code(around=f"{value} {turned[call.name]} x")
     sign = {"mul": "*", "rmul": "*", "truediv": "/", "div": "/", "add": "+", "radd": "+", "sub": "-", "pow": "**"}
     written = f"{value} * x" if call.name in ("mul", "rmul") else f"x {sign[call.name]} {value}"
     return Code(around=written)
@@ -157,7 +158,7 @@ SETTINGS = (
     ),
     Setting(
         name=CONSTANT,
-        functions=("mul", "rmul", "truediv", "div", "add", "radd", "sub"),
+        functions=("mul", "rmul", "truediv", "div", "rdiv", "add", "radd", "sub", "rsub"),
         argument="other",
         fix=_constant,
         source=f"{DOCS}torch.mul.html",

@@ -83,7 +83,7 @@ class Again:
         return is_users(frame)
 
 
-def edit_of(searched: Searched, window: Window) -> Edit | None:
+def edit_of(searched: Searched) -> Edit | None:
     """Make an edit, for all steps, of what a search has found in one; None where it changes no call of torch."""
     cause = searched.cause
     if cause is not None and searched.edited:
@@ -93,7 +93,7 @@ def edit_of(searched: Searched, window: Window) -> Edit | None:
         return None
     each_one = {each.number: each for group, _ in searched.changed for each in group}
     rewrites = {number: _of(each_one[number], rewrite) for number, rewrite in combined(searched.changed).items()}
-    during = functools.partial(_rewritten, start=Window(window.start), rewrites=rewrites)
+    during = functools.partial(_rewritten, start=Window(searched.window.start), rewrites=rewrites)
     return Edit(cause.name, cause.explanation, cause.fix, during=during, source=cause.source)
 
 

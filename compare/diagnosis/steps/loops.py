@@ -32,6 +32,8 @@ class Loop:
     """The arguments of `clip_grad_norm_`, but for the parameters; None where two calls have others."""
     clips: int = 0
     """How often it is called."""
+    afresh: bool = False
+    """Whether a second backward pass before an update begins without the gradients of the first."""
     second_order: bool = False
     """Whether it differentiates a gradient."""
 
@@ -48,6 +50,8 @@ class Loop:
             return call
 
         def backward(*_: Any, **__: Any) -> None:
+            kept = any(each.grad is not None and bool(each.grad.any()) for each in run.trained_tensors())
+            self.afresh |= self.backwards > 0 and not kept
             self.backwards += 1
             self.early |= self.parts.keys()
 
@@ -88,6 +92,15 @@ def edits(run: TorchProgramRun, loop: Loop, sizes: Collection[int]) -> Iterator[
     for path, parts in loop.parts.items():
         if parts > 1:
             yield from _of_accumulation(path, parts, loop.clipping, sizes)
+    if loop.afresh:
+        yield Edit(
+            name="backward pass left out",
+            explanation="torch sets the gradients to zero between two backward passes and updates with those of the "
+            "second, and the JAX step updates with those of the first",
+            fix="compute the gradients once more where torch makes its second backward pass, and update with these",
+            agrees=1,
+            during=_of_first_pass,
+        )
     if loop.second_order:
         yield Edit(
             name="second derivative",
@@ -219,6 +232,32 @@ def _each_clipped(run: TorchProgramRun, clipping: Any, scale: int) -> Iterator[N
         mock.patch.object(torch.autograd, "backward", backward),
         mock.patch.object(torch.nn.utils, "clip_grad_norm_", return_value=torch.zeros(())),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def _of_first_pass(run: TorchProgramRun) -> Iterator[None]:
+    """Give each optimizer the gradients that the first backward pass since its last step left."""
+    import torch
+
+    first, original = dict[Any, Any](), torch.autograd.backward
+
+    def backward(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        for each in run.trained_tensors():
+            if each.grad is not None and each not in first:
+                first[each] = each.grad.clone()
+
+    def put_back(optimizer: Any, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for each in group["params"]:
+                if (gradient := first.pop(each, None)) is not None and each.grad is not None:
+                    each.grad.copy_(gradient)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch.autograd, "backward", backward))
+        for optimizer in run.optimizers.values():
+            stack.callback(optimizer.register_step_pre_hook(put_back).remove)
         yield
 
 

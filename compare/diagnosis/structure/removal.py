@@ -58,6 +58,19 @@ def mask_left_out(context: Context, node: Node) -> Iterator[Edit]:
     yield one(Kind.LEFT_OUT, node, compute, does, f"multiply {factor} by {of}, as torch does")
 
 
+def quotient_left_out(context: Context, node: Node) -> Iterator[Edit]:
+    """List quotients of a number and a tensor. The JAX side may have the number alone: 0.1 for 0.1 / norm."""
+    if node.name != "rdiv" or len(node.args) != 2 or not isinstance(node.args[1], int | float):
+        return
+    number, of = float(node.args[1]), context.named(node.inputs[0][1])
+
+    def compute(operation: Operation) -> Any:
+        return operation.run().new_full(context.shape(node), number)
+
+    does = f"leaves out the division of {source(number)} by {of}, and continues with {source(number)}"
+    yield one(Kind.LEFT_OUT, node, compute, does, f"divide {source(number)} by {of}, as torch does")
+
+
 def _with_number(node: Node) -> str:
     """Name an operation and the number that it joins its operand with: "mul by 0.5"."""
     number = node.args[1] if node.name in JOINING and len(node.args) == 2 else None
@@ -192,4 +205,4 @@ def _before(context: Context, before: Node, after: Node) -> Iterator[Edit]:
         yield one(Kind.MOVED, after, compute, does, fix, code)
 
 
-GENERATORS = (left_out, mask_left_out, moved, applied_twice)
+GENERATORS = (left_out, mask_left_out, quotient_left_out, moved, applied_twice)

@@ -208,7 +208,7 @@ class StructureSearch:
         told_of.sort(key=lambda edits: (any(edit.again for edit in edits), edits[0].kind != Kind.TABLE))
         proved = self._proved(self._different(told_of))
         self.cause = proved[0] if proved else ()
-        return told(proved, self.here.leaves(proved[0]) * self.found.limit) if proved else None
+        return told(proved, self.here.leaves(proved[0]) * self.here.limit) if proved else None
 
     def _later(self) -> list[list[Edit]]:
         """Find what the JAX side gives among what torch computes only later."""
