@@ -141,7 +141,9 @@ def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
             *early.edits(torch_history, jax_history, root),
         ]
         yield from known
-        if not known:
+        if not known and (alone := [*kept.changed_alone(found, run, torch_history, jax_history)]):
+            yield from alone
+        elif not known:
             yield from kept.edits(found, kept.momenta(run))
 
 

@@ -27,6 +27,11 @@ FLAGS = ("nesterov", "centered", "amsgrad", "maximize", "decoupled_weight_decay"
 _SCHEDULE = "https://optax.readthedocs.io/en/latest/api/optimizer_schedules.html"
 
 
+def number_of(group: dict[str, Any], name: str, default: float) -> float:
+    """Give one number of a parameter group, which may be the learning rate; a default where it has none."""
+    return float(group["lr"]) if name == "lr" else numbers_of(group).get(name, default)
+
+
 def numbers_of(group: dict[str, Any]) -> dict[str, float]:
     """List the numbers of a parameter group but the learning rate: "eps", "betas[0]"."""
     found: dict[str, float] = {}
@@ -201,7 +206,7 @@ def _paths_by_value(evidence: Evidence, name: str, values: list[float]) -> dict[
     """
     step, found = evidence.differing[0], dict[str, float]()
     of_torch = {
-        evidence.parameter_names[index]: numbers_of(group).get(name, values[0])
+        evidence.parameter_names[index]: number_of(group, name, values[0])
         for group in step.groups
         for index in group["params"]
         if index < len(evidence.parameter_names)

@@ -12,7 +12,7 @@ from compare.diagnosis.optimizers.fit import Fit, Fitter
 from compare.diagnosis.optimizers.masks import mask_of
 from compare.diagnosis.optimizers.names import COMBINING, DECOUPLED, OPTAX, TRANSFORMATIONS, in_words
 from compare.diagnosis.optimizers.rates import Rates
-from compare.diagnosis.optimizers.settings import numbers_of
+from compare.diagnosis.optimizers.settings import groups_call, number_of, numbers_of
 from compare.diagnosis.optimizers.told import Told
 from compare.diagnosis.optimizers.trial import Trial
 from compare.numerics.distance import norm
@@ -264,13 +264,14 @@ def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: li
             source=COMBINING,
         )
     argument = in_words(treatment.setting)
+    of_steps = [[number_of(group, treatment.setting, 0.0) for group in step.groups] for step in evidence.steps]
+    fix: Call | str = f"give {some} the {argument} that torch's group has for it at each step"
+    if all(of_groups == of_steps[0] for of_groups in of_steps):
+        fix = groups_call(evidence, treatment.setting, [*dict.fromkeys(of_steps[0])])
     return Told(
         "parameter groups",
         f"the JAX side has {argument} {treatment.value:g} for {some}, which torch has for another parameter group",
-        fix=Call(
-            "optax.multi_transform",
-            ({True: Code(f"{optimizer}(...)"), False: Code(f"{optimizer}(...)")}, Code(mask_of(paths, every))),
-        ),
+        fix=fix,
         source=COMBINING,
     )
 

@@ -3,7 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors
+from compare.diagnosis.steps.followers import History
 from compare.numerics.distance import distance
 from compare.torch_side.program_run import TorchProgramRun
 
@@ -45,6 +48,39 @@ def edits(found: Difference, momenta: Mapping[str, float]) -> Iterator[Edit]:
             after=lambda run, before: _moved(run, before, moved, share),
             free=1,
         )
+
+
+def changed_alone(found: Difference, run: TorchProgramRun, torch: History, jax: History) -> Iterator[Edit]:
+    """Yield what torch leaves as it is at all steps, and the JAX side does not. It needs no proof: both are seen.
+
+    Args:
+        found: What differs first.
+        run: A run of the torch program.
+        torch: The torch side's tensors.
+        jax: The JAX side's; the same before the first step.
+
+    """
+    root = found.name.partition(".")[0]
+    own = [name for name in found.tensors if name.partition(".")[0] == root and all(name in each for each in jax)]
+    still = [name for name in own if all(np.array_equal(each[name], torch[0][name]) for each in torch)]
+    changed = frozenset(name for name in still if not all(np.array_equal(each[name], jax[0][name]) for each in jax))
+    if found.name not in changed:
+        return
+    fix = "return it unchanged"
+    if found.name in run.parameters:
+        fix = "leave it out of what the optimizer updates: optax.set_to_zero() in optax.multi_transform"
+
+    def as_jax(run: TorchProgramRun, _: Tensors) -> None:
+        now = run.floating()
+        for name in changed:
+            now[name].data.copy_(now[name].new_tensor(jax[run.taken][name]).reshape(now[name].shape))
+
+    yield Edit(
+        name="changed on the JAX side alone",
+        explanation=f"torch leaves {_listed(changed)} unchanged at all {len(torch) - 1} steps, and the JAX step does not",
+        fix=fix,
+        after=as_jax,
+    )
 
 
 def _share(tensor: StateTensor) -> float | None:

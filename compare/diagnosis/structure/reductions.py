@@ -130,6 +130,8 @@ def other_reductions(context: Context, node: Node) -> Iterator[Edit]:
             given.name,
             len(given.axes) < dimensions,
         )
+    if given.name in ("sum", "mean") and len(given.axes) > 1:
+        yield from _mixed(node, given, own)
     if given.name in known:
         for axis in range(dimensions):
             if (axis,) != given.axes:
@@ -137,6 +139,21 @@ def other_reductions(context: Context, node: Node) -> Iterator[Edit]:
         if dimensions > 1 and len(given.axes) < dimensions:
             every = tuple(range(dimensions))
             yield _edit(Kind.AXIS, node, known[given.name], every, given.keepdim, given.name, own)
+
+
+def _mixed(node: Node, given: Reduction, own: str) -> Iterator[Edit]:
+    """List a sum over some axes and a mean over the others: torch has one of both over all."""
+    for axis in given.axes:
+        others = tuple(each for each in given.axes if each != axis)
+        for meant, summed in dict.fromkeys([((axis,), others), (others, (axis,))]):
+
+            def compute(operation: Operation, meant: tuple[int, ...] = meant, summed: tuple[int, ...] = summed) -> Any:
+                made = operation.args[0].mean(meant, keepdim=True).sum(summed, keepdim=True)
+                return made if given.keepdim else made.squeeze(given.axes)
+
+            mean, total = f"the mean over axis {_listed(meant)}", f"the sum over axis {_listed(summed)}"
+            does = f"takes {mean} and {total} for {shown(node)}, torch {own}"
+            yield one(Kind.REDUCTION, node, compute, does, f"take {own}, in torch's layout")
 
 
 def _taken(node: Node, axes: tuple[int, ...]) -> Code | None:

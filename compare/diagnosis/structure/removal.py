@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from compare.diagnosis.structure.edit import JOINING, TRANSPOSES, Context, Edit, Kind, few_numbers, one, shown
+from compare.diagnosis.structure.edit import END, JOINING, TRANSPOSES, Context, Edit, Kind, few_numbers, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
 from compare.diagnosis.structure.written import function_of, joined_again, of_two
 from compare.verdict.fix import Code, source
@@ -37,8 +37,14 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
             code = joined_again(context, node, number)
         else:
             does = f"leaves out {shown(node).replace(node.name, _with_number(node), 1)}"
-            fix = f"apply {_with_number(node)} to {kept}, as torch does"
+            fix = f"apply {_with_number(node)} to {kept}{_before_its_user(context, node)}, as torch does"
         yield one(Kind.LEFT_OUT, node, compute, does, fix, code)
+
+
+def _before_its_user(context: Context, node: Node) -> str:
+    """Say which operation takes the result, where one alone does: what goes in may be used elsewhere too."""
+    users = context.users.get(node.outputs[0], [])
+    return f" before {shown(users[0])}" if len(users) == 1 and users[0].name != END else ""
 
 
 def mask_left_out(context: Context, node: Node) -> Iterator[Edit]:
