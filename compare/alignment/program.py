@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ def align_program(
         (Stage.STATE, "state"),
     ):
         pairings += align_tensors(stage, field, links, torch, jax)
+    pairings += _counts(torch, jax)
     return Alignment(_in_order(pairings, torch), not_compared + left + alone + rest)
 
 
@@ -109,6 +110,18 @@ def _shown(torch: Observation, jax: Observation) -> tuple[list[Pairing], list[No
         if name not in both
     ]
     return [reader(name) for name in both], left
+
+
+def _counts(torch: Observation, jax: Observation) -> Iterator[Pairing]:
+    """Pair the integers of both states by path."""
+
+    def reader(name: str) -> Callable[[Observation], np.ndarray]:
+        return lambda seen: np.asarray(seen.counts[name], np.float64)
+
+    for name in torch.counts:
+        partner = name.replace(".", "/")
+        if partner in jax.counts and np.shape(torch.counts[name]) == np.shape(jax.counts[partner]):
+            yield Pairing(Stage.STATE, name, partner, reader(name), reader(partner))
 
 
 def _gradients(links: Sequence[Link], torch: Observation, jax: Observation) -> tuple[list[Pairing], list[NotCompared]]:

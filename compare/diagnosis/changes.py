@@ -61,8 +61,17 @@ def in_words(each: Counterfactual, value: float | None) -> str:
         around = each.jax_does
         return f"torch clamps to {around} {own}, and the JAX side computes what torch would with {around} {other}"
     constant = each.name == CONSTANT
-    has = f"torch's {each.call.name.removeprefix('r')} has the constant {own}" if constant else f"torch has {each.jax_does}={own}"
+    if leaves_nothing(each, value):
+        has, says = f"torch multiplies a term by {own}", "it leaves it out, or it is zero there"
+        return f"{has}, and the JAX side computes what torch would without this term: {says}"
+    function = each.call.name.removeprefix("r")
+    has = f"torch's {function} has the constant {own}" if constant else f"torch has {each.jax_does}={own}"
     return f"{has}, and the JAX side computes what torch would with {other}"
+
+
+def leaves_nothing(each: Counterfactual, value: float | None) -> bool:
+    """Tell whether what a constant multiplies is nothing on the JAX side: the constant itself may be right there."""
+    return each.name == CONSTANT and each.call.name in ("mul", "rmul") and value == 0
 
 
 def either(causes: Sequence[Cause]) -> Cause:

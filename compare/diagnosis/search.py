@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compare.diagnosis.changes import Changed, combined, either, in_words, is_short, together
+from compare.diagnosis.changes import Changed, combined, either, in_words, is_short, leaves_nothing, together
 from compare.diagnosis.conventions.settings import CONSTANT
 from compare.diagnosis.counterfactuals import Counterfactual, left_out
 from compare.diagnosis.experiment import Experiment, HeldOutExperiment, rerun_at
@@ -102,7 +102,10 @@ class Search:
         Several may explain the same, as 2 * x / 8 does with 4 or with 4 * x: a base and a divisor of its exponent do.
         What a user writes is a short number, so that those which need a long one are left out beside it.
         """
-        found = list(self._fitting(self._alone(lambda each: each.name == CONSTANT)))
+        # Any number to the power of 0 is 1: that fits whatever does not depend on it.
+        every = self._alone(lambda each: each.name == CONSTANT)
+        meant = (each for each in every if not any(group[0].call.name == "pow" and not n for group, n in each[0]))
+        found = list(self._fitting(meant))
         short = [each for each in found if _are_short(each[0])]
         # One expression may have a long number, such as 1 / sqrt(96). That two are wrong by the same one is a
         # coincidence: two factors of 0.7071 are one of 0.5.
@@ -278,7 +281,7 @@ class Search:
         parts = []
         fixes: list[str | Code] = []
         for each, value in firsts:
-            fix = each.fix(each.call, self.place)
+            fix = "compute this term as torch does" if leaves_nothing(each, value) else each.fix(each.call, self.place)
             if isinstance(fix, Code) and self._takes_what_is_there(each.call):
                 fix = left_out(fix) or fix
             if isinstance(fix, Code) and fix.whole and is_term(self.step.rerun, each.call):

@@ -16,7 +16,7 @@ from compare.jax_side.moved_functions import FunctionsMoved
 from compare.jax_side.naming import naming
 from compare.jax_side.primitives import is_key
 from compare.jax_side.program import JaxProgram, built, checked_step, shown_gradients
-from compare.jax_side.program_state import Role, Structure, is_nnx, meant, path_name, paths_of
+from compare.jax_side.program_state import Role, Structure, counted, is_nnx, meant, path_name, paths_of
 from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.unjitted import Looked, Remembered, compiled_by_user, fingerprint, looked_at, looking
@@ -315,6 +315,7 @@ class JaxProgramRun:
             optimizer={leaf.name: value for leaf, value in pairs if leaf.role == Role.OPTIMIZER},
             buffers=after,
             state=after,
+            counts=counted(self.leaves, self.values, self._start),
             shown={name: value for name, value in shown.items() if name not in ("loss", "gradients")},
             forward=seen.forward,
         )

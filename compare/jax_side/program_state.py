@@ -130,6 +130,17 @@ class Structure:
         return jax.tree.unflatten(self._tree, flat)
 
 
+def counted(leaves: Sequence[Leaf], values: Sequence[Any], start: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Give how far the integers of a state are from those at the start, by name: counters, pointers, not optax's."""
+    each = zip(leaves, values, start, strict=True)
+    own = ((leaf.name, now, before) for leaf, now, before in each if leaf.role == Role.OTHER)
+    return {
+        name: np.asarray(now).astype(np.int64) - np.asarray(before).astype(np.int64)
+        for name, now, before in own
+        if getattr(now.dtype, "kind", "") in ("b", "i", "u")  # a key has no such kind
+    }
+
+
 def is_nnx(value: Any) -> bool:
     """Return whether a value is an nnx module, optimizer, generator or variable."""
     from flax import nnx

@@ -124,7 +124,12 @@ def replaying(
         matching = match(sites_of_values(values), sites_of(closed), known)
         unreplayed.extend(matching.unreplayed)
         guessed.extend(matching.guessed)
-        outputs = Replayer().run(closed, jax.tree.leaves(args), laid_out(values, matching, hints))
+        leaves = laid_out(values, matching, hints)
+        try:
+            outputs = Replayer().run(closed, jax.tree.leaves(args), leaves)
+        except Exception:
+            fresh(*args)  # if the user's own function raises too, as what cannot be differentiated does, it has a line
+            raise
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return replayed

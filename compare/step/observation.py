@@ -80,6 +80,8 @@ class Observation(NamedTuple):
 
     state: Mapping[str, Any] = {}
     """Of a program: what else its state holds, after the step, such as averages of weights and bare tensors."""
+    counts: Mapping[str, Any] = {}
+    """Of a program: how far the integers of its state, such as counters and pointers, are from those at the start."""
     shown: Mapping[str, Any] = {}
     """Of a program: what its step shows by name, but for the loss."""
     accumulated: Mapping[str, Any] = {}
@@ -103,9 +105,10 @@ def halves(seen: Observation) -> Iterator[Observation]:
         optimizer=seen.optimizer,
         buffers=seen.buffers,
         state=seen.state,
+        counts=seen.counts,
         order=seen.order,
     )
-    first = [seen._replace(updates={}, parameters={}, optimizer={}, buffers={}, state={})]
+    first = [seen._replace(updates={}, parameters={}, optimizer={}, buffers={}, state={}, counts={})]
     del seen
     yield first.pop()  # whoever takes it is the only one who keeps it
     yield update

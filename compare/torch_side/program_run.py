@@ -52,6 +52,7 @@ class TorchProgramRun(CommonRun):
             state, self.user_step = _built(side)
         self._entries: dict[str, Any] = dict(state)
         self.state = State(self._entries)
+        self._counts = self.state.integers()
         self.model = self.state.container()
         self.models = list(self.state.parts(torch.nn.Module))
         """The paths of the modules that the state has."""
@@ -171,6 +172,7 @@ class TorchProgramRun(CommonRun):
             optimizer=self.optimizer_state(),
             buffers=self._buffers(trained=True),
             state=self._other_state(after),
+            counts={name: array - self._counts.get(name, 0) for name, array in self.state.integers().items()},
             shown={name: value for name, value in values.items() if name != "loss"},
             forward=record.seen,
             order=watch.order(values),

@@ -34,6 +34,15 @@ class State:
 
         return self.parts(torch.Tensor)
 
+    def integers(self) -> dict[str, np.ndarray]:
+        """Give what is counted outside of modules: tensors of integers, and Python's integers."""
+        import torch
+
+        entries = {**self.tensors(), **self.parts(int)}
+        found = {path: torch.as_tensor(value) for path, value in entries.items()}
+        whole = {path: each for path, each in found.items() if not (each.is_floating_point() or each.is_complex())}
+        return {path: each.cpu().numpy().astype(np.int64) for path, each in whole.items()}
+
     def container(self) -> "torch.nn.Module":
         """Make one module that has all modules of the state as children, under their paths."""
         import torch

@@ -75,9 +75,10 @@ def changed_alone(found: Difference, run: TorchProgramRun, torch: History, jax: 
         for name in changed:
             now[name].data.copy_(now[name].new_tensor(jax[run.taken][name]).reshape(now[name].shape))
 
+    steps = len(torch) - 1
     yield Edit(
         name="changed on the JAX side alone",
-        explanation=f"torch leaves {_listed(changed)} unchanged at all {len(torch) - 1} steps, and the JAX step does not",
+        explanation=f"torch leaves {_listed(changed)} unchanged at all {steps} steps, and the JAX step does not",
         fix=fix,
         after=as_jax,
     )
