@@ -1,5 +1,6 @@
 """Programs that train alike though they are written in other ways, and constants of which several explain the same."""
 
+import re
 from typing import Any
 
 import jax
@@ -162,3 +163,70 @@ def test_a_slope_that_torch_rounds_to_float32_is_no_difference() -> None:
         compare.Flax(port, lambda output, target: jnp.mean((output - target) ** 2), optax.sgd(0.1)),
     )
     assert compare.check(*sides, batches).verdict == "match"
+
+
+class Distances(torch.nn.Module):
+    """A gate with two constants that are written before an operand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inner(x)
+        return (3.0 - x) + (0.1 / (x.square().sum(-1, keepdim=True) + 1))
+
+
+@pytest.mark.parametrize(
+    ("least", "radius", "says"),
+    [(2.5, 0.1, "sub has the constant 3, and .* with 2.5"), (3.0, 0.02, "div has the constant 0.1, and .* with 0.02")],
+)
+def test_a_constant_before_an_operand(least: float, radius: float, says: str) -> None:
+    class FlaxDistances(nnx.Module):
+        def __init__(self) -> None:
+            self.inner = nnx.Linear(5, 4, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            x = self.inner(x)
+            return (least - x) + (radius / ((x**2).sum(-1, keepdims=True) + 1))
+
+    batches = [(RNG.normal(size=(6, 5)), None) for _ in range(2)]
+    report = compare.check(compare.Torch(Distances()), compare.Flax(FlaxDistances()), batches, device="cpu")
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert re.search(says, report.divergence.cause.explanation), report.divergence.cause.explanation
+
+
+def test_a_quotient_whose_divisor_is_left_out() -> None:
+    """No norm of one, and no root of what is nearly one, which would leave as little by chance."""
+
+    class FlaxDistances(nnx.Module):
+        def __init__(self) -> None:
+            self.inner = nnx.Linear(5, 4, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return (3.0 - self.inner(x)) + 0.1
+
+    batches = [(RNG.normal(size=(6, 5)), None) for _ in range(2)]
+    report = compare.check(compare.Torch(Distances()), compare.Flax(FlaxDistances()), batches, device="cpu")
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "operation left out"
+    assert "leaves out the division of 0.1 by" in report.divergence.cause.explanation
+
+
+def test_a_term_that_is_nothing_has_no_other_constant() -> None:
+    """A penalty of what exceeds a bound that nothing reaches on these batches: its weight is right."""
+
+    def ours(given: Any, y: Any) -> Any:
+        return torch.nn.functional.mse_loss(given, y) + 10.0 * (given - 9).square().mean()
+
+    def theirs(given: Any, y: Any) -> Any:
+        return jnp.mean((given - y) ** 2) + 10.0 * jnp.mean(jnp.maximum(given - 9, 0) ** 2)
+
+    batches = [(RNG.normal(size=(6, 5)), RNG.normal(size=(6, 4))) for _ in range(3)]
+    flax = compare.Flax(nnx.Linear(5, 4, rngs=nnx.Rngs(0)), theirs)
+    report = compare.check(compare.Torch(torch.nn.Linear(5, 4), ours), flax, batches, device="cpu")
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert "or has zero there, and continues with the output of mse_loss" in report.divergence.cause.explanation

@@ -431,3 +431,26 @@ def test_what_float32_rounds_is_told_from_what_is_as_near() -> None:
     assert Rates((0.1,), (0.1 * (1 + 1e-7),)).rounded
     for other in (0.1 * (1 + 1e-6), 0.1 * (1 + 1e-11), 0.1):
         assert not Rates((0.1,), (other,)).rounded
+
+
+def test_the_fix_of_exchanged_rates_gives_each_parameter_its_own() -> None:
+    """Two calls of `optax.multi_transform` without a rate in them would say nothing."""
+
+    def ours(p: Any) -> optim.Optimizer:
+        first, *rest = list(p)
+        groups: list[dict[str, Any]] = [{"params": [first], "lr": 1e-3}, {"params": rest}]
+        return optim.AdamW(groups, 4e-3)
+
+    rates = {"first": optax.adamw(4e-3, weight_decay=1e-2), "rest": optax.adamw(1e-3, weight_decay=1e-2)}
+
+    def labels(params: Any) -> Any:
+        names = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params)
+        return jax.tree.map(lambda name: "first" if name.startswith("first/kernel") else "rest", names)
+
+    report = compared(ours, optax.multi_transform(rates, labels), 3)
+    assert report.divergence is not None
+    cause = report.divergence.cause
+    assert cause is not None
+    assert cause.name == "parameter groups"
+    assert cause.fix.count("optax.multi_transform") == 1
+    assert "0: optax.adamw(..., learning_rate=0.001), 1: optax.adamw(..., learning_rate=0.004)" in cause.fix

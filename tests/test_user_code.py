@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -232,3 +233,18 @@ def test_a_script_that_exits_is_no_success(tmp_path: Path) -> None:
     assert (run.returncode, run.stdout) == (2, "")
     assert "the torch model raised SystemExit: 0" in run.stderr
     assert "mine.py, line 3" in run.stderr
+
+
+def test_what_jax_cannot_differentiate_is_the_users_error() -> None:
+    """A maximum over windows with another start than -inf has no gradient in JAX."""
+
+    def pooled(x: Any) -> Any:
+        return jax.lax.reduce_window(x, 0.0, jax.lax.max, (1, 2), (1, 1), "SAME")
+
+    with pytest.raises(UserCodeError, match=r"the flax model raised .*test_user_code\.py, line"):
+        compare.check(
+            compare.Torch(Original(), mse, sgd),
+            compare.Flax(Port(pooled), mse, optax.sgd(0.1)),
+            [(np.ones((4, 3)), np.ones((4, 2)))],
+            device="cpu",
+        )

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from programs import adversarial, averages, ensembles, larger, loops, plain
+from programs import adversarial, averages, ensembles, larger, loops, perturbed, plain
 
 
 class Fault(NamedTuple):
@@ -40,6 +40,9 @@ PROGRAMS = (
     larger.dcgan,
     larger.decoder,
     larger.single_examples,
+    perturbed.sharpness,
+    perturbed.frozen_part,
+    perturbed.memory,
 )
 
 FAULTS = (
@@ -105,4 +108,11 @@ FAULTS = (
     Fault(larger.decoder, "no clipping", "update", "model", "clipping"),
     Fault(larger.single_examples, "mean clipped", "gradient", "model"),
     Fault(larger.single_examples, "summed", "gradient", "model", "scale"),
+    Fault(perturbed.sharpness, "radius", "forward", "model.fc1", "constant"),
+    Fault(perturbed.sharpness, "not normalized", "forward", "model.fc1", "left out"),
+    Fault(perturbed.sharpness, "descends", "forward", "model.fc1", "another operation"),
+    Fault(perturbed.sharpness, "one pass", "gradient", "model", "backward pass"),
+    Fault(perturbed.frozen_part, "not frozen", "state", "model.fc1", "JAX side alone"),
+    Fault(perturbed.frozen_part, "decays", "state", "model.fc1", "JAX side alone"),
+    Fault(perturbed.memory, "pointer kept", "state", "pointer"),
 )

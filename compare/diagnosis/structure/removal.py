@@ -29,8 +29,9 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
         others = [context.named(other) for _, other in node.inputs if other != number]
         kept, code = context.named(number), None
         if others and node.name in JOINING:
+            zero = ", or has zero there" if node.name in ("add", "sub") else ""
             does = (
-                f"leaves out the {JOINING[node.name]} of {kept} and {others[0]} ({node.line}), and continues "
+                f"leaves out the {JOINING[node.name]} of {kept} and {others[0]} ({node.line}){zero}, and continues "
                 f"with {kept}"
             )
             fix = f"take the {JOINING[node.name]} of {kept} and {others[0]}"
