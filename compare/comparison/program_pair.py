@@ -73,6 +73,10 @@ class ProgramPair:
         self._unsaved = {name for name, _ in run.model.named_buffers()} - run.model.state_dict().keys()
         self.given = port.arrays()
         """The arrays that the port came with."""
+        counted = run.state.integers()
+        self._uncounted = {name for name, partner in (weights or {}).items() if partner is None and name in counted}
+        """The integers of the torch state that the user leaves out."""
+        weights = {name: each for name, each in (weights or {}).items() if name not in self._uncounted}
         self.links = self._find_links(run, port, weights)
         if not run.optimizers:
             raise InputError(
@@ -176,6 +180,7 @@ class ProgramPair:
 
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizers', by parameter."""
+        torch = torch._replace(counts={n: each for n, each in torch.counts.items() if n not in self._uncounted})
         return self.selection.applied(align_program(self.links, torch, jax, self.kinds, settings))
 
 
