@@ -128,8 +128,19 @@ ROWS = (
                 "copied at other steps",
                 "another model",
             ),
-            "updates": ("update left out", "second update", "order of updates", "update at other steps"),
-            "gradients-of-a-step": ("gradients not zeroed", "stop_gradient", "second derivative"),
+            "updates": (
+                "update left out",
+                "second update",
+                "order of updates",
+                "update at other steps",
+                "changed on the JAX side alone",
+            ),
+            "gradients-of-a-step": (
+                "gradients not zeroed",
+                "stop_gradient",
+                "second derivative",
+                "backward pass left out",
+            ),
             "statistics-of-norms": (
                 "evaluation mode",
                 "training mode",
