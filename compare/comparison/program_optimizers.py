@@ -51,6 +51,9 @@ def _evidence(programs: Programs, followed: Followed, run: TorchProgramRun, name
     ]
     recorder, jax = Recorder(view, pairs, followed.steps), programs.jax()
     slots = [each for each in followed.pairings if each.stage == Stage.UPDATE and each.operands is None]
+    roots = {name.partition(".")[0] for name in view.parameters}
+    left = (link for link in links if link.torch in run.parameters and link.torch not in run.trained)
+    recorder.evidence.untrained = [link.jax for link in left if link.torch.partition(".")[0] in roots]
     stream = programs.stepper.whole(run)
     names: dict[str, str] = {}
     for number in range(followed.steps):

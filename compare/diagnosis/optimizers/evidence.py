@@ -115,6 +115,8 @@ class Evidence:
     """How often the first of them had been stepped, at every step that was taken."""
     parameter_names: list[str] = field(default_factory=list)
     """Of the optimizer's parameters, in the order of its state dict."""
+    untrained: list[str] = field(default_factory=list)
+    """The JAX side's other parameters of the same models, which torch leaves as they are."""
 
     @property
     def differing(self) -> list[OptimizerStep]:

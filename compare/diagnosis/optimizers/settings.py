@@ -196,6 +196,8 @@ def groups_call(evidence: Evidence, name: str, values: list[float]) -> Call | st
     if groups is None:
         call_of_all = Call("optax.multi_transform", (each, Code("labels")))
         return f"{call_of_all}, where labels is a tree like the parameters, with the number of each one's group"
+    if evidence.untrained:
+        each[len(values)], groups[len(values)] = Call("optax.set_to_zero"), evidence.untrained
     return Call("optax.multi_transform", (each, Code(labels_of(groups))))
 
 
