@@ -1,8 +1,9 @@
 """Pairs the inputs and outputs of modules: which tensor of one side is compared with which of the other."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,8 @@ def align_modules(
 
     """
     torch_calls, jax_calls = _calls(torch.forward), _calls(jax.forward)
-    partner = partners(links, torch_calls, jax_calls, kinds)
+    sizes = _output_sizes(torch.forward), _output_sizes(jax.forward)
+    partner = partners(links, torch_calls, jax_calls, kinds, sizes)
     features = _flattened(links)
     layouts = ActivationLayouts(features.values(), torch, jax)
     with_weights = {link.torch.rpartition(".")[0] for link in links}
@@ -50,6 +52,15 @@ def align_modules(
     if torch.forward and torch.loss is None:
         pairings += _no_output(pairings, torch_calls, jax_calls)
     return pairings, _not_compared(links, pairings, torch_calls, jax_calls, partner)
+
+
+def _output_sizes(forward: Mapping[Port, Any]) -> dict[Call, list[int]]:
+    """Give how many numbers each output of a call has."""
+    found: dict[Call, list[int]] = defaultdict(list)
+    for port, array in forward.items():
+        if port.kind == "output":
+            found[port.path, port.call].append(int(np.prod(np.shape(array))))
+    return dict(found)
 
 
 def _no_output(

@@ -19,16 +19,24 @@ _Weighted = dict[frozenset[int], list[list[Call]]]
 """For each set of weights, the modules that hold exactly these, each as the list of its calls."""
 
 
-def partners(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call], kinds: Kinds) -> dict[Call, Call]:
+Sizes = Mapping[Call, Sequence[int]]
+"""How many numbers each output of a call has."""
+
+
+def partners(
+    links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call], kinds: Kinds, sizes: tuple[Sizes, Sizes]
+) -> dict[Call, Call]:
     """Pair calls of modules that hold the same weights.
 
     Those without weights are paired where their partners' parents call modules of the same class equally often.
     """
-    found = _with_weights(links, torch, jax)
+    found = _with_weights(links, torch, jax, sizes)
     return found | _without_weights(found, torch, jax, kinds)
 
 
-def _with_weights(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) -> dict[Call, Call]:
+def _with_weights(
+    links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call], sizes: tuple[Sizes, Sizes]
+) -> dict[Call, Call]:
     """Pair the calls of modules that hold the same weights."""
     ours, theirs = weighted(links, torch, jax)
     found: dict[Call, Call] = {("", 0): ("", 0)}
@@ -38,16 +46,42 @@ def _with_weights(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Ca
         others = theirs.get(weights, [])
         if len(modules) == len(others):
             chain = list(zip(modules, others, strict=True))
-        elif modules and others:  # one side has more wrappers around it: only the innermost and outermost correspond
-            chain = [(modules[-1], others[-1])]
-            if min(len(modules), len(others)) > 1:
-                chain.append((modules[0], others[0]))
+        elif min(len(modules), len(others)) > 1:  # only the innermost and outermost correspond
+            chain = [(modules[-1], others[-1]), (modules[0], others[0])]
+        elif modules and others:
+            inner = modules[-1], others[-1]
+            chain = [_of_wrappers(modules, others, sizes) if _are_several(links, weights) else inner]
         else:
             chain = []
         for calls, partner_calls in chain:
             if len(calls) == len(partner_calls):
                 found |= dict(zip(calls, partner_calls, strict=True))
     return found
+
+
+def _of_wrappers(
+    ours: list[list[Call]], theirs: list[list[Call]], sizes: tuple[Sizes, Sizes]
+) -> tuple[list[Call], list[Call]]:
+    """Choose a pair where one side has one module, and the other has several around the same weights.
+
+    A block may keep its layers in a container of their own, and compute more than this does: then the sizes of the
+    outputs tell which of the two is meant, or else the paths.
+    """
+
+    def score(pair: tuple[list[Call], list[Call]]) -> tuple[bool, bool]:
+        (one, *_), (other, *_) = pair
+        same = sorted(sizes[0].get(one, ())) == sorted(sizes[1].get(other, ()))
+        return same, one[0].replace(".", "/") == other[0]
+
+    pairs = [(one, other) for one in reversed(ours) for other in reversed(theirs)]  # the innermost first
+    return max(pairs, key=score)
+
+
+def _are_several(links: Sequence[Link], weights: Iterable[int]) -> bool:
+    """Tell whether weights are of several layers on both sides."""
+    held = [links[number] for number in weights]
+    layers = {each.torch.rpartition(".")[0] for each in held}, {each.jax.rpartition("/")[0] for each in held}
+    return min(map(len, layers)) > 1
 
 
 def weighted(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) -> tuple[_Weighted, _Weighted]:
