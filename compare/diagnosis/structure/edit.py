@@ -1,6 +1,7 @@
 """An edit, which is one change of the graph that the JAX side may have made, and the context in which it is made."""
 
 import enum
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -54,6 +55,8 @@ class Edit:
     fix: str
     odd: bool = False
     """Whether nobody would write it like this: among edits that compute the same, another one is preferred."""
+    fixed: bool = False
+    """Whether it says that the JAX side has a number in the place of what torch computes."""
     code: Code | None = None
     """The fix as a value, where one expression is it."""
     again: "Callable[[Context], Edit | None] | None" = None
@@ -109,9 +112,10 @@ class Context:
 
     def __post_init__(self) -> None:
         self._names: dict[int, str] = dict(self.parameters)
+        self._leaves = Counter(port[:3] for port in self.ports)
         for port, number in self.ports.items():  # what a module gives says more than what the next takes
             if number not in self._names or port.kind == "output":
-                self._names[number] = f"the {port.kind} of {port.module}"
+                self._names[number] = self._of_port(port)
         inside = {number for node in self.nodes for number in node.outputs}
         self.makers = {node.outputs[0]: node for node in self.nodes if len(node.outputs) == 1 and node.name != END}
         self.users: dict[int, list[Node]] = {}
@@ -139,6 +143,11 @@ class Context:
         """Return a value as it was computed."""
         return self.graph.values[number]
 
+    def _of_port(self, port: Port) -> str:
+        """Name an input or an output of a module, with its place where there are several."""
+        several = self._leaves[port[:3]] > 1
+        return f"{port.kind} {port.leaf} of {port.module}" if several else f"the {port.kind} of {port.module}"
+
     def named(self, number: int) -> str:
         """Say what a value is."""
         maker = self.graph.made_by.get(number)
@@ -147,6 +156,8 @@ class Context:
         if maker is None:
             return "the input"
         node = self.graph.nodes[maker]
+        if node.name in SILENT and node.inputs:
+            return self.named(node.inputs[0][1])
         which = f"output {node.outputs.index(number)}" if len(node.outputs) > 1 else "the output"
         return f"{which} of {shown(node)}"
 
@@ -158,13 +169,18 @@ class Context:
     def _exactly(self, number: int) -> str:
         name, maker = self.named(number), self.graph.made_by.get(number)
         for port, value in self.ports.items():
-            if value == number and name == f"the {port.kind} of {port.module}":
-                return f"the {port.kind} {''.join(f'[{part}]' for part in port.leaf.split('.'))} of {port.module}"
+            if value == number and name == self._of_port(port):
+                return name
         if maker is None:
             return f"{name} of shape {tuple(self.value(number).shape)}"
         node = self.graph.nodes[maker]
         alike = [each.number for each in self.graph.nodes if shown(each) == shown(node)]
         return f"{name}, {ordinal(alike.index(node.number))} call"
+
+    def before_its_user(self, node: Node) -> str:
+        """Say which operation takes a result, where one alone does: what goes in may be used elsewhere too."""
+        users = self.users.get(node.outputs[0], [])
+        return f" before {shown(users[0])}" if len(users) == 1 and users[0].name != END else ""
 
     def ports_of(self, number: int) -> tuple[Port, ...]:
         """List the modules' inputs and outputs that are a value."""

@@ -73,7 +73,12 @@ def other_arithmetic(context: Context, node: Node) -> Iterator[Edit]:
         if name != own:
 
             def compute(operation: Operation, name: str = name) -> Any:
-                return getattr(torch, name)(*operation.args[:2])
+                one, other = operation.args[:2]
+                given = getattr(torch, name)(one, other)
+                # If one of the two is always the larger, the maximum is this one, and nothing is exchanged.
+                if name in ("maximum", "minimum") and any(bool((given == each).all()) for each in (one, other)):
+                    raise ValueError(name)
+                return given
 
             does = f"computes {name} of the two operands of {shown(node)}"
             # Of a sum, which operand is to be subtracted is not known.
@@ -141,11 +146,11 @@ def _numbers(context: Context, node: Node, own: float) -> Iterator[tuple[str, fl
         return
     # Numbers that follow from torch's own, or from the sizes of tensors: sqrt(head size) for sqrt(model
     # size). None is fitted, so that each that fits is evidence by itself.
-    yield f"its inverse, {1 / own:.6g},", 1 / own
-    yield f"its square, {own * own:.6g},", own * own
-    yield f"its negative, {-own:.6g},", -own
+    yield f"{1 / own:.6g}, its inverse,", 1 / own
+    yield f"{own * own:.6g}, its square,", own * own
+    yield f"{-own:.6g}, its negative,", -own
     if own > 0:
-        yield f"its square root, {own**0.5:.6g},", own**0.5
+        yield f"{own**0.5:.6g}, its square root,", own**0.5
     for size in context.sizes():
         for words, number in (
             (f"{size}", size),

@@ -1,5 +1,6 @@
 """Edits that add an operation: activations, norms, factors that follow from sizes."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -154,9 +155,11 @@ def _transpose(axis: int, other: int) -> Unary:
 
 
 def _factors(size: int) -> list[Unary]:
+    root = math.isqrt(size)
+    words = str(root) if root * root == size else f"sqrt({size})"
     return [
-        (f"a factor sqrt({size})", lambda x: x * size**0.5),
-        (f"a factor 1/sqrt({size})", lambda x: x * size**-0.5),
+        (f"a factor {words}", lambda x: x * size**0.5),
+        (f"a factor 1/{words}", lambda x: x * size**-0.5),
         (f"a factor {size}", lambda x: x * size),
         (f"a factor 1/{size}", lambda x: x / size),
     ]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from compare.diagnosis.structure.edit import END, JOINING, TRANSPOSES, Context, Edit, Kind, few_numbers, one, shown
+from compare.diagnosis.structure.edit import JOINING, TRANSPOSES, Context, Edit, Kind, few_numbers, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
 from compare.diagnosis.structure.written import function_of, joined_again, of_two
 from compare.verdict.fix import Code, source
@@ -38,14 +38,22 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
             code = joined_again(context, node, number)
         else:
             does = f"leaves out {shown(node).replace(node.name, _with_number(node), 1)}"
-            fix = f"apply {_with_number(node)} to {kept}{_before_its_user(context, node)}, as torch does"
+            fix = f"apply {_with_number(node)} to {kept}{context.before_its_user(node)}, as torch does"
         yield one(Kind.LEFT_OUT, node, compute, does, fix, code)
 
 
-def _before_its_user(context: Context, node: Node) -> str:
-    """Say which operation takes the result, where one alone does: what goes in may be used elsewhere too."""
-    users = context.users.get(node.outputs[0], [])
-    return f" before {shown(users[0])}" if len(users) == 1 and users[0].name != END else ""
+def first_left_out(context: Context, node: Node) -> Iterator[Edit]:
+    """List differences a - b for which the JAX side may have -b."""
+    if node.name != "sub" or len(node.inputs) != 2:
+        return
+    (path, number), (_, subtracted) = node.inputs
+    first, second = context.named(number), context.named(subtracted)
+
+    def compute(operation: Operation) -> Any:
+        return operation.having(path, operation.at(path) * 0).run()
+
+    does = f"leaves out {first} in the difference of it and {second} ({node.line}), or has zero there"
+    yield one(Kind.LEFT_OUT, node, compute, does, f"take the difference of {first} and {second}")
 
 
 def mask_left_out(context: Context, node: Node) -> Iterator[Edit]:
@@ -62,7 +70,8 @@ def mask_left_out(context: Context, node: Node) -> Iterator[Edit]:
 
     factor, of = source(numbers[0]), context.named(mask)
     does = f"leaves out {of} in {shown(node)}, and continues with {factor} everywhere"
-    yield one(Kind.LEFT_OUT, node, compute, does, f"multiply {factor} by {of}, as torch does")
+    fix = f"multiply {factor} by {of}, as torch does"
+    yield replace(one(Kind.LEFT_OUT, node, compute, does, fix), fixed=True)
 
 
 def quotient_left_out(context: Context, node: Node) -> Iterator[Edit]:
@@ -75,7 +84,8 @@ def quotient_left_out(context: Context, node: Node) -> Iterator[Edit]:
         return operation.run().new_full(context.shape(node), number)
 
     does = f"leaves out the division of {source(number)} by {of}, and continues with {source(number)}"
-    yield one(Kind.LEFT_OUT, node, compute, does, f"divide {source(number)} by {of}, as torch does")
+    fix = f"divide {source(number)} by {of}, as torch does"
+    yield replace(one(Kind.LEFT_OUT, node, compute, does, fix), fixed=True)
 
 
 def _with_number(node: Node) -> str:
@@ -212,4 +222,4 @@ def _before(context: Context, before: Node, after: Node) -> Iterator[Edit]:
         yield one(Kind.MOVED, after, compute, does, fix, code)
 
 
-GENERATORS = (left_out, mask_left_out, quotient_left_out, moved, applied_twice)
+GENERATORS = (left_out, first_left_out, mask_left_out, quotient_left_out, moved, applied_twice)

@@ -14,15 +14,15 @@ from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import DIFFERENT, END, WHOLE, Context, Edit, Kind
 from compare.diagnosis.structure.editing import edited, operations
+from compare.diagnosis.structure.elsewhere import Elsewhere
 from compare.diagnosis.structure.graph import FAILURES
 from compare.diagnosis.structure.listing import listed
 from compare.diagnosis.structure.norm_order import norms_moved
-from compare.diagnosis.structure.pairs import SAME, Tried, fitting_pairs
+from compare.diagnosis.structure.pairs import Tried, fitting_pairs
 from compare.diagnosis.structure.recording import Operations
-from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, moved, opened
-from compare.diagnosis.structure.told import plainer, told
+from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, opened
+from compare.diagnosis.structure.told import told
 from compare.jax_side.from_data import FromData
-from compare.numerics.distance import distance
 from compare.step.batch import Batch
 from compare.step.observation import Observation, Port
 from compare.verdict.divergence import Cause
@@ -177,6 +177,10 @@ class StructureSearch:
         self.tried = [Tried(edit, here.leaves([edit])) for edit in within]
         return self._told([[each.edit] for each in self.tried if each.apart <= 1] or self._later())
 
+    @cached_property
+    def _elsewhere(self) -> "Elsewhere":
+        return Elsewhere(self.here)
+
     def _proves(self, edit: Edit) -> bool:
         """Tell whether an edit could be proved: of real numbers that were rounded or compared, most of them fit."""
         graph = self.here.context.graph
@@ -202,11 +206,13 @@ class StructureSearch:
         return frozenset(found)
 
     def _told(self, fitting: Iterable[list[Edit]]) -> Cause | None:
-        told_of = [edits for edits in fitting if any(edit.does for edit in edits)]
+        told_of = [
+            edits for edits in fitting if any(edit.does for edit in edits) and not self._elsewhere.is_level(edits)
+        ]
         # Of what computes the same, another operation says more than other numbers, and a table more than
         # what is computed of it.
         told_of.sort(key=lambda edits: (any(edit.again for edit in edits), edits[0].kind != Kind.TABLE))
-        proved = self._proved(self._different(told_of))
+        proved = self._proved(self._elsewhere.different(told_of))
         self.cause = proved[0] if proved else ()
         return told(proved, self.here.leaves(proved[0]) * self.here.limit) if proved else None
 
@@ -225,38 +231,6 @@ class StructureSearch:
                 fix = f"take {own} at this place, and compute {name} where torch does"
                 return [[Edit(Kind.MOVED, ((end.number, compute),), does, fix)]]
         return []
-
-    def _different(self, fitting: Iterable[list[Edit]]) -> list[list[list[Edit]]]:
-        """Group the edits that compute the same for all inputs, such as x + x and 2 x, the plainest first.
-
-        They are not several causes, but several ways to write one. On other values than the step's, edits that only
-        agree on this batch separate.
-        """
-        groups: list[tuple[list[list[Edit]], np.ndarray | None]] = []
-        alive = not _same(self._elsewhere([]), array_of(self.here.context.graph.values[self.here.end]))
-        for edits in fitting:
-            array = self._elsewhere(edits)
-            if alive and _same(array, self.target):
-                continue  # it gives the same whatever goes in, as a ReLU of negative numbers does: any such edit fits
-            equal = next((group for group, other in groups if _same(array, other)), None)
-            if equal is None:
-                groups.append(([edits], array))
-            else:
-                equal.insert(0 if plainer(edits, equal[0]) else len(equal), edits)
-        return [group for group, _ in groups]
-
-    def _elsewhere(self, edits: Sequence[Edit]) -> np.ndarray | None:
-        """Compute what is edited from other values than the step's."""
-        context = self.here.context
-        graph, nodes = context.graph, context.nodes
-        made = {number for node in nodes for number in node.outputs}
-        used = {number for node in nodes for _, number in node.inputs}
-        used |= {number for number in context.ports.values() if number not in made}
-        others = {number: moved(graph.values[number], number) for number in used - made}
-        try:
-            return array_of(graph.evaluate(nodes, changes(edits), self.here.end, others))
-        except FAILURES:
-            return None
 
     def _proved(self, groups: Sequence[list[list[Edit]]]) -> list[list[Edit]]:
         """Keep of each group the first that holds in a run of the whole step, if it holds at other steps too.
@@ -337,9 +311,3 @@ FITTING = 6
 
 CONFIRMED = 4
 """Ways to write one edit that are tried in a run of the whole step, which takes as long as a step."""
-
-
-def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return a.shape == b.shape and distance(a, b) < SAME

@@ -107,9 +107,8 @@ def _attached(context: Context) -> Iterator[Edit]:
         if node.name == "detach" and node.inputs:
             what = context.named(node.inputs[0][1])
             does = f"lets the gradient through {what}, where torch has detach ({node.line})"
-            yield Edit(
-                Kind.STOPPED, ((node.number, _as_it_is),), does, f"apply {STOP} to {what}, as torch's detach does"
-            )
+            fix = f"apply {STOP} to {what}{context.before_its_user(node)}, as torch's detach does"
+            yield Edit(Kind.STOPPED, ((node.number, _as_it_is),), does, fix)
     # What is copied without gradients is state, such as the weights that the step starts from.
     nodes = [node for node in context.nodes if node.name != "copy"]
     for without, group in itertools.groupby(nodes, key=lambda node: node.stopped):

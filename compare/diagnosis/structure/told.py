@@ -31,7 +31,9 @@ def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
     name = " and ".join(dict.fromkeys(edit.kind for edit in first))
     does = " or ".join(", and ".join(e.does for e in edits if e.does) for edits in (first, *others[:2]))
     both = "; on this batch these are the same" if others else ""
-    fix = "; or ".join("; ".join(edit.fix for edit in edits if edit.fix) for edits in (first, *others[:2]))
+    fix = "; or ".join(
+        "; ".join(dict.fromkeys(each.fix for each in edits if each.fix)) for edits in (first, *others[:2])
+    )
     says = f"the JAX side {does}{both}"
     explanation = f"{name}: {says}. With this change on the torch side, the difference is {apart:.1e}"
     codes = [edit.code for edit in first if edit.code] if not others else []
