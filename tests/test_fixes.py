@@ -106,6 +106,8 @@ def every_call() -> Iterator[Any]:
             yield drop(IMAGE[0] if drop is functional.dropout1d else IMAGE, 0.3, training)
     wide = X[:16] + 3
     yield 10000.0**X
+    yield 3.0 - X
+    yield 0.1 / X
     yield from (functional.layer_norm(ROWS, (16,), wide, wide, 1e-4), functional.rms_norm(ROWS, (16,), wide, 1e-4))
     yield from (functional.group_norm(IMAGE, 3, scale, mean, 1e-4), functional.instance_norm(IMAGE, eps=1e-4))
     for size, conv in ((1, functional.conv1d), (2, functional.conv2d), (3, functional.conv3d)):

@@ -92,6 +92,7 @@ WHOLE = frozenset(
 """Functions that may give whole numbers: where these differ, nothing that is done to real numbers before is proved."""
 
 SILENT = {"contiguous", "clone", "detach", "to", "float", "double", "type_as", "type", "cpu", "requires_grad", END}
+SILENT |= {"lift_fresh.default"}
 """Operations that change no value."""
 
 

@@ -58,6 +58,8 @@ _WRITTEN = {
 _OF_JNP = {"sin", "cos", "exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "sqrt", "square", "abs"}
 """Functions that `jax.numpy` has under the same name."""
 
+_LARGEST = ("maximum", "minimum")
+
 _NAMED_TWICE = {"max": "maximum", "min": "minimum"}
 """Functions that also do what another one does, where they take two tensors."""
 
@@ -76,7 +78,8 @@ def other_arithmetic(context: Context, node: Node) -> Iterator[Edit]:
                 one, other = operation.args[:2]
                 given = getattr(torch, name)(one, other)
                 # If one of the two is always the larger, the maximum is this one, and nothing is exchanged.
-                if name in ("maximum", "minimum") and any(bool((given == each).all()) for each in (one, other)):
+                chooses = name in _LARGEST and own not in _LARGEST
+                if chooses and any(bool((given == each).all()) for each in (one, other)):
                     raise ValueError(name)
                 return given
 
