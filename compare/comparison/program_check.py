@@ -154,8 +154,9 @@ class ProgramCheck(CommonCheck):
             return [Line("jax", Role.COMPUTED, each) for each in step.of_output(pairing.jax)]
         if pairing.stage == Stage.GRADIENT and (shown := step.of_output(f"gradients/{pairing.jax}")):
             return [Line("jax", Role.COMPUTED, each) for each in shown]
-        given = step.given()  # with several optimizers, which one it is would have to be known
-        return [Line("jax", Role.GIVEN, each) for each in given] if len(given) == 1 else []
+        given = step.given()  # with several optimizers, of which some may be plain optax's, it is not known which one
+        alone = len(given) == 1 == self.pair.optimizers
+        return [Line("jax", Role.GIVEN, each) for each in given] if alone else []
 
     def from_torch(self, edits: Sequence[Edit]) -> Iterator[tuple[TorchProgramRun, Observation, Observation]]:
         """Take the steps of both sides, torch's with edits, each of the JAX side's from torch's weights before it."""

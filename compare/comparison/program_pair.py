@@ -70,6 +70,8 @@ class ProgramPair:
         """The torch side's values at the start, by name."""
         self.size = sum(array.size for array in self.start.values())
         self._parameters = frozenset(run.parameters)
+        self.optimizers = len(run.optimizers)
+        """How many the torch state holds."""
         self._unsaved = {name for name, _ in run.model.named_buffers()} - run.model.state_dict().keys()
         self.given = port.arrays()
         """The arrays that the port came with."""

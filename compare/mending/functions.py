@@ -182,6 +182,8 @@ def change_result(file: SourceFile, code: Code, line: Line) -> list[Edit]:
         return put(file, call, str(code), {"y": call})
     if line.role != Role.GIVEN or not call.args or call.args[0].star:
         raise Unfit("which argument it changes is not known")
+    if isinstance(call.func, libcst.Attribute) and call.func.attr.value in ("update", "apply_gradients"):
+        raise Unfit("the call takes the gradients of all parameters, and not this one alone")
     return put(file, call.args[0].value, str(code), {"y": call.args[0].value})
 
 
