@@ -28,10 +28,10 @@ from compare.comparison.suggested_edits import (
 )
 from compare.comparison.update_steps import other_steps
 from compare.comparison.weighing import Weighing
-from compare.diagnosis.steps.edit import ALL, Edit
+from compare.diagnosis.steps.edit import ALL, Edit, cause_of
 from compare.errors import InputError, InternalError, NondeterministicError
 from compare.step.stage import Stage
-from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence, Part
+from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence
 from compare.verdict.following import Followed
 
 FAILURES = (RuntimeError, InputError, InternalError, NondeterministicError)
@@ -68,7 +68,10 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
             divergence = first
         divergence, edit = _cause_at(divergence, followed, steps, edits, reach, place)
         if edit is None:
-            found.append(dataclasses.replace(divergence, details=(*divergence.details, _UNSEARCHED)))
+            # With operations edited, torch's step need not be the port's everywhere: a difference without a cause of its
+            # own may follow from the first.
+            last = divergence if divergence.cause or not edits or not edits[-1].of_operations else found.pop()
+            found.append(dataclasses.replace(last, details=(*last.details, _UNSEARCHED)))
             break
         found.append(divergence)
         edits.append(edit)
@@ -140,7 +143,7 @@ def _with_cause(
         if not fitting:
             divergence = dataclasses.replace(divergence, details=known.details)
     if fitting:
-        return dataclasses.replace(divergence, cause=_cause(fitting))
+        return dataclasses.replace(divergence, cause=cause_of(fitting))
     return dataclasses.replace(divergence, cause=_other_steps(followed, steps, reach, edits))
 
 
@@ -205,19 +208,26 @@ def _searched(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
         return Known()
     if found.edit is None:
         return found
-    structure = bool(found.searched.edited)
-    try:
-        after = placed(followed, steps, [*edits, found.edit], reach)
-        now = _reach(followed, steps, [*edits, found.edit])
-    except FAILURES:
-        return Known(found.searched) if structure else Known()
-    if after is None or after.number > place.number:
-        # As in `_best`: what agrees without the edit, and differs with it, refutes it.
-        if now is None or now.step != reach.step or now.place in _differing(followed, steps, edits, reach.step):
-            return found
-        return Known()
+    for edit in (found.wider, found.edit):
+        if edit is not None and _goes_further(followed, steps, edits, edit, reach, place):
+            return Known(found.searched, edit)
     # A cause of structure is proved in the graph of one step. In a step that runs otherwise it may edit nothing.
-    return Known(found.searched) if structure else Known()
+    return Known(found.searched) if found.searched.edited else Known()
+
+
+def _goes_further(
+    followed: Followed, steps: Steps, edits: Sequence[Edit], edit: Edit, reach: Reach, place: Placed
+) -> bool:
+    """Tell whether the two sides agree farther with an edit, and differ nowhere where they agree without it."""
+    try:
+        after = placed(followed, steps, [*edits, edit], reach)
+        now = _reach(followed, steps, [*edits, edit])
+    except FAILURES:
+        return False
+    if after is not None and after.number <= place.number:
+        return False
+    # As in `_best`: what agrees without the edit, and differs with it, refutes it.
+    return now is None or now.step != reach.step or now.place in _differing(followed, steps, edits, reach.step)
 
 
 def _best(
@@ -328,21 +338,4 @@ def _divergence(followed: Followed, reach: Reach) -> Divergence:
         float(quantity.rounding[reach.step]),
         float(quantity.expected[reach.step]),
         number=reach.place,
-    )
-
-
-def _cause(edits: Sequence[Edit]) -> Cause:
-    """Say what was proved; of edits that fit equally well, all."""
-    names = " or ".join(dict.fromkeys(edit.name for edit in edits))
-    says = ", or ".join(dict.fromkeys(edit.explanation for edit in edits))
-    fix = "; or ".join(dict.fromkeys(edit.fix for edit in edits))
-    code = edits[0].code if len(edits) == 1 else None  # of several, which one is meant is not known
-    general = ", or ".join(dict.fromkeys(edit.general for edit in edits if edit.general))
-    return Cause(
-        names,
-        f"{names}: {says}. With this change in the torch step, both sides agree there and at all steps before",
-        fix,
-        ", ".join(dict.fromkeys(edit.source for edit in edits if edit.source)),
-        (code,) if code else (),
-        (Part(names, f"{names}: {general}", fix, code),) if general else (),
     )

@@ -18,7 +18,7 @@ from compare.diagnosis.experiment import rerun_at
 from compare.diagnosis.explain import explain
 from compare.diagnosis.held_out import HeldOut
 from compare.diagnosis.place import Place, place_of_classes
-from compare.diagnosis.steps.again import Again, edit_of
+from compare.diagnosis.steps.again import Again, edit_of, wider_edit
 from compare.diagnosis.steps.edit import Edit
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.search import Shown, Surroundings
@@ -83,7 +83,7 @@ class ProgramSearch:
             # A value may be computed before the module that ran last, from what another one gave: a target of the loss.
             found = found._replace(outside=True)
             searched = explain(found, again, batch, draws, self._place(found), others_held_out)
-        return Known(searched, edit_of(searched))
+        return Known(searched, edit_of(searched), wider_edit(searched))
 
     def _batch(self, number: int) -> Any:
         return self.stepper.batches[number % len(self.stepper.batches)]

@@ -42,6 +42,8 @@ class Known(NamedTuple):
 
     searched: Searched = Searched()
     edit: Edit | None = None
+    wider: Edit | None = None
+    """The same at all calls of its lines: what a module that runs twice does otherwise is one thing to mend."""
 
 
 class Steps(Protocol):

@@ -101,7 +101,8 @@ def explain(
                         cause = other if known.is_short else either([other, cause])
                         return _of_changes(known, cause, outputs)
             whole = bool(outputs) and structure.explains(outputs)
-            return Searched(cause, whole=whole, explains=structure.explains, edited=structure.operations())
+            found_by = structure.operations(), structure.at_all_calls()
+            return Searched(cause, (), whole, structure.explains, edited=found_by[0], at_all_calls=found_by[1])
         return _of_changes(search, cause, outputs)
     # Where the two agree from the same weights, as behind a difference that the user accepts, all that leaves equal
     # rows as they are would fit.

@@ -37,3 +37,5 @@ class Searched(NamedTuple):
     """In which calls are numbered there."""
     edited: Operations | None = None
     """The operations of torch's step that it changes, if it is of structure and the same at every step."""
+    at_all_calls: Operations | None = None
+    """The same, at every call of their lines in the step, where there are others."""

@@ -83,12 +83,24 @@ class Again:
         return is_users(frame)
 
 
+def wider_edit(searched: Searched) -> Edit | None:
+    """Make an edit of an operation at all calls of its line, for all steps; None where there are no others."""
+    return _of_operations(searched, searched.at_all_calls)
+
+
+def _of_operations(searched: Searched, edits: Operations | None) -> Edit | None:
+    cause = searched.cause
+    if cause is None or not edits:
+        return None
+    during = functools.partial(_recomputed, edits=edits)
+    return Edit(cause.name, cause.explanation, cause.fix, during=during, source=cause.source, of_operations=True)
+
+
 def edit_of(searched: Searched) -> Edit | None:
     """Make an edit, for all steps, of what a search has found in one; None where it changes no call of torch."""
     cause = searched.cause
-    if cause is not None and searched.edited:
-        during = functools.partial(_recomputed, edits=searched.edited)
-        return Edit(cause.name, cause.explanation, cause.fix, during=during, source=cause.source)
+    if (found := _of_operations(searched, searched.edited)) is not None:
+        return found
     if cause is None or not searched.changed:
         return None
     each_one = {each.number: each for group, _ in searched.changed for each in group}

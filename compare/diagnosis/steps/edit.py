@@ -1,7 +1,7 @@
 """One change of a torch training step, that makes it the step of the port."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
+from compare.verdict.divergence import Cause, Part
 from compare.verdict.fix import Code
 
 Tensors = Mapping[str, Any]
@@ -55,6 +56,8 @@ class Edit:
     """The fix as a value, if it is code."""
     general: str = ""
     """What each side does, without names: equal for everything that the step does wrong in the same way."""
+    of_operations: bool = False
+    """Whether it changes operations of torch's at the calls where they were seen to differ, and maybe not at all."""
     hides: frozenset[str] = frozenset()
     """The parameters whose updates are the port's with it: neither these nor their optimizer's state are compared."""
 
@@ -97,3 +100,20 @@ def root_and_path(name: str) -> tuple[str, str]:
     while path.partition(".")[0] in _WRAPPERS:
         path = path.partition(".")[2]
     return root, path
+
+
+def cause_of(edits: Sequence[Edit]) -> Cause:
+    """Say what was proved; of edits that fit equally well, all."""
+    names = " or ".join(dict.fromkeys(edit.name for edit in edits))
+    says = ", or ".join(dict.fromkeys(edit.explanation for edit in edits))
+    fix = "; or ".join(dict.fromkeys(edit.fix for edit in edits))
+    code = edits[0].code if len(edits) == 1 else None  # of several, which one is meant is not known
+    general = ", or ".join(dict.fromkeys(edit.general for edit in edits if edit.general))
+    return Cause(
+        names,
+        f"{names}: {says}. With this change in the torch step, both sides agree there and at all steps before",
+        fix,
+        ", ".join(dict.fromkeys(edit.source for edit in edits if edit.source)),
+        (code,) if code else (),
+        (Part(names, f"{names}: {general}", fix, code),) if general else (),
+    )

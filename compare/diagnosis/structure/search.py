@@ -16,7 +16,7 @@ from compare.diagnosis.structure.edit import DIFFERENT, END, WHOLE, Context, Edi
 from compare.diagnosis.structure.editing import edited, operations
 from compare.diagnosis.structure.elsewhere import Elsewhere
 from compare.diagnosis.structure.graph import FAILURES
-from compare.diagnosis.structure.listing import listed
+from compare.diagnosis.structure.listing import at_all_calls, listed
 from compare.diagnosis.structure.norm_order import norms_moved
 from compare.diagnosis.structure.pairs import Tried, fitting_pairs
 from compare.diagnosis.structure.recording import Operations
@@ -158,6 +158,16 @@ class StructureSearch:
         made = operations(changes(self.cause), graph)
         once = any(edit.again for edit in self.cause) or any(name == END for _, name in made)
         return {} if once else made
+
+    def at_all_calls(self) -> Operations:
+        """Name the operations that the cause edits if it is made at every call of its lines; nothing if it is so."""
+        own, context = self.operations(), self.here.context
+        if not own:
+            return {}
+        graph = context.graph
+        whole = Context(graph, graph.nodes, self.here.ports, context.parameters, context.modules, context.theirs)
+        made = operations(changes([at_all_calls(edit, context, whole) for edit in self.cause]), graph)
+        return {} if made.keys() == own.keys() else made
 
     def _of_model(self, edits: Sequence[Edit], end: int, target: np.ndarray) -> float:
         graph = self.here.context.graph
