@@ -68,8 +68,8 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
             divergence = first
         divergence, edit = _cause_at(divergence, followed, steps, edits, reach, place)
         if edit is None:
-            # With operations edited, torch's step need not be the port's everywhere: a difference without a cause of its
-            # own may follow from the first.
+            # With operations edited, torch's step need not be the port's everywhere: a difference without a cause may
+            # follow from the first.
             last = divergence if divergence.cause or not edits or not edits[-1].of_operations else found.pop()
             found.append(dataclasses.replace(last, details=(*last.details, _UNSEARCHED)))
             break
