@@ -6,7 +6,7 @@ import numpy as np
 
 from compare.comparison.mapped_pair import MappedPair
 from compare.report.wording import counted
-from compare.step.batch import Batch, mapped
+from compare.step.batch import Batch
 from compare.step.stage import Stage
 from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
@@ -157,11 +157,12 @@ def constant_inputs(batches: Iterable[Batch]) -> Iterator[str]:
 
 
 def _leaves(tree: object, name: str) -> Iterator[tuple[str, np.ndarray]]:
-    number = 0
-    found: list[np.ndarray] = []
-    mapped(tree, lambda leaf: found.append(leaf) if isinstance(leaf, np.ndarray) else None)
-    for number, array in enumerate(found):
-        yield name if len(found) == 1 else f"{name}[{number}]", array
+    import jax
+
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    arrays = [(path, leaf) for path, leaf in leaves if isinstance(leaf, np.ndarray)]
+    for path, array in arrays:
+        yield name if len(arrays) == 1 else f"{name}{jax.tree_util.keystr(path)}", array
 
 
 def _of(quantities: Iterable[Quantity], *stages: Stage) -> list[Quantity]:
