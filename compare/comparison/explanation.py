@@ -19,7 +19,7 @@ from compare.comparison.lines import holders, lines_of, values_of, with_counts
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.places import layers_between
 from compare.comparison.runs import Runs
-from compare.comparison.trained_alone import trained_alone
+from compare.comparison.trained_alone import trained_alone, updated_alone
 from compare.diagnosis.conventions.variants import MODE
 from compare.diagnosis.explain import explain
 from compare.diagnosis.optimizers.explain import Explained, explain_update
@@ -73,6 +73,10 @@ def explained(
         found, searched = each.divergence, Searched()
         if found.stage == Stage.UPDATE:
             known = bugs.attempt(doing, partial(explain_update, alone.evidence, runs.torch_run)) or Explained()
+            if known.cause is None and alone.evidence is not None:
+                trained = alone.evidence.parameter_names
+                cause = updated_alone(runs.pair.torch, trained, found, jax.side.name)
+                known = dataclasses.replace(known, cause=cause)
             found, rounding = dataclasses.replace(found, cause=known.cause, details=known.details), known.rounding
         else:
             attempt = bugs.attempt(doing, partial(search.with_cause, each))
