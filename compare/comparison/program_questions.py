@@ -15,6 +15,7 @@ from compare.comparison.program_schedules import Later, goes_on, later_program_u
 from compare.comparison.recorded import numbers_of_torch, recorded
 from compare.comparison.second_answers import DOCS, QUICK, Ask, Elsewhere, asked_elsewhere, differs_elsewhere, foreign
 from compare.comparison.substance import constant_inputs, gradients_of_zero, never_reached, without_updates
+from compare.diagnosis.steps.followers import following
 from compare.errors import InputError
 from compare.jax_side.choices import one_sided
 from compare.jax_side.program_run import JaxProgramRun
@@ -28,6 +29,7 @@ from compare.step.stage import Stage
 from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
+from compare.weights.links import to_jax
 
 
 def questioned_program(
@@ -51,7 +53,7 @@ def questioned_program(
 
     """
     pair, jax64 = runs.pair, programs[0]
-    own = pair.other_own_values(followed)
+    own, unchanged = pair.other_own_values(followed), _never_followed(pair, jax64)
     unproved = [*foreign("jax", jax64.foreign), *_without_substance(followed), *own.unproved]
     if unproved:
         return dataclasses.replace(found, unproved=unproved)
@@ -85,11 +87,29 @@ def questioned_program(
     other = bugs.attempt("comparing float32's operations with float64's", lambda: _in_float32(programs))
     limits += [other] if other else []
     lines += [*constant_inputs([Batch(batch) for batch in pair.batches]), *never_reached(runs.stepper.reached)]
-    lines += one_sided(jax64.chosen)
+    lines += [*one_sided(jax64.chosen), *unchanged]
     if not later.divergence:
         lines += goes_on(runs, max(later.steps, followed.steps))
     lines += _called_more(runs)
     return dataclasses.replace(found, unproved=unproved, limits=limits, unexercised=list(dict.fromkeys(lines)))
+
+
+def _never_followed(pair: ProgramPair, jax: JaxProgramRun) -> list[str]:
+    """Name the entries of the state, such as a target, that could follow a model, and that no step has changed."""
+    before, after = to_jax(pair.links, pair.start, jax.arrays()), jax.arrays()
+    partners: dict[str, list[str]] = {}
+    for link in pair.links:
+        partners.setdefault(link.torch, []).append(link.jax)
+    found: dict[str, str] = {}
+    for root, other, pairs in following(pair.start):
+        own, model = ([name for each in side for name in partners.get(each, ())] for side in (pairs, pairs.values()))
+        still, trained = (all(np.array_equal(before[n], after[n]) for n in names) for names in (own, model))
+        if own and still and not trained:
+            found.setdefault(root, other)
+    return [
+        f"{root}: no step changes it on either side; if it follows {other} at later steps, take as many steps"
+        for root, other in found.items()
+    ]
 
 
 def _called_more(runs: ProgramRuns) -> list[str]:
