@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import compare
 from compare.report.findings import Run, settings
-from compare.report.groups import grouped
+from compare.report.grouping import grouped
 from compare.report.junit import to_junit
 from compare.report.places import collapsed, listed
 from compare.report.report import Report

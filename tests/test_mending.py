@@ -11,7 +11,7 @@ import pytest
 
 from compare.mending.patch import patch_of, together
 from compare.mending.syntax import Unfit, applied
-from compare.report.groups import grouped
+from compare.report.grouping import grouped
 from compare.step.places import Source
 from compare.verdict.divergence import Cause, Divergence, Line, Role
 from compare.verdict.fix import Code

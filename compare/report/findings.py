@@ -13,7 +13,8 @@ from compare.alignment.pairings import NotCompared
 from compare.bugs import Bug
 from compare.mending.patch import together
 from compare.mending.syntax import Edit
-from compare.report.groups import Group, grouped
+from compare.report.grouping import grouped
+from compare.report.groups import Group
 from compare.report.summary import LeftOut, StageSummary, by_reason, summaries
 from compare.report.wording import counted
 from compare.step.stage import Stage
