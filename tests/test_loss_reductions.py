@@ -252,3 +252,22 @@ def test_a_sum_over_some_axes_and_a_mean_over_the_others_is_told() -> None:
     assert report.divergence.cause is not None
     assert report.divergence.cause.name == "another reduction"
     assert "the mean over axis 0 and the sum over axis 1" in report.divergence.cause.explanation
+
+
+def test_the_cross_entropy_of_probabilities_is_no_divergence() -> None:
+    """Its gradient by the logits is the same: what the target alone gives is missing."""
+
+    def ours(given: Any, y: Any) -> Any:
+        return functional.kl_div(given.log_softmax(-1), y, reduction="batchmean")
+
+    def theirs(given: Any, y: Any) -> Any:
+        return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(given), -1))
+
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(6, 4)), rng.dirichlet(np.ones(3), 6)) for _ in range(3)]
+    flax = compare.Flax(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), theirs)
+    report = compare.check(compare.Torch(torch.nn.Linear(4, 3), ours), flax, batches, quick=True, device="cpu")
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "entropy of the target"
+    assert str(report.divergence.cause.code[0]).startswith("jnp.sum((jax.scipy.special.xlogy(target, target)")

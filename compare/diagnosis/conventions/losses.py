@@ -94,6 +94,11 @@ def _other_way(call: Call) -> Any:
     return call.run(input=call["target"] if logarithm else call["target"].log(), target=target)
 
 
+def _cross_entropy(call: Call) -> Any:
+    """Give -p log q for the divergence p (log p - log q): where log q is zero, the entropy of p alone is left."""
+    return call.run() - call.run(input=call.input * 0)
+
+
 def _ignores(call: Call) -> bool:
     labels = call["target"]
     return not labels.is_floating_point() and call["ignore_index"] < 0 and bool((labels == call["ignore_index"]).any())
@@ -269,6 +274,14 @@ LOSS_FUNCTIONS = (
         functions=("kl_div",),
         compute=_other_way,
         jax_does="takes the divergence the other way round, KL(q ‖ p) instead of KL(p ‖ q), where p is the target",
+        fix=loss_code,
+        source=f"{DOCS}torch.nn.KLDivLoss.html",
+    ),
+    Alternative(
+        name="entropy of the target",
+        functions=("kl_div",),
+        compute=_cross_entropy,
+        jax_does="takes the cross-entropy with the target, which leaves the target's entropy out of the divergence",
         fix=loss_code,
         source=f"{DOCS}torch.nn.KLDivLoss.html",
     ),

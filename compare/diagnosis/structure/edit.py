@@ -241,7 +241,12 @@ LATEST = 24
 
 def shown(node: Node) -> str:
     """Name an operation and its place in the user's code: "relu (model.py:12)"."""
-    return f"{node.name} ({node.line})" if node.line else node.name
+    name = _OPERATORS.get(node.name, node.name)
+    return f"{name} ({node.line})" if node.line else name
+
+
+_OPERATORS = {"and": "&", "or": "|", "xor": "^", "invert": "~"}
+"""What the user has written where the function's name is a word of English."""
 
 
 def result(node: Node) -> str:

@@ -30,7 +30,7 @@ def other_masks(context: Context, node: Node) -> Iterator[Edit]:
                     mask = dict(_masks(operation.at(path)))[words]
                     return (_finite(operation) if finite else operation).having(path, mask).run()
 
-                fix = _FIXES.get(words, f"give {node.name} torch's mask")
+                fix = _FIXES.get(words, f"give {shown(node)} torch's mask")
                 yield one(Kind.MASK, node, compute, f"has the mask {words} in {shown(node)}", fix)
 
 
