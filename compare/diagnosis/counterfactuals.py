@@ -12,6 +12,7 @@ from compare.diagnosis.conventions.base import JAX, Alternative, Fix, Variants
 from compare.diagnosis.conventions.gradients import GRADIENTS
 from compare.diagnosis.conventions.layers import LAYERS
 from compare.diagnosis.conventions.losses import LOSS_FUNCTIONS
+from compare.diagnosis.conventions.recurrent import RECURRENT
 from compare.diagnosis.conventions.reductions import FUNCTIONS as OTHER_FUNCTIONS
 from compare.diagnosis.conventions.resampling import RESAMPLING
 from compare.diagnosis.conventions.settings import SETTINGS
@@ -20,7 +21,14 @@ from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
 from compare.verdict.fix import Code
 
-ALTERNATIVES: tuple[Alternative, ...] = (*LAYERS, *OTHER_FUNCTIONS, *RESAMPLING, *LOSS_FUNCTIONS, *GRADIENTS)
+ALTERNATIVES: tuple[Alternative, ...] = (
+    *LAYERS,
+    *RECURRENT,
+    *OTHER_FUNCTIONS,
+    *RESAMPLING,
+    *LOSS_FUNCTIONS,
+    *GRADIENTS,
+)
 
 FUNCTIONS = frozenset(
     (*ACTIVATIONS, *(name for table in (SETTINGS, VARIANTS, ALTERNATIVES) for row in table for name in row.functions))
