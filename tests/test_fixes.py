@@ -176,7 +176,7 @@ def every_call() -> Iterator[Any]:
         yield functional.scaled_dot_product_attention(heads, heads, heads, None if causal else MASK, is_causal=causal)
     attention = torch.nn.MultiheadAttention(4, 2, batch_first=True).double()
     yield attention(heads[:, 0], heads[:, 0], heads[:, 0], attn_mask=MASK, key_padding_mask=MASK[:2])
-    for cell in (torch.nn.LSTM(4, 3), torch.nn.GRU(4, 3)):
+    for cell in (torch.nn.LSTM(4, 3, bidirectional=True), torch.nn.GRU(4, 3, bidirectional=True)):
         yield cell.double()(heads[:, 0])
     yield from losses()
 
