@@ -96,6 +96,9 @@ def _key(member: _Member) -> Hashable:
     if cause := finding.cause:
         parts = tuple(map(_of_any_block, member.parts))
         return parts or (cause.name, cause.explanation, cause.fix), finding.opinion
+    port = tuple(line for line in finding.lines if line.side == "jax")
+    if port and not any(kinds):  # a loop over time has a place for each of its turns, and one line to mend
+        return finding.stage, port, finding.opinion
     # Without a cause, only layers of the same settings on both sides are the same finding: the details have these.
     return (finding.stage, kinds, finding.details, finding.opinion) if all(kinds) and finding.details else None
 

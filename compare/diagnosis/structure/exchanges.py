@@ -139,7 +139,7 @@ def other_divisors(context: Context, node: Node) -> Iterator[Edit]:
             return operation.having(("args", 1), size).run()
 
         own = context.named(node.args[1].number)
-        does = f"divides by {size} in {shown(node)}, where torch divides by {own}: it takes the mean over all"
+        does = f"divides by {size} in {shown(node)}, where torch divides by {own}"
         yield one(Kind.REDUCTION, node, compute, does, f"divide by {own}, as torch does")
 
 
