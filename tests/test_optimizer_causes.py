@@ -386,7 +386,8 @@ def test_what_the_jax_side_trains_alone_is_not_called_decay() -> None:
     found = shifted(optax.adamw(1e-3, weight_decay=1e-2), frozen=False)
     assert found.divergence
     assert found.divergence.torch == "shift"
-    assert found.divergence.cause is None
+    assert found.divergence.cause
+    assert found.divergence.cause.name == "trained on the JAX side alone"
 
 
 def test_what_neither_side_trains_is_a_match() -> None:

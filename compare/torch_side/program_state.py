@@ -38,7 +38,8 @@ class State:
         """Give what is counted outside of modules: tensors of integers, and Python's integers."""
         import torch
 
-        entries = {**self.tensors(), **self.parts(int)}
+        counted = {path: number for path, number in self.parts(int).items() if abs(number) < 2**63}
+        entries = {**self.tensors(), **counted}
         found = {path: torch.as_tensor(value) for path, value in entries.items()}
         whole = {path: each for path, each in found.items() if not (each.is_floating_point() or each.is_complex())}
         return {path: each.cpu().numpy().astype(np.int64) for path, each in whole.items()}

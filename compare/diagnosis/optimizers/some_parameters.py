@@ -70,7 +70,7 @@ def treatments(evidence: Evidence) -> Iterator[Treatment]:
 
     yield Treatment("frozen", freeze)
     yield Treatment("raw gradient", raw)
-    if any(gradient is None for gradient in evidence.steps[0].given.values()):
+    if any(gradient is None for step in evidence.steps for gradient in step.given.values()):
         yield Treatment("without a gradient", zero)
     groups = evidence.steps[0].groups
     values = {name: {numbers_of(group).get(name, value) for group in groups} for name, value in _numbers(evidence)}
@@ -244,16 +244,7 @@ def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: li
             source=COMBINING,
         )
     if treatment.kind == "without a gradient":
-        return Told(
-            "parameters without a gradient",
-            f"torch does not update {some} without a gradient, and the JAX side does: weight decay shrinks "
-            + ("it" if len(paths) == 1 else "them"),
-            fix=Call(
-                "optax.multi_transform",
-                ({True: Call("optax.set_to_zero"), False: Code(f"{optimizer}(...)")}, Code(mask_of(paths, every))),
-            ),
-            source=COMBINING,
-        )
+        return _told_without_gradient(evidence, found, paths, optimizer)
     if treatment.kind == "rate":
         rate = f"{treatment.value * evidence.steps[0].rate:g}"
         return Told(
@@ -272,6 +263,28 @@ def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: li
         "parameter groups",
         f"the JAX side has {argument} {treatment.value:g} for {some}, which torch has for another parameter group",
         fix=fix,
+        source=COMBINING,
+    )
+
+
+def _told_without_gradient(evidence: Evidence, found: Assignment, paths: list[str], optimizer: str) -> Told:
+    """Say what torch's optimizer skips: where a gradient is None at some steps alone, the moments decay at these."""
+    some, them = _listed(paths), "it" if len(paths) == 1 else "them"
+    names = {found.torch_names[path].partition("[")[0] for path in paths}
+    lasts = all(step.given.get(name) is None for step in evidence.steps for name in names)
+    frozen = Call(
+        "optax.multi_transform",
+        (
+            {True: Call("optax.set_to_zero"), False: Code(f"{optimizer}(...)")},
+            Code(mask_of(paths, list(found.torch_names))),
+        ),
+    )
+    kept = f"at the steps at which torch has no gradient, leave {them} unchanged, and the optimizer's state of {them}"
+    does = f"weight decay shrinks {them}" if lasts else f"it updates {them} with a gradient of zero"
+    return Told(
+        "parameters without a gradient",
+        f"torch does not update {some} without a gradient, and the JAX side does: {does}",
+        fix=frozen if lasts else kept,
         source=COMBINING,
     )
 
