@@ -26,7 +26,7 @@ from compare.diagnosis.optimizers.explain import Explained, explain_update
 from compare.diagnosis.place import Place, place_of
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.budget import Budget
-from compare.diagnosis.structure.edit import OF_THE_MODEL
+from compare.diagnosis.structure.edit import OF_THE_MODEL, Kind
 from compare.diagnosis.structure.search import Gradients, Surroundings
 from compare.diagnosis.structure.written import is_same_slip
 from compare.jax_side.from_data import FromData, computed_from_data
@@ -34,7 +34,7 @@ from compare.jax_side.run import JaxRun
 from compare.step.batch import Batch
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
-from compare.verdict.divergence import Detail, DetailKind, Divergence
+from compare.verdict.divergence import SEARCH_ENDED, Detail, DetailKind, Divergence
 from compare.verdict.first_difference import Found
 from compare.verdict.fix import Code
 from compare.weights.links import to_jax
@@ -84,6 +84,8 @@ def explained(
             # A cause that explains the whole model says more than the order of two of its modules.
             if not each.known or (with_cause.cause and with_cause.cause.name in OF_THE_MODEL):
                 found = with_cause
+            if _is_of_one_gradient(found, searched):
+                found = dataclasses.replace(found, details=(*found.details, SEARCH_ENDED))
             left = [other for other in left if not _follows(other, each, searched)]
         codes = found.cause.code if found.cause else ()
         if any(is_same_slip(code, other) for code in codes for other in slips):
@@ -109,6 +111,13 @@ def _follows(other: Found, found: Found, searched: Searched) -> bool:
         return False
     same = found.target is not None and np.array_equal(found.target, other.target)
     return (same and math.isclose(one.error64, two.error64)) or searched.explains([(ports[0], other.target)])
+
+
+def _is_of_one_gradient(found: Divergence, searched: Searched) -> bool:
+    """Tell whether a cause is a relation of one parameter's gradients: those of the others are not looked at."""
+    if found.stage != Stage.GRADIENT or found.cause is None or found.cause.name == Kind.STOPPED:
+        return False
+    return not (searched.changed or searched.edited)
 
 
 def _kept_by(found: Divergence, module: str) -> bool:

@@ -31,7 +31,7 @@ from compare.comparison.weighing import Weighing
 from compare.diagnosis.steps.edit import ALL, Edit, cause_of
 from compare.errors import InputError, InternalError, NondeterministicError
 from compare.step.stage import Stage
-from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence
+from compare.verdict.divergence import SEARCH_ENDED, Cause, Detail, DetailKind, Divergence
 from compare.verdict.following import Followed
 
 FAILURES = (RuntimeError, InputError, InternalError, NondeterministicError)
@@ -71,7 +71,7 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
             # With operations edited, torch's step need not be the port's everywhere: a difference without a cause may
             # follow from the first.
             last = divergence if divergence.cause or not edits or not edits[-1].of_operations else found.pop()
-            found.append(dataclasses.replace(last, details=(*last.details, _UNSEARCHED)))
+            found.append(dataclasses.replace(last, details=(*last.details, SEARCH_ENDED)))
             break
         found.append(divergence)
         edits.append(edit)
@@ -109,9 +109,6 @@ def _cause_at(
         return explained, fitting[0] if fitting else None
     # It is the cause of an optimizer: what is independent of it is seen with the port's updates.
     return explained, _updates_taken(followed, steps, reach, edits)
-
-
-_UNSEARCHED = Detail(DetailKind.UNSEARCHED, "the search ended here, and more may differ: fix this and check again")
 
 
 def _updates_taken(followed: Followed, steps: Steps, reach: Reach, edits: Sequence[Edit]) -> Edit | None:

@@ -102,6 +102,9 @@ class Detail:
     """For a layer, those of its settings that are plain values: pairs of a name and the value as source code."""
 
 
+SEARCH_ENDED = Detail(DetailKind.UNSEARCHED, "the search ended here, and more may differ: fix this and check again")
+
+
 @dataclass(frozen=True)
 class Divergence:
     """The first place, in order of computation, at which two sides differ by more than rounding."""
