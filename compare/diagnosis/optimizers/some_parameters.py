@@ -258,7 +258,12 @@ def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: li
     of_steps = [[number_of(group, treatment.setting, 0.0) for group in step.groups] for step in evidence.steps]
     fix: Call | str = f"give {some} the {argument} that torch's group has for it at each step"
     if all(of_groups == of_steps[0] for of_groups in of_steps):
-        fix = groups_call(evidence, treatment.setting, [*dict.fromkeys(of_steps[0])])
+        own = _of_groups(evidence, found.torch_names, treatment.setting)
+        values = dict.fromkeys(own[path] for path in paths)
+        each = (f"give {_listed([p for p in paths if own[p] == value])} the {argument} {value:g}" for value in values)
+        fix = f"{'; '.join(each)}: optax.multi_transform with an optimizer for each"
+        if treatment.setting != "lr":
+            fix = groups_call(evidence, treatment.setting, [*dict.fromkeys(of_steps[0])])
     return Told(
         "parameter groups",
         f"the JAX side has {argument} {treatment.value:g} for {some}, which torch has for another parameter group",
@@ -314,22 +319,23 @@ def decay_mask(evidence: Evidence) -> Code | None:
     if len({float(group.get("weight_decay", 0.0)) for group in evidence.steps[0].groups}) == 1:
         return None
     pairs = {each.pairing.jax: each.pairing.torch for each in evidence.steps[0].results if not each.is_state}
-    decay = _decays(evidence, pairs)
+    decay = _of_groups(evidence, pairs, "weight_decay")
     return Code(mask_of([path for path in pairs if decay[path]], list(pairs)))
 
 
 def _torch_decay(evidence: Evidence, found: Assignment) -> dict[str, float]:
     """Return torch's weight decay of each parameter, by the JAX side's path."""
-    return _decays(evidence, found.torch_names)
+    return _of_groups(evidence, found.torch_names, "weight_decay")
 
 
-def _decays(evidence: Evidence, torch_names: Mapping[str, str]) -> dict[str, float]:
+def _of_groups(evidence: Evidence, torch_names: Mapping[str, str], setting: str) -> dict[str, float]:
+    """Return a number of torch's group for each parameter, by the JAX side's path."""
     step = evidence.steps[0]
     order = [index for group in step.groups for index in group["params"]]
-    decays = [float(group.get("weight_decay", 0.0)) for group in step.groups for _ in group["params"]]
-    by_index = dict(zip(order, decays, strict=True))
+    numbers = [number_of(group, setting, 0.0) for group in step.groups for _ in group["params"]]
+    by_index = dict(zip(order, numbers, strict=True))
     names = evidence.parameter_names
-    by_name = {names[index]: decay for index, decay in by_index.items() if index < len(names)}
+    by_name = {names[index]: number for index, number in by_index.items() if index < len(names)}
     return {path: by_name.get(name.partition("[")[0], 0.0) for path, name in torch_names.items()}
 
 
