@@ -120,6 +120,7 @@ def test_an_entry_names_nothing_else() -> None:
     assert sum(entry.paths for entry in collapsed(norms())) == len(norms())
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     st.sets(st.lists(st.sampled_from(["a", "b", "0", "1", "2", "x1", "x2"]), min_size=1, max_size=3).map(".".join))
 )
