@@ -24,7 +24,7 @@ class ByHand(NamedTuple):
     """What one printed fix changes in a port, as `written` has it."""
 
     says: str
-    """What the fix says: its end, or all of it."""
+    """What the fix says, in part."""
     changes: Changes
     """Text and what takes its place, in which "{fix}" is the printed expression."""
 
@@ -37,7 +37,6 @@ AT_STEPS = "with a count of the steps from 0, to copy it at the same steps"
 COPIED = "lambda new, old: jnp.where(count % every == 0, new, old)"
 AT_COUNT = "(lambda new, old, count: {fix})(model, state['target'], state['count'])"
 NOT_UPDATED = "return its new value with the state, as nnx.merge or has_aux=True does"
-GROUPS = "lambda params: jax.tree.map(lambda leaf: int(leaf.ndim == 1), params)"
 
 BY_HAND: dict[str, ByHand] = {
     "ema: average before the update": ByHand(
@@ -98,21 +97,21 @@ BY_HAND: dict[str, ByHand] = {
         ),
     ),
     "warm_up: no mask": ByHand(
-        "labels)",
+        "optax.multi_transform",
         (
             (
                 "optax.adamw(rate, weight_decay=0.2, mask=mask)",
-                "(lambda labels: {fix})(" + GROUPS + ")",
+                "{fix}",
             ),
             ("optax.adamw(...,", "optax.adamw(rate,"),
         ),
     ),
     "decoder: decay for all": ByHand(
-        "labels)",
+        "optax.multi_transform",
         (
             (
                 "optax.adamw(rate, b2=b2, weight_decay=0.1, mask=mask)",
-                "(lambda labels: {fix})(" + GROUPS + ")",
+                "{fix}",
             ),
             ("optax.adamw(...,", "optax.adamw(rate, b2=b2,"),
         ),
