@@ -261,9 +261,10 @@ def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: li
         own = _of_groups(evidence, found.torch_names, treatment.setting)
         values = dict.fromkeys(own[path] for path in paths)
         each = (f"give {_listed([p for p in paths if own[p] == value])} the {argument} {value:g}" for value in values)
-        fix = f"{'; '.join(each)}: optax.multi_transform with an optimizer for each"
-        if treatment.setting != "lr":
-            fix = groups_call(evidence, treatment.setting, [*dict.fromkeys(of_steps[0])])
+        in_words_alone = f"{'; '.join(each)}: optax.multi_transform with an optimizer for each"
+        # In a call, "..." stands for the learning rate too.
+        is_rate = treatment.setting == "lr"
+        fix = in_words_alone if is_rate else groups_call(evidence, treatment.setting, [*dict.fromkeys(of_steps[0])])
     return Told(
         "parameter groups",
         f"the JAX side has {argument} {treatment.value:g} for {some}, which torch has for another parameter group",

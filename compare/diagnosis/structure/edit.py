@@ -62,6 +62,9 @@ class Edit:
     again: "Callable[[Context], Edit | None] | None" = None
     """Makes the same edit at another step, where it holds numbers of this one's."""
 
+    origin: "tuple[Generator, int] | None" = None
+    """What has listed it for an operation, and as which of its edits: the same of another call is found by it."""
+
     def moved(self, number: int, other: int) -> "Edit":
         """Return the same edit with another number for one of its operations."""
         return replace(self, at=tuple((other if each == number else each, compute) for each, compute in self.at))

@@ -48,20 +48,18 @@ def listed(context: Context) -> Iterator[Edit]:
         yield from _edits(context, node, generator)
 
 
-def at_all_calls(edit: Edit, context: Context, whole: Context) -> Edit:
+def at_all_calls(edit: Edit, whole: Context) -> Edit:
     """Make an edit at the other calls of its line too, which the difference does not come from: a module may run twice.
 
     Args:
         edit: Of operations of one line.
-        context: The part of the step in which it was listed.
         whole: The whole step.
 
     """
     nodes = [whole.graph.nodes[number] for number, _ in edit.at]
-    origin = next(_origins(edit, context, nodes[0]), None)
-    if origin is None or len({(node.site, node.name) for node in nodes}) > 1 or not nodes[0].site:
+    if edit.origin is None or len({(node.site, node.name) for node in nodes}) > 1 or not nodes[0].site:
         return edit
-    generator, position = origin
+    generator, position = edit.origin
     at = list(edit.at)
     for node in whole.nodes:
         alike = (node.site, node.name) == (nodes[0].site, nodes[0].name)
@@ -73,21 +71,13 @@ def at_all_calls(edit: Edit, context: Context, whole: Context) -> Edit:
     return dataclasses.replace(edit, at=tuple(at))
 
 
-def _origins(edit: Edit, context: Context, node: Node) -> Iterator[tuple[Generator, int]]:
-    """Find what has listed an edit of an operation, and as which of its edits."""
-    for generator in GENERATORS:
-        for position, each in enumerate(_edits(context, node, generator)):
-            if each.kind == edit.kind and each.fix == edit.fix and edit.does.startswith(each.does):
-                yield generator, position
-
-
 def _edits(context: Context, node: Node, generator: Generator) -> list[Edit]:
     if node.frozen or (node.name in SILENT and generator not in _AT_THE_END):
         return []
     found: list[Edit] = []
     with contextlib.suppress(*FAILURES):
         found.extend(each for each in generator(context, node) if not _by_chance(context, node, each))
-    return found
+    return [dataclasses.replace(each, origin=(generator, position)) for position, each in enumerate(found)]
 
 
 def _by_chance(context: Context, node: Node, edit: Edit) -> bool:

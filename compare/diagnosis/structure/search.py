@@ -166,7 +166,7 @@ class StructureSearch:
             return {}
         graph = context.graph
         whole = Context(graph, graph.nodes, self.here.ports, context.parameters, context.modules, context.theirs)
-        made = operations(changes([at_all_calls(edit, context, whole) for edit in self.cause]), graph)
+        made = operations(changes([at_all_calls(edit, whole) for edit in self.cause]), graph)
         return {} if made.keys() == own.keys() else made
 
     def _of_model(self, edits: Sequence[Edit], end: int, target: np.ndarray) -> float:
