@@ -1,7 +1,15 @@
 """Causes of structure: edits of torch's operations that make it compute what the JAX side computes."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 import structure
+import torch
+from flax import nnx
+
+import compare
 
 ONE_OF_EACH_KIND = [
     ("GLU", "gate first"),
@@ -98,3 +106,35 @@ def test_another_index_is_explained() -> None:
     assert report.divergence is not None
     assert report.divergence.cause is not None
     assert "argmax for argmin" in report.divergence.cause.explanation
+
+
+def test_an_edit_of_the_loss_that_contradicts_the_gradients_is_no_cause() -> None:
+    """exp(L - stop_gradient(L)) is 1, so that the loss lacks L, and has the gradient of L."""
+    torch.manual_seed(0)
+
+    def port_loss(outputs: jax.Array, target: tuple[jax.Array, jax.Array], *, ratio: bool) -> jax.Array:
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), target[0][:, None], 1)[:, 0]
+        factor = jnp.exp(chosen - jax.lax.stop_gradient(chosen)) if ratio else jnp.ones_like(chosen)
+        return -jnp.mean(factor * target[1]) + jnp.mean(outputs**2)
+
+    def loss(outputs: torch.Tensor, target: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        chosen = outputs.log_softmax(1).gather(1, target[0][:, None])[:, 0]
+        return -(chosen * target[1]).mean() + outputs.pow(2).mean()
+
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(8, 5)), (rng.integers(0, 3, 8), rng.normal(size=8))) for _ in range(3)]
+    original = compare.Torch(torch.nn.Linear(5, 3), loss, lambda params: torch.optim.SGD(params, 0.1))
+    causes = []
+    for ratio in (True, False):
+        port = compare.Flax(
+            nnx.Linear(5, 3, rngs=nnx.Rngs(0)),
+            lambda outputs, target, ratio=ratio: port_loss(outputs, target, ratio=ratio),
+            optax.sgd(0.1),
+        )
+        report = compare.check(original, port, batches, device="cpu")
+        assert report.divergence is not None
+        assert report.divergence.stage == "loss"
+        causes.append(report.divergence.cause)
+    assert causes[0] is None
+    assert causes[1] is not None  # here the gradients differ as well
+    assert causes[1].name == "operation left out"

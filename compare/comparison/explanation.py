@@ -27,7 +27,7 @@ from compare.diagnosis.place import Place, place_of
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import OF_THE_MODEL, Kind
-from compare.diagnosis.structure.search import Gradients, Surroundings
+from compare.diagnosis.structure.search import Gradients, Shown, Surroundings
 from compare.diagnosis.structure.written import is_same_slip
 from compare.jax_side.from_data import FromData, computed_from_data
 from compare.jax_side.run import JaxRun
@@ -144,20 +144,31 @@ class _Search:
             return dataclasses.replace(found.divergence, cause=cause), Searched()
         batch, draws = pair.batches[step % len(pair.batches)], runs.stepper.draws[step]
         elsewhere = self._held_out.of(found, from_torch=found.target is not None)
-        gradients = None
-        if found.target is None:  # what comes before is the same on both sides
+        gradients, contradicts = None, list[Shown]()
+        stage = found.pairing.stage
+        if found.target is None or stage == Stage.LOSS:
             jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
             seen = jax.step(batch, draws)
-            found = found._replace(target=found.pairing.jax_array(seen))
-            if found.pairing.stage == Stage.GRADIENT:
-                # One stop changes the gradients of all parameters before it: all of them are what proves it.
-                every = _together(found, self._from_torch.gradients, seen)
-                gradients = Gradients(every, self._held_out.of(every, from_torch=False))
+            if stage == Stage.LOSS:
+                pairings = self._from_torch.gradients
+                contradicts = [Shown(each.torch_array, each.jax_array(seen), found.limit) for each in pairings]
+            if found.target is None:  # what comes before is the same on both sides
+                found = found._replace(target=found.pairing.jax_array(seen))
+                if stage == Stage.GRADIENT:
+                    # One stop changes the gradients of all parameters before it: all of them are what proves it.
+                    every = _together(found, self._from_torch.gradients, seen)
+                    gradients = Gradients(every, self._held_out.of(every, from_torch=False))
         own_step = partial(jax.step, batch, draws)
         outputs = cache(partial(_outputs, pair, self._from_torch, jax, run.arrays(), own_step))
         given = self._from_torch.ports
         surroundings = Surroundings(
-            given, self._budget, outputs, gradients, self._from_data, tables=self._from_torch.tables
+            given,
+            self._budget,
+            outputs,
+            gradients,
+            self._from_data,
+            tables=self._from_torch.tables,
+            contradicts=contradicts,
         )
         searched = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
         details = _both_layers(pair, found)

@@ -1,6 +1,7 @@
 """One comparison of two programs: see `common_check`."""
 
 import copy
+import dataclasses
 import functools
 import gc
 import time
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compare import bugs
+from compare.alignment.calls_made import Called
 from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_check import CommonCheck
 from compare.comparison.program_causes import explained
@@ -32,10 +34,11 @@ from compare.jax_side.program_inquiries import KeyedProgramRun, has_fast_varianc
 from compare.jax_side.program_run import JaxProgramRun
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
+from compare.report.wording import counted
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
-from compare.verdict.divergence import Cause, Divergence, Line, Role
+from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence, Line, Role
 from compare.verdict.following import Followed
 from compare.verdict.ratio import Quantity
 from compare.weights.links import to_jax
@@ -97,6 +100,9 @@ class ProgramCheck(CommonCheck):
         known = bugs.attempt("the search for the cause", search) or [found.divergence]
         lined = functools.partial(with_lines, self.pair.torch, self.pair.jax, known)
         first, *others = bugs.attempt("the search for the lines", lined) or known
+        if not first.cause:
+            calls = [called(each) for each in self.runs.called_otherwise.values()]
+            first = dataclasses.replace(first, details=(*calls, *first.details))
         return first, others, []
 
     def _idle_draws(self) -> list[NotCompared]:
@@ -197,6 +203,12 @@ class ProgramCheck(CommonCheck):
     def _jax_again(self) -> JaxProgramRun:
         run: JaxProgramRun = self.runs.again(copy.copy(self.jax))
         return run
+
+
+def called(calls: Called) -> Detail:
+    """Say how often the steps of both sides call a module."""
+    torch, jax = counted(calls.torch, "time"), counted(calls.jax, "time")
+    return Detail(DetailKind.CALLS, f"torch's step calls {calls.module} {torch}, and the JAX side's {jax}")
 
 
 def checked_batches(batches: Any) -> list[Any]:

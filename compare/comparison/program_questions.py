@@ -116,7 +116,8 @@ def _called_more(runs: ProgramRuns) -> list[str]:
     return [
         f"{counted(each.torch - each.jax, 'call')} of {each.module} that torch's step makes and the jax side's "
         f"does not ({each.torch} in place of {each.jax}); use a batch for which they matter"
-        for each in runs.called_more.values()
+        for each in runs.called_otherwise.values()
+        if each.torch > each.jax
     ]
 
 

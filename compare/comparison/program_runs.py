@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from compare.alignment.called_more import Called, called_more
+from compare.alignment.calls_made import Called, called_otherwise
 from compare.alignment.pairings import Alignment
 from compare.comparison.common_runs import CommonRuns
 from compare.comparison.later_steps import LaterSteps
@@ -24,8 +24,8 @@ class ProgramRuns(CommonRuns):
     def __init__(self, pair: ProgramPair, torch_run: Callable[[str], TorchProgramRun] | None = None) -> None:
         super().__init__(pair, torch_run)
         self.later, self.gradients = LaterSteps(), Gradients()
-        self.called_more: dict[str, Called] = {}
-        """The modules that torch's step calls more often than the JAX side's, by name."""
+        self.called_otherwise: dict[str, Called] = {}
+        """The modules that the step of one side calls more often than the other's, by name."""
 
     def follow(
         self, jax64: JaxProgramRun, jax32: Callable[[], JaxSteps], steps: int, progress: Callable[..., None]
@@ -49,7 +49,7 @@ class ProgramRuns(CommonRuns):
         """Pair everything that a step of both sides shows, or a later step."""
         half = int(bool(torch.parameters))
         found = super().align(self.later.added("torch", half, torch), self.later.added("jax", half, jax))
-        self.called_more |= {each.module: each for each in called_more(self.pair.links, torch, jax)}
+        self.called_otherwise |= {each.module: each for each in called_otherwise(self.pair.links, torch, jax)}
         pairings = [self.later.from_zero(pairing) for pairing in found.pairings]
         return found._replace(pairings=self.gradients.both(pairings))
 

@@ -27,6 +27,7 @@ from compare.jax_side.program_run import JaxProgramRun
 from compare.numerics.distance import distance
 from compare.step.batch import Batch
 from compare.step.observation import Observation
+from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.first_difference import Found
 from compare.weights.links import to_jax
@@ -73,9 +74,9 @@ class ProgramSearch:
         again = Again(run)
         if not self._repeats(found, again, batch, step):
             return Known()
-        others = ((pairing, self._read(pairing, seen), limit) for pairing, limit in place.shown)
-        shown = [Shown(pair.torch_array, array, limit) for pair, array, limit in others if array is not None]
-        surroundings = Surroundings(place.agreeing, self.budget, shown=shown)
+        shown = self._shown(place.shown, seen)
+        contradicts = self._shown(place.gradients, seen) if found.divergence.stage == Stage.LOSS else []
+        surroundings = Surroundings(place.agreeing, self.budget, shown=shown, contradicts=contradicts)
         # Held-out steps are those of the place, wherever its cause is looked for: each is taken once.
         held_out, others_held_out = itertools.tee(self._held_out(found, edits))
         searched = explain(found, again, batch, draws, self._place(found), held_out, surroundings)
@@ -84,6 +85,10 @@ class ProgramSearch:
             found = found._replace(outside=True)
             searched = explain(found, again, batch, draws, self._place(found), others_held_out)
         return Known(searched, edit_of(searched), wider_edit(searched))
+
+    def _shown(self, pairings: Sequence[tuple[Pairing, float]], seen: Observation | None) -> list[Shown]:
+        others = ((pairing, self._read(pairing, seen), limit) for pairing, limit in pairings)
+        return [Shown(pair.torch_array, array, limit) for pair, array, limit in others if array is not None]
 
     def _batch(self, number: int) -> Any:
         return self.stepper.batches[number % len(self.stepper.batches)]

@@ -35,6 +35,8 @@ class Placed(NamedTuple):
     """Of the pairing, in order of computation."""
     shown: Sequence[tuple[Pairing, float]] = ()
     """What both steps show, each with the distance that rounding explains."""
+    gradients: Sequence[tuple[Pairing, float]] = ()
+    """Those of the step, likewise."""
 
 
 class Known(NamedTuple):
@@ -168,9 +170,9 @@ def _of_gradient(
         yield from scales.edits(found, wrong, equal, sizes)
 
 
-def _shown(followed: Followed, step: int) -> list[tuple[Pairing, float]]:
+def _expected(followed: Followed, step: int, *stages: Stage) -> list[tuple[Pairing, float]]:
     pairs = zip(followed.pairings, followed.quantities, strict=True)
-    return [(pair, float(each.expected[step])) for pair, each in pairs if pair.stage in (Stage.LOSS, Stage.SHOWN)]
+    return [(pair, float(each.expected[step])) for pair, each in pairs if pair.stage in stages]
 
 
 def _kept(followed: Followed, step: int) -> Iterator[tuple[Pairing, float]]:
@@ -230,7 +232,9 @@ def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
             # The distances of the other steps are those without the edits, and are not read.
             errors = [*quantity.error64[:step], far, *quantity.error64[step + 1 :]]
             found = found_at(step, number, pairing, dataclasses.replace(quantity, error64=errors), before)
-            return Placed(found, frozenset(agreeing), number, _shown(followed, step))
+            shown = _expected(followed, step, Stage.LOSS, Stage.SHOWN)
+            gradients = _expected(followed, step, Stage.GRADIENT)
+            return Placed(found, frozenset(agreeing), number, shown, gradients)
         before = pairing
         if pairing.ports is not None:
             agreeing.add(pairing.ports[0])

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from compare.errors import NondeterministicError
 from compare.numerics.constants import LOW, doubtful, restored, unrounded
-from compare.numerics.distance import ULPS
 from compare.numerics.tables import movement
 from compare.step.draws import Draw
 from compare.step.host_draws import drawing
 from compare.step.places import users_line
 from compare.step.user_code import passes_on
 from compare.torch_side.kernels import EXACT, KERNELS, NOT_UNIQUE
+from compare.torch_side.moved import moved
 from compare.torch_side.random_calls import RandomCall, random
 from compare.torch_side.reached import Reached
 from compare.torch_side.refused import refuse_what_asserts
@@ -50,8 +50,8 @@ class ControlledRun:
 
     Args:
         lift: Whether this is the float64 run.
-        moved: Moves what transcendental functions give by a few units in the last place, to see what follows: two
-            libraries' tanh are as far apart, and where it is 1 in both, 1 - tanh² is nothing else.
+        moved: Moves what transcendental functions and sums give by a few units in the last place, to see what follows:
+            two libraries' tanh are as far apart, and where it is 1 in both, 1 - tanh² is nothing else.
         tables: Which of the movements of `numerics.tables` is made of the float32 tensors that meet the float64 run,
             0 for none.
         replay: The draws of the recorded run. Without them, this run records.
@@ -162,10 +162,8 @@ class ControlledRun:
             args, kwargs = self._lifted(operation, args, kwargs)
         if not random(operation):
             output = operation(*args, **kwargs)
-            if self._moved is not None and name in _CANCELLING:
-                return _moved(output, self._moved, args[0].abs())
-            if self._moved is not None and name in _TRANSCENDENTAL:
-                return _moved(output, self._moved)
+            if self._moved is not None:
+                return moved(name, output, self._moved, operation, args, kwargs)
             if not self.lift and hasattr(output, "dtype"):
                 self.dtypes.add(_dtype(output))
             if not self.lift:
@@ -269,33 +267,6 @@ class ControlledRun:
 
     def _place(self) -> str:
         return f", in {self._where()}" if self._where is not None and self._where() else ""
-
-
-_TRANSCENDENTAL = {
-    *("exp", "expm1", "log", "log1p", "erf", "erfc", "tanh", "sigmoid", "softplus", "log_sigmoid_forward"),
-    *("elu", "celu", "silu", "mish", "_softmax", "_safe_softmax", "_log_softmax"),
-    "sgn",  # a sum of signs that cancels, the gradient of an absolute error, is rounding that depends on no weight
-}
-"""Functions whose last digits depend on the library."""
-
-_CANCELLING = {"gelu", "gelu_backward"}
-"""Functions that lose digits: torch computes GELU by 1 + erf(x), which is rounded as 1 is. Both are moved by units in
-the last place of their first argument."""
-
-
-def _moved(output: Any, noise: "np.random.Generator", size: Any = None) -> Any:
-    """Move numbers by units in the last place of themselves or of `size`, up or down; where that is zero they stay."""
-    import torch
-
-    if isinstance(output, tuple):
-        return tuple(_moved(each, noise) for each in output)
-    if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-        return output
-    ulps = ULPS * torch.finfo(output.dtype).eps
-    # Two libraries' exp or tanh differ by a unit or two in the last place (XLA's polynomials against
-    # SLEEF's), systematically and not at random. Moving by ULPS in either direction covers both.
-    signs = output.new_tensor(noise.choice((-ulps, ulps), tuple(output.shape)))
-    return output * (1 + signs) if size is None else output + size * signs
 
 
 def _line() -> str:

@@ -82,6 +82,8 @@ class DetailKind(StrEnum):
     """The layer at the place on one side, with its settings."""
     VALUES = "values"
     """Values of both sides: where they differ most, or their learning rates."""
+    CALLS = "calls"
+    """How often each side's step calls a module, where no cause is known and the two differ."""
     UNDECIDED = "undecided"
     """Several causes explain these steps equally well."""
     CANDIDATE = "candidate"

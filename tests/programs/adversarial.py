@@ -201,3 +201,57 @@ def actor_critic(fault: str = "") -> Pair:
         return {**models, **targets, **optimizers, "count": jnp.zeros((), jnp.int32)}, step
 
     return Pair(original, port, drawn(x=(5,), next=(5,), action=(2,), reward=(1,)))
+
+
+def wasserstein(fault: str = "") -> Pair:
+    """A critic with clamped weights, updated three times before the generator; of real examples there are more."""
+
+    def original() -> Any:
+        generator, critic = TorchNet(4, 5), TorchNet(5, 1)
+        for_g = torch.optim.RMSprop(generator.parameters(), 1e-3)
+        for_c = torch.optim.RMSprop(critic.parameters(), 1e-3)
+
+        def step(state: Any, batch: Any) -> Any:
+            for turn in range(3):
+                # The gradient of the critic's last bias is zero but for rounding, which its optimizer divides by its
+                # size: 5 times 1/5 minus 6 times 1/6.
+                fake = generator(batch["z"][:5, turn]).detach()
+                loss = critic(fake).mean() - critic(batch["x"]).mean()
+                for_c.zero_grad()
+                loss.backward()
+                for_c.step()
+                with torch.no_grad():
+                    for weight in critic.parameters():
+                        weight.clamp_(-0.3, 0.3)
+            generator_loss = -critic(generator(batch["z"][:, 0])).mean()
+            for_g.zero_grad()
+            generator_loss.backward()
+            for_g.step()
+            return {"loss": loss, "generator_loss": generator_loss}
+
+        return {"generator": generator, "critic": critic, "for_g": for_g, "for_c": for_c}, step
+
+    def port() -> Any:
+        generator, critic = FlaxNet(nnx.Rngs(0), 4, 5), FlaxNet(nnx.Rngs(1), 5, 1)
+        tx = optax.rmsprop(1e-3, decay=0.99, eps_in_sqrt=False)
+        for_g, for_c = (nnx.Optimizer(model, tx, wrt=nnx.Param) for model in (generator, critic))
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            generator, critic = state["generator"], state["critic"]
+            for turn in range(2 if fault == "a turn too few" else 3):
+                fake = generator(batch["z"][:5, turn])
+                loss, gradients = nnx.value_and_grad(lambda c, fake=fake: jnp.mean(c(fake)) - jnp.mean(c(batch["x"])))(
+                    critic
+                )
+                state["for_c"].update(critic, gradients)
+                if fault != "not clamped":
+                    clamped = jax.tree.map(lambda weight: jnp.clip(weight, -0.3, 0.3), nnx.state(critic, nnx.Param))
+                    nnx.update(critic, clamped)
+            generator_loss, gradients = nnx.value_and_grad(lambda g: -jnp.mean(critic(g(batch["z"][:, 0]))))(generator)
+            state["for_g"].update(generator, gradients)
+            return state, {"loss": loss, "generator_loss": generator_loss}
+
+        return {"generator": generator, "critic": critic, "for_g": for_g, "for_c": for_c}, step
+
+    return Pair(original, port, drawn(size=6, x=(5,), z=(3, 4)))

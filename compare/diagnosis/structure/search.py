@@ -54,10 +54,12 @@ class Surroundings(NamedTuple):
     """What else the JAX side's step shows."""
     tables: float = 0.0
     """How far tables in float32 may move what the model gives, on either side."""
+    contradicts: Sequence["Shown"] = ()
+    """What the JAX side has at later places of the step: where torch agrees with it, a cause may not change that."""
 
 
 class Shown(NamedTuple):
-    """A value that the steps of both sides show, such as one term of a loss."""
+    """A value of the steps of both sides, such as one term of a loss, or a gradient."""
 
     read: Read
     """Reads it in a step of torch's."""
@@ -93,6 +95,7 @@ class StructureSearch:
         self._made: list[Step] = []
         self.given, self.budget, self.outputs = surroundings[:3]
         self.theirs, self.shown, self.tables = surroundings.theirs, surroundings.shown, surroundings.tables
+        self._later_places = surroundings.contradicts
         self.target = np.asarray(found.target, np.float64)
         self.here: Step
         self.tried: list[Tried] = []
@@ -293,6 +296,12 @@ class StructureSearch:
         best = ([edits for count, edits in own if count == most] for own in ran)
         return [own[0] for own in best if own]
 
+    @cached_property
+    def _undisputed(self) -> "list[Shown]":
+        """Gradients that agree although their loss differs: a change of the loss that changes them is another one."""
+        seen = edited(self.rerun, {}, self.here.context.graph) if self._later_places else Observation()
+        return [each for each in self._later_places if each.agrees(seen)]
+
     def _agreeing(self, edits: Sequence[Edit]) -> int | None:
         """Run the whole step with the edits: None if the place differs, else how many values that it shows agree."""
         graph = self.here.context.graph
@@ -304,8 +313,9 @@ class StructureSearch:
             graph.evaluate(graph.nodes, changes(edits), self.here.end)
             seen = edited(self.rerun, changes(edits), graph)
             array = np.asarray(self.found.pairing.torch_array(seen), np.float64)
-            holds = apart(array, self.target) <= self.found.limit
-            return sum(shown.agrees(seen) for shown in self.shown) if holds else None
+            if apart(array, self.target) > self.found.limit or not all(each.agrees(seen) for each in self._undisputed):
+                return None
+            return sum(shown.agrees(seen) for shown in self.shown)
         except FAILURES:
             return None
 

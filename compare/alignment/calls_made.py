@@ -1,7 +1,8 @@
-"""Finds the modules that torch's step calls for more examples than the JAX side's step does.
+"""Finds the modules that the step of one side calls for more examples than the other side's does.
 
 A port that omits a part of a computation may still match. For example, it may use one of two critics where torch uses
-the lower value, as long as the other critic's value is never the lower one.
+the lower value, as long as the other critic's value is never the lower one. One that makes a turn of a loop too few, or
+too many, does not, and no change of torch's operations is its cause.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,8 +21,8 @@ class Called(NamedTuple):
     jax: int
 
 
-def called_more(links: Sequence[Link], torch: Observation, jax: Observation) -> list[Called]:
-    """Return the modules of which torch computes more, without those inside them."""
+def called_otherwise(links: Sequence[Link], torch: Observation, jax: Observation) -> list[Called]:
+    """Return the modules of which one side computes more, without those inside them."""
     ours, theirs = weighted(links, *(dict.fromkeys((port.path, port.call) for port in s.forward) for s in (torch, jax)))
     found: list[Called] = []
     for weights, modules in ours.items():
@@ -29,7 +30,8 @@ def called_more(links: Sequence[Link], torch: Observation, jax: Observation) -> 
             continue
         most, other = max(modules, key=len), max(others, key=len)
         # A port may take two batches as one, or use a result twice: it has fewer calls, and computes as much.
-        if len(most) > len(other) and _computed(torch, most) > _computed(jax, other):
+        calls, computed = len(most) - len(other), _computed(torch, most) - _computed(jax, other)
+        if calls * computed > 0:
             found.append(Called(most[0][0], len(most), len(other)))
     names = [each.module for each in found]
     return [each for each in found if not any(each.module.startswith(f"{name}.") for name in names)]
