@@ -9,6 +9,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from in_ci import some
 from torch import nn
 from torch.nn import functional
 
@@ -56,7 +57,10 @@ TEMPTING = {
 }
 
 
-@pytest.mark.parametrize("name", TEMPTING)
+LONG = {"a weighted sum with another term", "another function beside constants"}
+
+
+@pytest.mark.parametrize("name", some(TEMPTING, TEMPTING.keys() - LONG))
 @pytest.mark.parametrize(
     "count", [pytest.param(1, id="one batch"), pytest.param(3, id="three batches", marks=pytest.mark.slow)]
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_ci import first
 
 import compare
 from compare.command_line.main import main
@@ -83,9 +84,7 @@ def test_help_names_every_option(arguments: list[str]) -> None:
     assert "Exit status: 0" in run.stdout
 
 
-@pytest.mark.parametrize(
-    ("seeds", "inside"), [(16, {*VARIANTS} - {"numpy"}), pytest.param(256, {*VARIANTS}, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("seeds", "inside"), first([(16, {*VARIANTS} - {"numpy"}), (256, {*VARIANTS})]))
 def test_published_losses_lie_in_their_range(
     seeds: int, inside: set[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

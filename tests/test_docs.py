@@ -26,7 +26,17 @@ from compare.report.traps import ROWS
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS_PCAST = pytest.mark.skipif(not hasattr(jax.lax, "pcast"), reason="its examples use jax.lax.pcast")
-RUN = [pytest.param(page, id=page.name, marks=[NEEDS_PCAST] * (page.name == "programs.md")) for page in PAGES]
+LONG = ("getting-started.md", "programs.md")
+"""The pages whose programs take half a minute; CI runs those of the README."""
+
+RUN = [
+    pytest.param(
+        page,
+        id=page.name,
+        marks=[*[NEEDS_PCAST] * (page.name == "programs.md"), *[pytest.mark.slow] * (page.name in LONG)],
+    )
+    for page in PAGES
+]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from in_ci import first, some
 from torch.nn import functional as F  # noqa: N812
 
 import compare
@@ -162,7 +163,7 @@ def test_what_is_as_likely_matches(name: str) -> None:
     assert report.verdict == "match", str(report)
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", some(WRONG, WRONG.keys() - {"one mask twice", "what to drop"}))
 def test_another_distribution_does_not(name: str) -> None:
     original, port, cause = WRONG[name]
     report = check(original, port)
@@ -226,7 +227,7 @@ def jax_program(noise: JaxNoise) -> Callable[[], Any]:
 
 @pytest.mark.parametrize(
     ("noise", "verdict"),
-    [(kept(0.8), "match"), (dropped(0.2), "match"), (kept(0.3), "mismatch"), (dropped(0.3), "mismatch")],
+    first([(kept(0.8), "match"), (dropped(0.2), "match"), (kept(0.3), "mismatch"), (dropped(0.3), "mismatch")], 3),
     ids=["kept", "dropped", "wrongly kept", "wrongly dropped"],
 )
 def test_programs(noise: JaxNoise, verdict: str) -> None:

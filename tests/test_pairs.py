@@ -25,20 +25,15 @@ def named(*functions: Make, slow: bool = False) -> list[Any]:
 
 
 # Each program in one library, and each library with one program, are in `make test`; all of both in `make test-all`.
-QUICK = named(
-    resnet.in_nnx,
-    transformer.in_linen,
-    recurrent.lstm_in_equinox,
-    recurrent.gru_in_nnx,
-    scanned.in_linen,
-    scanned.in_haiku,
-)
+QUICK = named(resnet.in_nnx, transformer.in_linen, recurrent.lstm_in_equinox, scanned.in_haiku)
 OTHERS = named(
     resnet.in_linen,
     transformer.in_nnx,
     recurrent.lstm_in_nnx,
     recurrent.lstm_in_linen,
     recurrent.gru_in_linen,
+    recurrent.gru_in_nnx,
+    scanned.in_linen,
     scanned.in_nnx,
     scanned.in_equinox,
     slow=True,
@@ -51,11 +46,12 @@ def test_right_ports_match(make: Make, steps: int, parity: Parity) -> None:
     parity(*make(), steps=steps, strict=True)
 
 
-@pytest.mark.parametrize("make", [*named(transformer.in_nnx), *named(transformer.in_linen, slow=True)])
+@pytest.mark.parametrize("make", named(transformer.in_nnx, transformer.in_linen, slow=True))
 def test_in_evaluation(make: Callable[..., Pair], parity: Parity) -> None:
     parity(*make(training=False), steps=2, strict=True)
 
 
+@pytest.mark.slow
 def test_the_running_variance_of_flax_is_another() -> None:
     divergence = compare.check(*resnet.in_nnx_with_flax_statistics(), steps=2).divergence
     assert divergence is not None

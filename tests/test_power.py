@@ -13,6 +13,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from in_ci import first
 from torch.nn import functional
 
 import compare
@@ -116,11 +117,13 @@ def test_what_is_caught(trained: compare.Power) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "wrong"),
-    [
-        ("epsilon", lambda: pair(port=Port(epsilon=1e-4))),
-        ("momentum", lambda: pair(port=Port(momentum=0.8991))),
-        ("learning rate", lambda: pair(rate=RATE * (1 + 1e-5))),
-    ],
+    first(
+        [
+            ("epsilon", lambda: pair(port=Port(epsilon=1e-4))),
+            ("momentum", lambda: pair(port=Port(momentum=0.8991))),
+            ("learning rate", lambda: pair(rate=RATE * (1 + 1e-5))),
+        ]
+    ),
 )
 def test_a_fault_in_the_original_is_as_one_in_the_port(
     kind: str, wrong: Callable[[], Pair], trained: compare.Power
@@ -132,6 +135,7 @@ def test_a_fault_in_the_original_is_as_one_in_the_port(
     assert divergence.error64 == pytest.approx(planted.error64, rel=0.1)
 
 
+@pytest.mark.slow
 def test_as_many_steps_as_are_asked_for_are_enough(trained: compare.Power) -> None:
     missed = of_kind(trained, "shifted schedule")
     assert missed.why == Why.STEPS
@@ -141,6 +145,7 @@ def test_as_many_steps_as_are_asked_for_are_enough(trained: compare.Power) -> No
     assert (caught.step, caught.stage) == (4, "update")
 
 
+@pytest.mark.slow
 def test_what_is_off_in_evaluation() -> None:
     power = compare.power(*pair(training=False), steps=1, faults=13)
     off = {each.kind: each.explanation for each in power.missed if each.why == Why.OFF}
@@ -152,6 +157,7 @@ def test_what_is_off_in_evaluation() -> None:
     assert off["stale buffer"].endswith("in train() it shows at step 0, buffers")
 
 
+@pytest.mark.slow
 def test_one_batch_has_no_order() -> None:
     outcome = of_kind(compare.power(*pair(batches=1), steps=1, faults=13), "order of batches")
     assert (outcome.why, outcome.explanation) == (Why.UNREAD, "there is only one batch: give two")
@@ -241,6 +247,7 @@ def test_what_the_check_is_too_weak_for(share: float, told: str) -> None:
     assert outcome.explanation.endswith("times as large")
 
 
+@pytest.mark.slow
 def test_nothing_of_the_users_is_changed() -> None:
     torch_side, jax_side, batches = pair()
     before = copy.deepcopy(torch_side.model.state_dict())
@@ -254,6 +261,7 @@ def test_nothing_of_the_users_is_changed() -> None:
     compare.check(torch_side, jax_side, batches, steps=1).raise_on_mismatch()
 
 
+@pytest.mark.slow
 def test_the_seed_chooses(trained: compare.Power) -> None:
     again, other = (compare.power(*pair(), steps=3, faults=3, seed=seed) for seed in (0, 1))
     assert again.outcomes == trained.outcomes[:3]

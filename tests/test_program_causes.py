@@ -9,6 +9,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from in_ci import first
 
 import compare
 from compare.torch_side.program import TorchProgram
@@ -100,6 +101,7 @@ def test_the_right_port_matches() -> None:
     assert checked().verdict == "match"
 
 
+@pytest.mark.slow
 def test_each_fault_is_explained_beside_the_others() -> None:
     """One in a layer, one between layers, one of the optimizer's settings, and one of its clipping."""
     report = checked(epsilon=1e-6, approximate=True, decay=1e-4, in_chain=True)
@@ -115,10 +117,12 @@ def test_each_fault_is_explained_beside_the_others() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "cause", "says"),
-    [
-        ({"residual": False}, "operation left out", "leaves out the sum"),
-        ({"smoothing": 0.0}, "label smoothing", "label_smoothing=0.1"),
-    ],
+    first(
+        [
+            ({"residual": False}, "operation left out", "leaves out the sum"),
+            ({"smoothing": 0.0}, "label smoothing", "label_smoothing=0.1"),
+        ]
+    ),
 )
 def test_structure_and_losses_are_explained_beside_another_fault(wrong: dict[str, Any], cause: str, says: str) -> None:
     report = checked(in_chain=True, **wrong)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import torch
 from flax import nnx
 from programs.common import FlaxNet, TorchNet, drawn
@@ -281,6 +282,7 @@ def scheduled() -> Any:
     return {"model": model, "optimizer": optimizer, "schedule": schedule}, step
 
 
+@pytest.mark.slow
 def test_a_schedule_that_goes_on_is_said() -> None:
     batches = drawn(x=(5,), y=(3,))
     report = checked(scheduled, flax_plain, batches, steps=2)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import torch
 from flax import nnx
 from programs.common import FlaxNet, TorchNet, drawn
@@ -51,6 +52,7 @@ def flax_shuffled(*, again: bool, half: int = 6) -> Any:
     return {"model": model, "optimizer": optimizer, "key": jax.random.key(0)}, step
 
 
+@pytest.mark.slow
 def test_a_new_order_in_each_epoch_is_as_good_as_one_that_is_shuffled_again() -> None:
     batches = drawn(x=(5,), y=(3,))
     for again in (True, False):

@@ -111,6 +111,7 @@ def test_power_plants_faults_in_programs() -> None:
     assert not any(outcome.where == "detach" for outcome in power.outcomes)
 
 
+@pytest.mark.slow
 def test_power_plants_faults_in_averages_and_clipping() -> None:
     pair = ema()
     sides = compare.TorchProgram(pair.original), compare.JaxProgram(pair.port)

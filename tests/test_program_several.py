@@ -87,6 +87,7 @@ def test_what_follows_from_an_optimizer_is_not_listed() -> None:
     assert [place for place, _ in places(RIGHT | {"decay": 0.9})] == ["model"]
 
 
+@pytest.mark.slow
 def test_an_update_at_every_second_step_is_not_left_out() -> None:
     assert places(RIGHT, every=2)[0] == ("model", "accumulation")
 

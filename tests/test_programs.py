@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from in_ci import some
 from programs.averages import ema, warm_up
 from programs.by_hand import BY_HAND, ByHand, printed
 from programs.common import Pair, TorchNet, drawn
@@ -19,14 +20,9 @@ from programs.written import loaded, written
 import compare
 from compare.mending.syntax import applied
 
-FAST = (
-    "ema: decay",
-    "warm_up: per step",
-    "penalty: eps inside the root",
-    "queue: queue kept",
-    "haiku_state: no nesterov",
-)
-"""The faults that are run in CI; `make test-all` runs all of them."""
+RIGHT = ("ema", "accumulation", "gan", "wasserstein", "clipped_in_chain", "equinox_step", "haiku_state", "pmapped")
+FAST = ("ema: decay", "warm_up: per step", "haiku_state: no nesterov")
+"""The right programs and the faults that are run in CI."""
 
 
 def checked(pair: Pair, **settings: Any) -> compare.Report:
@@ -39,7 +35,7 @@ def needs_devices(program: Any) -> None:
         pytest.skip("needs two devices: XLA_FLAGS=--xla_force_host_platform_device_count=2")
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+@pytest.mark.parametrize("program", some(PROGRAMS, RIGHT, lambda program: program.__name__))
 def test_right_programs_match(program: Any) -> None:
     needs_devices(program)
     report = checked(program())
@@ -51,9 +47,7 @@ def named(fault: Fault) -> str:
     return f"{fault.program.__name__}: {fault.name}"
 
 
-@pytest.mark.parametrize(
-    "fault", [pytest.param(f, id=named(f), marks=() if named(f) in FAST else pytest.mark.slow) for f in FAULTS]
-)
+@pytest.mark.parametrize("fault", some(FAULTS, FAST, named))
 def test_faults_are_placed_and_explained_and_their_fixes_mend_them(fault: Fault, tmp_path: Path) -> None:
     needs_devices(fault.program)
     source = written(fault)
@@ -89,7 +83,7 @@ def changed(source: str, report: compare.Report, by_hand: ByHand | None) -> str 
     return source
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_averages_over_devices_are_told_from_sums(*, check_vma: bool) -> None:
     needs_devices(devices)
     assert checked(devices(check_vma=check_vma)).verdict == "match"

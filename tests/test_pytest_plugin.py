@@ -101,12 +101,14 @@ def test_what_is_accepted_is_named_and_what_applies_to_nothing_too(suite: pytest
     assert "reversed" not in result.stdout.str()
 
 
+@pytest.mark.slow
 def test_strict_and_selection(suite: pytest.Pytester) -> None:
     result = suite.runpytest_subprocess("--parity-strict", "-m", "parity", "-k", "precision or right or other")
     result.assert_outcomes(passed=1, failed=1, deselected=3)
     result.stdout.fnmatch_lines(["precision: the same mathematics, but bfloat16 on the flax side"])
 
 
+@pytest.mark.slow
 def test_under_xdist(suite: pytest.Pytester) -> None:
     result = suite.runpytest_subprocess("-n", "2", "-m", "parity", "-k", "right or wrong", "--parity-report=reports")
     result.assert_outcomes(passed=1, failed=1)

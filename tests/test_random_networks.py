@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
+from in_ci import some
 from networks import check, effect, faults, overflows, specifications
 from networks.faults import POWER
 from networks.rounding import ROUNDING
@@ -108,11 +109,12 @@ def test_a_right_port_is_no_mismatch(specification: Specification) -> None:
     report.raise_on_mismatch()
 
 
-@pytest.mark.parametrize("name", ROUNDING)
+@pytest.mark.parametrize("name", some(ROUNDING, ("a saturated GELU before AdamW", "signs that cancel")))
 def test_a_gradient_of_which_only_rounding_is_left_is_no_mismatch(name: str) -> None:
     checked(ROUNDING[name], ROUNDING[name]).raise_on_mismatch()
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_all_rounding_is_no_mismatch_by_any_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a GPU, attention is computed by separate operations, whose residue here is 1e-21, and not 1e-6."""
     real = torch.cuda.is_available  # for PyTorch itself, which asks for the properties of a GPU that it is told of

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from in_ci import first
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import compare
@@ -89,15 +90,18 @@ def apply(fault: str, count: int, params: Any, x: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("kind", "fault"),
-    [
-        ("GRU", ""),
-        ("GRU", "reset gate"),
-        ("GRU", "update gate"),
-        ("LSTM", "forget gate"),
-        ("LSTM", "output of the cell"),
-        ("LSTM", "input of the cell"),
-        ("LSTM", "backward outputs"),
-    ],
+    first(
+        [
+            ("GRU", "reset gate"),
+            ("LSTM", "backward outputs"),
+            ("GRU", ""),
+            ("GRU", "update gate"),
+            ("LSTM", "forget gate"),
+            ("LSTM", "output of the cell"),
+            ("LSTM", "input of the cell"),
+        ],
+        2,
+    ),
 )
 def test_another_cell_is_named(kind: str, fault: str) -> None:
     torch.manual_seed(0)

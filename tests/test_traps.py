@@ -1,6 +1,7 @@
 """The trap catalogue: some of every stage in `make test`, all of it in `make test-all`. `make traps` scores it."""
 
 import pytest
+from in_ci import some
 
 from benchmarks.traps.examine import CATALOGUE, STAGES, outcome
 from benchmarks.traps.trap import Trap
@@ -10,13 +11,7 @@ TIES = {trap.name for trap in CATALOGUE if "at zero" in trap.name or "at its bou
 """What a check that allows for too much rounding is the first to miss."""
 
 
-@pytest.mark.parametrize(
-    "trap",
-    [
-        pytest.param(trap, id=trap.name, marks=() if trap.name in FIRST | TIES else pytest.mark.slow)
-        for trap in CATALOGUE
-    ],
-)
+@pytest.mark.parametrize("trap", some(CATALOGUE, FIRST | TIES, lambda trap: trap.name))
 def test_trap(trap: Trap) -> None:
     found = outcome(trap)
     assert not found.false_alarm

@@ -94,6 +94,7 @@ def test_updates_at_other_steps(ours: Taken, theirs: Taken, mended: str) -> None
     assert mended in str(cause.fix)
 
 
+@pytest.mark.slow
 def test_updates_at_other_steps_are_no_cause_where_something_else_differs_too() -> None:
     assert (
         found(every, lambda count: count > 0, lambda count: 0.1 / (1 + count) ** 2, warm=lambda n: 1 + n).cause is None

@@ -23,7 +23,7 @@ ACTIVATIONS = {
     "hardswish": "hard swish",
     "mish": "mish",
     "softsign": "softsign",
-    "log_sigmoid": "log_sigmoid",
+    "log_sigmoid": "log_sigmoid(x) = -softplus(-x)",
     "hardtanh": "hardtanh",
 }
 """Functions of torch, and their names among those below at their defaults."""
@@ -61,7 +61,8 @@ def activations() -> dict[str, tuple[Callable[[Any], Any], Code]]:
         "clip(0.2 x + 0.5, 0, 1)": (lambda x: torch.clamp(0.2 * x + 0.5, 0, 1), Code("jnp.clip", clip)),
         "mish": (functional.mish, _jax("jax.nn.mish")),
         "softsign": (functional.softsign, _jax("jax.nn.soft_sign")),
-        "log_sigmoid": (functional.logsigmoid, _jax("jax.nn.log_sigmoid")),
+        # As a loss is ported wrongly: -softplus(d(fake)), of which the logarithm saturates, for softplus(-d(fake)).
+        "log_sigmoid(x) = -softplus(-x)": (functional.logsigmoid, _jax("jax.nn.log_sigmoid")),
         "the identity": (lambda x: x, Code(around="x")),
         "hardtanh": (functional.hardtanh, _jax("jax.nn.hard_tanh")),
         # torch.nn.functional.softplus returns x itself above 20, where log(1 + exp(-x)) is 2e-9: visible in
