@@ -300,3 +300,37 @@ def test_a_square_matrix_that_the_user_pairs_is_taken_as_it_is() -> None:
 
     assert [verdict(True, "w1"), verdict(False, "w1.T")] == ["match", "match"]
     assert verdict(False, "w1") == "mismatch"
+
+
+def test_a_transposed_matrix_is_not_exchanged_for_another_of_its_shape() -> None:
+    """As in LoRA: q.B, (6, 2), has the shape of v/A, which is the transpose of v.A."""
+
+    class Adapted(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.A, self.B = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.A.T @ self.B.T
+
+    class Adapters(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.v = Adapted(4, 6), Adapted(6, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.v(torch.tanh(self.q(x)))
+            return output
+
+    params = {
+        "q": {"A": jnp.zeros((4, 2)), "B": jnp.zeros((2, 6))},
+        "v": {"A": jnp.zeros((6, 2)), "B": jnp.zeros((2, 5))},
+    }
+
+    def apply(params: Any, x: Any) -> Any:
+        hidden = jnp.tanh(x @ params["q"]["A"] @ params["q"]["B"])
+        return hidden @ params["v"]["A"] @ params["v"]["B"]
+
+    batches = [(np.random.default_rng(0).normal(size=(3, 4)), None)]
+    report = compare.check(compare.Torch(Adapters()), compare.Jax(apply, params), batches)
+    assert report.verdict == "match", str(report)

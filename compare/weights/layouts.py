@@ -126,9 +126,11 @@ def _norm(torch: Unit, jax: Unit, a: Slot, b: Slot) -> dict[str, Views]:
 def _any(torch: Unit, jax: Unit, a: Slot, b: Slot) -> dict[str, Views]:
     """A tensor of an unknown kind: as it is, or transposed as a matrix or a convolution's kernel may be."""
     found = _same(a, b)
-    if a.leaf != b.leaf and len(a.shape) == len(b.shape) == 2:
-        turned = {"input first": (a.view(), b.view(axes=(1, 0)))} if a.shape == b.shape[::-1] else {}
-        return {**found, **turned}
+    # Of equal names a square matrix is taken as it is. Another shape tells which way a matrix is: one that is transposed
+    # must not be paired with a tensor of another name for its shape.
+    if len(a.shape) == len(b.shape) == 2:
+        may_be_turned = a.shape == b.shape[::-1] and (a.leaf != b.leaf or not found)
+        return {**found, **({"input first": (a.view(), b.view(axes=(1, 0)))} if may_be_turned else {})}
     return found or _conv(torch, jax, a, b) if len(a.shape) > 2 else found
 
 
