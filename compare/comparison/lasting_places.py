@@ -52,7 +52,7 @@ class LastingPlaces:
     def found(self) -> list[int]:
         """Return the places whose difference lasts."""
         limits = {number: self._limit(number) for number in self._watched}
-        kept = lasting(self._places, self._outcome, limits) if self._places else []
+        kept = lasting(self._places, self._outcome, limits, self._is_reordered) if self._places else []
         undone = set(self._places).difference(kept)
         felt: set[int] = set()
         # From the last to the first: what a place of another shape feeds may be of another shape too.
@@ -102,6 +102,10 @@ class LastingPlaces:
         if theirs is None:
             return False
         return self._quantities[number].differs(self._number, distance(theirs, pairing.torch_array(self._torch)))
+
+    def _is_reordered(self, number: int, value: np.ndarray) -> bool:
+        ours = np.sort(np.ravel(self.pairings[number].torch_array(self._torch)))
+        return ours.size == value.size and distance(np.sort(np.ravel(value)), ours) <= self._limit(number)
 
     def _limit(self, number: int) -> float:
         return self._quantities[number].limit(self._number)

@@ -13,6 +13,9 @@ values at all wrong places, the rest of the step is right. Then the JAX side's o
 
 The second rule tells what is undone from what is only hidden behind a later wrong place: there, the JAX side still
 computes something wrong, and not the same as before.
+
+The same numbers in another order, as of heads before positions, are an exception: behind them, torch's order is wrong
+in a port that has its own throughout. Such a difference lasts only if something is right with torch's order.
 """
 
 import itertools
@@ -39,20 +42,30 @@ class Outcome(NamedTuple):
     """What is farther from torch than rounding explains, of these and of all else that decides."""
 
 
+Reordered = Callable[[int, np.ndarray], bool]
+"""Tells whether a value at a place has torch's numbers in another order."""
+
 Experiment = Callable[[frozenset[int]], Outcome]
 """Takes the step with torch's values at some of the wrong places."""
 
 
-def lasting(places: Sequence[int], step: Experiment, limits: Mapping[int, float]) -> list[int]:
+def _in_order(_place: int, _value: np.ndarray) -> bool:
+    return False
+
+
+def lasting(
+    places: Sequence[int], step: Experiment, limits: Mapping[int, float], reordered: Reordered = _in_order
+) -> list[int]:
     """Return those of the wrong places whose difference lasts.
 
     Args:
         places: In the order of computation.
         step: Takes the step. With torch's values at all `places`, the rest of it is right.
         limits: For each of an outcome's values, the distance that rounding explains.
+        reordered: Tells which values are torch's in another order.
 
     """
-    experiments = _Experiments(step, limits)
+    experiments = _Experiments(step, limits, reordered)
     kept = list(places)
     while undone := next(experiments.undone(kept), None):
         kept = [place for place in kept if place not in undone]
@@ -62,8 +75,8 @@ def lasting(places: Sequence[int], step: Experiment, limits: Mapping[int, float]
 class _Experiments:
     """Puts the JAX side's own values back, and remembers every outcome."""
 
-    def __init__(self, step: Experiment, limits: Mapping[int, float]) -> None:
-        self.step, self.limits = step, limits
+    def __init__(self, step: Experiment, limits: Mapping[int, float], reordered: Reordered) -> None:
+        self.step, self.limits, self.reordered = step, limits, reordered
         self.known: dict[frozenset[int], Outcome] = {}
 
     def undone(self, kept: Sequence[int]) -> Iterator[frozenset[int]]:
@@ -84,15 +97,18 @@ class _Experiments:
         """Return the places that need no value of torch's once those `removed` have none; nothing if these last."""
         before, after = self._outcome(given), self._outcome(given - removed)
         # A place is reached if the JAX side's value there changes with what was put back before it.
-        reached = {
+        reached = frozenset(
             place
             for place in before.values.keys() - removed
             if distance(after.values[place], before.values[place]) > self.limits[place]
-        }
+        )
         # It lasts if what it reaches is wrong now, or if anything that decides has become wrong.
-        if reached & after.wrong or (after.wrong - before.wrong) - given:
+        wrong = reached & after.wrong
+        if wrong <= before.wrong and all(self.reordered(place, after.values[place]) for place in removed):
+            wrong = frozenset()
+        if wrong or (after.wrong - before.wrong) - given:
             return frozenset()
-        undone = removed | (reached & given)
+        undone = removed | ((reached & given) - after.wrong)
         # What was reached and became right must also be right without torch's values: the two cancel only
         # together.
         if undone != removed and self._outcome(given - undone).wrong - before.wrong - given:
