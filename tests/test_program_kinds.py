@@ -291,3 +291,52 @@ def test_a_schedule_that_goes_on_is_said() -> None:
     last = int(line.partition("after step ")[2].partition(",")[0])
     assert np.less(6, last)
     assert not any("schedule" in each for each in checked(lambda: tasks(fixed=True), flax_plain, batches).unexercised)
+
+
+def test_gradients_of_single_examples_by_vmap() -> None:
+    """What `torch.func.vmap` calls has no numbers to record; what the step does with its results has."""
+    batches = drawn(x=(5,), y=(3,))
+
+    def original() -> Any:
+        model = TorchNet()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def loss_of(params: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return functional.mse_loss(torch.func.functional_call(model, params, (x[None],))[0], y)
+
+        def step(state: Any, batch: Any) -> Any:
+            params = {name: param.detach() for name, param in model.named_parameters()}
+            each = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0, 0))(params, batch["x"], batch["y"])
+            norms = sum(gradient.flatten(1).pow(2).sum(1) for gradient in each.values()).sqrt()
+            scale = 1 / (1 + norms)
+            for name, param in model.named_parameters():
+                param.grad = torch.einsum("n,n...->...", scale, each[name])
+            optimizer.step()
+            return {"loss": functional.mse_loss(model(batch["x"]), batch["y"])}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port(offset: float) -> Any:
+        model = FlaxNet(nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            graph, params = nnx.split(state["model"])
+
+            def loss_of(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+                return jnp.mean((nnx.merge(graph, params)(x[None])[0] - y) ** 2)
+
+            each = jax.vmap(jax.grad(loss_of), in_axes=(None, 0, 0))(params, batch["x"], batch["y"])
+            norms = jnp.sqrt(sum(jnp.sum(leaf.reshape(len(leaf), -1) ** 2, 1) for leaf in jax.tree.leaves(each)))
+            gradients = jax.tree.map(lambda leaf: jnp.tensordot(1 / (offset + norms), leaf, 1), each)
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": mse(state["model"](batch["x"]), batch["y"])}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    right = checked(original, lambda: port(1.0), batches, steps=3)
+    assert right.verdict == "match", str(right)
+    wrong = checked(original, lambda: port(2.0), batches, steps=3)
+    assert wrong.verdict == "mismatch"
+    assert not wrong.bugs

@@ -29,10 +29,11 @@ def called_otherwise(links: Sequence[Link], torch: Observation, jax: Observation
         if not (others := theirs.get(weights, [])):
             continue
         most, other = max(modules, key=len), max(others, key=len)
+        # Calls are counted by their numbers: what torch.func.vmap calls is not seen.
+        called = [max(number for _, number in each) + 1 for each in (most, other)]
         # A port may take two batches as one, or use a result twice: it has fewer calls, and computes as much.
-        calls, computed = len(most) - len(other), _computed(torch, most) - _computed(jax, other)
-        if calls * computed > 0:
-            found.append(Called(most[0][0], len(most), len(other)))
+        if (called[0] - called[1]) * (_computed(torch, most) - _computed(jax, other)) > 0:
+            found.append(Called(most[0][0], *called))
     names = [each.module for each in found]
     return [each for each in found if not any(each.module.startswith(f"{name}.") for name in names)]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 from compare.diagnosis.conventions.settings import CONSTANT
@@ -84,6 +85,20 @@ def either(causes: Sequence[Cause]) -> Cause:
         "; or ".join(dict.fromkeys(cause.fix for cause in causes if cause.fix)),
         ", ".join(dict.fromkeys(cause.source for cause in causes if cause.source)),
     )
+
+
+def is_written(value: float) -> bool:
+    """Tell whether a fitted number may come from an expression of a short one: 1 / sqrt(96), sqrt(2 / pi), log(1e4).
+
+    What comes from data, such as a count times a sum, is fitted as well, and is no constant of the port.
+    """
+    if not value:
+        return True
+    of = [value, 1 / value, value**2, value**-2, value / math.pi, value**2 * math.pi]
+    return any(map(is_short, [*of, math.exp(value)] if abs(value) < LARGEST_EXPONENT else of))
+
+
+LARGEST_EXPONENT = 50.0
 
 
 def is_short(value: float) -> bool:

@@ -22,7 +22,7 @@ from compare.step.draws import Draw
 from compare.step.observation import Observation, Port
 from compare.step.user_code import passes_on, site_of
 from compare.torch_side.control import ControlledRun
-from compare.torch_side.record import Record
+from compare.torch_side.record import Record, without_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -289,7 +289,7 @@ def _mode() -> Any:
             del types
             kwargs = kwargs or {}
             meant = self.record.open and not Record.keeping and name_of(func) in self.known
-            signature = signature_of(func) if meant else None
+            signature = signature_of(func) if meant and not without_numbers(args, kwargs) else None
             if signature is None:
                 return func(*args, **kwargs)
             place = self.record.inside[-1] if self.record.inside else ""

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compare.diagnosis.changes import Changed, combined, either, in_words, is_short, leaves_nothing, together
+from compare.diagnosis.changes import (
+    Changed,
+    combined,
+    either,
+    in_words,
+    is_short,
+    is_written,
+    leaves_nothing,
+    together,
+)
+from compare.diagnosis.conventions.reductions import MEAN_OR_SUM
 from compare.diagnosis.conventions.settings import CONSTANT
 from compare.diagnosis.counterfactuals import Counterfactual, left_out
 from compare.diagnosis.experiment import Experiment, HeldOutExperiment, rerun_at
@@ -109,7 +119,7 @@ class Search:
         short = [each for each in found if _are_short(each[0])]
         # One expression may have a long number, such as 1 / sqrt(96). That two are wrong by the same one is a
         # coincidence: two factors of 0.7071 are one of 0.5.
-        alone = [each for each in found if all(len({one.call.site for one in group}) == 1 for group, _ in each[0])]
+        alone = [each for each in found if all(_is_one_expression(*changed) for changed in each[0])]
         causes = [self._cause(changed, apart) for changed, apart in short or alone]
         self.confirmed = (short or alone)[0][0] if causes else []
         return either(causes) if causes else None
@@ -250,6 +260,9 @@ class Search:
                 break
             if one[0].name == other[0].name or one[0].of is not None:
                 continue
+            # A mean for a sum, and a constant that makes up for it: they are no change but for what is between them.
+            if (one[0].name, other[0].name) == (MEAN_OR_SUM, CONSTANT):
+                continue
             apart, value = self._try([(one, at)], other)
             if apart <= 1:
                 yield [(one, at), (other, value)], apart
@@ -301,6 +314,10 @@ class Search:
             tuple(fix for fix in fixes if not isinstance(fix, str)),
             tuple(parts),
         )
+
+
+def _is_one_expression(group: Sequence[Counterfactual], value: float | None) -> bool:
+    return len({one.call.site for one in group}) == 1 and (value is None or is_written(value))
 
 
 def _are_short(changed: Sequence[Changed]) -> bool:

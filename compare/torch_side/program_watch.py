@@ -7,7 +7,7 @@ from unittest import mock
 
 from compare.step.observation import Event
 from compare.step.stage import Stage
-from compare.torch_side.record import Record
+from compare.torch_side.record import Record, has_no_numbers
 
 
 class Watched(Protocol):
@@ -72,7 +72,7 @@ class Watch:
             def noted(of: Any, *args: Any, **kwargs: Any) -> Any:
                 self._seen()
                 for tensor in (of,) if isinstance(of, torch.Tensor) else tuple(of):
-                    if isinstance(tensor, torch.Tensor) and tensor.numel() == 1:
+                    if isinstance(tensor, torch.Tensor) and tensor.numel() == 1 and not has_no_numbers(tensor):
                         self._backward.append((len(self._events), tensor.detach().clone()))
                 return original(of, *args, **kwargs)
 

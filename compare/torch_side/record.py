@@ -92,6 +92,8 @@ class Record:
 
     def _keep(self, path: str, call: int, kind: str, tree: Any) -> None:
         for leaf, tensor in leaves(tree):
+            if has_no_numbers(tensor):
+                continue
             port = Port(path, call, kind, leaf)
             # torch counts the changes of a tensor in place. An equal count means that the recorded tensor, which
             # shares its memory, still has the values of this moment, and a copy of every activation is saved.
@@ -101,6 +103,20 @@ class Record:
     def changed(self) -> frozenset[Port]:
         """Return which tensors were overwritten in place after they were recorded."""
         return frozenset(port for port, tensor in self.seen.items() if tensor._version != self.versions[port])
+
+
+def has_no_numbers(tensor: "torch.Tensor") -> bool:
+    """Tell whether it stands for one of several within `torch.func.vmap`, so that its numbers cannot be read."""
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return not tensor.is_sparse
+    return False
+
+
+def without_numbers(*trees: Any) -> bool:
+    """Tell whether a call takes such tensors: what it computes cannot be read, and is the step's own business."""
+    return any(has_no_numbers(tensor) for _, tensor in leaves(trees))
 
 
 def leaves(tree: Any) -> list[tuple[str, "torch.Tensor"]]:

@@ -126,8 +126,8 @@ def _norm(torch: Unit, jax: Unit, a: Slot, b: Slot) -> dict[str, Views]:
 def _any(torch: Unit, jax: Unit, a: Slot, b: Slot) -> dict[str, Views]:
     """A tensor of an unknown kind: as it is, or transposed as a matrix or a convolution's kernel may be."""
     found = _same(a, b)
-    # Of equal names a square matrix is taken as it is. Another shape tells which way a matrix is: one that is transposed
-    # must not be paired with a tensor of another name for its shape.
+    # Of equal names a square matrix is taken as it is. Any other tells by its shape which way it is, and must not be
+    # paired with a tensor of another name for its shape.
     if len(a.shape) == len(b.shape) == 2:
         may_be_turned = a.shape == b.shape[::-1] and (a.leaf != b.leaf or not found)
         return {**found, **({"input first": (a.view(), b.view(axes=(1, 0)))} if may_be_turned else {})}

@@ -104,6 +104,8 @@ def _already_reduced(call: Call) -> bool:
     return False
 
 
+MEAN_OR_SUM = "mean or sum"
+
 _NODES = 100
 """Of autograd's graph, that are looked at."""
 
@@ -113,7 +115,7 @@ _PRODUCTS = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Embedding", "Nativ
 FUNCTIONS = (
     *(
         Alternative(
-            name="mean or sum",
+            name=MEAN_OR_SUM,
             functions=(ours,),
             compute=_other_reduction,
             jax_does=f"takes the {theirs}, torch the {ours}",

@@ -3,12 +3,15 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compare.diagnosis.structure.edit import END, Context, Edit, Kind, few_numbers, one, result, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
 from compare.diagnosis.structure.insertion import shifted
 from compare.diagnosis.structure.written import taken
+
+if TYPE_CHECKING:
+    import torch
 
 
 def other_operands(context: Context, node: Node) -> Iterator[Edit]:
@@ -16,7 +19,7 @@ def other_operands(context: Context, node: Node) -> Iterator[Edit]:
     if node.frozen:
         return
     for path, number in _taken(context, node):
-        for other in context.likes(node, number):
+        for other in _of_its_kind(context, node, number):
 
             def compute(operation: Operation, path: Path = path, other: int = other) -> Any:
                 return operation.having(path, operation.value(other)).run()
@@ -25,6 +28,24 @@ def other_operands(context: Context, node: Node) -> Iterator[Edit]:
             place = "at this place" if node.name == END else f"for {result(node)}"
             does, fix = f"takes {name} {place}, where torch takes {own}", f"take {own}, and not {name}"
             yield one(Kind.OPERAND, node, compute, does, fix, taken(context, number, other, fix))
+
+
+def _of_its_kind(context: Context, node: Node, number: int) -> Iterator[int]:
+    """List what may be taken for a value: real numbers for real ones, counts for counts, and masks for masks.
+
+    Others may fit where the rest of the line undoes the difference, as a product with the same mask does.
+    """
+    own = _numbers(context.value(number))
+    return (other for other in context.likes(node, number) if _numbers(context.value(other)) in ("equal", own))
+
+
+def _numbers(tensor: "torch.Tensor") -> str:
+    """Name the kind of a tensor's numbers."""
+    if (tensor == tensor.flatten()[:1]).all():
+        return "equal"  # as a first state is, which may be taken for a later one
+    if (tensor != tensor.round()).any():
+        return "real"
+    return "mask" if ((tensor == 0) | (tensor == 1)).all() else "counts"
 
 
 def _taken(context: Context, node: Node) -> list[tuple[Path, int]]:
@@ -45,7 +66,7 @@ def other_at_every_use(context: Context, node: Node) -> Iterator[Edit]:
         # Behind a place that agrees, it was taken for something else before.
         every = [""] if whole == len(uses) else []
         some = [name for name, count in Counter(names).items() if 2 <= count < whole]
-        for other, kind in itertools.product(context.likes(uses[0][0], number), (*every, *some)):
+        for other, kind in itertools.product(_of_its_kind(context, uses[0][0], number), (*every, *some)):
 
             def compute(operation: Operation, number: int = number, other: int = other) -> Any:
                 for path, each in operation.node.inputs:

@@ -19,7 +19,7 @@ from compare.diagnosis.structure.decompositions import DECOMPOSITIONS
 from compare.diagnosis.structure.graph import FAILURES, Compute, Graph, Node, Operation, Ref, on_cpu, tensors
 from compare.errors import NotApplicable
 from compare.step.observation import Observation, Port
-from compare.torch_side.record import Record, leaves
+from compare.torch_side.record import Record, leaves, without_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -285,6 +285,8 @@ def _mode() -> Any:
                 finally:
                     tape.open = True
             if not tape.open or Record.keeping or attribute or getattr(func, "__name__", "") in _NEITHER:
+                return func(*args, **kwargs)
+            if without_numbers(args, kwargs):
                 return func(*args, **kwargs)
             if name in DECOMPOSITIONS and name not in tape.within:
                 with self._decomposing(name):

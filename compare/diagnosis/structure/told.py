@@ -11,6 +11,11 @@ def plainer(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
     odd, other_odd = (sum(edit.odd for edit in each) for each in (edits, others))
     if odd != other_odd:
         return odd < other_odd
+    # What is missing, or is another function, is a slip that people make: the same numbers by another tensor or by
+    # another order are a way to write it.
+    indirect, other_indirect = (sum(edit.kind in _INDIRECT for edit in each) for each in (edits, others))
+    if indirect != other_indirect:
+        return indirect < other_indirect
     # A count that is left out makes a divisor 1: the quotient behind it is what was left out.
     left_out, others_left_out = (
         sorted(number for edit in each if edit.kind == Kind.LEFT_OUT for number, _ in edit.at)
@@ -20,6 +25,13 @@ def plainer(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
     return same and left_out > others_left_out
 
 
+_INDIRECT = {Kind.OPERAND, Kind.MOVED}
+
+
+def _clauses(edits: Sequence[Edit]) -> str:
+    return ", and ".join(dict.fromkeys(edit.does for edit in edits if edit.does))
+
+
 def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
     """Describe a cause: all of several different edits that fit, but of other numbers only those that say most."""
     of_tables = [edits for edits in fitting if all(edit.again for edit in edits)]
@@ -27,9 +39,10 @@ def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
         # What is computed of other numbers is other as well: a table that torch keeps is where they come
         # from, and otherwise the last place shows what they lead to.
         fitting = [min(of_tables, key=lambda edits: (edits[0].kind != Kind.TABLE, -edits[0].at[0][0]))]
+    fitting = list({_clauses(edits): edits for edits in reversed(fitting)}.values())[::-1]  # equal words once
     first, *others = fitting
     name = " and ".join(dict.fromkeys(edit.kind for edit in first))
-    does = " or ".join(", and ".join(e.does for e in edits if e.does) for edits in (first, *others[:2]))
+    does = " or ".join(_clauses(edits) for edits in (first, *others[:2]))
     both = "; on this batch these are the same" if others else ""
     fix = "; or ".join(
         "; ".join(dict.fromkeys(each.fix for each in edits if each.fix)) for edits in (first, *others[:2])
