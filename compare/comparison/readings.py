@@ -15,7 +15,7 @@ from compare.numerics.distance import norm
 from compare.step.observation import Observation
 from compare.step.stage import Stage
 from compare.verdict.following import Followed
-from compare.verdict.ratio import FACTOR
+from compare.verdict.ratio import FACTOR, Quantity
 
 
 class Gradients:
@@ -38,14 +38,14 @@ class Gradients:
 
     def compared(self, followed: Followed) -> Followed:
         """Leave of both that which agrees with the JAX side's for longer, for all gradients of a model at once."""
-        wrong: dict[tuple[str, bool], list[np.ndarray]] = {}
+        both: dict[tuple[str, bool], list[Quantity]] = {}
         pairs = list(zip(followed.pairings, followed.quantities, strict=True))
         accumulated = {id(pairing) for pairing in self._accumulated}
         for pairing, quantity in pairs:
             if pairing.stage == Stage.GRADIENT:
-                wrong.setdefault((_model(pairing), id(pairing) in accumulated), []).append(quantity.ratio > FACTOR)
+                both.setdefault((_model(pairing), id(pairing) in accumulated), []).append(quantity)
         # All gradients of a model at once: one that agrees either way must not hide another that agrees in neither.
-        agree = {key: _agreement(np.array(each)) for key, each in wrong.items()}
+        agree = {key: _agreement(each) for key, each in both.items()}
         models = {model for model, _ in agree}
         self.chosen = frozenset(model for model in models if agree[model, True] > agree[model, False])
         left = [
@@ -90,11 +90,18 @@ def nearer_as_accumulated(pairings: Sequence[Pairing], torch: Observation, jax: 
 _OTHER_STEPS = "the two optimizers get gradients at different steps: only their updates and state are compared"
 
 
-def _agreement(wrong: np.ndarray) -> tuple[int, int]:
-    """Say how many steps gradients agree, and how many of them in the next: the first updates of several in a step."""
+def _agreement(quantities: Sequence[Quantity]) -> tuple[int, int, float]:
+    """Say how many steps gradients agree, how many of them in the next, and how near the others are there.
+
+    In the next, the first updates of several in a step may agree. Where all differ, as beside a table in float32, the
+    nearer ones are meant.
+    """
+    wrong = np.array([quantity.ratio > FACTOR for quantity in quantities])
     bad: np.ndarray = np.any(wrong, axis=0)
-    first = int(np.argmax(bad)) if bad.any() else len(bad)
-    return first, -int(wrong[:, first].sum()) if bad.any() else 0
+    if not bad.any():
+        return len(bad), 0, 0.0
+    first = int(np.argmax(bad))
+    return first, -int(wrong[:, first].sum()), -sum(quantity.error64[first] for quantity in quantities)
 
 
 def _as_accumulated(read: Read) -> Read:
