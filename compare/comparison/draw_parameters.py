@@ -103,7 +103,7 @@ def _finding(step: int, found: Parameter) -> Divergence:
     if kind == "randint":
         name = "range of random integers"
         says = f"torch draws one of {ours} integers, and jax.random.randint one of {theirs}"
-        fix = f"jax.random.randint(key, shape, minval, minval + {ours})"
+        fix = f"jax.random.randint(key, shape, low, low + {ours}), with torch's low"
     elif kind == "bernoulli":
         name = RATE
         says = f"torch draws True with probability {ours}, and jax.random.bernoulli with probability {theirs}"
@@ -114,7 +114,10 @@ def _finding(step: int, found: Parameter) -> Divergence:
         if found.written and len(PARAMETERS[kind]) == 1:
             fix = f"jax.random.{kind}(key, {ours}, shape)"
     place = found.site.place or str(found.site)
-    explanation = f"{says}, {place}. JAX was given torch's draws, so that the numbers of the step do not depend on it"
+    given = "JAX was given torch's draws, so that the numbers of the step do not depend on it"
+    if kind == "randint":
+        given = "JAX was given torch's draws, counted from its own minval: where that is another, the step differs too"
+    explanation = f"{says}, {place}. {given}"
     cause = Cause(name, explanation, fix, DOCS.format(kind))
     apart = distance(found.jax.astype(np.float64), found.torch)
     return Divergence(step, Stage.FORWARD, f"draw {found.draw}, {found.site}", place, apart, 0.0, 0.0, cause)

@@ -1,5 +1,6 @@
 """The inputs of both optimizers at each step and their updates: everything that a cause must explain."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -105,7 +106,7 @@ class Evidence:
     """All steps of one comparison that were kept, in order, and the optimizer that made torch's."""
 
     kind: str
-    """The class of torch's optimizer: "AdamW"."""
+    """The class of torch's optimizer, "AdamW": see `kind_of`."""
     steps: list[OptimizerStep] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     """Torch's learning rate at every step that was taken."""
@@ -122,6 +123,20 @@ class Evidence:
     def differing(self) -> list[OptimizerStep]:
         """The steps at which anything differs."""
         return [step for step in self.steps if step.differs]
+
+
+def kind_of(optimizer: Any) -> str:
+    """Name the class of `torch.optim` whose step an optimizer makes; a class with a step of its own by its own name."""
+    import torch
+
+    own: Any = type(optimizer)
+    cls: Any
+    for cls in own.__mro__:
+        theirs = getattr(torch.optim, cls.__name__, None) is cls
+        # Torch wraps the step of a class to run the hooks, once it makes an optimizer of it.
+        if theirs and inspect.unwrap(cls.step) is inspect.unwrap(own.step):
+            return cls.__name__
+    return f"{own.__module__}.{own.__name__}" if hasattr(torch.optim, own.__name__) else own.__name__
 
 
 class Recorder:
@@ -141,7 +156,7 @@ class Recorder:
         self._before: dict[str, Any] = {}
         self._added = 0
         """How many steps were taken."""
-        self.evidence = Evidence(type(run.optimizer).__name__)
+        self.evidence = Evidence(kind_of(run.optimizer))
         if run.optimizer is not None:
             self.evidence.schedulers = schedulers_of(run.optimizer)
             names = {id(parameter): name for name, parameter in run.parameters.items()}

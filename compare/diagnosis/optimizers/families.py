@@ -13,7 +13,7 @@ import numpy as np
 
 from compare.diagnosis.optimizers.calls import Call
 from compare.diagnosis.optimizers.evidence import Evidence, OptimizerStep
-from compare.diagnosis.optimizers.names import OPTAX
+from compare.diagnosis.optimizers.names import OPTAX, named
 from compare.diagnosis.optimizers.told import Told
 from compare.numerics.distance import norm
 from compare.step.observation import Observation, to_numpy
@@ -315,9 +315,9 @@ def told_family(evidence: Evidence, family: Family) -> Told:
     theirs, fix = family.candidate.call(family.rate), _mended(evidence)
     if family.candidate.every > 1:
         between = ", whose optimizer is given zeros in between" if family.candidate.zeros_between else ""
-        says = f"torch.optim.{evidence.kind} makes an update at every step, and the JAX side steps as {theirs}{between}"
+        says = f"{named(evidence.kind)} makes an update at every step, and the JAX side steps as {theirs}{between}"
         return Told("accumulation", says, fix=fix or "make an update at every step, as torch does", source=DOCS)
-    says = f"torch has torch.optim.{evidence.kind}, and the JAX side steps as {theirs} does"
+    says = f"torch has {named(evidence.kind)}, and the JAX side steps as {theirs} does"
     return Told(
         "another optimizer", says, fix=fix or "take the call of docs/optimizers.md for torch's optimizer", source=DOCS
     )

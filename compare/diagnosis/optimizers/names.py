@@ -93,3 +93,17 @@ def in_words(setting: str) -> str:
 def optimizer_call(kind: str, arguments: Mapping[str, Any] | None = None) -> Call:
     """Write optax's call for an optimizer of torch, with some arguments spelled out."""
     return Call(OPTAX.get(kind, "optax.sgd"), (ELLIPSIS,), arguments or {})
+
+
+def named(kind: str) -> str:
+    """Name an optimizer's class: "torch.optim.Adam", and a class of the user's own by its name alone."""
+    import torch
+
+    return f"torch.optim.{kind}" if hasattr(torch.optim, kind) else kind
+
+
+def lacking(kind: str, name: str, value: str) -> str:
+    """Say that optax has no argument for a setting; of a class that torch has not, that the numbers are to be equal."""
+    if kind not in OPTAX:
+        return f"torch has {name}={value}: give the port the same number"
+    return f"torch has {name}={value}: {OPTAX[kind]} has no such argument"

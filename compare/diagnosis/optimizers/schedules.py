@@ -6,7 +6,7 @@ import numpy as np
 
 from compare.diagnosis.optimizers.calls import Call, Recounted, written
 from compare.diagnosis.optimizers.evidence import Evidence
-from compare.diagnosis.optimizers.names import ARGUMENTS, OPTIMIZERS
+from compare.diagnosis.optimizers.names import ARGUMENTS, OPTIMIZERS, named
 from compare.diagnosis.optimizers.rates import Rates
 from compare.diagnosis.optimizers.schedulers import SAME, base_rate, gives, right_call, row_of
 from compare.diagnosis.optimizers.settings import numbers_of
@@ -21,7 +21,7 @@ def told_rates(evidence: Evidence, rates: Rates) -> Told:
         return _told_rounded(evidence, rates)
     if rates.constant and len(set(evidence.rates)) == 1:
         ours, theirs = with_distinct_digits(rates.torch[0], rates.jax[0])
-        says = f"torch.optim.{evidence.kind} has lr={ours}, and the JAX side steps as torch would with {theirs}"
+        says = f"{named(evidence.kind)} has lr={ours}, and the JAX side steps as torch would with {theirs}"
         rate = {"learning_rate": rates.torch[0]}
         return Told("learning rate", says, rate, _other_arguments(evidence), source=OPTIMIZERS)
     ours, theirs = rates_in_words(list(rates.torch), list(rates.jax))

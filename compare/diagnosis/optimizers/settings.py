@@ -16,6 +16,8 @@ from compare.diagnosis.optimizers.names import (
     OPTAX,
     OPTIMIZERS,
     in_words,
+    lacking,
+    named,
     optimizer_call,
 )
 from compare.diagnosis.optimizers.schedulers import moved_setting
@@ -63,7 +65,7 @@ def _decay_where_torch_has_none() -> Hypothesis:
         trial.settings |= {"decoupled_weight_decay": True, "weight_decay": values[0]}
 
     def tell(evidence: Evidence, values: Numbers) -> Told:
-        says = f"torch.optim.{evidence.kind} has weight_decay=0, and the JAX side decays weights by {values[0]:g}"
+        says = f"{named(evidence.kind)} has weight_decay=0, and the JAX side decays weights by {values[0]:g}"
         return Told("weight decay", says, fix=optimizer_call(evidence.kind), source=OPTIMIZERS)
 
     return Hypothesis("decoupled weight decay of its own", change, tell, (1e-3,))
@@ -79,7 +81,7 @@ def _set_flag(name: str, value: bool) -> Any:
 def _told_flag(name: str, now: bool) -> Any:
     def tell(evidence: Evidence, _: Numbers) -> Told:
         kind, first = evidence.kind, evidence.steps[0]
-        says = f"torch.optim.{kind} has {name}={now}, and the JAX side steps as torch would with {not now}"
+        says = f"{named(kind)} has {name}={now}, and the JAX side steps as torch would with {not now}"
         told = Told(in_words(name), says, source=OPTIMIZERS)
         if name == "decoupled_weight_decay":
             return mended_decay(told, kind, float(first.groups[0]["weight_decay"]), decoupled=now, rate=first.rate)
@@ -92,7 +94,7 @@ def _told_flag(name: str, now: bool) -> Any:
             return replace(told, says=uphill, fix="change the sign of the JAX side's step")
         if argument := ARGUMENTS.get(kind, {}).get(name):
             return replace(told, arguments={argument: now})
-        return replace(told, fix=f"torch has {name}={now}: {OPTAX.get(kind, 'optax')} has no such argument")
+        return replace(told, fix=lacking(kind, name, str(now)))
 
     return tell
 
@@ -147,7 +149,7 @@ def _told_number(name: str) -> Any:
                 return replace(told, fix=f"{function}(..., {argument or name}=f), where f(count) is {ours}")
             return replace(told, arguments={argument: schedule}, function=function)
         has, other = with_distinct_digits(now, value)
-        says = f"torch.optim.{kind} has {name}={has}, and the JAX side steps as torch would with {other}"
+        says = f"{named(kind)} has {name}={has}, and the JAX side steps as torch would with {other}"
         if name == "weight_decay":
             decoupled = kind == "AdamW" or bool(first.groups[0].get("decoupled_weight_decay"))
             told = Told(called, says, source=OPTIMIZERS)
@@ -156,8 +158,7 @@ def _told_number(name: str) -> Any:
             return Told(called, says, {argument: now}, source=OPTIMIZERS)
         if (kind, name) == ("Adagrad", "eps"):
             return Told(called, says, fix=ADAGRAD_EPSILON.format(eps=written(now)), source=OPTIMIZERS)
-        lacks = f"torch has {name}={written(now)}: {OPTAX.get(kind, 'optax')} has no such argument"
-        return Told(called, says, fix=lacks, source=OPTIMIZERS)
+        return Told(called, says, fix=lacking(kind, name, written(now)), source=OPTIMIZERS)
 
     return tell
 
