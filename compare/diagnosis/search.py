@@ -280,6 +280,8 @@ class Search:
         first = group[0]
         if first.of is None:
             return apart(run(None)), None
+        if self.ours is None or self.ours.shape != self.target.shape:
+            return np.inf, None  # no number changes a shape
         assert first.value is not None
         return fitted(first.value, run, self.target, apart)
 
