@@ -17,12 +17,13 @@ from torch.optim import lr_scheduler
 
 from compare.alignment.pairings import Pairing
 from compare.diagnosis.optimizers.calls import Call, Recounted
-from compare.diagnosis.optimizers.evidence import Evidence, OptimizerStep, Result
+from compare.diagnosis.optimizers.evidence import Evidence, OptimizerStep, Result, kind_of
 from compare.diagnosis.optimizers.explain import fixes_of
 from compare.diagnosis.optimizers.families import Family, candidates, told_family
 from compare.diagnosis.optimizers.fit import Fit
 from compare.diagnosis.optimizers.lambda_schedules import schedule_of_function
 from compare.diagnosis.optimizers.masks import mask_of
+from compare.diagnosis.optimizers.names import named
 from compare.diagnosis.optimizers.rates import Rates
 from compare.diagnosis.optimizers.schedulers import right_call, row_of
 from compare.diagnosis.optimizers.schedules import told_rates
@@ -261,3 +262,20 @@ def test_of_a_part_with_two_biases_that_part_alone_is_doubled() -> None:
     assert whole["cell"]["bias"].tolist() == [2] * 6
     assert whole["cell"]["bias_n"].tolist() == whole["other"]["bias"].tolist() == [1, 1]
     assert after([*every[:2], "other/bias"])["other"]["bias"].tolist() == [2, 2]
+
+
+def test_a_class_of_the_users_is_no_optimizer_of_torchs() -> None:
+    params = [torch.nn.Parameter(torch.zeros(2))]
+
+    class Named(torch.optim.SGD):
+        """Its step is that of SGD."""
+
+    class Adam(torch.optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            del closure
+
+    assert kind_of(torch.optim.AdamW(params)) == "AdamW"
+    assert kind_of(Named(params)) == "SGD"
+    assert kind_of(Adam(params)).endswith(".Adam")
+    assert named("AdamW") == "torch.optim.AdamW"
+    assert named("Lion") == "Lion"

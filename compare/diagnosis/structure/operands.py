@@ -94,7 +94,7 @@ def swapped_operands(context: Context, node: Node) -> Iterator[Edit]:
             def compute(operation: Operation, a: Path = a, b: Path = b) -> Any:
                 return operation.having(a, operation.at(b)).having(b, operation.at(a)).run()
 
-            names = f"{context.named(number)} and {context.named(other)}"
+            names = " and ".join(context.both_named(number, other))
             does = f"exchanges {names} in {shown(node)}"
             fix = f"take {names} in this order in {node.name}"
             yield one(Kind.OPERAND, node, compute, does, fix)
@@ -121,7 +121,7 @@ def exchanged_between(context: Context, node: Node) -> Iterator[Edit]:
         def taken(operation: Operation, path: Path = b, other: int = one_) -> Any:
             return operation.having(path, operation.value(other)).run()
 
-        names = f"{context.named(one_)} and {context.named(other)}"
+        names = " and ".join(context.both_named(one_, other))
         does = f"exchanges {names} between the two products of {result(node)}"
         fix = f"multiply {names} with what torch multiplies each with, in {result(node)}"
         yield Edit(Kind.OPERAND, ((first.number, given), (second.number, taken)), does, fix)
