@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 import compare
+from compare.diagnosis.changes import is_written
 from compare.diagnosis.held_out import ENOUGH, Evidence, Fit, equations
 
 
@@ -314,3 +315,13 @@ def test_a_missing_dropout_is_written_in_the_names_of_the_port() -> None:
     x = np.random.default_rng(0).normal(size=(2, 2, 6, 8))
     report = compare.check(compare.Torch(Between(nn.Dropout(0.3))), port, [(x, None)], steps=1, device="cpu")
     assert [each.fix for each in causes(report)] == ["nnx.Dropout(0.3, rngs=rngs)(x)"]
+
+
+@pytest.mark.parametrize("value", [0.3, 3 / 7, 1 / 96**0.5, (2 / np.pi) ** 0.5, -np.log(1e4) / 6, 2 * np.pi, 0.0])
+def test_numbers_that_a_program_may_have(value: float) -> None:
+    assert is_written(value)
+
+
+def test_a_number_that_comes_from_data_is_not_written() -> None:
+    drawn = np.random.default_rng(0).uniform(0.01, 30, 200)
+    assert sum(map(is_written, drawn)) <= 6

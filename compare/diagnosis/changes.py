@@ -88,15 +88,20 @@ def either(causes: Sequence[Cause]) -> Cause:
 
 
 def is_written(value: float) -> bool:
-    """Tell whether a fitted number may come from an expression of a short one: 1 / sqrt(96), sqrt(2 / pi), log(1e4).
+    """Tell whether a fitted number may come from an expression of short ones: 3 / 7, 1 / sqrt(96), log(1e4) / 32.
 
     What comes from data, such as a count times a sum, is fitted as well, and is no constant of the port.
     """
-    if not value:
-        return True
-    of = [value, 1 / value, value**2, value**-2, value / math.pi, value**2 * math.pi]
-    return any(map(is_short, [*of, math.exp(value)] if abs(value) < LARGEST_EXPONENT else of))
+    sizes = range(1, LARGEST_SIZE + 1)
+    roots = (abs(value), value**2, abs(value) / math.pi, value**2 * math.pi)
+    exponents = [size * value for size in sizes if abs(size * value) < LARGEST_EXPONENT]
+    return any(is_short(size * each) for each in roots for size in sizes) or any(
+        is_short(math.exp(x)) for x in exponents
+    )
 
+
+LARGEST_SIZE = 128
+"""The largest divisor of a constant that is tried, such as the size of a layer."""
 
 LARGEST_EXPONENT = 50.0
 
