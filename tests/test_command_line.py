@@ -85,6 +85,7 @@ def test_help_names_every_option(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("seeds", "inside"), first([(16, {*VARIANTS} - {"numpy"}), (256, {*VARIANTS})]))
+@pytest.mark.slow
 def test_published_losses_lie_in_their_range(
     seeds: int, inside: set[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from compare.report.traps import ROWS
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS_PCAST = pytest.mark.skipif(not hasattr(jax.lax, "pcast"), reason="its examples use jax.lax.pcast")
-LONG = ("getting-started.md", "programs.md")
+LONG = ("getting-started.md", "optimizers.md", "programs.md")
 """The pages whose programs take half a minute; CI runs those of the README."""
 
 RUN = [

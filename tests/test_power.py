@@ -288,6 +288,7 @@ def test_for_people_and_for_programs(trained: compare.Power) -> None:
     assert [each["why"] for each in found["outcomes"] if not each["caught"]] == ["steps"]
 
 
+@pytest.mark.slow
 def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     command = ["check", "pairs.scanned:in_linen", "--steps", "1", "--device", "cpu", "--json", str(tmp_path / "a.json")]
     assert main([*command, "--power"]) == 0

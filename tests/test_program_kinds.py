@@ -62,6 +62,7 @@ def flax_averaged(share: Callable[[Any], Any]) -> Any:
     return {"model": model, "average": nnx.clone(model), "optimizer": optimizer, "count": jnp.zeros((), int)}, step
 
 
+@pytest.mark.slow
 def test_averages_whose_decay_changes_from_step_to_step() -> None:
     batches = drawn(x=(5,), y=(3,))
 
@@ -124,6 +125,7 @@ def flax_lbfgs(iterations: int, *, as_torch: bool) -> Any:
     return {"model": model, "optimizer": optimizer}, step
 
 
+@pytest.mark.slow
 def test_a_closure_that_is_called_several_times() -> None:
     """Each call makes gradients, which are compared with those of the port's updates in turn."""
     batches = drawn(x=(5,), y=(3,))

@@ -74,6 +74,7 @@ def port(axis: int, rate: float) -> Any:
     [(1e-2, ["another axis"]), (5e-3, ["another axis", "learning rate"])],
     ids=["alone", "beside another"],
 )
+@pytest.mark.slow
 def test_what_rounding_leaves_of_a_gradient_is_no_finding(rate: float, expected: list[str]) -> None:
     """With a softmax over the queries, their bias adds the same to all that it is normalized over."""
     rng = np.random.default_rng(0)

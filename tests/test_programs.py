@@ -103,6 +103,7 @@ def test_the_users_generators_are_left_as_they_were() -> None:
     assert before[1] == after[1]
 
 
+@pytest.mark.slow
 def test_random_numbers_and_tables_are_weighed_as_in_a_model() -> None:
     right = checked(noisy())
     assert right.verdict == "precision", str(right)

@@ -85,6 +85,7 @@ def test_a_mismatch_fails_with_its_report(suite: pytest.Pytester) -> None:
     assert properties["test_other"] == {}
 
 
+@pytest.mark.slow
 def test_what_is_accepted_is_named_and_what_applies_to_nothing_too(suite: pytest.Pytester) -> None:
     accepted = ("update: *=we train faster", "parameters: *=so do they", "loss: *=it follows", "buffers: x=long ago")
     # What follows in the next step's forward pass is not accepted.

@@ -129,6 +129,7 @@ def equinox_apply(model: Any, state: Any, x: Any) -> Any:
     return jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
 
 
+@pytest.mark.slow
 def test_equinox_batch_norm() -> None:
     """In mode "batch" it keeps a biased variance; in mode "ema" it normalises by the running statistics."""
     report = checked(equinox_apply, *eqx.nn.make_with_state(Port)("batch"))

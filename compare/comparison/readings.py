@@ -90,18 +90,22 @@ def nearer_as_accumulated(pairings: Sequence[Pairing], torch: Observation, jax: 
 _OTHER_STEPS = "the two optimizers get gradients at different steps: only their updates and state are compared"
 
 
-def _agreement(quantities: Sequence[Quantity]) -> tuple[int, int, float]:
-    """Say how many steps gradients agree, how many of them in the next, and how near the others are there.
+NEARLY = 1e-6
+"""A distance at which gradients are the same but for a table in float32."""
 
-    In the next, the first updates of several in a step may agree. Where all differ, as beside a table in float32, the
-    nearer ones are meant.
+
+def _agreement(quantities: Sequence[Quantity]) -> tuple[int, int, bool]:
+    """Say how many steps gradients agree, how many of them in the next, and whether the others nearly do there.
+
+    In the next, the first updates of several in a step may agree.
     """
     wrong = np.array([quantity.ratio > FACTOR for quantity in quantities])
     bad: np.ndarray = np.any(wrong, axis=0)
     if not bad.any():
-        return len(bad), 0, 0.0
+        return len(bad), 0, True
     first = int(np.argmax(bad))
-    return first, -int(wrong[:, first].sum()), -sum(quantity.error64[first] for quantity in quantities)
+    nearly = all(quantity.error64[first] < NEARLY for quantity in quantities)
+    return first, -int(wrong[:, first].sum()), nearly
 
 
 def _as_accumulated(read: Read) -> Read:

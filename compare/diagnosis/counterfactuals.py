@@ -156,8 +156,6 @@ def _same(value: Any, now: Any) -> bool:
 
 def _alternatives(number: int, call: Call, *, gradient: bool) -> Iterator[Counterfactual]:
     for each in ALTERNATIVES:
-        if each.gradient and not _is_differentiated(call):
-            continue
         if each.gradient == gradient and call.name in each.functions and each.applies(call):
             yield Counterfactual(
                 each.name,
@@ -169,12 +167,6 @@ def _alternatives(number: int, call: Call, *, gradient: bool) -> Iterator[Counte
                 each.source,
                 may_be_torchs=each.may_be_torchs,
             )
-
-
-def _is_differentiated(call: Call) -> bool:
-    """Tell whether a gradient goes through a call: none does through the bounds that an observer takes in no_grad."""
-    given = list(call.arguments.values())
-    return any(isinstance(each, list | tuple) or getattr(each, "requires_grad", False) for each in given)
 
 
 def _other_activations(number: int, call: Call) -> Iterator[Counterfactual]:
@@ -207,3 +199,16 @@ def _other_activations(number: int, call: Call) -> Iterator[Counterfactual]:
             yield Counterfactual(
                 "activation", number, call, rewrite, does, fix, f"{JAX}{code.call or 'jax.nn.gelu'}.html"
             )
+
+
+def told_of(group: Sequence[Counterfactual]) -> Counterfactual:
+    """Choose of the same change of several calls the one that is told.
+
+    A gradient goes through some calls only, and not through the bounds that an observer takes under no_grad.
+    """
+    return next((each for each in group if _is_differentiated(each.call)), group[0])
+
+
+def _is_differentiated(call: Call) -> bool:
+    given = list(call.arguments.values())
+    return any(isinstance(each, list | tuple) or getattr(each, "requires_grad", False) for each in given)

@@ -20,7 +20,7 @@ from compare.diagnosis.changes import (
 )
 from compare.diagnosis.conventions.reductions import MEAN_OR_SUM
 from compare.diagnosis.conventions.settings import CONSTANT
-from compare.diagnosis.counterfactuals import Counterfactual, left_out
+from compare.diagnosis.counterfactuals import Counterfactual, left_out, told_of
 from compare.diagnosis.experiment import Experiment, HeldOutExperiment, rerun_at
 from compare.diagnosis.held_out import MARGIN, STEPS, Evidence, Fit, HeldOut, equations
 from compare.diagnosis.place import Place
@@ -291,7 +291,7 @@ class Search:
         return given.shape == self.target.shape and distance(given, self.target) <= MARGIN * self.limit
 
     def _cause(self, changed: Sequence[Changed], apart: float) -> Cause:
-        firsts = [(group[0], value) for group, value in changed]
+        firsts = [(told_of(group), value) for group, value in changed]
         name = " and ".join(each.name for each, _ in firsts)
         parts = []
         fixes: list[str | Code] = []

@@ -13,9 +13,9 @@ def plainer(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
         return odd < other_odd
     # What is missing, or is another function, is a slip that people make: the same numbers by another tensor or by
     # another order are a way to write it.
-    indirect, other_indirect = (sum(edit.kind in _INDIRECT for edit in each) for each in (edits, others))
-    if indirect != other_indirect:
-        return indirect < other_indirect
+    for one, two in ((edits, others), (others, edits)):
+        if all(edit.kind in _DIRECT for edit in one) and any(edit.kind in _INDIRECT for edit in two):
+            return one is edits
     # A count that is left out makes a divisor 1: the quotient behind it is what was left out.
     left_out, others_left_out = (
         sorted(number for edit in each if edit.kind == Kind.LEFT_OUT for number, _ in edit.at)
@@ -25,6 +25,7 @@ def plainer(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
     return same and left_out > others_left_out
 
 
+_DIRECT = {Kind.LEFT_OUT, Kind.EXCHANGED}
 _INDIRECT = {Kind.OPERAND, Kind.MOVED}
 
 
