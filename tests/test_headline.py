@@ -11,6 +11,7 @@ import optax
 import pytest
 import torch
 from flax import linen, nnx
+from in_ci import some
 
 import compare
 
@@ -181,13 +182,13 @@ def _checked(pair: Pair, epsilon: float, factor: float = 1.0) -> compare.Report:
     )
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", some(PAIRS, list(PAIRS)[::2]))
 def test_a_right_port_of_another_arrangement_matches(name: str) -> None:
     report = _checked(PAIRS[name], 1e-5)
     assert report.verdict == "match", str(report)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", some(PAIRS, list(PAIRS)[::2]))
 def test_beside_another_arrangement_the_fault_is_the_only_finding(name: str) -> None:
     report = _checked(PAIRS[name], 1e-3)
     assert report.divergence
