@@ -53,7 +53,7 @@ _CHOSEN = {
 
 
 _IN_CI = (
-    *("foreign: backward", "precision: gradient", "recorded: outputs", "one step: schedule", "fresh: zero_gate"),
+    *("foreign: backward", "precision: gradient", "one step: schedule", "fresh: zero_gate"),
     *("sizes: same_size", "not exercised: clipping", "not finite: not_a_number"),
 )
 

@@ -176,7 +176,7 @@ DIFFERENT = {
 }
 
 
-IN_CI = ("Adam for SGD", "another second moment", "a schedule by epochs", "a warm-up from 0 with clipping and a mask")
+IN_CI = ("Adam for SGD", "another second moment", "a schedule by epochs")
 
 
 @pytest.mark.parametrize("name", some(DIFFERENT, IN_CI))

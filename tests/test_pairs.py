@@ -24,12 +24,13 @@ def named(*functions: Make, slow: bool = False) -> list[Any]:
     ]
 
 
-# Three of them, each in another library, are in `make test`; all in `make test-all`.
-QUICK = named(transformer.in_nnx, recurrent.lstm_in_equinox, scanned.in_haiku)
+# Two of them are in `make test`; all in `make test-all`.
+QUICK = named(recurrent.lstm_in_equinox, scanned.in_haiku)
 OTHERS = named(
     resnet.in_nnx,
     resnet.in_linen,
     transformer.in_linen,
+    transformer.in_nnx,
     recurrent.lstm_in_nnx,
     recurrent.lstm_in_linen,
     recurrent.gru_in_linen,
@@ -59,6 +60,7 @@ def test_the_running_variance_of_flax_is_another() -> None:
     assert (divergence.step, divergence.stage, divergence.torch) == (0, "buffers", "norm.running_var")
 
 
+@pytest.mark.slow
 def test_one_bias_in_the_place_of_two_takes_half_the_step() -> None:
     divergence = compare.check(*recurrent.lstm_in_nnx_with_one_step(), steps=2).divergence
     assert divergence is not None

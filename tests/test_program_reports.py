@@ -99,6 +99,7 @@ def test_the_hash_of_the_source_changes_with_a_partial_argument_alone() -> None:
     assert (first[0] == other[0], first[1] == other[1]) == (True, False)
 
 
+@pytest.mark.slow
 def test_power_plants_faults_in_programs() -> None:
     rng = np.random.default_rng(0)
     batches = [{"x": rng.normal(size=(6, 5))} for _ in range(2)]

@@ -84,7 +84,6 @@ def checked(source: str, file: Path) -> compare.Report:
             ({"-1.0, 1.0": "-0.5, 0.5"}, ["bounds"]),
             ({"-1.0, 1.0": "max=0.5, min=-0.5"}, ["bounds"]),
         ],
-        2,
     ),
 )
 def test_a_target_of_the_loss(wrong: dict[str, str], causes: list[str], tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ ATTENDING = replace(
 )
 
 
+@pytest.mark.slow
 @few
 @given(specifications())
 @example(SATURATED)
@@ -109,7 +110,7 @@ def test_a_right_port_is_no_mismatch(specification: Specification) -> None:
     report.raise_on_mismatch()
 
 
-@pytest.mark.parametrize("name", some(ROUNDING, ("a saturated GELU before AdamW", "signs that cancel")))
+@pytest.mark.parametrize("name", some(ROUNDING, ("signs that cancel",)))
 def test_a_gradient_of_which_only_rounding_is_left_is_no_mismatch(name: str) -> None:
     checked(ROUNDING[name], ROUNDING[name]).raise_on_mismatch()
 

@@ -6,7 +6,7 @@ from right_ports import FAULT, check, draw
 
 
 # In 5084, one step from other weights moves the loss by little in two random directions of the table's rounding.
-@pytest.mark.parametrize("seed", [5084, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6))])
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.slow) for seed in (5084, *range(6))])
 def test_a_right_port_is_no_mismatch_and_a_fault_in_it_is_one(seed: int) -> None:
     drawn = draw(seed)
     assert check(drawn).ok
