@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.alignment.pairings import Read
+from compare.alignment.pairings import shown as value_of
 from compare.diagnosis.held_out import EXPLAINED, MARGIN, HeldOut
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.budget import Budget
@@ -68,8 +69,9 @@ class Shown(NamedTuple):
     """The distance that rounding explains."""
 
     def agrees(self, seen: Observation) -> bool:
-        """Tell whether a step of torch's shows what the JAX side's does."""
-        return apart(np.asarray(self.read(seen), np.float64), self.theirs) <= MARGIN * self.limit
+        """Tell whether a step of torch's shows what the JAX side's does; an update that is not due shows nothing."""
+        ours = value_of(self.read, seen)
+        return ours is not None and apart(np.asarray(ours, np.float64), self.theirs) <= MARGIN * self.limit
 
 
 class StructureSearch:
