@@ -21,7 +21,7 @@ import compare
 from compare.mending.syntax import applied
 
 RIGHT = ("ema", "accumulation", "gan", "wasserstein", "clipped_in_chain", "equinox_step", "haiku_state", "pmapped")
-FAST = ("ema: decay", "warm_up: per step", "haiku_state: no nesterov")
+FAST = ("ema: decay", "warm_up: per step", "haiku_state: no nesterov", "actor_critic: maximum")
 """The right programs and the faults that are run in CI."""
 
 
