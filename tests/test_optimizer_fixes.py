@@ -23,7 +23,7 @@ from compare.diagnosis.optimizers.families import Family, candidates, told_famil
 from compare.diagnosis.optimizers.fit import Fit
 from compare.diagnosis.optimizers.lambda_schedules import schedule_of_function
 from compare.diagnosis.optimizers.masks import mask_of
-from compare.diagnosis.optimizers.names import named
+from compare.diagnosis.optimizers.names import named, optimizer_call
 from compare.diagnosis.optimizers.rates import Rates
 from compare.diagnosis.optimizers.schedulers import right_call, row_of
 from compare.diagnosis.optimizers.schedules import told_rates
@@ -279,3 +279,8 @@ def test_a_class_of_the_users_is_no_optimizer_of_torchs() -> None:
     assert kind_of(Adam(params)).endswith(".Adam")
     assert named("AdamW") == "torch.optim.AdamW"
     assert named("Lion") == "Lion"
+
+
+def test_what_optax_lacks_is_not_mended_by_another_optimizer() -> None:
+    assert str(optimizer_call("Lion", {"learning_rate": 0.1})) == "optimizer(..., learning_rate=0.1)"
+    assert str(optimizer_call("AdamW")) == "optax.adamw(...)"

@@ -116,7 +116,9 @@ def _finding(step: int, found: Parameter) -> Divergence:
     place = found.site.place or str(found.site)
     given = "JAX was given torch's draws, so that the numbers of the step do not depend on it"
     if kind == "randint":
-        given = "JAX was given torch's draws, counted from its own minval: where that is another, the step differs too"
+        given = (
+            "JAX was given torch's draws, counted from its own minval. With another minval, the step differs as well"
+        )
     explanation = f"{says}, {place}. {given}"
     cause = Cause(name, explanation, fix, DOCS.format(kind))
     apart = distance(found.jax.astype(np.float64), found.torch)

@@ -144,14 +144,14 @@ class _Search:
             return dataclasses.replace(found.divergence, cause=cause), Searched()
         batch, draws = pair.batches[step % len(pair.batches)], runs.stepper.draws[step]
         elsewhere = self._held_out.of(found, from_torch=found.target is not None)
-        gradients, contradicts = None, list[Shown]()
+        gradients, later = None, list[Shown]()
         stage = found.pairing.stage
         if found.target is None or stage == Stage.LOSS:
             jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
             seen = jax.step(batch, draws)
             if stage == Stage.LOSS:
                 pairings = self._from_torch.gradients
-                contradicts = [Shown(each.torch_array, each.jax_array(seen), found.limit) for each in pairings]
+                later = [Shown(each.torch_array, each.jax_array(seen), found.limit) for each in pairings]
             if found.target is None:  # what comes before is the same on both sides
                 found = found._replace(target=found.pairing.jax_array(seen))
                 if stage == Stage.GRADIENT:
@@ -168,7 +168,7 @@ class _Search:
             gradients,
             self._from_data,
             tables=self._from_torch.tables,
-            contradicts=contradicts,
+            later=later,
         )
         searched = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
         details = _both_layers(pair, found)

@@ -101,7 +101,7 @@ class ProgramCheck(CommonCheck):
         lined = functools.partial(with_lines, self.pair.torch, self.pair.jax, known)
         first, *others = bugs.attempt("the search for the lines", lined) or known
         if not first.cause:
-            calls = [called(each) for each in self.runs.called_otherwise.values()]
+            calls = [_called(each) for each in self.runs.called_otherwise.values()]
             first = dataclasses.replace(first, details=(*calls, *first.details))
         return first, others, []
 
@@ -205,7 +205,7 @@ class ProgramCheck(CommonCheck):
         return run
 
 
-def called(calls: Called) -> Detail:
+def _called(calls: Called) -> Detail:
     """Say how often the steps of both sides call a module."""
     torch, jax = counted(calls.torch, "time"), counted(calls.jax, "time")
     return Detail(DetailKind.CALLS, f"torch's step calls {calls.module} {torch}, and the JAX side's {jax}")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -102,9 +101,10 @@ def _never_followed(pair: ProgramPair, jax: JaxProgramRun) -> list[str]:
     for link in pair.links:
         partners.setdefault(link.torch, []).append(link.jax)
     found: dict[str, str] = {}
-    sizes = Counter(name.partition(".")[0] for name in pair.start)
-    for root, other, pairs in following(pair.start):
-        if len(pairs) < sizes[root]:  # another network may have a layer of the same name and size
+    every = list(following(pair.start))
+    most = {root: max(len(pairs) for each, _, pairs in every if each == root) for root, _, _ in every}
+    for root, other, pairs in every:
+        if len(pairs) < most[root]:  # another network may have a layer of the same name and size
             continue
         own, model = ([name for each in side for name in partners.get(each, ())] for side in (pairs, pairs.values()))
         still, trained = (all(np.array_equal(before[n], after[n]) for n in names) for names in (own, model))

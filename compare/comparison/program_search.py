@@ -75,8 +75,8 @@ class ProgramSearch:
         if not self._repeats(found, again, batch, step):
             return Known()
         shown = self._shown(place.shown, seen)
-        contradicts = self._shown(place.gradients, seen) if found.divergence.stage == Stage.LOSS else []
-        surroundings = Surroundings(place.agreeing, self.budget, shown=shown, contradicts=contradicts)
+        later = self._shown(place.gradients, seen) if found.divergence.stage == Stage.LOSS else []
+        surroundings = Surroundings(place.agreeing, self.budget, shown=shown, later=later)
         # Held-out steps are those of the place, wherever its cause is looked for: each is taken once.
         held_out, others_held_out = itertools.tee(self._held_out(found, edits))
         searched = explain(found, again, batch, draws, self._place(found), held_out, surroundings)

@@ -17,10 +17,10 @@ def moved(
     Args:
         name: The operation's, without its overload.
         output: What it has given.
-        noise: Draws the directions.
-        operation: It.
-        args: Its arguments.
-        kwargs: Likewise.
+        noise: Draws whether each number moves up or down.
+        operation: The operation, to measure the sizes of the terms of a sum.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
 
     """
     if name in _CANCELLING:

@@ -61,7 +61,7 @@ def activations() -> dict[str, tuple[Callable[[Any], Any], Code]]:
         "clip(0.2 x + 0.5, 0, 1)": (lambda x: torch.clamp(0.2 * x + 0.5, 0, 1), Code("jnp.clip", clip)),
         "mish": (functional.mish, _jax("jax.nn.mish")),
         "softsign": (functional.softsign, _jax("jax.nn.soft_sign")),
-        # As a loss is ported wrongly: -softplus(d(fake)), of which the logarithm saturates, for softplus(-d(fake)).
+        # A common mistake in the loss of a generator: -softplus(d(fake)) in place of softplus(-d(fake)).
         "log_sigmoid(x) = -softplus(-x)": (functional.logsigmoid, _jax("jax.nn.log_sigmoid")),
         "the identity": (lambda x: x, Code(around="x")),
         "hardtanh": (functional.hardtanh, _jax("jax.nn.hard_tanh")),

@@ -92,7 +92,12 @@ def in_words(setting: str) -> str:
 
 def optimizer_call(kind: str, arguments: Mapping[str, Any] | None = None) -> Call:
     """Write optax's call for an optimizer of torch, with some arguments spelled out."""
-    return Call(OPTAX.get(kind, "optax.sgd"), (ELLIPSIS,), arguments or {})
+    return Call(function_of(kind), (ELLIPSIS,), arguments or {})
+
+
+def function_of(kind: str) -> str:
+    """Name optax's function; for a class that optax lacks, a word for the optimizer that the port has in its place."""
+    return OPTAX.get(kind, "optimizer")
 
 
 def named(kind: str) -> str:
@@ -103,7 +108,7 @@ def named(kind: str) -> str:
 
 
 def lacking(kind: str, name: str, value: str) -> str:
-    """Say that optax has no argument for a setting; of a class that torch has not, that the numbers are to be equal."""
+    """Say that optax has no argument for a setting; for a class that is not torch's, that both need the same number."""
     if kind not in OPTAX:
         return f"torch has {name}={value}: give the port the same number"
     return f"torch has {name}={value}: {OPTAX[kind]} has no such argument"

@@ -15,6 +15,7 @@ from compare.diagnosis.optimizers.names import (
     DECOUPLED,
     OPTAX,
     OPTIMIZERS,
+    function_of,
     in_words,
     lacking,
     named,
@@ -141,7 +142,7 @@ def _told_number(name: str) -> Any:
         of_steps = [numbers_of(step.groups[0]).get(name, now) for step in evidence.steps]
         if len(set(of_steps)) > 1:
             ours, _ = rates_in_words(of_steps, [value] * len(of_steps))
-            function = str(Call("optax.inject_hyperparams", (Code(OPTAX.get(kind, "optax.sgd")),)))
+            function = str(Call("optax.inject_hyperparams", (Code(function_of(kind)),)))
             says = f"torch's scheduler also changes {name}: {ours}; the JAX side has {value:g} at every step"
             told = Told(f"{called} schedule", says, source=_SCHEDULE)
             schedule = moved_setting(evidence.schedulers, of_steps)
@@ -190,7 +191,7 @@ def groups_call(evidence: Evidence, name: str, values: list[float]) -> Call | st
         if name == "weight_decay" and not decoupled:  # optax.adam has no such argument: see `mended_decay`
             return Call("optax.chain", (Call("optax.add_decayed_weights", (value,)), optimizer_call(kind)))
         function = DECOUPLED.get(kind) if name == "weight_decay" else None
-        return Call(function or OPTAX.get(kind, "optax.sgd"), (ELLIPSIS,), {argument: value})
+        return Call(function or function_of(kind), (ELLIPSIS,), {argument: value})
 
     each = {number: call(value) for number, value in enumerate(values)}
     groups = _paths_by_value(evidence, name, values)

@@ -10,7 +10,7 @@ from compare.diagnosis.optimizers.calls import Call, Code, written
 from compare.diagnosis.optimizers.evidence import Evidence, Result
 from compare.diagnosis.optimizers.fit import Fit, Fitter
 from compare.diagnosis.optimizers.masks import mask_of
-from compare.diagnosis.optimizers.names import COMBINING, DECOUPLED, OPTAX, TRANSFORMATIONS, in_words
+from compare.diagnosis.optimizers.names import COMBINING, DECOUPLED, TRANSFORMATIONS, function_of, in_words
 from compare.diagnosis.optimizers.rates import Rates
 from compare.diagnosis.optimizers.settings import groups_call, number_of, numbers_of
 from compare.diagnosis.optimizers.told import Told
@@ -223,7 +223,7 @@ def told(evidence: Evidence, found: Assignment, rates: Rates) -> Iterator[Told]:
 
 def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: list[str]) -> Told:
     some = _listed(paths)
-    optimizer = OPTAX.get(evidence.kind, "optax.sgd")
+    optimizer = function_of(evidence.kind)
     every = list(found.torch_names)
     if treatment.kind == "decay":
         return _told_decay(evidence, found, paths, every)

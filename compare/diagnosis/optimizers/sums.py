@@ -6,7 +6,7 @@ from compare.diagnosis.optimizers.calls import Call, Code
 from compare.diagnosis.optimizers.evidence import Evidence
 from compare.diagnosis.optimizers.hypothesis import Hypothesis, Numbers
 from compare.diagnosis.optimizers.masks import doubled_parts, mask_of
-from compare.diagnosis.optimizers.names import COMBINING, OPTAX
+from compare.diagnosis.optimizers.names import COMBINING, function_of
 from compare.diagnosis.optimizers.told import Told
 from compare.diagnosis.optimizers.trial import Trial
 
@@ -27,7 +27,7 @@ def halved_sums(evidence: Evidence) -> Iterator[Hypothesis]:
         # d(b1 + b2) = db1 + db2: under the same gradient, Adam moves each bias by the same step.
         names = list(dict.fromkeys(result.pairing.jax for result in results))
         every = dict.fromkeys(r.pairing.jax for r in evidence.steps[0].results if not r.is_state)
-        optimizer = Code(f"{OPTAX.get(evidence.kind, 'optimizer')}(...)")
+        optimizer = Code(f"{function_of(evidence.kind)}(...)")
         chain = Call("optax.chain", (optimizer, *doubled(names, list(every))))
         decays = any(group.get("weight_decay") for group in evidence.steps[0].groups)
         return Told(

@@ -55,8 +55,9 @@ class Surroundings(NamedTuple):
     """What else the JAX side's step shows."""
     tables: float = 0.0
     """How far tables in float32 may move what the model gives, on either side."""
-    contradicts: Sequence["Shown"] = ()
-    """What the JAX side has at later places of the step: where torch agrees with it, a cause may not change that."""
+    later: Sequence["Shown"] = ()
+    """What the JAX side has later in the step, such as the gradients of a loss. Where torch agrees, a cause must leave
+    it so."""
 
 
 class Shown(NamedTuple):
@@ -97,7 +98,7 @@ class StructureSearch:
         self._made: list[Step] = []
         self.given, self.budget, self.outputs = surroundings[:3]
         self.theirs, self.shown, self.tables = surroundings.theirs, surroundings.shown, surroundings.tables
-        self._later_places = surroundings.contradicts
+        self.later = surroundings.later
         self.target = np.asarray(found.target, np.float64)
         self.here: Step
         self.tried: list[Tried] = []
@@ -300,9 +301,9 @@ class StructureSearch:
 
     @cached_property
     def _undisputed(self) -> "list[Shown]":
-        """Gradients that agree although their loss differs: a change of the loss that changes them is another one."""
-        seen = edited(self.rerun, {}, self.here.context.graph) if self._later_places else Observation()
-        return [each for each in self._later_places if each.agrees(seen)]
+        """What agrees later in the step although the place differs: an edit that changes it is not the port's."""
+        seen = edited(self.rerun, {}, self.here.context.graph) if self.later else Observation()
+        return [each for each in self.later if each.agrees(seen)]
 
     def _agreeing(self, edits: Sequence[Edit]) -> int | None:
         """Run the whole step with the edits: None if the place differs, else how many values that it shows agree."""
@@ -313,9 +314,10 @@ class StructureSearch:
                 return sum(shown.agrees(edited(self.rerun, {}, graph)) for shown in self.shown)
             # The run goes on behind the place, on a GPU too, where what is edited may be an index out of range.
             graph.evaluate(graph.nodes, changes(edits), self.here.end)
+            undisputed = self._undisputed  # before the run with the edits: each run overwrites the state of the last
             seen = edited(self.rerun, changes(edits), graph)
             array = np.asarray(self.found.pairing.torch_array(seen), np.float64)
-            if apart(array, self.target) > self.found.limit or not all(each.agrees(seen) for each in self._undisputed):
+            if apart(array, self.target) > self.found.limit or not all(each.agrees(seen) for each in undisputed):
                 return None
             return sum(shown.agrees(seen) for shown in self.shown)
         except FAILURES:

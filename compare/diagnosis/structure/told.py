@@ -40,8 +40,10 @@ def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
         # What is computed of other numbers is other as well: a table that torch keeps is where they come
         # from, and otherwise the last place shows what they lead to.
         fitting = [min(of_tables, key=lambda edits: (edits[0].kind != Kind.TABLE, -edits[0].at[0][0]))]
-    fitting = list({_clauses(edits): edits for edits in reversed(fitting)}.values())[::-1]  # equal words once
-    first, *others = fitting
+    by_words: dict[str, Sequence[Edit]] = {}
+    for edits in fitting:
+        by_words.setdefault(_clauses(edits), edits)
+    first, *others = by_words.values()
     name = " and ".join(dict.fromkeys(edit.kind for edit in first))
     does = " or ".join(_clauses(edits) for edits in (first, *others[:2]))
     both = "; on this batch these are the same" if others else ""
