@@ -1,4 +1,4 @@
-"""Functions whose results are rounded to 1 or -1: what is left of 1 + tanh(x) is nothing but the last digit."""
+"""What is nothing but rounding: what is left of 1 + tanh(x) where tanh(x) is -1, and of sums that cancel."""
 
 from typing import Any
 
@@ -124,6 +124,19 @@ def test_only_what_functions_give_is_moved() -> None:
         assert 0.25 < np.mean(np.asarray(outputs[0]) > program(x)[0]) < 0.75
         assert not np.array_equal(outputs[2], program(x)[2])
     assert not np.array_equal(moved[0][0], moved[1][0])
+
+
+@pytest.mark.parametrize("draw", [1, 2])
+def test_sums_move_as_their_terms_are_rounded(draw: int) -> None:
+    """The fast variance of Flax's norms, E[x²] - E[x]², is the difference of two sums."""
+    x = jnp.array([1000.0, 1000.5], jnp.float32)
+
+    def program(x: jax.Array) -> Any:
+        return jnp.mean(x * x) - jnp.mean(x) ** 2, jnp.sum(x > 0), jnp.sum(jnp.sign(x))
+
+    variance, count, signs = FunctionsMoved(draw).run(jax.make_jaxpr(program)(x), [x])
+    assert 0.01 < abs(float(variance) - 0.0625) < 5  # the rounding of a million is 0.06
+    assert (int(count), float(signs)) == (2, 2.0)
 
 
 def test_an_even_movement_saturates() -> None:

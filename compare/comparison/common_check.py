@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from compare import bugs
-from compare.alignment.pairings import NotCompared, Pairing
+from compare.alignment.pairings import NotCompared
 from compare.comparison.common_runs import CommonRuns
 from compare.comparison.draw_choices import settle
 from compare.comparison.draw_parameters import known, other_parameter
@@ -22,7 +22,7 @@ from compare.report.report import Report
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, SoFar
-from compare.verdict.ratio import Quantity, Verdict
+from compare.verdict.ratio import Verdict
 from compare.weights.links import named
 
 
@@ -126,12 +126,8 @@ class CommonCheck(abc.ABC):
             self.jax = self.pair.jax_run("float64")
         return changed
 
-    @abc.abstractmethod
-    def _named(self, pairing: Pairing, quantity: Quantity) -> bool:
-        """Tell whether an algorithm that is known to round more explains what the JAX side's precisions are apart."""
-
     def _explained(self, followed: Followed) -> Report:
-        judge = functools.partial(weigh_float32_program, self.runs, followed, self.jax32, self.jax, self._named)
+        judge = functools.partial(weigh_float32_program, self.runs, followed, self.jax32, self.jax)
         judged = bugs.attempt("checking the float32 program", lambda: (judge(),))
         found = self._explained64(followed)
         if judged is None:

@@ -160,7 +160,7 @@ class CommonRuns:
         """Measure what rounding does to the JAX side's float32 program; `jax32` is compiled already.
 
         `lowest` is the machine epsilon of the lowest precision in it, by which weights and inputs are moved; with
-        `functions`, the last digits of what functions such as tanh give are moved in their place.
+        `functions`, what functions such as tanh and sums give is moved in their place.
         """
 
         def moved(draw: int) -> Any:

@@ -1,23 +1,18 @@
 """Checks that the JAX side's float32 program, which people run, is the program that its float64 run proves."""
 
-from collections.abc import Callable
 from typing import Any
 
-from compare.alignment.pairings import Pairing
 from compare.comparison.common_runs import CommonRuns
 from compare.jax_side.reading import lowest_precision
 from compare.jax_side.same_operations import first_other
 from compare.numerics.distance import EPSILON32
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
-from compare.verdict.ratio import Quantity
 
 DOCS = "docs/verdict.md#float32-is-judged-too"
 
 
-def weigh_float32_program(
-    runs: CommonRuns, followed: Followed, jax32: Any, jax64: Any, named: Callable[[Pairing, Quantity], object]
-) -> Cause | None:
+def weigh_float32_program(runs: CommonRuns, followed: Followed, jax32: Any, jax64: Any) -> Cause | None:
     """Measure whether what the JAX side's precisions are apart is rounding, where it is much more than torch's.
 
     Both runs of the JAX side are compiled already.
@@ -27,7 +22,6 @@ def weigh_float32_program(
         followed: What following them has shown.
         jax32: A float32 run of the JAX side.
         jax64: One in float64.
-        named: Tells whether an algorithm that is known to round more explains a quantity.
 
     Returns:
         The lower precision in the program that makes it so, if there is one.
@@ -49,11 +43,6 @@ def weigh_float32_program(
         runs.weigh_spread32(followed, jax32, lowest, functions=True)
     if _any_other(followed):
         runs.weigh_torch32(followed)
-    pairs = zip(followed.pairings, followed.quantities, strict=True)
-    found = next(((p, q) for p, q in pairs if p.ports and q.decides and q.other32.any()), None)
-    if found and named(*found):  # rounding all the same, as that of a fast variance
-        for quantity in followed.quantities:
-            quantity.spread32.clear()
     if name in ("float32", "float64"):
         return None
     first = apart[0]

@@ -4,7 +4,7 @@ import functools
 import time
 
 from compare import bugs
-from compare.alignment.pairings import NotCompared, Pairing
+from compare.alignment.pairings import NotCompared
 from compare.comparison.common_check import CommonCheck
 from compare.comparison.compilation_cause import with_compilation
 from compare.comparison.converted import wrongly_converted
@@ -12,7 +12,7 @@ from compare.comparison.explanation import explained
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.independent import Independent, independent
 from compare.comparison.mapped_pair import MappedPair
-from compare.comparison.precision import named_algorithm, precision_causes
+from compare.comparison.precision import precision_causes
 from compare.comparison.questions import Programs, questioned
 from compare.comparison.runs import Runs
 from compare.comparison.second_answers import Ask
@@ -26,7 +26,6 @@ from compare.torch_side.idle_draws import change_nothing
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed
-from compare.verdict.ratio import Quantity
 
 LEAST = 10.0
 """Seconds that the search for causes of structure may take, however short the check is."""
@@ -74,9 +73,6 @@ class PairCheck(CommonCheck):
             return other.answered()
 
         return ask
-
-    def _named(self, pairing: Pairing, quantity: Quantity) -> bool:
-        return named_algorithm(self.runs, pairing, quantity) is not None
 
     def _in_float32(self, followed: Followed, other: Divergence) -> Divergence:
         ask = functools.partial(with_compilation, self.runs, followed, other, self.jax32)

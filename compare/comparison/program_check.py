@@ -30,7 +30,7 @@ from compare.diagnosis.structure.budget import Budget
 from compare.errors import InputError
 from compare.jax_side.computed import Computed
 from compare.jax_side.keys import StepKeys
-from compare.jax_side.program_inquiries import KeyedProgramRun, has_fast_variance, idle_program_draws
+from compare.jax_side.program_inquiries import KeyedProgramRun, idle_program_draws
 from compare.jax_side.program_run import JaxProgramRun
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
@@ -40,7 +40,6 @@ from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence, Line, Role
 from compare.verdict.following import Followed
-from compare.verdict.ratio import Quantity
 from compare.weights.links import to_jax
 
 LEAST = 10.0
@@ -75,10 +74,6 @@ class ProgramCheck(CommonCheck):
         self._seen: list[Observation] = []
         """The JAX side's steps in float64 that were kept, and the run that takes the next."""
         self._kept_run: JaxProgramRun | None = None
-
-    def _named(self, pairing: Pairing, quantity: Quantity) -> bool:
-        del pairing, quantity  # in a program all norms are one question
-        return has_fast_variance(self.jax)
 
     def _keyed(self, run: JaxProgramRun, keys: list[StepKeys]) -> JaxSteps:
         return KeyedProgramRun(run, keys)

@@ -1,25 +1,27 @@
-"""Runs a traced program with what its functions give moved by units in the last place, to see what follows.
+"""Runs a traced program with what its functions and sums give moved by rounding, to see what follows.
 
 Two libraries' tanh are as far apart. Where tanh is -1 but for its last digit, 1 + tanh is nothing but that digit: so it
 is in the derivatives of GELU, ELU and sigmoid, whose inputs are far from zero. Moving the weights does not show it,
-because tanh stays the same there.
+because tanh stays the same there. Nor does it show all that is lost in the difference of two sums, as in the fast
+variance of Flax's norms, E[x²] - E[x]²: if x moves, both sums move together.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from compare.jax_side.jaxpr import Interpreter
-from compare.jax_side.primitives import FUNCTIONS
+from compare.jax_side.primitives import FUNCTIONS, SUMS
 from compare.numerics.distance import ULPS
 
 
 class FunctionsMoved(Interpreter):
-    """Moves what each function gives.
+    """Moves what each function and each sum gives.
 
     Args:
         draw: Which movement is made. An odd one moves each element up or down. An even one gives 1 or -1 where a
             function gives that but for its last digits, as another library does: a gradient that is zero there, and
-            whose rounding Adam makes a whole step of, is moved to zero by no other movement.
+            whose rounding Adam makes a whole step of, is moved to zero by no other movement. Sums move up or down in
+            both, by the rounding of their terms.
 
     """
 
@@ -29,7 +31,13 @@ class FunctionsMoved(Interpreter):
 
     def operation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Evaluate one operation."""
+        import jax.numpy as jnp
+
         outputs = super().operation(eqn, args, given)
+        if eqn.primitive.name in SUMS:
+            self._draw += 2
+            (sizes,) = super().operation(eqn, [jnp.abs(args[0])], given)
+            return [_sum_moved(outputs[0], sizes, args[0], self._draw)]
         if eqn.primitive.name not in FUNCTIONS:
             return outputs
         if self._draw % 2 == 0:
@@ -52,9 +60,25 @@ def _moved(value: Any, draw: int) -> Any:
 
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return value
+    return value * (1 + _ulps(value, draw))
+
+
+def _sum_moved(total: Any, sizes: Any, terms: Any, draw: int) -> Any:
+    """Move a sum as its terms are rounded, whatever is left of them; a sum of whole numbers is exact."""
+    import jax.numpy as jnp
+
+    if not jnp.issubdtype(total.dtype, jnp.floating):
+        return total
+    return jnp.where((terms == jnp.round(terms)).all(), total, total + sizes * _ulps(total, draw))
+
+
+def _ulps(value: Any, draw: int) -> Any:
+    """Draw a few units in the last place for each element, up or down."""
+    import jax.numpy as jnp
+
     # Knuth's multiplicative hash of an element's position: https://en.wikipedia.org/wiki/Hash_function#Fibonacci_hashing.
     # It needs no array of signs in the program.
     position = jnp.arange(value.size, dtype=jnp.uint32) + jnp.uint32(draw * 40503)
     up = ((position * jnp.uint32(2654435761)) >> 16) & 1
     ulps = ULPS * float(jnp.finfo(value.dtype).eps)
-    return value * jnp.where(up == 1, 1 + ulps, 1 - ulps).astype(value.dtype).reshape(value.shape)
+    return jnp.where(up == 1, ulps, -ulps).astype(value.dtype).reshape(value.shape)

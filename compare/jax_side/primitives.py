@@ -68,6 +68,9 @@ _FOREIGN = frozenset({"callback", "ffi", "tf", "outside"})
 FUNCTIONS = frozenset({"exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc"})
 """Functions whose last digits depend on the library."""
 
+SUMS = frozenset({"reduce_sum"})
+"""Operations that are rounded as the sum of the sizes of their terms is, whatever is left of it."""
+
 NAME = "name"
 """What `jax.ad_checkpoint.checkpoint_name` leaves behind: an identity, with the name given as a parameter."""
 

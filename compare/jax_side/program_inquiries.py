@@ -87,11 +87,3 @@ def idle_program_draws(run: JaxProgramRun, batch: Any, draws: Sequence[Draw]) ->
         arguments = list(run.values), run.inputs(batch), replayable(draws, run.dtype)
         run.step(batch, draws)
         return alone if same_for_all_seeds(shown, arguments) else []
-
-
-def has_fast_variance(run: JaxProgramRun) -> bool:
-    """Tell whether a module of the state is a norm of Flax's with E[x²] - E[x]², which rounds far more than torch's."""
-    from flax import nnx
-
-    roots = [value for value in run.structure.objects.values() if isinstance(value, nnx.Module)]
-    return any(getattr(each, "use_fast_variance", False) for root in roots for _, each in nnx.iter_modules(root))

@@ -175,7 +175,7 @@ class JaxProgramRun:
         self.load({n: array * (1 + noise.choice((-ulps, ulps), array.shape)) for n, array in self.arrays().items()})
 
     def move_functions(self, draw: int) -> None:
-        """Move what functions such as tanh give by a few units in the last place; that is another compiled step."""
+        """Move what functions such as tanh and sums give by their rounding; that is another compiled step."""
         import jax
 
         self.functions, self._compiled = draw, {}

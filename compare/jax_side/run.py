@@ -146,7 +146,7 @@ class JaxRun(CompiledStep):
         self.load({name: array * (1 + noise.choice((-ulps, ulps), array.shape)) for name, array in moved.items()})
 
     def move_functions(self, draw: int) -> None:
-        """Move what functions such as tanh give by a few units in the last place; that is another compiled step."""
+        """Move what functions such as tanh and sums give by their rounding; that is another compiled step."""
         self.functions = draw
         vars(self).pop("compiled", None)
 
