@@ -3,14 +3,13 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from compare import bugs
-from compare.alignment.pairings import Pairing
 from compare.comparison.exchanged import exchanged_output
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.held_out import HeldOutSteps
@@ -35,7 +34,7 @@ from compare.step.batch import Batch
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
 from compare.verdict.divergence import SEARCH_ENDED, Detail, DetailKind, Divergence
-from compare.verdict.first_difference import Found
+from compare.verdict.first_difference import Found, together
 from compare.verdict.fix import Code
 from compare.weights.links import to_jax
 
@@ -156,7 +155,7 @@ class _Search:
                 found = found._replace(target=found.pairing.jax_array(seen))
                 if stage == Stage.GRADIENT:
                     # One stop changes the gradients of all parameters before it: all of them are what proves it.
-                    every = _together(found, self._from_torch.gradients, seen)
+                    every = together(found, self._from_torch.gradients, seen)
                     gradients = Gradients(every, self._held_out.of(every, from_torch=False))
         own_step = partial(jax.step, batch, draws)
         outputs = cache(partial(_outputs, pair, self._from_torch, jax, run.arrays(), own_step))
@@ -184,19 +183,6 @@ class _Search:
         found = bugs.attempt(doing, lambda: computed_from_data(self._runs.pair.jax_run("float64"), batch))
         self._data.append((batch, found or FromData()))
         return self._data[-1][1]
-
-
-def _together(found: Found, pairings: Sequence[Pairing], seen: Observation) -> Found:
-    """Read all gradients as one vector, in place of the first that differs."""
-
-    def of_torch(observation: Observation) -> np.ndarray:
-        return np.concatenate([np.ravel(each.torch_array(observation)) for each in pairings])
-
-    def of_jax(observation: Observation) -> np.ndarray:
-        return np.concatenate([np.ravel(each.jax_array(observation)) for each in pairings])
-
-    pairing = found.pairing._replace(torch_array=of_torch, jax_array=of_jax)
-    return found._replace(pairing=pairing, target=of_jax(seen))
 
 
 def _outputs(

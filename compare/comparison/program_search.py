@@ -21,7 +21,7 @@ from compare.diagnosis.place import Place, place_of_classes
 from compare.diagnosis.steps.again import Again, edit_of, wider_edit
 from compare.diagnosis.steps.edit import Edit
 from compare.diagnosis.structure.budget import Budget
-from compare.diagnosis.structure.search import Shown, Surroundings
+from compare.diagnosis.structure.search import Gradients, Shown, Surroundings
 from compare.errors import InputError, InternalError, Signal
 from compare.jax_side.program_run import JaxProgramRun
 from compare.numerics.distance import distance
@@ -29,7 +29,7 @@ from compare.step.batch import Batch
 from compare.step.observation import Observation
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
-from compare.verdict.first_difference import Found
+from compare.verdict.first_difference import Found, together
 from compare.weights.links import to_jax
 
 
@@ -77,6 +77,11 @@ class ProgramSearch:
         shown = self._shown(place.shown, seen)
         later = self._shown(place.gradients, seen) if found.divergence.stage == Stage.LOSS else []
         surroundings = Surroundings(place.agreeing, self.budget, shown=shown, later=later)
+        if found.divergence.stage == Stage.GRADIENT and seen is not None:
+            # A stop may be in another module's gradients: all of the step are what proves it.
+            both = [pairing for pairing, _ in place.gradients if self._read(pairing, seen) is not None]
+            every = together(found, both, seen)
+            surroundings = surroundings._replace(gradients=Gradients(every, self._held_out(every, edits)))
         # Held-out steps are those of the place, wherever its cause is looked for: each is taken once.
         held_out, others_held_out = itertools.tee(self._held_out(found, edits))
         searched = explain(found, again, batch, draws, self._place(found), held_out, surroundings)

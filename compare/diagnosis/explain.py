@@ -18,8 +18,9 @@ from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Repeatable
 from compare.diagnosis.search import Search
 from compare.diagnosis.searched import Searched
+from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import Kind as Structure
-from compare.diagnosis.structure.search import StructureSearch, Surroundings
+from compare.diagnosis.structure.search import Gradients, StructureSearch, Surroundings
 from compare.diagnosis.structure.stops import stopped
 from compare.step.draws import Draw
 from compare.step.observation import Port
@@ -62,13 +63,21 @@ def explain(
     step = run, batch, draws
     rerun, (held_out, others, again, once_more) = rerun_at(found, *step), itertools.tee(held_out, 4)
     search = Search(found, rerun, place, held_out, 0.0 if surroundings is None else surroundings.tables)
-    nearly = Searched()
+    known = Searched()
 
     def beside() -> Cause | None:
-        nonlocal nearly
+        nonlocal known
         wider = found._replace(limit=FACTOR * found.divergence.expected64)
-        nearly = explain(wider, run, batch, draws, place, again, surroundings, beside_tables=True)
-        return nearly.cause
+        known = explain(wider, run, batch, draws, place, again, surroundings, beside_tables=True)
+        return known.cause
+
+    def stops(gradients: Gradients, budget: Budget) -> Cause | None:
+        nonlocal known
+        every = (
+            (rerun_at(gradients.found, each.run, each.batch, each.draws), each.target) for each in gradients.held_out
+        )
+        known = stopped(gradients.found, rerun, every, budget)
+        return known.cause
 
     searches = [search.exact] if beside_tables else [search.exact, search.settings, search.constants, search.two]
     structure: StructureSearch | None = None
@@ -84,22 +93,20 @@ def explain(
         if beside_tables:
             searches = [search.exact, structure.norms, structure.one]
     if not beside_tables and surroundings is not None and surroundings.gradients is not None:
-        gradients, steps = surroundings.gradients
-        every = ((rerun_at(gradients, other.run, other.batch, other.draws), other.target) for other in steps)
-        searches.insert(1, partial(stopped, gradients, rerun, every, surroundings.budget))
+        searches.insert(1, partial(stops, surroundings.gradients, surroundings.budget))
     if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
-        if nearly.cause:
-            return nearly
+        if known.cause:
+            return known
         outputs = surroundings.outputs() if stage == Stage.FORWARD and surroundings is not None else []
         if structure is not None and structure.cause:
             if all(edit.kind == Structure.ADDED for edit in structure.cause):
                 # A factor that is added is another constant of what torch computes, too: the user's code has one of
                 # them. Weights may have been changed before their layer is called.
                 for where in (found, found._replace(outside=True)):
-                    known = search if where is found else Search(where, rerun_at(where, *step), place, once_more)
-                    if other := known.constants():
-                        cause = other if known.is_short else either([other, cause])
-                        return _of_changes(known, cause, outputs)
+                    beside_it = search if where is found else Search(where, rerun_at(where, *step), place, once_more)
+                    if other := beside_it.constants():
+                        cause = other if beside_it.is_short else either([other, cause])
+                        return _of_changes(beside_it, cause, outputs)
             whole = bool(outputs) and structure.explains(outputs)
             found_by = structure.operations(), structure.at_all_calls()
             return Searched(cause, (), whole, structure.explains, edited=found_by[0], at_all_calls=found_by[1])

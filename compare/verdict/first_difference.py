@@ -1,7 +1,7 @@
 """The first place at which two sides differ, and the independent differences."""
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,26 @@ def first_divergence(followed: Followed, independent: Collection[Found] | None =
             return found_at(step, number, pairing, quantity, before)
         before = pairing
     return None
+
+
+def together(found: Found, pairings: Sequence[Pairing], seen: Observation) -> Found:
+    """Read several quantities as one vector, in place of the one that differs.
+
+    Args:
+        found: The difference.
+        pairings: Of the quantities; both sides have them all.
+        seen: A step of the JAX side from torch's weights.
+
+    """
+
+    def of_torch(observation: Observation) -> np.ndarray:
+        return np.concatenate([np.ravel(each.torch_array(observation)) for each in pairings])
+
+    def of_jax(observation: Observation) -> np.ndarray:
+        return np.concatenate([np.ravel(each.jax_array(observation)) for each in pairings])
+
+    pairing = found.pairing._replace(torch_array=of_torch, jax_array=of_jax)
+    return found._replace(pairing=pairing, target=of_jax(seen))
 
 
 def found_at(

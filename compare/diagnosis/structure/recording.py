@@ -42,7 +42,9 @@ def recorded(rerun: Rerun) -> Recorded:
     tape = Tape(rerun.overwritten, {})
     seen = rerun.step(tape, tape.recording())
     tensors_by_name = dict(rerun.model.named_parameters()) | dict(rerun.model.named_buffers())
-    names = {tape.numbers[id(t)]: name for name, t in tensors_by_name.items() if id(t) in tape.numbers}
+    # A tensor that the step updates is one value before, and another one after.
+    values = tape.first, tape.numbers
+    names = {known[id(t)]: name for known in values for name, t in tensors_by_name.items() if id(t) in known}
     return Recorded(tape.graph, tape.ports, names, seen)
 
 
@@ -59,6 +61,8 @@ class Tape(Record):
         self.graph = Graph()
         self.numbers: dict[int, int] = {}
         """The value that each tensor is, by its identity."""
+        self.first: dict[int, int] = {}
+        """The value that each tensor was when it was first read, likewise."""
         self.live: list[torch.Tensor] = []
         """The tensors themselves, by value: kept, so that no other one gets their identity."""
         self.ports: dict[Port, int] = {}
@@ -109,6 +113,8 @@ class Tape(Record):
             return known
         self.live.append(tensor)
         self.numbers[id(tensor)] = self.graph.add(tensor.detach(), made_by)
+        if made_by is None:
+            self.first.setdefault(id(tensor), self.numbers[id(tensor)])
         return self.numbers[id(tensor)]
 
     def saved(self, tensor: "torch.Tensor") -> None:

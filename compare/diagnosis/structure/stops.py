@@ -13,9 +13,10 @@ import numpy as np
 
 from compare.diagnosis.held_out import MARGIN
 from compare.diagnosis.rewriting import Rerun
+from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import Context, Edit, Kind
-from compare.diagnosis.structure.editing import edited
+from compare.diagnosis.structure.editing import edited, operations
 from compare.diagnosis.structure.graph import FAILURES, Node, Operation, Path
 from compare.diagnosis.structure.recording import recorded
 from compare.diagnosis.structure.step import changes
@@ -33,8 +34,8 @@ CONFIRMATIONS = 2
 """Other steps at which a stop must hold."""
 
 
-def stopped(found: Found, rerun: Rerun, held_out: Iterable[tuple[Rerun, np.ndarray]], budget: Budget) -> Cause | None:
-    """Find the stops with which torch's gradients are all those of the JAX side; None where nothing fits.
+def stopped(found: Found, rerun: Rerun, held_out: Iterable[tuple[Rerun, np.ndarray]], budget: Budget) -> Searched:
+    """Find the stops with which torch's gradients are all those of the JAX side.
 
     Args:
         found: What differs: its pairing reads all gradients as one vector.
@@ -56,10 +57,10 @@ def stopped(found: Found, rerun: Rerun, held_out: Iterable[tuple[Rerun, np.ndarr
             if apart <= MARGIN * found.limit and all(
                 _leaves(found, other, edits, context, theirs) <= MARGIN**2 * found.limit for other, theirs in elsewhere
             ):
-                return told([edits], apart)
+                return Searched(told([edits], apart), edited=operations(changes(edits), context.graph))
     finally:
         budget.stop()
-    return None if found.target.any() else _nothing_reaches()
+    return Searched(None if found.target.any() else _nothing_reaches())
 
 
 def _nothing_reaches() -> Cause:
