@@ -4,6 +4,7 @@ Such a port computes the same and trains otherwise. A stop at one place changes 
 it, so it is proved by all gradients of the step at once, and not by the one at which the sides first differ.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,9 @@ STOP = "jax.lax.stop_gradient"
 
 _FLAT = {"sign", "round", "floor", "ceil", "trunc"}
 """Functions of real numbers through which no gradient goes."""
+
+Uses = list[tuple[Node, Path]]
+"""The operations that use a value, each with the argument that it is."""
 
 CONFIRMATIONS = 2
 """Other steps at which a stop must hold."""
@@ -81,8 +85,11 @@ def _opened(rerun: Rerun) -> Context | None:
 
 def _listed(context: Context) -> Iterator[list[Edit]]:
     """List single stops, all of torch's, and two: a gradient that goes straight through may be at another place."""
-    through, stops = list(_attached(context)), list(_stops(context))
-    yield from ([each] for each in (*through, *stops, *_at_all_calls(context)))
+    through, by_uses = list(_attached(context)), list(_stops(context))
+    stops = [edit for _, edit in by_uses]
+    yield from (
+        [each] for each in (*through, *stops, *_at_all_calls(context), *_at_each_call(context, through, by_uses))
+    )
     if len(through) > 2:
         yield through
     pairs = (*itertools.combinations(through, 2), *itertools.product(through, stops))
@@ -132,7 +139,7 @@ def _with_gradient(operation: Operation) -> Any:
         return operation.run()
 
 
-def _stops(context: Context) -> Iterator[Edit]:
+def _stops(context: Context) -> Iterator[tuple[Uses, Edit]]:
     """List where the JAX side may stop the gradient: at a value wherever it is used, or at one of its uses."""
     for number in sorted(_differentiable(context)):
         users = _uses(context, number)
@@ -140,13 +147,13 @@ def _stops(context: Context) -> Iterator[Edit]:
             continue
         what = context.named(number)
         at = tuple((user.number, _detaching(paths)) for user, paths in _grouped(users))
-        yield Edit(
-            Kind.STOPPED, at, f"stops the gradient of {what}, and torch does not", f"leave out {STOP} around {what}"
-        )
+        does = f"stops the gradient of {what}, and torch does not"
+        yield users, Edit(Kind.STOPPED, at, does, f"leave out {STOP} around {what}")
         for user, path in users if len(users) > 1 else ():
             where = f"{what} as an operand of {user.name} ({user.line})"
             does = f"stops the gradient of {where}, and torch does not"
-            yield Edit(Kind.STOPPED, ((user.number, _detaching([path])),), does, f"leave out {STOP} around {where}")
+            at = ((user.number, _detaching([path])),)
+            yield [(user, path)], Edit(Kind.STOPPED, at, does, f"leave out {STOP} around {where}")
 
 
 def _at_all_calls(context: Context) -> Iterator[Edit]:
@@ -164,7 +171,24 @@ def _at_all_calls(context: Context) -> Iterator[Edit]:
             yield Edit(Kind.STOPPED, at, does, f"leave out {STOP} around the output of {path}")
 
 
-def _uses(context: Context, number: int) -> list[tuple[Node, Path]]:
+def _at_each_call(context: Context, through: Sequence[Edit], stops: Sequence[tuple[Uses, Edit]]) -> Iterator[Edit]:
+    """List the same at each call of its lines, such as those of a module that runs twice."""
+    by_lines: dict[Any, list[Edit]] = {}
+    for edit in through:
+        sites = tuple(context.graph.nodes[number].site for number, _ in edit.at)
+        by_lines.setdefault((edit.kind, sites), []).append(edit)
+    for users, edit in stops:
+        by_lines.setdefault(tuple((user.site, user.name, path) for user, path in users), []).append(edit)
+    for alike in by_lines.values():
+        if len(alike) > 1:
+            at, does = (
+                tuple(pair for edit in alike for pair in edit.at),
+                f"{alike[0].does}, at each of {len(alike)} calls",
+            )
+            yield dataclasses.replace(alike[0], at=at, does=does)
+
+
+def _uses(context: Context, number: int) -> Uses:
     users = context.users.get(number, [])
     every = [(user, path) for user in users for path, other in user.inputs if other == number]
     return [(user, path) for user, path in every if user.name != "detach"]
