@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -17,7 +18,7 @@ from compare.diagnosis.structure.editing import editing
 from compare.diagnosis.structure.recording import Operations
 from compare.errors import InternalError, NotApplicable
 from compare.step.observation import Observation
-from compare.step.user_code import of_a_library
+from compare.step.user_code import of_a_library, site_of
 from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
 from compare.torch_side.snapshot import snapshot
@@ -84,8 +85,21 @@ class Again:
 
 
 def wider_edit(searched: Searched) -> Edit | None:
-    """Make an edit of an operation at all calls of its line, for all steps; None where there are no others."""
-    return _of_operations(searched, searched.at_all_calls)
+    """Make an edit of an operation or a call at all calls of its line, for all steps; None if there are no others."""
+    if (found := _of_operations(searched, searched.at_all_calls)) is not None or searched.edited:
+        return found
+    cause, meant = searched.cause, [each for group, _ in searched.changed for each in group]
+    if cause is None or len(searched.changed) != 1 or not all(any(each.call.site) for each in meant):
+        return None
+    made = combined(searched.changed)
+    rewrites = {(each.call.name, each.call.site): _of(each, made[each.number]) for each in meant}
+
+    def at_its_line(call: Call) -> Any:
+        rewrite = rewrites.get((call.name, site_of(sys._getframe(1))))
+        return call.run() if rewrite is None else rewrite(call)
+
+    during = functools.partial(_rewritten, start=Window(), rewrites=lambda number: at_its_line)
+    return Edit(cause.name, cause.explanation, cause.fix, during=during, source=cause.source)
 
 
 def _of_operations(searched: Searched, edits: Operations | None) -> Edit | None:
@@ -105,7 +119,7 @@ def edit_of(searched: Searched) -> Edit | None:
         return None
     each_one = {each.number: each for group, _ in searched.changed for each in group}
     rewrites = {number: _of(each_one[number], rewrite) for number, rewrite in combined(searched.changed).items()}
-    during = functools.partial(_rewritten, start=Window(searched.window.start), rewrites=rewrites)
+    during = functools.partial(_rewritten, start=Window(searched.window.start), rewrites=rewrites.get)
     return Edit(cause.name, cause.explanation, cause.fix, during=during, source=cause.source)
 
 
@@ -123,9 +137,9 @@ def _of(meant: Counterfactual, rewrite: Rewrite) -> Rewrite:
 
 
 @contextlib.contextmanager
-def _rewritten(run: TorchProgramRun, start: Window, rewrites: dict[int, Rewrite]) -> Iterator[None]:
+def _rewritten(run: TorchProgramRun, start: Window, rewrites: Callable[[int], Rewrite | None]) -> Iterator[None]:
     # The calls are numbered from the start of the window on, as where the cause was found.
-    with rewriting(start, run.overwritten, rewrites.get, FUNCTIONS) as record, record.of(run.model):
+    with rewriting(start, run.overwritten, rewrites, FUNCTIONS) as record, record.of(run.model):
         yield
 
 
