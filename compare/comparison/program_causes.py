@@ -7,7 +7,9 @@ next place that differs.
 """
 
 import dataclasses
+import functools
 import itertools
+import math
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -31,7 +33,7 @@ from compare.comparison.weighing import Weighing
 from compare.diagnosis.steps.edit import ALL, Edit, cause_of
 from compare.errors import InputError, InternalError, NondeterministicError
 from compare.step.stage import Stage
-from compare.verdict.divergence import SEARCH_ENDED, Cause, Detail, DetailKind, Divergence
+from compare.verdict.divergence import AT_EACH_CALL, SEARCH_ENDED, Cause, Detail, DetailKind, Divergence
 from compare.verdict.following import Followed
 
 FAILURES = (RuntimeError, InputError, InternalError, NondeterministicError)
@@ -103,7 +105,8 @@ def _cause_at(
         # What follows an update may be in proportion to it by accident, as after Adam's first step.
         known = Known() if known.edit is None and updated else known
     if known.searched.cause is not None:
-        return dataclasses.replace(divergence, cause=known.searched.cause), known.edit
+        details = (*divergence.details, *known.searched.details)
+        return dataclasses.replace(divergence, cause=known.searched.cause, details=details), known.edit
     explained = _with_cause(divergence, followed, steps, reach, fitting, edits)
     if fitting or explained.cause is None:
         return explained, fitting[0] if fitting else None
@@ -205,26 +208,26 @@ def _searched(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
         return Known()
     if found.edit is None:
         return found
-    for edit in (found.wider, found.edit):
-        if edit is not None and _goes_further(followed, steps, edits, edit, reach, place):
-            return Known(found.searched, edit)
+    farther = functools.partial(_next_place, followed, steps, edits, reach=reach)
+    if found.wider is not None and (with_all := farther(found.wider)) > place.number:
+        alone = () if farther(found.edit) >= with_all else (AT_EACH_CALL,)
+        return Known(found.searched._replace(details=alone), found.wider)
+    if farther(found.edit) > place.number:
+        return Known(found.searched, found.edit)
     # A cause of structure is proved in the graph of one step. In a step that runs otherwise it may edit nothing.
     return Known(found.searched) if found.searched.edited else Known()
 
 
-def _goes_further(
-    followed: Followed, steps: Steps, edits: Sequence[Edit], edit: Edit, reach: Reach, place: Placed
-) -> bool:
-    """Tell whether the two sides agree farther with an edit, and differ nowhere where they agree without it."""
+def _next_place(followed: Followed, steps: Steps, edits: Sequence[Edit], edit: Edit, *, reach: Reach) -> float:
+    """Number the next place of the step that differs with an edit; -1 where it makes something differ that agreed."""
     try:
         after = placed(followed, steps, [*edits, edit], reach)
         now = _reach(followed, steps, [*edits, edit])
     except FAILURES:
-        return False
-    if after is not None and after.number <= place.number:
-        return False
+        return -1
     # As in `_best`: what agrees without the edit, and differs with it, refutes it.
-    return now is None or now.step != reach.step or now.place in _differing(followed, steps, edits, reach.step)
+    refuted = now and now.step == reach.step and now.place not in _differing(followed, steps, edits, reach.step)
+    return -1 if refuted else math.inf if after is None else after.number
 
 
 def _best(

@@ -88,6 +88,8 @@ class DetailKind(StrEnum):
     """Several causes explain these steps equally well."""
     CANDIDATE = "candidate"
     """One of these causes."""
+    REPEATED = "repeated"
+    """The cause holds for other calls of the same line as well."""
     UNSEARCHED = "unsearched"
     """The search ended here, so more may differ."""
 
@@ -104,6 +106,7 @@ class Detail:
     """For a layer, those of its settings that are plain values: pairs of a name and the value as source code."""
 
 
+AT_EACH_CALL = Detail(DetailKind.REPEATED, "the cause is the same at other calls of this line of torch's step")
 SEARCH_ENDED = Detail(DetailKind.UNSEARCHED, "the search ended here, and more may differ: fix this and check again")
 
 
