@@ -1,4 +1,4 @@
-"""A gradient that the port stops in a training step, and torch does not: the same loss, and other gradients."""
+"""A gradient that one side of a training step stops, and the other does not: the same loss, and other gradients."""
 
 from typing import Any
 
@@ -58,7 +58,8 @@ class Port(nnx.Module):
         z, codes = self.encoder(x), self.codes[...]
         code = codes[((z[:, None] - codes) ** 2).sum(-1).argmin(1)]
         committed = stop(z) if self.fault == "commitment" else z
-        commitment = ((committed - stop(code)) ** 2).mean() + ((stop(z) - code) ** 2).mean()
+        aim = code if self.fault == "codes" else stop(code)
+        commitment = ((committed - aim) ** 2).mean() + ((stop(z) - code) ** 2).mean()
         return self.decoder(z + stop(code - z)), commitment
 
 
@@ -87,11 +88,12 @@ def port(fault: str) -> Any:
 NAMED = {
     "": "",
     "second view": "stops the gradient of output 0 of model (2nd call)",
+    "codes": "lets the gradient through the output of getitem",
     "commitment": "stops the gradient of the output of model.encoder as an operand of mse_loss",
 }
 
 
-@pytest.mark.parametrize("fault", some(["", "second view", "commitment"], ["commitment"]))
+@pytest.mark.parametrize("fault", some(NAMED, ["commitment"]))
 def test_a_gradient_that_the_port_stops_in_its_step(fault: str) -> None:
     rng = np.random.default_rng(0)
     batches = [{"x": 2 * rng.standard_normal((6, 4)), "y": 2 * rng.standard_normal((6, 4))} for _ in range(3)]

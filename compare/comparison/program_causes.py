@@ -31,6 +31,7 @@ from compare.comparison.suggested_edits import (
 from compare.comparison.update_steps import other_steps
 from compare.comparison.weighing import Weighing
 from compare.diagnosis.steps.edit import ALL, Edit, cause_of
+from compare.diagnosis.steps.library_calls import NOT_DETACHED
 from compare.errors import InputError, InternalError, NondeterministicError
 from compare.step.stage import Stage
 from compare.verdict.divergence import AT_EACH_CALL, SEARCH_ENDED, Cause, Detail, DetailKind, Divergence
@@ -100,8 +101,11 @@ def _cause_at(
         # Without an edit it is a cause of structure, and explains one place. A change of the loop explains steps.
         fitting = _best(suggested(followed, steps, edits, reach), followed, steps, edits, reach)
         known = Known() if fitting else known
-    if not before and not fitting and divergence.stage in (*_COMPUTED, Stage.GRADIENT, Stage.BUFFERS):
+    # A stop is named with what it stops, and has no number that was fitted.
+    vague = divergence.stage == Stage.GRADIENT and all(edit.free or edit == NOT_DETACHED for edit in fitting)
+    if not before and (vague or not fitting) and divergence.stage in (*_COMPUTED, Stage.GRADIENT, Stage.BUFFERS):
         known = _searched(followed, steps, edits, reach, place)
+        known = known if known.searched.edited or not fitting else Known()
         # What follows an update may be in proportion to it by accident, as after Adam's first step.
         known = Known() if known.edit is None and updated else known
     if known.searched.cause is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from compare.alignment.pairings import NotCompared, Pairing, Read, shown
+from compare.numerics.blocks import block
 from compare.numerics.distance import norm
 from compare.step.observation import Observation
 from compare.step.stage import Stage
@@ -135,6 +136,27 @@ def without_undone(followed: Followed) -> Followed:
 
     left = [(pairing, quantity) for pairing, quantity in pairs if not undone(pairing, quantity.ratio > FACTOR)]
     return followed._replace(pairings=[p for p, _ in left], quantities=[q for _, q in left])
+
+
+def cut_to_size(pairing: Pairing, torch: Observation, jax: Observation) -> Pairing:
+    """Read of what a module gives the part that the other side has, where one program cuts off the rest.
+
+    Torch pads a causal convolution at both ends and leaves out the last elements; JAX pads it at the start alone.
+    """
+    if pairing.ports is None or pairing.decides:
+        return pairing
+    ours, theirs = shown(pairing.torch_array, torch), shown(pairing.jax_array, jax)
+    if ours is None or theirs is None:
+        return pairing
+    if (of_torch := block(ours, theirs)) is not None:
+        return pairing._replace(torch_array=_part(pairing.torch_array, of_torch))
+    if (of_jax := block(theirs, ours)) is not None:
+        return pairing._replace(jax_array=_part(pairing.jax_array, of_jax))
+    return pairing
+
+
+def _part(read: Read, slices: tuple[slice, ...]) -> Read:
+    return lambda seen: read(seen)[slices]
 
 
 _MADE_UP_FOR = (

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from compare.alignment.pairings import Pairing
-from compare.comparison.readings import nearer_as_accumulated, nearer_reading
+from compare.comparison.readings import cut_to_size, nearer_as_accumulated, nearer_reading
 from compare.comparison.weighing import Residues, apart, computed
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.searched import Searched
@@ -223,7 +223,8 @@ def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
     _, torch, jax = next(itertools.islice(read(followed, edits, steps.both(edits)), step, None))
     pairs, hidden = zip(followed.pairings, followed.quantities, strict=True), hidden_by(edits)
     for number, (pairing, quantity) in enumerate(itertools.islice(pairs, reach.place + 1)):
-        ours, theirs = computed(pairing.torch_array, torch), computed(pairing.jax_array, jax)
+        cut = cut_to_size(pairing, torch, jax)
+        ours, theirs = computed(cut.torch_array, torch), computed(cut.jax_array, jax)
         if ours is None or theirs is None or pairing.accepted or is_hidden(pairing, hidden):
             continue
         far = apart(pairing, torch, ours, theirs)

@@ -112,6 +112,15 @@ def _scheduled_at_each_update(run: TorchProgramRun) -> Iterator[None]:
         step()
 
 
+NOT_DETACHED = Edit(
+    name="stop_gradient",
+    explanation="torch detaches a tensor, and the JAX step differentiates through it",
+    fix="pass the tensor that torch detaches through jax.lax.stop_gradient",
+    during=_not_detached,
+    source="https://docs.jax.dev/en/latest/_autosummary/jax.lax.stop_gradient.html",
+)
+"""It does not say which tensor: where all gradients are seen, a search of the step's operations does."""
+
 EDITS = (
     Edit(
         name="gradients not zeroed",
@@ -119,13 +128,7 @@ EDITS = (
         fix="use only the gradients of the current step",
         during=_not_zeroed,
     ),
-    Edit(
-        name="stop_gradient",
-        explanation="torch detaches a tensor, and the JAX step differentiates through it",
-        fix="pass the tensor that torch detaches through jax.lax.stop_gradient",
-        during=_not_detached,
-        source="https://docs.jax.dev/en/latest/_autosummary/jax.lax.stop_gradient.html",
-    ),
+    NOT_DETACHED,
     Edit(
         name="second update",
         explanation="the JAX step updates twice where torch updates once",

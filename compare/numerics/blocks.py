@@ -1,0 +1,31 @@
+"""Finds a smaller array within a larger one: what is left where a program cuts a tensor to size."""
+
+import itertools
+import math
+
+import numpy as np
+
+from compare.numerics.distance import distance
+
+NEARLY = 1e-6
+"""A distance at which arrays in float64 are the same but for their rounding, and for tables in float32."""
+
+OFFSETS = 256
+"""How many positions are tried."""
+
+DIFFERENT = 4
+"""Different numbers that the smaller array must have: of a mask, many parts are alike."""
+
+
+def block(whole: np.ndarray, part: np.ndarray) -> tuple[slice, ...] | None:
+    """Return where in an array another one of the same rank is, as slices; None where it is not, or is as large."""
+    if whole.ndim != part.ndim or whole.shape == part.shape or np.unique(part).size <= DIFFERENT:
+        return None
+    spare = [size - other for size, other in zip(whole.shape, part.shape, strict=True)]
+    if min(spare) < 0 or math.prod(each + 1 for each in spare) > OFFSETS:
+        return None
+    for starts in itertools.product(*(range(each + 1) for each in spare)):
+        found = tuple(slice(start, start + size) for start, size in zip(starts, part.shape, strict=True))
+        if distance(part, whole[found]) <= NEARLY:
+            return found
+    return None
