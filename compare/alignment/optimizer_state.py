@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.alignment.pairings import NotCompared, Pairing
+from compare.alignment.pairings import NotCompared, Pairing, shown
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
 from compare.weights.links import Link
@@ -157,7 +157,9 @@ def jax_state(
     for pairing in pairings:
         if pairing.jax not in made:
             continue
-        value = pairing.torch_array(torch)
+        value = shown(pairing.torch_array, torch)
+        if value is None:  # torch has no state of what it does not train, as with an edit in force
+            continue
         if pairing.link is None:
             made[pairing.jax] = steps = value.astype(made[pairing.jax].dtype)
         else:

@@ -27,6 +27,7 @@ from compare.comparison.suggested_edits import (
     placed,
     read,
     suggested,
+    with_hidden,
 )
 from compare.comparison.update_steps import other_steps
 from compare.comparison.weighing import Weighing
@@ -69,7 +70,8 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
             same = (divergence.stage, divergence.torch) == (first.stage, first.torch)
             place = place if same else None
             divergence = first
-        divergence, edit = _cause_at(divergence, followed, steps, edits, reach, place)
+        search = functools.partial(_cause_at, divergence, followed, steps, edits, reach, place)
+        divergence, edit = bugs.attempt("the search for the cause", search) or (divergence, None)
         if edit is None:
             # With operations edited, torch's step need not be the port's everywhere: a difference without a cause may
             # follow from the first.
@@ -77,7 +79,7 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
             found.append(dataclasses.replace(last, details=(*last.details, SEARCH_ENDED)))
             break
         found.append(divergence)
-        edits.append(edit)
+        edits.append(with_hidden(steps, edits, edit) if edit.of_operations else edit)
     return found or [first]
 
 

@@ -206,15 +206,29 @@ def _histories(
     return run, torch_history, jax_history
 
 
+def with_hidden(steps: Steps, edits: Sequence[Edit], edit: Edit) -> Edit:
+    """Hide the parameters that no gradient reaches any more with an edit, with others in force already.
+
+    Torch then leaves them as they are, and the port's optimizer may shrink them: that follows from the edit.
+    """
+    (_, before, _), (_, after, _) = next(steps.both(edits)), next(steps.both([*edits, edit]))
+    reached = {name for name, gradient in before.gradients.items() if gradient.any()}
+    left = {name for name, gradient in after.gradients.items() if gradient.any()}
+    return dataclasses.replace(edit, hides=edit.hides | (reached - left))
+
+
 def hidden_by(edits: Sequence[Edit]) -> frozenset[str]:
     """Name the parameters that edits leave out of what is compared."""
     return frozenset[str]().union(*(edit.hides for edit in edits))
 
 
 def is_hidden(pairing: Pairing, hidden: frozenset[str]) -> bool:
-    """Whether it is an update of these parameters, or what their optimizer remembers of them."""
+    """Whether it is an update of these parameters, what comes of it, or what their optimizer remembers of them."""
+    if pairing.stage not in (Stage.UPDATE, Stage.PARAMETERS):
+        return False
     names = (pairing.link.torch,) if pairing.link else pairing.torch.split(" + ")
-    return pairing.stage == Stage.UPDATE and any(name.partition("[")[0] in hidden for name in names)
+    plain = [name.partition("[")[0] for name in names]
+    return any(name in hidden or name.rpartition(".")[0] in hidden for name in plain)
 
 
 def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Placed | None:

@@ -78,13 +78,20 @@ def _targets(change: Callable[[Any], Any]) -> Rewrite:
 
 
 def _has_targets(call: Call) -> bool:
-    second = list(call.arguments.values())[1]
-    return bool(getattr(second, "ndim", 0)) and second.shape[0] > 1
+    return _is_loss(call) and list(call.arguments.values())[1].shape[0] > 1
 
 
 def _has_positions(call: Call) -> bool:
     second = list(call.arguments.values())[1]
-    return getattr(second, "ndim", 0) > 1 and second.shape[-1] > 1
+    return _is_loss(call) and second.ndim > 1 and second.shape[-1] > 1
+
+
+def _is_loss(call: Call) -> bool:
+    """Tell whether it may take the model's output and targets: a difference is a loss by hand outside of modules."""
+    second = list(call.arguments.values())[1]
+    if not getattr(second, "ndim", 0):
+        return False
+    return call.name != "sub" or not (call.module or second.requires_grad)
 
 
 def _other_way(call: Call) -> Any:

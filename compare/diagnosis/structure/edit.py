@@ -80,6 +80,13 @@ def few_numbers(tensor: "torch.Tensor") -> bool:
     return len(tensor.detach().flatten()[:1000].unique()) < DIFFERENT
 
 
+def is_mask(tensor: "torch.Tensor") -> bool:
+    """Return whether a tensor has so few different numbers that many functions give the same of it."""
+    if not tensor.is_floating_point() and str(tensor.dtype) != "torch.bool":
+        return False  # an index of few numbers is no mask: argmax for argmin is told by where each stands
+    return tensor.numel() >= DIFFERENT and few_numbers(tensor)
+
+
 JOINING = {"add": "sum", "mul": "product", "sub": "difference", "div": "quotient", "maximum": "maximum"}
 """What two tensors become."""
 
@@ -113,9 +120,11 @@ class Context:
     """What the JAX side's program computes."""
     place: Port | None = None
     """Which input or output of a module differs."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """Of parameters and buffers, before the step has updated them too."""
 
     def __post_init__(self) -> None:
-        self._names: dict[int, str] = dict(self.parameters)
+        self._names: dict[int, str] = {**self.names, **self.parameters}
         self._leaves = Counter(port[:3] for port in self.ports)
         for port, number in self.ports.items():  # what a module gives says more than what the next takes
             if number not in self._names or port.kind == "output":

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from compare.diagnosis.structure.edit import END, Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.edit import END, Context, Edit, Kind, is_mask, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
 from compare.diagnosis.structure.written import without
 
@@ -55,18 +55,20 @@ def _before(
 def _functions(context: Context, number: int) -> Iterator[Unary]:
     """List functions of one tensor that keep its shape and have no number to be fitted."""
     shape, theirs = tuple(context.value(number).shape), context.theirs.operations
+    axes = [axis for axis, size in enumerate(shape) if size > 1]
+    for axis in axes:
+        yield from _along(axis)
+        yield from (_transpose(other, axis) for other in range(axis) if shape[other] == shape[axis])
+    if is_mask(context.value(number)):
+        return  # it is told by where its numbers are, and not by what a function makes of them
     # Another divisor in an exponent has the same effect as a root of what comes out: of the two, the JAX side's own
     # program says which it has.
     yield from (each for each in _pointwise() if theirs is None or not _IN_JAX.get(each[0], theirs).isdisjoint(theirs))
     yield from _norms(context, number)
     if shape:
         yield from _over_last_axis()
-    for axis, size in enumerate(shape):
-        if size > 1:
-            yield from _along(axis)
-            for other in range(axis):
-                if shape[other] == size:
-                    yield _transpose(other, axis)
+    for axis in axes:
+        yield from _over(axis)
     for size in context.sizes():
         yield from _factors(size)
 
@@ -127,13 +129,18 @@ def _over_last_axis() -> list[Unary]:
     ]
 
 
-def _along(axis: int) -> list[Unary]:
+def _over(axis: int) -> list[Unary]:
     import torch
 
     return [
-        (f"a reversal of axis {axis}", lambda x: x.flip(axis)),
         (f"softmax over axis {axis}", lambda x: torch.softmax(x, axis)),
         (f"a subtraction of the mean over axis {axis}", lambda x: x - x.mean(axis, keepdim=True)),
+    ]
+
+
+def _along(axis: int) -> list[Unary]:
+    return [
+        (f"a reversal of axis {axis}", lambda x: x.flip(axis)),
         (f"a shift by one along axis {axis}", lambda x: x.roll(1, axis)),
         (f"a shift by minus one along axis {axis}", lambda x: x.roll(-1, axis)),
         (f"a shift by one along axis {axis}, with zeros,", lambda x: shifted(x, axis, 1)),

@@ -3,14 +3,10 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from compare.diagnosis.structure import arrangement, exchanges, insertion, masks, operands, reductions, removal, tables
-from compare.diagnosis.structure.edit import DIFFERENT, SILENT, Context, Edit, Generator, Kind, few_numbers
+from compare.diagnosis.structure.edit import SILENT, Context, Edit, Generator, Kind, is_mask
 from compare.diagnosis.structure.graph import FAILURES, Node
-
-if TYPE_CHECKING:
-    import torch
 
 GENERATORS: tuple[Generator, ...] = (
     *removal.GENERATORS,
@@ -82,17 +78,11 @@ def _edits(context: Context, node: Node, generator: Generator) -> list[Edit]:
 
 def _by_chance(context: Context, node: Node, edit: Edit) -> bool:
     """Tell whether an edit would prove nothing: of a mask, which has two numbers, many functions give the same two."""
-    return edit.kind in _OF_VALUES and any(_few(context.value(number)) for number in node.outputs)
+    return edit.kind in _OF_VALUES and any(is_mask(context.value(number)) for number in node.outputs)
 
 
 _OF_VALUES = {Kind.ADDED, Kind.TWICE, Kind.EXCHANGED, Kind.SCALE}
 """Edits that a tensor proves by its numbers, and not by where they are."""
-
-
-def _few(tensor: "torch.Tensor") -> bool:
-    if not tensor.is_floating_point() and str(tensor.dtype) != "torch.bool":
-        return False  # an index of few numbers is no mask: argmax for argmin is told by where each stands
-    return tensor.numel() >= DIFFERENT and few_numbers(tensor)
 
 
 _AT_THE_END = (*operands.GENERATORS, *insertion.GENERATORS)

@@ -33,7 +33,9 @@ class Recorded:
     ports: dict[Port, int]
     """Which value each input and output of a module is."""
     parameters: dict[int, str]
-    """The names of those values that are parameters or buffers."""
+    """The names of those values that are parameters or buffers at the end of the step."""
+    names: dict[int, str]
+    """The same, with the values from before the step has updated them."""
     seen: Observation
 
 
@@ -42,10 +44,11 @@ def recorded(rerun: Rerun) -> Recorded:
     tape = Tape(rerun.overwritten, {})
     seen = rerun.step(tape, tape.recording())
     tensors_by_name = dict(rerun.model.named_parameters()) | dict(rerun.model.named_buffers())
-    # A tensor that the step updates is one value before, and another one after.
-    values = tape.first, tape.numbers
-    names = {known[id(t)]: name for known in values for name, t in tensors_by_name.items() if id(t) in known}
-    return Recorded(tape.graph, tape.ports, names, seen)
+    names, read = (
+        {known[id(t)]: name for name, t in tensors_by_name.items() if id(t) in known}
+        for known in (tape.numbers, tape.first)
+    )
+    return Recorded(tape.graph, tape.ports, names, {**read, **names}, seen)
 
 
 Operations = Mapping[tuple[int, str], Compute]

@@ -202,7 +202,8 @@ class StructureSearch:
         graph = self.here.context.graph
         nodes = [graph.nodes[number] for number, _ in edit.at]
         return all(
-            node.name in (END, *WHOLE)
+            node.name == END
+            or (node.name in WHOLE and edit.kind != Kind.ADDED)
             or not any(graph.values[n].is_floating_point() for n in node.outputs)
             or any(n in self._real for n in node.outputs)
             for node in nodes

@@ -123,7 +123,9 @@ def opened(
     graph.nodes.append(end_node(len(graph.nodes), value, last))
     modules = dict(rerun.model.named_modules())
     earlier = {port: ports[port] for port in before}
-    context = Context(graph, [*nodes, graph.nodes[-1]], earlier, step.parameters, modules, theirs, end and end[0])
+    context = Context(
+        graph, [*nodes, graph.nodes[-1]], earlier, step.parameters, modules, theirs, end and end[0], step.names
+    )
     return Step(context, ports, last, np.asarray(target, np.float64), EXACT * found.limit)
 
 
