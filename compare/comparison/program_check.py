@@ -14,6 +14,7 @@ from compare import bugs
 from compare.alignment.calls_made import Called
 from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_check import CommonCheck
+from compare.comparison.made_up_for import without_made_up_for
 from compare.comparison.program_causes import explained
 from compare.comparison.program_lines import with_lines
 from compare.comparison.program_optimizers import Programs, explained_update
@@ -85,6 +86,10 @@ class ProgramCheck(CommonCheck):
             return other.answered()
 
         return questioned_program(self.runs, (self.jax, self.jax32), found, followed, ask, quick=quick)
+
+    def _read(self, followed: Followed) -> Followed:
+        doing = "looking for what a later part makes up for"
+        return bugs.attempt(doing, lambda: without_made_up_for(followed, self)) or followed
 
     def _causes(self, followed: Followed, found: Report) -> tuple[Divergence | None, list[Divergence], list[Cause]]:
         if found.divergence is None:

@@ -1,0 +1,113 @@
+"""Finds what a module of a port gives otherwise than torch's, and what a later part of the port's step makes up for.
+
+Torch's model may give the log_softmax of its logits, and the port's gives the logits, of which its loss takes the
+log_softmax. Where nothing else differs, the two programs are the same. Where something does, such as another term of
+the loss, the module is no finding either.
+
+It is told by values that the port's step has right all the same. Torch's step is taken with the port's value in the
+place of the module's own. If one of these values is then another one, torch makes something else of the port's value
+than the port does: the rest of the port is made for it.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from compare.alignment.pairings import Pairing
+from compare.comparison.suggested_edits import Steps
+from compare.comparison.weighing import apart, computed
+from compare.diagnosis.steps.edit import Edit
+from compare.errors import InputError, InternalError
+from compare.step.observation import Observation, Port
+from compare.step.stage import Stage
+from compare.torch_side.program_run import TorchProgramRun
+from compare.torch_side.record import leaves
+from compare.verdict.first_difference import first_divergence
+from compare.verdict.following import Followed
+from compare.verdict.ratio import FACTOR
+
+CHANGED = 1e-6
+"""By how much a value must change, relative to itself, to count as another one."""
+
+
+def without_made_up_for(followed: Followed, steps: Steps) -> Followed:
+    """Leave out the first differences as long as each is what a module gives and a later part makes up for."""
+    while first := first_divergence(followed):
+        pairing, step = first.pairing, first.divergence.step
+        if pairing.ports is None or pairing.decides or pairing.ports[0].kind != "output":
+            break
+        _, torch, jax = next(itertools.islice(steps.both([]), step, None))
+        value = computed(pairing.jax_array, jax)
+        if value is None or not any(_witnesses(followed, steps, pairing, step, value, torch)):
+            break
+        pairs = zip(followed.pairings, followed.quantities, strict=True)
+        left = [(each, quantity) for each, quantity in pairs if each is not pairing]
+        followed = followed._replace(pairings=[each for each, _ in left], quantities=[each for _, each in left])
+    return followed
+
+
+def _witnesses(
+    followed: Followed, steps: Steps, pairing: Pairing, step: int, value: np.ndarray, torch: Observation
+) -> Iterator[bool]:
+    """Tell of each later value that agrees at a step whether torch has another one with the port's value in place."""
+    assert pairing.ports is not None
+    place = Edit("", "", "", during=_Given(pairing.ports[0], value, step).during)
+    try:
+        _, moved, _ = next(itertools.islice(steps.both([place]), step, None))
+    except (RuntimeError, InputError, InternalError):  # torch cannot go on from it, as from another shape
+        return
+    later = itertools.dropwhile(lambda each: each is not pairing, followed.pairings)
+    quantities = {id(each): quantity for each, quantity in zip(followed.pairings, followed.quantities, strict=True)}
+    for each in later:
+        if each is pairing or each.stage not in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN):
+            continue
+        before, after = computed(each.torch_array, torch), computed(each.torch_array, moved)
+        quantity = quantities[id(each)]
+        if before is not None and after is not None and before.shape == after.shape:
+            limit = max(CHANGED, FACTOR * float(quantity.expected[step]))
+            yield bool(quantity.ratio[step] <= FACTOR) and apart(each, torch, before, after) > limit
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """Puts a value in the place of what a module gives at one step."""
+
+    port: Port
+    value: np.ndarray
+    step: int
+
+    @contextlib.contextmanager
+    def during(self, run: TorchProgramRun) -> Iterator[None]:
+        calls = itertools.count()
+
+        def given(_module: Any, _inputs: Any, output: Any) -> Any:
+            if next(calls) != self.port.call or run.taken != self.step:
+                return None
+            own = dict(leaves(output))[self.port.leaf]
+            return _replaced(output, own, own.new_tensor(self.value))
+
+        handle = run.model.get_submodule(self.port.path).register_forward_hook(given)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _replaced(tree: Any, old: Any, new: Any) -> Any:
+    """Put one tensor in the place of another one in nested tuples, lists, dicts and model outputs."""
+    if tree is old:
+        return new
+    if isinstance(tree, Mapping) and not hasattr(tree, "__dataclass_fields__"):
+        return type(tree)({key: _replaced(each, old, new) for key, each in tree.items()})  # type: ignore[call-arg]
+    if isinstance(tree, list | tuple):
+        every = [_replaced(each, old, new) for each in tree]
+        return type(tree)(*every) if hasattr(tree, "_fields") else type(tree)(every)
+    if hasattr(tree, "__dataclass_fields__"):
+        return dataclasses.replace(
+            tree, **{n: _replaced(getattr(tree, n), old, new) for n in tree.__dataclass_fields__}
+        )
+    return tree
