@@ -1,4 +1,4 @@
-"""Finds what a module of a port gives otherwise than torch's, and what a later part of the port's step makes up for.
+"""Finds what a module of a port takes or gives otherwise than torch's, and a later part of its step makes up for.
 
 Torch's model may give the log_softmax of its logits, and the port's gives the logits, of which its loss takes the
 log_softmax. Where nothing else differs, the two programs are the same. Where something does, such as another term of
@@ -35,10 +35,10 @@ CHANGED = 1e-6
 
 
 def without_made_up_for(followed: Followed, steps: Steps) -> Followed:
-    """Leave out the first differences as long as each is what a module gives and a later part makes up for."""
+    """Leave out the first differences as long as each is of a module and a later part makes up for it."""
     while first := first_divergence(followed):
         pairing, step = first.pairing, first.divergence.step
-        if pairing.ports is None or pairing.decides or pairing.ports[0].kind != "output":
+        if pairing.ports is None or pairing.decides:
             break
         _, torch, jax = next(itertools.islice(steps.both([]), step, None))
         value = computed(pairing.jax_array, jax)
@@ -58,7 +58,11 @@ def _witnesses(
     place = Edit("", "", "", during=_Given(pairing.ports[0], value, step).during)
     try:
         _, moved, _ = next(itertools.islice(steps.both([place]), step, None))
-    except (RuntimeError, InputError, InternalError):  # torch cannot go on from it, as from another shape
+    except (RuntimeError, InputError, InternalError):
+        # Torch cannot go on from it, as from logits where probabilities are meant, and the port has the right loss.
+        pairs = zip(followed.pairings, followed.quantities, strict=True)
+        known = [quantity.ratio[step] <= FACTOR for each, quantity in pairs if each.stage in (Stage.LOSS, Stage.SHOWN)]
+        yield bool(known) and all(known)
         return
     later = itertools.dropwhile(lambda each: each is not pairing, followed.pairings)
     quantities = {id(each): quantity for each, quantity in zip(followed.pairings, followed.quantities, strict=True)}
@@ -74,7 +78,7 @@ def _witnesses(
 
 @dataclasses.dataclass(frozen=True)
 class _Given:
-    """Puts a value in the place of what a module gives at one step."""
+    """Puts a value in the place of what a module takes or gives at one step."""
 
     port: Port
     value: np.ndarray
@@ -82,15 +86,18 @@ class _Given:
 
     @contextlib.contextmanager
     def during(self, run: TorchProgramRun) -> Iterator[None]:
-        calls = itertools.count()
+        calls, module = itertools.count(), run.model.get_submodule(self.port.path)
 
-        def given(_module: Any, _inputs: Any, output: Any) -> Any:
+        def given(tree: Any) -> Any:
             if next(calls) != self.port.call or run.taken != self.step:
-                return None
-            own = dict(leaves(output))[self.port.leaf]
-            return _replaced(output, own, own.new_tensor(self.value))
+                return tree
+            own = dict(leaves(tree))[self.port.leaf]
+            return _replaced(tree, own, own.new_tensor(self.value))
 
-        handle = run.model.get_submodule(self.port.path).register_forward_hook(given)
+        if self.port.kind == "input":
+            handle = module.register_forward_pre_hook(lambda _, *inputs: given(inputs), with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(lambda _module, _inputs, output: given(output))
         try:
             yield
         finally:
