@@ -7,6 +7,7 @@ from compare.comparison.tables import Tables, other_program, rounded_tables
 from compare.verdict.divergence import Cause
 from compare.verdict.first_difference import Found, first_divergence
 from compare.verdict.following import Followed
+from compare.verdict.ratio import FACTOR
 
 
 class Measures(NamedTuple):
@@ -29,9 +30,16 @@ def excuses(followed: Followed, measures: Measures, side: str) -> list[Cause]:
     """
     found = []
     if first := first_divergence(followed):
+        step = first.divergence.step
+        pairs = zip(followed.pairings, followed.quantities, strict=True)
+        wrong = [(pairing, quantity) for pairing, quantity in pairs if quantity.ratio[step] > FACTOR]
         tables = measures.tables(followed)
         if _went(followed, first):
-            found.append(rounded_tables(tables, first, followed.quantity(first.pairing), side))
+            # What a later part of the port makes up for may differ before it, and is not what tables explain.
+            every = ((pairing, quantity) for pairing, quantity in wrong if quantity.ratio[step] <= FACTOR)
+            pairing, quantity = next(every, (first.pairing, followed.quantity(first.pairing)))
+            place = first.divergence.torch if pairing is first.pairing else pairing.torch
+            found.append(rounded_tables(tables, place, step, quantity, side))
     if first := first_divergence(followed):
         quantity = followed.quantity(first.pairing)
         if quantity.alone[first.divergence.step]:

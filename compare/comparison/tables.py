@@ -38,17 +38,17 @@ def rounded_arrays(buffers: Mapping[str, Any], linked: Container[str]) -> dict[s
     }
 
 
-def rounded_tables(tables: Tables, found: Found, quantity: Quantity, side: str) -> Cause:
+def rounded_tables(tables: Tables, place: str, step: int, quantity: Quantity, side: str) -> Cause:
     """Explain a difference that is at most the effect of the tables' rounding.
 
     Args:
         tables: What each side holds in float32.
-        found: The first difference beyond float64's rounding.
+        place: Where the sides differ by more than float64's rounding.
+        step: The number of the step.
         quantity: What is different there.
         side: What the JAX side is called.
 
     """
-    step, place = found.divergence.step, found.divergence.torch
     held = [
         f"on the {name} side {_listed(each)}" if each else f"on the {name} side nothing"
         for name, each in (("torch", tables.torch), (side, tables.jax))
