@@ -161,8 +161,8 @@ def _scaled(torch: np.ndarray, jax: np.ndarray) -> Iterator[Relation]:
     if size := float(np.vdot(torch, torch)):
         # The factor f that minimizes ‖f · torch - jax‖ is <torch, jax> / <torch, torch>.
         factor = simplest(float(np.vdot(torch, jax)) / size)
-        # What is 1 in all digits that are shown is a difference of rounding, and no factor.
-        if shown_number(factor) != "1":
+        # What is 1 in all digits that are shown is a difference of rounding, and no factor. Nor is 0: see below.
+        if factor and shown_number(factor) != "1":
             yield Relation(Kind.FACTOR, number=factor)
     if torch.size > 1:
         yield Relation(Kind.OFFSET, number=simplest(float((jax - torch).mean())))
