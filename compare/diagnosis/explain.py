@@ -76,7 +76,8 @@ def explain(
         every = (
             (rerun_at(gradients.found, each.run, each.batch, each.draws), each.target) for each in gradients.held_out
         )
-        known = stopped(gradients.found, rerun, every, budget)
+        found_stops = stopped(gradients.found, rerun, every, budget)
+        known = Searched(found_stops.cause, edited=found_stops.edited)
         return known.cause
 
     searches = [search.exact] if beside_tables else [search.exact, search.settings, search.constants, search.two]

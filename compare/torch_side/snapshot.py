@@ -4,15 +4,18 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from compare.torch_side.counts import counts
 from compare.torch_side.program_run import TorchProgramRun
 
 
 def snapshot(run: TorchProgramRun) -> Callable[[], None]:
     """Keep the state of a run, and give the function that puts it back.
 
-    What the user's step keeps elsewhere, such as a count in a closure, is not put back.
+    What the user's step keeps elsewhere is not put back, but for numbers such as a count in a closure.
     """
     import torch
+
+    count = counts(run.user_step)
 
     tensors = [*run.kept().values(), *run.state.tensors().values()]
     values = [(tensor, tensor.detach().clone(), _copied(tensor.grad)) for tensor in tensors]
@@ -24,6 +27,7 @@ def snapshot(run: TorchProgramRun) -> Callable[[], None]:
     containers = [(each, copy.copy(each)) for each in _containers(run.state.entries)]
 
     def restore() -> None:
+        count()
         for container, before in containers:  # an entry may have been replaced by another
             container.clear()
             container.update(before) if isinstance(container, dict) else container.extend(before)

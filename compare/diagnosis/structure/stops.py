@@ -8,18 +8,17 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from compare.diagnosis.held_out import MARGIN
 from compare.diagnosis.rewriting import Rerun
-from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import Context, Edit, Kind
 from compare.diagnosis.structure.editing import edited, operations
 from compare.diagnosis.structure.graph import FAILURES, Node, Operation, Path
-from compare.diagnosis.structure.recording import recorded
+from compare.diagnosis.structure.recording import Operations, recorded
 from compare.diagnosis.structure.step import changes
 from compare.diagnosis.structure.told import told
 from compare.numerics.distance import distance
@@ -38,7 +37,15 @@ CONFIRMATIONS = 2
 """Other steps at which a stop must hold."""
 
 
-def stopped(found: Found, rerun: Rerun, held_out: Iterable[tuple[Rerun, np.ndarray]], budget: Budget) -> Searched:
+class Stopped(NamedTuple):
+    """The stops that were found."""
+
+    cause: Cause | None
+    edited: Operations | None = None
+    """The operations of torch's step that they change."""
+
+
+def stopped(found: Found, rerun: Rerun, held_out: Iterable[tuple[Rerun, np.ndarray]], budget: Budget) -> Stopped:
     """Find the stops with which torch's gradients are all those of the JAX side.
 
     Args:
@@ -61,10 +68,10 @@ def stopped(found: Found, rerun: Rerun, held_out: Iterable[tuple[Rerun, np.ndarr
             if apart <= MARGIN * found.limit and all(
                 _leaves(found, other, edits, context, theirs) <= MARGIN**2 * found.limit for other, theirs in elsewhere
             ):
-                return Searched(told([edits], apart), edited=operations(changes(edits), context.graph))
+                return Stopped(told([edits], apart), operations(changes(edits), context.graph))
     finally:
         budget.stop()
-    return Searched(None if found.target.any() else _nothing_reaches())
+    return Stopped(None if found.target.any() else _nothing_reaches())
 
 
 def _nothing_reaches() -> Cause:
