@@ -72,7 +72,7 @@ def port(epsilon: float = 1e-5, divisor: float = 3.0) -> Any:
 CASES = {"eps": {"epsilon": 1e-2}, "constant": {"divisor": 4.0}}
 
 
-@pytest.mark.parametrize("cause", some(CASES, ["constant"]))
+@pytest.mark.parametrize("cause", some(CASES, []))
 def test_a_fault_of_every_layer_is_one_thing_to_mend(cause: str) -> None:
     rng = np.random.default_rng(0)
     batches = [{"x": rng.standard_normal((6, 5)), "y": rng.standard_normal((6, 5))} for _ in range(3)]

@@ -1,6 +1,7 @@
 """Watches the optimizers of a torch program while a step runs: their gradients, and the order of all events."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 from unittest import mock
@@ -69,6 +70,7 @@ class Watch:
         import torch
 
         def noting(original: Any) -> Any:
+            @functools.wraps(original)
             def noted(of: Any, *args: Any, **kwargs: Any) -> Any:
                 self._seen()
                 for tensor in (of,) if isinstance(of, torch.Tensor) else tuple(of):
