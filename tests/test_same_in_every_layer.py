@@ -9,6 +9,7 @@ import pytest
 import torch
 from flax import nnx
 from in_ci import some
+from programs.common import trained
 
 import compare
 
@@ -53,18 +54,11 @@ def port(epsilon: float = 1e-5, divisor: float = 3.0) -> Any:
     def build() -> Any:
         rngs = nnx.Rngs(0)
         model = nnx.Sequential(*(BlockPort(epsilon, divisor, rngs) for _ in range(LAYERS)))
-        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
 
         def loss_of(model: Any, batch: Any) -> Any:
             return ((model(batch["x"]) - batch["y"]) ** 2).mean()
 
-        @nnx.jit
-        def step(state: Any, batch: Any) -> Any:
-            loss, gradients = nnx.value_and_grad(loss_of)(state["model"], batch)
-            state["optimizer"].update(state["model"], gradients)
-            return state, {"loss": loss}
-
-        return {"model": model, "optimizer": optimizer}, step
+        return trained(model, optax.sgd(0.1), loss_of)
 
     return build
 

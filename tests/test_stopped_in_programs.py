@@ -10,6 +10,7 @@ import pytest
 import torch
 from flax import nnx
 from in_ci import some
+from programs.common import trained
 
 import compare
 
@@ -66,7 +67,6 @@ class Port(nnx.Module):
 def port(fault: str) -> Any:
     def build() -> Any:
         model = Port(fault)
-        optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
 
         def loss_of(model: Port, batch: Any) -> Any:
             first, one = model(batch["x"])
@@ -74,13 +74,7 @@ def port(fault: str) -> Any:
             second = jax.lax.stop_gradient(second) if fault == "second view" else second
             return ((first - batch["x"]) ** 2).mean() + ((first - second) ** 2).mean() + one + two
 
-        @nnx.jit
-        def step(state: Any, batch: Any) -> Any:
-            loss, gradients = nnx.value_and_grad(loss_of)(state["model"], batch)
-            state["optimizer"].update(state["model"], gradients)
-            return state, {"loss": loss}
-
-        return {"model": model, "optimizer": optimizer}, step
+        return trained(model, optax.adam(1e-2), loss_of)
 
     return build
 

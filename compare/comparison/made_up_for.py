@@ -1,4 +1,4 @@
-"""Finds what a module of a port takes or gives otherwise than torch's, and a later part of its step makes up for.
+"""Finds inputs and outputs of a port's modules that differ from torch's, and that its step makes up for later.
 
 Torch's model may give the log_softmax of its logits, and the port's gives the logits, of which its loss takes the
 log_softmax. Where nothing else differs, the two programs are the same. Where something does, such as another term of
@@ -65,12 +65,11 @@ def _witnesses(
         yield bool(known) and all(known)
         return
     later = itertools.dropwhile(lambda each: each is not pairing, followed.pairings)
-    quantities = {id(each): quantity for each, quantity in zip(followed.pairings, followed.quantities, strict=True)}
     for each in later:
         if each is pairing or each.stage not in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN):
             continue
         before, after = computed(each.torch_array, torch), computed(each.torch_array, moved)
-        quantity = quantities[id(each)]
+        quantity = followed.quantity(each)
         if before is not None and after is not None and before.shape == after.shape:
             limit = max(CHANGED, FACTOR * float(quantity.expected[step]))
             yield bool(quantity.ratio[step] <= FACTOR) and apart(each, torch, before, after) > limit

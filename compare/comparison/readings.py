@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from compare.alignment.pairings import NotCompared, Pairing, Read, shown
-from compare.numerics.blocks import block
+from compare.numerics.blocks import NEARLY, block
 from compare.numerics.distance import norm
 from compare.step.observation import Observation
 from compare.step.stage import Stage
@@ -89,10 +89,6 @@ def nearer_as_accumulated(pairings: Sequence[Pairing], torch: Observation, jax: 
 
 
 _OTHER_STEPS = "the two optimizers get gradients at different steps: only their updates and state are compared"
-
-
-NEARLY = 1e-6
-"""A distance at which gradients are the same but for a table in float32."""
 
 
 def _agreement(quantities: Sequence[Quantity]) -> tuple[int, int, bool]:

@@ -237,10 +237,12 @@ def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
     _, torch, jax = next(itertools.islice(read(followed, edits, steps.both(edits)), step, None))
     pairs, hidden = zip(followed.pairings, followed.quantities, strict=True), hidden_by(edits)
     for number, (pairing, quantity) in enumerate(itertools.islice(pairs, reach.place + 1)):
-        cut = cut_to_size(pairing, torch, jax)
-        ours, theirs = computed(cut.torch_array, torch), computed(cut.jax_array, jax)
+        ours, theirs = computed(pairing.torch_array, torch), computed(pairing.jax_array, jax)
         if ours is None or theirs is None or pairing.accepted or is_hidden(pairing, hidden):
             continue
+        if ours.shape != theirs.shape:  # the edits in force may have made them blocks of each other
+            cut = cut_to_size(pairing, torch, jax)
+            ours, theirs = cut.torch_array(torch), cut.jax_array(jax)
         far = apart(pairing, torch, ours, theirs)
         residue = bool(edits) and residues.has(pairing, quantity, step, ours, theirs)
         if far > FACTOR * float(quantity.expected[step]) and not residue:

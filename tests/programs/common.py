@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import torch
 from flax import nnx
 
@@ -74,3 +75,16 @@ def clip_as_torch(gradients: Any, most: float) -> Any:
     """Clip by the global norm as `torch.nn.utils.clip_grad_norm_` does, with its 1e-6."""
     norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradients)))
     return jax.tree.map(lambda leaf: leaf * jnp.minimum(1.0, most / (norm + 1e-6)), gradients)
+
+
+def trained(model: Any, tx: optax.GradientTransformation, loss_of: Callable[[Any, Any], jax.Array]) -> Any:
+    """Give the state and the step of a port that takes the gradients of one loss, and updates one model."""
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(state: Any, batch: Any) -> Any:
+        loss, gradients = nnx.value_and_grad(loss_of)(state["model"], batch)
+        state["optimizer"].update(state["model"], gradients)
+        return state, {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer}, step

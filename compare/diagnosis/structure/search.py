@@ -201,6 +201,7 @@ class StructureSearch:
         """Tell whether an edit could be proved: of real numbers that were rounded or compared, most of them fit."""
         graph = self.here.context.graph
         nodes = [graph.nodes[number] for number, _ in edit.at]
+        # What is added to whole numbers may be real, and is compared or rounded behind them all the same.
         return all(
             node.name == END
             or (node.name in WHOLE and edit.kind != Kind.ADDED)
@@ -238,7 +239,8 @@ class StructureSearch:
         graph, end = self.here.context.graph, self.here.context.nodes[-1]
         for number, value in enumerate(graph.values[: self.here.end]):
             if tuple(value.shape) == self.target.shape and apart(array_of(value), self.target) <= self.found.limit:
-                names = Context(graph, [end], self.here.ports, self.here.context.parameters)
+                context = self.here.context
+                names = Context(graph, [end], self.here.ports, context.parameters, names=context.names)
                 own, name = names.named(end.inputs[0][1]), names.named(number)
 
                 def compute(operation: Any, number: int = number) -> Any:
