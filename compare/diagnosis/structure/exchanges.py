@@ -133,7 +133,9 @@ def other_divisors(context: Context, node: Node) -> Iterator[Edit]:
     """List sizes in place of a count that torch divides by: padding is counted."""
     if node.name != "div" or len(node.args) != 2 or not isinstance(node.args[1], Ref):
         return
-    for size in context.sizes():
+    summed = context.makers.get(node.args[0].number) if isinstance(node.args[0], Ref) else None
+    elements = [context.value(number).numel() for _, number in summed.inputs] if summed else []
+    for size in sorted({*context.sizes(), *elements}):
 
         def compute(operation: Operation, size: int = size) -> Any:
             return operation.having(("args", 1), size).run()

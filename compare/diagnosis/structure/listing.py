@@ -4,7 +4,17 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from compare.diagnosis.structure import arrangement, exchanges, insertion, masks, operands, reductions, removal, tables
+from compare.diagnosis.structure import (
+    arrangement,
+    exchanges,
+    insertion,
+    masked_means,
+    masks,
+    operands,
+    reductions,
+    removal,
+    tables,
+)
 from compare.diagnosis.structure.edit import SILENT, Context, Edit, Generator, Kind, is_mask
 from compare.diagnosis.structure.graph import FAILURES, Node
 
@@ -14,6 +24,7 @@ GENERATORS: tuple[Generator, ...] = (
     *masks.GENERATORS,
     *tables.GENERATORS,
     *reductions.GENERATORS,
+    *masked_means.GENERATORS,
     *exchanges.GENERATORS,
     *operands.GENERATORS,
     *insertion.GENERATORS,

@@ -22,7 +22,7 @@ from compare.diagnosis.structure.norm_order import norms_moved
 from compare.diagnosis.structure.pairs import Tried, fitting_pairs
 from compare.diagnosis.structure.recording import Operations
 from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, opened
-from compare.diagnosis.structure.told import told
+from compare.diagnosis.structure.told import told, worth_telling
 from compare.jax_side.from_data import FromData
 from compare.step.batch import Batch
 from compare.step.observation import Observation, Port
@@ -230,7 +230,7 @@ class StructureSearch:
         # Of what computes the same, another operation says more than other numbers, and a table more than
         # what is computed of it.
         told_of.sort(key=lambda edits: (any(edit.again for edit in edits), edits[0].kind != Kind.TABLE))
-        proved = self._proved(self._elsewhere.different(told_of))
+        proved = worth_telling(self._proved(self._elsewhere.different(told_of)))
         self.cause = proved[0] if proved else ()
         return told(proved, self.here.leaves(proved[0]) * self.here.limit) if proved else None
 

@@ -27,6 +27,13 @@ def plainer(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
 
 _DIRECT = {Kind.LEFT_OUT, Kind.EXCHANGED}
 _INDIRECT = {Kind.OPERAND, Kind.MOVED}
+_AS_ZERO = {*_INDIRECT, Kind.ADDED, Kind.TWICE}
+
+
+def worth_telling(fitting: Sequence[list[Edit]]) -> list[list[Edit]]:
+    """Drop what gives zero in an odd way, where a term that is left out does: x - x, for one."""
+    missing = any(all(edit.kind == Kind.LEFT_OUT for edit in edits) for edits in fitting)
+    return [edits for edits in fitting if not missing or all(edit.kind not in _AS_ZERO for edit in edits)]
 
 
 def _clauses(edits: Sequence[Edit]) -> str:
@@ -47,9 +54,8 @@ def told(fitting: Sequence[Sequence[Edit]], apart: float) -> Cause:
     name = " and ".join(dict.fromkeys(edit.kind for edit in first))
     does = " or ".join(_clauses(edits) for edits in (first, *others[:2]))
     both = "; on this batch these are the same" if others else ""
-    fix = "; or ".join(
-        "; ".join(dict.fromkeys(each.fix for each in edits if each.fix)) for edits in (first, *others[:2])
-    )
+    fixes = ("; ".join(dict.fromkeys(each.fix for each in edits if each.fix)) for edits in (first, *others[:2]))
+    fix = "; or ".join(dict.fromkeys(fixes))
     says = f"the JAX side {does}{both}"
     explanation = f"{name}: {says}. With this change on the torch side, the difference is {apart:.1e}"
     codes = [edit.code for edit in first if edit.code] if not others else []
