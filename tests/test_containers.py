@@ -97,7 +97,7 @@ def checked(fault: str, *, in_torch: bool) -> compare.Report:
     )
 
 
-@pytest.mark.parametrize("in_torch", [True, False])
+@pytest.mark.parametrize("in_torch", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_block_is_compared_with_the_block_and_not_with_the_container_of_its_layers(*, in_torch: bool) -> None:
     assert checked("", in_torch=in_torch).verdict == "match"
     report = checked("no tanh", in_torch=in_torch)

@@ -62,7 +62,7 @@ def shown(report: compare.Report) -> list[Any]:
     return [(q.stage, q.torch, q.jax, q.error64, q.error_torch, q.error_jax, q.noise) for q in report.quantities]
 
 
-@pytest.mark.parametrize("changed", [{}, {"epsilon": 1e-6}])
+@pytest.mark.parametrize("changed", [pytest.param({}, marks=pytest.mark.slow), {"epsilon": 1e-6}])
 def test_two_runs_at_a_time_show_what_four_do(changed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     four = checked(Port(**changed))
     monkeypatch.setattr(comparison, "IN_PAIRS", 0)

@@ -377,7 +377,7 @@ def test_nnx_is_lifted() -> None:
     assert model.cells[0].cell.param_dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["GPT2", "Bert"])
+@pytest.mark.parametrize("name", [pytest.param("GPT2", marks=pytest.mark.slow), "Bert"])
 def test_models_of_a_hub(name: str) -> None:
     """Linen models that are float32 through and through, against their originals: logits, loss and gradients."""
     transformers = pytest.importorskip("transformers")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_ci import first
 
 from compare.report.progress import Progress
 
@@ -61,14 +62,16 @@ os._exit(status)
 
 @pytest.mark.parametrize(
     ("command", "printed", "stopped"),
-    [
-        (
-            ["-m", "compare", "check", "slow_pair:pair", "--json", "out.json", "--plot", "out.png"],
-            r"✗ slow_pair:pair, the first \d of 50 steps: mismatch at step 0, update",
-            r"stopped at: step \d of 50; no file is written",
-        ),
-        (["-c", NOTEBOOK], r"manual .*✓ match", r"stopped at: .*; no file is written"),
-    ],
+    first(
+        [
+            (
+                ["-m", "compare", "check", "slow_pair:pair", "--json", "out.json", "--plot", "out.png"],
+                r"✗ slow_pair:pair, the first \d of 50 steps: mismatch at step 0, update",
+                r"stopped at: step \d of 50; no file is written",
+            ),
+            (["-c", NOTEBOOK], r"manual .*✓ match", r"stopped at: .*; no file is written"),
+        ]
+    ),
     ids=["check", "notebook"],
 )
 def test_ctrl_c(command: list[str], printed: str, stopped: str, tmp_path: Path) -> None:

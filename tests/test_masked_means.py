@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import torch
 from flax import nnx
+from in_ci import some
 from programs.common import trained
 from torch.nn import functional
 
@@ -104,7 +104,7 @@ def check(case: Case, reduced: Callable[[Any, Any], Any]) -> compare.Report:
     return compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES, ("kept for all", "all for selected", "rows first")))
 def test_the_mean_that_is_wrong_is_named(name: str) -> None:
     case = CASES[name]
     report = check(case, case.wrong)
@@ -114,7 +114,7 @@ def test_the_mean_that_is_wrong_is_named(name: str) -> None:
     assert case.said in cause.explanation
 
 
-@pytest.mark.parametrize("name", ["all for selected", "rows first"])
+@pytest.mark.parametrize("name", some(CASES, ("rows first",)))
 def test_a_right_mean_is_a_match(name: str) -> None:
     report = check(CASES[name], CASES[name].right)
     assert report.verdict == "match", report

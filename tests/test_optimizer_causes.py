@@ -176,7 +176,7 @@ DIFFERENT = {
 }
 
 
-IN_CI = ("Adam for SGD", "another second moment", "a schedule by epochs")
+IN_CI = ("Adam for SGD", "another second moment")
 
 
 @pytest.mark.parametrize("name", some(DIFFERENT, IN_CI))

@@ -243,9 +243,7 @@ DIFFERENT = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", some(DIFFERENT, ("L2 or decoupled", "clipping's epsilon", "RMSprop's decay", "Adagrad's accumulator"))
-)
+@pytest.mark.parametrize("name", some(DIFFERENT, ("clipping's epsilon", "Adagrad's accumulator")))
 def test_true_differences_are_found_in_the_update(name: str) -> None:
     different = DIFFERENT[name]
     divergence = compared(different.torch, different.optax, steps=8).divergence

@@ -75,7 +75,7 @@ def places(
     return [(each.torch.partition(".")[0], each.cause.name if each.cause else None) for each in found]
 
 
-@pytest.mark.parametrize("taken", [0.2, 0.03])
+@pytest.mark.parametrize("taken", [pytest.param(0.2, marks=pytest.mark.slow), 0.03])
 def test_an_average_that_differs_besides_its_optimizer(taken: float) -> None:
     first, second = places(RIGHT | {"decay": 0.9}, taken)
     assert first[0] == "model"
