@@ -54,7 +54,7 @@ CASES = {
         lambda scores, labels, mask: functional.cross_entropy(scores[mask.bool()], labels[mask.bool()]),
         lambda each, mask: (each * mask).sum() / mask.sum(),
         lambda each, mask: (each * mask).mean(),
-        f"divides by all {B * T} elements",
+        f"divides by all {B * T} elements for cross_entropy",
     ),
     "rows first": Case(
         lambda scores, labels, mask: (torch_each(scores, labels) * mask).sum() / mask.sum().clamp(min=1),

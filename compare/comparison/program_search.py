@@ -75,7 +75,7 @@ class ProgramSearch:
         if not self._repeats(found, again, batch, step):
             return Known()
         shown = self._shown(place.shown, seen)
-        later = self._shown(place.gradients, seen) if found.divergence.stage == Stage.LOSS else []
+        later = self._shown(place.gradients, seen) if found.divergence.stage in (Stage.LOSS, Stage.SHOWN) else []
         surroundings = Surroundings(place.agreeing, self.budget, shown=shown, later=later)
         if found.divergence.stage == Stage.GRADIENT and seen is not None:
             # A stop may be in another module's gradients: all of the step are what proves it.

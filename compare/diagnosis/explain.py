@@ -82,15 +82,17 @@ def explain(
 
     searches = [search.exact] if beside_tables else [search.exact, search.settings, search.constants, search.two]
     structure: StructureSearch | None = None
-    if stage in (Stage.FORWARD, Stage.LOSS) and surroundings is not None and not search.is_data:
+    if stage in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN) and surroundings is not None and not search.is_data:
         elsewhere = ((rerun_at(found, other.run, other.batch, other.draws), other.target) for other in others)
         structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
         # From the most to the least specific, since the first that is confirmed is taken: changes without a free
         # number, a function's own setting, such as the scale of attention, then edits of single operations, and last
         # pairs of changes. A later search has more candidates, so more of them fit by accident.
-        exact = [search.exact, structure.norms, search.settings, search.factor]
+        # Behind an update, a factor that was fitted to the result may be an accident: an operation is tried first.
+        single = [structure.one, search.factor] if found.pairing.after_update else [search.factor, structure.one]
+        exact = [search.exact, structure.norms, search.settings, *single]
         looser = [beside] if search.is_far_beyond(FACTOR * found.divergence.expected64) else []
-        searches = [*exact, structure.one, *looser, search.constants, search.two, structure.two]
+        searches = [*exact, *looser, search.constants, search.two, structure.two]
         if beside_tables:
             searches = [search.exact, structure.norms, structure.one]
     if not beside_tables and surroundings is not None and surroundings.gradients is not None:

@@ -131,14 +131,20 @@ class TorchProgramRun(CommonRun):
     def step(self, batch: Any, record: Record | None = None) -> Observation:
         """Take one step of the program, and show everything that it changes."""
         import torch
+        from torch.utils._pytree import keystr, tree_flatten_with_path
 
         record = record or Record(self.overwritten)
         before = {name: tensor.detach().clone() for name, tensor in self.floating().items()}
         watch, inputs = Watch(self, record), mapped(batch, self.tensor)
+        record.given = {id(tensor): name for name, tensor in self.state.tensors().items()}
+        entries = [(path, leaf) for path, leaf in tree_flatten_with_path(inputs)[0] if isinstance(leaf, torch.Tensor)]
+        record.given |= {id(leaf): f"batch{keystr(path)}" for path, leaf in entries}
         with contextlib.ExitStack() as stack:
             stack.enter_context(record.of(self.model))
             stack.enter_context(watch.watching())
             stack.enter_context(record.working(keeping=False))
+            for _, leaf in entries:
+                leaf.dim()  # what records calls has seen the whole batch now, whenever the step reads which part
             shown = call_user_code(
                 "the torch step",
                 functools.partial(self.user_step, self._entries, inputs),

@@ -23,6 +23,8 @@ class Record:
         self.versions: dict[Port, int] = {}
         self.modules: dict[str, str] = {}
         """The class of each module that ran, by path, in order of first execution."""
+        self.given: dict[int, str] = {}
+        """What tensors are called that a step is given and no module has, by their identity: batch['mask']."""
         self.calls: dict[str, Source | None] = {}
         """The user's line that first calls each module, where that is asked for: it takes a look at the stack."""
         self._placed = placed

@@ -122,9 +122,11 @@ class Context:
     """Which input or output of a module differs."""
     names: Mapping[int, str] = field(default_factory=dict)
     """Of parameters and buffers, before the step has updated them too."""
+    given: Mapping[int, str] = field(default_factory=dict)
+    """Of bare tensors, and of what the batch has: any operation may take them."""
 
     def __post_init__(self) -> None:
-        self._names: dict[int, str] = {**self.names, **self.parameters}
+        self._names: dict[int, str] = {**self.given, **self.names, **self.parameters}
         self._leaves = Counter(port[:3] for port in self.ports)
         for port, number in self.ports.items():  # what a module gives says more than what the next takes
             if number not in self._names or port.kind == "output":
@@ -169,7 +171,7 @@ class Context:
         if maker is None:
             return "the input"
         node = self.graph.nodes[maker]
-        if node.name in SILENT and node.inputs:
+        if node.name in (*SILENT, "bool", "int", "long") and node.inputs:
             return self.named(node.inputs[0][1])
         which = f"output {node.outputs.index(number)}" if len(node.outputs) > 1 else "the output"
         return f"{which} of {shown(node)}"
@@ -219,7 +221,7 @@ class Context:
         seen = {memory(own)}
         count = 0
         # The latest first: a port that takes a wrong tensor most often takes a neighbour of the right one.
-        for other in reversed(self._known):
+        for other in (*self.given, *reversed(self._known)):
             tensor = self.value(other)
             maker = self.graph.made_by.get(other, -1)
             if tensor.shape != own.shape or tensor.dtype != own.dtype or maker >= self.position(node):
@@ -229,7 +231,7 @@ class Context:
             if memory(tensor) not in seen:
                 seen.add(memory(tensor))
                 yield other
-                count += 1
+                count += other not in self.given
             if count == LATEST:
                 return
 

@@ -89,6 +89,23 @@ def other_arithmetic(context: Context, node: Node) -> Iterator[Edit]:
             yield one(Kind.EXCHANGED, node, compute, does, f"compute {own} of them, as torch does", code)
 
 
+def other_sign(context: Context, node: Node) -> Iterator[Edit]:
+    """List numbers that are added for those that torch subtracts, and the reverse."""
+    numbers = [n for n, each in enumerate(node.args) if isinstance(each, int | float) and not isinstance(each, bool)]
+    if node.name not in ("add", "sub") or len(node.args) != 2 or len(numbers) != 1 or not node.args[numbers[0]]:
+        return
+    (position,) = numbers
+
+    def compute(operation: Operation) -> Any:
+        return operation.having(("args", position), -operation.args[position]).run()
+
+    does, did = ("adds", "subtracts") if node.name == "sub" else ("subtracts", "adds")
+    number = f"{node.args[position]:.6g}"
+    code = Code(around=_WRITTEN[node.name].replace("y", source(float(node.args[position])))) if position == 1 else None
+    does = f"{does} {number} in {shown(node)}, where torch {did} it"
+    yield one(Kind.EXCHANGED, node, compute, does, f"{did.removesuffix('s')} {number}, as torch does", code)
+
+
 def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
     """List numbers that follow from sizes, in place of a factor, a divisor or an exponent of torch's."""
     if node.name not in ("mul", "div", "pow") or len(node.args) != 2:
@@ -306,5 +323,6 @@ GENERATORS = (
     pooled,
     other_curves,
     other_arithmetic,
+    other_sign,
     other_numbers,
 )

@@ -36,6 +36,8 @@ class Recorded:
     """The names of those values that are parameters or buffers at the end of the step."""
     names: dict[int, str]
     """The same, with the values from before the step has updated them."""
+    given: dict[int, str]
+    """The names of bare tensors, and of what the batch has."""
     seen: Observation
 
 
@@ -48,7 +50,8 @@ def recorded(rerun: Rerun) -> Recorded:
         {known[id(t)]: name for name, t in tensors_by_name.items() if id(t) in known}
         for known in (tape.numbers, tape.first)
     )
-    return Recorded(tape.graph, tape.ports, names, {**read, **names}, seen)
+    given = {tape.first[identity]: name for identity, name in tape.given.items() if identity in tape.first}
+    return Recorded(tape.graph, tape.ports, names, {**read, **names}, given, seen)
 
 
 Operations = Mapping[tuple[int, str], Compute]

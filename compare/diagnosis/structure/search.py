@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -240,7 +241,7 @@ class StructureSearch:
         for number, value in enumerate(graph.values[: self.here.end]):
             if tuple(value.shape) == self.target.shape and apart(array_of(value), self.target) <= self.found.limit:
                 context = self.here.context
-                names = Context(graph, [end], self.here.ports, context.parameters, names=context.names)
+                names = replace(context, nodes=[end], ports=self.here.ports)
                 own, name = names.named(end.inputs[0][1]), names.named(number)
 
                 def compute(operation: Any, number: int = number) -> Any:

@@ -124,7 +124,15 @@ def opened(
     modules = dict(rerun.model.named_modules())
     earlier = {port: ports[port] for port in before}
     context = Context(
-        graph, [*nodes, graph.nodes[-1]], earlier, step.parameters, modules, theirs, end and end[0], step.names
+        graph,
+        [*nodes, graph.nodes[-1]],
+        earlier,
+        step.parameters,
+        modules,
+        theirs,
+        end and end[0],
+        step.names,
+        step.given,
     )
     return Step(context, ports, last, np.asarray(target, np.float64), EXACT * found.limit)
 
@@ -133,10 +141,12 @@ def _value(found: Found, step: Recorded) -> int | None:
     """Say which value of the graph differs."""
     if found.pairing.ports is not None:
         return step.ports.get(found.pairing.ports[0])
-    loss = step.seen.loss
-    if found.divergence.stage != Stage.LOSS or loss is None:
+    stage, given = found.divergence.stage, step.seen.loss
+    if stage == Stage.SHOWN:
+        given = step.seen.shown.get(found.pairing.torch)
+    if stage not in (Stage.LOSS, Stage.SHOWN) or given is None:
         return None
-    same = [n for n, value in enumerate(step.graph.values) if value.data_ptr() == loss.data_ptr()]
+    same = [n for n, value in enumerate(step.graph.values) if value.data_ptr() == given.data_ptr()]
     return same[-1] if same else None
 
 
