@@ -147,7 +147,21 @@ class Search:
             count = equations(self.ours, self.target, self.limit)
             fit = Fit(distance(self.ours, self.target), apart * self.limit, count, free)
             if self._is_determined(changed) and self.evidence.confirms(changed, fit):
-                yield changed, apart
+                yield self._with_effect(changed), apart
+
+    def _with_effect(self, changed: list[Changed]) -> list[Changed]:
+        """Leave out the expressions whose change does nothing at the place: that they are otherwise is not proved."""
+        for position, (whole, value) in enumerate(changed):
+            for site in dict.fromkeys(each.call.site for each in whole):
+                group = changed[position][0]
+                fewer = [each for each in group if each.call.site != site]
+                if not fewer or len(fewer) == len(group):
+                    continue
+                without = [*changed[:position], (fewer, value), *changed[position + 1 :]]
+                given, other = (self.step.observe(combined(each)) for each in (changed, without))
+                if given is not None and other is not None and distance(given, other) <= self.limit:
+                    changed = without
+        return changed
 
     def _is_determined(self, changed: Sequence[Changed]) -> bool:
         """Tell whether fitted numbers show in the result: one that is rounded to an integer later is one of many."""
