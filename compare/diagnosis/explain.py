@@ -4,9 +4,9 @@ A change that removes it is a hypothesis. It is a cause only if it holds at othe
 `compare.diagnosis.held_out`.
 """
 
+import functools
 import itertools
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,13 @@ from compare.diagnosis.changes import either
 from compare.diagnosis.experiment import rerun_at, window_of
 from compare.diagnosis.held_out import STEPS, HeldOut
 from compare.diagnosis.place import Place
-from compare.diagnosis.rewriting import Repeatable
+from compare.diagnosis.rewriting import Repeatable, Rerun
 from compare.diagnosis.search import Search
 from compare.diagnosis.searched import Searched
-from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import Kind as Structure
+from compare.diagnosis.structure.hidden_losses import in_hidden_losses
 from compare.diagnosis.structure.search import Gradients, StructureSearch, Surroundings
-from compare.diagnosis.structure.stops import stopped
+from compare.diagnosis.structure.stops import CONFIRMATIONS, Stopped, stopped
 from compare.step.draws import Draw
 from compare.step.observation import Port
 from compare.step.stage import Stage
@@ -71,13 +71,15 @@ def explain(
         known = explain(wider, run, batch, draws, place, again, surroundings, beside_tables=True)
         return known.cause
 
-    def stops(gradients: Gradients, budget: Budget) -> Cause | None:
+    gradients_elsewhere: list[tuple[Rerun, np.ndarray]] = []
+
+    def of_gradients(search_in: Callable[..., Stopped], gradients: Gradients, *known_there: Any) -> Cause | None:
         nonlocal known
-        every = (
-            (rerun_at(gradients.found, each.run, each.batch, each.draws), each.target) for each in gradients.held_out
-        )
-        found_stops = stopped(gradients.found, rerun, every, budget)
-        known = Searched(found_stops.cause, edited=found_stops.edited)
+        for each in itertools.islice(gradients.held_out, CONFIRMATIONS - len(gradients_elsewhere)):
+            elsewhere = rerun_at(gradients.found, each.run, each.batch, each.draws), each.target
+            gradients_elsewhere.append(elsewhere)
+        stops = search_in(gradients.found, rerun, gradients_elsewhere, *known_there)
+        known = Searched(stops.cause, edited=stops.edited)
         return known.cause
 
     searches = [search.exact] if beside_tables else [search.exact, search.settings, search.constants, search.two]
@@ -96,7 +98,9 @@ def explain(
         if beside_tables:
             searches = [search.exact, structure.norms, structure.one]
     if not beside_tables and surroundings is not None and surroundings.gradients is not None:
-        searches.insert(1, partial(stops, surroundings.gradients, surroundings.budget))
+        gradients, budget = surroundings.gradients, surroundings.budget
+        hidden = functools.partial(of_gradients, in_hidden_losses, gradients, budget, surroundings.given)
+        searches[1:1] = [functools.partial(of_gradients, stopped, gradients, budget), hidden]
     if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
         if known.cause:
             return known

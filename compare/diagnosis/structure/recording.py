@@ -38,6 +38,8 @@ class Recorded:
     """The same, with the values from before the step has updated them."""
     given: dict[int, str]
     """The names of bare tensors, and of what the batch has."""
+    roots: list[int]
+    """What the step differentiates, in order."""
     seen: Observation
 
 
@@ -51,7 +53,7 @@ def recorded(rerun: Rerun) -> Recorded:
         for known in (tape.numbers, tape.first)
     )
     given = {tape.first[identity]: name for identity, name in tape.given.items() if identity in tape.first}
-    return Recorded(tape.graph, tape.ports, names, {**read, **names}, given, seen)
+    return Recorded(tape.graph, tape.ports, names, {**read, **names}, given, tape.roots, seen)
 
 
 Operations = Mapping[tuple[int, str], Compute]
@@ -72,6 +74,7 @@ class Tape(Record):
         self.live: list[torch.Tensor] = []
         """The tensors themselves, by value: kept, so that no other one gets their identity."""
         self.ports: dict[Port, int] = {}
+        self.roots: list[int] = []
         self.open = True
         self.inside: list[str] = []
         self.within: set[str] = set()
@@ -292,6 +295,7 @@ def _mode() -> Any:
             # What autograd calls in the backward pass belongs to no line of the user's.
             if name == "backward" and tape.open:
                 tape.open = False
+                tape.roots += [tape.number(root) for root in tensors(args[0])]
                 try:
                     return func(*args, **kwargs)
                 finally:

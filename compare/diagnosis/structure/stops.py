@@ -7,7 +7,7 @@ it, so it is proved by all gradients of the step at once, and not by the one at 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,28 +45,27 @@ class Stopped(NamedTuple):
     """The operations of torch's step that they change."""
 
 
-def stopped(found: Found, rerun: Rerun, held_out: Iterable[tuple[Rerun, np.ndarray]], budget: Budget) -> Stopped:
+def stopped(found: Found, rerun: Rerun, elsewhere: Sequence[tuple[Rerun, np.ndarray]], budget: Budget) -> Stopped:
     """Find the stops with which torch's gradients are all those of the JAX side.
 
     Args:
         found: What differs: its pairing reads all gradients as one vector.
         rerun: The torch side's step.
-        held_out: Other steps of torch, and the JAX side's gradients there.
+        elsewhere: Other steps of torch, and the JAX side's gradients there.
         budget: What the search may cost.
 
     """
     assert found.target is not None
-    elsewhere = list(itertools.islice(held_out, CONFIRMATIONS))
     budget.start()
     try:
         context = _opened(rerun)
         for edits in _listed(context) if context else ():
             if context is None or not budget.left():
                 break
-            apart = _leaves(found, rerun, edits, context, found.target)
+            apart = leaves(found, rerun, edits, context, found.target)
             # Weights that are moved have rounding of their own: its margin is counted once more.
             if apart <= MARGIN * found.limit and all(
-                _leaves(found, other, edits, context, theirs) <= MARGIN**2 * found.limit for other, theirs in elsewhere
+                leaves(found, other, edits, context, theirs) <= MARGIN**2 * found.limit for other, theirs in elsewhere
             ):
                 return Stopped(told([edits], apart), operations(changes(edits), context.graph))
     finally:
@@ -107,7 +106,7 @@ def _apart(one: Edit, other: Edit) -> bool:
     return {number for number, _ in one.at}.isdisjoint(number for number, _ in other.at)
 
 
-def _leaves(found: Found, rerun: Rerun, edits: Sequence[Edit], context: Context, theirs: np.ndarray) -> float:
+def leaves(found: Found, rerun: Rerun, edits: Sequence[Edit], context: Context, theirs: np.ndarray) -> float:
     """Return how far torch's gradients are from the JAX side's with edits, all taken together."""
     try:
         ours = found.pairing.torch_array(edited(rerun, changes(edits), context.graph))
