@@ -132,6 +132,27 @@ HIDES = -1e3
 """What is added to a score hides it if it is no larger than this."""
 
 
+_BOUNDS = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt"}
+"""Comparisons, and those that differ from them where both sides are equal alone."""
+
+
+def other_bounds(context: Context, node: Node) -> Iterator[Edit]:
+    """List comparisons that count the bound in, or leave it out: `t <= length` for `t < length`."""
+    import torch
+
+    if node.name not in _BOUNDS or len(node.args) != 2:
+        return
+    other = _BOUNDS[node.name]
+    ours, theirs = ("true", "false") if "e" in node.name else ("false", "true")
+
+    def compute(operation: Operation) -> Any:
+        return getattr(torch, other)(*operation.args)
+
+    does = f"takes equal numbers as {theirs} in {shown(node)}, torch as {ours}"
+    signs = "<= and >=, not < and >" if ours == "true" else "< and >, not <= and >="
+    yield one(Kind.MASK, node, compute, does, f"compare as torch does: {signs}")
+
+
 def diagonals(context: Context, node: Node) -> Iterator[Edit]:
     """List other diagonals where a triangle is cut out."""
     if node.name not in ("tril", "triu"):
@@ -203,4 +224,4 @@ def put_in(context: Context, node: Node) -> Iterator[Edit]:
     yield one(Kind.MASK, node, causal, does, "attend to all positions: leave out the causal mask")
 
 
-GENERATORS = (other_masks, added_masks, diagonals, where_exchanged, put_in)
+GENERATORS = (other_masks, added_masks, other_bounds, diagonals, where_exchanged, put_in)
