@@ -182,7 +182,8 @@ class Tape(Record):
         # that the graph does not depend on strides.
         outputs = tuple(self.number(tensor, number) for tensor in made)
         random = name in _RANDOM or (name == "dropout" and "dropout" in self.within)
-        self.graph.nodes[-1] = replace(node, outputs=outputs, frozen=random, stopped=not torch.is_grad_enabled())
+        kept = random or function is torch.autograd.grad  # no values alone can be differentiated again
+        self.graph.nodes[-1] = replace(node, outputs=outputs, frozen=kept, stopped=not torch.is_grad_enabled())
         return given
 
 
