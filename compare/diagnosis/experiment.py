@@ -35,8 +35,11 @@ class Experiment:
     def calls(self) -> list[Call]:
         """List the calls that may be changed: of a buffer, those of the module that has it."""
         calls = self.rerun.calls()
-        if self.found.outside:  # what the modules before it give is right
-            return [dataclasses.replace(call, name="") if call.module else call for call in calls]
+        if self.found.outside:  # what the modules before it give is right, but for those that it is in
+            ports = self.found.pairing.ports
+            path = f"{ports[0].path}." if ports else ""
+            within = ["", *(call.module for call in calls if path.startswith(f"{call.module}."))]
+            return [call if call.module in within else dataclasses.replace(call, name="") for call in calls]
         if self.found.divergence.stage == Stage.BUFFERS:
             path = self.found.pairing.torch.rpartition(".")[0]
             # A running mean is written by its own norm alone. The other calls keep their numbers, and without a
