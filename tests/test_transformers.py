@@ -23,7 +23,6 @@ DIFFERENT = {"dinov2": "update", "marian": "gradient", "mistral": "forward", "wh
 TABLES = ("gemma", "gptj", "llama", "marian", "mistral", "pegasus", "roformer", "xglm")
 """Their tables of positions are rounded to float32 when they are made, on one side or differently on the two."""
 
-
 QUICK = {"bert"}
 """The pairs that CI runs."""
 
@@ -43,3 +42,10 @@ def test_difference(name: str, parity: Parity) -> None:
     assert divergence is not None
     assert (divergence.step, divergence.stage) == (0, DIFFERENT[name])
     parity(*pair(name, corrected=True), steps=3, strict=True)
+
+
+@pytest.mark.parametrize("name", models(TABLES))
+def test_tables(name: str, parity: Parity) -> None:
+    report = parity(*pair(name, corrected=name in DIFFERENT), steps=3)
+    assert report.verdict == "precision"
+    assert report.notes[0].name == "numbers rounded to float32"

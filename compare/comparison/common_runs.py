@@ -125,7 +125,7 @@ class CommonRuns:
     def weigh_tables(self, followed: Followed, jax: Any) -> Tables:
         """Measure what the float32 rounding of each side's tables does; `jax` is compiled already."""
         first = self.pair.torch_run("float64")
-        ours = rounded_arrays(dict(first.model.named_buffers()), {link.torch for link in self.pair.links})
+        ours = rounded_arrays(first.constant(), {link.torch for link in self.pair.links})
         theirs, constants = self.jax_tables(jax)
 
         def torch_moved(draw: int) -> Any:

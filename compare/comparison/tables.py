@@ -23,19 +23,20 @@ class Tables(NamedTuple):
 
 
 def rounded_arrays(buffers: Mapping[str, Any], linked: Container[str]) -> dict[str, str]:
-    """Describe those buffers, by name, that were rounded to float32 and have no partner: their numbers are not shared.
+    """Describe those arrays, by name, that were rounded to float32 and have no partner: their numbers are not shared.
 
     Args:
-        buffers: What a side keeps beside its parameters.
+        buffers: What a side keeps beside the parameters that it trains.
         linked: What the map gives a partner: both sides start from the same numbers there.
 
     """
-    arrays = {name: to_numpy(buffer) for name, buffer in buffers.items() if name not in linked}
-    return {
-        name: f"the buffer {name} of shape {array.shape}"
-        for name, array in arrays.items()
-        if array.dtype.kind in "fc" and movement(array, 1).any()
-    }
+    found = {}
+    for name, buffer in buffers.items():
+        array = to_numpy(buffer)
+        if name not in linked and array.dtype.kind in "fc" and movement(array, 1).any():
+            what = "frozen parameter" if type(buffer).__name__ == "Parameter" else "buffer"
+            found[name] = f"the {what} {name} of shape {array.shape}"
+    return found
 
 
 def rounded_tables(tables: Tables, place: str, step: int, quantity: Quantity, side: str) -> Cause:

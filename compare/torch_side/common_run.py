@@ -87,13 +87,21 @@ class CommonRun(abc.ABC):
                 weight.mul_(1 + ULPS * torch.finfo(weight.dtype).eps * noise)
 
     def move_tables(self, draw: int, names: Collection[str]) -> None:
-        """Move some of the model's buffers, and all of the loss's, by the float32 rounding that is in them.
+        """Move some of what the model keeps constant, and all of the loss's buffers, by their float32 rounding.
 
         Other tensors that the program holds in float32 are moved where they are used, by the `ControlledRun`.
         """
+        import torch
+
         self.tables = draw
-        ours = [buffer for name, buffer in self.model.named_buffers() if name in names]
-        self.move([*ours, *self.loss_buffers().values()], draw)
+        ours = [tensor for name, tensor in self.constant().items() if name in names]
+        with torch.no_grad():
+            self.move([*ours, *self.loss_buffers().values()], draw)
+
+    def constant(self) -> "dict[str, torch.Tensor]":
+        """Return the model's buffers and its frozen parameters, by name."""
+        frozen = {name: each for name, each in self.model.named_parameters() if not each.requires_grad}
+        return {**frozen, **dict(self.model.named_buffers())}
 
     def loss_buffers(self) -> "dict[str, torch.Tensor]":
         """Return the buffers of the loss that are not the model's: none in a program."""

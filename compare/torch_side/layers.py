@@ -36,6 +36,7 @@ def torch_layers(model: "torch.nn.Module", flattened: Mapping[str, tuple[int, ..
                 **_flattening(module, path, flattened or {}),
                 "tied": {name: first[id(tensor)] for name, tensor in tensors.items() if id(tensor) in several},
                 "buffers": [name for name, _ in buffers],
+                "frozen": [name for name, parameter in parameters if not parameter.requires_grad],
                 "integers": [name for name, tensor in tensors.items() if not tensor.is_floating_point()],
             }
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

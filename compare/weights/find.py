@@ -24,7 +24,7 @@ from compare.weights.reparametrized import gathered
 from compare.weights.roots import partners
 from compare.weights.stacks import find_stacks, unstacked
 from compare.weights.units import Slot, Unit
-from compare.weights.unmatched import explain, left_alone
+from compare.weights.unmatched import Alone, explain, left_alone
 
 
 def find_links(
@@ -78,9 +78,11 @@ def find_links(
     links += _ties(torch, links)
     links += _left_out_integers(torch, jax, said.apart)
     alone = left_alone(found, {link.torch for link in links})
-    if alone.required or found.ambiguous or undecided:
+    tables = _tables(alone)
+    if (alone.required and not tables) or found.ambiguous or undecided:
         stateless = any(layer.settings.get("stateless") for layer in jax)
         raise UnmatchedError(explain(alone, found.ambiguous, undecided, stateless=stateless), tuple(links))
+    apart |= dict.fromkeys(tables, "a frozen parameter that the other side does not have")
     apart |= {slot.name: "an integer that the other side does not have" for _, slot in alone.counters}
     first = {name: at for at, name in enumerate(name for layer in torch for name in layer.tensors)}
     # In the order of definition, whatever order the search found them in, so that reports and maps read
@@ -90,8 +92,18 @@ def find_links(
     # `weights=` may leave out a buffer of JAX's: if it matters, a difference shows elsewhere. A buffer of torch's
     # without a partner must stay constant: if it changed, torch would compute something that JAX does not.
     buffers = {name for layer in torch for name in layer.settings.get("buffers", ())} - _integers(torch).keys()
-    constants += [("torch", name) for name in sorted(said.apart & buffers)]
+    constants += [("torch", name) for name in sorted({*(said.apart & buffers), *tables})]
     return WeightMap(tuple(links), apart, tuple(notes), tuple(constants))
+
+
+def _tables(alone: Alone) -> list[str]:
+    """List what torch has without a partner if all of it is frozen, such as sinusoids that JAX computes; else nothing.
+
+    A layer that the JAX side lacks shows in what the two compute.
+    """
+    found = [(slot.name, unit) for unit in alone.torch for slots in unit.slots.values() for slot in slots]
+    frozen = all(name in unit.settings.get("frozen", ()) for name, unit in found)
+    return [name for name, _ in found] if frozen and not (alone.jax or alone.beside) else []
 
 
 def _reason(leaf: str, slot: Slot, unit: Unit) -> str:

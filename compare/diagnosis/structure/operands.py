@@ -127,6 +127,31 @@ def exchanged_between(context: Context, node: Node) -> Iterator[Edit]:
         yield Edit(Kind.OPERAND, ((first.number, given), (second.number, taken)), does, fix)
 
 
+def parameters_exchanged(context: Context, node: Node) -> Iterator[Edit]:
+    """List two parameters of one shape of which each may be in the place of the other, such as two bias vectors."""
+    if node.name != END:
+        return
+    used: dict[int, list[tuple[Node, Path]]] = {}
+    for user in context.nodes:
+        for path, number in user.inputs:
+            if (number in context.parameters or number in context.names) and not user.frozen:
+                used.setdefault(number, []).append((user, path))
+    for one_, other in itertools.combinations(used, 2):
+        if context.value(one_).shape != context.value(other).shape:
+            continue
+        others = {one_: other, other: one_}
+
+        def compute(operation: Operation, others: dict[int, int] = others) -> Any:
+            for path, number in operation.node.inputs:
+                if number in others:
+                    operation = operation.having(path, operation.value(others[number]))
+            return operation.run()
+
+        at = {user.number: compute for number in others for user, _ in used[number]}
+        names = " and ".join(context.both_named(one_, other))
+        yield Edit(Kind.OPERAND, tuple(at.items()), f"exchanges {names}", f"exchange {names} in the map or the port")
+
+
 PARTS = 2
 """Products of a sum between which factors are exchanged."""
 
@@ -176,4 +201,12 @@ def delayed(context: Context, node: Node) -> Iterator[Edit]:
                 yield one(Kind.OPERAND, node, compute, does, f"take {own}, and not {what[:-1]}")
 
 
-GENERATORS = (other_operands, swapped_operands, exchanged_between, other_at_every_use, joined, delayed)
+GENERATORS = (
+    other_operands,
+    swapped_operands,
+    exchanged_between,
+    parameters_exchanged,
+    other_at_every_use,
+    joined,
+    delayed,
+)

@@ -27,13 +27,12 @@ def plainer(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
 
 _DIRECT = {Kind.LEFT_OUT, Kind.EXCHANGED}
 _INDIRECT = {Kind.OPERAND, Kind.MOVED}
-_AS_ZERO = {*_INDIRECT, Kind.ADDED, Kind.TWICE}
 
 
 def worth_telling(fitting: Sequence[list[Edit]]) -> list[list[Edit]]:
-    """Drop what gives zero in an odd way, where a term that is left out does: x - x, for one."""
-    missing = any(all(edit.kind == Kind.LEFT_OUT for edit in edits) for edits in fitting)
-    return [edits for edits in fitting if not missing or all(edit.kind not in _AS_ZERO for edit in edits)]
+    """Drop what only comes to the same as an operation that is left out, such as x - x."""
+    missing = [edits for edits in fitting if all(edit.kind == Kind.LEFT_OUT for edit in edits)]
+    return missing or list(fitting)
 
 
 def _clauses(edits: Sequence[Edit]) -> str:
