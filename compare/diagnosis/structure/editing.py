@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def edited(rerun: Rerun, edits: Mapping[int, Compute], graph: Graph) -> Observation:
     """Run the step with operations edited, by their numbers in its graph; NotApplicable where one cannot be."""
     tape = Tape(rerun.overwritten, operations(edits, graph))
-    return rerun.step(tape, tape.recording())
+    return rerun.step(tape, tape.recording(rerun.model))
 
 
 def operations(edits: Mapping[int, Compute], graph: Graph) -> Operations:
@@ -40,7 +40,7 @@ def editing(model: "torch.nn.Module", overwritten: frozenset[Port], edits: Opera
     tape = Tape(overwritten, edits)
     _EDITED.append((model, tape))
     try:
-        with tape.of(model), tape.recording():
+        with tape.of(model), tape.recording(model):
             yield
     finally:
         _EDITED.pop()

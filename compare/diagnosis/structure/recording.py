@@ -46,7 +46,7 @@ class Recorded:
 def recorded(rerun: Rerun) -> Recorded:
     """Run the step once, and record it."""
     tape = Tape(rerun.overwritten, {})
-    seen = rerun.step(tape, tape.recording())
+    seen = rerun.step(tape, tape.recording(rerun.model))
     tensors_by_name = dict(rerun.model.named_parameters()) | dict(rerun.model.named_buffers())
     names, read = (
         {known[id(t)]: name for name, t in tensors_by_name.items() if id(t) in known}
@@ -80,8 +80,8 @@ class Tape(Record):
         self.within: set[str] = set()
 
     @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record while this lasts."""
+    def recording(self, model: "torch.nn.Module") -> Iterator[None]:
+        """Record while this lasts; the tensors of the model are there from the start, whenever they are read."""
         from torch.optim.optimizer import register_optimizer_step_pre_hook
 
         def updated(optimizer: Any, *_: Any) -> None:
@@ -89,6 +89,8 @@ class Tape(Record):
             self.overwritten_by(parameter for group in optimizer.param_groups for parameter in group["params"])
             self.open = was_open
 
+        for tensor in (*model.parameters(), *model.buffers()):
+            self.number(tensor)
         handle = register_optimizer_step_pre_hook(updated)
         try:
             with _mode()(self):
