@@ -88,3 +88,47 @@ def test_another_output_of_a_model_hides_no_fault_of_the_loss() -> None:
     assert report.divergence is not None
     assert report.divergence.stage in ("shown", "loss"), str(report)
     assert not report.others, str(report)
+
+
+class Causal(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = torch.nn.Conv1d(3, 4, 3, padding=2), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = x.shape[-1]
+        return self.out(torch.tanh(self.conv(x)[..., :length]).mT)
+
+
+class CausalPort(nnx.Module):
+    def __init__(self, *, bounded: bool) -> None:
+        self.conv = nnx.Conv(3, 4, (3,), padding="CAUSAL", rngs=nnx.Rngs(0))
+        self.out, self.bounded = nnx.Linear(4, 2, rngs=nnx.Rngs(1)), bounded
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv(x)
+        return self.out(jnp.tanh(x) if self.bounded else x)
+
+
+def test_what_torch_cuts_off_is_no_finding_beside_another_fault() -> None:
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(2, 3, length)), rng.normal(size=(2, length, 2))) for length in (6, 5, 6)]
+    torch.manual_seed(0)
+    for bounded in (True, False):
+        report = compare.check(
+            compare.Torch(Causal(), torch.nn.functional.mse_loss, lambda weights: torch.optim.SGD(weights, 0.1)),
+            compare.Flax(
+                CausalPort(bounded=bounded),
+                lambda output, target: jnp.square(output - target).mean(),
+                optax.sgd(0.1),
+                batch=lambda x, y: (x.swapaxes(1, 2), y),
+            ),
+            batches,
+        )
+        if bounded:
+            assert report.verdict == "match", str(report)
+            continue
+        assert report.divergence is not None
+        assert report.divergence.cause is not None, str(report)
+        assert "torch tanh" in report.divergence.cause.explanation
+        assert not report.others, str(report)

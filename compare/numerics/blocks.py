@@ -25,7 +25,8 @@ def block(whole: np.ndarray, part: np.ndarray) -> tuple[slice, ...] | None:
     if min(spare) < 0 or math.prod(each + 1 for each in spare) > OFFSETS:
         return None
     for starts in itertools.product(*(range(each + 1) for each in spare)):
-        found = tuple(slice(start, start + size) for start, size in zip(starts, part.shape, strict=True))
+        # What is cut off is counted from both ends, so that it is the same of a longer array.
+        found = tuple(slice(start, (start - rest) or None) for start, rest in zip(starts, spare, strict=True))
         if distance(part, whole[found]) <= NEARLY:
             return found
     return None
