@@ -140,6 +140,9 @@ def _splits(whole: tuple[int, ...], parts: tuple[int, ...]) -> bool:
 NEAR = 1e-2
 """Two arrays nearer than this have the same layout: another order of axes does not come as near by accident."""
 
+CLEARLY = 1e-3
+"""How much nearer than the usual order another one must bring arrays that are near each other in both."""
+
 NEARER = 0.5
 """What another order of axes must leave of the distance: the nearest of several wrong ones is so by accident."""
 
@@ -181,14 +184,18 @@ class ActivationLayouts:
             apart = [distance(layout.to_torch(jax), torch) for layout in fitting]
             nearest = int(np.argmin(apart))
             if apart[nearest] < NEAR:
-                self._certain[torch.ndim, fitting[nearest].name] += 1
-                return fitting[nearest]
+                # Numbers that hardly change along two axes are near each other in either order of these.
+                near = [number for number, each in enumerate(apart) if each < NEAR]
+                usual = max(near, key=lambda number: self._certain[torch.ndim, fitting[number].name])
+                chosen = nearest if apart[nearest] < CLEARLY * apart[usual] else usual
+                self._certain[torch.ndim, fitting[chosen].name] += 1
+                return fitting[chosen]
             # A bug before this place has changed the values, so that no layout brings the two near each other.
             if in_port_order:
                 return in_port_order
-            usual = [self._certain[torch.ndim, layout.name] for layout in fitting]
-            if max(usual) > 0:
-                return fitting[int(np.argmax(usual))]
+            counts = [self._certain[torch.ndim, layout.name] for layout in fitting]
+            if max(counts) > 0:
+                return fitting[int(np.argmax(counts))]
             # As they are, if no other order brings them much nearer.
             return fitting[nearest if apart[nearest] < NEARER * apart[0] else 0]
         if fitting:
