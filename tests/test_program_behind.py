@@ -126,6 +126,7 @@ def test_the_right_port_matches() -> None:
             ({"alone": True}, "operation left out", "leaves out the sum"),
             ({"half": 1.0}, "operation left out", "mul by 0.5"),
         ],
+        0,
     ),
     ids=["momentum", "variance", "smoothing", "dropout", "residual", "term"],
 )

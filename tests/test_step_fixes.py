@@ -91,7 +91,7 @@ def checked(parts: dict[str, str], **given: Any) -> compare.Report:
             ("average", AVERAGED.replace("0.1", "jnp.where(count == 2, 0.3, 0.1)"), "average's decay", {}),
             ("average", "new", "copied at other steps", {"every": 2}),
         ],
-        7,
+        4,
     ),
 )
 def test_the_fix_makes_the_port_match(part: str, wrong: str, cause: str, given: dict[str, Any]) -> None:
