@@ -55,6 +55,9 @@ BY_HAND: dict[str, ByHand] = {
             ),
         ),
     ),
+    "temperature: not exponentiated": ByHand(
+        "apply exp to log_alpha", (("scale = log_alpha\n", "scale = jnp.exp(log_alpha)\n"),)
+    ),
     "accumulation: each clipped": ByHand(
         SUMMED_ONCE,
         (

@@ -60,7 +60,7 @@ FAULTS = (
     Fault(averages.warm_up, "no mask", "update", "model", "groups"),
     Fault(averages.warm_up, "two updates", "update", "model"),  # the schedule goes on twice as fast as well
     Fault(averages.temperature, "target entropy", "gradient", "log_alpha", "constant"),
-    Fault(averages.temperature, "not exponentiated", "gradient", "log_alpha"),
+    Fault(averages.temperature, "not exponentiated", "gradient", "log_alpha", "operation left out"),
     Fault(averages.temperature, "never updated", "shown", "alpha", "update left out"),
     Fault(adversarial.gan, "momentum", "update", "discriminator", "moment"),
     Fault(adversarial.gan, "smoothed", "loss", ""),
