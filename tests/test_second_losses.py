@@ -32,7 +32,8 @@ def original(*, shown: bool) -> Any:
         of_critic.zero_grad()
         error.backward()
         of_critic.step()
-        return {"loss": loss, "error": error} if shown else {"loss": loss}
+        # Numbers, as training loops give them to a log.
+        return {"loss": loss.item(), "error": error.item()} if shown else {"loss": loss}
 
     return {"actor": actor, "critic": critic, "of_actor": of_actor, "of_critic": of_critic}, step
 

@@ -74,9 +74,10 @@ def in_hidden_losses(
 
 def _hidden(step: Recorded, given: Collection[Port]) -> Iterator[Context]:
     """Give what each loss that is not shown is computed of, from what the JAX side has as torch does."""
-    shown = [each.data_ptr() for each in (step.seen.loss, *step.seen.shown.values()) if each is not None]
+    every = (step.seen.loss, *step.seen.shown.values())
+    shown = [float(each) for each in every if each is not None and each.numel() == 1]
     cut = {number for port, number in step.ports.items() if port in given}
     for root in dict.fromkeys(step.roots):
-        nodes = step.graph.cone(root, cut)
-        if step.graph.values[root].data_ptr() not in shown and nodes:
+        nodes, loss = step.graph.cone(root, cut), step.graph.values[root]
+        if loss.numel() == 1 and float(loss) not in shown and nodes:
             yield Context(step.graph, nodes, step.ports, step.parameters, names=step.names, given=step.given)

@@ -146,8 +146,12 @@ def _value(found: Found, step: Recorded) -> int | None:
         given = step.seen.shown.get(found.pairing.torch)
     if stage not in (Stage.LOSS, Stage.SHOWN) or given is None:
         return None
-    same = [n for n, value in enumerate(step.graph.values) if value.data_ptr() == given.data_ptr()]
-    return same[-1] if same else None
+    graph = step.graph
+    same = [n for n, value in enumerate(graph.values) if value.data_ptr() == given.data_ptr()]
+    if not same and given.numel() == 1:  # a number, as loss.item() gives
+        computed = [n for n in graph.made_by if graph.values[n].numel() == 1 and graph.values[n].is_floating_point()]
+        same = [n for n in computed if graph.values[n].item() == given.item()]
+    return max(same, default=None)
 
 
 def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
