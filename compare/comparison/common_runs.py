@@ -7,7 +7,6 @@ from typing import Any
 
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
-from compare.comparison.readings import cut_to_size
 from compare.comparison.steps import JaxSteps, Stepper
 from compare.comparison.tables import Tables, rounded_arrays
 from compare.step.observation import Observation
@@ -89,9 +88,9 @@ class CommonRuns:
         return jax
 
     def align(self, torch: Observation, jax: Observation) -> Alignment:
-        """Pair everything that a step of both sides shows; where one cuts off what the other lacks, the rest."""
+        """Pair everything that a step of both sides shows."""
         found: Alignment = self.pair.align(torch, jax, self._settings)
-        return found._replace(pairings=[cut_to_size(pairing, torch, jax) for pairing in found.pairings])
+        return found
 
     def read(self, followed: Followed) -> Followed:
         """Leave out what differs and is made up for, once rounding was weighed."""

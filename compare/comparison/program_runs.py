@@ -7,7 +7,7 @@ from compare.alignment.pairings import Alignment
 from compare.comparison.common_runs import CommonRuns
 from compare.comparison.later_steps import LaterSteps
 from compare.comparison.program_pair import ProgramPair
-from compare.comparison.readings import Gradients, without_undone
+from compare.comparison.readings import Gradients, cut_to_size, without_undone
 from compare.comparison.steps import JaxSteps
 from compare.jax_side.program_run import JaxProgramRun
 from compare.step.observation import Observation
@@ -50,7 +50,7 @@ class ProgramRuns(CommonRuns):
         half = int(bool(torch.parameters))
         found = super().align(self.later.added("torch", half, torch), self.later.added("jax", half, jax))
         self.called_otherwise |= {each.module: each for each in called_otherwise(self.pair.links, torch, jax)}
-        pairings = [self.later.from_zero(pairing) for pairing in found.pairings]
+        pairings = [self.later.from_zero(cut_to_size(pairing, torch, jax)) for pairing in found.pairings]
         return found._replace(pairings=self.gradients.both(pairings))
 
     def read(self, followed: Followed) -> Followed:
