@@ -9,6 +9,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from programs.common import trained
 from programs.perturbed import memory
 
 import compare
@@ -93,3 +94,32 @@ def test_an_integer_of_the_state_may_be_left_out() -> None:
         for weights in (None, {"pointer": None})
     ]
     assert [(each.step, each.torch) for each in found if each] == [(0, "pointer"), (1, "ring")]
+
+
+def test_a_frozen_network_that_the_step_updates_needs_a_partner() -> None:
+    """It is no table, as it would be in a model: without a partner, nobody would see what the step makes of it."""
+
+    def original() -> Any:
+        net, target = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2).requires_grad_(False)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+        def step(state: Any, batch: Any) -> Any:
+            del state
+            loss = ((net(batch["x"]) - batch["y"]) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            torch._foreach_lerp_([*target.parameters()], [*net.parameters()], 0.1)
+            return {"loss": loss}
+
+        return {"net": net, "target": target, "optimizer": optimizer}, step
+
+    def port() -> Any:
+        def loss_of(model: Any, batch: Any) -> jax.Array:
+            return ((model["net"](batch["x"]) - batch["y"]) ** 2).mean()
+
+        return trained(nnx.Dict(net=nnx.Linear(3, 2, rngs=nnx.Rngs(0))), optax.sgd(0.1), loss_of)
+
+    batches = [{"x": np.ones((4, 3), np.float32), "y": np.ones((4, 2), np.float32)}]
+    with pytest.raises(compare.InputError, match=r"no partner, in torch[\s\S]*target\.weight"):
+        compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches, steps=2)

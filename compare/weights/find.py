@@ -78,7 +78,8 @@ def find_links(
     links += _ties(torch, links)
     links += _left_out_integers(torch, jax, said.apart)
     alone = left_alone(found, {link.torch for link in links})
-    tables = _tables(alone)
+    # A step of a program may update what is frozen, such as a target network: it needs a partner there.
+    tables = _tables(alone) if roots is None else []
     if (alone.required and not tables) or found.ambiguous or undecided:
         stateless = any(layer.settings.get("stateless") for layer in jax)
         raise UnmatchedError(explain(alone, found.ambiguous, undecided, stateless=stateless), tuple(links))

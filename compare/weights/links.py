@@ -87,7 +87,11 @@ class WeightMap(Sequence[Link]):
             (part(link.torch, link.torch_view), part(link.jax, link.jax_view)) for link in self.links if link.compared
         ]
         left = [f"not compared: {name}: {reason}" for name, reason in self.apart.items()]
-        left += [f"not compared: {name}: a buffer that only the {side} side has" for side, name in self.constants]
+        left += [
+            f"not compared: {name}: a buffer that only the {side} side has"
+            for side, name in self.constants
+            if name not in self.apart
+        ]
         return "\n".join([columns([("torch", "jax"), *rows]), *left, *self.notes])
 
 

@@ -86,7 +86,7 @@ def _opened(rerun: Rerun) -> Context | None:
         step = recorded(rerun)
     except FAILURES:
         return None
-    return Context(step.graph, step.graph.nodes, step.ports, {**step.given, **step.names})
+    return Context(step.graph, step.graph.nodes, step.ports, step.names, given=step.given)
 
 
 def _listed(context: Context) -> Iterator[list[Edit]]:
