@@ -50,6 +50,12 @@ CASES = {
         lambda each, mask: (each * mask).sum() / mask.sum(),
         "takes the mean over what",
     ),
+    "kept for all, of all but the last": Case(
+        lambda scores, labels, mask: (torch_each(scores, labels)[:, 1:] * mask[:, :-1]).mean(),
+        lambda each, mask: (each[:, 1:] * mask[:, :-1]).mean(),
+        lambda each, mask: (each[:, 1:] * mask[:, :-1]).sum() / mask[:, :-1].sum(),
+        "takes the mean over what",
+    ),
     "all for selected": Case(
         lambda scores, labels, mask: functional.cross_entropy(scores[mask.bool()], labels[mask.bool()]),
         lambda each, mask: (each * mask).sum() / mask.sum(),

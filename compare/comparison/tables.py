@@ -22,21 +22,21 @@ class Tables(NamedTuple):
     jax: list[str]
 
 
-def rounded_arrays(buffers: Mapping[str, Any], linked: Container[str]) -> dict[str, str]:
+def rounded_arrays(kept: Mapping[str, Any], linked: Container[str]) -> dict[str, str]:
     """Describe those arrays, by name, that were rounded to float32 and have no partner: their numbers are not shared.
 
     Args:
-        buffers: What a side keeps beside the parameters that it trains.
+        kept: What a side keeps beside the parameters that it trains.
         linked: What the map gives a partner: both sides start from the same numbers there.
 
     """
-    found = {}
-    for name, buffer in buffers.items():
-        array = to_numpy(buffer)
-        if name not in linked and array.dtype.kind in "fc" and movement(array, 1).any():
-            what = "frozen parameter" if type(buffer).__name__ == "Parameter" else "buffer"
-            found[name] = f"the {what} {name} of shape {array.shape}"
-    return found
+    arrays = {name: to_numpy(each) for name, each in kept.items() if name not in linked}
+    return {
+        name: f"the {'frozen parameter' if type(kept[name]).__name__ == 'Parameter' else 'buffer'} {name} "
+        f"of shape {array.shape}"
+        for name, array in arrays.items()
+        if array.dtype.kind in "fc" and movement(array, 1).any()
+    }
 
 
 def rounded_tables(tables: Tables, place: str, step: int, quantity: Quantity, side: str) -> Cause:

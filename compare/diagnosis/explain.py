@@ -15,13 +15,14 @@ from compare.diagnosis.changes import either
 from compare.diagnosis.experiment import rerun_at, window_of
 from compare.diagnosis.held_out import STEPS, HeldOut
 from compare.diagnosis.place import Place
-from compare.diagnosis.rewriting import Repeatable, Rerun
+from compare.diagnosis.rewriting import Repeatable
 from compare.diagnosis.search import Search
 from compare.diagnosis.searched import Searched
+from compare.diagnosis.structure.by_gradients import CONFIRMATIONS, Elsewhere, Proved
 from compare.diagnosis.structure.edit import Kind as Structure
 from compare.diagnosis.structure.hidden_losses import in_hidden_losses
 from compare.diagnosis.structure.search import Gradients, StructureSearch, Surroundings
-from compare.diagnosis.structure.stops import CONFIRMATIONS, Stopped, stopped
+from compare.diagnosis.structure.stops import stopped
 from compare.step.draws import Draw
 from compare.step.observation import Port
 from compare.step.stage import Stage
@@ -71,15 +72,15 @@ def explain(
         known = explain(wider, run, batch, draws, place, again, surroundings, beside_tables=True)
         return known.cause
 
-    gradients_elsewhere: list[tuple[Rerun, np.ndarray]] = []
+    gradients_elsewhere: list[Elsewhere] = []
 
-    def of_gradients(search_in: Callable[..., Stopped], gradients: Gradients, *known_there: Any) -> Cause | None:
+    def of_gradients(search_in: Callable[..., Proved], gradients: Gradients, *known_there: Any) -> Cause | None:
         nonlocal known
         for each in itertools.islice(gradients.held_out, CONFIRMATIONS - len(gradients_elsewhere)):
-            elsewhere = rerun_at(gradients.found, each.run, each.batch, each.draws), each.target
-            gradients_elsewhere.append(elsewhere)
-        stops = search_in(gradients.found, rerun, gradients_elsewhere, *known_there)
-        known = Searched(stops.cause, edited=stops.edited)
+            other = rerun_at(gradients.found, each.run, each.batch, each.draws)
+            gradients_elsewhere.append(Elsewhere(other, each.target))
+        proved = search_in(gradients.found, rerun, gradients_elsewhere, *known_there)
+        known = Searched(proved.cause, edited=proved.edited)
         return known.cause
 
     searches = [search.exact] if beside_tables else [search.exact, search.settings, search.constants, search.two]

@@ -136,15 +136,15 @@ class TorchProgramRun(CommonRun):
         record = record or Record(self.overwritten)
         before = {name: tensor.detach().clone() for name, tensor in self.floating().items()}
         watch, inputs = Watch(self, record), mapped(batch, self.tensor)
-        record.given = {id(tensor): name for name, tensor in self.state.tensors().items()}
-        entries = [(path, leaf) for path, leaf in tree_flatten_with_path(inputs)[0] if isinstance(leaf, torch.Tensor)]
-        record.given |= {id(leaf): f"batch{keystr(path)}" for path, leaf in entries}
+        entries = {f"batch{keystr(path)}": leaf for path, leaf in tree_flatten_with_path(inputs)[0]}
+        named = {**self.state.tensors(), **{n: leaf for n, leaf in entries.items() if isinstance(leaf, torch.Tensor)}}
+        record.given = {id(tensor): name for name, tensor in named.items()}
         with contextlib.ExitStack() as stack:
             stack.enter_context(record.of(self.model))
             stack.enter_context(watch.watching())
             stack.enter_context(record.working(keeping=False))
-            for _, leaf in entries:
-                leaf.dim()  # what records calls has seen the whole batch now, whenever the step reads which part
+            for tensor in named.values():
+                tensor.dim()  # what records calls has seen all of them now, whenever the step reads which
             shown = call_user_code(
                 "the torch step",
                 functools.partial(self.user_step, self._entries, inputs),

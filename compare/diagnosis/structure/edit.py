@@ -220,13 +220,11 @@ class Context:
         own = self.value(number)
         seen = {memory(own)}
         count = 0
-        # The latest first: a port that takes a wrong tensor most often takes a neighbour of the right one.
+        # What the batch has, and of what is computed the latest: a port that takes a wrong tensor most often takes a
+        # neighbour of the right one.
         for other in (*self.given, *reversed(self._known)):
             tensor = self.value(other)
-            maker = self.graph.made_by.get(other, -1)
-            if tensor.shape != own.shape or tensor.dtype != own.dtype or maker >= self.position(node):
-                continue
-            if maker < 0 and self.graph.since[other] > self.position(node):
+            if tensor.shape != own.shape or tensor.dtype != own.dtype or not self.exists(other, node):
                 continue
             if memory(tensor) not in seen:
                 seen.add(memory(tensor))
@@ -234,6 +232,13 @@ class Context:
                 count += other not in self.given
             if count == LATEST:
                 return
+
+    def exists(self, number: int, node: Node) -> bool:
+        """Return whether a value is there when an operation is computed."""
+        maker = self.graph.made_by.get(number)
+        if maker is None:
+            return self.graph.since[number] <= self.position(node)
+        return maker < self.position(node)
 
     def position(self, node: Node) -> int:
         """Return the place of an operation in the order of execution."""

@@ -100,8 +100,8 @@ def other_sign(context: Context, node: Node) -> Iterator[Edit]:
         return operation.having(("args", position), -operation.args[position]).run()
 
     does, did = ("adds", "subtracts") if node.name == "sub" else ("subtracts", "adds")
-    number = f"{node.args[position]:.6g}"
-    code = Code(around=_WRITTEN[node.name].replace("y", source(float(node.args[position])))) if position == 1 else None
+    number = source(float(node.args[position]))
+    code = Code(around=_WRITTEN[node.name].replace("y", number)) if position == 1 else None
     does = f"{does} {number} in {shown(node)}, where torch {did} it"
     yield one(Kind.EXCHANGED, node, compute, does, f"{did.removesuffix('s')} {number}, as torch does", code)
 

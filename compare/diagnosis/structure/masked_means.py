@@ -1,10 +1,10 @@
 """Edits of means with a mask: over what it keeps, over everything, and row by row."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compare.diagnosis.structure.edit import SILENT, Context, Edit, Kind, one, shown
-from compare.diagnosis.structure.graph import Node, Operation, Ref
+from compare.diagnosis.structure.edit import SILENT, Context, Edit, Kind, few_numbers, one, shown
+from compare.diagnosis.structure.graph import Node, Operation, Ref, memory
 from compare.diagnosis.structure.reductions import Reduction, reduction
 
 if TYPE_CHECKING:
@@ -16,60 +16,63 @@ _LOSSES = (*_BY_LABELS, *_ELEMENTWISE, "binary_cross_entropy_with_logits")
 """Losses that are means of one number for each label, or for each element."""
 
 
-def _mean(context: Context, node: Node) -> "tuple[tuple[int, ...], tuple[int, ...]] | None":
-    """Give the shape of what an operation takes the mean of, and over which axes; None if it takes no mean."""
+class _Mean(NamedTuple):
+    """What an operation takes the mean of."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    keepdim: bool = False
+
+
+def _mean(context: Context, node: Node) -> _Mean | None:
+    """Tell what an operation takes the mean of; None if it takes no mean."""
     if node.name in _LOSSES and node.kwargs.get("reduction", "mean") == "mean" and node.kwargs.get("weight") is None:
         of = node.args[1 if node.name in _BY_LABELS else 0]
         shape = tuple(context.value(of.number).shape) if isinstance(of, Ref) else ()
-        return shape, tuple(range(len(shape)))
-    given = reduction(context, node)
-    if given is None or given.name != "mean" or node.name != "mean":
+        return _Mean(shape, tuple(range(len(shape))))
+    given = reduction(context, node) if node.name == "mean" else None
+    if given is None:
         return None
-    return tuple(context.value(node.args[0].number).shape), given.axes
+    return _Mean(tuple(context.value(node.args[0].number).shape), given.axes, given.keepdim)
 
 
-def _elements(operation: Operation) -> "tuple[torch.Tensor, bool]":
-    """Compute what an operation takes the mean of, and tell whether the mean keeps its axes."""
+def _elements(operation: Operation) -> "torch.Tensor":
+    """Compute what an operation takes the mean of."""
     if operation.node.name in _LOSSES:
-        return operation.node.function(*operation.args, **{**operation.kwargs, "reduction": "none"}), False
-    return operation.args[0], bool(operation.kwargs.get("keepdim", operation.args[2:3] == (True,)))
+        return operation.node.function(*operation.args, **{**operation.kwargs, "reduction": "none"})
+    return operation.args[0]
 
 
 def _masks(context: Context, node: Node) -> Iterator[int]:
     """List the masks that exist when an operation is computed, whatever their type: of ones and zeros, some of each."""
-    import torch
-
-    seen: set[int] = set()
+    seen: set[tuple[Any, ...]] = set()
     for number, value in enumerate(context.graph.values[: node.outputs[0]]):
-        at = context.graph.made_by.get(number, context.graph.since[number] - 1)
-        if at >= context.position(node) or not value.dim() or number in context.parameters or value.data_ptr() in seen:
+        known = number in context.parameters or memory(value) in seen
+        if known or value.is_complex() or not value.dim() or not context.exists(number, node):
             continue
-        if value.dtype != torch.bool and not ((value == 0) | (value == 1)).all():
-            continue
-        if 0 < value.sum() < value.numel():
-            seen.add(value.data_ptr())
+        if few_numbers(value) and ((value == 0) | (value == 1)).all() and 0 < value.sum() < value.numel():
+            seen.add(memory(value))
             yield number
 
 
 def means_of_what_is_kept(context: Context, node: Node) -> Iterator[Edit]:
     """List means over what a mask keeps where torch takes the mean of all elements, and the reverse."""
-    found = _mean(context, node)
-    if found is None:
+    mean = _mean(context, node)
+    if mean is None:
         return
-    shape, axes = found
     for number in _masks(context, node):
         mask, name = context.value(number), context.named(number)
-        if tuple(mask.shape) == shape[: mask.dim()] and set(range(mask.dim())) & set(axes):
+        if tuple(mask.shape) == mean.shape[: mask.dim()] and set(range(mask.dim())) & set(mean.axes):
 
-            def kept(operation: Operation, number: int = number, axes: tuple[int, ...] = axes) -> Any:
-                x, keepdim = _elements(operation)
+            def kept(operation: Operation, number: int = number) -> Any:
+                x = _elements(operation)
                 mask = operation.value(number).to(x.dtype)
                 mask = mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim())).expand_as(x)
-                return (x * mask).sum(axes, keepdim) / mask.sum(axes, keepdim)
+                return (x * mask).sum(mean.axes, mean.keepdim) / mask.sum(mean.axes, mean.keepdim)
 
             does = f"takes the mean over what {name} keeps for {shown(node)}, torch over all elements"
-            yield one(Kind.REDUCTION, node, kept, does, "divide by the number of all elements, as torch does")
-        if shape[:1] == (int(mask.sum()),) and 0 in axes and _selects(context, number):
+            yield one(Kind.REDUCTION, node, kept, does, "take the mean over all elements, as torch does")
+        if mean.shape[:1] == (int(mask.sum()),) and 0 in mean.axes and _selects(context, number):
 
             def every(operation: Operation, number: int = number) -> Any:
                 mask = operation.value(number)

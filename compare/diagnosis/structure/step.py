@@ -11,7 +11,7 @@ import numpy as np
 
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.edit import Context, Edit, end_node
-from compare.diagnosis.structure.graph import FAILURES, Compute, Node
+from compare.diagnosis.structure.graph import FAILURES, Compute, Graph, Node
 from compare.diagnosis.structure.recording import Recorded, recorded
 from compare.jax_side.from_data import FromData
 from compare.numerics.distance import distance, norm
@@ -146,12 +146,16 @@ def _value(found: Found, step: Recorded) -> int | None:
         given = step.seen.shown.get(found.pairing.torch)
     if stage not in (Stage.LOSS, Stage.SHOWN) or given is None:
         return None
-    graph = step.graph
+    return max(numbers_of(step.graph, given), default=None)
+
+
+def numbers_of(graph: Graph, given: "torch.Tensor") -> list[int]:
+    """List the values of a graph that are what a step gives: a tensor, or the number that `loss.item()` made of it."""
     same = [n for n, value in enumerate(graph.values) if value.data_ptr() == given.data_ptr()]
-    if not same and given.numel() == 1:  # a number, as loss.item() gives
-        computed = [n for n in graph.made_by if graph.values[n].numel() == 1 and graph.values[n].is_floating_point()]
-        same = [n for n in computed if graph.values[n].item() == given.item()]
-    return max(same, default=None)
+    if same or given.numel() != 1:
+        return same
+    computed = [n for n in graph.made_by if graph.values[n].numel() == 1 and graph.values[n].is_floating_point()]
+    return [n for n in computed if graph.values[n].item() == given.item()]
 
 
 def apart(ours: np.ndarray, theirs: np.ndarray) -> float:

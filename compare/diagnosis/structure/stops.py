@@ -8,20 +8,17 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from compare.diagnosis.held_out import MARGIN
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.budget import Budget
+from compare.diagnosis.structure.by_gradients import Elsewhere, Proved, leaves
 from compare.diagnosis.structure.edit import Context, Edit, Kind
-from compare.diagnosis.structure.editing import edited, operations
+from compare.diagnosis.structure.editing import operations
 from compare.diagnosis.structure.graph import FAILURES, Node, Operation, Path
-from compare.diagnosis.structure.recording import Operations, recorded
+from compare.diagnosis.structure.recording import recorded
 from compare.diagnosis.structure.step import changes
 from compare.diagnosis.structure.told import told
-from compare.numerics.distance import distance
 from compare.verdict.divergence import Cause, Part
 from compare.verdict.first_difference import Found
 
@@ -33,25 +30,14 @@ _FLAT = {"sign", "round", "floor", "ceil", "trunc"}
 Uses = list[tuple[Node, Path]]
 """The operations that use a value, each with the argument that it is."""
 
-CONFIRMATIONS = 2
-"""Other steps at which a stop must hold."""
 
-
-class Stopped(NamedTuple):
-    """The stops that were found."""
-
-    cause: Cause | None
-    edited: Operations | None = None
-    """The operations of torch's step that they change."""
-
-
-def stopped(found: Found, rerun: Rerun, elsewhere: Sequence[tuple[Rerun, np.ndarray]], budget: Budget) -> Stopped:
+def stopped(found: Found, rerun: Rerun, elsewhere: Sequence[Elsewhere], budget: Budget) -> Proved:
     """Find the stops with which torch's gradients are all those of the JAX side.
 
     Args:
         found: What differs: its pairing reads all gradients as one vector.
         rerun: The torch side's step.
-        elsewhere: Other steps of torch, and the JAX side's gradients there.
+        elsewhere: Other steps.
         budget: What the search may cost.
 
     """
@@ -62,15 +48,11 @@ def stopped(found: Found, rerun: Rerun, elsewhere: Sequence[tuple[Rerun, np.ndar
         for edits in _listed(context) if context else ():
             if context is None or not budget.left():
                 break
-            apart = leaves(found, rerun, edits, context, found.target)
-            # Weights that are moved have rounding of their own: its margin is counted once more.
-            if apart <= MARGIN * found.limit and all(
-                leaves(found, other, edits, context, theirs) <= MARGIN**2 * found.limit for other, theirs in elsewhere
-            ):
-                return Stopped(told([edits], apart), operations(changes(edits), context.graph))
+            if (apart := leaves(found, rerun, edits, context, elsewhere)) is not None:
+                return Proved(told([edits], apart), operations(changes(edits), context.graph))
     finally:
         budget.stop()
-    return Stopped(None if found.target.any() else _nothing_reaches())
+    return Proved(None if found.target.any() else _nothing_reaches())
 
 
 def _nothing_reaches() -> Cause:
@@ -104,15 +86,6 @@ def _listed(context: Context) -> Iterator[list[Edit]]:
 
 def _apart(one: Edit, other: Edit) -> bool:
     return {number for number, _ in one.at}.isdisjoint(number for number, _ in other.at)
-
-
-def leaves(found: Found, rerun: Rerun, edits: Sequence[Edit], context: Context, theirs: np.ndarray) -> float:
-    """Return how far torch's gradients are from the JAX side's with edits, all taken together."""
-    try:
-        ours = found.pairing.torch_array(edited(rerun, changes(edits), context.graph))
-    except FAILURES:
-        return np.inf
-    return distance(ours, theirs) if ours.shape == theirs.shape else np.inf
 
 
 def _attached(context: Context) -> Iterator[Edit]:

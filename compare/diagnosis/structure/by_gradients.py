@@ -1,0 +1,67 @@
+"""Holds edits against all gradients of a step at once, where no value of the step shows what they change."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from compare.diagnosis.held_out import MARGIN
+from compare.diagnosis.rewriting import Rerun
+from compare.diagnosis.structure.edit import Context, Edit
+from compare.diagnosis.structure.editing import edited
+from compare.diagnosis.structure.graph import FAILURES
+from compare.diagnosis.structure.recording import Operations
+from compare.diagnosis.structure.step import changes
+from compare.numerics.distance import distance
+from compare.verdict.divergence import Cause
+from compare.verdict.first_difference import Found
+
+CONFIRMATIONS = 2
+"""Other steps at which edits must hold."""
+
+
+class Proved(NamedTuple):
+    """The edits that all gradients prove."""
+
+    cause: Cause | None
+    edited: Operations | None = None
+    """The operations of torch's step that they change."""
+
+
+class Elsewhere(NamedTuple):
+    """Another step."""
+
+    rerun: Rerun
+    """Of torch."""
+    theirs: np.ndarray
+    """The JAX side's gradients there, as one vector."""
+
+
+def leaves(
+    found: Found, rerun: Rerun, edits: Sequence[Edit], context: Context, elsewhere: Sequence[Elsewhere]
+) -> float | None:
+    """Return how far torch's gradients are from the JAX side's with edits; None if that is not rounding at each step.
+
+    Args:
+        found: What differs: its pairing reads all gradients as one vector.
+        rerun: The torch side's step.
+        edits: Of its operations.
+        context: In which the edits were listed.
+        elsewhere: Other steps.
+
+    """
+    assert found.target is not None
+    apart = _apart(found, rerun, edits, context, found.target)
+    # Weights that are moved have rounding of their own: its margin is counted once more.
+    holds = apart <= MARGIN * found.limit and all(
+        _apart(found, other, edits, context, theirs) <= MARGIN**2 * found.limit for other, theirs in elsewhere
+    )
+    return apart if holds else None
+
+
+def _apart(found: Found, rerun: Rerun, edits: Sequence[Edit], context: Context, theirs: np.ndarray) -> float:
+    try:
+        ours = found.pairing.torch_array(edited(rerun, changes(edits), context.graph))
+    except FAILURES:
+        return np.inf
+    return distance(ours, theirs) if ours.shape == theirs.shape else np.inf
