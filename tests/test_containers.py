@@ -9,6 +9,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from programs.common import trained, trained_in_torch
 
 import compare
 
@@ -139,30 +140,16 @@ def test_what_a_module_does_otherwise_at_both_of_its_calls_is_one_finding() -> N
         model = Scaled()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
-        def step(state: Any, batch: Any) -> Any:
-            del state
-            loss = (model(batch["x"]) - model(batch["y"]).detach()).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return {"loss": loss}
+        def loss_of(model: Any, batch: Any) -> torch.Tensor:
+            return (model(batch["x"]) - model(batch["y"]).detach()).square().mean()
 
-        return {"model": model, "optimizer": optimizer}, step
+        return trained_in_torch(model, optimizer, loss_of)
 
     def port() -> Any:
-        model = Port()
-        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+        def loss_of(model: Any, batch: Any) -> Any:
+            return jnp.mean((model(batch["x"]) - jax.lax.stop_gradient(model(batch["y"]))) ** 2)
 
-        @nnx.jit
-        def step(state: Any, batch: Any) -> Any:
-            def loss_of(model: Any) -> Any:
-                return jnp.mean((model(batch["x"]) - jax.lax.stop_gradient(model(batch["y"]))) ** 2)
-
-            loss, gradients = nnx.value_and_grad(loss_of)(state["model"])
-            state["optimizer"].update(state["model"], gradients)
-            return state, {"loss": loss}
-
-        return {"model": model, "optimizer": optimizer}, step
+        return trained(Port(), optax.sgd(0.1), loss_of)
 
     batches = [{"x": x, "y": y} for x, y in BATCHES]
     report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches, steps=3, device="cpu")

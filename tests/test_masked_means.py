@@ -10,7 +10,7 @@ import pytest
 import torch
 from flax import nnx
 from in_ci import some
-from programs.common import trained
+from programs.common import trained, trained_in_torch
 from torch.nn import functional
 
 import compare
@@ -82,16 +82,9 @@ def check(case: Case, reduced: Callable[[Any, Any], Any]) -> compare.Report:
         torch.manual_seed(0)
         model = torch.nn.Linear(D, V)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-
-        def step(state: Any, batch: Any) -> Any:
-            del state
-            loss = case.original(model(batch["x"]), batch["y"], batch["mask"])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return {"loss": loss}
-
-        return {"model": model, "optimizer": optimizer}, step
+        return trained_in_torch(
+            model, optimizer, lambda model, batch: case.original(model(batch["x"]), batch["y"], batch["mask"])
+        )
 
     def port() -> Any:
         def loss_of(model: Any, batch: Any) -> jax.Array:

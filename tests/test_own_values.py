@@ -10,6 +10,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from programs.common import trained, trained_in_torch
 
 import compare
 
@@ -59,26 +60,13 @@ def of_programs(table: np.ndarray, *, persistent: bool) -> compare.Report:
         model = Original(persistent)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
-        def step(_: object, batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
-            loss = torch.nn.functional.mse_loss(model(batch[0]), batch[1])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return {"loss": loss}
+        def loss_of(model: Any, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
 
-        return {"model": model, "optimizer": optimizer}, step
+        return trained_in_torch(model, optimizer, loss_of)
 
     def port() -> Any:
-        model = Port(table, nnx.Rngs(0))
-        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
-
-        @nnx.jit
-        def step(state: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
-            loss, gradients = nnx.value_and_grad(lambda net: mse(net(batch[0]), batch[1]))(state["model"])
-            state["optimizer"].update(state["model"], gradients)
-            return state, {"loss": loss}
-
-        return {"model": model, "optimizer": optimizer}, step
+        return trained(Port(table, nnx.Rngs(0)), optax.sgd(0.1), lambda net, batch: mse(net(batch[0]), batch[1]))
 
     return compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches())
 

@@ -88,3 +88,19 @@ def trained(model: Any, tx: optax.GradientTransformation, loss_of: Callable[[Any
         return state, {"loss": loss}
 
     return {"model": model, "optimizer": optimizer}, step
+
+
+def trained_in_torch(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Any, Any], torch.Tensor]
+) -> Any:
+    """Give the state and the step of a training that the port of `trained` is of."""
+
+    def step(state: Any, batch: Any) -> Any:
+        del state
+        loss = loss_of(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer}, step
