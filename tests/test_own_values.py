@@ -1,5 +1,6 @@
 """Tables that a port came with: the check starts from torch's, and must not hide that the port's are others."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -50,35 +51,80 @@ def mse(output: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.mean((output - target) ** 2)
 
 
-def of_models(table: np.ndarray, *, persistent: bool) -> compare.Report:
-    original = compare.Torch(Original(persistent), torch.nn.MSELoss(), lambda p: torch.optim.SGD(p, 0.1))
-    return compare.check(original, compare.Flax(Port(table, nnx.Rngs(0)), mse, optax.sgd(0.1)), batches())
+def of_models(
+    table: np.ndarray, original: torch.nn.Module, port: Callable[[np.ndarray, nnx.Rngs], Any] = Port
+) -> compare.Report:
+    torch_side = compare.Torch(original, torch.nn.MSELoss(), lambda p: torch.optim.SGD(p, 0.1))
+    return compare.check(torch_side, compare.Flax(port(table, nnx.Rngs(0)), mse, optax.sgd(0.1)), batches())
 
 
-def of_programs(table: np.ndarray, *, persistent: bool) -> compare.Report:
-    def original() -> Any:
-        model = Original(persistent)
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+def of_programs(
+    table: np.ndarray, original: torch.nn.Module, port: Callable[[np.ndarray, nnx.Rngs], Any] = Port
+) -> compare.Report:
+    def torch_side() -> Any:
+        model = copy.deepcopy(original)
+        optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], 0.1)
 
         def loss_of(model: Any, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
             return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
 
         return trained_in_torch(model, optimizer, loss_of)
 
-    def port() -> Any:
-        return trained(Port(table, nnx.Rngs(0)), optax.sgd(0.1), lambda net, batch: mse(net(batch[0]), batch[1]))
+    def jax_side() -> Any:
+        return trained(port(table, nnx.Rngs(0)), optax.sgd(0.1), lambda net, batch: mse(net(batch[0]), batch[1]))
 
-    return compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches())
+    return compare.check(compare.TorchProgram(torch_side), compare.JaxProgram(jax_side), batches())
 
 
 @pytest.mark.parametrize("check", [of_models, of_programs])
 def test_another_table_is_said(check: Callable[..., compare.Report]) -> None:
-    assert check(window(True), persistent=False).limits == []
-    assert check(np.ones(8, np.float32), persistent=True).limits == []  # a place for values to come
-    told = check(window(False), persistent=True)
+    assert check(window(True), Original(persistent=False)).limits == []
+    assert check(np.ones(8, np.float32), Original(persistent=True)).limits == []  # a place for values to come
+    told = check(window(False), Original(persistent=True))
     assert told.ok
     assert "although the port came with other values than torch's of" in told.headline
     assert "window (" in told.headline
-    wrong = check(window(False), persistent=False)
+    wrong = check(window(False), Original(persistent=False))
     assert wrong.verdict == compare.Verdict.MISMATCH
     assert "nothing is proved, the port came with another table" in wrong.headline
+
+
+class Frozen(torch.nn.Module):
+    """A table as a frozen parameter, as the sinusoidal positions of `transformers` are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(8, 3)
+        self.window = torch.nn.Parameter(torch.from_numpy(window(True)), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x * self.window)
+
+
+class Array(Port):
+    """A port whose table is a plain array."""
+
+    def __init__(self, table: np.ndarray, rngs: nnx.Rngs) -> None:
+        super().__init__(table, rngs)
+        self.window = jnp.asarray(table)
+
+
+class Backbone(Port):
+    """A port whose frozen array is a parameter: what it has at first are initial values."""
+
+    def __init__(self, table: np.ndarray, rngs: nnx.Rngs) -> None:
+        super().__init__(table, rngs)
+        self.window = nnx.Param(jnp.asarray(table))
+
+
+@pytest.mark.parametrize("check", [of_models, of_programs])
+@pytest.mark.parametrize("port", [Port, Array])
+def test_another_table_is_said_of_a_frozen_parameter(port: type[Port], check: Callable[..., compare.Report]) -> None:
+    told = check(window(False), Frozen(), port)
+    assert told.ok
+    assert "although the port came with other values than torch's of" in told.headline
+    assert check(window(True), Frozen(), port).limits == []
+
+
+def test_initial_values_of_a_frozen_parameter_are_not_said() -> None:
+    assert of_models(window(False), Frozen(), Backbone).limits == []

@@ -1,6 +1,6 @@
 """Pairs everything of a training step outside the model: loss, gradients, optimizer, parameters, buffers."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +41,7 @@ def align_training(
     jax: Observation,
     settings: Mapping[str, Settings],
     constants: Sequence[Constant] = (),
-    left_out: Container[str] = (),
+    left_out: Mapping[str, str] | None = None,
 ) -> tuple[list[Pairing], list[NotCompared]]:
     """Pair loss, gradients, optimizer state, updates, parameters and buffers, in order of computation.
 
@@ -51,7 +51,7 @@ def align_training(
         jax: The same step of the JAX side.
         settings: Of the torch optimizer, for each parameter.
         constants: The buffers that no step may change, since the other side has none such.
-        left_out: The tensors of either side that need no partner, by the user's word.
+        left_out: The tensors of either side that need no partner, each with the reason.
 
     Raises:
         InputError: Where another gradient or parameter has no partner.
@@ -59,7 +59,7 @@ def align_training(
     """
     pairings = [] if torch.loss is None else [_LOSS]
     links = [link for link in links if link.compared]
-    gradients, not_compared = _without_partner(links, torch, jax, constants, left_out)
+    gradients, not_compared = _without_partner(links, torch, jax, constants, left_out or {})
     pairings += gradients
     trained = {link.jax for link in links if link.torch in torch.gradients}  # tied weights, by one of their names
     frozen = [link for link in links if link.jax in jax.gradients and link.jax not in trained]
@@ -101,7 +101,7 @@ def _without_partner(
     torch: Observation,
     jax: Observation,
     constants: Sequence[Constant],
-    left_out: Container[str],
+    left_out: Mapping[str, str],
 ) -> tuple[list[Pairing], list[NotCompared]]:
     """Compare the gradients of parameters without a partner with zero; list the buffers that are not compared.
 
@@ -121,9 +121,7 @@ def _without_partner(
             for name, gradient in seen.gradients.items()
             if name not in linked
         ]
-        not_compared += [
-            NotCompared(side, name, "left out by weights=") for name in seen.parameters if name not in linked
-        ]
+        not_compared += [NotCompared(side, name, left_out[name]) for name in seen.parameters if name not in linked]
         not_compared += [
             NotCompared(side, name, "a buffer that the other side does not have")
             for name in seen.buffers

@@ -36,6 +36,7 @@ from compare.torch_side.side import Torch
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
+from compare.weights.layers import buffer_names
 from compare.weights.links import WeightMap, to_jax
 
 
@@ -219,7 +220,9 @@ class MappedPair:
         """Find the tables of which the port came with other values than torch's."""
         start = self._own_start()
         unsaved = start.keys() - self.torch.model.state_dict().keys()
-        return other_own_values(self.links, followed, start, self.given, self.torch_parameters, unsaved)
+        learned = {name: each.requires_grad for name, each in self.torch.model.named_parameters()}
+        buffers = buffer_names(self.jax.layers())
+        return other_own_values(self.links, followed, start, self.given, learned, buffers, unsaved)
 
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizer's, by parameter."""

@@ -1,8 +1,10 @@
-"""Tables that both sides keep as constant buffers: the port's own values, which the check replaces by torch's.
+"""Tables that both sides keep constant: the port's own values, which the check replaces by torch's.
 
 A run of the JAX side starts from torch's values, buffers included. For a table that the port computes itself, such as
 a filter bank or a window, its own values are those that its users have. Where a conversion of the weights may bring
 torch's, the headline says so. `state_dict()` has no buffer with `persistent=False`, so that no conversion brings it.
+
+A table is a buffer on the torch side, or a frozen parameter that the port holds as something other than a parameter.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,6 +21,9 @@ from compare.verdict.ratio import FACTOR
 from compare.weights.links import WeightMap, to_jax
 
 DOCS = "docs/weights.md#what-is-matched-automatically"
+
+_KEPT = (Stage.PARAMETERS, Stage.BUFFERS, Stage.STATE)
+"""Stages that compare what is kept from step to step."""
 
 _SHOWN = 3
 """Tables that are named."""
@@ -37,7 +42,8 @@ def other_own_values(
     followed: Followed,
     start: Mapping[str, np.ndarray],
     given: Mapping[str, np.ndarray],
-    parameters: Collection[str],
+    parameters: Mapping[str, bool],
+    buffers: Collection[str],
     unsaved: Collection[str],
 ) -> OwnValues:
     """Find the tables of which the port came with other values than torch's.
@@ -47,19 +53,23 @@ def other_own_values(
         followed: What the steps have shown.
         start: What the torch side starts from.
         given: The arrays that the port came with.
-        parameters: The names of torch's parameters: a port's own are initial values, and mean nothing.
+        parameters: Whether each of torch's parameters may be trained: a port's own are initial values, and mean
+            nothing.
+        buffers: The names of what the port keeps beside its parameters.
         unsaved: The names of torch's buffers with `persistent=False`.
 
     """
     constant = {
         quantity.torch
         for quantity in followed.quantities
-        if quantity.stage in (Stage.BUFFERS, Stage.STATE) and np.ptp([size for size, _ in quantity.sizes]) == 0
+        if quantity.stage in _KEPT and np.ptp([size for size, _ in quantity.sizes]) == 0
     }
+    learned = {name for name, may_be_trained in parameters.items() if may_be_trained}
     tables = [
         link
         for link in links
-        if link.torch in constant and link.torch not in parameters and not is_statistic(link.torch)
+        if link.torch in constant and not is_statistic(link.torch) and link.torch not in learned
+        if link.torch not in parameters or link.jax in buffers
     ]
     # Where all elements are equal, as in an array of zeros, the port has a placeholder.
     own = {

@@ -28,6 +28,7 @@ from compare.torch_side.record import Record
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
 from compare.weights.find import find_links
+from compare.weights.layers import buffer_names
 from compare.weights.links import WeightMap, to_jax
 from compare.weights.roots import find_roots
 
@@ -69,12 +70,13 @@ class ProgramPair:
         self.start: Mapping[str, np.ndarray] = run.arrays()
         """The torch side's values at the start, by name."""
         self.size = sum(array.size for array in self.start.values())
-        self._parameters = frozenset(run.parameters)
+        self._parameters = {name: each.requires_grad for name, each in run.parameters.items()}
         self.optimizers = len(run.optimizers)
         """How many the torch state holds."""
         self._unsaved = {name for name, _ in run.model.named_buffers()} - run.model.state_dict().keys()
         self.given = port.arrays()
         """The arrays that the port came with."""
+        self._buffers = buffer_names(port.layers())
         counted = run.state.integers()
         self._uncounted = {name for name, partner in (weights or {}).items() if partner is None and name in counted}
         """The integers of the torch state that the user leaves out."""
@@ -178,7 +180,9 @@ class ProgramPair:
 
     def other_own_values(self, followed: Followed) -> OwnValues:
         """Find the tables of which the port came with other values than torch's."""
-        return other_own_values(self.links, followed, self.start, self.given, self._parameters, self._unsaved)
+        return other_own_values(
+            self.links, followed, self.start, self.given, self._parameters, self._buffers, self._unsaved
+        )
 
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizers', by parameter."""

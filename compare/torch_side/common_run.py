@@ -113,6 +113,10 @@ class CommonRun(abc.ABC):
             if buffer.is_floating_point() or buffer.is_complex():
                 buffer.add_(self.tensor(movement(to_numpy(buffer), draw)))
 
+    def scattered(self) -> "list[torch.Tensor]":
+        """Return what `spread` moves: the parameters, and of a program the bare tensors that an optimizer trains."""
+        return [*self.parameters.values()]
+
     def spread(self, seed: int) -> None:
         """Multiply every element of the parameters by a number of its own, about 1.
 
@@ -123,7 +127,7 @@ class CommonRun(abc.ABC):
 
         generator = np.random.default_rng(seed)
         with torch.no_grad():
-            for param in self.parameters.values():
+            for param in self.scattered():
                 factors = self.tensor(generator.uniform(0.7, 1.3, tuple(param.shape)))
                 if param.any():
                     param.mul_(factors)

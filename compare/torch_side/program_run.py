@@ -98,6 +98,11 @@ class TorchProgramRun(CommonRun):
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         return [parameter for group in groups for parameter in group["params"]]
 
+    def scattered(self) -> "list[torch.Tensor]":
+        """Return the parameters, and the bare tensors that an optimizer trains, such as a temperature."""
+        known = {id(parameter) for parameter in self.parameters.values()}
+        return [*super().scattered(), *(tensor for tensor in self.trained_tensors() if id(tensor) not in known)]
+
     def _cast(self, tensor: "torch.Tensor") -> "torch.Tensor":
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 

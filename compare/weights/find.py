@@ -16,7 +16,7 @@ from compare.weights import overrides
 from compare.weights.flattening import flattened
 from compare.weights.fused_projections import cut_fused
 from compare.weights.into_units import jax_units, single, torch_units, units
-from compare.weights.layers import Layer
+from compare.weights.layers import Layer, buffer_names
 from compare.weights.layouts import usual
 from compare.weights.links import Arrays, Link, WeightMap
 from compare.weights.matching import Choice, Pair, Pairing, pair
@@ -92,7 +92,7 @@ def find_links(
     constants = [(side, slot.name) for side, slot in alone.buffers]
     # `weights=` may leave out a buffer of JAX's: if it matters, a difference shows elsewhere. A buffer of torch's
     # without a partner must stay constant: if it changed, torch would compute something that JAX does not.
-    buffers = {name for layer in torch for name in layer.settings.get("buffers", ())} - _integers(torch).keys()
+    buffers = buffer_names(torch) - _integers(torch).keys()
     constants += [("torch", name) for name in sorted({*(said.apart & buffers), *tables})]
     return WeightMap(tuple(links), apart, tuple(notes), tuple(constants))
 

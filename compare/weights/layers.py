@@ -4,7 +4,7 @@ Both sides name a tensor by its path, torch as in "encoder.0.weight" and JAX as 
 weights are matched on these lists alone, so that no framework is needed for it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 KINDS = {
@@ -65,6 +65,11 @@ class Tensor(NamedTuple):
     """It is part of the model's state, and not trained."""
     integer: bool = False
     """Its numbers are not floating-point."""
+
+
+def buffer_names(layers: Iterable[Layer]) -> set[str]:
+    """Return the names of what is part of a model's state, and not trained."""
+    return {name for layer in layers for name in layer.settings.get("buffers", ())}
 
 
 def collect(model: Any, tensors: Mapping[tuple[Any, ...], Tensor]) -> list[Layer]:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from compare.weights.layers import Layer
+from compare.weights.layers import Layer, buffer_names
 from compare.weights.recurrent import GATES
 from compare.weights.units import ROLES
 
@@ -49,7 +49,7 @@ def gathered(layers: list[Layer], *, of_torch: bool) -> list[Layer]:
     if not moved:
         return layers
     shapes = {name: shape for layer in layers for name, shape in layer.tensors.items()}
-    state = {each for layer in layers for each in layer.settings.get("buffers", ())}
+    state = buffer_names(layers)
     made = []
     for layer in layers:
         coming = {name: each for name, each in moved.items() if each.layer == layer.path}

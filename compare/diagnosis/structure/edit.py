@@ -102,7 +102,10 @@ WHOLE = frozenset(
 """Functions that may give whole numbers: where these differ, nothing that is done to real numbers before is proved."""
 
 SILENT = {"contiguous", "clone", "detach", "to", "float", "double", "type_as", "type", "cpu", "requires_grad", END}
-SILENT |= {"lift_fresh.default"}
+COPIED = "lift_fresh.default"
+"""What torch calls where it makes a tensor of data: it stands on no line of the user's step."""
+
+SILENT |= {COPIED}
 """Operations that change no value."""
 
 

@@ -15,7 +15,7 @@ from compare.diagnosis.structure import (
     removal,
     tables,
 )
-from compare.diagnosis.structure.edit import SILENT, Context, Edit, Generator, Kind, is_mask
+from compare.diagnosis.structure.edit import COPIED, SILENT, Context, Edit, Generator, Kind, is_mask
 from compare.diagnosis.structure.graph import FAILURES, Node
 
 GENERATORS: tuple[Generator, ...] = (
@@ -79,7 +79,7 @@ def at_all_calls(edit: Edit, whole: Context) -> Edit:
 
 
 def _edits(context: Context, node: Node, generator: Generator) -> list[Edit]:
-    if node.frozen or (node.name in SILENT and generator not in _AT_THE_END):
+    if node.frozen or node.name == COPIED or (node.name in SILENT and generator not in _AT_THE_END):
         return []
     found: list[Edit] = []
     with contextlib.suppress(*FAILURES):
