@@ -36,7 +36,7 @@ class Original(torch.nn.Module):
 class Port(nnx.Module):
     def __init__(self, table: np.ndarray, rngs: nnx.Rngs) -> None:
         self.fc = nnx.Linear(8, 3, rngs=rngs)
-        self.window = nnx.Variable(jnp.asarray(table))
+        self.window: Any = nnx.Variable(jnp.asarray(table))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc(x * self.window[...])
@@ -52,14 +52,21 @@ def mse(output: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def of_models(
-    table: np.ndarray, original: torch.nn.Module, port: Callable[[np.ndarray, nnx.Rngs], Any] = Port
+    table: np.ndarray,
+    original: torch.nn.Module,
+    port: Callable[[np.ndarray, nnx.Rngs], Any] = Port,
+    weights: dict[str, str | None] | None = None,
 ) -> compare.Report:
     torch_side = compare.Torch(original, torch.nn.MSELoss(), lambda p: torch.optim.SGD(p, 0.1))
-    return compare.check(torch_side, compare.Flax(port(table, nnx.Rngs(0)), mse, optax.sgd(0.1)), batches())
+    jax_side = compare.Flax(port(table, nnx.Rngs(0)), mse, optax.sgd(0.1))
+    return compare.check(torch_side, jax_side, batches(), weights=weights)
 
 
 def of_programs(
-    table: np.ndarray, original: torch.nn.Module, port: Callable[[np.ndarray, nnx.Rngs], Any] = Port
+    table: np.ndarray,
+    original: torch.nn.Module,
+    port: Callable[[np.ndarray, nnx.Rngs], Any] = Port,
+    weights: dict[str, str | None] | None = None,
 ) -> compare.Report:
     def torch_side() -> Any:
         model = copy.deepcopy(original)
@@ -73,7 +80,7 @@ def of_programs(
     def jax_side() -> Any:
         return trained(port(table, nnx.Rngs(0)), optax.sgd(0.1), lambda net, batch: mse(net(batch[0]), batch[1]))
 
-    return compare.check(compare.TorchProgram(torch_side), compare.JaxProgram(jax_side), batches())
+    return compare.check(compare.TorchProgram(torch_side), compare.JaxProgram(jax_side), batches(), weights=weights)
 
 
 @pytest.mark.parametrize("check", [of_models, of_programs])
@@ -128,3 +135,27 @@ def test_another_table_is_said_of_a_frozen_parameter(port: type[Port], check: Ca
 
 def test_initial_values_of_a_frozen_parameter_are_not_said() -> None:
     assert of_models(window(False), Frozen(), Backbone).limits == []
+
+
+class Inside(nnx.Module):
+    """A port that computes the table where it uses it."""
+
+    def __init__(self, table: np.ndarray, rngs: nnx.Rngs) -> None:
+        self.fc, self.scale = nnx.Linear(8, 3, rngs=rngs), float(table[4])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc(x * self.scale * (0.5 - 0.5 * jnp.cos(2 * jnp.pi * jnp.arange(8) / 8)))
+
+
+def test_a_frozen_parameter_that_the_port_does_not_have() -> None:
+    report = of_models(window(True), Frozen(), Inside)
+    assert report.ok
+    assert report.limits == ["with these values of window alone, which the port does not have"]
+
+
+@pytest.mark.parametrize("check", [of_models, of_programs])
+def test_frozen_parameters_that_are_left_out(check: Callable[..., compare.Report]) -> None:
+    name = "model.window" if check is of_programs else "window"
+    report = check(window(True), Frozen(), Inside, {name: None})
+    assert report.ok
+    assert [each for each in report.limits if "window alone, which weights= leaves out" in each]

@@ -115,7 +115,8 @@ def _reason(calls: Sequence[Call], others: Sequence[Sequence[Call]]) -> str:
 
 
 _NO_WEIGHTS = (
-    "it holds no weights, and the other side has no module of the same class that is called as often in the same place"
+    "it holds no weights that have a partner, and the other side has no module of the same class that is called as "
+    "often in the same place"
 )
 
 

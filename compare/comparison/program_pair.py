@@ -70,7 +70,8 @@ class ProgramPair:
         self.start: Mapping[str, np.ndarray] = run.arrays()
         """The torch side's values at the start, by name."""
         self.size = sum(array.size for array in self.start.values())
-        self._parameters = {name: each.requires_grad for name, each in run.parameters.items()}
+        self.parameters = {name: each.requires_grad for name, each in run.parameters.items()}
+        """Whether each of torch's parameters may be trained, by name."""
         self.optimizers = len(run.optimizers)
         """How many the torch state holds."""
         self._unsaved = {name for name, _ in run.model.named_buffers()} - run.model.state_dict().keys()
@@ -145,7 +146,7 @@ class ProgramPair:
 
     def movable(self, name: str) -> bool:
         """Return whether a tensor may have any value: a parameter or a statistic, but no table and no counter."""
-        return name in self._parameters or is_statistic(name)
+        return name in self.parameters or is_statistic(name)
 
     def moved_batches(self, draw: int, epsilon: float) -> list[Any]:
         """Return the batches with their real numbers moved by rounding; draw 0 is as they are."""
@@ -181,7 +182,7 @@ class ProgramPair:
     def other_own_values(self, followed: Followed) -> OwnValues:
         """Find the tables of which the port came with other values than torch's."""
         return other_own_values(
-            self.links, followed, self.start, self.given, self._parameters, self._buffers, self._unsaved
+            self.links, followed, self.start, self.given, self.parameters, self._buffers, self._unsaved
         )
 
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:

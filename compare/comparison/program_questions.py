@@ -15,7 +15,13 @@ from compare.comparison.program_runs import ProgramRuns
 from compare.comparison.program_schedules import Later, goes_on, later_program_updates
 from compare.comparison.recorded import numbers_of_torch, recorded
 from compare.comparison.second_answers import DOCS, QUICK, Ask, Elsewhere, asked_elsewhere, differs_elsewhere, foreign
-from compare.comparison.substance import constant_inputs, gradients_of_zero, never_reached, without_updates
+from compare.comparison.substance import (
+    constant_inputs,
+    gradients_of_zero,
+    never_reached,
+    of_these_values,
+    without_updates,
+)
 from compare.diagnosis.steps.followers import following
 from compare.errors import InputError, NondeterministicError
 from compare.jax_side.choices import one_sided
@@ -59,7 +65,8 @@ def questioned_program(
     if unproved:
         return dataclasses.replace(found, unproved=unproved)
     limits = [*found.limits, *(["in 1 step: momentum and schedule not reached"] if followed.steps == 1 else [])]
-    limits += [*without_updates(followed), *_own_state(jax64), *own.limits]
+    limits += [*without_updates(followed), *of_these_values(pair.links, pair.parameters, followed)]
+    limits += [*_own_state(jax64), *own.limits]
     search = functools.partial(recorded, pair, programs[1].program(), runs.stepper.draws[0])
     held = bugs.attempt("looking for torch's numbers", search) or ""
     answer = QUICK if quick else asked_elsewhere(pair, ask)

@@ -1,6 +1,6 @@
 """Checks that a match has substance: what decides the verdict, what was reached, and what nothing exercises."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from compare.step.stage import Stage
 from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
 from compare.verdict.ratio import Quantity
+from compare.weights.links import LEFT_OUT, TABLE, WeightMap
 
 _COMPUTED = (Stage.FORWARD, Stage.LOSS, Stage.GRADIENT, Stage.UPDATE)
 """Stages whose numbers both sides compute. Others may hold infinities for good reasons, such as a mask."""
@@ -101,11 +102,22 @@ def not_reached(pair: MappedPair, followed: Followed, steps: int, change: int | 
         elif change is not None and change >= steps:
             found.append(f"in {counted(steps, 'step')}: the schedule's first change, at step {change}, is not reached")
         found += without_updates(followed)
-    left = [name for name, why in pair.links.apart.items() if name in pair.torch_parameters and "weights=" in why]
-    if left and pair.torch.loss is None:  # with a loss, their gradients must be zero
-        found.append(f"with these values of {', '.join(left[:3])} alone, which weights= leaves out")
+    found += of_these_values(pair.links, pair.torch_parameters, followed)
     if infinite := [e for e in _of(followed.quantities, *_COMPUTED) if e.decides and np.isinf(_sizes(e)).any()]:
         found.append(f"with infinity on both sides in {_named(infinite)}")
+    return found
+
+
+_ALONE = {LEFT_OUT: "which weights= leaves out", TABLE: "which the port does not have"}
+
+
+def of_these_values(links: WeightMap, parameters: Collection[str], followed: Followed) -> list[str]:
+    """Say so where parameters of torch's have no partner, and nothing compares their gradients with zero."""
+    held = {each.torch for each in _of(followed.quantities, Stage.GRADIENT)}
+    found = []
+    for reason, says in _ALONE.items():
+        names = [name for name, why in links.apart.items() if why == reason and name in parameters and name not in held]
+        found += [f"with these values of {_shortened(names)} alone, {says}"] if names else []
     return found
 
 
@@ -139,8 +151,7 @@ def _without_gradient(followed: Followed, other: Followed | None) -> Iterator[st
         if each.decides and not _sizes(each).any() and each.torch not in moved
     ]
     if still:
-        shown = ", ".join(still[:3]) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
-        yield f"{shown}: the gradient is zero at every step; use batches on which the loss depends on it"
+        yield f"{_shortened(still)}: the gradient is zero at every step; use batches on which the loss depends on it"
 
 
 def constant_inputs(batches: Iterable[Batch]) -> Iterator[str]:
@@ -178,5 +189,8 @@ def _nan(quantity: Quantity) -> bool:
 
 
 def _named(quantities: list[Quantity]) -> str:
-    names = [quantity.torch for quantity in quantities]
+    return _shortened([quantity.torch for quantity in quantities])
+
+
+def _shortened(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -18,7 +18,7 @@ from compare.weights.fused_projections import cut_fused
 from compare.weights.into_units import jax_units, single, torch_units, units
 from compare.weights.layers import Layer, buffer_names
 from compare.weights.layouts import usual
-from compare.weights.links import Arrays, Link, WeightMap
+from compare.weights.links import LEFT_OUT, TABLE, Arrays, Link, WeightMap
 from compare.weights.matching import Choice, Pair, Pairing, pair
 from compare.weights.reparametrized import gathered
 from compare.weights.roots import partners
@@ -63,7 +63,7 @@ def find_links(
     mine, notes = flattened(units(said.without(torch)), theirs)
     # What has no counterpart by its nature leaves the search first, so that it does not make another
     # tensor ambiguous.
-    apart = dict.fromkeys(sorted(said.apart), "left out by weights=")
+    apart = dict.fromkeys(sorted(said.apart), LEFT_OUT)
     for unit in (*mine, *theirs):
         for leaf, (slot,) in list(unit.slots.items()):
             if reason := _reason(leaf, slot, unit):
@@ -83,7 +83,7 @@ def find_links(
     if (alone.required and not tables) or found.ambiguous or undecided:
         stateless = any(layer.settings.get("stateless") for layer in jax)
         raise UnmatchedError(explain(alone, found.ambiguous, undecided, stateless=stateless), tuple(links))
-    apart |= dict.fromkeys(tables, "a frozen parameter that the other side does not have")
+    apart |= dict.fromkeys(tables, TABLE)
     apart |= {slot.name: "an integer that the other side does not have" for _, slot in alone.counters}
     first = {name: at for at, name in enumerate(name for layer in torch for name in layer.tensors)}
     # In the order of definition, whatever order the search found them in, so that reports and maps read

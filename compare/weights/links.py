@@ -58,6 +58,11 @@ def named(link: Link, side: str) -> str:
     return part(getattr(link, side), getattr(link, f"{side}_view"))
 
 
+LEFT_OUT = "left out by weights="
+TABLE = "a frozen parameter that the other side does not have"
+"""Why a tensor has no partner: the user says so, or it is never trained."""
+
+
 @dataclass(frozen=True)
 class WeightMap(Sequence[Link]):
     """The links between two models, and the tensors without a link. It prints as a table."""
