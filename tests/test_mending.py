@@ -161,6 +161,23 @@ def test_a_function(before: str, code: Code, after: str, mend: Any) -> None:
     assert mend(text.format(before), Role.COMPUTED, before, code) == text.format(after)
 
 
+@pytest.mark.parametrize(
+    ("before", "wrong", "after"),
+    [
+        ("x / 3", 3.0, "x / 8"),
+        ("x * 0.25", 4.0, "x / 8"),
+        ("x / WIDTH**0.5", 4.0, "x / 8"),
+        ("2 * jnp.pi * x", 3.0, None),  # another number of the same expression
+        ("x / 2", None, "x / 8"),  # the only one that it may be
+        ("3 / x", 3.0, None),
+    ],
+)
+def test_the_wrong_constant_is_exchanged(before: str, wrong: float | None, after: str | None, mend: Any) -> None:
+    text = f"WIDTH = 16\n\n\ndef f(x):\n    return {before}\n"
+    found = mend(text, Role.COMPUTED, before, Code(around="x / 8", wrong=wrong))
+    assert found == (None if after is None else text.replace(before, after))
+
+
 def test_what_is_computed_in_a_loop_is_not_divided_there(mend: Any) -> None:
     """Each time round the loop would divide once more, and what differs is the last value alone."""
     text = "def f(x):\n    y = 0\n    for each in x:\n        y = y + each\n    return y\n"

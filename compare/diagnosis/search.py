@@ -311,8 +311,8 @@ class Search:
         fixes: list[str | Code] = []
         for each, value in firsts:
             fix = "compute this term as torch does" if leaves_nothing(each, value) else each.fix(each.call, self.place)
-            if isinstance(fix, Code) and self._takes_what_is_there(each.call):
-                fix = left_out(fix) or fix
+            if isinstance(fix, Code):
+                fix = (self._takes_what_is_there(each.call) and left_out(fix)) or dataclasses.replace(fix, wrong=value)
             if isinstance(fix, Code) and fix.whole and is_term(self.step.rerun, each.call):
                 fix = dataclasses.replace(fix, whole=False)
                 shown = of_a_term(fix)

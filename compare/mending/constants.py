@@ -1,7 +1,8 @@
 """Reads numbers in the user's code: literals, variables that are assigned once, arguments of a helper's one call."""
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import libcst
@@ -133,3 +134,59 @@ def _argument(file: SourceFile, parameter: libcst.Param) -> libcst.BaseExpressio
         return None
     at = position(called[0].args, names, parameter.name.value)
     return parameter.default if at is None else called[0].args[at].value
+
+
+_FUNCTIONS: dict[type, Callable[[float, float], float]] = {
+    libcst.Add: operator.add,
+    libcst.Subtract: operator.sub,
+    libcst.Multiply: operator.mul,
+    libcst.Divide: operator.truediv,
+    libcst.FloorDivide: operator.floordiv,
+    libcst.Power: operator.pow,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
+"""What the operators of a file and of a fix compute."""
+
+_OPERAND = 0.7071
+"""Any value, for an operand that is not known."""
+
+
+def computed(kind: type, constant: float, *, behind: bool) -> float | None:
+    """Compute an operation of some operand and a constant, which is its second operand if `behind`.
+
+    The same operation written in another way gives the same: x / 2 and x * 0.5.
+    """
+    return _result(kind, _OPERAND, constant) if behind else _result(kind, constant, _OPERAND)
+
+
+def _result(kind: type, one: float, other: float) -> float | None:
+    try:
+        result = _FUNCTIONS[kind](one, other)
+    except ArithmeticError:
+        return None
+    return None if isinstance(result, complex) else result
+
+
+def number(file: SourceFile, node: libcst.BaseExpression) -> float | None:
+    """Return the value of an expression of numbers and of the module's constants alone: `WIDTH**-0.5`."""
+    match node:
+        case libcst.Integer() | libcst.Float():
+            return float(ast.literal_eval(node.value))
+        case libcst.UnaryOperation(operator=libcst.Minus(), expression=inner):
+            return None if (value := number(file, inner)) is None else -value
+        case libcst.BinaryOperation(operator=operation, left=left, right=right) if type(operation) in _FUNCTIONS:
+            one, other = number(file, left), number(file, right)
+            return None if one is None or other is None else _result(type(operation), one, other)
+        case libcst.Name() | libcst.Attribute():
+            known = file.meaning(node)
+            if isinstance(known, int | float):
+                return float(known)
+            read = Reader(file, ()).number(node)
+            return None if read is None else read.value
+        case libcst.Call(func=libcst.Attribute(attr=libcst.Name(value="sqrt")), args=[libcst.Arg(value=inner)]):
+            return None if (value := number(file, inner)) is None else _result(libcst.Power, value, 0.5)
+    return None

@@ -2,13 +2,14 @@
 
 import ast
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import libcst
 
 from compare.mending.calls import set_keywords
-from compare.mending.constants import Reader
+from compare.mending.constants import computed, number
 from compare.mending.names import MODULES, Naming
 from compare.mending.syntax import Edit, SourceFile, Unfit
 from compare.verdict.divergence import Line, Role
@@ -104,7 +105,8 @@ _CAUSAL = "jnp.where(jnp.tril(jnp.ones(x.shape[-2:], bool)), x, -jnp.inf)"
 def _attention(file: SourceFile, code: Code, lines: Sequence[Line], calls: Sequence[libcst.Call]) -> list[Edit]:
     """Change an attention that is no call of a function: its factor, or what its softmax is given."""
     if "scale" in code.keywords:
-        return exchange_constant(file, Code(around=f"x * {source(code.keywords['scale'])}"), lines)
+        factor = Code(around=f"x * {source(code.keywords['scale'])}", wrong=code.wrong)
+        return exchange_constant(file, factor, lines)
     softmax = _only([call for call in calls if _named(file.meaning(call.func)) == "softmax" and call.args])
     if softmax is None or code.keywords != {"is_causal": True}:
         raise Unfit("which part of the attention it changes is not known")
@@ -161,11 +163,13 @@ def exchange_constant(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     tree = ast.parse(str(code), mode="eval").body
     if not isinstance(tree, ast.BinOp):
         raise Unfit("the fix is not a sum, a product or a power")
+    behind = isinstance(tree.left, ast.Name)
+    now = None if code.wrong is None else computed(type(tree.op), code.wrong, behind=behind)
     found = [
         (node, operand)
         for node in expressions(file, lines)
         if isinstance(node, libcst.BinaryOperation) and isinstance(node.operator, _OPERATORS[type(tree.op)])
-        if (operand := _other_than_number(file, node)) is not None
+        if (operand := _other_than_number(file, node, now)) is not None
     ]
     if len(found) != 1:
         raise Unfit("which constant it changes is not known")
@@ -276,27 +280,19 @@ def _only(calls: Sequence[libcst.Call]) -> libcst.Call | None:
     return calls[0] if len(calls) == 1 else None
 
 
-def _other_than_number(file: SourceFile, node: libcst.BinaryOperation) -> libcst.BaseExpression | None:
-    """Return the side that is no number, if the other one is."""
+def _other_than_number(
+    file: SourceFile, node: libcst.BinaryOperation, now: float | None
+) -> libcst.BaseExpression | None:
+    """Return the side that is no number, if the other one is; `now` is what it computes with the wrong one."""
     # Two numbers are a constant of their own, and two expressions have none that could be meant.
-    numbers = [_is_number(file, node.left), _is_number(file, node.right)]
-    if numbers == [True, False]:
-        return node.right
-    return node.left if numbers == [False, True] else None
-
-
-def _is_number(file: SourceFile, node: libcst.BaseExpression) -> bool:
-    """Return whether an expression is made of numbers and of the module's constants alone: `WIDTH**-0.5`."""
-    match node:
-        case libcst.Integer() | libcst.Float():
-            return True
-        case libcst.UnaryOperation(expression=inner):
-            return _is_number(file, inner)
-        case libcst.BinaryOperation(left=left, right=right):
-            return _is_number(file, left) and _is_number(file, right)
-        case libcst.Name() | libcst.Attribute():
-            known = isinstance(file.meaning(node), int | float)
-            return known or Reader(file, ()).number(node) is not None
-        case libcst.Call(func=libcst.Attribute(attr=libcst.Name(value="sqrt")), args=[libcst.Arg(value=inner)]):
-            return _is_number(file, inner)
-    return False
+    left, right = number(file, node.left), number(file, node.right)
+    if left is not None and right is None:
+        constant, operand = left, node.right
+    elif right is not None and left is None:
+        constant, operand = right, node.left
+    else:
+        return None
+    if now is None:
+        return operand
+    result = computed(type(node.operator), constant, behind=operand is node.left)
+    return operand if result is not None and math.isclose(result, now, rel_tol=1e-6) else None

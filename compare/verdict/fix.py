@@ -35,6 +35,8 @@ class Code:
     """The expression that the JAX side has instead, with the same names: one of these, if it is known."""
     numbers: tuple[tuple[float, float], ...] = ()
     """The numbers in the JAX side's expression that are wrong, each with what it must be."""
+    wrong: float | None = None
+    """The number that the JAX side has in the place of the one in a sum, product or power, if it is known."""
     values: Mapping[str, tuple[Port, ...]] = field(default_factory=dict)
     """The modules' inputs and outputs, on the torch side, that names in it stand for."""
     words: str = ""

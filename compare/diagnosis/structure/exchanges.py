@@ -121,7 +121,7 @@ def other_numbers(context: Context, node: Node) -> Iterator[Edit]:
             what = "power of" if node.name == "pow" else "factor" if node.name == "mul" else "divisor"
             does = f"takes {words} for the {what} {own:.6g} of {shown(node)}"
             sign = {"mul": "*", "div": "/", "pow": "**"}[node.name]
-            code = Code(around=f"x {sign} {source(float(own))}") if position == 1 else None
+            code = Code(around=f"x {sign} {source(float(own))}", wrong=number) if position == 1 else None
             yield one(Kind.SCALE, node, compute, does, f"take {source(float(own))}, as torch does", code)
 
 
