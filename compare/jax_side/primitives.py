@@ -71,6 +71,9 @@ FUNCTIONS = frozenset({"exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic
 SUMS = frozenset({"reduce_sum"})
 """Operations that are rounded as the sum of the sizes of their terms is, whatever is left of it."""
 
+ROUNDING = frozenset({"ceil", "floor", "round", "sign"})
+"""Operations that make whole numbers of others, and keep their dtype."""
+
 NAME = "name"
 """What `jax.ad_checkpoint.checkpoint_name` leaves behind: an identity, with the name given as a parameter."""
 

@@ -24,6 +24,7 @@ from compare.torch_side.moved import moved
 from compare.torch_side.random_calls import RandomCall, random
 from compare.torch_side.reached import Reached
 from compare.torch_side.refused import refuse_what_asserts
+from compare.torch_side.twins import Twins
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +78,7 @@ class ControlledRun:
         self.lift = lift
         self._moved = moved
         self._tables = tables
+        self._twins = Twins() if moved is not None or tables else None
         self.draws: list[Draw] = []
         """What was drawn, in order of execution."""
         self.dtypes: set[str] = set()
@@ -161,9 +163,10 @@ class ControlledRun:
                 return kernel(*args, **kwargs)
             args, kwargs = self._lifted(operation, args, kwargs)
         if not random(operation):
+            if self._twins is not None:
+                move = functools.partial(self._given, operation=operation, args=args, kwargs=kwargs)
+                return self._twins.run(operation, args, kwargs, _changed(operation, args, kwargs), move)
             output = operation(*args, **kwargs)
-            if self._moved is not None:
-                return moved(name, output, self._moved, operation, args, kwargs)
             if not self.lift and hasattr(output, "dtype"):
                 self.dtypes.add(_dtype(output))
             if not self.lift:
@@ -181,6 +184,12 @@ class ControlledRun:
         output, draw = call.run()
         self.draws.append(draw)
         return output
+
+    def _given(self, output: Any, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what an operation gives, moved if the run moves it."""
+        if self._moved is None:
+            return output
+        return moved(operation.overloadpacket.__name__, output, self._moved, operation, args, kwargs)
 
     def _host(self, kind: str, draw: Callable[[], Draw]) -> Draw:
         """Give what NumPy or Python draws."""
@@ -217,12 +226,10 @@ class ControlledRun:
         if operation is torch.ops.aten.lift_fresh.default:  # torch.tensor(...) has just made it
             return (self._constant(args[0]), *args[1:]), kwargs
         wide = _wide()
-        written = [
-            kwargs.get(name, args[position] if position < len(args) else None) for position, name in _written(operation)
-        ]
+        written = _changed(operation, args, kwargs)
         # An operation in place must write to the tensor that it was given, and a float64 tensor in its stead would be
         # another one. So the other arguments are cast to its precision, and the report says that it stayed low.
-        kept = [tensor for tensor in written if isinstance(tensor, torch.Tensor) and tensor.dtype in wide]
+        kept = [tensor for tensor in written if tensor.dtype in wide]
         for tensor in kept:
             self._note(f"a tensor of shape {tuple(tensor.shape)}, {_dtype(tensor)}, that is written to{self._place()}")
 
@@ -256,7 +263,9 @@ class ControlledRun:
         certain = meant is not None and not doubtful(meant)
         if not certain and _dtype(tensor) in ("float32", "complex64"):
             self._constants[f"a tensor of shape {tuple(tensor.shape)}{_line()}"] = None
-            lifted = lifted + lifted.new_tensor(movement(values, self._tables)) if self._tables else lifted
+            if self._tables and self._twins is not None:
+                unmoved, lifted = lifted, lifted + lifted.new_tensor(movement(values, self._tables))
+                self._twins.add(lifted, unmoved)
         if meant is not None:
             return lifted
         self._note(f"a constant of shape {tuple(tensor.shape)}, {_dtype(tensor)}{self._place()}")
@@ -282,6 +291,14 @@ def _line() -> str:
 
 def _dtype(tensor: "torch.Tensor") -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def _changed(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "list[torch.Tensor]":
+    """Return the tensors that an operation writes to."""
+    import torch
+
+    written = (kwargs.get(name, args[at] if at < len(args) else None) for at, name in _written(operation))
+    return [each for each in written if isinstance(each, torch.Tensor)]
 
 
 @functools.cache  # an operation's schema is parsed anew each time that it is read
