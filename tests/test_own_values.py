@@ -52,9 +52,9 @@ def mse(output: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def of_models(
-    table: np.ndarray,
+    table: Any,
     original: torch.nn.Module,
-    port: Callable[[np.ndarray, nnx.Rngs], Any] = Port,
+    port: Callable[[Any, nnx.Rngs], Any] = Port,
     weights: dict[str, str | None] | None = None,
 ) -> compare.Report:
     torch_side = compare.Torch(original, torch.nn.MSELoss(), lambda p: torch.optim.SGD(p, 0.1))
@@ -63,9 +63,9 @@ def of_models(
 
 
 def of_programs(
-    table: np.ndarray,
+    table: Any,
     original: torch.nn.Module,
-    port: Callable[[np.ndarray, nnx.Rngs], Any] = Port,
+    port: Callable[[Any, nnx.Rngs], Any] = Port,
     weights: dict[str, str | None] | None = None,
 ) -> compare.Report:
     def torch_side() -> Any:
@@ -86,11 +86,11 @@ def of_programs(
 @pytest.mark.parametrize("check", [of_models, of_programs])
 def test_another_table_is_said(check: Callable[..., compare.Report]) -> None:
     assert check(window(True), Original(persistent=False)).limits == []
-    assert check(np.ones(8, np.float32), Original(persistent=True)).limits == []  # a place for values to come
-    told = check(window(False), Original(persistent=True))
-    assert told.ok
-    assert "although the port came with other values than torch's of" in told.headline
-    assert "window (" in told.headline
+    for table in (window(False), np.ones(8, np.float32)):
+        told = check(table, Original(persistent=True))
+        assert told.ok
+        assert "although the port came with other values than torch's of" in told.headline
+        assert "window (" in told.headline
     wrong = check(window(False), Original(persistent=False))
     assert wrong.verdict == compare.Verdict.MISMATCH
     assert "nothing is proved, the port came with another table" in wrong.headline
@@ -159,3 +159,101 @@ def test_frozen_parameters_that_are_left_out(check: Callable[..., compare.Report
     report = check(window(True), Frozen(), Inside, {name: None})
     assert report.ok
     assert [each for each in report.limits if "window alone, which weights= leaves out" in each]
+
+
+class Masked(torch.nn.Module):
+    """Tables of every dtype: a causal mask, an index, and a temperature."""
+
+    mask: torch.Tensor
+    order: torch.Tensor
+    temperature: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(8, 3)
+        self.register_buffer("mask", torch.tril(torch.ones(8, 8)).bool())
+        self.register_buffer("order", torch.arange(8).flip(0))
+        self.register_buffer("temperature", torch.tensor(0.07))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mixed = x[:, self.order] @ self.mask.to(x.dtype) / self.temperature
+        return self.fc(mixed)
+
+
+class MaskedPort(nnx.Module):
+    def __init__(self, tables: dict[str, Any]) -> None:
+        self.fc = nnx.Linear(8, 3, rngs=nnx.Rngs(0))
+        own = {"mask": np.tril(np.ones((8, 8), bool)), "order": np.arange(8)[::-1], "temperature": np.float32(0.07)}
+        for name, table in {**own, **tables}.items():
+            setattr(self, name, nnx.Variable(jnp.asarray(table)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mixed = x[:, self.order[...]] @ self.mask[...].astype(x.dtype) / self.temperature[...]  # type: ignore[attr-defined]
+        return self.fc(mixed)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [{}, {"mask": np.ones((8, 8), bool)}, {"order": np.arange(8)}, {"temperature": np.float32(0.1)}],
+    ids=lambda tables: "".join(tables),
+)
+def test_tables_of_booleans_integers_and_single_numbers(tables: dict[str, Any]) -> None:
+    report = of_models(None, Masked(), lambda _, __: MaskedPort(tables))
+    assert report.ok
+    assert not report.bugs
+    assert [f"torch's of {name} (" in each for each, name in zip(report.limits, tables, strict=True)] == [True] * len(
+        tables
+    )
+
+
+def test_a_target_that_does_not_start_as_the_model() -> None:
+    def torch_side() -> Any:
+        model = torch.nn.Linear(8, 3)
+        state = {"model": model, "ema": copy.deepcopy(model), "optimizer": torch.optim.SGD(model.parameters(), 0.1)}
+        state["steps"] = torch.zeros(())
+
+        def step(state: Any, batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Any]:
+            state["optimizer"].zero_grad()
+            loss = torch.nn.functional.mse_loss(state["model"](batch[0]), batch[1])
+            loss.backward()
+            state["optimizer"].step()
+            state["steps"] += 1
+            with torch.no_grad():
+                for own, other in zip(state["ema"].parameters(), state["model"].parameters(), strict=True):
+                    own.lerp_(other, 0.1)
+            return {"loss": loss}
+
+        return state, step
+
+    def jax_side(seed: int, steps: float) -> Any:
+        def build() -> Any:
+            model, ema = nnx.Linear(8, 3, rngs=nnx.Rngs(0)), nnx.Linear(8, 3, rngs=nnx.Rngs(seed))
+            state = {"model": nnx.state(model), "ema": nnx.state(ema), "steps": jnp.asarray(steps)}
+            graph, optimizer = nnx.graphdef(model), optax.sgd(0.1)
+            state["optimizer"] = optimizer.init(state["model"])
+
+            @jax.jit
+            def step(state: Any, batch: Any) -> Any:
+                def loss_of(weights: Any) -> jax.Array:
+                    return mse(nnx.merge(graph, weights)(batch[0]), batch[1])
+
+                loss, gradients = jax.value_and_grad(loss_of)(state["model"])
+                updates, own = optimizer.update(gradients, state["optimizer"], state["model"])
+                model = optax.apply_updates(state["model"], updates)
+                ema = jax.tree.map(lambda own, other: own + 0.1 * (other - own), state["ema"], model)
+                return {"model": model, "ema": ema, "steps": state["steps"] + 1, "optimizer": own}, {"loss": loss}
+
+            return state, step
+
+        return build
+
+    def limits(seed: int, steps: float = 0.0) -> str:
+        report = compare.check(compare.TorchProgram(torch_side), compare.JaxProgram(jax_side(seed, steps)), batches())
+        assert report.ok
+        return " ".join(report.limits)
+
+    assert limits(0) == ""
+    assert "ema and model start with the same weights in torch and not in the port" in limits(1).replace(
+        "model and ema", "ema and model"
+    )
+    assert "torch's of steps" in limits(0, 5.0)

@@ -1,8 +1,7 @@
 """Finds errors in weights that the user converted: most of the port's own weights are torch's, but some differ."""
 
-import numpy as np
-
 from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.own_values import is_one_number
 from compare.diagnosis.converted_weights import misconverted
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.step.stage import Stage
@@ -19,7 +18,7 @@ def wrongly_converted(pair: MappedPair) -> list[Divergence]:
     both = [
         (link, link.jax_view(right[link.jax]), link.jax_view(pair.given[link.jax]))
         for link in pair.links
-        if np.ptp(right[link.jax])  # zeros and ones are equal without any conversion
+        if not is_one_number(right[link.jax])  # zeros and ones are equal without any conversion
     ]
     near = ULPS * EPSILON32
     wrong = [(link, ours, theirs) for link, ours, theirs in both if distance(theirs, ours) > near]

@@ -59,10 +59,13 @@ def other_own_values(
         unsaved: The names of torch's buffers with `persistent=False`.
 
     """
-    constant = {
-        quantity.torch
-        for quantity in followed.quantities
-        if quantity.stage in _KEPT and np.ptp([size for size, _ in quantity.sizes]) == 0
+    sizes = {each.torch: each.sizes for each in followed.quantities if each.stage in _KEPT}
+    constant = {name for name, of_steps in sizes.items() if np.ptp([size for size, _ in of_steps]) == 0}
+    # What a step changes has no values of its own, unless it starts from one number, such as 0.
+    constant |= {
+        name
+        for name in sizes.keys() - parameters.keys()
+        if start[name].dtype.kind == "f" and is_one_number(start[name])
     }
     learned = {name for name, may_be_trained in parameters.items() if may_be_trained}
     tables = [
@@ -71,17 +74,13 @@ def other_own_values(
         if link.torch in constant and not is_statistic(link.torch) and link.torch not in learned
         if link.torch not in parameters or link.jax in buffers
     ]
-    # Where all elements are equal, as in an array of zeros, the port has a placeholder.
-    own = {
-        name: given[name]
-        for name in {link.jax for link in tables} & given.keys()
-        if given[name].dtype.kind == "f" and np.ptp(given[name])
-    }
+    names = {link.jax for link in tables} & given.keys()
+    own = {name: given[name].astype(np.float64) for name in names if given[name].dtype.kind in "fiub"}
     tables = [link for link in tables if link.jax in own]
     converted = to_jax(tables, start, own)
     saved_apart, own_apart = dict[str, float](), dict[str, float]()
     for link in tables:
-        far = distance(np.asarray(own[link.jax], np.float64), np.asarray(converted[link.jax], np.float64))
+        far = distance(own[link.jax], converted[link.jax])
         if far > FACTOR * ULPS * EPSILON32:
             (own_apart if link.torch in unsaved else saved_apart)[link.jax] = far
     limits, unproved = list[str](), list[Cause]()
@@ -99,6 +98,11 @@ def other_own_values(
             )
         )
     return OwnValues(limits, unproved)
+
+
+def is_one_number(array: np.ndarray) -> bool:
+    """Return whether all elements are one number."""
+    return bool(array.size and (array == array.flat[0]).all())
 
 
 def _named(apart: Mapping[str, float]) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from compare.step.stage import Stage
 from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
-from compare.weights.links import to_jax
+from compare.weights.links import to_jax, to_torch
 
 
 def questioned_program(
@@ -66,7 +67,7 @@ def questioned_program(
         return dataclasses.replace(found, unproved=unproved)
     limits = [*found.limits, *(["in 1 step: momentum and schedule not reached"] if followed.steps == 1 else [])]
     limits += [*without_updates(followed), *of_these_values(pair.links, pair.parameters, followed)]
-    limits += [*_own_state(jax64), *own.limits]
+    limits += [*_own_state(jax64), *own.limits, *_copied_at_first(pair)]
     search = functools.partial(recorded, pair, programs[1].program(), runs.stepper.draws[0])
     held = bugs.attempt("looking for torch's numbers", search) or ""
     answer = QUICK if quick else asked_elsewhere(pair, ask)
@@ -109,11 +110,7 @@ def _never_followed(pair: ProgramPair, jax: JaxProgramRun) -> list[str]:
     for link in pair.links:
         partners.setdefault(link.torch, []).append(link.jax)
     found: dict[str, str] = {}
-    every = list(following(pair.start))
-    most = {root: max(len(pairs) for each, _, pairs in every if each == root) for root, _, _ in every}
-    for root, other, pairs in every:
-        if len(pairs) < most[root]:  # another network may have a layer of the same name and size
-            continue
+    for root, other, pairs in _networks(pair.start):
         own, model = ([name for each in side for name in partners.get(each, ())] for side in (pairs, pairs.values()))
         still, trained = (all(np.array_equal(before[n], after[n]) for n in names) for names in (own, model))
         if own and still and not trained:
@@ -122,6 +119,32 @@ def _never_followed(pair: ProgramPair, jax: JaxProgramRun) -> list[str]:
         f"{root}: no step changes it on either side; if it follows {other} at later steps, take as many steps"
         for root, other in found.items()
     ]
+
+
+def _networks(start: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yield what `following` does, without networks that have a layer of the same name and size by accident."""
+    every = list(following(start))
+    most = {root: max(len(pairs) for each, _, pairs in every if each == root) for root, _, _ in every}
+    return (each for each in every if len(each[2]) == most[each[0]])
+
+
+def _copied_at_first(pair: ProgramPair) -> list[str]:
+    """Say so where two entries of the state, such as a model and a target, start with the same weights on one side."""
+    sides = pair.start, to_torch(pair.links, pair.given, pair.start)
+    linked = {link.torch for link in pair.links}
+    found: dict[frozenset[str], str] = {}
+    for root, other, pairs in _networks(pair.start):
+        # What starts from one number, as biases do, is equal everywhere.
+        names = [name for name in pairs if {name, pairs[name]} <= linked and all(np.ptp(side[name]) for side in sides)]
+        copies = [all(np.array_equal(side[name], side[pairs[name]]) for name in names) for side in sides]
+        if names and copies[0] != copies[1]:
+            alike = "start with the same weights in torch and not in the port"
+            if not copies[0]:
+                alike = "start with other weights in torch and with the same in the port"
+            found.setdefault(
+                frozenset((root, other)), f"although {root} and {other} {alike}: the check starts from torch's"
+            )
+    return [*found.values()]
 
 
 def _called_more(runs: ProgramRuns) -> list[str]:
