@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -35,6 +36,13 @@ CASES = {
     "all for kept": Case(
         lambda scores, labels, mask: (torch_each(scores, labels) * mask).sum() / mask.sum(),
         lambda each, mask: (each * mask).sum() / mask.sum(),
+        lambda each, mask: (each * mask).mean(),
+        f"divides by {B * T} in div",
+    ),
+    # Where both sums are means, the bound of the divisor takes over, and the quotient is the mean of all.
+    "all for kept, bounded": Case(
+        lambda scores, labels, mask: (torch_each(scores, labels) * mask).sum() / mask.sum().clamp(min=1),
+        lambda each, mask: (each * mask).sum() / jnp.maximum(mask.sum(), 1),
         lambda each, mask: (each * mask).mean(),
         f"divides by {B * T} in div",
     ),
@@ -103,7 +111,9 @@ def check(case: Case, reduced: Callable[[Any, Any], Any]) -> compare.Report:
     return compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches)
 
 
-@pytest.mark.parametrize("name", some(CASES, ("kept for all", "all for selected", "rows first")))
+@pytest.mark.parametrize(
+    "name", some(CASES, ("all for kept, bounded", "kept for all", "all for selected", "rows first"))
+)
 def test_the_mean_that_is_wrong_is_named(name: str) -> None:
     case = CASES[name]
     report = check(case, case.wrong)

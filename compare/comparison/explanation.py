@@ -19,6 +19,7 @@ from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.places import layers_between
 from compare.comparison.runs import Runs
 from compare.comparison.trained_alone import trained_alone, updated_alone
+from compare.comparison.untied import untied
 from compare.diagnosis.conventions.variants import MODE
 from compare.diagnosis.explain import explain
 from compare.diagnosis.optimizers.explain import Explained, explain_update
@@ -154,6 +155,8 @@ class _Search:
             if found.target is None:  # what comes before is the same on both sides
                 found = found._replace(target=found.pairing.jax_array(seen))
                 if stage == Stage.GRADIENT:
+                    if cause := untied(pair, found, partial(_step_of_torch, runs, step), seen):
+                        return dataclasses.replace(found.divergence, cause=cause), Searched()
                     # One stop changes the gradients of all parameters before it: all of them are what proves it.
                     every = together(found, self._from_torch.gradients, seen)
                     gradients = Gradients(every, self._held_out.of(every, from_torch=False))
@@ -183,6 +186,10 @@ class _Search:
         found = bugs.attempt(doing, lambda: computed_from_data(self._runs.pair.jax_run("float64"), batch))
         self._data.append((batch, found or FromData()))
         return self._data[-1][1]
+
+
+def _step_of_torch(runs: Runs, step: int) -> Observation:
+    return next(itertools.islice(runs.stepper.whole(runs.torch_run("float64")), step, None))
 
 
 def _outputs(

@@ -3,13 +3,20 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
+from compare.diagnosis.conventions.reductions import MEAN_OR_SUM
 from compare.diagnosis.conventions.settings import CONSTANT
 from compare.diagnosis.counterfactuals import BOUNDS, Counterfactual
 from compare.diagnosis.optimizers.told import with_distinct_digits
 from compare.diagnosis.rewriting import Rewrite
+from compare.numerics.distance import distance
 from compare.verdict.divergence import Cause
+
+Observe = Callable[[dict[int, Rewrite]], np.ndarray | None]
+"""Runs a step with some of torch's calls changed; None where a change does not apply."""
 
 Changed = tuple[list[Counterfactual], float | None]
 """The same change of several calls, with the value that was fitted if it has one."""
@@ -47,6 +54,27 @@ def together(candidates: Sequence[Counterfactual]) -> Iterator[list[Counterfactu
             sites.setdefault(each.call.site, []).append(each)
         groups = [members, *sites.values()] if len(sites) > 1 else [members]
         yield from (several for several in groups if len(several) > 1)
+
+
+def are_terms(
+    group: Sequence[Counterfactual], observe: Callable[[dict[int, Rewrite]], np.ndarray | None], ours: np.ndarray | None
+) -> bool:
+    """Tell whether sums that become means in several expressions of the user's are terms, and not a quotient.
+
+    A mean for each of two terms is one mistake, made twice. Both operands of a quotient give what they gave, unless
+    something between them, such as a bound of the divisor, takes over.
+    """
+    sites = {each.call.site for each in group}
+    if group[0].name != MEAN_OR_SUM or len(sites) == 1 or ours is None:
+        return True
+    parts = [[each for each in group if each.call.site == site] for site in sites]
+    observed = [observe(combined([(part, None)])) for part in (list(group), *parts)]
+    effects = [each - ours for each in observed if each is not None and each.shape == ours.shape]
+    return len(effects) == len(observed) and distance(np.sum(effects[1:], axis=0), effects[0]) < _ADDED
+
+
+_ADDED = 1e-6
+"""How near the effects of several changes add up to their effect together."""
 
 
 def _rewrite(each: Counterfactual, value: float | None) -> Rewrite:

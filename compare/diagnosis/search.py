@@ -10,6 +10,7 @@ import numpy as np
 
 from compare.diagnosis.changes import (
     Changed,
+    are_terms,
     combined,
     either,
     in_words,
@@ -257,7 +258,7 @@ class Search:
     def _alone(self, meant: Callable[[Counterfactual], bool]) -> Iterator[tuple[list[Changed], float]]:
         """Try each of these changes alone, and give those that leave only rounding."""
         for group in (*together(self.candidates), *([each] for each in self.candidates)):
-            if meant(group[0]):
+            if meant(group[0]) and are_terms(group, self.step.observe, self.ours):
                 apart, value = self._try([], group)
                 if apart <= 1:
                     yield [(group, value)], apart

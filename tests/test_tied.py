@@ -1,0 +1,56 @@
+"""A weight that torch has under two names and uses twice, and that a port may keep twice."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import torch
+from flax import nnx
+
+import compare
+
+WORDS, WIDTH = 9, 6
+
+
+class Original(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.inner = torch.nn.Embedding(WORDS, WIDTH), torch.nn.Linear(WIDTH, WIDTH)
+        self.out = torch.nn.Linear(WIDTH, WORDS, bias=False)
+        self.out.weight = self.words.weight
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.tanh(self.inner(self.words(numbers)))).mT
+
+
+class Port(nnx.Module):
+    def __init__(self, *, tied: bool) -> None:
+        rngs = nnx.Rngs(0)
+        self.words, self.inner = nnx.Embed(WORDS, WIDTH, rngs=rngs), nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+        self.out = None if tied else nnx.Linear(WIDTH, WORDS, use_bias=False, rngs=rngs)
+
+    def __call__(self, numbers: jax.Array) -> jax.Array:
+        inner = jax.nn.tanh(self.inner(self.words(numbers)))
+        return self.words.attend(inner) if self.out is None else self.out(inner)
+
+
+def checked(*, tied: bool) -> compare.Report:
+    def loss(output: Any, target: Any) -> Any:
+        return optax.softmax_cross_entropy_with_integer_labels(output, target).mean()
+
+    rng = np.random.default_rng(0)
+    batches = [(rng.integers(0, WORDS, (3, 5)), rng.integers(0, WORDS, (3, 5))) for _ in range(3)]
+    adam = compare.Torch(
+        Original(), lambda o, t: torch.nn.functional.cross_entropy(o, t), lambda p: torch.optim.Adam(p, 1e-3)
+    )
+    return compare.check(adam, compare.Flax(Port(tied=tied), loss, optax.adam(1e-3)), batches)
+
+
+def test_a_weight_that_a_port_keeps_twice() -> None:
+    assert checked(tied=True).ok
+    report = checked(tied=False)
+    assert report.divergence
+    assert report.divergence.cause
+    assert report.divergence.cause.name == "tied weights"
+    assert "words.weight and out.weight are one parameter in torch" in report.divergence.cause.explanation
