@@ -64,7 +64,7 @@ def other_own_values(
     # What a step changes has no values of its own, unless it starts from one number, such as 0.
     constant |= {
         name
-        for name in sizes.keys() - parameters.keys()
+        for name in (sizes.keys() & start.keys()) - parameters.keys()
         if start[name].dtype.kind == "f" and is_one_number(start[name])
     }
     learned = {name for name, may_be_trained in parameters.items() if may_be_trained}

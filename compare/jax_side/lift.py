@@ -19,6 +19,7 @@ from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lift_modules import lifted_linen
 from compare.jax_side.lines import identity
 from compare.jax_side.primitives import BITS, Kind, Program, bind, is_key, is_program, is_tracer, kind
+from compare.jax_side.twins import Twins
 from compare.numerics.constants import LOW, doubtful, restored
 from compare.numerics.tables import movement
 
@@ -86,11 +87,17 @@ class Lifter(Interpreter):
         super().__init__()
         self.pinned = pinned
         self._tables, self._choices = tables, choices or Choices()
+        self._twins = Twins()
         self._slopes: dict[int, tuple[Any, Any]] = {}
         """What each expm1 in the program gives, and of what, by the identity of the former."""
 
     def constant(self, value: Any) -> Any:
         """Lift a number or an array that the program contains."""
+        lifted = self._lifted(value)
+        self._twins.add(lifted, value)
+        return lifted
+
+    def _lifted(self, value: Any) -> Any:
         dtype = str(getattr(value, "dtype", None))
         if is_tracer(value) or dtype not in (*LOW, "float64"):
             return super().constant(value)
@@ -136,6 +143,13 @@ class Lifter(Interpreter):
     def operation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Evaluate one operation in float64, or in its own precision if it does not support float64."""
         del given
+
+        def as_written(twins: list[Any]) -> list[Any]:
+            return [_narrow(each) for each in bind(eqn, [_narrow(twin) for twin in twins])]
+
+        return self._twins.after(eqn, args, self._in_float64(eqn, args), as_written)
+
+    def _in_float64(self, eqn: Any, args: list[Any]) -> list[Any]:
         name = eqn.primitive.name
         # It rounds to a format and stays in its dtype: in float64 the identity.
         if name == "reduce_precision":

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from compare.jax_side.jaxpr import Interpreter
-from compare.jax_side.primitives import FUNCTIONS, ROUNDING, SUMS
+from compare.jax_side.primitives import FUNCTIONS, SUMS
+from compare.jax_side.twins import Twins
 from compare.numerics.distance import ULPS
 
 
@@ -28,33 +29,17 @@ class FunctionsMoved(Interpreter):
     def __init__(self, draw: int) -> None:
         super().__init__()
         self._draw = draw
-        self._unmoved: dict[int, tuple[Any, Any]] = {}
-        """What depends on constants alone, each with what it is where nothing is moved, by the identity of the former.
-
-        Whole numbers that come from it stay: they are the same with all weights and on all batches.
-        """
+        self._twins = Twins()
 
     def constant(self, value: Any) -> Any:
         """Return a number or an array that the program contains."""
-        self._unmoved[id(value)] = value, value
+        self._twins.add(value, value)
         return value
 
     def operation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Evaluate one operation; whole numbers of constants alone as they are where nothing is moved."""
-        import jax.numpy as jnp
-
+        """Evaluate one operation."""
         outputs = self._moving(eqn, args, given)
-        if any(id(each) not in self._unmoved for each in args):
-            return outputs
-        name, before = eqn.primitive.name, [self._unmoved[id(each)][1] for each in args]
-        moved = name in FUNCTIONS | SUMS or any(now is not each for now, each in zip(args, before, strict=True))
-        unmoved = super().operation(eqn, before, given) if moved else outputs
-        outputs = [
-            now if jnp.issubdtype(now.dtype, jnp.inexact) and name not in ROUNDING else twin
-            for now, twin in zip(outputs, unmoved, strict=True)
-        ]
-        self._unmoved |= {id(now): (now, twin) for now, twin in zip(outputs, unmoved, strict=True)}
-        return outputs
+        return self._twins.after(eqn, args, outputs, lambda twins: Interpreter.operation(self, eqn, twins, given))
 
     def _moving(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         import jax.numpy as jnp

@@ -78,7 +78,7 @@ class ControlledRun:
         self.lift = lift
         self._moved = moved
         self._tables = tables
-        self._twins = Twins() if moved is not None or tables else None
+        self._twins = Twins() if lift or moved is not None else None
         self.draws: list[Draw] = []
         """What was drawn, in order of execution."""
         self.dtypes: set[str] = set()
@@ -158,6 +158,7 @@ class ControlledRun:
             return exact.compute(*args, **kwargs)
         if name in NOT_UNIQUE:
             self._fused[NOT_UNIQUE[name]] = None
+        written = args, kwargs
         if self.lift:
             if (kernel := KERNELS.get(name)) is not None:
                 return kernel(*args, **kwargs)
@@ -165,7 +166,7 @@ class ControlledRun:
         if not random(operation):
             if self._twins is not None:
                 move = functools.partial(self._given, operation=operation, args=args, kwargs=kwargs)
-                return self._twins.run(operation, args, kwargs, _changed(operation, args, kwargs), move)
+                return self._twins.run(operation, written, (args, kwargs), _changed(operation, args, kwargs), move)
             output = operation(*args, **kwargs)
             if not self.lift and hasattr(output, "dtype"):
                 self.dtypes.add(_dtype(output))
@@ -263,9 +264,9 @@ class ControlledRun:
         certain = meant is not None and not doubtful(meant)
         if not certain and _dtype(tensor) in ("float32", "complex64"):
             self._constants[f"a tensor of shape {tuple(tensor.shape)}{_line()}"] = None
-            if self._tables and self._twins is not None:
-                unmoved, lifted = lifted, lifted + lifted.new_tensor(movement(values, self._tables))
-                self._twins.add(lifted, unmoved)
+            lifted = lifted + lifted.new_tensor(movement(values, self._tables)) if self._tables else lifted
+        if self._twins is not None:
+            self._twins.add(lifted, tensor)
         if meant is not None:
             return lifted
         self._note(f"a constant of shape {tuple(tensor.shape)}, {_dtype(tensor)}{self._place()}")

@@ -1,12 +1,14 @@
-"""What depends on no weight and no batch, as it is where nothing is moved: the whole numbers that come from it stay.
+"""Whole numbers that a program makes of constants are those of the program as it is written.
 
 T5 takes the logarithms of distances, and rounds them to the numbers of its buckets. Some are whole numbers before they
-are rounded, so that the least movement makes another bucket of them, and everything behind is as far apart as two
-buckets are. But such numbers are the same with all weights and on all batches: they are right or wrong.
+are rounded, so that the least movement makes another bucket of them: in float64, or where numbers are moved to see what
+rounding does. But such numbers are the same with all weights and on all batches: they are right or wrong.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from compare.step.user_code import passes_on
 
 if TYPE_CHECKING:
     import torch
@@ -14,70 +16,81 @@ if TYPE_CHECKING:
 ROUNDING = frozenset({"ceil", "floor", "round", "sign", "trunc"})
 """Operations of aten that make whole numbers of others, and keep their dtype."""
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of an operation."""
+
 
 class Twins:
-    """Follows tensors that depend on constants alone through a run that moves what its operations give."""
+    """Follows tensors that depend on constants alone, in the program as it is written beside the one that is run."""
 
     def __init__(self) -> None:
         from torch.utils.weak import WeakTensorKeyDictionary
 
         self._twins: Any = WeakTensorKeyDictionary()
-        """Each such tensor, with what it is where nothing is moved; with None where it is that itself."""
+        """Each such tensor, with what it is in the program as it is written; with None where it is that itself."""
 
-    def add(self, tensor: "torch.Tensor", twin: "torch.Tensor | None" = None) -> None:
-        """Add a constant, and what it is where it is not moved."""
-        self._twins[tensor] = twin
+    def add(self, tensor: "torch.Tensor", twin: "torch.Tensor | None") -> None:
+        """Add a constant, and what it is in the program as it is written."""
+        self._twins[tensor] = None if twin is tensor else twin
 
+    @passes_on
     def run(
         self,
         operation: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        written: "list[torch.Tensor]",
+        written: Arguments,
+        given: Arguments,
+        changed: "list[torch.Tensor]",
         move: Callable[[Any], Any],
     ) -> Any:
-        """Run an operation, and return what it gives, moved; whole numbers of constants alone as they are unmoved.
+        """Run an operation, and return what it gives; whole numbers of constants alone as in the program as written.
 
         Args:
             operation: Of aten.
-            args: Its positional arguments.
-            kwargs: Its keyword arguments.
-            written: Those of its arguments that it writes to.
-            move: Moves what the operation gives.
+            written: Its arguments in the program as it is written.
+            given: Those that it is given in this run.
+            changed: The tensors among these that it writes to.
+            move: Moves what it gives, to see what rounding does.
 
         """
         import torch
         from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+        args, kwargs = given
         if operation is torch.ops.aten.lift_fresh.default:  # torch.tensor(...) has just made it
-            self._twins.setdefault(given[0], None)
-        constant = all(each in self._twins for each in given)
-        moved = constant and any(self._twins[each] is not None for each in given)
-        if written and (moved or not constant):
-            for each in written:
+            self.add(args[0], written[0][0])
+        tensors = [each for each in tree_leaves(given) if isinstance(each, torch.Tensor)]
+        if not all(each in self._twins for each in tensors):
+            for each in changed:
                 self._forget(each)
-            constant = False
-        if not constant:
             return move(operation(*args, **kwargs))
+        alone = any(self._twins[each] is not None for each in tensors)
+        if any(self._twins[each] is None for each in changed):  # it must be written to once
+            for each in changed if alone else ():
+                self._forget(each)
+            return move(operation(*args, **kwargs))
+        twins = tree_map_only(torch.Tensor, self._twin, written)
         output = operation(*args, **kwargs)
-        twin = output
-        if moved:
-            unmoved = tree_map_only(torch.Tensor, self._twin, (args, kwargs))
-            twin = operation(*unmoved[0], **unmoved[1])
+        try:
+            twin = operation(*twins[0], **twins[1])
+        except RuntimeError:  # one of them has the run's default dtype, and another the dtype that is written
+            for each in changed:
+                self._forget(each)
+            return move(output)
         whole = operation.overloadpacket.__name__ in ROUNDING
+        real = any(map(_is_real, tensors))
 
-        def following(now: Any, twin: Any) -> Any:
-            if not isinstance(now, torch.Tensor):
-                return now
-            now = twin if whole or not (now.is_floating_point() or now.is_complex()) else now
-            self._twins[now] = None if now is twin else twin
+        def followed(now: Any, twin: Any) -> Any:
+            if isinstance(now, torch.Tensor):
+                if real and (whole or not _is_real(now)):
+                    now = twin.to(now.dtype)
+                self.add(now, twin if _is_real(now) else now)
             return now
 
-        return tree_map(following, move(output), twin)
+        return tree_map(followed, move(output), twin)
 
     def _twin(self, tensor: "torch.Tensor") -> "torch.Tensor":
-        twin = self._twins[tensor]
+        """Return a constant as it is in the program as written; a tensor that has just met the run is that."""
+        twin = self._twins.get(tensor)
         return tensor if twin is None else twin
 
     def _forget(self, tensor: "torch.Tensor") -> None:
@@ -85,3 +98,7 @@ class Twins:
         memory = tensor.untyped_storage().data_ptr()
         for each in [each for each in self._twins if each.untyped_storage().data_ptr() == memory]:
             del self._twins[each]
+
+
+def _is_real(tensor: "torch.Tensor") -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

@@ -1,0 +1,53 @@
+"""Whole numbers that a program makes of constants are those of the program as it is written.
+
+See `torch_side.twins`, which does the same for torch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from compare.jax_side.primitives import ROUNDING
+
+
+class Twins:
+    """Follows values that depend on constants alone, in the program as it is written beside the one that is run."""
+
+    def __init__(self) -> None:
+        self._twins: dict[int, tuple[Any, Any]] = {}
+        """Each such value, with what it is in the program as it is written, by its identity."""
+
+    def add(self, value: Any, twin: Any) -> None:
+        """Add a constant, and what it is in the program as it is written."""
+        self._twins[id(value)] = value, twin
+
+    def after(
+        self, eqn: Any, args: list[Any], outputs: list[Any], evaluate: Callable[[list[Any]], list[Any]]
+    ) -> list[Any]:
+        """Give what an operation gives; whole numbers of constants alone as in the program as it is written.
+
+        Args:
+            eqn: The operation.
+            args: Its arguments in this run.
+            outputs: What it gives in this run.
+            evaluate: Runs it as it is written.
+
+        """
+        import jax
+        import jax.numpy as jnp
+
+        if any(id(arg) not in self._twins for arg in args):
+            return outputs
+        twins = [self._twins[id(arg)][1] for arg in args]
+        try:
+            written = evaluate(twins)
+        except (TypeError, NotImplementedError):  # integers are narrower in this run than in the program
+            return outputs
+        whole = eqn.primitive.name in ROUNDING
+        real = any(jnp.issubdtype(twin.dtype, jnp.floating) for twin in twins)
+        found = []
+        for now, twin in zip(outputs, written, strict=True):
+            inexact = jnp.issubdtype(now.dtype, jnp.inexact)
+            value = jax.lax.convert_element_type(twin, now.dtype) if real and (whole or not inexact) else now
+            self.add(value, twin if inexact else value)
+            found.append(value)
+        return found
