@@ -51,6 +51,9 @@ def fitting_pairs(here: Step, tried: Sequence[Tried], budget: Budget) -> Iterato
     # What changes nothing alone, such as a factor of weights that are normalized, is seen only together with another
     # edit, which it turns into a third: no fault of its own.
     tried = [each for each in tried if abs(each.apart - before) > SAME * before]
+    # A place that no parameter goes into is a table itself: with the JAX side's own, any second edit would fit.
+    if not any(number in here.context.from_parameters for _, number in here.context.nodes[-1].inputs):
+        tried = [each for each in tried if each.edit.kind not in (Kind.TABLE, Kind.NUMBERS)]
     every = [each.edit for each in tried]
     of_tables = [edit for edit in every if edit.kind in (Kind.TABLE, Kind.NUMBERS)][:TABLES]
     usual = [edit for edit in every if edit.kind in _USUAL][:USUAL]
