@@ -79,6 +79,18 @@ def test_so_are_bounds_of_modules_and_losses() -> None:
     assert missed == ["no element is above its bound", "no error is above its delta"]
 
 
+def test_so_are_bounds_in_place_and_weights_of_positives() -> None:
+    x = torch.linspace(-1, 1, 6)
+    with ControlledRun() as run:
+        x.clone().clamp_(-0.5, 5.0)
+        targets, weights = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([3.0, 7.0])
+        torch.nn.functional.binary_cross_entropy_with_logits(targets, targets, pos_weight=weights)
+    assert [what.rpartition(": ")[2] for what, met in run.reached.items() if not met] == [
+        "no element is above its bound",
+        "no target is positive where pos_weight is 7 in torch's loss",
+    ]
+
+
 def test_so_are_bounds_of_modules_with_hooks_as_a_check_gives_them() -> None:
     module = torch.nn.Hardtanh(-0.5, 5.0)
     module.register_forward_hook(lambda *_: None)

@@ -167,11 +167,10 @@ class ControlledRun:
             if self._twins is not None:
                 move = functools.partial(self._given, operation=operation, args=args, kwargs=kwargs)
                 return self._twins.run(operation, written, (args, kwargs), _changed(operation, args, kwargs), move)
+            self._reached.look(name, args, kwargs)
             output = operation(*args, **kwargs)
-            if not self.lift and hasattr(output, "dtype"):
+            if hasattr(output, "dtype"):
                 self.dtypes.add(_dtype(output))
-            if not self.lift:
-                self._reached.look(name, args, kwargs)
             return output
         call = RandomCall(operation, args, kwargs)
         if not call.draws():

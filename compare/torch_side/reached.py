@@ -13,7 +13,15 @@ _IGNORED, _ALWAYS_IGNORED = 4, -100
 """The position of `ignore_index` among the arguments of aten's nll_loss, and its default."""
 
 _WRAPPERS = frozenset({"hardtanh", "relu6", "threshold", "nan_to_num", "clamp", "clip", "where", "masked_fill"})
-_WRAPPERS |= {"huber_loss", "smooth_l1_loss", "forward", "_call_impl", "_wrapped_call_impl", "inner"}
+_WRAPPERS |= {
+    "huber_loss",
+    "smooth_l1_loss",
+    "gaussian_nll_loss",
+    "forward",
+    "_call_impl",
+    "_wrapped_call_impl",
+    "inner",
+}
 """Functions of torch's in Python that do what their name says, and nothing beside; and those by which a module of
 torch's, such as `ReLU6`, hands on its input to one of them. A module with hooks, as in a check, calls `inner`."""
 
@@ -25,7 +33,7 @@ class Reached:
         self.found: dict[str, bool] = {}
 
     def look(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Look at one operation of aten, by its name."""
+        """Look at one operation of aten, by its name, before it runs: it may write to its arguments."""
         if name.startswith("nll_loss") and name.endswith("forward") and len(args) > _IGNORED:
             self._labels(args)
         elif name == "embedding" and len(args) > 2 and args[2] >= 0:
@@ -33,10 +41,12 @@ class Reached:
             self._note(f"padding: no index is {args[2]}, whose row torch's embedding does not train", met)
         elif name == "clamp" and args[0].ndim == 0 and _is_called_in("clip_grad.py"):
             self._note("clipping by norm: no gradient's norm reaches torch's limit", args[0] < 1)
-        elif name in _CHOICES and (place := _users_call()):
-            what, flags = _CHOICES[name]
+        elif name == "binary_cross_entropy_with_logits" and len(args) > 3 and args[3] is not None:
+            self._weights_of_positives(args[1], args[3])
+        elif (plain := name.rstrip("_")) in _CHOICES and (place := _users_call()):
+            what, flags = _CHOICES[plain]
             for number, flag in enumerate(flags(args, kwargs)):
-                self._note(f"torch's {name} at {place}: {what[number]}", flag)
+                self._note(f"torch's {plain} at {place}: {what[number]}", flag)
 
     def _labels(self, args: tuple[Any, ...]) -> None:
         labels, weights, ignored = args[1], args[2], args[_IGNORED]
@@ -49,6 +59,12 @@ class Reached:
             for weight in weights.unique()[:_FEW].tolist():
                 what = f"class weights: no target has a class of weight {weight:g} in torch's loss"
                 self._note(what, (present == weight).any())
+
+    def _weights_of_positives(self, targets: Any, weights: Any) -> None:
+        for weight in weights.unique()[:_FEW].tolist():
+            if weight != 1:
+                what = f"weights of positives: no target is positive where pos_weight is {weight:g} in torch's loss"
+                self._note(what, (targets * (weights == weight)).any())
 
     def _note(self, what: str, reached: Any) -> None:
         self.found[what] = self.found.get(what, False) or bool(reached)
