@@ -6,7 +6,7 @@ See `torch_side.twins`, which does the same for torch.
 from collections.abc import Callable
 from typing import Any
 
-from compare.jax_side.primitives import ROUNDING
+from compare.jax_side.primitives import ROUNDING, is_tracer
 
 
 class Twins:
@@ -18,6 +18,10 @@ class Twins:
 
     def add(self, value: Any, twin: Any) -> None:
         """Add a constant, and what it is in the program as it is written."""
+        if not is_tracer(twin):  # a function that is differentiated may hold a value that depends on weights
+            self._add(value, twin)
+
+    def _add(self, value: Any, twin: Any) -> None:
         self._twins[id(value)] = value, twin
 
     def after(
@@ -48,6 +52,6 @@ class Twins:
         for now, twin in zip(outputs, written, strict=True):
             inexact = jnp.issubdtype(now.dtype, jnp.inexact)
             value = jax.lax.convert_element_type(twin, now.dtype) if real and (whole or not inexact) else now
-            self.add(value, twin if inexact else value)
+            self._add(value, twin if inexact else value)
             found.append(value)
         return found
