@@ -172,6 +172,8 @@ class ControlledRun:
             if hasattr(output, "dtype"):
                 self.dtypes.add(_dtype(output))
             return output
+        if self._twins is not None:
+            self._twins.forget(_changed(operation, args, kwargs))
         call = RandomCall(operation, args, kwargs)
         if not call.draws():
             return operation(*args, **kwargs)

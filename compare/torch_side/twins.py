@@ -5,7 +5,7 @@ are rounded, so that the least movement makes another bucket of them: in float64
 rounding does. But such numbers are the same with all weights and on all batches: they are right or wrong.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from compare.step.user_code import passes_on
@@ -60,21 +60,18 @@ class Twins:
             self.add(args[0], written[0][0])
         tensors = [each for each in tree_leaves(given) if isinstance(each, torch.Tensor)]
         if not all(each in self._twins for each in tensors):
-            for each in changed:
-                self._forget(each)
+            self.forget(changed)
             return move(operation(*args, **kwargs))
         alone = any(self._twins[each] is not None for each in tensors)
         if any(self._twins[each] is None for each in changed):  # it must be written to once
-            for each in changed if alone else ():
-                self._forget(each)
+            self.forget(changed if alone else ())
             return move(operation(*args, **kwargs))
         twins = tree_map_only(torch.Tensor, self._twin, written)
         output = operation(*args, **kwargs)
         try:
             twin = operation(*twins[0], **twins[1])
         except RuntimeError:  # one of them has the run's default dtype, and another the dtype that is written
-            for each in changed:
-                self._forget(each)
+            self.forget(changed)
             return move(output)
         whole = operation.overloadpacket.__name__ in ROUNDING
         real = any(map(_is_real, tensors))
@@ -93,11 +90,12 @@ class Twins:
         twin = self._twins.get(tensor)
         return tensor if twin is None else twin
 
-    def _forget(self, tensor: "torch.Tensor") -> None:
-        """Forget a tensor that something else is written to, and all that share its memory."""
-        memory = tensor.untyped_storage().data_ptr()
-        for each in [each for each in self._twins if each.untyped_storage().data_ptr() == memory]:
-            del self._twins[each]
+    def forget(self, tensors: "Iterable[torch.Tensor]") -> None:
+        """Forget tensors that something else is written to, and all that share their memory."""
+        memory = {each.untyped_storage().data_ptr() for each in tensors}
+        if memory:
+            for each in [each for each in self._twins if each.untyped_storage().data_ptr() in memory]:
+                del self._twins[each]
 
 
 def _is_real(tensor: "torch.Tensor") -> bool:
