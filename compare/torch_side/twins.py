@@ -62,9 +62,9 @@ class Twins:
         if not all(each in self._twins for each in tensors):
             self.forget(changed)
             return move(operation(*args, **kwargs))
-        alone = any(self._twins[each] is not None for each in tensors)
+        differs = any(self._twins[each] is not None for each in tensors)
         if any(self._twins[each] is None for each in changed):  # it must be written to once
-            self.forget(changed if alone else ())
+            self.forget(changed if differs else ())
             return move(operation(*args, **kwargs))
         twins = tree_map_only(torch.Tensor, self._twin, written)
         output = operation(*args, **kwargs)
