@@ -12,7 +12,7 @@ from flax import nnx
 
 import compare
 
-LENGTH, BUCKETS, EXACT, FARTHEST = 24, 8, 4, 32
+LENGTH, BUCKETS, EXACT, FARTHEST = 40, 8, 4, 32
 
 
 def buckets_in_torch() -> torch.Tensor:
@@ -24,7 +24,8 @@ def buckets_in_torch() -> torch.Tensor:
 
 def buckets(farthest: int = FARTHEST) -> Any:
     distance = jnp.abs(jnp.arange(LENGTH)[:, None] - jnp.arange(LENGTH))
-    share = jnp.log(distance.astype(jnp.float32) / EXACT) / math.log(farthest / EXACT)
+    # NumPy's number is of float64, which JAX makes float32, but not while the program is read in float64.
+    share = jnp.log(distance.astype(jnp.float32) / EXACT) / np.log(farthest / EXACT)
     far = EXACT + (share * (BUCKETS - EXACT)).astype(jnp.int32)
     return jnp.where(distance < EXACT, distance, jnp.minimum(far, BUCKETS - 1))
 

@@ -8,13 +8,14 @@ import numpy as np
 
 from compare.jax_side.choices import Choice, Choices
 from compare.jax_side.given import by_port, merged
-from compare.jax_side.lift import NARROW, Tables, lift, traced
+from compare.jax_side.lift import Tables, lift, traced
 from compare.jax_side.mode import with_mode
 from compare.jax_side.moved_functions import FunctionsMoved
 from compare.jax_side.record import JaxRecord
 from compare.jax_side.replay import replaying
 from compare.jax_side.side import Flax, Jax
 from compare.jax_side.static import static, with_values
+from compare.jax_side.widths import NARROW
 from compare.step.batch import Batch, adapted, called, check_call, checked_loss, described_call, mapped
 from compare.step.draws import Hints
 from compare.step.observation import Port

@@ -18,13 +18,11 @@ from compare.jax_side.choices import Choices
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lift_modules import lifted_linen
 from compare.jax_side.lines import identity
-from compare.jax_side.primitives import BITS, Kind, Program, bind, is_key, is_program, is_tracer, kind
+from compare.jax_side.primitives import BITS, Kind, Program, bind, is_program, is_tracer, kind
 from compare.jax_side.twins import Twins
+from compare.jax_side.widths import NARROW, bits, cast, is_dtype, narrow, parameter_without_x64, without_x64
 from compare.numerics.constants import LOW, doubtful, restored
 from compare.numerics.tables import movement
-
-NARROW = {"int64": "int32", "uint64": "uint32"}
-"""Integers that a program has under `jax.enable_x64` alone, and those that it has without."""
 
 
 class Tables(NamedTuple):
@@ -69,10 +67,10 @@ def lift(
         closed, shape = traced(step, args, pinned, lift=True)
         see(closed)
         values = jax.tree.leaves(args)
-        outputs = Lifter(pinned, tables, choices).run(closed, [_narrow(value) for value in values])
+        outputs = Lifter(pinned, tables, choices).run(closed, [narrow(value) for value in values])
         # The state that a step returns has the types of the state that it took.
         kept = [
-            _cast(each, variable.aval.dtype) if str(variable.aval.dtype) in NARROW else each
+            cast(each, variable.aval.dtype) if str(variable.aval.dtype) in NARROW else each
             for each, variable in zip(outputs, Program.of(closed).outputs, strict=True)
         ]
         return jax.tree.unflatten(jax.tree.structure(shape), kept)
@@ -138,14 +136,16 @@ class Lifter(Interpreter):
         and the other a Python number or a NumPy array, which JAX takes for another type.
         """
         dtype = str(variable.aval.dtype)
-        return _cast(value, NARROW[dtype] if dtype in NARROW else _wide(variable.aval.dtype))
+        return cast(value, NARROW[dtype] if dtype in NARROW else _wide(variable.aval.dtype))
 
     def operation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Evaluate one operation in float64, or in its own precision if it does not support float64."""
         del given
 
         def as_written(twins: list[Any]) -> list[Any]:
-            return [_narrow(each) for each in bind(eqn, [_narrow(twin) for twin in twins])]
+            # The program was traced under `jax.enable_x64`, in which NumPy's float64 numbers stay what they are.
+            params = {name: parameter_without_x64(value) for name, value in eqn.params.items()}
+            return [without_x64(each) for each in bind(eqn, [without_x64(twin) for twin in twins], **params)]
 
         return self._twins.after(eqn, args, self._in_float64(eqn, args), as_written)
 
@@ -158,10 +158,10 @@ class Lifter(Interpreter):
             return _as_written(eqn, args)
         # Under x64, random floats are made of 64 random bits. These and their shifts and masks keep their width, or the
         # mantissa would be built of too few bits. All other integers were narrowed, so 64 bits identify them.
-        if name in BITS or any(is_tracer(arg) and _bits(arg) for arg in args):
-            args = [_cast(arg, v.aval.dtype) if _bits(v.aval) else arg for arg, v in zip(args, eqn.invars, strict=True)]
+        if name in BITS or any(is_tracer(arg) and bits(arg) for arg in args):
+            args = [cast(arg, v.aval.dtype) if bits(v.aval) else arg for arg, v in zip(args, eqn.invars, strict=True)]
             return bind(eqn, args, **{name: self._parameter(value, {}) for name, value in eqn.params.items()})
-        args = [_narrow(arg) for arg in args]
+        args = [narrow(arg) for arg in args]
         if (slope := self._slope(name, args)) is not None:
             return [slope]
         try:
@@ -191,7 +191,7 @@ class Lifter(Interpreter):
     def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Evaluate one operation, and the programs that it runs; what goes into a loop or a branch is narrowed."""
         if kind(eqn) not in (None, Kind.CALL):
-            args = [_narrow(arg) for arg in args]
+            args = [narrow(arg) for arg in args]
         with self._choices.at(eqn, args):
             return super().equation(eqn, args, given)
 
@@ -208,7 +208,7 @@ class Lifter(Interpreter):
         import jax
 
         if isinstance(value, np.dtype | type):
-            if not _is_dtype(value):
+            if not is_dtype(value):
                 return value
             name = str(np.dtype(value))
             return np.dtype(narrow[name] if name in narrow else _wide(name)) if _low(name) or name in narrow else value
@@ -245,43 +245,13 @@ def _wide(dtype: Any) -> Any:
     return LOW[str(dtype)].wide if _low(dtype) else dtype
 
 
-def _bits(value: Any) -> bool:
-    """Return whether it is an integer of 64 bits."""
-    return str(getattr(value, "dtype", None)) in NARROW
-
-
-def _narrow(value: Any) -> Any:
-    """Give an integer the width that it has without `jax.enable_x64`.
-
-    A constant of the program that is larger is a bound of the type, such as `jnp.iinfo(x.dtype).max`.
-    """
-    if not _bits(value):
-        return value
-    dtype = NARROW[str(value.dtype)]
-    if not is_tracer(value):
-        value = np.clip(np.asarray(value), np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return _cast(value, dtype)
-
-
-def _cast(value: Any, dtype: Any) -> Any:
-    import jax
-
-    if is_key(dtype):
-        return value
-    return jax.lax.convert_element_type(value, dtype)
-
-
-def _is_dtype(value: Any) -> bool:
-    return isinstance(value, np.dtype) or issubclass(value, np.generic)
-
-
 def _as_written(eqn: Any, args: list[Any]) -> list[Any]:
     """Evaluate one operation in its own precision, between casts."""
     narrow = [
-        _cast(arg, variable.aval.dtype) if _low(variable.aval.dtype) else arg
+        cast(arg, variable.aval.dtype) if _low(variable.aval.dtype) else arg
         for arg, variable in zip(args, eqn.invars, strict=True)
     ]
-    return [_cast(output, _wide(output.dtype)) for output in bind(eqn, narrow)]
+    return [cast(output, _wide(output.dtype)) for output in bind(eqn, narrow)]
 
 
 @functools.cache
@@ -330,14 +300,14 @@ def traced(step: Callable[..., Any], args: Any, pinned: list[str], *, lift: bool
     except (TypeError, InputError) as error:
         refused: Exception = error
 
-    def narrow(value: Any) -> Any:
+    def narrowed(value: Any) -> Any:
         low = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32, "complex128": np.complex64}
         return jax.ShapeDtypeStruct(value.shape, low.get(str(value.dtype), value.dtype))
 
     with jax.enable_x64(False), warnings.catch_warnings():
         # nnx modules request the float64 that `lift_nnx` set as their dtype, and JAX warns that it truncates it.
         warnings.filterwarnings("ignore", message="Explicitly requested dtype", category=UserWarning)
-        found = jax.make_jaxpr(fresh, return_shape=True)(*jax.tree.map(narrow, args))
+        found = jax.make_jaxpr(fresh, return_shape=True)(*jax.tree.map(narrowed, args))
     reason = str(refused.__cause__ or refused).strip().partition("\n")[0]
     note(
         pinned, f"the JAX side was traced in float32, which rounds its constants, because in float64 JAX says: {reason}"

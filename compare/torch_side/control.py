@@ -78,7 +78,7 @@ class ControlledRun:
         self.lift = lift
         self._moved = moved
         self._tables = tables
-        self._twins = Twins() if lift or moved is not None else None
+        self._twins: Twins | None = None
         self.draws: list[Draw] = []
         """What was drawn, in order of execution."""
         self.dtypes: set[str] = set()
@@ -124,6 +124,8 @@ class ControlledRun:
     def __enter__(self) -> Self:
         import torch
 
+        if self.lift or self._moved is not None:
+            self._twins = Twins(torch.get_default_dtype())
         with contextlib.ExitStack() as stack:
             if self.lift:
                 stack.callback(torch.set_default_dtype, torch.get_default_dtype())

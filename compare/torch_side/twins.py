@@ -23,9 +23,11 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 class Twins:
     """Follows tensors that depend on constants alone, in the program as it is written beside the one that is run."""
 
-    def __init__(self) -> None:
+    def __init__(self, default: "torch.dtype") -> None:
         from torch.utils.weak import WeakTensorKeyDictionary
 
+        self._default = default
+        """The dtype of the program's own tensors where it asks for none; a run may have another."""
         self._twins: Any = WeakTensorKeyDictionary()
         """Each such tensor, with what it is in the program as it is written; with None where it is that itself."""
 
@@ -57,7 +59,7 @@ class Twins:
 
         args, kwargs = given
         if operation is torch.ops.aten.lift_fresh.default:  # torch.tensor(...) has just made it
-            self.add(args[0], written[0][0])
+            self.add(args[0], self._as_by_default(written[0][0]))
         tensors = [each for each in tree_leaves(given) if isinstance(each, torch.Tensor)]
         if not all(each in self._twins for each in tensors):
             self.forget(changed)
@@ -73,6 +75,8 @@ class Twins:
         except RuntimeError:  # one of them has the run's default dtype, and another the dtype that is written
             self.forget(changed)
             return move(output)
+        if not tensors and written[1].get("dtype") is None and isinstance(twin, torch.Tensor):
+            twin = self._as_by_default(twin)
         whole = operation.overloadpacket.__name__ in ROUNDING
         real = any(map(_is_real, tensors))
 
@@ -85,6 +89,11 @@ class Twins:
 
         return tree_map(followed, move(output), twin)
 
+    def _as_by_default(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        return tensor.to(self._default) if tensor.dtype == torch.get_default_dtype() else tensor
+
     def _twin(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """Return a constant as it is in the program as written; a tensor that has just met the run is that."""
         twin = self._twins.get(tensor)
@@ -92,10 +101,17 @@ class Twins:
 
     def forget(self, tensors: "Iterable[torch.Tensor]") -> None:
         """Forget tensors that something else is written to, and all that share their memory."""
-        memory = {each.untyped_storage().data_ptr() for each in tensors}
+        memory = {_memory(each) for each in tensors}
         if memory:
-            for each in [each for each in self._twins if each.untyped_storage().data_ptr() in memory]:
+            for each in [each for each in self._twins if _memory(each) in memory]:
                 del self._twins[each]
+
+
+def _memory(tensor: "torch.Tensor") -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except NotImplementedError:  # a sparse tensor has several
+        return id(tensor)
 
 
 def _is_real(tensor: "torch.Tensor") -> bool:
