@@ -111,9 +111,7 @@ def check(case: Case, reduced: Callable[[Any, Any], Any]) -> compare.Report:
     return compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches)
 
 
-@pytest.mark.parametrize(
-    "name", some(CASES, ("all for kept, bounded", "kept for all", "all for selected", "rows first"))
-)
+@pytest.mark.parametrize("name", some(CASES, ("all for kept, bounded", "all for selected", "rows first")))
 def test_the_mean_that_is_wrong_is_named(name: str) -> None:
     case = CASES[name]
     report = check(case, case.wrong)

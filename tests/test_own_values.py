@@ -124,8 +124,15 @@ class Backbone(Port):
         self.window = nnx.Param(jnp.asarray(table))
 
 
-@pytest.mark.parametrize("check", [of_models, of_programs])
-@pytest.mark.parametrize("port", [Port, Array])
+@pytest.mark.parametrize(
+    ("port", "check"),
+    [
+        (Port, of_models),
+        pytest.param(Array, of_models, marks=pytest.mark.slow),
+        (Array, of_programs),
+        pytest.param(Port, of_programs, marks=pytest.mark.slow),
+    ],
+)
 def test_another_table_is_said_of_a_frozen_parameter(port: type[Port], check: Callable[..., compare.Report]) -> None:
     told = check(window(False), Frozen(), port)
     assert told.ok
@@ -153,7 +160,7 @@ def test_a_frozen_parameter_that_the_port_does_not_have() -> None:
     assert report.limits == ["with these values of window alone, which the port does not have"]
 
 
-@pytest.mark.parametrize("check", [of_models, of_programs])
+@pytest.mark.parametrize("check", [pytest.param(of_models, marks=pytest.mark.slow), of_programs])
 def test_frozen_parameters_that_are_left_out(check: Callable[..., compare.Report]) -> None:
     name = "model.window" if check is of_programs else "window"
     report = check(window(True), Frozen(), Inside, {name: None})
@@ -194,7 +201,10 @@ class MaskedPort(nnx.Module):
 
 @pytest.mark.parametrize(
     "tables",
-    [{}, {"mask": np.ones((8, 8), bool)}, {"order": np.arange(8)}, {"temperature": np.float32(0.1)}],
+    [
+        *({"mask": np.ones((8, 8), bool)}, {"order": np.arange(8)}),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ({}, {"temperature": np.float32(0.1)})),
+    ],
     ids=lambda tables: "".join(tables),
 )
 def test_tables_of_booleans_integers_and_single_numbers(tables: dict[str, Any]) -> None:
