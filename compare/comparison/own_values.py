@@ -67,12 +67,11 @@ def other_own_values(
         for name in (sizes.keys() & start.keys()) - parameters.keys()
         if start[name].dtype.kind == "f" and is_one_number(start[name])
     }
-    learned = {name for name, may_be_trained in parameters.items() if may_be_trained}
     tables = [
         link
         for link in links
-        if link.torch in constant and not is_statistic(link.torch) and link.torch not in learned
-        if link.torch not in parameters or link.jax in buffers
+        if link.torch in constant and not is_statistic(link.torch)
+        if link.torch not in parameters or (not parameters[link.torch] and link.jax in buffers)
     ]
     names = {link.jax for link in tables} & given.keys()
     own = {name: given[name].astype(np.float64) for name in names if given[name].dtype.kind in "fiub"}

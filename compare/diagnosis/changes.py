@@ -56,9 +56,7 @@ def together(candidates: Sequence[Counterfactual]) -> Iterator[list[Counterfactu
         yield from (several for several in groups if len(several) > 1)
 
 
-def are_terms(
-    group: Sequence[Counterfactual], observe: Callable[[dict[int, Rewrite]], np.ndarray | None], ours: np.ndarray | None
-) -> bool:
+def are_terms(group: Sequence[Counterfactual], observe: Observe, ours: np.ndarray | None) -> bool:
     """Tell whether sums that become means in several expressions of the user's are terms, and not a quotient.
 
     A mean for each of two terms is one mistake, made twice. Both operands of a quotient give what they gave, unless

@@ -13,15 +13,7 @@ _IGNORED, _ALWAYS_IGNORED = 4, -100
 """The position of `ignore_index` among the arguments of aten's nll_loss, and its default."""
 
 _WRAPPERS = frozenset({"hardtanh", "relu6", "threshold", "nan_to_num", "clamp", "clip", "where", "masked_fill"})
-_WRAPPERS |= {
-    "huber_loss",
-    "smooth_l1_loss",
-    "gaussian_nll_loss",
-    "forward",
-    "_call_impl",
-    "_wrapped_call_impl",
-    "inner",
-}
+_WRAPPERS |= {"huber_loss", "smooth_l1_loss", "forward", "_call_impl", "_wrapped_call_impl", "inner"}
 """Functions of torch's in Python that do what their name says, and nothing beside; and those by which a module of
 torch's, such as `ReLU6`, hands on its input to one of them. A module with hooks, as in a check, calls `inner`."""
 
