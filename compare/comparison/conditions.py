@@ -14,7 +14,6 @@ from compare.step.batch import Batch, mapped
 from compare.step.draws import Draw
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
-from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Divergence
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR, Quantity
@@ -157,7 +156,7 @@ def _torch(
     run = pair.torch_run(dtype)
     if moved:
         run.perturb(moved)
-    with ControlledRun(lift=run.lifted, moved=run.noise, replay=draws) as controlled:
+    with run.controlled(draws) as controlled:
         if not _differentiated(pair):
             return run.evaluate(batch), controlled.draws
         seen = run.backward(batch)

@@ -13,7 +13,6 @@ from compare.jax_side.run import JaxRun
 from compare.step.batch import Batch, mapped
 from compare.step.draws import Draw
 from compare.step.observation import Observation
-from compare.torch_side.control import ControlledRun
 from compare.torch_side.run import TorchRun
 from compare.verdict.first_difference import Found
 from compare.weights.links import to_jax
@@ -150,7 +149,7 @@ def _observed(run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Observation
     import torch
 
     before = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
-    with ControlledRun(lift=True, replay=draws):
+    with run.controlled(draws):
         seen = run.without_update().step(batch)
     with torch.no_grad():
         for name, tensor in run.model.state_dict().items():

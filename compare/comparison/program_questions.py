@@ -34,7 +34,6 @@ from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
-from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
 from compare.weights.links import to_jax, to_torch
@@ -181,7 +180,7 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
         run = pair.torch_run(dtype)
         if moved:
             run.perturb(moved)
-        with ControlledRun(lift=run.lifted, moved=run.noise, replay=draws) as controlled:
+        with run.controlled(draws) as controlled:
             return run.step(batch), controlled.draws
 
     try:

@@ -34,7 +34,6 @@ from compare.jax_side.same_operations import first_other, other_operations
 from compare.report.report import Report
 from compare.step.draws import Draw
 from compare.step.observation import to_numpy
-from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
 from compare.verdict.ratio import Verdict
@@ -108,7 +107,7 @@ def _first_gradients(pair: MappedPair, draws: Sequence[Draw]) -> dict[str, np.nd
     if pair.torch.optimizer is None:
         return {}
     run = pair.torch_run("float64")
-    with ControlledRun(lift=True, replay=draws) as controlled:
+    with run.controlled(draws) as controlled:
         controlled.unfinished = True  # the optimizer may draw as well
         seen = run.backward(pair.batches[0])
         return {name: np.array(to_numpy(gradient)) for name, gradient in seen.gradients.items()}

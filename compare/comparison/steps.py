@@ -5,8 +5,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from compare.alignment.pairings import NotCompared
 from compare.device import give_back_memory
 from compare.step.draws import Draw
@@ -19,12 +17,11 @@ from compare.torch_side.run import TorchRun
 class TorchSteps(Protocol):
     """A run of the torch side: of a model or of a program."""
 
-    lifted: bool
-    noise: "np.random.Generator | None"
-    tables: int
-
     def around(self) -> contextlib.AbstractContextManager[Any]:
         """Give what is in force while a step runs."""
+
+    def controlled(self, replay: Sequence[Draw] | None) -> ControlledRun:
+        """Return what controls a step."""
 
     def step(self, batch: Any) -> Observation:
         """Take one step."""
@@ -107,7 +104,7 @@ class Stepper:
     def _controlled(self, run: TorchSteps, number: int) -> ControlledRun:
         known = number < len(self.draws)
         replay = self.draws[number] if known else None
-        controlled = ControlledRun(lift=run.lifted, moved=run.noise, tables=run.tables, replay=replay)
+        controlled = run.controlled(replay)
         # The first run that reaches a step records its draws, in the list that is filled while the step runs;
         # all later runs replay them.
         if not known:

@@ -21,7 +21,6 @@ from compare.errors import NotApplicable, Signal
 from compare.step.draws import Draw
 from compare.step.observation import Observation, Port
 from compare.step.user_code import passes_on, site_of
-from compare.torch_side.control import ControlledRun
 from compare.torch_side.record import Record, without_numbers
 
 if TYPE_CHECKING:
@@ -139,6 +138,9 @@ class Repeatable(Protocol):
     def around(self) -> contextlib.AbstractContextManager[Any]:
         """Give what is in force while it runs."""
 
+    def controlled(self, replay: Sequence[Draw] | None) -> contextlib.AbstractContextManager[Any]:
+        """Return what controls a step."""
+
     def step(self, batch: Any, record: Record) -> Observation:
         """Run it."""
 
@@ -237,7 +239,7 @@ class Rerun:
             return self._step(record)
 
     def _step(self, record: Record) -> Observation:
-        with ControlledRun(lift=True, replay=self._draws):
+        with self._run.controlled(self._draws):
             return self._run.step(self._batch, record)
 
 

@@ -66,13 +66,18 @@ class CompiledStep:
         import jax
 
         def lifted(*arguments: Any) -> Any:
-            *others, tables = arguments
-            choices, moved = Choices(), Tables(tables, self.constants)
+            *others, (tables, written) = arguments
+            choices, moved = (
+                Choices(),
+                Tables(tables, self.constants, [*(None for _ in jax.tree.leaves(others[0])), *written]),
+            )
             return lift(self._traced, self.pinned, moved, choices, self.traces.append)(*others), choices.made
 
         def with_functions_moved(*arguments: Any) -> Any:
             program, shape = traced(self._traced, arguments, self.pinned, lift=False)
-            outputs = FunctionsMoved(self.functions).run(program, jax.tree.leaves(arguments))
+            first, second = (len(jax.tree.leaves(each)) for each in arguments[:2])
+            moved = FunctionsMoved(self.functions, range(first, first + second))
+            outputs = moved.step(program, jax.tree.leaves(arguments))
             return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
         # `_traced` is one whole training step. XLA may reuse the memory of donated arguments for the results

@@ -87,6 +87,10 @@ class Interpreter:
                     del values[atom]  # an array that nothing reads any more
         return [read(atom) for atom in outputs]
 
+    def step(self, program: Any, args: Sequence[Any]) -> list[Any]:
+        """Evaluate the program of a whole step, whose arguments a subclass may know."""
+        return self.run(program, args)
+
     def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Evaluate one operation, and the programs that it runs."""
         return getattr(self, _METHODS[kind(eqn)])(eqn, args, given)

@@ -32,6 +32,8 @@ class Tables(NamedTuple):
     """Which of the movements of `numerics.tables` is made, 0 for none; it may be traced."""
     found: dict[bytes, str]
     """Each such number or array is added here by its `lines.identity`, as a person is to read it."""
+    written: Sequence[Any] = ()
+    """What arguments of the step are in the program as it is written: see `Twins.add_unchanged`."""
 
 
 def lift(
@@ -67,7 +69,7 @@ def lift(
         closed, shape = traced(step, args, pinned, lift=True)
         see(closed)
         values = jax.tree.leaves(args)
-        outputs = Lifter(pinned, tables, choices).run(closed, [narrow(value) for value in values])
+        outputs = Lifter(pinned, tables, choices).step(closed, [narrow(value) for value in values])
         # The state that a step returns has the types of the state that it took.
         kept = [
             cast(each, variable.aval.dtype) if str(variable.aval.dtype) in NARROW else each
@@ -85,14 +87,20 @@ class Lifter(Interpreter):
         super().__init__()
         self.pinned = pinned
         self._tables, self._choices = tables, choices or Choices()
-        self._twins = Twins()
+        self.twins = Twins()
         self._slopes: dict[int, tuple[Any, Any]] = {}
         """What each expm1 in the program gives, and of what, by the identity of the former."""
+
+    def step(self, program: Any, args: Sequence[Any]) -> list[Any]:
+        """Run the program of a step."""
+        self.twins.add_unchanged(program, args, self._tables.written if self._tables else ())
+        return self.run(program, args)
 
     def constant(self, value: Any) -> Any:
         """Lift a number or an array that the program contains."""
         lifted = self._lifted(value)
-        self._twins.add(lifted, value)
+        if not is_tracer(value):  # a function that is differentiated may hold a value that depends on weights
+            self.twins.add(lifted, value)
         return lifted
 
     def _lifted(self, value: Any) -> Any:
@@ -147,7 +155,7 @@ class Lifter(Interpreter):
             params = {name: parameter_without_x64(value) for name, value in eqn.params.items()}
             return [without_x64(each) for each in bind(eqn, [without_x64(twin) for twin in twins], **params)]
 
-        return self._twins.after(eqn, args, self._in_float64(eqn, args), as_written)
+        return self.twins.after(eqn, args, self._in_float64(eqn, args), as_written)
 
     def _in_float64(self, eqn: Any, args: list[Any]) -> list[Any]:
         name = eqn.primitive.name

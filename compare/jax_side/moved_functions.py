@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from compare.jax_side.jaxpr import Interpreter
-from compare.jax_side.primitives import FUNCTIONS, SUMS
+from compare.jax_side.primitives import FUNCTIONS, SUMS, is_tracer
 from compare.jax_side.twins import Twins
 from compare.numerics.distance import ULPS
 
@@ -23,23 +23,33 @@ class FunctionsMoved(Interpreter):
             function gives that but for its last digits, as another library does: a gradient that is zero there, and
             whose rounding Adam makes a whole step of, is moved to zero by no other movement. Sums move up or down in
             both, by the rounding of their terms.
+        kept: The positions of those arguments of a step that are constants where it gives them back as they are.
 
     """
 
-    def __init__(self, draw: int) -> None:
+    def __init__(self, draw: int, kept: range = range(0)) -> None:
         super().__init__()
-        self._draw = draw
-        self._twins = Twins()
+        self._draw, self._kept = draw, kept
+        self.twins = Twins()
+
+    def step(self, program: Any, args: Sequence[Any]) -> list[Any]:
+        """Run the program of a step."""
+        import jax.numpy as jnp
+
+        kept = (number in self._kept and jnp.issubdtype(arg.dtype, jnp.floating) for number, arg in enumerate(args))
+        self.twins.add_unchanged(program, args, [arg if each else None for arg, each in zip(args, kept, strict=True)])
+        return self.run(program, args)
 
     def constant(self, value: Any) -> Any:
         """Return a number or an array that the program contains."""
-        self._twins.add(value, value)
+        if not is_tracer(value):  # a function that is differentiated may hold a value that depends on weights
+            self.twins.add(value, value)
         return value
 
     def operation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Evaluate one operation."""
         outputs = self._moving(eqn, args, given)
-        return self._twins.after(eqn, args, outputs, lambda twins: Interpreter.operation(self, eqn, twins, given))
+        return self.twins.after(eqn, args, outputs, lambda twins: Interpreter.operation(self, eqn, twins, given))
 
     def _moving(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         import jax.numpy as jnp

@@ -19,6 +19,7 @@ from compare.jax_side.program import JaxProgram, built, checked_step, shown_grad
 from compare.jax_side.program_state import Role, Structure, counted, is_nnx, meant, path_name, paths_of
 from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
+from compare.jax_side.twins import written
 from compare.jax_side.unjitted import Looked, Remembered, compiled_by_user, fingerprint, looked_at, looking
 from compare.jax_side.watching import LiftingWatcher, Watch, Watcher, sorted_out
 from compare.numerics.distance import ULPS
@@ -61,7 +62,7 @@ class JaxProgramRun:
         self.leaves = self.structure.leaves
         with self.precision():
             self._start = [self._cast(meant(array) if dtype == "float64" else array) for array in arrays]
-        self.values = list(self._start)
+        self.values, self._written = list(self._start), written(self._start)
         self.taken = 0
         """How many steps it has taken since its start."""
         self.kinds: dict[str, str] = {}
@@ -115,7 +116,7 @@ class JaxProgramRun:
             with jax.enable_x64(False):
                 _, self.user_step = built(self.side)
             self.kept = Remembered(self.user_step)
-        self.values, self.taken = list(self._start), 0
+        self.values, self._written, self.taken = list(self._start), written(self._start), 0
 
     def precision(self) -> Any:
         """Return the context in which arrays of this run's precision are made."""
@@ -162,6 +163,10 @@ class JaxProgramRun:
                 self._cast(np.array(arrays[leaf.name])) if leaf.name in arrays else value
                 for leaf, value in zip(self.leaves, self.values, strict=True)
             ]
+        self._written = [
+            np.asarray(arrays[leaf.name], np.float32) if twin is not None and leaf.name in arrays else twin
+            for leaf, twin in zip(self.leaves, self._written, strict=True)
+        ]
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Return what the optimizers remember, by name."""
@@ -259,13 +264,14 @@ class JaxProgramRun:
         closed, shape = program
         arguments = jax.tree.leaves((values, batch, draws))
         if self.functions:
-            closed = jax.make_jaxpr(functools.partial(FunctionsMoved(self.functions).run, closed))(arguments)
+            moved = FunctionsMoved(self.functions, range(len(values)))
+            closed = jax.make_jaxpr(functools.partial(moved.step, closed))(arguments)
         watch = Watch([(leaf.name, value) for leaf, value in zip(self.leaves, values, strict=True)], gradients)
         watcher: LiftingWatcher | Watcher = Watcher(watch)
         choices = Choices()
         if self.dtype == "float64":
-            watcher = LiftingWatcher(watch, self.pinned, Tables(tables, self.constants), choices)
-        outputs = watcher.run(closed, arguments)
+            watcher = LiftingWatcher(watch, self.pinned, Tables(tables[0], self.constants, tables[1]), choices)
+        outputs = watcher.step(closed, arguments)
         self.kinds.update(watch.kinds)
         after, shown = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         # A lifted step may return float64 where the state has float32 counters: the next one would be compiled again.
@@ -293,7 +299,7 @@ class JaxProgramRun:
                 inputs,
                 replayable(draws, self.dtype),
                 dict(gradients or {}),
-                np.int32(self.tables),
+                (np.int32(self.tables), self._written),
             )
             self.values, shown, inside, made = call_user_code("the JAX step", step, given=described(inputs))
         self.taken += 1

@@ -3,10 +3,12 @@
 See `torch_side.twins`, which does the same for torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from compare.jax_side.primitives import BITS, ROUNDING, is_tracer
+import numpy as np
+
+from compare.jax_side.primitives import BITS, ROUNDING, Program
 
 
 class Twins:
@@ -18,11 +20,22 @@ class Twins:
 
     def add(self, value: Any, twin: Any) -> None:
         """Add a constant, and what it is in the program as it is written."""
-        if not is_tracer(twin):  # a function that is differentiated may hold a value that depends on weights
-            self._add(value, twin)
-
-    def _add(self, value: Any, twin: Any) -> None:
         self._twins[id(value)] = value, twin
+
+    def add_unchanged(self, program: Any, arguments: Sequence[Any], written: Sequence[Any]) -> None:
+        """Add those arguments of a step that it gives back as they are.
+
+        Args:
+            program: That of the step, traced.
+            arguments: What it is given in this run.
+            written: What the first of these are in the program as it is written; None for weights, and for what is no
+                floating-point number.
+
+        """
+        given_back = set(map(id, Program.of(program).outputs))
+        for variable, value, twin in zip(Program.of(program).arguments, arguments, written, strict=False):
+            if twin is not None and id(variable) in given_back:
+                self.add(value, twin)
 
     def after(
         self, eqn: Any, args: list[Any], outputs: list[Any], evaluate: Callable[[list[Any]], list[Any]]
@@ -53,6 +66,18 @@ class Twins:
         for now, twin in zip(outputs, written, strict=True):
             inexact = jnp.issubdtype(now.dtype, jnp.inexact)
             value = jax.lax.convert_element_type(twin, now.dtype) if real and (whole or not inexact) else now
-            self._add(value, twin if inexact else value)
+            self.add(value, twin if inexact else value)
             found.append(value)
         return found
+
+
+def written(arrays: Any) -> list[Any]:
+    """Give what each leaf of a pytree of arrays is in the program as it is written; None for no floating-point one."""
+    import jax
+    import jax.numpy as jnp
+
+    def one(array: Any) -> Any:
+        real = hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.floating)
+        return np.asarray(array).astype(np.float32) if real else None
+
+    return [one(array) for array in jax.tree.leaves(arrays)]

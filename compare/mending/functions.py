@@ -78,7 +78,7 @@ def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     # proved to be there, one of those that people exchange, and one whose meaning is not known, such as `self.act(x)`.
     # If another function was proved to be there, a call of one is a part of it: x * sigmoid(x) computes silu.
     others = [call for call in calls if _named(file.meaning(call.func)) in ONE_ARGUMENT]
-    unknown = [call for call in calls if file.meaning(call.func) is None and len(call.args) == 1]
+    unknown = [call for call in calls if len(call.args) == 1 and _is_unknown(file, call)]
     wrong = [call for call in calls if code.instead and is_function(file.meaning(call.func), code.instead)]
     only_other = None if code.instead else _only(others)
     call = _only(same) or _only(wrong) or only_other or (None if others else _only(unknown))
@@ -90,6 +90,13 @@ def exchange_function(file: SourceFile, code: Code, lines: Sequence[Line]) -> li
     if code.arguments == ("...",):
         raise Unfit("another function may take other arguments")
     return put(file, call, str(code), {"x": call.args[0].value})
+
+
+def _is_unknown(file: SourceFile, call: libcst.Call) -> bool:
+    """Tell whether a call may be that of any function, as `self.act(x)`, and is no method of an array."""
+    import jax
+
+    return file.meaning(call.func) is None and not hasattr(jax.Array, _attribute(call) or " ")
 
 
 _STATISTICS = ("jnp.var", "jnp.std")

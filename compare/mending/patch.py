@@ -30,6 +30,10 @@ from compare.mending.syntax import Edit, SourceFile, Unfit, applied
 from compare.verdict.divergence import Line, Role
 from compare.verdict.fix import Code
 
+REDUCTION_CALLS = tuple(f"jnp.{name}" for name in REDUCTIONS)
+
+Mend = Callable[[SourceFile, Code, list[Line]], list[Edit]]
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -152,19 +156,25 @@ def _edits(code: Code, lines: Sequence[Line], values: Values, files: dict[str, S
                 files[name] = SourceFile(name)
             files[name].check([line.source for line in chosen if line.source.file == name])
         try:
-            return [
-                edit
-                for name in dict.fromkeys(line.source.file for line in chosen)
-                for edit in mend(files[name], code, [line for line in chosen if line.source.file == name])
-            ]
+            return _in_files(files, mend, code, chosen, each=roles != (Role.COMPUTED,))
         except Unfit as error:
             reason = str(error)
     raise Unfit(reason)
 
 
-REDUCTION_CALLS = tuple(f"jnp.{name}" for name in REDUCTIONS)
-
-Mend = Callable[[SourceFile, Code, list[Line]], list[Edit]]
+def _in_files(files: dict[str, SourceFile], mend: Mend, code: Code, lines: Sequence[Line], *, each: bool) -> list[Edit]:
+    """Return the edits in each file that some lines are of; without `each`, in the only one where the fix fits."""
+    found, reasons = [], list[Unfit]()
+    for name in dict.fromkeys(line.source.file for line in lines):
+        try:
+            found.append(mend(files[name], code, [line for line in lines if line.source.file == name]))
+        except Unfit as error:
+            reasons.append(error)
+    if reasons and (each or not found):
+        raise reasons[0]
+    if not each and len(found) > 1:
+        raise Unfit("which of your files it changes is not known")
+    return [edit for edits in found for edit in edits]
 
 
 def _ways(code: Code, values: Values) -> list[tuple[tuple[Role, ...], Mend]]:

@@ -2,17 +2,29 @@
 
 import abc
 import contextlib
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from compare.numerics.distance import ULPS
 from compare.numerics.tables import movement
+from compare.step.draws import Draw
 from compare.step.observation import Port, to_numpy
+from compare.torch_side.control import ControlledRun
 
 if TYPE_CHECKING:
     import torch
+
+
+class Written(NamedTuple):
+    """A tensor that a run keeps, and that no step is known to change."""
+
+    tensor: "torch.Tensor"
+    twin: "torch.Tensor"
+    """What it is in the program as it is written, in float32."""
+    start: "torch.Tensor"
+    """A copy from before the first step, moved as the run moves it."""
 
 
 class CommonRun(abc.ABC):
@@ -37,10 +49,37 @@ class CommonRun(abc.ABC):
         """What moves it, if anything does: see `perturb`."""
         self.tables = 0
         """Which movement of its float32 tables it is for, 0 for none: see `move_tables`."""
+        self._written: list[Written] | None = None
 
     def around(self) -> contextlib.AbstractContextManager[Any]:
         """Return what is in force while a step runs: changes of the step. Entered before what controls its calls."""
         return contextlib.nullcontext()
+
+    def controlled(self, replay: Sequence[Draw] | None) -> ControlledRun:
+        """Return what controls a step of this run; `replay` has the draws of the recorded step, None to record them."""
+        return ControlledRun(
+            lift=self.lifted, moved=self.noise, tables=self.tables, replay=replay, written=self._as_written()
+        )
+
+    def _as_written(self) -> "list[tuple[torch.Tensor, torch.Tensor]]":
+        """Pair each number that no step has changed so far with what it is in the program as it is written."""
+        import torch
+
+        if self._written is None:
+            self._remember()
+        return [(each.tensor, each.twin) for each in self._written or () if torch.equal(each.tensor, each.start)]
+
+    def _remember(self, frozen: Collection[str] = ()) -> None:
+        """Remember what the run keeps beside its parameters, and some frozen ones, before anything is moved."""
+        import torch
+
+        self._written = [
+            Written(
+                tensor, tensor if self.dtype == torch.float32 else tensor.to(torch.float32), tensor.detach().clone()
+            )
+            for name, tensor in self.kept().items()
+            if tensor.is_floating_point() and (name in frozen or name not in self.parameters)
+        ]
 
     @abc.abstractmethod
     def kept(self) -> "dict[str, torch.Tensor]":
@@ -80,11 +119,13 @@ class CommonRun(abc.ABC):
         """
         import torch
 
+        self._remember()
         self.noise = np.random.default_rng(seed)  # not torch's: what torch draws is recorded, and replayed
         with torch.no_grad():
             for weight in self.weights():
                 noise = self.tensor(self.noise.choice((-1.0, 1.0), tuple(weight.shape)))  # none is small by accident
                 weight.mul_(1 + ULPS * torch.finfo(weight.dtype).eps * noise)
+        self._moved()
 
     def move_tables(self, draw: int, names: Collection[str]) -> None:
         """Move some of what the model keeps constant, and all of the loss's buffers, by their float32 rounding.
@@ -93,10 +134,16 @@ class CommonRun(abc.ABC):
         """
         import torch
 
+        self._remember(names)
         self.tables = draw
         ours = [tensor for name, tensor in self.constant().items() if name in names]
         with torch.no_grad():
             self.move([*ours, *self.loss_buffers().values()], draw)
+        self._moved()
+
+    def _moved(self) -> None:
+        """Note that what was remembered has been moved: it still stands for the same numbers."""
+        self._written = [each._replace(start=each.tensor.detach().clone()) for each in self._written or ()]
 
     def constant(self) -> "dict[str, torch.Tensor]":
         """Return the model's buffers and its frozen parameters, by name."""

@@ -58,6 +58,7 @@ class ControlledRun:
         replay: The draws of the recorded run. Without them, this run records.
         anew: The numbers of those that are drawn again all the same.
         where: Tells which module runs now, for messages.
+        written: Tensors that stand for constants, each with what it is in the program as it is written: see `twins`.
 
     Raises:
         NondeterministicError: From within, if an operation draws another kind or shape than it did in the recorded
@@ -74,6 +75,7 @@ class ControlledRun:
         replay: Sequence[Draw] | None = None,
         anew: Collection[int] = (),
         where: Callable[[], str] | None = None,
+        written: "Sequence[tuple[torch.Tensor, torch.Tensor]]" = (),
     ) -> None:
         self.lift = lift
         self._moved = moved
@@ -88,6 +90,7 @@ class ControlledRun:
         self._replayed = 0
         self._anew = anew
         self._where = where
+        self._written = written
         self._notes: dict[str, None] = {}
         self._constants: dict[str, None] = {}
         self._fused: dict[str, None] = {}
@@ -126,6 +129,8 @@ class ControlledRun:
 
         if self.lift or self._moved is not None:
             self._twins = Twins(torch.get_default_dtype())
+            for tensor, twin in self._written:
+                self._twins.add(tensor, twin)
         with contextlib.ExitStack() as stack:
             if self.lift:
                 stack.callback(torch.set_default_dtype, torch.get_default_dtype())

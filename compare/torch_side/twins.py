@@ -24,16 +24,21 @@ class Twins:
     """Follows tensors that depend on constants alone, in the program as it is written beside the one that is run."""
 
     def __init__(self, default: "torch.dtype") -> None:
-        from torch.utils.weak import WeakTensorKeyDictionary
+        import torch
 
         self._default = default
         """The dtype of the program's own tensors where it asks for none; a run may have another."""
-        self._twins: Any = WeakTensorKeyDictionary()
-        """Each such tensor, with what it is in the program as it is written; with None where it is that itself."""
+        self._tensor: Any = torch.Tensor
+        self._fresh = torch.ops.aten.lift_fresh.default
+        self._twins: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        """Each such tensor by its identity, and what it is in the program as written; None where it is that itself."""
+        self._sharing: dict[int, list[int]] = {}
+        """Which of them share a memory."""
 
     def add(self, tensor: "torch.Tensor", twin: "torch.Tensor | None") -> None:
         """Add a constant, and what it is in the program as it is written."""
-        self._twins[tensor] = None if twin is tensor else twin
+        self._twins[id(tensor)] = tensor, None if twin is tensor else twin
+        self._sharing.setdefault(_memory(tensor), []).append(id(tensor))
 
     @passes_on
     def run(
@@ -54,40 +59,62 @@ class Twins:
             move: Moves what it gives, to see what rounding does.
 
         """
-        import torch
-        from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
-
         args, kwargs = given
-        if operation is torch.ops.aten.lift_fresh.default:  # torch.tensor(...) has just made it
+        if operation is self._fresh:  # torch.tensor(...) has just made it
             self.add(args[0], self._as_by_default(written[0][0]))
-        tensors = [each for each in tree_leaves(given) if isinstance(each, torch.Tensor)]
-        if not all(each in self._twins for each in tensors):
+        tensors = self._tensors(given)
+        if not all(id(each) in self._twins for each in tensors):
             self.forget(changed)
             return move(operation(*args, **kwargs))
-        differs = any(self._twins[each] is not None for each in tensors)
-        if any(self._twins[each] is None for each in changed):  # it must be written to once
-            self.forget(changed if differs else ())
+        return self._of_constants(operation, written, given, changed, move, tensors)
+
+    def _of_constants(
+        self,
+        operation: Any,
+        written: Arguments,
+        given: Arguments,
+        changed: "list[torch.Tensor]",
+        move: Callable[[Any], Any],
+        tensors: "list[torch.Tensor]",
+    ) -> Any:
+        """Run an operation on constants alone."""
+        from torch.utils._pytree import tree_map, tree_map_only
+
+        args, kwargs = given
+        known = {id(each): self._twins[id(each)][1] for each in tensors}
+        if any(known[id(each)] is None for each in changed):  # it must be written to once
+            self.forget(changed if any(each is not None for each in known.values()) else ())
             return move(operation(*args, **kwargs))
-        twins = tree_map_only(torch.Tensor, self._twin, written)
+        twins = tree_map_only(self._tensor, self._twin, written)
         output = operation(*args, **kwargs)
         try:
             twin = operation(*twins[0], **twins[1])
         except RuntimeError:  # one of them has the run's default dtype, and another the dtype that is written
             self.forget(changed)
             return move(output)
-        if not tensors and written[1].get("dtype") is None and isinstance(twin, torch.Tensor):
+        if not tensors and written[1].get("dtype") is None and isinstance(twin, self._tensor):
             twin = self._as_by_default(twin)
         whole = operation.overloadpacket.__name__ in ROUNDING
         real = any(map(_is_real, tensors))
 
         def followed(now: Any, twin: Any) -> Any:
-            if isinstance(now, torch.Tensor):
+            if isinstance(now, self._tensor):
                 if real and (whole or not _is_real(now)):
                     now = twin.to(now.dtype)
                 self.add(now, twin if _is_real(now) else now)
             return now
 
         return tree_map(followed, move(output), twin)
+
+    def _tensors(self, arguments: Arguments) -> "list[torch.Tensor]":
+        """List the tensors among an operation's arguments, which are tensors, lists of tensors, or neither."""
+        found = []
+        for each in (*arguments[0], *arguments[1].values()):
+            if isinstance(each, self._tensor):
+                found.append(each)
+            elif isinstance(each, list | tuple):
+                found += [item for item in each if isinstance(item, self._tensor)]
+        return found
 
     def _as_by_default(self, tensor: "torch.Tensor") -> "torch.Tensor":
         import torch
@@ -96,15 +123,14 @@ class Twins:
 
     def _twin(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """Return a constant as it is in the program as written; a tensor that has just met the run is that."""
-        twin = self._twins.get(tensor)
+        twin = self._twins.get(id(tensor), (tensor, None))[1]
         return tensor if twin is None else twin
 
     def forget(self, tensors: "Iterable[torch.Tensor]") -> None:
         """Forget tensors that something else is written to, and all that share their memory."""
-        memory = {_memory(each) for each in tensors}
-        if memory:
-            for each in [each for each in self._twins if _memory(each) in memory]:
-                del self._twins[each]
+        for tensor in tensors:
+            for each in (id(tensor), *self._sharing.pop(_memory(tensor), ())):
+                self._twins.pop(each, None)
 
 
 def _memory(tensor: "torch.Tensor") -> int:

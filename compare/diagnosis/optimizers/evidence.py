@@ -239,11 +239,14 @@ def schedulers_of(optimizer: Any) -> list[Any]:
 
     from torch.optim import lr_scheduler
 
-    kinds = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
+    kinds = _subclasses(lr_scheduler.LRScheduler) | _subclasses(lr_scheduler.ReduceLROnPlateau)
     # The scheduler refers to its optimizer, and the optimizer does not refer back. The garbage collector
     # knows every object. `vars`, since reading an attribute of a stranger's object could run its code.
-    found = [
-        each for each in gc.get_objects() if issubclass(type(each), kinds) and vars(each).get("optimizer") is optimizer
-    ]
+    found = [each for each in gc.get_objects() if type(each) in kinds and vars(each).get("optimizer") is optimizer]
     inner = {id(part) for each in found for part in vars(each).get("_schedulers", ())}  # of a SequentialLR
     return [each for each in found if id(each) not in inner]
+
+
+def _subclasses(cls: type) -> set[type]:
+    """Return a class and all that are derived from it."""
+    return {cls}.union(*map(_subclasses, cls.__subclasses__()))

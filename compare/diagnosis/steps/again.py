@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from compare.diagnosis.steps.edit import Edit
 from compare.diagnosis.structure.editing import editing
 from compare.diagnosis.structure.recording import Operations
 from compare.errors import InternalError, NotApplicable
+from compare.step.draws import Draw
 from compare.step.observation import Observation
 from compare.step.user_code import of_a_library, site_of
 from compare.torch_side.program_run import TorchProgramRun
@@ -61,6 +62,10 @@ class Again:
     def around(self) -> contextlib.AbstractContextManager[None]:
         """Make the changes of the step that are known already."""
         return self._run.around()
+
+    def controlled(self, replay: Sequence[Draw] | None) -> contextlib.AbstractContextManager[Any]:
+        """Return what controls a step."""
+        return self._run.controlled(replay)
 
     def step(self, batch: Any, record: Record) -> Observation:
         """Take the step."""
