@@ -155,7 +155,7 @@ class _Search:
             if found.target is None:  # what comes before is the same on both sides
                 found = found._replace(target=found.pairing.jax_array(seen))
                 if stage == Stage.GRADIENT:
-                    if cause := untied(pair, found, partial(_step_of_torch, runs, step), seen):
+                    if cause := untied(run.model, pair.links, found, partial(_step_of_torch, runs, step), seen):
                         return dataclasses.replace(found.divergence, cause=cause), Searched()
                     # One stop changes the gradients of all parameters before it: all of them are what proves it.
                     every = together(found, self._from_torch.gradients, seen)

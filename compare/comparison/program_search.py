@@ -13,11 +13,13 @@ from compare.comparison.program_lines import module_at
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.steps import Stepper
 from compare.comparison.suggested_edits import Known, Placed
+from compare.comparison.untied import untied
 from compare.comparison.weighing import computed
 from compare.diagnosis.experiment import rerun_at
 from compare.diagnosis.explain import explain
 from compare.diagnosis.held_out import HeldOut
 from compare.diagnosis.place import Place, place_of_classes
+from compare.diagnosis.searched import Searched
 from compare.diagnosis.steps.again import Again, edit_of, wider_edit
 from compare.diagnosis.steps.edit import Edit
 from compare.diagnosis.structure.budget import Budget
@@ -74,6 +76,10 @@ class ProgramSearch:
         again = Again(run)
         if not self._repeats(found, again, batch, step):
             return Known()
+        if found.divergence.stage == Stage.GRADIENT and seen is not None:
+            rerun = rerun_at(found, again, batch, draws)
+            if cause := untied(run.model, self.pair.links, found, lambda: rerun({}), seen):
+                return Known(Searched(cause))
         shown = self._shown(place.shown, seen)
         later = self._shown(place.gradients, seen) if found.divergence.stage in (Stage.LOSS, Stage.SHOWN) else []
         surroundings = Surroundings(place.agreeing, self.budget, shown=shown, later=later)

@@ -1,45 +1,55 @@
 """Explains a gradient of a weight that torch has once, under several names, and the JAX side once for each name."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compare.comparison.mapped_pair import MappedPair
 from compare.numerics.distance import distance
 from compare.step.observation import Observation, to_numpy
 from compare.verdict.divergence import Cause
 from compare.verdict.first_difference import Found
 from compare.weights.links import Link, to_torch
 
+if TYPE_CHECKING:
+    import torch
+
 UNTIED = "tied weights"
 
 
-def untied(pair: MappedPair, found: Found, torch: Callable[[], Observation], jax: Observation) -> Cause | None:
+def untied(
+    model: "torch.nn.Module",
+    links: Iterable[Link],
+    found: Found,
+    torch_step: Callable[[], Observation],
+    jax: Observation,
+) -> Cause | None:
     """Say so where the gradients of several parameters of the JAX side add up to that of one of torch's.
 
     Args:
-        pair: Both sides.
+        model: All modules of the torch side.
+        links: What the weights of both sides are paired by.
         found: A difference of a gradient.
-        torch: Takes the step at which it was found on the torch side.
+        torch_step: Takes the step at which it was found on the torch side.
         jax: The same step on the JAX side, from the same values.
 
     """
-    tensors = dict(pair.torch.model.named_parameters(remove_duplicate=False))
+    tensors = dict(model.named_parameters(remove_duplicate=False))
     name = found.divergence.torch
     if name not in tensors:
         return None
     names = [other for other, tensor in tensors.items() if tensor is tensors[name]]
-    links = {link.jax: link for link in pair.links if link.torch in names and link.jax in jax.gradients}
-    if len(links) < 2:
+    each = {link.jax: link for link in links if link.torch in names and link.jax in jax.gradients}
+    if len(each) < 2:
         return None
-    whole = to_numpy(torch().gradients[name])
-    parts = _in_torch([*links.values()], {key: to_numpy(jax.gradients[key]) for key in links}, whole)
+    whole = to_numpy(torch_step().gradients[name])
+    parts = _in_torch([*each.values()], {key: to_numpy(jax.gradients[key]) for key in each}, whole)
     apart = distance(np.sum(parts, axis=0), whole)
     if apart > found.limit:
         return None
     return Cause(
         UNTIED,
-        f"{UNTIED}: {' and '.join(names)} are one parameter in torch, and {' and '.join(links)} are several on the JAX "
+        f"{UNTIED}: {' and '.join(names)} are one parameter in torch, and {' and '.join(each)} are several on the JAX "
         f"side. The sum of their gradients differs from torch's gradient by {apart:.1e}",
         "use one parameter in both places, as embedding.attend(x) does",
     )

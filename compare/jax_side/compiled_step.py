@@ -15,6 +15,7 @@ from compare.jax_side.record import JaxRecord
 from compare.jax_side.replay import replaying
 from compare.jax_side.side import Flax, Jax
 from compare.jax_side.static import static, with_values
+from compare.jax_side.twins import beside
 from compare.jax_side.widths import NARROW
 from compare.step.batch import Batch, adapted, called, check_call, checked_loss, described_call, mapped
 from compare.step.draws import Hints
@@ -67,11 +68,9 @@ class CompiledStep:
 
         def lifted(*arguments: Any) -> Any:
             *others, (tables, written) = arguments
-            choices, moved = (
-                Choices(),
-                Tables(tables, self.constants, [*(None for _ in jax.tree.leaves(others[0])), *written]),
-            )
-            return lift(self._traced, self.pinned, moved, choices, self.traces.append)(*others), choices.made
+            choices, moved = Choices(), Tables(tables, self.constants)
+            step = lift(self._traced, self.pinned, moved, choices, self.traces.append, beside(others[0], written))
+            return step(*others), choices.made
 
         def with_functions_moved(*arguments: Any) -> Any:
             program, shape = traced(self._traced, arguments, self.pinned, lift=False)

@@ -17,6 +17,7 @@ from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.run import JaxRun
 from compare.jax_side.static import by_port as seen_by_port
+from compare.jax_side.twins import beside
 from compare.step.batch import Batch
 from compare.step.draws import Draw, Site
 from compare.step.observation import Observation
@@ -118,7 +119,8 @@ def evaluated(run: JaxRun, batch: Batch, draws: Sequence[Draw], *, gradient: boo
         return loss, seen, after, {}
 
     with run.precision(), jax.disable_jit(run.unroll):
-        program = lift(traced, run.pinned) if run.dtype == "float64" else traced
+        written = beside(run.params, run.written)
+        program = lift(traced, run.pinned, written=written) if run.dtype == "float64" else traced
         arguments = run.params, run.buffers, run.rngs, *run.arguments(batch), replayable(draws, run.dtype)
         step = functools.partial(compiled_quickly(program), *arguments)
         loss, seen, after, gradients = call_user_code(f"the {run.side.name} side", step)

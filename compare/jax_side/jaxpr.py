@@ -87,8 +87,9 @@ class Interpreter:
                     del values[atom]  # an array that nothing reads any more
         return [read(atom) for atom in outputs]
 
-    def step(self, program: Any, args: Sequence[Any]) -> list[Any]:
-        """Evaluate the program of a whole step, whose arguments a subclass may know."""
+    def step(self, program: Any, args: Sequence[Any], written: Sequence[Any] = ()) -> list[Any]:
+        """Evaluate the program of a whole step; `written` has its arguments as the program is written."""
+        del written
         return self.run(program, args)
 
     def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:

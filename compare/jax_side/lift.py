@@ -32,8 +32,6 @@ class Tables(NamedTuple):
     """Which of the movements of `numerics.tables` is made, 0 for none; it may be traced."""
     found: dict[bytes, str]
     """Each such number or array is added here by its `lines.identity`, as a person is to read it."""
-    written: Sequence[Any] = ()
-    """What arguments of the step are in the program as it is written: see `Twins.add_unchanged`."""
 
 
 def lift(
@@ -42,6 +40,7 @@ def lift(
     tables: Tables | None = None,
     choices: Choices | None = None,
     see: Callable[[Any], None] = lambda program: None,
+    written: Sequence[Any] = (),
 ) -> Callable[..., Any]:
     """Make `step` compute in float64 throughout. Compile it: `jax.jit(lift(step, pinned))`, under `jax.enable_x64()`.
 
@@ -60,6 +59,7 @@ def lift(
         tables: What is to be done with numbers that were rounded to float32, and whose exact values are lost.
         choices: Records the choices of the user's code, if given.
         see: Called with the program in float64 as it was traced, before it is lifted.
+        written: What arguments of the step are in the program as it is written: see `Twins.add_unchanged`.
 
     """
     import jax
@@ -69,7 +69,7 @@ def lift(
         closed, shape = traced(step, args, pinned, lift=True)
         see(closed)
         values = jax.tree.leaves(args)
-        outputs = Lifter(pinned, tables, choices).step(closed, [narrow(value) for value in values])
+        outputs = Lifter(pinned, tables, choices).step(closed, [narrow(value) for value in values], written)
         # The state that a step returns has the types of the state that it took.
         kept = [
             cast(each, variable.aval.dtype) if str(variable.aval.dtype) in NARROW else each
@@ -91,9 +91,9 @@ class Lifter(Interpreter):
         self._slopes: dict[int, tuple[Any, Any]] = {}
         """What each expm1 in the program gives, and of what, by the identity of the former."""
 
-    def step(self, program: Any, args: Sequence[Any]) -> list[Any]:
-        """Run the program of a step."""
-        self.twins.add_unchanged(program, args, self._tables.written if self._tables else ())
+    def step(self, program: Any, args: Sequence[Any], written: Sequence[Any] = ()) -> list[Any]:
+        """Run the program of a step; see `Twins.add_unchanged`."""
+        self.twins.add_unchanged(program, args, written)
         return self.run(program, args)
 
     def constant(self, value: Any) -> Any:

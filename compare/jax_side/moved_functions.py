@@ -32,9 +32,11 @@ class FunctionsMoved(Interpreter):
         self._draw, self._kept = draw, kept
         self.twins = Twins()
 
-    def step(self, program: Any, args: Sequence[Any]) -> list[Any]:
-        """Run the program of a step."""
+    def step(self, program: Any, args: Sequence[Any], written: Sequence[Any] = ()) -> list[Any]:
+        """Run the program of a step, whose arguments are as they are written."""
         import jax.numpy as jnp
+
+        del written
 
         kept = (number in self._kept and jnp.issubdtype(arg.dtype, jnp.floating) for number, arg in enumerate(args))
         self.twins.add_unchanged(program, args, [arg if each else None for arg, each in zip(args, kept, strict=True)])

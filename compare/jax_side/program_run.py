@@ -270,8 +270,8 @@ class JaxProgramRun:
         watcher: LiftingWatcher | Watcher = Watcher(watch)
         choices = Choices()
         if self.dtype == "float64":
-            watcher = LiftingWatcher(watch, self.pinned, Tables(tables[0], self.constants, tables[1]), choices)
-        outputs = watcher.step(closed, arguments)
+            watcher = LiftingWatcher(watch, self.pinned, Tables(tables[0], self.constants), choices)
+        outputs = watcher.step(closed, arguments, tables[1])
         self.kinds.update(watch.kinds)
         after, shown = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         # A lifted step may return float64 where the state has float32 counters: the next one would be compiled again.

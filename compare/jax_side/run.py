@@ -57,7 +57,8 @@ class JaxRun(CompiledStep):
         """What is computed between the modules, if it was probed."""
         self.shapes: dict[Port, tuple[int, ...]] = {}
         """Of what each module takes and gives, if it was probed."""
-        self._written = written(self.buffers)
+        self.written = written(self.buffers)
+        """What its buffers are in the program as it is written: see `twins.written`."""
         self.tables = 0
         """Which movement of its float32 tables it is for, 0 for none: see `move_tables`."""
 
@@ -121,7 +122,7 @@ class JaxRun(CompiledStep):
         with self.precision():
             self.params = self._replaced(self.params, self.param_names, arrays)
             self.buffers = self._replaced(self.buffers, self.buffer_names, arrays)
-        self._written = written(self.buffers)
+        self.written = written(self.buffers)
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace parameters and buffers, by name; the optimizer's state starts afresh."""
@@ -155,10 +156,10 @@ class JaxRun(CompiledStep):
 
     def move_tables(self, draw: int, names: Container[str]) -> None:
         """Move some of the buffers, and what the program holds, by the float32 rounding that is in them."""
-        self.tables, before = draw, self._written
+        self.tables, before = draw, self.written
         moved = {name: array for name, array in self.arrays().items() if name in names}
         self.load({name: array + movement(array, draw) for name, array in moved.items()})
-        self._written = before
+        self.written = before
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Return the optimizer's state by name."""
@@ -201,7 +202,7 @@ class JaxRun(CompiledStep):
     def _arguments(self, batch: Batch, draws: Sequence[Draw], given: tuple[Any, ...] = ()) -> tuple[Any, ...]:
         state = self.params, self.buffers, self.rngs, self.state
         # An argument and not a constant, so that moving the tables needs no second compilation.
-        moved = ((np.int32(self.tables), self._written),) if self.dtype == "float64" else ()
+        moved = ((np.int32(self.tables), self.written),) if self.dtype == "float64" else ()
         return *state, *self.arguments(batch), replayable(draws, self.dtype), given, *moved
 
     def step(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.jax_side.primitives import BITS, ROUNDING, Program
+from compare.jax_side.primitives import BITS, ROUNDING, Kind, Program, called, is_literal, kind
 
 
 class Twins:
@@ -32,9 +32,9 @@ class Twins:
                 floating-point number.
 
         """
-        given_back = set(map(id, Program.of(program).outputs))
-        for variable, value, twin in zip(Program.of(program).arguments, arguments, written, strict=False):
-            if twin is not None and id(variable) in given_back:
+        unchanged = set(_arguments_given_back(program))
+        for number, (value, twin) in enumerate(zip(arguments, written, strict=False)):
+            if twin is not None and number in unchanged:
                 self.add(value, twin)
 
     def after(
@@ -71,6 +71,19 @@ class Twins:
         return found
 
 
+def _arguments_given_back(program: Any) -> list[int | None]:
+    """Give for each output of a program the position of the argument that it is; None where it is computed."""
+    _, _, parameters, equations, outputs = Program.of(program)
+    positions = {variable: number for number, variable in enumerate(parameters)}
+    for eqn in equations:
+        if kind(eqn) == Kind.CALL:  # such as a step that is jitted
+            for variable, number in zip(eqn.outvars, _arguments_given_back(called(eqn)), strict=True):
+                given = None if number is None else eqn.invars[number]
+                if given is not None and not is_literal(given) and given in positions:
+                    positions[variable] = positions[given]
+    return [None if is_literal(output) else positions.get(output) for output in outputs]
+
+
 def written(arrays: Any) -> list[Any]:
     """Give what each leaf of a pytree of arrays is in the program as it is written; None for no floating-point one."""
     import jax
@@ -81,3 +94,10 @@ def written(arrays: Any) -> list[Any]:
         return np.asarray(array).astype(np.float32) if real else None
 
     return [one(array) for array in jax.tree.leaves(arrays)]
+
+
+def beside(params: Any, buffers: Sequence[Any]) -> list[Any]:
+    """Give what the arguments of a model are in the program as it is written: None for each parameter, then buffers."""
+    import jax
+
+    return [*(None for _ in jax.tree.leaves(params)), *buffers]
