@@ -23,6 +23,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10.") and shutil.which("nv
     FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=0"]
     FLAGS += ["--xla_cpu_parallel_codegen_split_count=1"]
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+# Several processes test at once: each that used all cores would wait for the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Port = Callable[..., Any]
 

@@ -100,7 +100,6 @@ def apply(fault: str, count: int, params: Any, x: Any) -> Any:
             ("LSTM", "output of the cell"),
             ("LSTM", "input of the cell"),
         ],
-        2,
     ),
 )
 def test_another_cell_is_named(kind: str, fault: str) -> None:

@@ -198,7 +198,7 @@ def test_losses(name: str) -> None:
     explained(checked(loss=(trap.torch, trap.jax)), trap, "loss", "loss")
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", some(OPTIMIZERS, list(OPTIMIZERS)[::2]))
 def test_optimizers(name: str) -> None:
     trap = OPTIMIZERS[name]
     explained(checked(optimizer=(trap.torch, trap.jax)), trap, "update", ".*")

@@ -95,9 +95,12 @@ TRANSPOSES = {"transpose", "permute", "swapaxes", "movedim", "moveaxis", "T", "m
 END = "end"
 """The name of the operation that does nothing, after the value that differs: something may be added there."""
 
-WHOLE = frozenset(
-    {"argmax", "argmin", "argsort", "sort", "topk", "searchsorted", "bucketize", "one_hot", "arange", "cumsum", "sign"}
-    | {"round", "floor", "ceil", "trunc", "eq", "ne", "lt", "gt", "le", "ge", "tril", "triu", "roll", "flip", "where"}
+ROUNDING = frozenset({"ceil", "floor", "floor_divide", "round", "sign", "trunc"})
+"""Functions that round real numbers, whatever the dtype of the result."""
+
+WHOLE = ROUNDING | frozenset(
+    {"argmax", "argmin", "argsort", "sort", "topk", "searchsorted", "bucketize", "one_hot", "arange", "cumsum"}
+    | {"eq", "ne", "lt", "gt", "le", "ge", "tril", "triu", "roll", "flip", "where"}
 )
 """Functions that may give whole numbers: where these differ, nothing that is done to real numbers before is proved."""
 

@@ -14,7 +14,7 @@ from compare.alignment.pairings import shown as value_of
 from compare.diagnosis.held_out import EXPLAINED, MARGIN, HeldOut
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.budget import Budget
-from compare.diagnosis.structure.edit import DIFFERENT, END, WHOLE, Context, Edit, Kind
+from compare.diagnosis.structure.edit import DIFFERENT, END, ROUNDING, WHOLE, Context, Edit, Kind
 from compare.diagnosis.structure.editing import edited, operations
 from compare.diagnosis.structure.elsewhere import Elsewhere
 from compare.diagnosis.structure.graph import FAILURES
@@ -220,7 +220,8 @@ class StructureSearch:
             return frozenset()
         found = {end}
         for node in reversed(context.nodes):  # in order of computation
-            if any(n in found and graph.values[n].is_floating_point() for n in node.outputs):
+            real = any(n in found and graph.values[n].is_floating_point() for n in node.outputs)
+            if real and node.name not in ROUNDING:
                 found |= {number for _, number in node.inputs if graph.values[number].is_floating_point()}
         return frozenset(found)
 
