@@ -186,7 +186,7 @@ def test_the_numbers_of_both_sides_are_named() -> None:
     assert report.divergence.jax.startswith("test_draw_parameters.py:")
 
 
-@pytest.mark.parametrize(("keep", "verdict"), [(0.8, "match"), (0.9, "mismatch")])
+@pytest.mark.parametrize(("keep", "verdict"), first([(0.8, "match"), (0.9, "mismatch")]))
 def test_a_layout_that_shapes_leave_open(keep: float, verdict: str) -> None:
     """The JAX side has the batch first and torch has time first, and both are equally long."""
 

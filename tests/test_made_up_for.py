@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import torch
 from flax import nnx
 
@@ -82,6 +83,7 @@ def checked(factor: float) -> compare.Report:
     return compare.check(compare.TorchProgram(original), compare.JaxProgram(port(factor)), batches, device="cpu")
 
 
+@pytest.mark.slow
 def test_another_output_of_a_model_hides_no_fault_of_the_loss() -> None:
     assert checked(1.0).ok
     report = checked(0.5)

@@ -176,7 +176,7 @@ SHIFTED: dict[str, tuple[Any, Any, float]] = {
 }
 
 
-@pytest.mark.parametrize("name", some(SHIFTED, list(SHIFTED)[::4]))
+@pytest.mark.parametrize("name", some(SHIFTED, ["gelu"]))
 @pytest.mark.parametrize("fault", [0.0, 1e-4])
 def test_a_function_far_from_zero_before_adam(name: str, fault: float) -> None:
     """Adam makes a whole step of each gradient, also of one that is nothing but the rounding of 1 - 1."""

@@ -343,7 +343,8 @@ def mixing_port(*, squared: bool, keyed: bool) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("squared", "keyed"), [(False, False), pytest.param(False, True, marks=needs_beta), (True, False)]
+    ("squared", "keyed"),
+    [(False, False), pytest.param(False, True, marks=needs_beta), pytest.param(True, False, marks=pytest.mark.slow)],
 )
 def test_a_program_that_draws_from_numpy(*, squared: bool, keyed: bool) -> None:
     """Whether the port draws with a key or from NumPy's generator too, whose seed may be another one."""

@@ -3,17 +3,17 @@
 What differs, and in which line of theirs: docs/transformers.md.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from in_ci import some
 
 import compare
 
 pytest.importorskip("transformers")
 
 from pairs.transformers_pairs import SPECS, pair  # after the check that there is anything to import
+
+pytestmark = pytest.mark.slow
 
 Parity = Callable[..., compare.Report]
 
@@ -23,20 +23,13 @@ DIFFERENT = {"dinov2": "update", "marian": "gradient", "mistral": "forward", "wh
 TABLES = ("gemma", "gptj", "llama", "marian", "mistral", "pegasus", "roformer", "xglm")
 """Their tables of positions are rounded to float32 when they are made, on one side or differently on the two."""
 
-QUICK = {"bert"}
-"""The pairs that CI runs."""
 
-
-def models(names: Iterable[str]) -> list[Any]:
-    return some(sorted(names), QUICK.intersection(names))
-
-
-@pytest.mark.parametrize("name", models(SPECS.keys() - {*DIFFERENT, *TABLES}))
+@pytest.mark.parametrize("name", sorted(SPECS.keys() - {*DIFFERENT, *TABLES}))
 def test_match(name: str, parity: Parity) -> None:
     parity(*pair(name), steps=3, strict=True)
 
 
-@pytest.mark.parametrize("name", models(DIFFERENT.keys() - {*TABLES}))
+@pytest.mark.parametrize("name", sorted(DIFFERENT.keys() - {*TABLES}))
 def test_difference(name: str, parity: Parity) -> None:
     divergence = compare.check(*pair(name), steps=3).divergence
     assert divergence is not None
@@ -44,7 +37,7 @@ def test_difference(name: str, parity: Parity) -> None:
     parity(*pair(name, corrected=True), steps=3, strict=True)
 
 
-@pytest.mark.parametrize("name", models(TABLES))
+@pytest.mark.parametrize("name", sorted(TABLES))
 def test_tables(name: str, parity: Parity) -> None:
     report = parity(*pair(name, corrected=name in DIFFERENT), steps=3)
     assert report.verdict == "precision"

@@ -74,3 +74,36 @@ def test_a_fault_behind_the_buckets_and_in_them(settings: dict[str, Any], cause:
     if cause:
         assert report.divergence.cause
         assert cause in report.divergence.cause.name
+
+
+class Written(torch.nn.Module):
+    """Compares a tensor that is a constant for all that its operations show."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer, self.how = torch.nn.Linear(6, 6), how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.layer(x)
+        kept = torch.zeros(h.shape)
+        if self.how == "data":
+            kept.data = h.detach()
+        else:
+            kept.numpy()[...] = h.detach().numpy()
+        return h * (kept > 0)
+
+
+class PortOfWritten(nnx.Module):
+    def __init__(self) -> None:
+        self.layer = nnx.Linear(6, 6, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = self.layer(x)
+        return h * (h > 0)
+
+
+@pytest.mark.parametrize("how", ["data", "numpy"])
+def test_a_tensor_that_is_written_to_unseen_is_no_constant(how: str) -> None:
+    batches = [(np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32), None)]
+    report = compare.check(compare.Torch(Written(how)), compare.Flax(PortOfWritten()), batches)
+    assert report.verdict == compare.Verdict.MATCH

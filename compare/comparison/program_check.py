@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import gc
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from compare.alignment.calls_made import Called
 from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_check import CommonCheck
 from compare.comparison.made_up_for import without_made_up_for
+from compare.comparison.other_start import other_start
 from compare.comparison.program_causes import explained
 from compare.comparison.program_lines import with_lines
 from compare.comparison.program_optimizers import Programs, explained_update
@@ -96,6 +98,8 @@ class ProgramCheck(CommonCheck):
             return None, [], []
         self.progress(Progress("looking for the cause", found=lambda: found))
         self._budget = Budget(max(LEAST, time.monotonic() - self._started))
+        if cause := bugs.attempt("trying other starting values", functools.partial(self._other_start, followed)):
+            return dataclasses.replace(found.divergence, cause=cause), [], []
         search = functools.partial(explained, followed, found.divergence, self)
         known = bugs.attempt("the search for the cause", search) or [found.divergence]
         lined = functools.partial(with_lines, self.pair.torch, self.pair.jax, known)
@@ -104,6 +108,15 @@ class ProgramCheck(CommonCheck):
             calls = [_called(each) for each in self.runs.called_otherwise.values()]
             first = dataclasses.replace(first, details=(*calls, *first.details))
         return first, others, []
+
+    def _other_start(self, followed: Followed) -> Cause | None:
+        integers = self.pair.torch_run("float32").state.integers().values()
+        counted = [int(each) for each in integers if not np.ndim(each)]
+
+        def torch() -> Iterator[Observation]:
+            return (seen for _, seen, _ in itertools.islice(self.both(()), followed.steps))
+
+        return other_start(followed, torch, counted, self._jax_again, self._jax_step)
 
     def _idle_draws(self) -> list[NotCompared]:
         run = self.pair.jax_run("float32")
