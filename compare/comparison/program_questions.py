@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ from compare.step.batch import Batch
 from compare.step.draws import Draw
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
+from compare.torch_side.branches import Branches
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
 from compare.weights.links import to_jax, to_torch
@@ -98,6 +100,8 @@ def questioned_program(
     lines += [*one_sided(jax64.chosen), *unchanged]
     if not later.divergence:
         lines += goes_on(runs, max(later.steps, followed.steps))
+    decided = functools.partial(_decided_alike, runs, followed.steps, max(later.steps, followed.steps))
+    lines += bugs.attempt("looking at the conditions of torch's step", decided) or []
     lines += _called_more(runs)
     return dataclasses.replace(found, unproved=unproved, limits=limits, unexercised=list(dict.fromkeys(lines)))
 
@@ -161,6 +165,24 @@ def _own_state(jax: JaxProgramRun) -> list[str]:
         return []
     kept = jax.kept is not None and jax.kept.changed
     return ["as far as the steps go: the port's step keeps a value in Python, which later steps may use"] * kept
+
+
+def _decided_alike(runs: ProgramRuns, least: int, most: int) -> list[str]:
+    """Name conditions of torch's step that have one and the same answer in all steps that are looked at."""
+    run = runs.pair.torch_run("float32")
+    branches = Branches(run.user_step)
+    if not branches.conditions:
+        return []
+    run.during.append(lambda _: branches.watching())
+    end = time.process_time() + SECONDS
+    for number, _ in zip(range(most), runs.stepper.whole(run), strict=False):
+        if number + 1 >= least and time.process_time() > end:
+            break
+    return branches.one_sided()
+
+
+SECONDS = 2.0
+"""The processor's time for which torch's steps are taken to see their conditions, beyond those of the check."""
 
 
 def _in_float32(programs: tuple[JaxProgramRun, JaxProgramRun]) -> str:
