@@ -91,6 +91,22 @@ def test_so_are_bounds_in_place_and_weights_of_positives() -> None:
     ]
 
 
+def test_so_are_certain_probabilities_and_long_rows() -> None:
+    chances, rows = torch.tensor([0.2, 0.9]), torch.nn.Embedding(3, 2, max_norm=9.0)
+    with ControlledRun() as run:
+        torch.nn.BCELoss()(chances, chances.round())
+        rows(torch.tensor([0, 2]))
+    assert [what.rpartition(": ")[2] for what, met in run.reached.items() if not met] == [
+        "no probability is 0 or 1, of which torch takes the logarithm as -100",
+        "no row that is looked up is longer than max_norm",
+    ]
+    with ControlledRun() as run:
+        torch.nn.functional.binary_cross_entropy(torch.tensor([0.0, 0.9]), chances.round())
+        rows.weight.data *= 100
+        rows(torch.tensor([0, 2]))
+    assert all(run.reached.values())
+
+
 def test_so_are_bounds_of_modules_with_hooks_as_a_check_gives_them() -> None:
     module = torch.nn.Hardtanh(-0.5, 5.0)
     module.register_forward_hook(lambda *_: None)

@@ -13,6 +13,7 @@ _IGNORED, _ALWAYS_IGNORED = 4, -100
 """The position of `ignore_index` among the arguments of aten's nll_loss, and its default."""
 
 _WRAPPERS = frozenset({"hardtanh", "relu6", "threshold", "nan_to_num", "clamp", "clip", "where", "masked_fill"})
+_WRAPPERS |= {"binary_cross_entropy", "embedding", "_no_grad_embedding_renorm_"}
 _WRAPPERS |= {"huber_loss", "smooth_l1_loss", "forward", "_call_impl", "_wrapped_call_impl", "inner"}
 """Functions of torch's in Python that do what their name says, and nothing beside; and those by which a module of
 torch's, such as `ReLU6`, hands on its input to one of them. A module with hooks, as in a check, calls `inner`."""
@@ -106,7 +107,18 @@ def _errors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
     yield (error > bound).any()
 
 
+def _certain(args: tuple[Any, ...], _: dict[str, Any]) -> Iterator[Any]:
+    yield ((args[0] == 0) | (args[0] == 1)).any()
+
+
+def _long_rows(args: tuple[Any, ...], _: dict[str, Any]) -> Iterator[Any]:
+    rows, indices, most, order = args
+    yield (rows[indices].norm(order, -1) > most).any()
+
+
 _CHOICES: dict[str, Any] = {
+    "binary_cross_entropy": (("no probability is 0 or 1, of which torch takes the logarithm as -100",), _certain),
+    "embedding_renorm": (("no row that is looked up is longer than max_norm",), _long_rows),
     "huber_loss": (("no error is below its delta", "no error is above its delta"), _errors),
     "smooth_l1_loss": (("no error is below its beta", "no error is above its beta"), _errors),
     # As of two critics: a port with one of them alone is right as long as the other never decides.
