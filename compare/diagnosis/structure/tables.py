@@ -57,7 +57,7 @@ def _edit(context: Context, node: Node, path: Path, number: int, place: int, tur
     def compute(operation: Operation) -> Any:
         return operation.having(path, given).run()
 
-    kept, where = number not in context.graph.made_by, f" ({value.line})" if value.line else ""
+    kept, where = number not in context.graph.made_by, f", computed at {value.line}" if value.line else ""
     argument = "" if kept else _argument(node, path)
     name = f"the {argument} of {node.name}" if argument else context.named(number)
     kind = Kind.MASK if array.dtype == bool else Kind.TABLE if kept else Kind.NUMBERS
