@@ -1,30 +1,29 @@
-"""Finds conditions in the Python code of a torch step that are always true, or never, in the steps that are taken.
+"""Finds conditions in the Python code of a torch step that have one and the same answer at every step.
 
 An auxiliary loss from step 1000 on, or a step that is left out where the gradient is too large: no tensor shows what
-such a condition depends on. Which lines run does.
+such a condition depends on. So the step is compiled once more, from its source, with each condition handed on.
 """
 
 import ast
 import contextlib
 import functools
 import inspect
+import itertools
 import linecache
 import os
-import sys
+import warnings
 from collections.abc import Callable, Iterator
-from types import CodeType, FrameType
+from types import CellType, CodeType, FunctionType
 from typing import Any, NamedTuple
+
+from compare.step.user_code import of_a_library
 
 
 class Condition(NamedTuple):
-    """An `if` with lines of its own."""
+    """What an `if` asks, as a statement or within an expression."""
 
     text: str
     place: str
-    lines: range
-    """Its own lines."""
-    first: int
-    """The first line of what runs if it is true."""
 
     def __str__(self) -> str:
         """Like "torch's `if n > 1000` at train.py:12"."""
@@ -32,93 +31,113 @@ class Condition(NamedTuple):
 
 
 class Branches:
-    """Sees which lines of a step run after which.
+    """Sees the answers of the conditions in a step, and in functions of the user's that it calls by their names.
 
     Args:
-        step: The user's function. One that has no Python code, or whose source is not known, has no conditions.
+        step: The user's function. Of one that has no Python code, or whose source is not known, nothing is seen.
 
     """
 
     def __init__(self, step: Callable[..., Any]) -> None:
-        self._code = _code_of(step)
-        self.conditions = list(self._conditions())
-        """Those that compare numbers of the step."""
-        self._pairs: set[tuple[int, int | None]] = set()
-        """Each line that ran, with a line that ran after it; None where the function returned."""
+        self.conditions: list[Condition] = []
+        """Those that compare numbers."""
+        self._answers: dict[int, set[bool]] = {}
+        self._operands: dict[tuple[int, int], set[float]] = {}
+        """The numbers that each operand of a condition has been."""
+        every = itertools.islice(_functions(_function(step)), MOST)
+        self._codes = {each: code for each in every if (code := self._compiled(each.__code__))}
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Look on while a step runs; a debugger or a coverage measurement of this thread is set aside for so long."""
-        if self._code is None:
-            yield
-            return
-        inside, before = frozenset(_nested(self._code)), sys.gettrace()
-
-        def follow(frame: FrameType, event: str, _: Any) -> Any:
-            if frame.f_code not in inside:
-                return None
-            last = frame.f_lineno
-
-            def line(frame: FrameType, event: str, _: Any) -> Any:
-                nonlocal last
-                if event in ("line", "return"):
-                    self._pairs.add((last, frame.f_lineno if event == "line" else None))
-                    last = frame.f_lineno
-                return line
-
-            return line
-
-        sys.settrace(follow)
+        """Look on while the step runs."""
+        before = {each: each.__code__ for each in self._codes}
         try:
+            for each, code in self._codes.items():
+                each.__code__ = code
             yield
         finally:
-            sys.settrace(before)
+            for each, code in before.items():
+                each.__code__ = code
 
     def one_sided(self) -> list[str]:
-        """Name the conditions that had one and the same answer each time."""
-        found = []
-        for condition in self.conditions:
-            answers = {
-                line == condition.first
-                for before, line in self._pairs
-                if before in condition.lines and line not in condition.lines
-            }
-            if len(answers) == 1:
-                answer = "true" if answers == {True} else "false"
-                found.append(f"{condition}: it is {answer} at every step; use more steps or other batches")
-        return found
+        """Name the conditions whose numbers change, and whose answer does not."""
+        # A setting is the same number each time.
+        changing = {number for (number, _), values in self._operands.items() if len(values) > 1}
+        return [
+            f"{condition}: it is {str(*answers).lower()} at every step; use more steps or other batches"
+            for number, condition in enumerate(self.conditions)
+            if len(answers := self._answers.get(number, set())) == 1 and number in changing
+        ]
 
-    def _conditions(self) -> Iterator[Condition]:
-        if self._code is None or (step := _function(self._code)) is None:
-            return
-        file, own = os.path.basename(self._code.co_filename), _own_names(step)
-        for node in ast.walk(step):
-            if not isinstance(node, ast.If) or not _compares_numbers(node.test, own):
-                continue
-            lines = range(node.test.lineno, (node.test.end_lineno or 0) + 1)
-            if node.body[0].lineno not in lines:  # or it runs if its condition does, as far as lines show
-                yield Condition(ast.unparse(node.test), f"{file}:{lines[0]}", lines, node.body[0].lineno)
+    def _note(self, number: int, value: Any, operand: int | None = None) -> Any:
+        if operand is None:
+            self._answers.setdefault(number, set()).add(bool(value))
+            return value
+        known = self._operands.setdefault((number, operand), set())
+        if hasattr(value, "shape") and value.ndim:
+            known.update((0.0, 1.0))  # an array's elements change
+        else:
+            with contextlib.suppress(TypeError, ValueError):
+                known.add(float(value))
+        return value
+
+    def _compiled(self, code: CodeType) -> CodeType | None:
+        """Compile a function once more; None where it has no condition, or where that is not the same code."""
+        definition, known = _definition(code), len(self.conditions)
+        if definition is None:
+            return None
+        file = os.path.basename(code.co_filename)
+        for node in ast.walk(definition):
+            if isinstance(node, ast.If | ast.IfExp) and (operands := list(_operands(node.test))):
+                number = len(self.conditions)
+                self.conditions.append(Condition(ast.unparse(node.test), f"{file}:{node.test.lineno}"))
+                for operand, (parent, name, place) in enumerate(operands):
+                    values = getattr(parent, name)
+                    if place is None:
+                        setattr(parent, name, _handed(number, values, operand))
+                    else:
+                        values[place] = _handed(number, values[place], operand)
+                node.test = _handed(number, node.test)
+        found = _code_within(definition, code) if len(self.conditions) > known else None
+        if found is None:
+            del self.conditions[known:]
+        return found and _with(found, self._note)
 
 
-def _code_of(step: Any) -> CodeType | None:
-    """Return the code of a function, a method, a partial, or an object that is called."""
+MOST = 20
+"""Functions that are looked at."""
+
+
+def _handed(number: int, value: ast.expr, operand: int | None = None) -> ast.expr:
+    """Write the call that notes a value and gives it back."""
+    call = ast.Call(ast.Constant(_HERE), [ast.Constant(number), value, ast.Constant(operand)], [])
+    return ast.fix_missing_locations(ast.copy_location(call, value))
+
+
+_HERE = "netparity: the function that a condition is handed to"
+"""A constant in whose place the function is put. A name would have to be known in the user's module."""
+
+
+def _with(code: CodeType, note: Callable[[int, Any], Any]) -> CodeType:
+    consts = (
+        note if each == _HERE else _with(each, note) if isinstance(each, CodeType) else each for each in code.co_consts
+    )
+    return code.replace(co_consts=tuple(consts))
+
+
+def _function(step: Any) -> FunctionType | None:
+    """Return the Python function behind a function, a method, a partial, or an object that is called."""
     step = inspect.unwrap(step)
     if isinstance(step, functools.partial):
-        return _code_of(step.func)
-    code = getattr(step, "__code__", None) or getattr(vars(type(step)).get("__call__"), "__code__", None)
-    return code if isinstance(code, CodeType) else None
+        return _function(step.func)
+    step = getattr(step, "__func__", step)
+    if not isinstance(step, FunctionType):
+        step = vars(type(step)).get("__call__")
+    return step if isinstance(step, FunctionType) else None
 
 
-def _nested(code: CodeType) -> Iterator[CodeType]:
-    """Yield a function's code and that of the functions in it, such as the closure of an optimizer."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _nested(constant)
-
-
-def _function(code: CodeType) -> Any:
-    """Find a function in its file."""
+def _definition(code: CodeType) -> ast.FunctionDef | None:
+    """Find a function in its file, without its decorators."""
     try:
         tree = ast.parse("".join(linecache.getlines(code.co_filename)))
     except SyntaxError:
@@ -127,42 +146,59 @@ def _function(code: CodeType) -> Any:
         if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
             first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
             if first == code.co_firstlineno:
+                node.decorator_list = []
                 return node
     return None
+
+
+def _code_within(definition: ast.FunctionDef, like: CodeType) -> CodeType | None:
+    """Compile a function within one that has the names which it reads from around it; None if it is another one."""
+    around = [ast.arg(name) for name in like.co_freevars]
+    outer = ast.FunctionDef("outer", ast.arguments([], around, None, [], [], None, []), [definition], [])
+    tree = ast.fix_missing_locations(ast.Module([ast.copy_location(outer, definition)], []))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # that a constant cannot be called
+        whole = compile(tree, like.co_filename, "exec", dont_inherit=True)
+    for outside in (each for each in whole.co_consts if isinstance(each, CodeType)):
+        for code in (each for each in outside.co_consts if isinstance(each, CodeType)):
+            same = all(
+                getattr(code, name) == getattr(like, name) for name in ("co_freevars", "co_varnames", "co_names")
+            )
+            if same and code.co_name == like.co_name:
+                return code
+    return None
+
+
+def _functions(function: FunctionType | None) -> Iterator[FunctionType]:
+    """Yield a function and those of the user's that it calls by their names, each once."""
+    found, left = set[FunctionType](), [function]
+    while left:
+        each = left.pop(0)
+        if each is None or each in found or of_a_library(each.__code__.co_filename):
+            continue
+        found.add(each)
+        yield each
+        cells = [cell.cell_contents for cell in each.__closure__ or () if cell != CellType()]
+        named = [each.__globals__[name] for name in each.__code__.co_names if name in each.__globals__]
+        left += [_function(value) for value in (*cells, *named) if isinstance(value, FunctionType | functools.partial)]
 
 
 _ORDERS = ast.Lt | ast.LtE | ast.Gt | ast.GtE
 _TESTS = {"isfinite", "isnan", "isinf", "any", "all", "allclose", "equal"}
 """Functions whose answer depends on numbers."""
 
-_SIZES = {"shape", "ndim", "dim", "size", "numel", "len"}
-"""What a step has the same of at each step, unless its batches have other shapes."""
 
-
-def _compares_numbers(test: ast.expr, own: set[str]) -> bool:
-    """Tell whether a condition compares numbers, and no setting, which is the same at all steps, decides it."""
-    operands = test.values if isinstance(test, ast.BoolOp) else [test]
-    if _names(test) & _SIZES or not all(_names(operand) & own for operand in operands):
-        return False
+def _operands(test: ast.expr) -> Iterator[tuple[ast.AST, str, int | None]]:
+    """Yield the numbers that a condition compares: each as a field of a node, and its place in it if that is a list."""
     for node in ast.walk(test):
         if isinstance(node, ast.Compare):
             remainder = isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.Mod)
             if remainder or any(isinstance(each, _ORDERS) for each in node.ops):
-                return True
-        if isinstance(node, ast.Call) and _names(node.func) & _TESTS:
-            return True
-    return False
-
-
-def _names(node: ast.AST) -> set[str]:
-    """Return all names and attributes in an expression."""
-    found = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-    return found | {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
-
-
-def _own_names(step: Any) -> set[str]:
-    """Return the names that a function takes or assigns: what it only reads from outside is a setting."""
-    taken = {each.arg for each in ast.walk(step.args) if isinstance(each, ast.arg)}
-    return taken | {
-        each.id for each in ast.walk(step) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
-    }
+                yield node, "left", None
+                yield from ((node, "comparators", place) for place in range(len(node.comparators)))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            if name in _TESTS:
+                yield from ((node, "args", place) for place in range(len(node.args)))
+                if isinstance(node.func, ast.Attribute) and not node.args:
+                    yield node.func, "value", None
