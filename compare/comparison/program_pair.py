@@ -100,7 +100,7 @@ class ProgramPair:
 
         def mapped_with(features: Features) -> WeightMap:
             layers = run.layers(_in_copies(run, features)), port.layers()
-            return find_links(*layers, weights, roots=find_roots(*layers, run.models))
+            return find_links(*layers, weights, roots=find_roots(*layers, [*run.models, *run.copies]))
 
         links = mapped_with(features)
         while any(not features[path] for path in images):

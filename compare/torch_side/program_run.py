@@ -14,6 +14,7 @@ from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_state import State, seeded
 from compare.torch_side.program_watch import Watch
 from compare.torch_side.record import Record
+from compare.torch_side.shadows import shadows
 from compare.weights.layers import Layer
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class TorchProgramRun(CommonRun):
         self.model = self.state.container()
         self.models = list(self.state.parts(torch.nn.Module))
         """The paths of the modules that the state has."""
+        self.copies: list[str] = []
+        """The paths of the dictionaries that hold copies of a module's tensors, once its layers are known."""
         for tensor in [*self.model.parameters(), *self.model.buffers(), *self.state.tensors().values()]:
             # In place, through .data: optimizers, schedulers and the user's closures refer to these tensor objects.
             tensor.data = self._cast(tensor.data)
@@ -114,10 +117,13 @@ class TorchProgramRun(CommonRun):
         from compare.torch_side.layers import torch_layers
 
         bare = {name: tuple(tensor.shape) for name, tensor in self._numbers().items()}
-        return [
-            *torch_layers(self.model, features or {}),
-            *(Layer(n, "", {"kind": ""}, {n: shape}) for n, shape in bare.items()),
-        ]
+        layers = torch_layers(self.model, features or {})
+        found = shadows(layers, self.models, bare)
+        self.copies = [*found]
+        copied = [layer for each in found.values() for layer in each]
+        known = {name for layer in copied for name in layer.tensors}
+        others = [Layer(name, "", {"kind": ""}, {name: shape}) for name, shape in bare.items() if name not in known]
+        return [*layers, *copied, *others]
 
     def _numbers(self) -> "dict[str, torch.Tensor]":
         """Return the bare tensors that hold floating-point numbers."""

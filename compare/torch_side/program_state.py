@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,24 @@ class State:
 
     def parts(self, kind: Any) -> dict[str, Any]:
         """Give all entries of a kind, by path."""
-        return {path: value for path, value in _entries(self.entries, "") if isinstance(value, kind)}
+        return {path: value for path, value in self._checked() if isinstance(value, kind)}
+
+    def _checked(self) -> "list[tuple[str, Any]]":
+        """List all entries by path.
+
+        Raises:
+            InputError: If a key with a dot in it makes the path of another entry, or of a part of a module.
+
+        """
+        import torch
+
+        found = list(_entries(self.entries, ""))
+        modules = {path for path, value in found if isinstance(value, torch.nn.Module)}
+        for path, count in Counter(path for path, _ in found).items():
+            parts = path.split(".")
+            if count > 1 or any(".".join(parts[:end]) in modules for end in range(1, len(parts))):
+                raise InputError(f"the torch state has {path!r} twice: give the key with a dot another name")
+        return found
 
     def tensors(self) -> "dict[str, torch.Tensor]":
         """Give the bare tensors."""
@@ -67,10 +85,7 @@ def _entries(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, tree
         return
     for key, value in items:
-        name = str(key)
-        if "." in name:
-            raise InputError(f"the torch state has the key {name!r}: a key must not contain a dot")
-        yield from _entries(value, f"{path}.{name}" if path else name)
+        yield from _entries(value, f"{path}.{key}" if path else str(key))
 
 
 @contextlib.contextmanager

@@ -88,6 +88,24 @@ def quotient_left_out(context: Context, node: Node) -> Iterator[Edit]:
     yield replace(one(Kind.LEFT_OUT, node, compute, does, fix), fixed=True)
 
 
+_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+
+
+def comparison_left_out(context: Context, node: Node) -> Iterator[Edit]:
+    """List comparisons in whose place the JAX side may have true, or false, everywhere, as where nothing is dropped."""
+    if node.name not in _COMPARISONS:
+        return
+    for answer in (True, False):
+
+        def compute(operation: Operation, answer: bool = answer) -> Any:
+            return operation.run().new_full(context.shape(node), answer)
+
+        does = f"leaves out the comparison {shown(node)}, and has {str(answer).lower()} everywhere"
+        yield replace(
+            one(Kind.LEFT_OUT, node, compute, does, f"make the comparison {shown(node)}, as torch does"), fixed=True
+        )
+
+
 def _with_number(node: Node) -> str:
     """Name an operation and the number that it joins its operand with: "mul by 0.5"."""
     number = node.args[1] if node.name in JOINING and len(node.args) == 2 else None
@@ -100,6 +118,8 @@ def applied_twice(context: Context, node: Node) -> Iterator[Edit]:
     if len(data) != 1 or len(node.outputs) != 1 or tuple(context.value(data[0][1]).shape) != context.shape(node):
         return
     if context.value(data[0][1]).dtype != context.value(node.outputs[0]).dtype:  # a comparison
+        return
+    if node.name in ("mul", "div") and len(node.inputs) == 1:  # by a number: its square says it more plainly
         return
 
     def compute(operation: Operation, path: Path = data[0][0]) -> Any:
@@ -222,4 +242,4 @@ def _before(context: Context, before: Node, after: Node) -> Iterator[Edit]:
         yield one(Kind.MOVED, after, compute, does, fix, code)
 
 
-GENERATORS = (left_out, first_left_out, mask_left_out, quotient_left_out, moved, applied_twice)
+GENERATORS = (left_out, first_left_out, mask_left_out, comparison_left_out, quotient_left_out, moved, applied_twice)
