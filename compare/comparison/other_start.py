@@ -52,9 +52,14 @@ def other_start(
                 "starting value",
                 f"starting value: {name} starts at {own} on the JAX side. Started at {value}, the JAX side takes the "
                 f"same steps as torch",
-                f"start {name} at {value}",
+                f"start {name} at {value}{_or_counted(value - own)}",
             )
     return None
+
+
+def _or_counted(more: int) -> str:
+    """Say what a count that is one behind, or one ahead, may be as well."""
+    return {1: ", or count before it is read", -1: ", or count after it is read"}.get(more, "")
 
 
 def _starts(run: JaxProgramRun, counted: Sequence[int]) -> Iterator[tuple[str, int, int]]:

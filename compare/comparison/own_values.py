@@ -67,6 +67,8 @@ def other_own_values(
         for name in (sizes.keys() & start.keys()) - parameters.keys()
         if start[name].dtype.kind == "f" and is_one_number(start[name])
     }
+    # A program's integers are compared by what they lead to.
+    constant |= {name for name in start.keys() - sizes.keys() - parameters.keys() if start[name].dtype.kind in "iub"}
     tables = [
         link
         for link in links

@@ -276,7 +276,7 @@ def _best(
 
 def _differing(followed: Followed, steps: Steps, edits: Sequence[Edit], step: int) -> set[int]:
     """Return the numbers of the deciding quantities that differ at a step with these edits."""
-    weighing, found = Weighing(followed), set[int]()
+    weighing, found = Weighing(followed, fitted=any(edit.free for edit in edits)), set[int]()
     for _, torch, jax in itertools.islice(read(followed, edits, steps.both(edits)), step + 1):
         found = {place for place, _ in weighing.differing(torch, jax)}
     return found
@@ -321,7 +321,7 @@ def _goes_on(followed: Followed, reach: Reach, now: Reach) -> bool:
 
 def _reach(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Reach | None:
     """Find where both sides first differ with these edits; None if they do not."""
-    weighing = Weighing(followed)
+    weighing = Weighing(followed, fitted=any(edit.free for edit in edits))
     hidden = hidden_by(edits)
     both = read(followed, edits, steps.both(edits))
     for step, (_, torch, jax) in zip(range(followed.steps), both, strict=False):

@@ -13,6 +13,9 @@ from compare.step.stage import Stage
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR, Quantity
 
+FITTED = 1e-9
+"""The largest relative difference that a fitted number leaves, if it is the cause."""
+
 
 class Weighing:
     """What decides, weighed step by step.
@@ -23,10 +26,12 @@ class Weighing:
     Args:
         followed: What following both sides without edits has found.
         end: The number of the first quantity that is left out; None for none.
+        fitted: Whether a number was fitted for an edit. What is left of a difference by its last digits is none.
 
     """
 
-    def __init__(self, followed: Followed, end: int | None = None) -> None:
+    def __init__(self, followed: Followed, end: int | None = None, *, fitted: bool = False) -> None:
+        self._least = FITTED if fitted else 0.0
         pairs = zip(followed.pairings, followed.quantities, strict=True)
         self._each = [
             (place, pairing, quantity, dataclasses.replace(quantity, error64=[]))
@@ -46,7 +51,7 @@ class Weighing:
                 quantity.error64.append(apart(pairing, torch, ours, theirs))
                 if self._residues.has(pairing, base, step, ours, theirs):
                     continue
-            if quantity.ratio[-1] > FACTOR:
+            if quantity.ratio[-1] > FACTOR and quantity.error64[-1] > self._least:
                 yield place, pairing
 
 

@@ -16,7 +16,7 @@ from compare.jax_side.replay import replaying
 from compare.jax_side.side import Flax, Jax
 from compare.jax_side.static import static, with_values
 from compare.jax_side.twins import beside
-from compare.jax_side.widths import NARROW
+from compare.jax_side.widths import of_batch
 from compare.step.batch import Batch, adapted, called, check_call, checked_loss, described_call, mapped
 from compare.step.draws import Hints
 from compare.step.observation import Port
@@ -171,18 +171,11 @@ class CompiledStep:
 
     def arguments(self, batch: Batch) -> tuple[Any, Any]:
         """Adapt a batch and give its inputs, as `(args, kwargs)`, and its target."""
-        import jax
-        import jax.numpy as jnp
 
         def convert(array: Any) -> Any:
             if isinstance(array, bool | str):
                 return static(array)
-            if isinstance(array, np.ndarray | np.generic | jax.Array) and str(array.dtype) in NARROW:
-                # Like JAX without x64, in which the port runs: it converts integers to 32 bits.
-                return jnp.asarray(np.asarray(array).astype(NARROW[str(array.dtype)]))
-            if not isinstance(array, np.ndarray | np.generic):
-                return array
-            return jnp.asarray(array, self.dtype if array.dtype.kind == "f" else None)
+            return of_batch(array, self.dtype)
 
         inputs, target = adapted(batch, self.side.batch)
         return called(inputs, convert), mapped(target, convert)

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.twins import written
 from compare.jax_side.unjitted import Looked, Remembered, compiled_by_user, fingerprint, looked_at, looking
 from compare.jax_side.watching import LiftingWatcher, Watch, Watcher, sorted_out
+from compare.jax_side.widths import of_batch
 from compare.numerics.distance import ULPS
 from compare.step.batch import checked_scalar, described, mapped
 from compare.step.draws import NO_HINTS, Draw, Hints
@@ -65,6 +66,8 @@ class JaxProgramRun:
         self.values, self._written = list(self._start), written(self._start)
         self.taken = 0
         """How many steps it has taken since its start."""
+        integers = (name for layer in self.layers() for name in layer.settings.get("integers", ()))
+        self._of_modules = {*self.weights(), *integers}
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution; filled by the first step."""
         self.pinned: list[str] = []
@@ -152,9 +155,17 @@ class JaxProgramRun:
         return [*found, *state_layers(self.user_state, rest)]
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """Return the weights and the integers of modules, by name."""
+        return {name: array for name, array in self._named(Role.WEIGHTS, Role.OTHER) if name in self._of_modules}
+
+    def weights(self) -> dict[str, np.ndarray]:
         """Return the weights by name."""
-        pairs = zip(self.leaves, self.values, strict=True)
-        return {leaf.name: np.asarray(value) for leaf, value in pairs if leaf.role == Role.WEIGHTS}
+        return dict(self._named(Role.WEIGHTS))
+
+    def _named(self, *roles: Role) -> Iterator[tuple[str, np.ndarray]]:
+        each = zip(self.leaves, self.values, strict=True)
+        chosen = ((leaf.name, value) for leaf, value in each if leaf.role in roles and not is_key(value.dtype))
+        return ((name, np.asarray(value)) for name, value in chosen)
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace weights, by name."""
@@ -170,14 +181,12 @@ class JaxProgramRun:
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Return what the optimizers remember, by name."""
-        pairs = zip(self.leaves, self.values, strict=True)
-        kept = ((each, value) for each, value in pairs if each.role == Role.OPTIMIZER and not is_key(value.dtype))
-        return {each.name: np.asarray(value) for each, value in kept}
+        return dict(self._named(Role.OPTIMIZER))
 
     def perturb(self, seed: int, epsilon: float | None = None) -> None:
         """Change weights by a few units in the last place, to measure the effect."""
         noise, ulps = np.random.default_rng(seed), ULPS * (epsilon or float(np.finfo(self.dtype).eps))
-        self.load({n: array * (1 + noise.choice((-ulps, ulps), array.shape)) for n, array in self.arrays().items()})
+        self.load({n: array * (1 + noise.choice((-ulps, ulps), array.shape)) for n, array in self.weights().items()})
 
     def move_functions(self, draw: int) -> None:
         """Move what functions such as tanh and sums give by their rounding; that is another compiled step."""
@@ -290,7 +299,7 @@ class JaxProgramRun:
 
         With `gradients`, optimizers are given these in the place of what the step computes, as far as they can be.
         """
-        before, self._draws = self.arrays(), [draw for draw in draws if not draw.backward]
+        before, self._draws = self.weights(), [draw for draw in draws if not draw.backward]
         with self.precision():
             inputs = self.inputs(batch)
             step = functools.partial(
@@ -306,13 +315,12 @@ class JaxProgramRun:
         add_choices(self.chosen, made)
         if "loss" in shown:
             checked_scalar('the "loss" of the JAX step', shown["loss"])
-        seen, after = sorted_out(inside), self.arrays()
+        seen, after = sorted_out(inside), self.weights()
         # The difference of the state, since a program's own updates are not visible: optax.apply_updates is
         # only one way.
         updates = {name: after[name] - old for name, old in before.items()}
         pairs = zip(self.leaves, self.values, strict=True)
-        weights = [leaf.name for leaf in self.leaves if leaf.role == Role.WEIGHTS]
-        gradients = {**seen.gradients, **shown_gradients(shown.get("gradients"), weights)}
+        gradients = {**seen.gradients, **shown_gradients(shown.get("gradients"), [*after])}
         return Observation(
             loss=shown.get("loss"),
             gradients=gradients,
@@ -330,16 +338,7 @@ class JaxProgramRun:
         """Adapt a batch, and give it as arrays of JAX's."""
         adapt = self.side.batch
         adapted = batch if adapt is None else call_user_code("batch=", functools.partial(adapt, batch))
-        return mapped(adapted, self._array)
-
-    def _array(self, value: Any) -> Any:
-        import jax.numpy as jnp
-
-        if not isinstance(value, np.ndarray | np.generic):
-            return value
-        if value.dtype.itemsize > 4 and value.dtype.kind in "iu":  # as narrow as the user's program has it
-            value = np.asarray(value).astype(np.int32 if value.dtype.kind == "i" else np.uint32)
-        return jnp.asarray(value, self.dtype if value.dtype.kind == "f" else None)
+        return mapped(adapted, functools.partial(of_batch, dtype=self.dtype))
 
 
 def _objects(state: Any) -> Any:

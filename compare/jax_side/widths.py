@@ -48,6 +48,18 @@ def parameter_without_x64(parameter: Any) -> Any:
     return parameter
 
 
+def of_batch(value: Any, dtype: str) -> Any:
+    """Give an array of a batch as a program has it: floating-point numbers in `dtype`, integers as without x64."""
+    import jax
+    import jax.numpy as jnp
+
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and bits(value):  # as JAX converts it, without a bound
+        return jnp.asarray(np.asarray(value).astype(NARROW[str(value.dtype)]))
+    if not isinstance(value, np.ndarray | np.generic):
+        return value
+    return jnp.asarray(value, dtype if value.dtype.kind == "f" else None)
+
+
 def cast(value: Any, dtype: Any) -> Any:
     """Give an array another dtype; a random key stays what it is."""
     import jax

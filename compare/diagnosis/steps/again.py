@@ -103,8 +103,8 @@ def wider_edit(searched: Searched) -> Edit | None:
         rewrite = rewrites.get((call.name, site_of(sys._getframe(1))))
         return call.run() if rewrite is None else rewrite(call)
 
-    during = functools.partial(_rewritten, start=Window(), rewrites=lambda number: at_its_line)
-    return Edit(cause.name, cause.explanation, cause.fix, during=during, source=cause.source)
+    during, free = functools.partial(_rewritten, start=Window(), rewrites=lambda number: at_its_line), _free(searched)
+    return Edit(cause.name, cause.explanation, cause.fix, during=during, free=free, source=cause.source)
 
 
 def _of_operations(searched: Searched, edits: Operations | None) -> Edit | None:
@@ -125,7 +125,13 @@ def edit_of(searched: Searched) -> Edit | None:
     each_one = {each.number: each for group, _ in searched.changed for each in group}
     rewrites = {number: _of(each_one[number], rewrite) for number, rewrite in combined(searched.changed).items()}
     during = functools.partial(_rewritten, start=Window(searched.window.start), rewrites=rewrites.get)
-    return Edit(cause.name, cause.explanation, cause.fix, during=during, source=cause.source)
+    free = _free(searched)
+    return Edit(cause.name, cause.explanation, cause.fix, during=during, free=free, source=cause.source)
+
+
+def _free(searched: Searched) -> int:
+    """Count the numbers that were fitted."""
+    return sum(value is not None for _, value in searched.changed)
 
 
 def _of(meant: Counterfactual, rewrite: Rewrite) -> Rewrite:
