@@ -115,15 +115,20 @@ def _other_steps(root: str, other: str, ours: Sequence[float], theirs: Sequence[
 
 
 def _from_step_to_step(name: str, root: str, other: str, ours: Sequence[float], theirs: Sequence[float]) -> Edit:
-    kept, their_kept = (", ".join(map(number, each)) for each in (ours, theirs))
-    taken = ", ".join(number(1 - decay) for decay in ours)
-    return Edit(
-        name,
-        f"from step to step, torch keeps {kept} of {root} and takes the rest from {other}, and the JAX side keeps "
-        f"{their_kept}",
-        f"optax.incremental_update(new, old, step_size), with a step_size that changes as torch's: {taken}",
-        free=1,
-    )
+    same = np.ptp(ours) <= NEAR
+    keeps = f"torch keeps {_series(ours)} of {root} and takes the rest from {other}"
+    changes = ", ".join(number(1 - decay) for decay in ours)
+    fix = f"optax.incremental_update(new, old, step_size), with a step_size that changes as torch's: {changes}"
+    if same:
+        fix = f"optax.incremental_update(new, old, step_size={number(1 - ours[0])})"
+    if same and not ours[0]:
+        keeps, fix = f"torch copies {other} to {root}", f"copy {other} to {root}, as torch does"
+    return Edit(name, f"from step to step, {keeps}, and the JAX side keeps {_series(theirs)}", fix, free=1)
+
+
+def _series(decays: Sequence[float]) -> str:
+    """Write the decays of the steps, once if they are all the same."""
+    return ", ".join(map(number, decays[:1] if np.ptp(decays) <= NEAR else decays))
 
 
 def _decays(history: History, name: str, source: str) -> list[float] | None:
