@@ -119,6 +119,9 @@ def _steps(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Iterato
         seen = next(stream)
         if any("#" in gradient for gradient in seen.gradients):  # an optimizer that is stepped twice within a step
             return
+        # Torch gathers gradients over several steps: the JAX side may be given each by itself, as by optax.MultiSteps.
+        if not seen.gradients:
+            return
         changed = _changed(seen)
         clipped |= changed if number < followed.steps else set()
         if not changed <= clipped:  # clipped for the first time: no step has shown where the JAX side does so
