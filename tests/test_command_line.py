@@ -17,6 +17,7 @@ from compare.notebook import published
 from compare.notebook.comparison import VARIANTS
 
 
+@pytest.mark.slow
 def test_five_rows_at_eighty_columns(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,6 +249,7 @@ def test_one_step_of_plain_sgd_does_not_tell_a_rate_from_a_clipping() -> None:
     assert more.cause.name == "learning rate"
 
 
+@pytest.mark.slow
 def test_a_rate_that_went_through_float32_is_precision() -> None:
     schedule = optax.linear_schedule(0.01, 0.0, 3)
 

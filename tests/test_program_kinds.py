@@ -295,6 +295,7 @@ def test_a_schedule_that_goes_on_is_said() -> None:
     assert not any("schedule" in each for each in checked(lambda: tasks(fixed=True), flax_plain, batches).unexercised)
 
 
+@pytest.mark.slow
 def test_gradients_of_single_examples_by_vmap() -> None:
     """What `torch.func.vmap` calls has no numbers to record; what the step does with its results has."""
     batches = drawn(x=(5,), y=(3,))

@@ -129,6 +129,7 @@ def test_a_gradient_that_is_all_rounding_is_no_mismatch_by_any_kernel(monkeypatc
 
 @few
 @given(st.data())
+@pytest.mark.slow
 def test_a_fault_is_found_where_it_is(data: st.DataObject) -> None:
     specification = data.draw(specifications())
     fault = data.draw(faults(specification))

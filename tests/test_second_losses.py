@@ -85,6 +85,7 @@ CASES = [("half", False), ("operand", True), *((name, shown) for name in WRONG f
 
 
 @pytest.mark.parametrize(("name", "shown"), first(list(dict.fromkeys(CASES))))
+@pytest.mark.slow
 def test_what_is_wrong_in_the_second_loss_is_named(name: str, *, shown: bool) -> None:
     error_of, said = WRONG[name]
     report = checked(error_of, shown=shown)
