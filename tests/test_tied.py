@@ -11,6 +11,7 @@ import torch
 from flax import nnx
 
 import compare
+from compare.torch_side.run import TorchRun
 
 WORDS, WIDTH = 9, 6
 
@@ -90,3 +91,12 @@ def test_a_weight_that_a_port_keeps_twice(check: Callable[..., compare.Report]) 
     assert report.divergence.cause.name == "tied weights"
     assert "words.weight and " in report.divergence.cause.explanation
     assert "are one parameter in torch" in report.divergence.cause.explanation
+
+
+def test_its_second_name_is_no_constant() -> None:
+    model = Original()
+    model.register_buffer("table", torch.ones(2))
+    run = TorchRun(compare.Torch(model, lambda o, t: (o - t).sum(), lambda p: torch.optim.Adam(p)), "float64", "cpu")
+    with run.controlled(None) as controlled:
+        pass
+    assert [tuple(tensor.shape) for tensor, _ in controlled.written] == [(2,)]

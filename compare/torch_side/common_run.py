@@ -73,12 +73,16 @@ class CommonRun(abc.ABC):
         """Remember what the run keeps beside its parameters, and some frozen ones, before anything is moved."""
         import torch
 
+        def stays(name: str, tensor: torch.Tensor) -> bool:
+            # Not by name: a parameter that is tied has two.
+            return name in frozen or not (isinstance(tensor, torch.nn.Parameter) or tensor.requires_grad)
+
         self._written = [
             Written(
                 tensor, tensor if self.dtype == torch.float32 else tensor.to(torch.float32), tensor.detach().clone()
             )
             for name, tensor in self.kept().items()
-            if tensor.is_floating_point() and (name in frozen or name not in self.parameters)
+            if tensor.is_floating_point() and stays(name, tensor)
         ]
 
     @abc.abstractmethod

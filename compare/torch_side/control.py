@@ -90,7 +90,7 @@ class ControlledRun:
         self._replayed = 0
         self._anew = anew
         self._where = where
-        self._written = written
+        self.written = written
         self._notes: dict[str, None] = {}
         self._constants: dict[str, None] = {}
         self._fused: dict[str, None] = {}
@@ -129,7 +129,7 @@ class ControlledRun:
 
         if self.lift or self._moved is not None:
             self._twins = Twins(torch.get_default_dtype())
-            for tensor, twin in self._written:
+            for tensor, twin in self.written:
                 self._twins.add(tensor, twin)
         with contextlib.ExitStack() as stack:
             if self.lift:

@@ -95,12 +95,21 @@ TRANSPOSES = {"transpose", "permute", "swapaxes", "movedim", "moveaxis", "T", "m
 END = "end"
 """The name of the operation that does nothing, after the value that differs: something may be added there."""
 
-ROUNDING = frozenset({"ceil", "floor", "floor_divide", "round", "sign", "trunc"})
+FLAT = frozenset({"ceil", "floor", "round", "sign", "trunc"})
+"""Functions of real numbers through which no gradient goes."""
+
+ROUNDING = FLAT | {"floor_divide"}
 """Functions that round real numbers, whatever the dtype of the result."""
 
-WHOLE = ROUNDING | frozenset(
-    {"argmax", "argmin", "argsort", "sort", "topk", "searchsorted", "bucketize", "one_hot", "arange", "cumsum"}
-    | {"eq", "ne", "lt", "gt", "le", "ge", "tril", "triu", "roll", "flip", "where"}
+COMPARISONS = frozenset({"eq", "ge", "gt", "le", "lt", "ne"})
+
+WHOLE = (
+    ROUNDING
+    | COMPARISONS
+    | frozenset(
+        {"argmax", "argmin", "argsort", "sort", "topk", "searchsorted", "bucketize", "one_hot", "arange", "cumsum"}
+        | {"tril", "triu", "roll", "flip", "where"}
+    )
 )
 """Functions that may give whole numbers: where these differ, nothing that is done to real numbers before is proved."""
 

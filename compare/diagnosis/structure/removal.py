@@ -5,7 +5,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from compare.diagnosis.structure.edit import JOINING, TRANSPOSES, Context, Edit, Kind, few_numbers, one, shown
+from compare.diagnosis.structure.edit import (
+    COMPARISONS,
+    JOINING,
+    TRANSPOSES,
+    Context,
+    Edit,
+    Kind,
+    few_numbers,
+    one,
+    shown,
+)
 from compare.diagnosis.structure.graph import Node, Operation, Path
 from compare.diagnosis.structure.written import function_of, joined_again, of_two
 from compare.verdict.fix import Code, source
@@ -88,12 +98,9 @@ def quotient_left_out(context: Context, node: Node) -> Iterator[Edit]:
     yield replace(one(Kind.LEFT_OUT, node, compute, does, fix), fixed=True)
 
 
-_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
-
-
 def comparison_left_out(context: Context, node: Node) -> Iterator[Edit]:
     """List comparisons in whose place the JAX side may have true, or false, everywhere, as where nothing is dropped."""
-    if node.name not in _COMPARISONS:
+    if node.name not in COMPARISONS:
         return
     for answer in (True, False):
 

@@ -13,7 +13,7 @@ from typing import Any
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.by_gradients import Elsewhere, Proved, leaves
-from compare.diagnosis.structure.edit import Context, Edit, Kind
+from compare.diagnosis.structure.edit import FLAT, Context, Edit, Kind
 from compare.diagnosis.structure.editing import operations
 from compare.diagnosis.structure.graph import FAILURES, Node, Operation, Path
 from compare.diagnosis.structure.recording import recorded
@@ -23,9 +23,6 @@ from compare.verdict.divergence import Cause, Part
 from compare.verdict.first_difference import Found
 
 STOP = "jax.lax.stop_gradient"
-
-_FLAT = {"sign", "round", "floor", "ceil", "trunc"}
-"""Functions of real numbers through which no gradient goes."""
 
 Uses = list[tuple[Node, Path]]
 """The operations that use a value, each with the argument that it is."""
@@ -192,7 +189,7 @@ def _differentiable(context: Context) -> set[int]:
     """Name the values that a parameter's gradient goes through."""
     found = set(context.parameters)
     for node in context.nodes:
-        through = node.name not in ("detach", *_FLAT) and not node.stopped
+        through = node.name not in ("detach", *FLAT) and not node.stopped
         if through and any(number in found for _, number in node.inputs):
             found |= {number for number in node.outputs if context.value(number).is_floating_point()}
     return {number for number in found if context.value(number).is_floating_point()}
