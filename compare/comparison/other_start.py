@@ -51,7 +51,7 @@ def other_start(
             return Cause(
                 "starting value",
                 f"starting value: {name} starts at {own} on the JAX side. Started at {value}, the JAX side takes the "
-                f"same steps as torch",
+                "same steps as torch",
                 f"start {name} at {value}{_or_counted(value - own)}",
             )
     return None

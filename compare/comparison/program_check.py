@@ -98,10 +98,12 @@ class ProgramCheck(CommonCheck):
             return None, [], []
         self.progress(Progress("looking for the cause", found=lambda: found))
         self._budget = Budget(max(LEAST, time.monotonic() - self._started))
+        known = [found.divergence]
         if cause := bugs.attempt("trying other starting values", functools.partial(self._other_start, followed)):
-            return dataclasses.replace(found.divergence, cause=cause), [], []
-        search = functools.partial(explained, followed, found.divergence, self)
-        known = bugs.attempt("the search for the cause", search) or [found.divergence]
+            known = [dataclasses.replace(found.divergence, cause=cause)]
+        else:
+            search = functools.partial(explained, followed, found.divergence, self)
+            known = bugs.attempt("the search for the cause", search) or known
         lined = functools.partial(with_lines, self.pair.torch, self.pair.jax, known)
         first, *others = bugs.attempt("the search for the lines", lined) or known
         if not first.cause:

@@ -121,7 +121,7 @@ def _from_step_to_step(name: str, root: str, other: str, ours: Sequence[float], 
     fix = f"optax.incremental_update(new, old, step_size), with a step_size that changes as torch's: {changes}"
     if same:
         fix = f"optax.incremental_update(new, old, step_size={number(1 - ours[0])})"
-    if same and not ours[0]:
+    if same and abs(ours[0]) <= NEAR:
         keeps, fix = f"torch copies {other} to {root}", f"copy {other} to {root}, as torch does"
     return Edit(name, f"from step to step, {keeps}, and the JAX side keeps {_series(theirs)}", fix, free=1)
 
