@@ -334,3 +334,14 @@ def test_a_transposed_matrix_is_not_exchanged_for_another_of_its_shape() -> None
     batches = [(np.random.default_rng(0).normal(size=(3, 4)), None)]
     report = compare.check(compare.Torch(Adapters()), compare.Jax(apply, params), batches)
     assert report.verdict == "match", str(report)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "GRUCell"])
+def test_a_cell_written_by_hand_keeps_the_tensors_of_torch(kind: str) -> None:
+    model = nn.Sequential(getattr(nn, kind)(4, 3), nn.Identity())
+    theirs = {f"0.{name}": np.zeros(each.shape, np.float32) for name, each in model[0].named_parameters()}
+    links = find_links(torch_layers(model), pytree_layers(theirs))
+    assert {link.torch: link.jax for link in links} == {name: name for name in theirs}
+    values = {name: np.random.default_rng(0).normal(size=each.shape) for name, each in theirs.items()}
+    mapped = to_jax(links, values, theirs)
+    assert all(np.array_equal(mapped[name], values[name].astype(np.float32)) for name in theirs)

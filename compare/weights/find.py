@@ -20,6 +20,7 @@ from compare.weights.layers import Layer, buffer_names
 from compare.weights.layouts import usual
 from compare.weights.links import LEFT_OUT, TABLE, Arrays, Link, WeightMap
 from compare.weights.matching import Choice, Pair, Pairing, pair
+from compare.weights.recurrent import of_torch_kinds
 from compare.weights.reparametrized import gathered
 from compare.weights.roots import partners
 from compare.weights.stacks import find_stacks, unstacked
@@ -192,7 +193,7 @@ def _required(units: Iterable[Unit]) -> list[Unit]:
 
 def _whole(sides: _Sides, jax: list[Unit]) -> Pairing:
     """Pair the layers of both sides; what is whole on one side alone, such as a fused projection, is cut."""
-    mine, theirs = torch_units(sides.torch), jax_units(jax)
+    mine, theirs = torch_units(sides.torch), jax_units(of_torch_kinds(jax, sides.torch))
     mine, theirs = cut_fused(mine, theirs), cut_fused(theirs, mine)
     return sides.paired(*([unit for unit in side if unit.slots] for side in (mine, theirs)))
 

@@ -52,7 +52,7 @@ def jax_units(whole: list[Unit]) -> list[Unit]:
     for unit in with_cells(whole):
         if unit.kind not in GATES:
             made += _by_role(unit)
-        elif "weight_ih" in unit.slots:
+        elif {"weight_ih", "weight_ih_l0"} & unit.slots.keys():
             made += recurrent_units(unit)
         else:
             made.append(unit)

@@ -84,9 +84,12 @@ def collect(model: Any, tensors: Mapping[tuple[Any, ...], Tensor]) -> list[Layer
             if model is None or isinstance(at_path(model, path[:depth]), Mapping):
                 beside = keys.setdefault(path[:depth], [])
                 beside.extend([str(key)] if str(key) not in beside else [])
-        owner, name = path[:-1], "/".join(map(str, path[:-1]))
+        # A dictionary by torch's names, such as "encoder.0.weight", has the layers of these names.
+        dotted = path[-1].rpartition(".")[0] if isinstance(path[-1], str) else ""
+        owner = (*path[:-1], dotted) if dotted else path[:-1]
         if owner not in layers:
-            module = None if model is None else at_path(model, owner)
+            name = "/".join(map(str, owner))
+            module = None if model is None or dotted else at_path(model, owner)
             plain = module is None or isinstance(module, Mapping | Sequence)
             settings = {**({"kind": ""} if plain else map_settings(module)), "buffers": [], "integers": []}
             layers[owner] = Layer(name, "" if plain else type(module).__name__, settings, {})

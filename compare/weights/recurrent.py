@@ -1,5 +1,7 @@
 """Cuts LSTMs, GRUs and RNNs into their gates, and puts the layers of Flax's cells together."""
 
+import dataclasses
+
 from compare.weights.units import ROLES, Slot, Unit
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
@@ -54,6 +56,26 @@ def _gate(cell: Unit, what: str, side: str, gate: int, slot: Slot) -> None:
     apart = what == "weight" or (cell.kind == "gru" and gate == GATES["gru"] - 1)
     role = f"{what}_{side}.{gate}" if apart else f"{what}.{gate}"
     cell.slots[role] = (*cell.slots.get(role, ()), slot)
+
+
+def of_torch_kinds(jax: list[Unit], torch: list[Unit]) -> list[Unit]:
+    """Take JAX's layers of unknown type for LSTMs, GRUs or RNNs where one of torch's has the same names and shapes.
+
+    A port that writes the cell by hand often keeps torch's tensors as they are: `weight_ih_l0` of shape (3H, I).
+    """
+    alike = {_tensors(unit): unit for unit in torch if unit.kind in GATES}
+    made = []
+    for unit in jax:
+        if (partner := alike.get(_tensors(unit))) and not unit.kind:
+            # In torch's order: JAX sorts the keys of a dictionary, and biases that are only ever added pair by order.
+            slots = {leaf: unit.slots[leaf] for leaf in partner.slots}
+            unit = dataclasses.replace(unit, kind=partner.kind, slots=slots)
+        made.append(unit)
+    return made
+
+
+def _tensors(unit: Unit) -> frozenset[tuple[str, tuple[int, ...]]]:
+    return frozenset((leaf, slot.shape) for leaf, slots in unit.slots.items() for slot in slots)
 
 
 def with_cells(whole: list[Unit]) -> list[Unit]:
