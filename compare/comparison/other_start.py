@@ -41,13 +41,8 @@ def other_start(
     for name, own, value in itertools.islice(_starts(again(), counted), MOST):
         run, weighing = again(), Weighing(followed)
         run.load({name: np.array(value, np.int32)})
-        # By how much it grows is not read: that is told from where it started before.
-        others = (
-            pairing.jax
-            for number, seen in enumerate(torch())
-            for _, pairing in weighing.differing(seen, step(run, number))
-        )
-        if all(other == name for other in others):
+        steps = ((seen, step(run, number)) for number, seen in enumerate(torch()))
+        if all(_agrees(followed, weighing, name, value - own, *each) for each in steps):
             return Cause(
                 "starting value",
                 f"starting value: {name} starts at {own} on the JAX side. Started at {value}, the JAX side takes the "
@@ -55,6 +50,17 @@ def other_start(
                 f"start {name} at {value}{_or_counted(value - own)}",
             )
     return None
+
+
+def _agrees(followed: Followed, weighing: Weighing, name: str, more: int, torch: Observation, jax: Observation) -> bool:
+    """Tell whether a step is torch's, and an integer of the JAX side, that starts with so much more, grows as torch's.
+
+    By how much it has grown is told from where it started before.
+    """
+    own = [pairing for pairing in followed.pairings if pairing.jax == name]
+    if any(not np.array_equal(pairing.torch_array(torch), pairing.jax_array(jax) - more) for pairing in own):
+        return False
+    return all(pairing.jax == name for _, pairing in weighing.differing(torch, jax))
 
 
 def _or_counted(more: int) -> str:

@@ -67,7 +67,8 @@ class ProgramPair:
         self._first: dict[Port, np.ndarray] = {}
         self._probe()
         run, port = TorchProgramRun(torch, "float32", device), JaxProgramRun(jax, "float32")
-        self.start: Mapping[str, np.ndarray] = run.arrays()
+        # As exact as the torch side has it: a table that it keeps in float64 has more digits than float32 holds.
+        self.start: Mapping[str, np.ndarray] = TorchProgramRun(torch, "float64", device).arrays()
         """The torch side's values at the start, by name."""
         self.size = sum(array.size for array in self.start.values())
         self.parameters = {name: each.requires_grad for name, each in run.parameters.items()}

@@ -59,7 +59,7 @@ def asked_elsewhere(pair: Any, ask: Ask) -> Elsewhere | Cause | str:
 
 def _pairs_elsewhere(pair: Any) -> Iterator[Any]:
     """Yield the pair with weights farther and nearer."""
-    run = pair.torch_run("float32")
+    run = pair.torch_run("float64")  # what is not moved, such as a table, stays as exact as torch has it
     given = run.arrays()
     moved = {link.torch for link in pair.links if link.torch in given and pair.movable(link.torch)}
     for near in (False, True):

@@ -140,15 +140,17 @@ def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
         found = Difference(reach.step, pairing.stage, pairing.torch, this.torch, this.jax, this.near, tensors)
         root, _ = root_and_path(found.name)
         known = [
-            *averages.edits(found, torch_history),
+            *averages.edits(found, torch_history, jax_history),
             *followers.edits(found.name, torch_history, jax_history),
             *early.edits(torch_history, jax_history, root),
         ]
         yield from known
-        if not known and (alone := [*kept.changed_alone(found, run, torch_history, jax_history)]):
-            yield from alone
-        elif not known:
-            yield from kept.edits(found, kept.momenta(run))
+        if known:
+            return
+        # Torch leaves a tensor as it is where its own step does so, and not one with edits in force.
+        run, as_written, _ = _histories(followed, steps, ())
+        alone = [*kept.changed_alone(found, run, as_written, jax_history)]
+        yield from alone or kept.edits(found, jax_history, kept.momenta(run))
 
 
 def _of_gradient(
@@ -184,7 +186,7 @@ def _kept(followed: Followed, step: int) -> Iterator[tuple[Pairing, float]]:
 
 def _histories(
     followed: Followed, steps: Steps, edits: Sequence[Edit]
-) -> tuple[TorchProgramRun, followers.History, followers.History]:
+) -> tuple[TorchProgramRun, averages.History, averages.History]:
     """Give the state's tensors of both sides before the first step and after each, by torch's names.
 
     All are in the layout that is compared. Those of which a part alone is compared are left out.

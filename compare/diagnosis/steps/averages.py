@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors, root_and_path
+from compare.diagnosis.steps.edit import Difference, Edit, Tensors, root_and_path
 from compare.numerics.distance import EPSILON64, ULPS, distance, norm
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.fix import Code
@@ -49,15 +49,20 @@ class Rule(NamedTuple):
         return f"optax.incremental_update(new, old, step_size={number(1 - self.decay)})"
 
 
-def edits(found: Difference, history: Sequence[Mapping[str, np.ndarray]]) -> Iterator[Edit]:
+History = Sequence[Mapping[str, np.ndarray]]
+"""The tensors of a side before the first step and after each, by torch's names, in torch's layout."""
+
+
+def edits(found: Difference, torch: History, jax: History) -> Iterator[Edit]:
     """Yield the changes of an average's rule that explain what the JAX side has.
 
-    The number of elements of the whole module confirms a decay that was fitted to one of its tensors.
+    The number of elements of the whole module confirms a decay that was fitted to one of its tensors, and so do the
+    JAX side's other steps: its own numbers must follow the rule at all of them.
 
     Args:
         found: What differs first.
-        history: Torch's tensors before the first step and after each. A decay may change from step to step, as in a
-            warm-up of the average.
+        torch: Torch's tensors. A decay may change from step to step, as in a warm-up of the average.
+        jax: The JAX side's tensors; the same before the first step.
 
     """
     root = found.name.partition(".")[0]
@@ -69,12 +74,13 @@ def edits(found: Difference, history: Sequence[Mapping[str, np.ndarray]]) -> Ite
     if found.name not in rules:
         return
     rules |= _of_one_element(found, root, rules[found.name])
-    rule = _at_all_steps(rules[found.name], found.name, history)
+    rule = _at_all_steps(rules[found.name], found.name, torch)
     if rule is None:
         return
     same = {name: other for name, other in rules.items() if _same_kind(other, rule)}
     for made in _other_rules(found, rule, same):
-        if all(made.gives(found.tensors, name, other) for name, other in same.items()):
+        near = max(found.tensors[name].near for name in same)
+        if all(made.gives(jax, name, other, near) for name, other in same.items()):
             yield _edit(root, rule, made, same)
 
 
@@ -94,10 +100,14 @@ class _Other(NamedTuple):
     decay: float | None = None
     """How much of the old value the JAX step keeps, where only that is wrong."""
 
-    def gives(self, tensors: Mapping[str, StateTensor], name: str, rule: Rule) -> bool:
-        tensor, source = tensors[name], tensors[rule.source]
-        made = self.value(tensor.before, source.torch)
-        return distance(made, tensor.jax) <= tensor.near
+    def gives(self, jax: History, name: str, rule: Rule, near: float) -> bool:
+        """Tell whether the JAX side's tensors follow it at all steps."""
+
+        def apart(old: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> float:
+            operands = norm(old[name]) + norm(now[rule.source])
+            return distance(self.value(old[name], now[rule.source]), now[name], size=operands)
+
+        return all(apart(old, now) <= near for old, now in pairwise(jax))
 
 
 def _rule(name: str, found: Difference) -> Rule | None:
@@ -133,7 +143,7 @@ def _of_one_element(found: Difference, root: str, rule: Rule) -> dict[str, Rule]
     return rules
 
 
-def _at_all_steps(rule: Rule, name: str, history: Sequence[Mapping[str, np.ndarray]]) -> Rule | None:
+def _at_all_steps(rule: Rule, name: str, history: History) -> Rule | None:
     """Add the decays of all steps where they are not the same; None where the rule does not hold at all of them.
 
     A tensor that follows the weights from before the update seems not to move at the first step.

@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from compare.diagnosis.steps.averages import NEAR, complement, decay_of, holds, number, written
+from compare.diagnosis.steps.averages import NEAR, History, complement, decay_of, holds, number, written
 from compare.diagnosis.steps.edit import Edit, Tensors
-from compare.diagnosis.steps.followers import History, following
+from compare.diagnosis.steps.followers import following, follows
 from compare.step.user_code import passes_on
 from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
@@ -33,48 +31,68 @@ def edits(torch: History, jax: History, root: str = "") -> Iterator[Edit]:
         root: The entry of the state that differs first; without it, what the step computes differs before.
 
     """
-    for own, other, pairs in following(torch[0]):
-        for early, first in ((False, False), (True, True), (True, False)):
-            found = None if root not in ("", own) else _moved(own, other, pairs, torch, jax, early=early, first=first)
-            if found is not None:
-                yield found
+    for early, first in ((False, False), (True, True), (True, False)):
+        found = [
+            moved
+            for own, other, pairs in following(torch[0])
+            if (moved := _moved(own, other, pairs, torch, jax, early=early)) is not None
+        ]
+        ours = [each for each in found if root in ("", each.root)]
+        yield from (_edit([each], early=early, first=first) for each in ours)
+        # Several targets are updated in one place as a rule, such as those of two critics.
+        if ours and len({each.root for each in found}) == len(found) > 1:
+            yield _edit(found, early=early, first=first)
+
+
+class _Moved(NamedTuple):
+    """Tensors that follow the weights from before the update on one side alone."""
+
+    root: str
+    """The entry of the state that they belong to."""
+    other: str
+    """The entry whose weights they follow."""
+    pairs: Mapping[str, str]
+    """The names of these, by those of the tensors."""
+    decays: Sequence[float]
+    """How much they keep of themselves at each step."""
+    taken: Sequence[float]
+    """How much they take of the weights."""
 
 
 def _moved(
-    root: str, other: str, pairs: Mapping[str, str], torch: History, jax: History, *, early: bool, first: bool
-) -> Edit | None:
-    """Look for tensors that follow the weights from before the update on one side alone.
-
-    Args:
-        root: The entry of the state that they belong to.
-        other: The entry whose weights they follow.
-        pairs: The names of these, by those of the tensors.
-        torch: The torch side's tensors.
-        jax: The JAX side's.
-        early: Whether the JAX side takes the weights from before the update, and not torch.
-        first: Whether it does so at the beginning of the step, so that what the step computes follows from it.
-
-    """
-    known = {own: _decays(pairs, own, torch, jax, early=early) for own in pairs}
-    clear = {own: decays for own, decays in known.items() if decays is not None}
-    # A tensor of one element shows no decay, and confirms that of another.
-    one = next((decays for own, decays in clear.items() if torch[0][own].size > 1), None)
+    root: str, other: str, pairs: Mapping[str, str], torch: History, jax: History, *, early: bool
+) -> _Moved | None:
+    """Look for such tensors; `early` tells whether the JAX side takes the weights from before the update."""
+    known = (_decays(pairs, own, torch, jax, early=early) for own in pairs if torch[0][own].size > 1)
+    one = next((decays for decays in known if decays is not None), None)
     if one is None:
         return None
-    same = {own: pairs[own] for own, decays in clear.items() if np.allclose(decays, one, rtol=0, atol=NEAR)}
+    # A tensor of one element shows no decay, and confirms that of another.
+    same = {
+        own: source
+        for own, source in pairs.items()
+        if follows(torch, own, source, one, early=not early) and follows(jax, own, source, one, early=early)
+    }
     exact = [written(decay) for decay in one]
-    steps = zip(exact, pairwise(jax), strict=True)
-    rules = [
-        _Rule(decay, complement(decay, ((old[own], (old if early else now)[f], now[own]) for own, f in same.items())))
-        for decay, (old, now) in steps
+    taken = [
+        complement(decay, ((old[own], (old if early else now)[f], now[own]) for own, f in same.items()))
+        for decay, (old, now) in zip(exact, pairwise(jax), strict=True)
     ]
-    follow = _Follow(same, rules, early=early, first=first)
+    return _Moved(root, other, same, exact, taken)
+
+
+def _edit(moved: Sequence[_Moved], *, early: bool, first: bool) -> Edit:
+    """Make the edit; `first` tells whether the JAX side does so at the beginning, and the step computes with it."""
+    follow = _Follow(moved, early=early, first=first)
     when = ("after", "before") if early else ("before", "after")
+    copied = all({*each.decays} <= {0.0, 1.0} for each in moved)
+    root, other = (", ".join(dict.fromkeys(names)) for names in zip(*(each[:2] for each in moved), strict=True))
+    calls = "; ".join(dict.fromkeys(_call(each.decays, each.other, each.root) for each in moved))
     return Edit(
-        name=f"{'copied' if set(exact) <= {0.0, 1.0} else 'average'} {when[1]} the update",
+        name=f"{'copied' if copied else 'average'} {when[1]} the update",
         explanation=f"torch updates {root} with the weights of {other} from {when[0]} the optimizer's update, and the "
         f"JAX step with those from {when[1]} it",
-        fix=f"{_call(exact, other, root)}, {when[0]} the optimizer's update",
+        fix=f"{calls}, {when[0]} the optimizer's update",
         during=follow.instead,
         after=follow.at_the_end,
     )
@@ -119,30 +137,23 @@ def _kept(history: History, own: str, source: str, *, early: bool) -> list[float
     return kept
 
 
-class _Rule(NamedTuple):
-    """How tensors follow the weights at one step."""
-
-    kept: float
-    taken: float
-
-
 class _Follow:
     """Lets tensors follow the weights first or last in a step, and not where the step itself writes to them."""
 
-    def __init__(self, pairs: Mapping[str, str], rules: Sequence[_Rule], *, early: bool, first: bool) -> None:
-        self.pairs, self.rules, self.early, self.first = pairs, rules, early, first
+    def __init__(self, moved: Sequence[_Moved], *, early: bool, first: bool) -> None:
+        self.moved, self.early, self.first = moved, early, first
 
     def _follow(self, now: Tensors, old: Tensors, weights: Tensors, step: int) -> None:
-        rule = self.rules[step]
-        for own, source in self.pairs.items():
-            now[own].data.copy_(rule.kept * old[own].detach() + rule.taken * weights[source].detach())
+        for each in self.moved:
+            for own, source in each.pairs.items():
+                now[own].data.copy_(each.decays[step] * old[own].detach() + each.taken[step] * weights[source].detach())
 
     @contextlib.contextmanager
     def instead(self, run: TorchProgramRun) -> Iterator[None]:
         now = run.floating()
         if self.first:
             self._follow(now, now, now, run.taken)
-        with _mode()([now[own] for own in self.pairs]):
+        with _mode()([now[own] for each in self.moved for own in each.pairs]):
             yield
 
     def at_the_end(self, run: TorchProgramRun, before: Tensors) -> None:

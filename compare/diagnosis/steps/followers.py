@@ -9,12 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from compare.diagnosis.steps.averages import NEAR, complement, decay_code, decay_of, holds, number, written
+from compare.diagnosis.steps.averages import NEAR, History, complement, decay_code, decay_of, holds, number, written
 from compare.diagnosis.steps.edit import Edit, Tensors, root_and_path
 from compare.torch_side.program_run import TorchProgramRun
-
-History = Sequence[Mapping[str, np.ndarray]]
-"""The tensors of a side before the first step and after each, by torch's names, in torch's layout."""
 
 
 def following(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -66,7 +63,7 @@ def _followed(
     if edit is not None:
         # The decays are those of one tensor. All that follows by them on the torch side must do so by the others; what
         # does not, such as running statistics that a target updates by itself, is left alone.
-        same = {own: source for own, source in pairs.items() if _follows(torch, own, source, ours)}
+        same = {own: source for own, source in pairs.items() if follows(torch, own, source, ours)}
         exact = [written(decay) for decay in theirs]
         steps = list(zip(exact, pairwise(jax), strict=True))
         shares = [complement(d, ((old[own], now[f], now[own]) for own, f in same.items())) for d, (old, now) in steps]
@@ -148,10 +145,19 @@ def _decays(history: History, name: str, source: str) -> list[float] | None:
     return decays
 
 
-def _follows(history: History, name: str, source: str, decays: Sequence[float]) -> bool:
-    """Tell whether a tensor follows another with these decays."""
+def follows(history: History, own: str, source: str, decays: Sequence[float], *, early: bool = False) -> bool:
+    """Tell whether a tensor follows another with these decays at all steps.
+
+    Args:
+        history: One side's tensors.
+        own: The tensor.
+        source: What it follows.
+        decays: How much it keeps of itself in each step.
+        early: Whether it follows what the other is before the step.
+
+    """
     steps = zip(decays, pairwise(history), strict=True)
-    return all(holds(decay, now[name], before[name], now[source]) for decay, (before, now) in steps)
+    return all(holds(decay, now[own], old[own], (old if early else now)[source]) for decay, (old, now) in steps)
 
 
 def at_steps(steps: Sequence[int]) -> str:

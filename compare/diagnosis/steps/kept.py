@@ -1,21 +1,23 @@
 """Tensors of the state that a step changes by a rule of its own, such as statistics: left alone, or moved farther."""
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from compare.diagnosis.steps.averages import History
 from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors
-from compare.diagnosis.steps.followers import History
 from compare.numerics.distance import distance
 from compare.torch_side.program_run import TorchProgramRun
 
 
-def edits(found: Difference, momenta: Mapping[str, float]) -> Iterator[Edit]:
+def edits(found: Difference, jax: History, momenta: Mapping[str, float]) -> Iterator[Edit]:
     """Yield what the JAX step can have done to a tensor in the place of torch's change.
 
     Args:
         found: What differs first.
+        jax: The JAX side's tensors.
         momenta: The momentum of the norm that each tensor belongs to, as torch counts it.
 
     """
@@ -27,7 +29,11 @@ def edits(found: Difference, momenta: Mapping[str, float]) -> Iterator[Edit]:
     }
     if found.name not in own:
         return
-    still = frozenset(name for name, each in own.items() if distance(each.jax, each.before) <= each.near)
+    still = frozenset(
+        name
+        for name, each in own.items()
+        if all(distance(after[name], before[name]) <= each.near for before, after in pairwise(jax))
+    )
     if found.name in still:
         yield Edit(
             name="not updated",

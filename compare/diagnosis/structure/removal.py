@@ -52,6 +52,28 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
         yield one(Kind.LEFT_OUT, node, compute, does, fix, code)
 
 
+def both_factors_left_out(context: Context, node: Node) -> Iterator[Edit]:
+    """List two factors or divisors in a row that the JAX side may have left out, as in loss * T * T.
+
+    With two equal ones, one of them and its inverse come to the same: what is left out says it more plainly.
+    """
+    before = context.makers.get(node.inputs[0][1]) if _scales(node) else None
+    if before is None or not _scales(before):
+        return
+    source = before.inputs[0][1]
+
+    def compute(operation: Operation) -> Any:
+        return operation.value(source)
+
+    first, second = (f"{_with_number(each)} ({each.line})" for each in (before, node))
+    fix = f"apply {_with_number(before)} and {_with_number(node)} to {context.named(source)}, as torch does"
+    yield one(Kind.LEFT_OUT, node, compute, f"leaves out {first} and {second}", fix)
+
+
+def _scales(node: Node) -> bool:
+    return node.name in ("mul", "div") and len(node.args) == 2 and len(node.inputs) == 1
+
+
 def first_left_out(context: Context, node: Node) -> Iterator[Edit]:
     """List differences a - b for which the JAX side may have -b."""
     if node.name != "sub" or len(node.inputs) != 2:
@@ -249,4 +271,13 @@ def _before(context: Context, before: Node, after: Node) -> Iterator[Edit]:
         yield one(Kind.MOVED, after, compute, does, fix, code)
 
 
-GENERATORS = (left_out, first_left_out, mask_left_out, comparison_left_out, quotient_left_out, moved, applied_twice)
+GENERATORS = (
+    left_out,
+    both_factors_left_out,
+    first_left_out,
+    mask_left_out,
+    comparison_left_out,
+    quotient_left_out,
+    moved,
+    applied_twice,
+)
