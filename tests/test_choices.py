@@ -45,6 +45,8 @@ def taken(function: Any, *, replayed: bool) -> list[str]:
         (lambda x: jnp.clip(x, -0.5, 0.5).sum(), []),
         (lambda x: jnp.minimum(x, 7).sum(), ["jnp.maximum or jnp.minimum"]),
         (lambda x: jax.nn.relu6(x).sum(), ["relu6"]),
+        (lambda x: jax.nn.relu(x + 5).sum() + jax.nn.relu(x).sum(), ["relu"]),
+        (lambda x: jnp.abs(x + 5).sum() + jnp.sign(x - 5).sum() + jnp.abs(x).sum(), ["jnp.abs", "jnp.sign"]),
         (lambda x: jnp.nan_to_num(x).sum(), ["jnp.nan_to_num"]),
         (lambda x: jax.lax.cond(x.mean() > 9, lambda: 2.0, lambda: 1.0) * x.sum(), ["jax.lax.cond"]),
         (lambda x: jax.jit(lambda y: jnp.where(y > 5, 0.0, y))(x).sum(), ["jnp.where"]),
@@ -188,3 +190,28 @@ def test_a_module_of_which_the_port_computes_less_is_named(computed: str, missin
     report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches, device="cpu", quick=True)
     assert report.ok
     assert any(line.startswith("1 call of model that torch's step makes") for line in report.unexercised) == missing
+
+
+def test_so_are_signs_and_what_losses_do_with_rare_numbers() -> None:
+    x, one, loss = torch.linspace(0.1, 1, 6), torch.ones(6), torch.nn.functional
+    weight = torch.nn.Parameter(one.clone())
+    weight.grad = 0.1 * one
+    with ControlledRun() as run:
+        loss.relu(x)
+        torch.nn.ReLU()(-x)
+        x.abs().log1p()
+        loss.margin_ranking_loss(x, -x, one, margin=9.0)
+        torch.nn.PoissonNLLLoss(full=True)(x, one)
+        loss.gaussian_nll_loss(x, x, x)
+        loss.kl_div(x, x, reduction="sum")
+        torch.nn.utils.clip_grad_value_([weight], 5.0)
+    assert [what.rpartition(": ")[2] for what, met in run.reached.items() if not met] == [
+        "no element is negative",
+        "no element is positive",
+        "no element is negative",
+        "no element is below its bound",
+        "it is never false",
+        "no element is below its bound",
+        "no element is 0, where torch's product is 0",
+        "no gradient reaches torch's limit",
+    ]

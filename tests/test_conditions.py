@@ -10,6 +10,7 @@ from flax import nnx
 from programs.common import FlaxNet, TorchNet
 
 import compare
+from compare.torch_side.branches import Branches
 
 
 def original(start: float, most: float, every: int, *, clips: bool) -> Any:
@@ -101,3 +102,34 @@ def test_it_is_listed(given: Any, says: list[str]) -> None:
 
 def test_a_condition_that_some_steps_decide_otherwise_is_compared() -> None:
     assert checked(most=1e6, every=2).verdict == compare.Verdict.MISMATCH
+
+
+class Queue(torch.nn.Module):
+    """A queue whose position wraps around, as of MoCo's keys."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.position = size, 0
+
+    def add(self, count: int) -> float:
+        self.position = (self.position + count) % self.size
+        return min(0.999, (1 + self.position) / (10 + self.position))
+
+
+@pytest.mark.parametrize(("size", "says"), [(5, []), (500, ["`(self.position + count) % self.size`", "`min(0.999,"])])
+def test_so_is_a_remainder_that_never_wraps_and_a_bound_that_nothing_reaches(size: int, says: list[str]) -> None:
+    queue, decays = Queue(size), list[float]()
+
+    def step() -> None:
+        decays.append(queue.add(2))
+
+    branches = Branches(step, [queue])
+    with branches.watching():
+        for _ in range(4):
+            step()
+    found = branches.one_sided()
+    # The position is at most 4 in a queue of 5, and the decay below 0.999 all the same.
+    assert found[-1].startswith("torch's `min(0.999,")
+    assert len(found) == (2 if says else 1)
+    assert all(part in line for part, line in zip(says, found, strict=False)), found
+    assert decays[0] == (1 + 2) / (10 + 2)

@@ -170,7 +170,7 @@ def _own_state(jax: JaxProgramRun) -> list[str]:
 def _decided_alike(runs: ProgramRuns, least: int, most: int) -> list[str]:
     """Name conditions of torch's step that have one and the same answer in all steps that are looked at."""
     run = runs.pair.torch_run("float32")
-    branches = Branches(run.user_step)
+    branches = Branches(run.user_step, [run.model])
     if not branches.conditions:
         return []
     run.during.append(lambda _: branches.watching())

@@ -17,6 +17,7 @@ from compare.jax_side.primitives import NAME, Kind, Program, called, kind
 from compare.step.places import JAX_PACKAGES, users_frame
 
 _SELECTING, _BOUNDING, _BRANCHING = frozenset({"select_n"}), frozenset({"max", "min", "clamp"}), frozenset({"cond"})
+_SIGNED = frozenset({"abs", "sign"})
 
 _FUNCTIONS = {
     "where": ("jnp.where", _SELECTING),
@@ -24,7 +25,12 @@ _FUNCTIONS = {
     "nan_to_num": ("jnp.nan_to_num", _SELECTING),
     "clip": ("jnp.clip", _BOUNDING),
     "clamp": ("jax.lax.clamp", _BOUNDING),
+    "relu": ("relu", _BOUNDING),
     "relu6": ("relu6", _BOUNDING),
+    "leaky_relu": ("leaky_relu", _SELECTING),
+    "elu": ("elu", _SELECTING),
+    "abs": ("jnp.abs", _SIGNED),
+    "sign": ("jnp.sign", _SIGNED),
     "hard_tanh": ("hard_tanh", _BOUNDING),
     "ufunc.__call__": ("jnp.maximum or jnp.minimum", _BOUNDING),  # all of NumPy's functions of two arrays
     "cond": ("jax.lax.cond", _BRANCHING | _SELECTING),  # under vmap it is a selection
@@ -128,6 +134,8 @@ def _sides(name: str, args: list[Any], eqn: Any) -> Any:
     if name == "clamp":
         low, value, high = args
         return jnp.stack([jnp.any(value < low), jnp.any(value > high), jnp.any((value >= low) & (value <= high))])
+    if name in _SIGNED:
+        return jnp.stack([jnp.any(args[0] < 0), jnp.any(args[0] > 0)])
     if name in _BOUNDING:
         # Equal numbers choose neither side.
         return jnp.stack([jnp.any(args[0] > args[1]), jnp.any(args[0] < args[1])])
@@ -180,7 +188,7 @@ Found = tuple[Choice, frozenset[str]]
 def called_by_the_user(eqn: Any) -> Found | None:
     """Return the choice that the user calls directly, and the operations by which it chooses; None if it is none."""
     traceback, name = eqn.source_info.traceback, eqn.primitive.name
-    if traceback is None or not (name in _SELECTING | _BOUNDING | _BRANCHING or kind(eqn) == Kind.CALL):
+    if traceback is None or not (name in _SELECTING | _BOUNDING | _BRANCHING | _SIGNED or kind(eqn) == Kind.CALL):
         # Reading a traceback is dear, and most operations choose nothing.
         return None
     frames = list(traceback.frames)
@@ -199,6 +207,6 @@ def called_by_the_user(eqn: Any) -> Found | None:
 def _name(eqn: Any) -> str:
     """Return the name of the function that a call runs; one with custom derivatives has another call in it."""
     if kind(eqn) != Kind.CALL:
-        return ""
+        return str(eqn.primitive.name) if eqn.primitive.name in _SIGNED else ""
     inner = Program.of(called(eqn)).equations
     return str(eqn.params.get("name", "") or (_name(inner[0]) if len(inner) == 1 else "")).lstrip("_")

@@ -1,7 +1,8 @@
 """Finds conditions in the Python code of a torch step that have one and the same answer at every step.
 
-An auxiliary loss from step 1000 on, or a step that is left out where the gradient is too large: no tensor shows what
-such a condition depends on. So the step is compiled once more, from its source, with each condition handed on.
+An auxiliary loss from step 1000 on, a step that is left out where the gradient is too large, a warm-up that ends in
+min(1, step / 1000), a queue's position that is taken % 500: no tensor shows what such a condition depends on. So the
+step is compiled once more, from its source, with each condition handed on.
 """
 
 import ast
@@ -10,9 +11,11 @@ import functools
 import inspect
 import itertools
 import linecache
+import numbers
+import operator
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CellType, CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -20,31 +23,34 @@ from compare.step.user_code import of_a_library
 
 
 class Condition(NamedTuple):
-    """What an `if` asks, as a statement or within an expression."""
+    """What an `if` asks, as a statement or within an expression; which number min and max take; whether % wraps."""
 
     text: str
     place: str
+    says: Mapping[Any, str]
+    """What is said of it where it has this answer alone; nothing of an answer that is not in it."""
 
     def __str__(self) -> str:
         """Like "torch's `if n > 1000` at train.py:12"."""
-        return f"torch's `if {self.text}` at {self.place}"
+        return f"torch's `{self.text}` at {self.place}"
 
 
 class Branches:
-    """Sees the answers of the conditions in a step, and in functions of the user's that it calls by their names.
+    """Sees the answers of the conditions in a step, and in functions and methods of the user's that it calls.
 
     Args:
         step: The user's function. Of one that has no Python code, or whose source is not known, nothing is seen.
+        objects: Objects of the user's that it uses, such as the modules of its state.
 
     """
 
-    def __init__(self, step: Callable[..., Any]) -> None:
+    def __init__(self, step: Callable[..., Any], objects: Iterable[Any] = ()) -> None:
         self.conditions: list[Condition] = []
         """Those that compare numbers."""
-        self._answers: dict[int, set[bool]] = {}
+        self._answers: dict[int, set[Any]] = {}
         self._operands: dict[tuple[int, int], set[float]] = {}
         """The numbers that each operand of a condition has been."""
-        every = itertools.islice(_functions(_function(step)), MOST)
+        every = itertools.islice(_functions(_function(step), objects), MOST)
         self._codes = {each: code for each in every if (code := self._compiled(each.__code__))}
 
     @contextlib.contextmanager
@@ -64,12 +70,21 @@ class Branches:
         # A setting is the same number each time.
         changing = {number for (number, _), values in self._operands.items() if len(values) > 1}
         return [
-            f"{condition}: it is {str(*answers).lower()} at every step; use more steps or other batches"
+            f"{condition}: {said} at every step; use more steps or other batches"
             for number, condition in enumerate(self.conditions)
             if len(answers := self._answers.get(number, set())) == 1 and number in changing
+            for said in [condition.says.get(next(iter(answers)))]
+            if said
         ]
 
-    def _note(self, number: int, value: Any, operand: int | None = None) -> Any:
+    def _note(self, number: int, value: Any, operand: int | None = None, *given: Any) -> Any:
+        if given:  # a function of numbers
+            result = value(*given)
+            if value in (min, max, operator.mod) and all(isinstance(each, numbers.Real) for each in given):
+                for place, each in enumerate(given):
+                    self._note(number, each, place)
+                self._answers.setdefault(number, set()).add(given.index(result) if result in given else None)
+            return result
         if operand is None:
             self._answers.setdefault(number, set()).add(bool(value))
             return value
@@ -87,10 +102,12 @@ class Branches:
         if definition is None:
             return None
         file = os.path.basename(code.co_filename)
+        choosing = _Choosing(definition)
         for node in ast.walk(definition):
             if isinstance(node, ast.If | ast.IfExp) and (operands := list(_operands(node.test))):
                 number = len(self.conditions)
-                self.conditions.append(Condition(ast.unparse(node.test), f"{file}:{node.test.lineno}"))
+                says = {answer: f"it is {str(answer).lower()}" for answer in (True, False)}
+                self.conditions.append(Condition(f"if {ast.unparse(node.test)}", f"{file}:{node.test.lineno}", says))
                 for operand, (parent, name, place) in enumerate(operands):
                     values = getattr(parent, name)
                     if place is None:
@@ -98,6 +115,7 @@ class Branches:
                     else:
                         values[place] = _handed(number, values[place], operand)
                 node.test = _handed(number, node.test)
+        choosing.hand_on(definition, file, self.conditions)
         found = _code_within(definition, code) if len(self.conditions) > known else None
         if found is None:
             del self.conditions[known:]
@@ -114,13 +132,66 @@ def _handed(number: int, value: ast.expr, operand: int | None = None) -> ast.exp
     return ast.fix_missing_locations(ast.copy_location(call, value))
 
 
+class _Choosing(ast.NodeTransformer):
+    """Hands on the numbers of which min and max take one, and those of which a remainder is taken."""
+
+    def __init__(self, definition: ast.FunctionDef) -> None:
+        tests = [node.test for node in ast.walk(definition) if isinstance(node, ast.If | ast.IfExp)]
+        # Whether a remainder in a condition wraps, its answers show.
+        asked = {id(node) for test in tests for node in ast.walk(test) if isinstance(node, ast.BinOp)}
+        self._texts = {
+            id(node): ast.unparse(node)
+            for node in ast.walk(definition)
+            if _chooses(node)
+            or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod) and id(node) not in asked)
+        }
+        """The expressions, as they are written."""
+
+    def hand_on(self, definition: ast.FunctionDef, file: str, conditions: list[Condition]) -> None:
+        self._file, self._conditions = file, conditions
+        self.visit(definition)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        said = {place: f"it is {ast.unparse(each)}" for place, each in enumerate(node.args)} if _chooses(node) else {}
+        self.generic_visit(node)
+        return self._handed(node, said, node.func, node.args) if said else node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        if id(node) not in self._texts:
+            return node
+        return self._handed(
+            node,
+            {0: f"it leaves {self._texts[id(node)].rpartition(' % ')[0]} as it is"},
+            ast.Constant(_REMAINDER),
+            [node.left, node.right],
+        )
+
+    def _handed(self, node: ast.expr, says: Mapping[Any, str], function: ast.expr, given: list[ast.expr]) -> ast.expr:
+        number = len(self._conditions)
+        self._conditions.append(Condition(self._texts[id(node)], f"{self._file}:{node.lineno}", says))
+        call = ast.Call(ast.Constant(_HERE), [ast.Constant(number), function, ast.Constant(None), *given], [])
+        return ast.fix_missing_locations(ast.copy_location(call, node))
+
+
+def _chooses(node: ast.AST) -> bool:
+    """Tell whether an expression is min or max of several numbers."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("min", "max")):
+        return False
+    return len(node.args) > 1 and not node.keywords and not any(isinstance(each, ast.Starred) for each in node.args)
+
+
+_REMAINDER = "netparity: the function that takes a remainder"
+
 _HERE = "netparity: the function that a condition is handed to"
 """A constant in whose place the function is put. A name would have to be known in the user's module."""
 
 
 def _with(code: CodeType, note: Callable[[int, Any], Any]) -> CodeType:
+    put = {_HERE: note, _REMAINDER: operator.mod}
     consts = (
-        note if each == _HERE else _with(each, note) if isinstance(each, CodeType) else each for each in code.co_consts
+        _with(each, note) if isinstance(each, CodeType) else put.get(each, each) if isinstance(each, str) else each
+        for each in code.co_consts
     )
     return code.replace(co_consts=tuple(consts))
 
@@ -169,9 +240,9 @@ def _code_within(definition: ast.FunctionDef, like: CodeType) -> CodeType | None
     return None
 
 
-def _functions(function: FunctionType | None) -> Iterator[FunctionType]:
-    """Yield a function and those of the user's that it calls by their names, each once."""
-    found, left = set[FunctionType](), [function]
+def _functions(function: FunctionType | None, objects: Iterable[Any]) -> Iterator[FunctionType]:
+    """Yield a function, those of the user's that it calls by their names, and methods of objects, each once."""
+    found, left = set[FunctionType | None](), [function, *(each for used in objects for each in _methods(used))]
     while left:
         each = left.pop(0)
         if each is None or each in found or of_a_library(each.__code__.co_filename):
@@ -179,8 +250,18 @@ def _functions(function: FunctionType | None) -> Iterator[FunctionType]:
         found.add(each)
         yield each
         cells = [cell.cell_contents for cell in each.__closure__ or () if cell != CellType()]
-        named = [each.__globals__[name] for name in each.__code__.co_names if name in each.__globals__]
-        left += [_function(value) for value in (*cells, *named) if isinstance(value, FunctionType | functools.partial)]
+        for value in (*cells, *(each.__globals__[name] for name in each.__code__.co_names if name in each.__globals__)):
+            if isinstance(value, FunctionType | functools.partial):
+                left.append(_function(value))
+            elif not isinstance(value, type):
+                left += _methods(value)
+
+
+def _methods(used: Any) -> list[FunctionType]:
+    """List the methods of an object, and of the modules in it."""
+    inner = used.modules() if hasattr(used, "named_modules") else (used,)
+    kinds = dict.fromkeys(kind for each in inner for kind in type(each).__mro__)
+    return [each for kind in kinds for each in vars(kind).values() if isinstance(each, FunctionType)]
 
 
 _ORDERS = ast.Lt | ast.LtE | ast.Gt | ast.GtE

@@ -14,9 +14,26 @@ _IGNORED, _ALWAYS_IGNORED = 4, -100
 
 _WRAPPERS = frozenset({"hardtanh", "relu6", "threshold", "nan_to_num", "clamp", "clip", "where", "masked_fill"})
 _WRAPPERS |= {"binary_cross_entropy", "embedding", "_no_grad_embedding_renorm_"}
+_WRAPPERS |= {
+    "relu",
+    "leaky_relu",
+    "elu",
+    "softshrink",
+    "hardshrink",
+    "kl_div",
+    "poisson_nll_loss",
+    "gaussian_nll_loss",
+}
+_WRAPPERS |= {"margin_ranking_loss", "hinge_embedding_loss", "triplet_margin_loss", "cosine_embedding_loss"}
 _WRAPPERS |= {"huber_loss", "smooth_l1_loss", "forward", "_call_impl", "_wrapped_call_impl", "inner"}
 """Functions of torch's in Python that do what their name says, and nothing beside; and those by which a module of
 torch's, such as `ReLU6`, hands on its input to one of them. A module with hooks, as in a check, calls `inner`."""
+
+
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+
+_REFUSING = frozenset({"gaussian_nll_loss"})
+"""Of these, what compares its arguments to refuse some."""
 
 
 class Reached:
@@ -34,9 +51,13 @@ class Reached:
             self._note(f"padding: no index is {args[2]}, whose row torch's embedding does not train", met)
         elif name == "clamp" and args[0].ndim == 0 and _is_called_in("clip_grad.py"):
             self._note("clipping by norm: no gradient's norm reaches torch's limit", args[0] < 1)
+        elif name in _CLIPPED_LISTS and _is_called_in("clip_grad.py"):
+            beyond = operator.lt if "min" in name else operator.gt
+            met = any(beyond(each, args[1]).any() for each in args[0])
+            self._note("clipping by value: no gradient reaches torch's limit", met)
         elif name == "binary_cross_entropy_with_logits" and len(args) > 3 and args[3] is not None:
             self._weights_of_positives(args[1], args[3])
-        elif (plain := name.rstrip("_")) in _CHOICES and (place := _users_call()):
+        elif (plain := name.rstrip("_")) in _CHOICES and (place := _users_call(guards=plain in _COMPARISONS)):
             what, flags = _CHOICES[plain]
             for number, flag in enumerate(flags(args, kwargs)):
                 self._note(f"torch's {plain} at {place}: {what[number]}", flag)
@@ -62,6 +83,9 @@ class Reached:
     def _note(self, what: str, reached: Any) -> None:
         self.found[what] = self.found.get(what, False) or bool(reached)
 
+
+_CLIPPED_LISTS = frozenset({"_foreach_clamp_min_", "_foreach_clamp_max_"})
+"""Operations of aten by which `clip_grad_value_` clips."""
 
 _FEW = 3
 """Weights of classes that are looked at."""
@@ -99,6 +123,11 @@ def _smaller(args: tuple[Any, ...], _: dict[str, Any]) -> Iterator[Any]:
     yield (args[1] < args[0]).any()
 
 
+def _signs(args: tuple[Any, ...], _: dict[str, Any]) -> Iterator[Any]:
+    yield (args[0] < 0).any()
+    yield (args[0] > 0).any()
+
+
 def _errors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
     """Tell whether errors are below the bound between the square and the straight part of a loss, and above it."""
     bound = kwargs.get("delta", kwargs.get("beta", args[3] if len(args) > 3 else 1.0))
@@ -134,11 +163,12 @@ _CHOICES: dict[str, Any] = {
     "hardtanh": (("no element is below its bound", "no element is above its bound"), _bounds),
     "clamp_min": (("no element is below its bound",), lambda args, _: [(args[0] < args[1]).any()]),
     "clamp_max": (("no element is above its bound",), lambda args, _: [(args[0] > args[1]).any()]),
+    **dict.fromkeys(
+        ("abs", "elu", "leaky_relu", "relu", "sign"), (("no element is negative", "no element is positive"), _signs)
+    ),
+    "xlogy": (("no element is 0, where torch's product is 0",), lambda args, _: [(args[0] == 0).any()]),
     "where": (("its condition is never true", "its condition is never false"), _condition),
-    **{
-        name: (("it is never true", "it is never false"), _compared(name))
-        for name in ("eq", "ne", "lt", "le", "gt", "ge")
-    },
+    **{name: (("it is never true", "it is never false"), _compared(name)) for name in _COMPARISONS},
     "masked_fill": (("its mask hides nothing",), lambda args, _: [args[1].any()]),
     "nan_to_num": (("all elements are finite",), lambda args, _: [(~args[0].isfinite()).any()]),
 }
@@ -161,13 +191,17 @@ def _library() -> str:
     return os.path.dirname(torch.__file__) + os.sep
 
 
-def _users_call() -> str:
-    """Name the user's line if it calls the operation that runs now itself, and not through a library; else nothing."""
+def _users_call(*, guards: bool) -> str:
+    """Name the user's line if it calls the operation that runs now itself, and not through a library; else nothing.
+
+    `guards` tells whether the operation may only guard a function of torch's against arguments that it refuses.
+    """
     library = _library()
     frame: FrameType | None = sys._getframe(1)
     while frame:
         code = frame.f_code
-        if code.co_filename.startswith(library) and not _passes(code.co_filename, code.co_name):
+        refused = guards and code.co_name in _REFUSING
+        if code.co_filename.startswith(library) and (refused or not _passes(code.co_filename, code.co_name)):
             return ""
         if not code.co_filename.startswith((library, _OWN)):
             return users_line([(code.co_filename, frame.f_lineno)], "torch")
