@@ -71,6 +71,7 @@ class Twins:
             return move(operation(*args, **kwargs))
         return self._of_constants(operation, written, given, changed, move, tensors)
 
+    @passes_on
     def _of_constants(
         self,
         operation: Any,
