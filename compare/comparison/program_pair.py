@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
 from compare.weights.find import find_links
 from compare.weights.layers import buffer_names
-from compare.weights.links import WeightMap, to_jax
+from compare.weights.links import Link, WeightMap, to_jax
 from compare.weights.roots import find_roots
 
 
@@ -84,6 +84,8 @@ class ProgramPair:
         """The integers of the torch state that the user leaves out."""
         weights = {name: each for name, each in (weights or {}).items() if name not in self._uncounted}
         self.links = self._find_links(run, port, weights)
+        self._copies = _copies(port, sorted(self.links, key=lambda link: link.torch not in run.trained))
+        """What the JAX side's optimizers hold as copies of weights, such as lookahead's slow ones, and of which."""
         if not run.optimizers:
             raise InputError(
                 "the torch state holds no torch.optim.Optimizer, so it is unknown what is trained: add the "
@@ -179,6 +181,8 @@ class ProgramPair:
         """Start a run of the JAX side again, its state from the torch side's values."""
         run.restart()
         run.load(to_jax(self.links, self.start, run.arrays()))
+        weights = run.weights()
+        run.load({name: weights[weight] for name, weight in self._copies.items()})
 
     def other_own_values(self, followed: Followed) -> OwnValues:
         """Find the tables of which the port came with other values than torch's."""
@@ -190,6 +194,42 @@ class ProgramPair:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizers', by parameter."""
         torch = torch._replace(counts={n: each for n, each in torch.counts.items() if n not in self._uncounted})
         return self.selection.applied(align_program(self.links, torch, jax, self.kinds, settings))
+
+
+def _copies(port: JaxProgramRun, links: Sequence[Link]) -> dict[str, str]:
+    """Find what optimizers hold as copies of weights when they are built: the first weight that is equal."""
+    weights, kept = port.weights(), port.state_arrays()
+    linked = dict.fromkeys(link.jax for link in links if link.jax in weights)
+
+    def equal(weight: str, array: np.ndarray) -> bool:
+        return weight in linked and weights[weight].shape == array.shape and np.array_equal(weights[weight], array)
+
+    found: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for name, array in kept.items():
+        # What starts from one number, as moments and biases do, is equal by accident.
+        several = array.size > 1 and np.ptp(array)
+        if several and (weight := next((each for each in linked if equal(each, array)), None)):
+            found[name] = weight
+            tree, model = _without_common_end(name, weight)
+            places.setdefault(tree, model)
+    for name, array in kept.items():  # where a weight is a copy, the bias beside it is one too
+        for tree, model in places.items():
+            weight = f"{model}{name.removeprefix(tree)}"
+            if name not in found and name.startswith(tree) and equal(weight, array):
+                found[name] = weight
+    return found
+
+
+def _without_common_end(name: str, weight: str) -> tuple[str, str]:
+    """Return the beginnings of two paths, without the components in which both end."""
+    ours, theirs = name.split("/"), weight.split("/")
+    same = sum(
+        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ours[::-1], theirs[::-1], strict=False))
+    )
+    return "".join(f"{key}/" for key in ours[: len(ours) - same]), "".join(
+        f"{k}/" for k in theirs[: len(theirs) - same]
+    )
 
 
 def _in_copies(run: TorchProgramRun, features: Features) -> Features:

@@ -63,6 +63,8 @@ class TorchProgramRun(CommonRun):
             # In place, through .data: optimizers, schedulers and the user's closures refer to these tensor objects.
             tensor.data = self._cast(tensor.data)
         self.parameters = dict(self.model.named_parameters())
+        self.frozen = frozenset(name for name, parameter in self.parameters.items() if not parameter.requires_grad)
+        """The parameters that are not trained at first. An optimizer may have them all the same."""
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         self.optimizers: dict[str, torch.optim.Optimizer] = self.state.parts(torch.optim.Optimizer)
         # Adagrad has a state from the start, and so has an optimizer that is loaded from a checkpoint.

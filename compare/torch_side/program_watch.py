@@ -14,6 +14,9 @@ from compare.torch_side.record import Record, has_no_numbers
 class Watched(Protocol):
     """A run whose optimizers are watched."""
 
+    frozen: frozenset[str]
+    """The parameters that are not trained at first."""
+
     @property
     def optimizers(self) -> Mapping[str, Any]:
         """The optimizers of the state, by path."""
@@ -123,6 +126,8 @@ class Watch:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 name, gradient = self.run.name_of(parameter), parameter.grad
+                if name in self.run.frozen:  # the JAX side may compute its gradient, and use it for nothing
+                    continue
                 name = numbered(name, self.gradients)
                 self.gradients[name] = torch.zeros_like(parameter) if gradient is None else gradient.detach().clone()
                 self._events.append((Stage.GRADIENT, name))
