@@ -34,7 +34,7 @@ from compare.jax_side.run import JaxRun
 from compare.step.batch import Batch
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
-from compare.verdict.divergence import SEARCH_ENDED, Detail, DetailKind, Divergence
+from compare.verdict.divergence import AT_EACH_CALL, SEARCH_ENDED, Detail, DetailKind, Divergence
 from compare.verdict.first_difference import Found, together
 from compare.verdict.fix import Code
 from compare.weights.links import to_jax
@@ -65,7 +65,7 @@ def explained(
         others = [each for each in others if each.pairing.stage != Stage.UPDATE]
     search = _Search(runs, jax, from_torch, budget)
     partners = {each.ports[0].path: each.ports[1].path for each in from_torch.forward if each.ports}
-    divergences, rounding, slips = [], False, list[Code]()
+    divergences, rounding, slips = list[Divergence](), False, list[Code]()
     left = [first, *others]
     while left:
         each = left.pop(0)
@@ -91,6 +91,8 @@ def explained(
         if any(is_same_slip(code, other) for code in codes for other in slips):
             continue  # a sum that was left out is missing wherever the port goes on with its variable
         slips += codes
+        if AT_EACH_CALL in searched.details:  # it explains what was found before in the forward pass as well
+            divergences = [other for other in divergences if other.stage != Stage.FORWARD]
         lines, values = lines_of(runs.pair, each.pairing, codes), values_of(runs.pair, codes, partners)
         divergences.append(dataclasses.replace(found, lines=tuple(lines), values=values))
         if found.cause and found.cause.name == MODE:  # what the norm keeps follows from its mode

@@ -22,6 +22,7 @@ from compare.comparison.substance import (
     gradients_of_zero,
     never_reached,
     of_these_values,
+    unresolved,
     without_updates,
 )
 from compare.diagnosis.steps.followers import following
@@ -68,7 +69,7 @@ def questioned_program(
         return dataclasses.replace(found, unproved=unproved)
     limits = [*found.limits, *(["in 1 step: momentum and schedule not reached"] if followed.steps == 1 else [])]
     limits += [*without_updates(followed), *of_these_values(pair.links, pair.parameters, followed)]
-    limits += [*_own_state(jax64), *own.limits, *_copied_at_first(pair)]
+    limits += [*_own_state(jax64), *own.limits, *_copied_at_first(pair), *unresolved(followed)]
     search = functools.partial(recorded, pair, programs[1].program(), runs.stepper.draws[0])
     held = bugs.attempt("looking for torch's numbers", search) or ""
     answer = QUICK if quick else asked_elsewhere(pair, ask)

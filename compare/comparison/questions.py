@@ -22,6 +22,7 @@ from compare.comparison.substance import (
     constant_outputs,
     not_exercised,
     not_reached,
+    unresolved,
     without_gradient,
     without_substance,
 )
@@ -64,7 +65,7 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
     own = pair.other_own_values(followed)
     unproved = [*_foreign(pair, programs), *without_substance(pair, followed), *own.unproved]
     limits = [*found.limits, *not_reached(pair, followed, followed.steps, schedule_change(pair))]
-    limits += own.limits
+    limits += [*own.limits, *unresolved(followed)]
     if unproved:
         return dataclasses.replace(found, unproved=unproved)
     lines: list[str] = []

@@ -130,6 +130,24 @@ def without_updates(followed: Followed) -> list[str]:
     return ["without any update: no parameter was changed, as with a learning rate of 0"]
 
 
+RESOLVED = 1e-5
+"""The relative difference that float64 must be able to show of an output at one step at least."""
+
+
+def unresolved(followed: Followed) -> list[str]:
+    """Say so where rounding alone moves an output at every step, as where numbers are rounded to a few levels.
+
+    Weights that quantization divides by their own maximum lie halfway between two levels, and each rounding error sends
+    them to one or the other. Differences below that do not show.
+    """
+    shown = [each for each in _of(followed.quantities, Stage.FORWARD, Stage.LOSS, Stage.SHOWN) if each.decides]
+    least = {each.torch: float(each.expected_alone.min()) for each in shown if _sizes(each).all()}
+    name = max(least, key=lambda each: least[each], default="")
+    if not name or least[name] <= RESOLVED:
+        return []
+    return [f"as far as rounding allows: in float64, rounding alone moves {name} by {least[name]:.0e}"]
+
+
 def never_reached(reached: Mapping[str, bool]) -> list[str]:
     """Name what torch's program does with some data only, where no data is such."""
     return [f"{what}; use a batch with other values" for what, met in reached.items() if not met]

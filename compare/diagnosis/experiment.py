@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +16,12 @@ from compare.errors import InputError, Signal
 from compare.numerics.distance import distance
 from compare.numerics.relations import Relation
 from compare.step.draws import Draw
+from compare.step.observation import Port
 from compare.step.stage import Stage
 from compare.verdict.first_difference import Found
+
+if TYPE_CHECKING:
+    import torch
 
 
 def rerun_at(found: Found, run: Repeatable, batch: Any, draws: Sequence[Draw]) -> Rerun:
@@ -92,6 +96,28 @@ class HeldOutExperiment(Experiment):
                 return None
             given = self.observe(combined([([own[key]], value) for key, value in keys]))
         return None if given is None else distance(given, self.target)
+
+
+def seen_with(
+    rerun: Rerun, changed: Sequence[Changed], *, everywhere: bool = False
+) -> "Mapping[Port, torch.Tensor] | None":
+    """Give what modules take and give in the whole step with changes of its calls; None where there is no change.
+
+    Args:
+        rerun: A part of the step.
+        changed: The changes, of calls in that part.
+        everywhere: Whether to change all calls of the same lines, such as those in the later turns of a loop.
+
+    """
+    whole, rewrites = rerun.to_the_end(), combined(changed)
+    try:
+        if everywhere:
+            lines = {(each.call.site, each.call.name): rewrites[each.number] for group, _ in changed for each in group}
+            alike = ((number, lines.get((call.site, call.name))) for number, call in enumerate(whole.calls()))
+            rewrites = {number: rewrite for number, rewrite in alike if rewrite is not None}
+        return whole(rewrites).forward if changed else None
+    except (Signal, InputError):
+        return None
 
 
 def window_of(found: Found) -> Window:

@@ -26,7 +26,7 @@ from compare.diagnosis.structure.stops import stopped
 from compare.step.draws import Draw
 from compare.step.observation import Port
 from compare.step.stage import Stage
-from compare.verdict.divergence import Cause
+from compare.verdict.divergence import AT_EACH_CALL, Cause, Detail
 from compare.verdict.first_difference import Found
 from compare.verdict.ratio import FACTOR
 
@@ -115,9 +115,9 @@ def explain(
                     if other := beside_it.constants():
                         cause = other if beside_it.is_short else either([other, cause])
                         return _of_changes(beside_it, cause, outputs)
-            whole = bool(outputs) and structure.explains(outputs)
-            found_by = structure.operations(), structure.at_all_calls()
-            return Searched(cause, (), whole, structure.explains, edited=found_by[0], at_all_calls=found_by[1])
+            edited, everywhere = structure.operations(), structure.at_all_calls()
+            whole, details = _whole(structure, outputs, repeats=bool(everywhere))
+            return Searched(cause, details, whole, structure.explains, edited=edited, at_all_calls=everywhere)
         return _of_changes(search, cause, outputs)
     # Where the two agree from the same weights, as behind a difference that the user accepts, all that leaves equal
     # rows as they are would fit.
@@ -125,6 +125,19 @@ def explain(
 
 
 def _of_changes(search: Search, cause: Cause, outputs: Sequence[tuple[Port, np.ndarray]]) -> Searched:
-    whole = bool(outputs) and search.explains(outputs)
+    whole, details = _whole(search, outputs, repeats=True)
     window = window_of(search.found)
-    return Searched(cause, whole=whole, explains=search.explains, changed=search.confirmed, window=window)
+    return Searched(cause, details, whole, search.explains, changed=search.confirmed, window=window)
+
+
+def _whole(
+    search: Search | StructureSearch, outputs: Sequence[tuple[Port, np.ndarray]], *, repeats: bool
+) -> tuple[bool, tuple[Detail, ...]]:
+    """Tell whether a cause explains the whole model, and say so if it does at every call of its lines alone.
+
+    What is wrong in a loop of the user's is wrong in each turn, and one thing to mend.
+    """
+    if not outputs or search.explains(outputs):
+        return bool(outputs), ()
+    everywhere = repeats and search.explains(outputs, everywhere=True)
+    return everywhere, (AT_EACH_CALL,) if everywhere else ()

@@ -22,7 +22,7 @@ from compare.diagnosis.changes import (
 from compare.diagnosis.conventions.reductions import MEAN_OR_SUM
 from compare.diagnosis.conventions.settings import CONSTANT
 from compare.diagnosis.counterfactuals import Counterfactual, left_out, told_of
-from compare.diagnosis.experiment import Experiment, HeldOutExperiment, rerun_at
+from compare.diagnosis.experiment import Experiment, HeldOutExperiment, rerun_at, seen_with
 from compare.diagnosis.held_out import MARGIN, STEPS, Evidence, Fit, HeldOut, equations
 from compare.diagnosis.place import Place
 from compare.diagnosis.related import equations_of, related_cause
@@ -30,7 +30,6 @@ from compare.diagnosis.rewriting import Call, Rerun
 from compare.diagnosis.structure.edit import WHOLE
 from compare.diagnosis.structure.step import is_whole
 from compare.diagnosis.whole_loss import is_term
-from compare.errors import InputError, Signal
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.numerics.fitting import fitted
 from compare.numerics.relations import Kind, relation
@@ -177,9 +176,12 @@ class Search:
         given = self.step.observe(combined(nearby))
         return given is None or distance(given, self.target) > self.limit
 
-    def explains(self, outputs: Sequence[tuple[Port, np.ndarray]]) -> bool:
-        """Tell whether with the cause torch's whole model gives what the JAX side's own model does."""
-        seen = self._with_cause
+    def explains(self, outputs: Sequence[tuple[Port, np.ndarray]], *, everywhere: bool = False) -> bool:
+        """Tell whether with the cause, or with it at every call of its lines, torch's whole model gives these values.
+
+        They are those that the JAX side's own model gives.
+        """
+        seen = seen_with(self.step.rerun, self.confirmed, everywhere=True) if everywhere else self._with_cause
         if seen is None or any(port not in seen for port, _ in outputs):
             return False
         ours = [(np.array(to_numpy(seen[port]), np.float64), theirs) for port, theirs in outputs]
@@ -188,11 +190,7 @@ class Search:
 
     @cached_property
     def _with_cause(self) -> "Mapping[Port, torch.Tensor] | None":
-        """What torch's modules take and give with the cause that was found; None where there is none."""
-        try:
-            return self.step.rerun.to_the_end()(combined(self.confirmed)).forward if self.confirmed else None
-        except (Signal, InputError):
-            return None
+        return seen_with(self.step.rerun, self.confirmed)
 
     def related(self) -> tuple[Cause | None, tuple[Detail, ...]]:
         """Say how the JAX side's result comes from torch's, or else where they differ most."""

@@ -1,6 +1,7 @@
 """Fixes of layers and functions: another setting, another function, a change of what a layer gives or takes."""
 
 import ast
+import builtins
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -212,6 +213,12 @@ def put(
     file: SourceFile, node: libcst.BaseExpression, code: str, given: Mapping[str, libcst.BaseExpression]
 ) -> list[Edit]:
     """Put a fix in the place of an expression, with the user's expressions for its names."""
+    nodes = list(ast.walk(ast.parse(code, mode="eval")))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)} - {
+        node.arg for node in nodes if isinstance(node, ast.arg)
+    }
+    if unknown := sorted(names - given.keys() - MODULES.keys() - vars(builtins).keys()):
+        raise Unfit(f"what {' and '.join(unknown)} of the fix is called in your code is not known")
     # The fix is written with `jnp` and `nnx`; the file may import these under other names, or not at all.
     naming = Naming(file)
     text = substituted(naming(code), {name: file.code(value) for name, value in given.items()})

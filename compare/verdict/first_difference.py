@@ -14,6 +14,9 @@ from compare.verdict.divergence import Divergence
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR, Quantity
 
+COARSE = 1e-4
+"""The largest relative difference that a cause may leave, however much rounding there is."""
+
 
 class Found(NamedTuple):
     """A divergence, with what is needed to explain it."""
@@ -95,8 +98,9 @@ def found_at(
     divergence = Divergence(step, pairing.stage, *place, quantity.error64[step], error32, expected64, opinion=opinion)
     divergence = dataclasses.replace(divergence, modules=_modules(pairing, before), number=number)
     # A cause must explain the difference down to float64's rounding. The larger allowance for float32 tables would let
-    # any cause pass that comes near.
-    return Found(divergence, pairing, before, FACTOR * float(quantity.expected_alone[step]), target)
+    # any cause pass that comes near, and so would rounding that is as large as differences are.
+    limit = min(FACTOR * float(quantity.expected_alone[step]), COARSE)
+    return Found(divergence, pairing, before, limit, target)
 
 
 class StepDifferences:

@@ -70,6 +70,12 @@ class Edit:
         return replace(self, at=tuple((other if each == number else each, compute) for each, compute in self.at))
 
 
+def of_compared(node: Node, edit: Edit) -> list[int]:
+    """List what an operation compares or rounds, if an edit puts another operand there: that is a change before it."""
+    compared = edit.kind == Kind.OPERAND and node.name in COMPARISONS | ROUNDING
+    return [number for _, number in node.inputs] if compared else []
+
+
 DIFFERENT = 4
 """Numbers that a tensor must have, all different, for an edit of it to be proved."""
 

@@ -14,7 +14,7 @@ from compare.alignment.pairings import shown as value_of
 from compare.diagnosis.held_out import EXPLAINED, MARGIN, HeldOut
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.budget import Budget
-from compare.diagnosis.structure.edit import DIFFERENT, END, ROUNDING, WHOLE, Context, Edit, Kind
+from compare.diagnosis.structure.edit import DIFFERENT, END, ROUNDING, WHOLE, Context, Edit, Kind, of_compared
 from compare.diagnosis.structure.editing import edited, operations
 from compare.diagnosis.structure.elsewhere import Elsewhere
 from compare.diagnosis.structure.graph import FAILURES
@@ -153,11 +153,15 @@ class StructureSearch:
                 return told([[edit]], max(left))
         return None
 
-    def explains(self, outputs: Sequence[tuple[Port, np.ndarray]]) -> bool:
-        """Tell whether with the cause torch's whole model gives what the JAX side's own model does."""
+    def explains(self, outputs: Sequence[tuple[Port, np.ndarray]], *, everywhere: bool = False) -> bool:
+        """Tell whether with the cause, or with it at every call of its lines, torch's whole model gives these values.
+
+        They are those that the JAX side's own model gives.
+        """
         ends = [(self.here.ports.get(port), array) for port, array in outputs]
         limit = max(MARGIN * self.found.limit, self.tables)
-        return all(end is not None and self._of_model(self.cause, end, array) <= limit for end, array in ends)
+        edits = self._everywhere if everywhere else self.cause
+        return all(end is not None and self._of_model(edits, end, array) <= limit for end, array in ends)
 
     def operations(self) -> Operations:
         """Name the operations that the cause edits; nothing where it is another edit at each step, or edits none."""
@@ -168,13 +172,17 @@ class StructureSearch:
 
     def at_all_calls(self) -> Operations:
         """Name the operations that the cause edits if it is made at every call of its lines; nothing if it is so."""
-        own, context = self.operations(), self.here.context
-        if not own:
-            return {}
+        own = self.operations()
+        made = operations(changes(self._everywhere), self.here.context.graph) if own else {}
+        return {} if made.keys() == own.keys() else made
+
+    @property
+    def _everywhere(self) -> list[Edit]:
+        """The cause at every call of its lines."""
+        context = self.here.context
         graph = context.graph
         whole = Context(graph, graph.nodes, self.here.ports, context.parameters, context.modules, context.theirs)
-        made = operations(changes([at_all_calls(edit, whole) for edit in self.cause]), graph)
-        return {} if made.keys() == own.keys() else made
+        return [at_all_calls(edit, whole) for edit in self.cause]
 
     def _of_model(self, edits: Sequence[Edit], end: int, target: np.ndarray) -> float:
         graph = self.here.context.graph
@@ -205,8 +213,8 @@ class StructureSearch:
         # What is added to whole numbers may be real, and is compared or rounded behind them all the same.
         return all(
             node.name == END
-            or (node.name in WHOLE and edit.kind != Kind.ADDED)
-            or not any(graph.values[n].is_floating_point() for n in node.outputs)
+            or (node.name in WHOLE and edit.kind != Kind.ADDED and not of_compared(node, edit))
+            or not any(graph.values[n].is_floating_point() for n in (of_compared(node, edit) or node.outputs))
             or any(n in self._real for n in node.outputs)
             for node in nodes
         )
