@@ -127,7 +127,10 @@ def without_updates(followed: Followed) -> list[str]:
     updates = [each for each in _of(followed.quantities, Stage.UPDATE) if any(whole for _, whole in each.sizes)]
     if not updates or any(_sizes(each).any() for each in updates):
         return []
-    return ["without any update: no parameter was changed, as with a learning rate of 0"]
+    return [
+        "without any update: no parameter was changed, as with a learning rate of 0, or before "
+        "gradients that are accumulated are used: take more steps"
+    ]
 
 
 RESOLVED = 1e-5

@@ -106,10 +106,10 @@ def seen_with(
     Args:
         rerun: A part of the step.
         changed: The changes, of calls in that part.
-        everywhere: Whether to change all calls of the same lines, such as those in the later turns of a loop.
+        everywhere: Whether to change all calls of the same lines, such as those in the other turns of a loop.
 
     """
-    whole, rewrites = rerun.to_the_end(), combined(changed)
+    whole, rewrites = rerun.to_the_end(from_start=everywhere), combined(changed)
     try:
         if everywhere:
             lines = {(each.call.site, each.call.name): rewrites[each.number] for group, _ in changed for each in group}

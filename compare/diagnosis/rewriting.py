@@ -171,10 +171,13 @@ class Rerun:
         self._run, self._batch, self._draws, self._window = run, batch, draws, window
         self._restore = run.restorer()
 
-    def to_the_end(self) -> "Rerun":
-        """Give the same step, which runs on behind the end of the window: its calls keep their numbers."""
+    def to_the_end(self, *, from_start: bool = False) -> "Rerun":
+        """Give the same step, which runs on behind the end of the window: its calls keep their numbers.
+
+        With `from_start`, those before the window are numbered too.
+        """
         other = copy.copy(self)
-        other._window = Window(self._window.start)
+        other._window = Window(None if from_start else self._window.start)
         return other
 
     def averages_all(self, path: str) -> bool:

@@ -133,10 +133,11 @@ class Watch:
                 self._events.append((Stage.GRADIENT, name))
                 # Clipping, unscaling and decay by hand happen between the backward pass and here. JAX does some of it
                 # inside of the optimizer, so that both are kept: see `compare.comparison.readings`.
+                # A gradient that the user drops, the JAX side may have, and not use.
                 before = self._latest.pop(parameter, None)
-                if before is None or gradient is None:
+                if before is None:
                     continue
-                if not torch.equal(before.to_dense(), gradient.to_dense()):  # an embedding's may be sparse
+                if gradient is None or not torch.equal(before.to_dense(), gradient.to_dense()):  # some are sparse
                     self.accumulated[name] = before
 
     def _keep(self, parameter: Any) -> None:

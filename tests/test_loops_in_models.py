@@ -1,0 +1,112 @@
+"""What is wrong in a loop of the user's is one thing to mend; two factors in a row; levels that rounding decides."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import compare
+
+TURNS = 3
+
+
+class Cell(torch.nn.Module):
+    """A recurrent cell whose state is kept between the calls of its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.head = torch.nn.Linear(7, 8), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = shown = x.new_zeros(len(x), 4)
+        for turn in range(TURNS):
+            new, gate = self.gates(torch.cat([x[:, turn], shown], 1)).chunk(2, 1)
+            kept = torch.sigmoid(gate + 1.0) * kept + torch.tanh(new)
+            shown = torch.tanh(kept)
+        return self.head(shown)
+
+
+class Port(nnx.Module):
+    def __init__(self, fault: str) -> None:
+        rngs = nnx.Rngs(0)
+        self.gates, self.head, self.fault = nnx.Linear(7, 8, rngs=rngs), nnx.Linear(4, 2, rngs=rngs), fault
+
+    def __call__(self, x: Any) -> Any:
+        kept = shown = jnp.zeros((len(x), 4), x.dtype)
+        for turn in range(TURNS):
+            new, gate = jnp.split(self.gates(jnp.concatenate([x[:, turn], shown], 1)), 2, 1)
+            if self.fault == "order":
+                new, gate = gate, new
+            bias = 0.0 if self.fault == "bias" else 1.0
+            kept = nnx.sigmoid(gate + bias) * kept + jnp.tanh(new)
+            shown = kept if self.fault == "activation" else jnp.tanh(kept)
+        return self.head(shown)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"), [("order", "chunk"), ("bias", "add by 1"), ("activation", "identity"), ("", "")]
+)
+def test_what_is_wrong_in_each_turn_is_one_finding(fault: str, says: str) -> None:
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(6, TURNS, 3)), rng.normal(size=(6, 2))) for _ in range(2)]
+    sides = (
+        compare.Torch(Cell(), torch.nn.functional.mse_loss),
+        compare.Flax(Port(fault), lambda y, t: ((y - t) ** 2).mean()),
+    )
+    report = compare.check(*sides, batches, quick=True)
+    if not fault:
+        assert report.ok
+        return
+    assert report.divergence is not None
+    assert report.divergence.cause is not None, str(report)
+    assert says in report.divergence.cause.explanation
+    assert not report.others, str(report)
+
+
+def test_two_factors_that_are_left_out_are_no_inverse_of_one() -> None:
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(6, 3)), rng.normal(size=(6, 2))) for _ in range(2)]
+    sides = (
+        compare.Torch(torch.nn.Linear(3, 2), lambda y, t: (y - t).square().sum(1).mean() * 4 * 4),
+        compare.Flax(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), lambda y, t: ((y - t) ** 2).sum(1).mean()),
+    )
+    report = compare.check(*sides, batches, quick=True)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert "0.25" not in str(report)
+
+
+class Levels(torch.nn.Module):
+    """Rounds its weights to levels, of which the largest weights are halfway between two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = self.weight.detach().abs().amax(1, keepdim=True) / 7.5
+        rounded = torch.round(self.weight / size) * size
+        return x @ (self.weight + (rounded - self.weight).detach()).T
+
+
+def test_a_match_says_where_rounding_alone_moves_an_output() -> None:
+    torch.manual_seed(0)
+
+    class Other(nnx.Module):
+        def __init__(self) -> None:
+            self.weight = nnx.Param(jnp.zeros((3, 4)))
+
+        def __call__(self, x: Any) -> Any:
+            weight = self.weight[...]
+            fixed = jax.lax.stop_gradient(weight)
+            size = jnp.abs(fixed).max(1, keepdims=True) / 7.5
+            return x @ (weight + jax.lax.stop_gradient(jnp.round(weight / size) * size - weight)).T
+
+    batches = [(np.random.default_rng(seed).normal(size=(6, 4)), None) for seed in range(3)]
+    report = compare.check(compare.Torch(Levels()), compare.Flax(Other()), batches)
+    assert report.verdict != compare.Verdict.MISMATCH, str(report)
+    assert any("rounding alone moves" in limit for limit in report.limits), str(report)

@@ -1,0 +1,251 @@
+"""Copies of the weights: targets of several critics, slow weights of an optimizer; and what torch does not train."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+from programs.common import FlaxNet, TorchNet, drawn
+
+import compare
+
+TAU, SLOW, PERIOD = 0.05, 0.5, 2
+
+
+class Lookahead(torch.optim.SGD):
+    """SGD whose weights go a part of the way from the slow ones at every second step."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                self.state[weight].setdefault("slow", weight.clone())
+        super().step(closure)
+        self.count = getattr(self, "count", 0) + 1
+        for group in self.param_groups if self.count % PERIOD == 0 else ():
+            for weight in group["params"]:
+                slow = self.state[weight]["slow"]
+                weight.copy_(slow.add_(SLOW * (weight - slow)))
+        return None
+
+
+def lookahead(rate: float, part: float) -> optax.GradientTransformation:
+    def init(params: Any) -> Any:
+        return {"slow": params, "count": jnp.zeros((), int)}
+
+    def update(gradients: Any, state: Any, params: Any = None) -> Any:
+        count = state["count"] + 1
+        fast = jax.tree.map(lambda weight, gradient: weight - rate * gradient, params, gradients)
+        nearer = jax.tree.map(lambda slow, weight: slow + part * (weight - slow), state["slow"], fast)
+
+        def chosen(one: Any, other: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(count % PERIOD == 0, a, b), one, other)
+
+        updates = jax.tree.map(jnp.subtract, chosen(nearer, fast), params)
+        return updates, {"slow": chosen(nearer, state["slow"]), "count": count}
+
+    return optax.GradientTransformation(init, update)
+
+
+def loss_of(model: Any, batch: Any) -> Any:
+    return ((model(batch["x"]) - batch["y"]) ** 2).mean()
+
+
+@pytest.mark.parametrize("part", [SLOW, 0.4])
+def test_what_an_optimizer_holds_as_a_copy_of_the_weights_starts_from_those_of_torch(part: float) -> None:
+    def original() -> Any:
+        model = TorchNet()
+        optimizer = Lookahead(model.parameters(), 0.1)
+
+        def step(_: Any, batch: Any) -> Any:
+            loss = loss_of(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port() -> Any:
+        model = FlaxNet(nnx.Rngs(0))
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            loss, gradients = nnx.value_and_grad(loss_of)(state["model"], batch)
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": loss}
+
+        return {"model": model, "optimizer": nnx.Optimizer(model, lookahead(0.1, part), wrt=nnx.Param)}, step
+
+    report = compare.check(
+        compare.TorchProgram(original), compare.JaxProgram(port), drawn(x=(5,), y=(3,)), steps=5, quick=True
+    )
+    assert report.verdict == (compare.Verdict.MATCH if part == SLOW else compare.Verdict.MISMATCH), str(report)
+    if part != SLOW:
+        assert report.divergence is not None
+        assert report.divergence.step == PERIOD - 1
+
+
+def test_two_targets_from_before_the_update_are_one_finding() -> None:
+    def original() -> Any:
+        critics = [TorchNet(outputs=1), TorchNet(outputs=1)]
+        targets = [TorchNet(outputs=1), TorchNet(outputs=1)]
+        for critic, target in zip(critics, targets, strict=True):
+            target.load_state_dict(critic.state_dict())
+        optimizer = torch.optim.Adam([*critics[0].parameters(), *critics[1].parameters()], 1e-2)
+
+        def step(_: Any, batch: Any) -> Any:
+            with torch.no_grad():
+                wanted = batch["y"] + 0.9 * torch.minimum(*(target(batch["x"]) for target in targets))
+            loss = sum(((critic(batch["x"]) - wanted) ** 2).mean() for critic in critics)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                for critic, target in zip(critics, targets, strict=True):
+                    for old, new in zip(target.parameters(), critic.parameters(), strict=True):
+                        old.lerp_(new, TAU)
+            return {"loss": loss}
+
+        names = ("first", "second", "first_target", "second_target")
+        return {**dict(zip(names, (*critics, *targets), strict=True)), "optimizer": optimizer}, step
+
+    def port() -> Any:
+        rngs = nnx.Rngs(0)
+        critics = nnx.List([FlaxNet(rngs, outputs=1), FlaxNet(rngs, outputs=1)])
+        targets = [FlaxNet(rngs, outputs=1), FlaxNet(rngs, outputs=1)]
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            critics, targets = state["critics"], (state["first_target"], state["second_target"])
+            wanted = batch["y"] + 0.9 * jnp.minimum(*(target(batch["x"]) for target in targets))
+
+            def of_critics(critics: Any) -> Any:
+                return sum(((critic(batch["x"]) - wanted) ** 2).mean() for critic in critics)
+
+            loss, gradients = nnx.value_and_grad(of_critics)(critics)
+            for critic, target in zip(critics, targets, strict=True):
+                new, old = nnx.state(critic, nnx.Param), nnx.state(target, nnx.Param)
+                nnx.update(target, optax.incremental_update(new, old, TAU))
+            state["optimizer"].update(critics, gradients)
+            return state, {"loss": loss}
+
+        optimizer = nnx.Optimizer(critics, optax.adam(1e-2), wrt=nnx.Param)
+        return {
+            "critics": critics,
+            "first_target": targets[0],
+            "second_target": targets[1],
+            "optimizer": optimizer,
+        }, step
+
+    report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), drawn(x=(5,), y=(1,)), quick=True)
+    assert report.divergence is not None, str(report)
+    assert report.divergence.cause is not None, str(report)
+    assert report.divergence.cause.name == "average before the update"
+    assert not report.others, str(report)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_gradient_that_torch_does_not_use_is_not_compared(*, dropped: bool) -> None:
+    """A frozen layer that the optimizer lists, or a gradient that the step drops."""
+
+    def original() -> Any:
+        model = TorchNet()
+        model.fc1.requires_grad_(dropped)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def step(_: Any, batch: Any) -> Any:
+            loss = loss_of(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            if dropped:
+                model.fc1.weight.grad = model.fc1.bias.grad = None
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port() -> Any:
+        model = FlaxNet(nnx.Rngs(0))
+
+        def label(path: Any, _: Any) -> str:
+            return "frozen" if "fc1" in jax.tree_util.keystr(path) else "trained"
+
+        tx = optax.multi_transform(
+            {"frozen": optax.set_to_zero(), "trained": optax.sgd(0.1)},
+            lambda params: jax.tree_util.tree_map_with_path(label, params),
+        )
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            loss, gradients = nnx.value_and_grad(loss_of)(state["model"], batch)
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": loss}
+
+        return {"model": model, "optimizer": nnx.Optimizer(model, tx, wrt=nnx.Param)}, step
+
+    report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), drawn(x=(5,), y=(3,)), quick=True)
+    assert report.verdict == compare.Verdict.MATCH, str(report)
+
+
+class Noise(torch.nn.Module):
+    """Holds a table in float64, as one that comes from NumPy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(5, 3)
+        self.register_buffer("table", torch.tensor(1 / np.arange(3, 13)))
+
+    def forward(self, x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        return self.net(x) * self.get_buffer("table")[at].to(x.dtype)[:, None]
+
+
+@pytest.mark.parametrize("held", ["variable", "array", "in the step"])
+def test_a_table_that_torch_keeps_in_float64_has_all_its_digits(held: str) -> None:
+    table = 1 / np.arange(3, 13)
+
+    def original() -> Any:
+        model = Noise()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def step(_: Any, batch: Any) -> Any:
+            loss = (model(batch["x"], batch["at"]) - batch["y"]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    class Port(nnx.Module):
+        def __init__(self) -> None:
+            self.net = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
+            if held != "in the step":
+                self.table = nnx.Variable(jnp.asarray(table)) if held == "variable" else jnp.asarray(table)
+
+        def __call__(self, x: Any, at: Any) -> Any:
+            values = jnp.asarray(table if held == "in the step" else self.table[...])
+            return self.net(x) * values[at].astype(x.dtype)[:, None]
+
+    def port() -> Any:
+        model = Port()
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            def of_model(model: Any) -> Any:
+                return ((model(batch["x"], batch["at"]) - batch["y"]) ** 2).mean()
+
+            loss, gradients = nnx.value_and_grad(of_model)(state["model"])
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": loss}
+
+        return {"model": model, "optimizer": nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)}, step
+
+    rng = np.random.default_rng(0)
+    batches = [{**batch, "at": rng.integers(0, 10, 12)} for batch in drawn(x=(5,), y=(3,))]
+    report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches)
+    assert report.ok, str(report)
