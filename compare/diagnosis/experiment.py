@@ -106,18 +106,22 @@ def seen_with(
     Args:
         rerun: A part of the step.
         changed: The changes, of calls in that part.
-        everywhere: Whether to change all calls of the same lines, such as those in the other turns of a loop.
+        everywhere: Whether to change all calls of the same lines in the same module, as in the other turns of a loop.
 
     """
     whole, rewrites = rerun.to_the_end(from_start=everywhere), combined(changed)
     try:
         if everywhere:
-            lines = {(each.call.site, each.call.name): rewrites[each.number] for group, _ in changed for each in group}
-            alike = ((number, lines.get((call.site, call.name))) for number, call in enumerate(whole.calls()))
+            lines = {_line(each.call): rewrites[each.number] for group, _ in changed for each in group}
+            alike = ((number, lines.get(_line(call))) for number, call in enumerate(whole.calls()))
             rewrites = {number: rewrite for number, rewrite in alike if rewrite is not None}
         return whole(rewrites).forward if changed else None
     except (Signal, InputError):
         return None
+
+
+def _line(call: Call) -> tuple[Any, ...]:
+    return call.site, call.name, call.module
 
 
 def window_of(found: Found) -> Window:

@@ -10,7 +10,7 @@ from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lift import Lifter
 from compare.jax_side.lines import line
 from compare.jax_side.primitives import BITS, KINDS, Kind, called, is_key, programs
-from compare.jax_side.reading import equations
+from compare.jax_side.reading import equations, numbers
 from compare.jax_side.run import JaxRun
 from compare.step.batch import Batch
 
@@ -33,6 +33,8 @@ class FromData(NamedTuple):
     """What it computes without any parameter, in float64, in order of execution."""
     operations: frozenset[str] | None = None
     """The names of the operations that give more than one number; None where the program was not read."""
+    numbers: frozenset[float] | None = None
+    """The single numbers that are written into it; None where it was not read."""
 
 
 class _Unknown:
@@ -71,7 +73,7 @@ def computed_from_data(run: JaxRun, batch: Batch) -> FromData:
         arrays = compiled_quickly(values)(inputs)  # compiled at once: single operations would be compiled one by one
         operations = {_named(eqn) for eqn in equations(program) if np.prod(_shape(eqn), dtype=int) > 1}
     found = [Value(np.asarray(array), place) for array, place in zip(arrays, lines, strict=True)]
-    return FromData(found, frozenset(operations))
+    return FromData(found, frozenset(operations), numbers(program))
 
 
 def _named(eqn: Any) -> str:

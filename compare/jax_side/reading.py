@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.jax_side.lines import line
-from compare.jax_side.primitives import Program, is_foreign, is_tracer, programs
+from compare.jax_side.primitives import Program, is_foreign, is_literal, is_tracer, programs
 
 
 class ForeignCall(NamedTuple):
@@ -44,6 +44,13 @@ def arrays(program: Any) -> Iterator[np.ndarray]:
     for eqn in Program.of(program).equations:
         for nested in programs(eqn):
             yield from arrays(nested)
+
+
+def numbers(program: Any) -> frozenset[float]:
+    """Give the single floating-point numbers that a traced program and the programs within it contain."""
+    operands = (operand.val for eqn in equations(program) for operand in eqn.invars if is_literal(operand))
+    single = (each for each in (*operands, *arrays(program)) if np.ndim(each) == 0)
+    return frozenset(float(each) for each in single if np.asarray(each).dtype.kind == "f")
 
 
 def lowest_precision(program: Any) -> tuple[str, float]:

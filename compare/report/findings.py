@@ -173,7 +173,12 @@ class Findings:
             return ""
         listed = ", ".join(group.summary for group in groups[:SHOWN_GROUPS])
         more = f", and {len(groups) - SHOWN_GROUPS} more" if len(groups) > SHOWN_GROUPS else ""
-        return f"{len(groups)} things to mend: {listed}{more}"
+        return f"{self.count_of_groups}: {listed}{more}"
+
+    @property
+    def count_of_groups(self) -> str:
+        """Their number: "3 things to mend"; "3 findings" where one has no cause, and may follow from another."""
+        return f"{len(self.groups)} {'things to mend' if all(group.cause for group in self.groups) else 'findings'}"
 
     @property
     def headline(self) -> str:

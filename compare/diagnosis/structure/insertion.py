@@ -1,12 +1,13 @@
 """Edits that add an operation: activations, norms, factors that follow from sizes."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from compare.diagnosis.structure.edit import END, Context, Edit, Kind, is_mask, one, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
 from compare.diagnosis.structure.written import without
+from compare.verdict.fix import source
 
 Unary = tuple[str, Callable[[Any], Any]]
 """A function of one tensor, and what it is called."""
@@ -69,8 +70,12 @@ def _functions(context: Context, number: int) -> Iterator[Unary]:
         yield from _over_last_axis()
     for axis in axes:
         yield from _over(axis)
+    written = context.theirs.numbers
     for size in context.sizes():
-        yield from _factors(size)
+        # The JAX side's program has the size, its root or its inverse where it multiplies by one of them.
+        if written is None or not written.isdisjoint((size, size**0.5, 1 / size, size**-0.5)):
+            yield from _factors(size)
+    yield from _written_factors(() if written is None else sorted(written))
 
 
 def _pointwise() -> list[Unary]:
@@ -171,6 +176,18 @@ def _factors(size: int) -> list[Unary]:
         (f"a factor 1/{size}", lambda x: x / size),
     ]
 
+
+def _written_factors(numbers: Sequence[float]) -> list[Unary]:
+    """List factors and divisors that are written into the JAX side's program: none is fitted."""
+    own = [each for each in numbers if each not in (0.0, 1.0, -1.0) and math.isfinite(each)]
+    if len(own) > MOST:
+        return []
+    factors = [(f"a factor {source(each)}", lambda x, each=each: x * each) for each in own]
+    return [*factors, *((f"a division by {source(each)}", lambda x, each=each: x / each) for each in own)]
+
+
+MOST = 12
+"""Numbers of a program that are tried as factors, at most."""
 
 _NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "BatchNorm1d", "BatchNorm2d", "InstanceNorm1d", "InstanceNorm2d")
 

@@ -55,12 +55,13 @@ def listed(context: Context) -> Iterator[Edit]:
         yield from _edits(context, node, generator)
 
 
-def at_all_calls(edit: Edit, whole: Context) -> Edit:
+def at_all_calls(edit: Edit, whole: Context, *, in_one_module: bool = False) -> Edit:
     """Make an edit at the other calls of its line too, which the difference does not come from: a module may run twice.
 
     Args:
         edit: Of operations of one line.
         whole: The whole step.
+        in_one_module: Whether to make it in the same module alone, and not in other layers of its class.
 
     """
     nodes = [whole.graph.nodes[number] for number, _ in edit.at]
@@ -70,7 +71,8 @@ def at_all_calls(edit: Edit, whole: Context) -> Edit:
     at = list(edit.at)
     for node in whole.nodes:
         alike = (node.site, node.name) == (nodes[0].site, nodes[0].name)
-        if alike and node.number not in dict(edit.at):
+        elsewhere = in_one_module and node.module != nodes[0].module
+        if alike and not elsewhere and node.number not in dict(edit.at):
             others = _edits(whole, node, generator)
             if position >= len(others) or others[position].kind != edit.kind:
                 return edit

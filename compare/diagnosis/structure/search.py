@@ -160,7 +160,7 @@ class StructureSearch:
         """
         ends = [(self.here.ports.get(port), array) for port, array in outputs]
         limit = max(MARGIN * self.found.limit, self.tables)
-        edits = self._everywhere if everywhere else self.cause
+        edits = self._everywhere(in_one_module=True) if everywhere else self.cause
         return all(end is not None and self._of_model(edits, end, array) <= limit for end, array in ends)
 
     def operations(self) -> Operations:
@@ -173,16 +173,15 @@ class StructureSearch:
     def at_all_calls(self) -> Operations:
         """Name the operations that the cause edits if it is made at every call of its lines; nothing if it is so."""
         own = self.operations()
-        made = operations(changes(self._everywhere), self.here.context.graph) if own else {}
+        made = operations(changes(self._everywhere()), self.here.context.graph) if own else {}
         return {} if made.keys() == own.keys() else made
 
-    @property
-    def _everywhere(self) -> list[Edit]:
-        """The cause at every call of its lines."""
+    def _everywhere(self, *, in_one_module: bool = False) -> list[Edit]:
+        """Give the cause at every call of its lines."""
         context = self.here.context
         graph = context.graph
         whole = Context(graph, graph.nodes, self.here.ports, context.parameters, context.modules, context.theirs)
-        return [at_all_calls(edit, whole) for edit in self.cause]
+        return [at_all_calls(edit, whole, in_one_module=in_one_module) for edit in self.cause]
 
     def _of_model(self, edits: Sequence[Edit], end: int, target: np.ndarray) -> float:
         graph = self.here.context.graph
