@@ -52,7 +52,7 @@ def explain_update(evidence: Evidence | None, start: Callable[[str], OptimizerRu
     searcher = Searcher(fitter)
     for size in range(1, SEVERAL + 1):
         search = searcher.explained(size)
-        if search.found and not _is_open(evidence, search.found):
+        if search.found and fitter.goes_on(search.found):
             return _explained(searcher, search.found)
         if search.undecided:
             return Explained(details=_undecided(fitter, search))
@@ -63,17 +63,6 @@ def explain_update(evidence: Evidence | None, start: Callable[[str], OptimizerRu
         if fitter.spent:
             break
     return Explained(details=_known_rates(fitter))
-
-
-def _is_open(evidence: Evidence, fit: Fit) -> bool:
-    """Tell whether other gradients beside another change are no cause, since no state of the optimizers is compared.
-
-    Each step starts from torch's state, which torch's own gradients made. With others it would be another one, and only
-    the state that the JAX side has tells: scaled gradients with another momentum are as good as no Nesterov momentum.
-    """
-    beside = len(fit.hypotheses) > 1 and any(each.place == "gradient" for each in fit.hypotheses)
-    compared = any(result.is_state for step in evidence.steps for result in step.results)
-    return beside and not compared and any(step.state["state"] for step in evidence.steps)
 
 
 def _of_another_optimizer(evidence: Evidence, found: list[Family]) -> Explained:

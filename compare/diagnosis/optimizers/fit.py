@@ -1,8 +1,9 @@
 """Fits the free numbers of hypotheses at the first steps that differ, and checks that they hold at all the others."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -119,6 +120,29 @@ class Fitter:
     def holds(self, fit: Fit, *, rated: bool = False, state_only: bool = False) -> bool:
         """Return whether a fit explains every step, those that agreed included."""
         return all(self._distance(step, fit, rated, state_only) <= 1 for step in self.evidence.steps)
+
+    def goes_on(self, fit: Fit) -> bool:
+        """Tell whether a fit holds where torch's optimizer goes on from what it remembers with the changes itself.
+
+        An update is tried from what torch's optimizer remembers. Where none of that is compared, the JAX side's goes on
+        from its own: scaled gradients with another momentum would be as good as no Nesterov momentum.
+        """
+        steps = self.evidence.steps
+        compared = any(result.is_state for step in steps for result in step.results)
+        in_a_row = [step.number for step in steps] == list(range(len(steps)))
+        if compared or not in_a_row or not any(step.state["state"] for step in steps):
+            return True
+        remembered: Mapping[Any, Any] | None = None
+        for number, step in enumerate(steps):
+
+            def own(trial: Trial, remembered: Mapping[Any, Any] | None = remembered) -> None:
+                trial.remembered = remembered
+
+            given = self.made(step, fit, None if fit.rates is None else fit.rates[number], own)
+            if distances(step, given).max(initial=0.0) > 1:
+                return False
+            remembered = self.bench.remembered()
+        return True
 
     def worst(self, fit: Fit) -> float:
         """Return the largest relative difference that a fit leaves, over all steps."""

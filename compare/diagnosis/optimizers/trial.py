@@ -32,6 +32,8 @@ class Trial:
     """The learning rate of the first parameter group, the others in proportion; None for torch's own."""
     silent: bool = False
     """Whether no update is made at this step."""
+    remembered: Mapping[Any, Any] | None = None
+    """What the optimizer remembers before the update; None for what torch's does."""
     one_of_two: bool = False
     """Whether what the JAX side has for two parameters of torch makes the step of one of them."""
 
@@ -64,6 +66,11 @@ class Bench:
         except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, ArithmeticError, AttributeError):
             return None  # torch refuses the setting, or it removes a part of the state that is compared
 
+    def remembered(self) -> Mapping[Any, Any]:
+        """Give what the optimizer remembers after the last update, as its state dict has it."""
+        state: Mapping[Any, Any] = copied(self._optimizer.state_dict())["state"]
+        return state
+
     def _set(self, trial: Trial) -> None:
         import torch
 
@@ -76,7 +83,8 @@ class Bench:
                 param.grad = None if gradient is None else gradient.clone()
         # Each trial starts from a copy: an optimizer updates its moments in place, and the next trial needs
         # them as they were.
-        self._optimizer.load_state_dict(copied(trial.step.state))
+        own = {} if trial.remembered is None else {"state": trial.remembered}
+        self._optimizer.load_state_dict(copied({**trial.step.state, **own}))
         first = trial.step.rate
         for group in self._optimizer.param_groups:
             if trial.rate is not None:
