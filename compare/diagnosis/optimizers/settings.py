@@ -151,7 +151,7 @@ def _told_number(name: str) -> Any:
             return replace(told, arguments={argument: schedule}, function=function)
         has, other = with_distinct_digits(now, value)
         says = f"{named(kind)} has {name}={has}, and the JAX side steps as torch would with {other}"
-        if name == "weight_decay":
+        if name == "weight_decay" and kind in OPTAX:  # how a class of the user's own decays is not known
             decoupled = kind == "AdamW" or bool(first.groups[0].get("decoupled_weight_decay"))
             told = Told(called, says, source=OPTIMIZERS)
             return mended_decay(told, kind, now, decoupled=decoupled, rate=first.rate)
