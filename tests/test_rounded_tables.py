@@ -109,3 +109,30 @@ def test_a_table_in_the_state_of_a_program(approximate: bool) -> None:
         found(report)
     else:
         assert report.verdict == compare.Verdict.MATCH
+
+
+def test_a_literal_of_python_is_a_constant_like_any() -> None:
+    """`jnp.select` begins with a literal False."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 4)
+
+    class Selected(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x)
+            return torch.where(y > 0, 2 * y, y)
+
+    class Port(nnx.Module):
+        def __init__(self) -> None:
+            self.layer = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: Any) -> Any:
+            y = self.layer(x)
+            return jnp.select([y > 0], [2 * y], y)
+
+    batches = [(np.random.default_rng(0).normal(size=(5, 3)), None)]
+    report = compare.check(compare.Torch(Selected()), compare.Flax(Port()), batches)
+    assert report.ok, str(report)

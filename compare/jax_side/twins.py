@@ -61,7 +61,10 @@ class Twins:
         except (TypeError, NotImplementedError):  # integers are narrower in this run than in the program
             return outputs
         whole = eqn.primitive.name in ROUNDING
-        real = any(jnp.issubdtype(twin.dtype, jnp.floating) for twin in twins)
+        # A literal of the program, such as the False that `jnp.select` begins with, may be a number of Python's.
+        real = any(
+            jnp.issubdtype(np.asarray(twin).dtype if np.isscalar(twin) else twin.dtype, np.floating) for twin in twins
+        )
         found = []
         for now, twin in zip(outputs, written, strict=True):
             inexact = jnp.issubdtype(now.dtype, jnp.inexact)

@@ -24,7 +24,7 @@ _WRAPPERS |= {
     "poisson_nll_loss",
     "gaussian_nll_loss",
 }
-_WRAPPERS |= {"hardsigmoid", "hardswish", "softplus", "normalize"}
+_WRAPPERS |= {"hardsigmoid", "hardswish", "softplus", "_threshold"}
 _WRAPPERS |= {"margin_ranking_loss", "hinge_embedding_loss", "triplet_margin_loss", "cosine_embedding_loss"}
 _WRAPPERS |= {"huber_loss", "smooth_l1_loss", "forward", "_call_impl", "_wrapped_call_impl", "inner"}
 """Functions of torch's in Python that do what their name says, and nothing beside; and those by which a module of
@@ -97,16 +97,6 @@ def _bounds(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
     low, high = kwargs.get("min", low), kwargs.get("max", high if "max" not in kwargs else None)
     yield True if low is None else (args[0] < low).any()
     yield True if high is None else (args[0] > high).any()
-
-
-def _below(args: tuple[Any, ...], _: dict[str, Any]) -> Iterator[Any]:
-    # A bound such as the 1e-12 of `normalize` guards against a division by zero, and no data is to reach it.
-    if not isinstance(args[1], float) or not 0 < args[1] < GUARD:
-        yield (args[0] < args[1]).any()
-
-
-GUARD = 1e-6
-"""Positive bounds below this are guards."""
 
 
 def _condition(args: tuple[Any, ...], _: dict[str, Any]) -> Iterator[Any]:
@@ -200,13 +190,15 @@ _CHOICES: dict[str, Any] = {
     ),
     "clamp": (("no element is below its bound", "no element is above its bound"), _bounds),
     "hardtanh": (("no element is below its bound", "no element is above its bound"), _bounds),
-    "clamp_min": (("no element is below its bound",), _below),
+    "clamp_min": (("no element is below its bound",), lambda args, _: [(args[0] < args[1]).any()]),
     "clamp_max": (("no element is above its bound",), lambda args, _: [(args[0] > args[1]).any()]),
     **dict.fromkeys(
         ("abs", "elu", "leaky_relu", "relu", "sign"), (("no element is negative", "no element is positive"), _signs)
     ),
     **dict.fromkeys(("hardsigmoid", "hardswish"), (("no element is below -3", "no element is above 3"), _from(-3, 3))),
-    **dict.fromkeys(("softshrink", "hardshrink"), (("no element is within its bounds", "all are"), _shrunk)),
+    **dict.fromkeys(
+        ("softshrink", "hardshrink"), (("no element is within its bounds", "no element is beyond its bounds"), _shrunk)
+    ),
     "threshold": (("no element is below it",), lambda args, _: [(args[0] <= args[1]).any()]),
     "softplus": (("no element is beyond the bound from which it is linear",), _beyond),
     "xlogy": (("no element is 0, where torch's product is 0",), lambda args, _: [(args[0] == 0).any()]),
