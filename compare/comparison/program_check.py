@@ -159,6 +159,8 @@ class ProgramCheck(CommonCheck):
 
     def searched(self, place: Placed, edits: Sequence[Edit]) -> Known:
         """Look for the cause of what is computed at a place as in a model, with edits in force already."""
+        if place.by_number:
+            return Known()
         return ProgramSearch(self.pair, self.runs.stepper, self._edited, self._jax_again, self._budget)(place, edits)
 
     def lines(self, pairing: Pairing) -> list[Line]:

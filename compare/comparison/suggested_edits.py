@@ -37,6 +37,9 @@ class Placed(NamedTuple):
     """What both steps show, each with the distance that rounding explains."""
     gradients: Sequence[tuple[Pairing, float]] = ()
     """Those of the step, likewise."""
+    by_number: bool = False
+    """Whether it is at a later call of a module that the two sides call at this step a different number of times: their
+    calls are paired by number, and need not be the same."""
 
 
 class Known(NamedTuple):
@@ -208,6 +211,14 @@ def _histories(
     return run, torch_history, jax_history
 
 
+def _by_number(pairing: Pairing, torch: Observation, jax: Observation) -> bool:
+    if pairing.ports is None or not pairing.ports[0].call:
+        return False
+    seen = zip((torch, jax), pairing.ports, strict=True)
+    most = {max((each.call for each in side.forward if each.path == port.path), default=-1) for side, port in seen}
+    return len(most) > 1
+
+
 def with_hidden(steps: Steps, edits: Sequence[Edit], edit: Edit) -> Edit:
     """Hide the parameters that no gradient reaches any more with an edit, with others in force already.
 
@@ -253,7 +264,7 @@ def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
             found = found_at(step, number, pairing, dataclasses.replace(quantity, error64=errors), before)
             shown = _expected(followed, step, Stage.LOSS, Stage.SHOWN)
             gradients = _expected(followed, step, Stage.GRADIENT)
-            return Placed(found, frozenset(agreeing), number, shown, gradients)
+            return Placed(found, frozenset(agreeing), number, shown, gradients, _by_number(pairing, torch, jax))
         before = pairing
         if pairing.ports is not None:
             agreeing.add(pairing.ports[0])

@@ -1,7 +1,7 @@
 """What torch's own kernels compute with fewer digits than the precision has.
 
-In float64 these are a gradient scaler and a slope, and on a GPU a weight norm, hardsigmoid and hardswish, which use
-numbers in float32.
+In float64 these are a gradient scaler, a slope and the derivatives of digamma, and on a GPU a weight norm, hardsigmoid
+and hardswish, which use numbers in float32.
 """
 
 from collections.abc import Callable
@@ -87,6 +87,15 @@ def _gamma_slope(concentration: Any, variable: Any) -> Any:
         term = term * x / (a + order)
 
 
+def _polygamma(order: int, x: Any) -> Any:
+    """Give the derivatives of digamma, of which torch's have about 9 digits in float64."""
+    import scipy.special
+    import torch
+
+    given = scipy.special.polygamma(order, x.detach().cpu().numpy())
+    return torch.as_tensor(given, dtype=x.dtype, device=x.device)
+
+
 class Exact(NamedTuple):
     """What PyTorch approximates to a few digits in either precision."""
 
@@ -112,6 +121,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "hardswish": _hardswish,
     "hardswish_": _in_place(_hardswish),
     "hardsigmoid_backward": _hardsigmoid_backward,
+    "polygamma": _polygamma,
     "_weight_norm_interface": _weight_norm,
     "_weight_norm_interface_backward": _weight_norm_backward,
 }
