@@ -25,6 +25,7 @@ from compare.diagnosis.steps.edit import Edit
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.search import Gradients, Shown, Surroundings
 from compare.errors import InputError, InternalError, Signal
+from compare.jax_side.from_data import FromData, written_in
 from compare.jax_side.program_run import JaxProgramRun
 from compare.numerics.distance import distance
 from compare.step.batch import Batch
@@ -82,7 +83,9 @@ class ProgramSearch:
                 return Known(Searched(cause))
         shown = self._shown(place.shown, seen)
         later = self._shown(place.gradients, seen) if found.divergence.stage in (Stage.LOSS, Stage.SHOWN) else []
-        surroundings = Surroundings(place.agreeing, self.budget, shown=shown, later=later)
+        traces = self.jax().traces
+        theirs = written_in(traces[0]) if traces else FromData()
+        surroundings = Surroundings(place.agreeing, self.budget, theirs=lambda _: theirs, shown=shown, later=later)
         if found.divergence.stage == Stage.GRADIENT and seen is not None:
             # A stop may be in another module's gradients: all of the step are what proves it.
             both = [pairing for pairing, _ in place.gradients if self._read(pairing, seen) is not None]

@@ -36,6 +36,20 @@ class FromData(NamedTuple):
     numbers: frozenset[float] | None = None
     """The single numbers that are written into it; None where it was not read."""
 
+    def has_one_of(self, *values: float) -> bool:
+        """Tell whether one of these numbers, or its inverse or square, is written into it; True if it was not read."""
+        if self.numbers is None:
+            return True
+        wanted = np.array([each for value in values for each in (value, 1 / value, value**2, value**-2)])
+        written = np.array(sorted(self.numbers))
+        return bool(np.isclose(wanted[:, None], written, rtol=1e-12, atol=0).any())
+
+
+def written_in(program: Any) -> FromData:
+    """Read what is written into a traced program, but for the values that it computes."""
+    operations = {_named(eqn) for eqn in equations(program) if np.prod(_shape(eqn), dtype=int) > 1}
+    return FromData((), frozenset(operations), numbers(program))
+
 
 class _Unknown:
     """Stands for what comes from parameters or random numbers."""
@@ -71,9 +85,8 @@ def computed_from_data(run: JaxRun, batch: Batch) -> FromData:
             return [value for _, value in reader.found]
 
         arrays = compiled_quickly(values)(inputs)  # compiled at once: single operations would be compiled one by one
-        operations = {_named(eqn) for eqn in equations(program) if np.prod(_shape(eqn), dtype=int) > 1}
     found = [Value(np.asarray(array), place) for array, place in zip(arrays, lines, strict=True)]
-    return FromData(found, frozenset(operations), numbers(program))
+    return written_in(program)._replace(values=found)
 
 
 def _named(eqn: Any) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 
 from compare.jax_side.lines import line
 from compare.jax_side.primitives import Program, is_foreign, is_literal, is_tracer, programs
+from compare.numerics.constants import restored
 
 
 class ForeignCall(NamedTuple):
@@ -47,10 +48,14 @@ def arrays(program: Any) -> Iterator[np.ndarray]:
 
 
 def numbers(program: Any) -> frozenset[float]:
-    """Give the single floating-point numbers that a traced program and the programs within it contain."""
+    """Give the single floating-point numbers that a traced program and the programs within it contain, as written."""
     operands = (operand.val for eqn in equations(program) for operand in eqn.invars if is_literal(operand))
-    single = (each for each in (*operands, *arrays(program)) if np.ndim(each) == 0)
-    return frozenset(float(each) for each in single if np.asarray(each).dtype.kind == "f")
+    single = (np.asarray(each) for each in (*operands, *arrays(program)) if np.ndim(each) == 0)
+    found = []
+    for each in single:
+        meant = restored(each) if each.dtype == np.float32 else None
+        found += [float(each if meant is None else meant)] if each.dtype.kind == "f" else []
+    return frozenset(found)
 
 
 def lowest_precision(program: Any) -> tuple[str, float]:

@@ -42,6 +42,8 @@ ONE_ARGUMENT = (
 def set_layer(file: SourceFile, code: Code, line: Line) -> list[Edit]:
     """Give a layer a setting, where it is made."""
     call = file.expression(line.source.span)
+    if code.keywords.keys() & MODES and _gives_modes(file, call):
+        raise Unfit("the mode is given where the layer is called")
     name = code.call.rpartition(".")[2]
     if not isinstance(call, libcst.Call):  # Linen makes a layer anew where `setup` assigns it
         inside = file.calls_in_statement(call)
@@ -57,6 +59,17 @@ def set_layer(file: SourceFile, code: Code, line: Line) -> list[Edit]:
     if _named(made) != name:
         raise Unfit(f"the line makes no {name}")
     return set_keywords(file, call, made, written(code.keywords))
+
+
+MODES = frozenset({"use_running_average", "deterministic"})
+"""Settings of a layer that a call of it, or of its model, may give as well."""
+
+
+def _gives_modes(file: SourceFile, made: libcst.BaseExpression) -> bool:
+    """Tell whether another call in the file gives a mode: then that counts, and not what the layer is made with."""
+    inside = {id(node) for node in file.calls_in_statement(made)}
+    others = [call for call in file.nodes(libcst.Call) if id(call) not in inside]
+    return any(each.keyword is not None and each.keyword.value in MODES for call in others for each in call.args)
 
 
 def _is_defined(file: SourceFile, function: libcst.BaseExpression) -> bool:

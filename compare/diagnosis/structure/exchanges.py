@@ -181,7 +181,7 @@ def _numbers(context: Context, node: Node, own: float) -> Iterator[tuple[str, fl
             (f"1/sqrt({size})", size**-0.5),
         ):
             # A size may give torch's own number, as sqrt(64) is 8: that is no edit.
-            if abs(number / own - 1) > 1e-12:
+            if abs(number / own - 1) > 1e-12 and context.theirs.has_one_of(number):
                 yield words, number
 
 

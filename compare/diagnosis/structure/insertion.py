@@ -70,12 +70,11 @@ def _functions(context: Context, number: int) -> Iterator[Unary]:
         yield from _over_last_axis()
     for axis in axes:
         yield from _over(axis)
-    written = context.theirs.numbers
     for size in context.sizes():
         # The JAX side's program has the size, its root or its inverse where it multiplies by one of them.
-        if written is None or not written.isdisjoint((size, size**0.5, 1 / size, size**-0.5)):
+        if context.theirs.has_one_of(size, size**0.5):
             yield from _factors(size)
-    yield from _written_factors(() if written is None else sorted(written))
+    yield from _written_factors(sorted(context.theirs.numbers or ()))
 
 
 def _pointwise() -> list[Unary]:
