@@ -1,7 +1,8 @@
 """Fits the free numbers of hypotheses at the first steps that differ, and checks that they hold at all the others."""
 
+import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +120,17 @@ class Fitter:
 
     def holds(self, fit: Fit, *, rated: bool = False, state_only: bool = False) -> bool:
         """Return whether a fit explains every step, those that agreed included."""
+        if self._own_state and not (rated or state_only):
+            return self.goes_on(fit)
         return all(self._distance(step, fit, rated, state_only) <= 1 for step in self.evidence.steps)
+
+    @functools.cached_property
+    def _own_state(self) -> bool:
+        """Whether the JAX side's optimizer remembers something that is not compared: each step has its own."""
+        steps = self.evidence.steps
+        compared = any(result.is_state for step in steps for result in step.results)
+        in_a_row = [step.number for step in steps] == list(range(len(steps)))
+        return in_a_row and not compared and any(step.state["state"] for step in steps)
 
     def goes_on(self, fit: Fit) -> bool:
         """Tell whether a fit holds where torch's optimizer goes on from what it remembers with the changes itself.
@@ -127,28 +138,24 @@ class Fitter:
         An update is tried from what torch's optimizer remembers. Where none of that is compared, the JAX side's goes on
         from its own: scaled gradients with another momentum would be as good as no Nesterov momentum.
         """
-        steps = self.evidence.steps
-        compared = any(result.is_state for step in steps for result in step.results)
-        in_a_row = [step.number for step in steps] == list(range(len(steps)))
-        if compared or not in_a_row or not any(step.state["state"] for step in steps):
-            return True
+        return not self._own_state or all(distances(*each).max(initial=0.0) <= 1 for each in self._taken(fit))
+
+    def _taken(self, fit: Fit) -> Iterator[tuple[OptimizerStep, list[np.ndarray] | None]]:
+        """Yield each step with torch's update, made with the changes of a fit."""
         remembered: Mapping[Any, Any] | None = None
-        for number, step in enumerate(steps):
+        for number, step in enumerate(self.evidence.steps):
 
             def own(trial: Trial, remembered: Mapping[Any, Any] | None = remembered) -> None:
                 trial.remembered = remembered
 
             given = self.made(step, fit, None if fit.rates is None else fit.rates[number], own)
-            if distances(step, given).max(initial=0.0) > 1:
-                return False
-            remembered = self.bench.remembered()
-        return True
+            yield step, given
+            remembered = self.bench.remembered() if self._own_state else None
 
     def worst(self, fit: Fit) -> float:
         """Return the largest relative difference that a fit leaves, over all steps."""
         left = [0.0]
-        for number, step in enumerate(self.evidence.steps):
-            given = self.made(step, fit, None if fit.rates is None else fit.rates[number])
+        for step, given in self._taken(fit):
             for array, result in zip(given or (), step.results, strict=False):
                 if size := float(np.linalg.norm(result.jax)):
                     left.append(float(np.linalg.norm(array - result.jax)) / size)
