@@ -242,9 +242,10 @@ def _code_within(definition: ast.FunctionDef, like: CodeType) -> CodeType | None
 
 def _functions(function: FunctionType | None, objects: Iterable[Any]) -> Iterator[FunctionType]:
     """Yield a function, those of the user's that it calls by their names, and methods of objects, each once."""
-    found, left = set[FunctionType | None](), [function, *(each for used in objects for each in _methods(used))]
-    while left:
-        each = left.pop(0)
+    found, left = set[FunctionType | None](), [function]
+    methods = [each for used in objects for each in _methods(used)]
+    while left or methods:
+        each = (left or methods).pop(0)  # a model may have many methods: what the step calls by name comes first
         if each is None or each in found or of_a_library(each.__code__.co_filename):
             continue
         found.add(each)
@@ -254,7 +255,7 @@ def _functions(function: FunctionType | None, objects: Iterable[Any]) -> Iterato
             if isinstance(value, FunctionType | functools.partial):
                 left.append(_function(value))
             elif not isinstance(value, type):
-                left += _methods(value)
+                methods += _methods(value)
 
 
 def _methods(used: Any) -> list[FunctionType]:
