@@ -181,8 +181,9 @@ class ProgramPair:
         """Start a run of the JAX side again, its state from the torch side's values."""
         run.restart()
         run.load(to_jax(self.links, self.start, run.arrays()))
-        weights = run.weights()
-        run.load({name: weights[weight] for name, weight in self._copies.items()})
+        if self._copies:
+            weights = run.weights()
+            run.load({name: weights[weight] for name, weight in self._copies.items()})
 
     def other_own_values(self, followed: Followed) -> OwnValues:
         """Find the tables of which the port came with other values than torch's."""
@@ -224,12 +225,9 @@ def _copies(port: JaxProgramRun, links: Sequence[Link]) -> dict[str, str]:
 def _without_common_end(name: str, weight: str) -> tuple[str, str]:
     """Return the beginnings of two paths, without the components in which both end."""
     ours, theirs = name.split("/"), weight.split("/")
-    same = sum(
-        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ours[::-1], theirs[::-1], strict=False))
-    )
-    return "".join(f"{key}/" for key in ours[: len(ours) - same]), "".join(
-        f"{k}/" for k in theirs[: len(theirs) - same]
-    )
+    while ours and theirs and ours[-1] == theirs[-1]:
+        ours, theirs = ours[:-1], theirs[:-1]
+    return "".join(f"{key}/" for key in ours), "".join(f"{key}/" for key in theirs)
 
 
 def _in_copies(run: TorchProgramRun, features: Features) -> Features:
