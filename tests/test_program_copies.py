@@ -249,3 +249,45 @@ def test_a_table_that_torch_keeps_in_float64_has_all_its_digits(held: str) -> No
     batches = [{**batch, "at": rng.integers(0, 10, 12)} for batch in drawn(x=(5,), y=(3,))]
     report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches)
     assert report.ok, str(report)
+
+
+def test_an_average_that_shares_the_variables_of_the_model_at_first_is_a_copy() -> None:
+    """And a schedule of a given number of steps ends the further steps, and is no error."""
+
+    def original() -> Any:
+        model, average = TorchNet(), TorchNet()
+        average.load_state_dict(model.state_dict())
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=4, cycle_momentum=False)
+
+        def step(_: Any, batch: Any) -> Any:
+            loss = loss_of(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                for old, new in zip(average.parameters(), model.parameters(), strict=True):
+                    old.lerp_(new, TAU)
+            return {"loss": loss}
+
+        return {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}, step
+
+    def port() -> Any:
+        model = FlaxNet(nnx.Rngs(0))
+        rate = optax.cosine_onecycle_schedule(3, 0.1, 0.3, 25.0, 1e4)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            loss, gradients = nnx.value_and_grad(loss_of)(state["model"], batch)
+            state["optimizer"].update(state["model"], gradients)
+            average = optax.incremental_update(nnx.state(state["model"], nnx.Param), state["average"], TAU)
+            return {**state, "average": average}, {"loss": loss}
+
+        optimizer = nnx.Optimizer(model, optax.sgd(rate), wrt=nnx.Param)
+        return {"model": model, "average": nnx.state(model, nnx.Param), "optimizer": optimizer}, step
+
+    report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), drawn(x=(5,), y=(3,)))
+    assert not report.bugs
+    assert "incomplete" not in str(report)
+    assert report.divergence is None or report.divergence.stage == "update", str(report)

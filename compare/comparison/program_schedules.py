@@ -1,9 +1,10 @@
 """Takes further steps of two programs, each from torch's values, to compare what schedules and counts do later."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from compare.alignment.optimizer_state import jax_state
 from compare.alignment.program import slot_names
 from compare.comparison.optimizers_alone import whole_links
 from compare.comparison.program_runs import ProgramRuns
+from compare.errors import UserCodeError
 from compare.jax_side.program_run import JaxProgramRun
 from compare.numerics.distance import EPSILON64, ULPS, distance
 from compare.step.observation import Observation, to_numpy
@@ -20,6 +22,8 @@ from compare.verdict.following import Followed
 from compare.verdict.neighbours import LOST
 from compare.verdict.ratio import FACTOR, Quantity
 from compare.weights.links import to_jax
+
+T = TypeVar("T")
 
 REPEATED, MORE, MOST, SECONDS = 2, 2, 32, 1.0
 """How many steps of the check are repeated, how many further ones are taken at least, how many there are in all at
@@ -55,7 +59,7 @@ def later_program_updates(runs: ProgramRuns, jax: JaxProgramRun, followed: Follo
     links = [link for link in whole_links(runs.pair.links) if link.torch in updates]
     loss = next((quantity for quantity in followed.quantities if quantity.stage == Stage.LOSS), None)
     number = -1
-    for number, torch, own in _steps(runs, jax, followed):
+    for number, torch, own in _while_taken(_steps(runs, jax, followed)):
         if loss is not None and torch.loss is not None and own.loss is not None:
             error, expected = distance(to_numpy(own.loss), to_numpy(torch.loss)), float(loss.expected.max())
             if error > max(RELATIVE, FACTOR * expected):
@@ -70,6 +74,12 @@ def later_program_updates(runs: ProgramRuns, jax: JaxProgramRun, followed: Follo
             if error > max(RELATIVE, FACTOR * expected):
                 return Later(_found(number, updates[link.torch], error, expected, followed), number + 1)
     return Later(None, number + 1)
+
+
+def _while_taken(steps: Iterator[T]) -> Iterator[T]:
+    """Yield steps until the user's code refuses one, as a schedule of a given number of steps does at its end."""
+    with contextlib.suppress(UserCodeError):
+        yield from steps
 
 
 def goes_on(runs: ProgramRuns, looked_at: int) -> list[str]:

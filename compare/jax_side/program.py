@@ -76,7 +76,7 @@ def shown_gradients(shown: Any, weights: Sequence[str]) -> dict[str, Any]:
     found = {}
     for path, gradient in jax.tree_util.tree_flatten_with_path(shown)[0]:
         inner = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-        fitting = [name for name in weights if name == inner or name.endswith(f"/{inner}")]
+        fitting = [inner] if inner in weights else [name for name in weights if name.endswith(f"/{inner}")]
         if len(fitting) != 1:
             which = " or ".join(fitting) or "no array of the state"
             raise InputError(

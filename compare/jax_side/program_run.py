@@ -16,7 +16,7 @@ from compare.jax_side.moved_functions import FunctionsMoved
 from compare.jax_side.naming import naming
 from compare.jax_side.primitives import is_key
 from compare.jax_side.program import JaxProgram, built, checked_step, shown_gradients
-from compare.jax_side.program_state import Role, Structure, counted, is_nnx, meant, path_name, paths_of
+from compare.jax_side.program_state import Role, Structure, counted, is_nnx, meant, path_name, paths_of, unshared
 from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.twins import written
@@ -52,7 +52,7 @@ class JaxProgramRun:
         self._apart = Apart()
         with jax.enable_x64(False):
             state, self.user_step = built(side)
-            self.user_state = state
+            self.user_state = state = unshared(state)
             self.structure = Structure(state)
             arrays = self.structure.take_apart(state)
             if dtype == "float64":

@@ -141,6 +141,25 @@ def counted(leaves: Sequence[Leaf], values: Sequence[Any], start: Sequence[Any])
     }
 
 
+def unshared(state: Any) -> Any:
+    """Copy the variables that stand in a state beside the module that they belong to, as `nnx.state(model)` gives them.
+
+    They are an average, or a target, that starts as the model: a step gives others in their place.
+    """
+    import jax
+    from flax import nnx
+
+    leaves, tree = jax.tree.flatten(state, is_leaf=is_nnx)
+    modules = (leaf for leaf in leaves if is_nnx(leaf) and not isinstance(leaf, nnx.Variable))
+    seen = {id(variable) for module in modules for variable in jax.tree.leaves(nnx.state(module), is_leaf=is_nnx)}
+    own = []
+    for leaf in leaves:
+        shared = isinstance(leaf, nnx.Variable) and id(leaf) in seen
+        seen.add(id(leaf))
+        own.append(leaf.copy() if shared else leaf)
+    return jax.tree.unflatten(tree, own)
+
+
 def is_nnx(value: Any) -> bool:
     """Return whether a value is an nnx module, optimizer, generator or variable."""
     from flax import nnx

@@ -143,6 +143,7 @@ def _left_out(key: str, names: _Names) -> list[str]:
         *(name for name in names.torch if any(name.startswith(f"{module}.") for module in around)),
         *(name for name in names.jax if key in prefixes(name)),
     ]
+    found = found or list(_fitting(key, names.jax))
     if not found:
         problem = f"weights= has {key!r}, which matches no tensor of either side"
         raise InputError(_no_such(problem, key, [*names.torch, *names.jax]))
