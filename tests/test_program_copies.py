@@ -291,3 +291,44 @@ def test_an_average_that_shares_the_variables_of_the_model_at_first_is_a_copy() 
     assert not report.bugs
     assert "incomplete" not in str(report)
     assert report.divergence is None or report.divergence.stage == "update", str(report)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.8])
+def test_an_optimizer_that_the_port_writes_by_hand_keeps_its_moments_in_the_state(decay: float) -> None:
+    def original() -> Any:
+        model = torch.nn.Linear(5, 3)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+
+        def step(_: Any, batch: Any) -> Any:
+            loss = loss_of(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port() -> Any:
+        model = {"weight": jnp.zeros((3, 5)), "bias": jnp.zeros(3)}
+
+        @jax.jit
+        def step(state: Any, batch: Any) -> Any:
+            def of_model(model: Any) -> Any:
+                return ((batch["x"] @ model["weight"].T + model["bias"] - batch["y"]) ** 2).mean()
+
+            loss, gradients = jax.value_and_grad(of_model)(state["model"])
+            count = state["adam"]["t"] + 1
+            first = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, state["adam"]["m"], gradients)
+            second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, state["adam"]["v"], gradients)
+
+            def updated(weight: Any, m: Any, v: Any) -> Any:
+                return weight - 1e-2 * (m / (1 - decay**count)) / (jnp.sqrt(v / (1 - 0.999**count)) + 1e-8)
+
+            model = jax.tree.map(updated, state["model"], first, second)
+            return {"model": model, "adam": {"t": count, "m": first, "v": second}}, {"loss": loss}
+
+        zeros = jax.tree.map(jnp.zeros_like, model)
+        return {"model": model, "adam": {"t": jnp.zeros((), int), "m": zeros, "v": zeros}}, step
+
+    report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), drawn(x=(5,), y=(3,)), quick=True)
+    assert report.verdict == (compare.Verdict.MATCH if decay == 0.9 else compare.Verdict.MISMATCH), str(report)

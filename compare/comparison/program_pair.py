@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from compare.comparison.selection import Selection
 from compare.errors import InputError
 from compare.jax_side.program import JaxProgram
 from compare.jax_side.program_run import JaxProgramRun
+from compare.jax_side.program_state import remembered
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.step.batch import Batch
 from compare.step.draws import NO_HINTS
@@ -27,7 +28,7 @@ from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
-from compare.weights.find import find_links
+from compare.weights.find import UnmatchedError, find_links
 from compare.weights.layers import buffer_names
 from compare.weights.links import Link, WeightMap, to_jax
 from compare.weights.roots import find_roots
@@ -83,7 +84,16 @@ class ProgramPair:
         self._uncounted = {name for name, partner in (weights or {}).items() if partner is None and name in counted}
         """The integers of the torch state that the user leaves out."""
         weights = {name: each for name, each in (weights or {}).items() if name not in self._uncounted}
-        self.links = self._find_links(run, port, weights)
+        self._moments: frozenset[str] = frozenset()
+        """What an optimizer that the port writes by hand remembers, in a state of its own."""
+        try:
+            self.links = self._find_links(run, port, weights)
+        except UnmatchedError as error:
+            self._moments = _moments(port, {link.jax for link in error.links})
+            if not self._moments:
+                raise
+            port.leaves = remembered(port.leaves, self._moments)
+            self.links = self._find_links(run, port, weights)
         self._copies = _copies(port, sorted(self.links, key=lambda link: link.torch not in run.trained))
         """What the JAX side's optimizers hold as copies of weights, such as lookahead's slow ones, and of which."""
         if not run.optimizers:
@@ -173,6 +183,7 @@ class ProgramPair:
     def jax_run(self, dtype: str) -> JaxProgramRun:
         """Start a run of the JAX side, its state from the torch side's values."""
         run = JaxProgramRun(self.jax, dtype, self.hints)
+        run.leaves = remembered(run.leaves, self._moments)
         run.kinds = self.kinds[1]  # filled by the first run that takes a step
         self.load(run)
         return run
@@ -195,6 +206,27 @@ class ProgramPair:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizers', by parameter."""
         torch = torch._replace(counts={n: each for n, each in torch.counts.items() if n not in self._uncounted})
         return self.selection.applied(align_program(self.links, torch, jax, self.kinds, settings))
+
+
+def _moments(port: JaxProgramRun, matched: Collection[str]) -> frozenset[str]:
+    """Find what has no partner and is what an optimizer remembers.
+
+    These are trees that are zero at first, and have the names and shapes of weights that have a partner, as moments do;
+    and single numbers beside them.
+    """
+    weights = port.weights()
+    left = {name: array for name, array in weights.items() if name not in matched}
+    zero = {name for name, array in left.items() if not array.any()}
+    found = set[str]()
+    for name, other in itertools.product(zero, weights.keys() & set(matched)):
+        if weights[name].shape == weights[other].shape:
+            tree, _ = _without_common_end(name, other)
+            inside = {each for each in weights if each.startswith(tree)}
+            if tree and tree != f"{name}/" and inside <= zero:
+                found |= inside
+    entries = {name.partition("/")[0] for name in found}
+    beside = {name for name, array in left.items() if array.size == 1 and name.partition("/")[0] in entries}
+    return frozenset(found | beside)
 
 
 def _copies(port: JaxProgramRun, links: Sequence[Link]) -> dict[str, str]:

@@ -5,7 +5,7 @@ shared. Everything else is a pytree: its arrays and numbers change from step to 
 function, stays as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -139,6 +139,11 @@ def counted(leaves: Sequence[Leaf], values: Sequence[Any], start: Sequence[Any])
         for name, now, before in own
         if getattr(now.dtype, "kind", "") in ("b", "i", "u")  # a key has no such kind
     }
+
+
+def remembered(leaves: Sequence[Leaf], names: Container[str]) -> list[Leaf]:
+    """Take some arrays of the state for what an optimizer remembers."""
+    return [leaf._replace(role=Role.OPTIMIZER) if leaf.name in names else leaf for leaf in leaves]
 
 
 def unshared(state: Any) -> Any:
