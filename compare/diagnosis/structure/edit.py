@@ -57,6 +57,8 @@ class Edit:
     """Whether nobody would write it like this: among edits that compute the same, another one is preferred."""
     fixed: bool = False
     """Whether it says that the JAX side has a number in the place of what torch computes."""
+    factor: bool = False
+    """Whether it multiplies or divides by a number."""
     code: Code | None = None
     """The fix as a value, where one expression is it."""
     again: "Callable[[Context], Edit | None] | None" = None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from compare.diagnosis.structure.edit import END, Context, Edit, Kind, is_mask, one, shown
@@ -38,7 +39,11 @@ def put_in(context: Context, node: Node) -> Iterator[Edit]:
 
             does = f"applies {words} to the output of {shown(node)}, and torch does not"
             fix = f"leave out {words} after {node.name}"
-            yield one(Kind.ADDED, node, compute, does, fix, without(words))
+            yield _marked(one(Kind.ADDED, node, compute, does, fix, without(words)), words)
+
+
+def _marked(edit: Edit, words: str) -> Edit:
+    return replace(edit, factor=words.startswith(("a factor", "a division")))
 
 
 def _before(
@@ -50,7 +55,7 @@ def _before(
     what = context.named(number)
     does = f"applies {words} to {what} {place}, and torch does not"
     fix = f"leave out {words}: take {what} as it is {place}"
-    return one(Kind.ADDED, node, compute, does, fix, without(words))
+    return _marked(one(Kind.ADDED, node, compute, does, fix, without(words)), words)
 
 
 def _functions(context: Context, number: int) -> Iterator[Unary]:

@@ -95,7 +95,8 @@ def _with(here: Step, first: Edit, others: Iterable[Edit], budget: Budget, share
         # Alone the first may fail, by a shape that the second makes fit.
         if (
             _elsewhere(first, second)
-            and not first.kind == second.kind == Kind.ADDED  # x / 4 + x / 4, of a port that has x / 2
+            # x / 4 + x / 4 is what a port with x / 2 computes.
+            and not (first.kind == second.kind == Kind.ADDED and (first.factor or second.factor))
             and (here.leaves([first, second]) if having is None else having.leaves([second])) <= 1
         ):
             yield second

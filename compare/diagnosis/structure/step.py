@@ -55,7 +55,11 @@ class Step:
         return found
 
     def _changed(self, edits: Sequence[Edit]) -> "dict[int, torch.Tensor]":
-        nodes = self._depending(tuple(number for edit in edits for number, _ in edit.at))
+        numbers = tuple(number for edit in edits for number, _ in edit.at)
+        # An edit that is made already may read what comes before it, besides the operands of its operation.
+        first = min(numbers, default=len(self.context.graph.nodes))
+        numbers += tuple(number for edit in self.made for number, _ in edit.at if number > first)
+        nodes = self._depending(numbers)
         return self.context.graph.changed(nodes, changes([*self.made, *edits]), {})
 
     def _depending(self, numbers: tuple[int, ...]) -> list[Node]:
