@@ -217,15 +217,16 @@ def _moments(port: JaxProgramRun, matched: Collection[str]) -> frozenset[str]:
     weights = port.weights()
     left = {name: array for name, array in weights.items() if name not in matched}
     zero = {name for name, array in left.items() if not array.any()}
-    found = set[str]()
+    found, places = set[str](), set[str]()
     for name, other in itertools.product(zero, weights.keys() & set(matched)):
         if weights[name].shape == weights[other].shape:
             tree, _ = _without_common_end(name, other)
             inside = {each for each in weights if each.startswith(tree)}
             if tree and tree != f"{name}/" and inside <= zero:
                 found |= inside
-    entries = {name.partition("/")[0] for name in found}
-    beside = {name for name, array in left.items() if array.size == 1 and name.partition("/")[0] in entries}
+                places.add(tree.rstrip("/").rpartition("/")[0])
+    places.discard("")  # a number of the state itself, such as a temperature, may be trained
+    beside = {name for name, array in left.items() if array.size == 1 and name.rpartition("/")[0] in places}
     return frozenset(found | beside)
 
 

@@ -14,16 +14,8 @@ _IGNORED, _ALWAYS_IGNORED = 4, -100
 
 _WRAPPERS = frozenset({"hardtanh", "relu6", "threshold", "nan_to_num", "clamp", "clip", "where", "masked_fill"})
 _WRAPPERS |= {"binary_cross_entropy", "embedding", "_no_grad_embedding_renorm_"}
-_WRAPPERS |= {
-    "relu",
-    "leaky_relu",
-    "elu",
-    "softshrink",
-    "hardshrink",
-    "kl_div",
-    "poisson_nll_loss",
-    "gaussian_nll_loss",
-}
+_WRAPPERS |= {"relu", "leaky_relu", "elu", "softshrink", "hardshrink"}
+_WRAPPERS |= {"kl_div", "poisson_nll_loss", "gaussian_nll_loss"}
 _WRAPPERS |= {"hardsigmoid", "hardswish", "softplus", "_threshold"}
 _WRAPPERS |= {"margin_ranking_loss", "hinge_embedding_loss", "triplet_margin_loss", "cosine_embedding_loss"}
 _WRAPPERS |= {"huber_loss", "smooth_l1_loss", "forward", "_call_impl", "_wrapped_call_impl", "inner"}

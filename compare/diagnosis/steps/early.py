@@ -31,17 +31,14 @@ def edits(torch: History, jax: History, root: str = "") -> Iterator[Edit]:
         root: The entry of the state that differs first; without it, what the step computes differs before.
 
     """
-    for early, first in ((False, False), (True, True), (True, False)):
-        found = [
-            moved
-            for own, other, pairs in following(torch[0])
-            if (moved := _moved(own, other, pairs, torch, jax, early=early)) is not None
-        ]
+    for early, places in ((False, (False,)), (True, (True, False))):
+        moved = (_moved(*names, torch, jax, early=early) for names in following(torch[0]))
+        found = [each for each in moved if each is not None]
         ours = [each for each in found if root in ("", each.root)]
-        yield from (_edit([each], early=early, first=first) for each in ours)
         # Several targets are updated in one place as a rule, such as those of two critics.
-        if ours and len({each.root for each in found}) == len(found) > 1:
-            yield _edit(found, early=early, first=first)
+        several = [found] if ours and len({each.root for each in found}) == len(found) > 1 else []
+        for first in places:
+            yield from (_edit(each, early=early, first=first) for each in (*([one] for one in ours), *several))
 
 
 class _Moved(NamedTuple):
