@@ -13,6 +13,7 @@ from compare.alignment.forward import align_modules
 from compare.alignment.optimizer_state import Settings, align_state, shared_start
 from compare.alignment.pairings import Alignment, NotCompared, Pairing, align_tensors
 from compare.errors import InputError
+from compare.step.layouts import AS_IT_IS, ActivationLayouts
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
 from compare.weights.links import Link
@@ -95,12 +96,14 @@ def _losses(torch: Observation, jax: Observation) -> Iterator[Pairing]:
 
 def _shown(torch: Observation, jax: Observation) -> tuple[list[Pairing], list[NotCompared]]:
     """Pair what both steps show by name."""
+    layouts = ActivationLayouts((), torch, jax)
 
-    def reader(name: str) -> Pairing:
+    def pairing(name: str) -> Pairing:
         def read(seen: Observation) -> np.ndarray:
             return to_numpy(seen.shown[name])
 
-        return Pairing(Stage.SHOWN, name, name, read, read)
+        layout = layouts(read(torch), read(jax), may_be_flattened=False) or AS_IT_IS.layout
+        return Pairing(Stage.SHOWN, name, name, read, lambda seen: layout.to_torch(read(seen)))
 
     both = [name for name in torch.shown if name in jax.shown]
     left = [
@@ -109,7 +112,7 @@ def _shown(torch: Observation, jax: Observation) -> tuple[list[Pairing], list[No
         for name in seen.shown
         if name not in both
     ]
-    return [reader(name) for name in both], left
+    return [pairing(name) for name in both], left
 
 
 def _counts(torch: Observation, jax: Observation) -> Iterator[Pairing]:

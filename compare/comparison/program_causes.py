@@ -108,8 +108,8 @@ def _cause_at(
     if not before and (vague or not fitting) and divergence.stage in (*_COMPUTED, Stage.GRADIENT, Stage.BUFFERS):
         known = _searched(followed, steps, edits, reach, place)
         known = known if known.searched.edited or not fitting else Known()
-        # What follows an update may be in proportion to it by accident, as after Adam's first step.
-        known = Known() if known.edit is None and updated else known
+        # What follows an update may be in proportion to it by accident, as after Adam's first step; a shape is not.
+        known = Known() if known.edit is None and updated and math.isfinite(divergence.error64) else known
     if known.searched.cause is not None:
         details = (*divergence.details, *known.searched.details)
         return dataclasses.replace(divergence, cause=known.searched.cause, details=details), known.edit

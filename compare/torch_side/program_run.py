@@ -194,7 +194,7 @@ class TorchProgramRun(CommonRun):
             counts={name: array - self._counts.get(name, 0) for name, array in self.state.integers().items()},
             shown={name: value for name, value in values.items() if name != "loss"},
             forward=record.seen,
-            order=watch.order(values),
+            order=watch.order(shown),
         )
 
     @contextlib.contextmanager

@@ -47,6 +47,8 @@ class Watch:
         """What was differentiated, with the number of events before it."""
         self._stepping = 0
         """How many optimizers are stepping, one within the other."""
+        self._first_update: tuple[int, int] | None = None
+        """The number of events before the first update, and that of the next operation that autograd sees."""
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -148,6 +150,7 @@ class Watch:
         if id(optimizer) not in self._looked:
             self._look_at(optimizer)
         self._looked.discard(id(optimizer))
+        self._first_update = self._first_update or (len(self._events), _next_operation())
         for group in optimizer.param_groups:
             self._events += [(Stage.UPDATE, self.run.name_of(parameter)) for parameter in group["params"]]
 
@@ -162,20 +165,34 @@ class Watch:
         """Rank what the step shows, in the order in which it was computed.
 
         Args:
-            shown: What the step gives, by name. A value that was differentiated was computed before that.
+            shown: What the step gives, by name. A value that was differentiated was computed before that, and one that
+                autograd made before the first update before this.
 
         """
+        import torch
+
         self._seen()
         ranks: dict[Event, float] = {}
         for rank, event in enumerate(self._events):
             ranks.setdefault(event, rank)
-        for name, value in shown.items():
-            stage = Stage.LOSS if name == "loss" else Stage.SHOWN
+        for name, given in shown.items():
+            stage, value = Stage.LOSS if name == "loss" else Stage.SHOWN, torch.as_tensor(given).detach()
+            node = getattr(given, "grad_fn", None)
+            if self._first_update and node is not None and node._sequence_nr() < self._first_update[1]:
+                ranks[stage, name] = self._first_update[0] - 0.5
             for rank, tensor in self._backward:
                 # By value, as a step shows `loss.item()` or a detached copy as often as the tensor itself.
                 if value.numel() == 1 and float(value) == float(tensor):
-                    ranks.setdefault((stage, name), rank - 0.5)
+                    ranks[stage, name] = min(ranks.get((stage, name), rank), rank - 0.5)
         return ranks
+
+
+def _next_operation() -> int:
+    """Give the number of the next operation that autograd sees: it counts them."""
+    import torch
+
+    with torch.enable_grad():
+        return int(torch.ones((), requires_grad=True).clone().grad_fn._sequence_nr())  # type: ignore[union-attr]
 
 
 def _closure(args: Any, kwargs: Any) -> Any:
