@@ -42,9 +42,11 @@ def untied(
     each = {link.jax: link for link in links if link.torch in names and link.jax in jax.gradients}
     if len(each) < 2:
         return None
-    whole = to_numpy(torch_step().gradients[name])
-    parts = _in_torch([*each.values()], {key: to_numpy(jax.gradients[key]) for key in each}, whole)
-    apart = distance(np.sum(parts, axis=0), whole)
+    seen = torch_step()
+    # JAX may clip inside of the optimizer, and its gradients are then those of torch's backward pass.
+    wholes = [to_numpy(shown[name]) for shown in (seen.gradients, seen.accumulated) if name in shown]
+    parts = _in_torch([*each.values()], {key: to_numpy(jax.gradients[key]) for key in each}, wholes[0])
+    apart = min(distance(np.sum(parts, axis=0), whole) for whole in wholes)
     if apart > found.limit:
         return None
     return Cause(
