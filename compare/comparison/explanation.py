@@ -18,6 +18,7 @@ from compare.comparison.lines import holders, lines_of, values_of, with_counts
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.places import layers_between
 from compare.comparison.runs import Runs
+from compare.comparison.surplus import cut_off
 from compare.comparison.trained_alone import trained_alone, updated_alone
 from compare.comparison.untied import untied
 from compare.diagnosis.conventions.variants import MODE
@@ -174,10 +175,20 @@ class _Search:
             tables=self._from_torch.tables,
             later=later,
         )
-        searched = explain(found, run, batch, draws, _place(pair, found), elsewhere, surroundings)
+        place = _place(pair, found)._replace(cut=self._cut_off(found))
+        searched = explain(found, run, batch, draws, place, elsewhere, surroundings)
         details = _both_layers(pair, found)
         known = dataclasses.replace(found.divergence, cause=searched.cause, details=(*details, *searched.details))
         return known, searched
+
+    def _cut_off(self, found: Found) -> tuple[tuple[int, int], ...]:
+        """Give how much torch cuts off of an output that has another shape on the JAX side."""
+        if found.pairing.ports is None or found.pairing.to_jax or found.target is None:
+            return ()
+        step, deciding = found.divergence.step, [each for each in self._from_torch.forward if each.decides]
+        seen = _step_of_torch(self._runs, step)
+        shapes = np.shape(found.pairing.torch_array(seen)), found.target.shape
+        return cut_off(self._runs, found.pairing, step, shapes, [*deciding, *self._from_torch.gradients])
 
     def _from_data(self, batch: Batch) -> FromData:
         """Read what the JAX side computes of a batch; nothing where that cannot be read."""

@@ -1,5 +1,6 @@
 """Finds independent differences: every part of every step starts from the torch side's values."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from compare.comparison.from_torch import FromTorch, Repeated
 from compare.comparison.lasting_places import LastingPlaces, port
 from compare.comparison.module_order import Moved, merged, moved
 from compare.comparison.runs import Runs
+from compare.comparison.surplus import torch_ignores
 from compare.diagnosis.optimizers.evidence import Evidence, Recorder
 from compare.step.observation import Observation
 from compare.step.stage import Stage
@@ -45,7 +47,8 @@ def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> Indepe
         # then known.
         inner = {n for n in differences.at(step.torch, shown) if not followed.pairings[n].decides} - undone
         if not inner <= kept:
-            places = LastingPlaces(followed, step.number, step.torch, step.again, sorted(inner))
+            ignores = functools.partial(torch_ignores, runs)
+            places = LastingPlaces(followed, step.number, step.torch, step.again, sorted(inner), ignores)
             lasting = places.found()
             kept |= set(lasting)
             if not inner <= kept:

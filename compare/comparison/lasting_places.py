@@ -1,19 +1,20 @@
 """Finds which differences inside the model last, by steps of the JAX side from torch's values at some places."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from compare.alignment.pairings import Pairing, shown
 from compare.comparison.from_torch import Repeated
+from compare.comparison.surplus import NUDGE, surplus
 from compare.numerics.distance import distance
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
 from compare.verdict.following import Followed
 from compare.verdict.lasting import Outcome, lasting
 
-NUDGE = 1e-3
-"""How much a value is changed to see what depends on it."""
+Ignores = Callable[[Pairing, int, np.ndarray, Sequence[Pairing]], bool]
+"""See `compare.comparison.surplus.torch_ignores`."""
 
 
 def port(pairing: Pairing) -> Port:
@@ -31,14 +32,21 @@ class LastingPlaces:
         torch: The step of the torch side.
         again: Takes the step of the JAX side.
         places: Where inside the model the two differ from torch's values.
+        torch_ignores: Tells whether torch's step is the same whatever part of a module's output is.
 
     """
 
     def __init__(
-        self, followed: Followed, number: int, torch: Observation, again: Repeated, places: Sequence[int]
+        self,
+        followed: Followed,
+        number: int,
+        torch: Observation,
+        again: Repeated,
+        places: Sequence[int],
+        torch_ignores: Ignores,
     ) -> None:
         self.pairings, self._quantities = followed.pairings, followed.quantities
-        self._number, self._torch, self._again = number, torch, again
+        self._number, self._torch, self._again, self._torch_ignores = number, torch, again, torch_ignores
         self._shown = [n for n, each in enumerate(self.pairings) if shown(each.torch_array, torch) is not None]
         self._places = [each for each in places if self.pairings[each].to_jax]
         self._of_other_shape = [each for each in places if each not in self._places]
@@ -92,9 +100,35 @@ class LastingPlaces:
             if number not in undone and number != place and (each.ports or each.stage == Stage.LOSS)
             if number in felt or ((each.to_jax or each.decides) and self._is_wrong(number, before))
         ]
-        value = np.asarray(before.forward[nudged]) * (1 + NUDGE)
-        after = self._again(given._replace(ports={**given.ports, nudged: value}, used={*used, nudged}))
-        return any(distance(each.jax_array(after), was) > self._limit(number) for number, each, was in direct)
+
+        def after(value: np.ndarray) -> Observation:
+            return self._again(given._replace(ports={**given.ports, nudged: value}, used={*used, nudged}))
+
+        if self._torch_cuts_off(place, before) or self._jax_cuts_off(place, before, after):
+            return False
+        seen = after(np.asarray(before.forward[nudged]) * (1 + NUDGE))
+        return any(distance(each.jax_array(seen), was) > self._limit(number) for number, each, was in direct)
+
+    def _torch_cuts_off(self, place: int, seen: Observation) -> bool:
+        """Tell whether torch has the JAX side's numbers there, and others that change nothing in its step."""
+        pairing = self.pairings[place]
+        more = surplus(pairing.torch_array(self._torch), pairing.jax_array(seen), self._limit(place))
+        deciding = [self.pairings[number] for number in self._shown if self.pairings[number].decides]
+        return more is not None and self._torch_ignores(pairing, self._number, more, deciding)
+
+    def _jax_cuts_off(self, place: int, seen: Observation, after: Callable[[np.ndarray], Observation]) -> bool:
+        """Tell whether the JAX side has torch's numbers there, and others that nothing takes."""
+        pairing, where = self.pairings[place], port(self.pairings[place])
+        more = surplus(pairing.jax_array(seen), pairing.torch_array(self._torch), self._limit(place))
+        if more is None:
+            return False
+        value = np.array(seen.forward[where])
+        numbered = np.arange(value.size).reshape(value.shape)
+        places = pairing.jax_array(seen._replace(forward={**seen.forward, where: numbered}))[more]
+        value.flat[places] += NUDGE
+        then, others = after(value), (self.pairings[number] for number in self._shown if number != place)
+        pairs = ((shown(each.jax_array, then), shown(each.jax_array, seen)) for each in others)
+        return all(np.array_equal(now, was) for now, was in pairs if now is not None and was is not None)
 
     def _is_wrong(self, number: int, seen: Observation) -> bool:
         pairing = self.pairings[number]

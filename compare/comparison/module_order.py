@@ -12,7 +12,7 @@ import numpy as np
 
 from compare.alignment.pairings import Pairing, shown
 from compare.comparison.from_torch import Repeated
-from compare.comparison.lasting_places import NUDGE
+from compare.comparison.surplus import NUDGE
 from compare.numerics.distance import distance
 from compare.step.observation import Observation, Port
 from compare.verdict.divergence import Cause

@@ -22,6 +22,8 @@ class Place(NamedTuple):
     """How the program names the layers of its framework: "nnx", "nn" for Linen, "eqx.nn"; "" if it has none."""
     layers: tuple[type, ...] = ()
     """Their classes, the culprit first where a layer is the culprit."""
+    cut: tuple[tuple[int, int], ...] = ()
+    """How much of what its layer gives torch cuts off later, before and after, for each of the last axes."""
 
     def layer(self, kind: str) -> type | None:
         """Return the class of the layers of a kind, such as "norm"; None if there are none, or of several classes."""

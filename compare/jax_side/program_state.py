@@ -5,7 +5,8 @@ shared. Everything else is a pytree: its arrays and numbers change from step to 
 function, stays as it is.
 """
 
-from collections.abc import Container, Sequence
+import sys
+from collections.abc import Callable, Container, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -49,10 +50,15 @@ class Structure:
 
         found: Any = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_nnx)
         paths, self._tree = found
-        self._static = [None if is_nnx(leaf) or _dynamic(leaf) else leaf for _, leaf in paths]
         self._names = [path_name(path) for path, _ in paths]
         self._is_nnx = [is_nnx(leaf) for _, leaf in paths]
-        self._is_dynamic = [not nnx and _dynamic(leaf) for (_, leaf), nnx in zip(paths, self._is_nnx, strict=True)]
+        modules = _equinox_paths(state)
+        self._is_dynamic = [
+            _dynamic(leaf) and not (isinstance(leaf, int | float) and _under(name, modules))
+            for name, (_, leaf) in zip(self._names, paths, strict=True)
+        ]
+        varies = [nnx or dynamic for nnx, dynamic in zip(self._is_nnx, self._is_dynamic, strict=True)]
+        self._static = [None if each else leaf for each, (_, leaf) in zip(varies, paths, strict=True)]
         self.objects = {name: leaf for name, (_, leaf) in zip(self._names, paths, strict=True) if is_nnx(leaf)}
         """The nnx objects of the state as it was built, by path."""
         self.linen: dict[str, type | None] = {}
@@ -215,13 +221,28 @@ def paths_of(tree: Any) -> list[Any]:
 
 def _optimizer_paths(state: Any) -> list[str]:
     """List where the state keeps what an optax optimizer remembers: its states are named tuples of optax's."""
-    import jax
 
     def optax_state(value: Any) -> bool:
         return isinstance(value, tuple) and hasattr(value, "_fields") and type(value).__module__.startswith("optax")
 
-    found = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda value: is_nnx(value) or optax_state(value))[0]
-    return [path_name(path) for path, value in found if optax_state(value)]
+    return _paths(state, optax_state)
+
+
+def _equinox_paths(state: Any) -> list[str]:
+    """List where the state has modules of Equinox's.
+
+    Python's numbers in them, such as the rate of a dropout, are settings: `eqx.filter_jit` does not trace them.
+    """
+    module = getattr(sys.modules.get("equinox"), "Module", None)
+    return [] if module is None else _paths(state, lambda value: isinstance(value, module))
+
+
+def _paths(state: Any, wanted: Callable[[Any], bool]) -> list[str]:
+    """Give the paths of the outermost values of a state that are such."""
+    import jax
+
+    found = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda value: is_nnx(value) or wanted(value))[0]
+    return [path_name(path) for path, value in found if wanted(value)]
 
 
 def _under(name: str, paths: Sequence[str]) -> bool:

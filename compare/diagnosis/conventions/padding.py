@@ -183,10 +183,15 @@ def _first(call: Call) -> str:
 
 
 def convolution_fix(call: Call, place: Place) -> Code | None:
-    """Write torch's padding of a convolution."""
+    """Write torch's padding of a convolution, without what it adds to the output and torch cuts off later."""
     if isinstance(call["padding"], str):
         return None
     pads = tuple(own_pads(call))
+    if cut := place.cut[-len(pads) :]:
+        ends = ((start * _stride(call, axis), end * _stride(call, axis)) for axis, (start, end) in enumerate(cut))
+        pads = tuple((pad[0] - end[0], pad[1] - end[1]) for pad, end in zip(pads, ends, strict=True))
+        if min(map(min, pads)) < 0:
+            return None
     layer = place.setting("conv", pads, "padding")
     return layer or Code("jax.lax.conv_general_dilated", keywords={"padding": pads})
 

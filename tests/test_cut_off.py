@@ -1,0 +1,91 @@
+"""A convolution that is padded on one side and cut off later: benign beside another fault, and mended as it is used."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+from torch.nn import functional
+
+import compare
+
+KERNEL, WIDTH = 3, 6
+
+
+class Original(nn.Module):
+    """A causal convolution in front of a gate: its input is padded, or its output is cut off at the end."""
+
+    def __init__(self, *, cut: bool) -> None:
+        super().__init__()
+        self.front, self.gate, self.out = nn.Linear(4, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2)
+        self.conv = nn.Conv1d(WIDTH, WIDTH, KERNEL, padding=KERNEL - 1 if cut else 0, groups=WIDTH)
+        self.cut = cut
+
+    def forward(self, x: torch.Tensor) -> Any:
+        h = self.front(x).transpose(1, 2)
+        y = self.conv(h)[:, :, : x.shape[1]] if self.cut else self.conv(functional.pad(h, (KERNEL - 1, 0)))
+        y = functional.silu(y.transpose(1, 2))
+        return self.out(y * torch.sigmoid(self.gate(y)))
+
+
+class Port(nnx.Module):
+    def __init__(self, padding: Any, *, wrong: bool, rngs: nnx.Rngs) -> None:
+        self.front, self.gate = nnx.Linear(4, WIDTH, rngs=rngs), nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+        self.out = nnx.Linear(WIDTH, 2, rngs=rngs)
+        self.conv = nnx.Conv(WIDTH, WIDTH, (KERNEL,), padding=padding, feature_group_count=WIDTH, rngs=rngs)
+        self.wrong = wrong
+
+    def __call__(self, x: jax.Array) -> Any:
+        y = nnx.silu(self.conv(self.front(x))[:, : x.shape[1]])
+        gate = jax.nn.sigmoid(self.gate(y))
+        return self.out(y * (jnp.tanh(gate) if self.wrong else gate))
+
+
+def square(output: Any, target: Any) -> Any:
+    return ((output - target) ** 2).mean()
+
+
+def checked(padding: Any, *, cut: bool = True, wrong: bool = False) -> compare.Report:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    batches = [(rng.standard_normal((5, 7, 4), np.float32), rng.standard_normal((5, 7, 2), np.float32))] * 2
+    return compare.check(
+        compare.Torch(Original(cut=cut), square, lambda parameters: torch.optim.SGD(parameters, 0.1)),
+        compare.Flax(Port(padding, wrong=wrong, rngs=nnx.Rngs(0)), square, optax.sgd(0.1)),
+        batches,
+        steps=2,
+        quick=True,
+    )
+
+
+BOTH_ENDS = ((KERNEL - 1, KERNEL - 1),)
+
+RIGHT = pytest.mark.parametrize(("padding", "cut"), [("CAUSAL", True), (BOTH_ENDS, False), (BOTH_ENDS, True)])
+
+
+@RIGHT
+def test_what_is_cut_off_later_is_no_difference(padding: Any, cut: bool) -> None:
+    assert checked(padding, cut=cut).verdict == "match"
+
+
+@RIGHT
+def test_what_is_cut_off_later_is_no_finding_beside_another(padding: Any, cut: bool) -> None:
+    report = checked(padding, cut=cut, wrong=True)
+    assert report.divergence is not None
+    assert report.divergence.torch == "between gate and out"
+    assert report.divergence.cause is not None
+    assert not report.others
+
+
+def test_a_wrong_padding_is_mended_as_far_as_torch_uses_the_output() -> None:
+    divergence = checked("SAME").divergence
+    assert divergence is not None
+    assert divergence.torch == "conv"
+    assert divergence.cause is not None
+    assert divergence.cause.fix.startswith("nnx.Conv(..., padding=((2, 0),))")
+    assert checked(((2, 0),)).verdict == "match"
