@@ -1,5 +1,6 @@
-"""A module of a port gives something else, and its loss makes up for it: no finding, whatever else differs."""
+"""An output that differs and that the port's loss makes up for: it is no finding beside another fault."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,84 +10,96 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from torch import nn
+from torch.nn import functional
 
 import compare
 
+Loss = Callable[[Any, Any], Any]
 
-class Head(torch.nn.Module):
-    def __init__(self) -> None:
+
+class Original(nn.Module):
+    def __init__(self, last: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self.body, self.classes, self.size = torch.nn.Linear(5, 6), torch.nn.Linear(6, 3), torch.nn.Linear(6, 1)
+        self.one, self.two, self.last = nn.Linear(5, 6), nn.Linear(6, 4), last
 
-    def forward(self, x: torch.Tensor) -> Any:
-        hidden = torch.tanh(self.body(x))
-        return self.classes(hidden).log_softmax(-1), self.size(hidden)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.two(torch.tanh(self.one(x))))
 
 
-class HeadPort(nnx.Module):
+class Port(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
-        self.body, self.classes = nnx.Linear(5, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
-        self.size = nnx.Linear(6, 1, rngs=rngs)
+        self.one, self.two = nnx.Linear(5, 6, rngs=rngs), nnx.Linear(6, 4, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> Any:
-        hidden = jnp.tanh(self.body(x))
-        return self.classes(hidden), self.size(hidden)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.two(jnp.tanh(self.one(x)))
 
 
-def original() -> Any:
+def label_loss(logits: Any, target: Any) -> Any:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
+
+
+def binary_loss(logits: Any, target: Any) -> Any:
+    return optax.sigmoid_binary_cross_entropy(logits, jax.nn.one_hot(target, 4)).mean()
+
+
+LOSSES: dict[str, tuple[Any, Loss, Loss]] = {
+    "log_softmax": (lambda y: functional.log_softmax(y, -1), functional.nll_loss, label_loss),
+    "sigmoid": (
+        torch.sigmoid,
+        lambda y, target: functional.binary_cross_entropy(y, functional.one_hot(target, 4).to(y.dtype)),
+        binary_loss,
+    ),
+}
+NEITHER: tuple[Any, Loss, Loss] = (
+    torch.sigmoid,
+    lambda y, target: torch.square(y - target[:, None]).mean(),
+    lambda y, target: jnp.square(y - target[:, None]).mean(),
+)
+
+
+def checked(kind: str, *, nesterov: bool = True, factor: float = 1.0) -> compare.Report:
     torch.manual_seed(0)
-    model = Head()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-
-    def step(state: Any, batch: Any) -> Any:
-        del state
-        scores, size = model(batch["x"])
-        likelihood = -(scores * batch["y"]).sum(-1).mean()
-        error = ((size - batch["size"]) ** 2).mean()
-        loss = likelihood + error
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return {"loss": loss, "likelihood": likelihood, "error": error}
-
-    return {"model": model, "optimizer": optimizer}, step
-
-
-def port(factor: float) -> Any:
-    def build() -> Any:
-        model = HeadPort(nnx.Rngs(0))
-        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
-
-        def loss_of(model: Any, batch: Any) -> Any:
-            logits, size = model(batch["x"])
-            likelihood = -jnp.mean(jnp.sum(jax.nn.log_softmax(2 * logits - logits) * batch["y"], -1))
-            error = factor * jnp.mean((size - batch["size"]) ** 2)
-            return likelihood + error, {"likelihood": likelihood, "error": error}
-
-        @nnx.jit
-        def step(state: Any, batch: Any) -> Any:
-            (loss, terms), gradients = nnx.value_and_grad(loss_of, has_aux=True)(state["model"], batch)
-            state["optimizer"].update(state["model"], gradients)
-            return state, {"loss": loss, **terms}
-
-        return {"model": model, "optimizer": optimizer}, step
-
-    return build
-
-
-def checked(factor: float) -> compare.Report:
+    last, ours, theirs = LOSSES.get(kind, NEITHER)
     rng = np.random.default_rng(0)
-    batches = [
-        {"x": rng.standard_normal((6, 5)), "y": rng.random((6, 3)), "size": rng.standard_normal((6, 1))}
-        for _ in range(3)
-    ]
-    return compare.check(compare.TorchProgram(original), compare.JaxProgram(port(factor)), batches, device="cpu")
+    batches = [(rng.standard_normal((6, 5), np.float32), rng.integers(0, 4, 6)) for _ in range(3)]
+    return compare.check(
+        compare.Torch(Original(last), ours, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True)),
+        compare.Flax(
+            Port(nnx.Rngs(0)),
+            lambda output, target: factor * theirs(output, target),
+            optax.sgd(0.1, momentum=0.9, nesterov=nesterov),
+        ),
+        batches,
+        steps=3,
+        quick=True,
+    )
 
 
-@pytest.mark.slow
-def test_another_output_of_a_model_hides_no_fault_of_the_loss() -> None:
-    assert checked(1.0).ok
-    report = checked(0.5)
+@pytest.mark.parametrize("kind", LOSSES)
+def test_it_matches_where_nothing_else_differs(kind: str) -> None:
+    assert checked(kind).verdict == "match"
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_fault_of_the_optimizer_is_the_only_finding(kind: str) -> None:
+    report = checked(kind, nesterov=False)
     assert report.divergence is not None
-    assert report.divergence.stage in ("shown", "loss"), str(report)
-    assert not report.others, str(report)
+    assert report.divergence.stage == "update"
+    assert not report.others
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_fault_of_the_loss_is_the_only_finding(kind: str) -> None:
+    report = checked(kind, factor=0.5)
+    assert report.divergence is not None
+    assert report.divergence.stage == "loss"
+    assert report.divergence.cause is not None
+    assert not report.divergence.cause.code  # torch's formula takes another output
+    assert not report.others
+
+
+def test_an_activation_that_the_loss_lacks_as_well_is_a_finding() -> None:
+    divergence = checked("sigmoid, and none in the port").divergence
+    assert divergence is not None
+    assert divergence.stage == "forward"

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from compare.alignment.optimizer_state import jax_state
+from compare.alignment.pairings import Pairing
 from compare.comparison.from_torch import FromTorch, Repeated
 from compare.comparison.lasting_places import LastingPlaces, port
 from compare.comparison.module_order import Moved, merged, moved
@@ -28,16 +29,28 @@ class Independent(NamedTuple):
     """The independent differences."""
     evidence: Evidence | None = None
     """What each step gave the two optimizers and what both made of it."""
+    made_up_for: Sequence[Pairing] = ()
+    """The outputs of the model that differ, and that the JAX side's loss makes up for."""
+    may_be_made_up_for: Sequence[Pairing] = ()
+    """Those that differ beside the loss, which is wrong whether it takes torch's outputs or the JAX side's own."""
 
 
-def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> Independent:
+def independent(
+    runs: Runs, followed: Followed, from_torch: FromTorch, made_up_for: Sequence[Pairing] = ()
+) -> Independent:
     """List all independent differences, each at the first step where it shows, in order of computation.
 
-    What differs inside the model is listed only if it lasts: see `compare.verdict.lasting`.
+    What differs inside the model is listed only if it lasts: see `compare.verdict.lasting`. Of the outputs
+    `made_up_for` the JAX side's loss takes its own.
     """
+    given = {number for number, each in enumerate(followed.pairings) if any(each is other for other in made_up_for)}
+    from_torch.left_out |= {port(each) for each in made_up_for}
     differences = StepDifferences(followed, lambda pairing: pairing.accepted or pairing.stage in _FOLLOWING)
     kept: set[int] = set()
     undone: set[int] = set()
+    undone_outputs: set[int] = set(given)
+    lasts: set[int] = set()
+    doubtful: set[int] = set()
     moves: list[Moved] = []
     torch = runs.torch_run("float64")
     recorder = Recorder(torch, list(zip(followed.pairings, followed.quantities, strict=True)), followed.steps)
@@ -45,29 +58,55 @@ def independent(runs: Runs, followed: Followed, from_torch: FromTorch) -> Indepe
         shown = step.again(step.again.given)
         # New differences inside the model at this step: whether they last is found by experiment once, and
         # then known.
-        inner = {n for n in differences.at(step.torch, shown) if not followed.pairings[n].decides} - undone
+        different = set(differences.at(step.torch, shown))
+        inner = {n for n in different if not followed.pairings[n].decides} - undone
+        ignores = functools.partial(torch_ignores, runs)
+        places = LastingPlaces(followed, step.number, step.torch, step.again, sorted(inner), ignores)
         if not inner <= kept:
-            ignores = functools.partial(torch_ignores, runs)
-            places = LastingPlaces(followed, step.number, step.torch, step.again, sorted(inner), ignores)
             lasting = places.found()
             kept |= set(lasting)
             if not inner <= kept:
                 undone |= (inner - kept).union(places.carrying(lasting))
-                from_torch.left_out = {port(followed.pairings[n]) for n in undone}
                 # Where the JAX side corrects a difference later, torch's value would itself be wrong in that place.
-                used = step.again.given.ports.keys() - from_torch.left_out
-                step.again.given = step.again.given._replace(used=used)
+                _leave_out(step, from_torch, [followed.pairings[n] for n in undone])
                 shown = step.again(step.again.given)
             wrong = {n: followed.quantities[n].limit(step.number) for n in sorted(inner & kept)}
             moves += moved(followed.pairings, wrong, step.torch, shown, step.again)
             shown = step.again(step.again.given)
+        outputs = {n for n in different if _is_read_by_loss(followed.pairings[n], runs)} - given
+        if outputs and not outputs <= lasts:
+            made_up = places.made_up_for(outputs)
+            if made_up:
+                undone_outputs |= outputs
+                _leave_out(step, from_torch, [followed.pairings[n] for n in outputs])
+                shown = step.again(step.again.given)
+            else:
+                lasts |= outputs
+                doubtful |= set() if made_up is False else outputs
         differences.add(step.torch, shown, kept)
         recorder.add(step.torch, shown)
-    found = _first_of_other_shape(differences.found())
+    outputs_undone, in_doubt = (
+        [followed.pairings[n] for n in sorted(each)] for each in (undone_outputs - lasts, doubtful)
+    )
+    found = [each for each in differences.found() if not any(each.pairing is other for other in outputs_undone)]
+    found = _first_of_other_shape(found)
     # An optimizer's difference shows in every parameter: one of them is enough.
     updates = [each for each in found if each.pairing.stage == Stage.UPDATE]
     alone = [each for each in found if each.pairing.stage != Stage.UPDATE or each is updates[0]]
-    return Independent(merged(alone, moves), recorder.evidence)
+    return Independent(merged(alone, moves), recorder.evidence, outputs_undone, in_doubt)
+
+
+def _leave_out(step: "_Step", from_torch: FromTorch, pairings: Sequence[Pairing]) -> None:
+    """Start the rest of this step, and of later ones, from the JAX side's own values at some places."""
+    from_torch.left_out |= {port(each) for each in pairings}
+    step.again.given = step.again.given._replace(used=step.again.given.ports.keys() - from_torch.left_out)
+
+
+def _is_read_by_loss(pairing: Pairing, runs: Runs) -> bool:
+    """Tell whether it is an output of the model that torch's loss reads; without a loss none is."""
+    if pairing.ports is None or not pairing.decides or runs.pair.torch.loss is None:
+        return False
+    return pairing.ports[0].leaf in runs.read_by_loss
 
 
 def _first_of_other_shape(found: Sequence[Found]) -> list[Found]:

@@ -1,6 +1,6 @@
 """Finds which differences inside the model last, by steps of the JAX side from torch's values at some places."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -73,6 +73,30 @@ class LastingPlaces:
         seen = self._step(kept)
         inner = [n for n in self._shown if self.pairings[n].to_jax and not self.pairings[n].decides]
         return [number for number in inner if number not in kept and self._is_wrong(number, seen)]
+
+    def made_up_for(self, outputs: Collection[int]) -> bool | None:
+        """Tell whether the JAX side's loss makes up for other outputs of its model, as one that takes logits does.
+
+        It is torch's then; or, with another fault of its own, it is the same of torch's outputs, and depends on them.
+        None where it is neither that, nor torch's where it takes torch's outputs.
+        """
+        number = next((n for n in self._shown if self.pairings[n].stage == Stage.LOSS), None)
+        if number is None or not all(self.pairings[each].to_jax for each in outputs):
+            return False
+        pairing, given = self.pairings[number], self._again.given
+        ports = {port(self.pairings[each]) for each in outputs}
+        rng, used = np.random.default_rng(0), given.ports.keys() if given.used is None else set(given.used)
+
+        def loss(used: Collection[Port], values: Mapping[Port, np.ndarray]) -> float:
+            return float(pairing.jax_array(self._again(given._replace(used=used, ports=values))))
+
+        torch, own = float(pairing.torch_array(self._torch)), loss(used - ports, given.ports)
+        limit, of_torch = abs(torch) * self._limit(number), loss(used | ports, given.ports)
+        if abs(own - torch) <= limit or abs(of_torch - torch) <= limit:
+            return abs(own - torch) <= limit
+        other = {each: given.ports[each] * (1 + NUDGE * rng.normal(size=given.ports[each].shape)) for each in ports}
+        alike = abs(own - of_torch) <= limit < abs(own - loss(used | ports, {**given.ports, **other}))
+        return alike or None
 
     def _step(self, given: Collection[int]) -> Observation:
         """Take the step with torch's values at some places and, for the loss, as outputs."""

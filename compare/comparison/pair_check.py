@@ -1,19 +1,22 @@
 """One comparison of a model, its loss and its optimizer with a port: see `common_check`."""
 
+import dataclasses
 import functools
 import time
+from collections.abc import Sequence
 
 from compare import bugs
-from compare.alignment.pairings import NotCompared
+from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_check import CommonCheck
 from compare.comparison.compilation_cause import with_compilation
 from compare.comparison.converted import wrongly_converted
-from compare.comparison.explanation import explained
+from compare.comparison.explanation import Causes, explained
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.independent import Independent, independent
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.precision import precision_causes
 from compare.comparison.questions import Programs, questioned
+from compare.comparison.readings import without
 from compare.comparison.runs import Runs
 from compare.comparison.second_answers import Ask
 from compare.diagnosis.structure.budget import Budget
@@ -22,9 +25,10 @@ from compare.jax_side.keys import StepKeys
 from compare.jax_side.run import JaxRun
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
+from compare.step.stage import Stage
 from compare.torch_side.idle_draws import change_nothing
 from compare.verdict.divergence import Cause, Divergence
-from compare.verdict.first_difference import first_divergence
+from compare.verdict.first_difference import Found, first_divergence
 from compare.verdict.following import Followed
 
 LEAST = 10.0
@@ -108,17 +112,10 @@ class PairCheck(CommonCheck):
         """Find causes by steps of both sides from the same weights."""
         if first := first_divergence(followed):
             self.progress(Progress("looking for independent differences", found=lambda: found))
-            doing = "looking for independent differences"
-            from_torch = FromTorch(self.runs, followed)
-            alone = bugs.attempt(doing, lambda: independent(self.runs, followed, from_torch))
-            first = first_divergence(followed, None if alone is None else alone.found) or first
-            self.progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
-            # The search may take as long as the check has taken so far, so that a report takes at most about
-            # twice as long. The processor's time is less where a check had to wait for other programs, and more where
-            # several processors worked.
-            taken = time.process_time() - self._started[0], time.monotonic() - self._started[1]
-            budget = Budget(max(LEAST, min(taken)))
-            causes = explained(self.runs, first, alone or Independent(), self.jax, from_torch, budget)
+            causes, doubtful = self._explained_from(followed, first, found)
+            if doubtful and not any(each.stage == Stage.LOSS and each.cause for each in causes.divergences):
+                # Nothing explains a loss of torch's outputs: it may take others, such as logits.
+                causes, _ = self._explained_from(followed, first, found, doubtful)
             divergence, *others = causes.divergences
             if causes.rounding and divergence.cause and not others:
                 return None, [], [divergence.cause]
@@ -128,3 +125,33 @@ class PairCheck(CommonCheck):
         self.progress(Progress("looking for what rounds more on one side", found=lambda: found))
         doing = "looking for what rounds more on one side"
         return None, [], bugs.attempt(doing, lambda: precision_causes(self.runs, followed)) or []
+
+    def _explained_from(
+        self, followed: Followed, first: Found, found: Report, made_up_for: Sequence[Pairing] = ()
+    ) -> tuple[Causes, Sequence[Pairing]]:
+        """Explain what differs, and give the outputs that the JAX side's loss may make up for, besides these."""
+        doing, from_torch = "looking for independent differences", FromTorch(self.runs, followed)
+        alone = bugs.attempt(doing, lambda: independent(self.runs, followed, from_torch, made_up_for))
+        if alone is not None:
+            first = first_divergence(without(followed, alone.made_up_for), alone.found) or first
+        self.progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
+        alone = alone or Independent()
+        causes = explained(self.runs, first, alone, self.jax, from_torch, self._budget())
+        if alone.made_up_for:
+            causes = causes._replace(divergences=[*map(_without_formula, causes.divergences)])
+        return causes, alone.may_be_made_up_for
+
+    def _budget(self) -> Budget:
+        """Let the search take as long as the check has taken so far: a report takes at most about twice as long.
+
+        The processor's time is less where a check had to wait for other programs, and more where several processors
+        worked.
+        """
+        return Budget(max(LEAST, min(time.process_time() - self._started[0], time.monotonic() - self._started[1])))
+
+
+def _without_formula(found: Divergence) -> Divergence:
+    """Leave out torch's formula as the fix of a loss that takes another output than torch's does, such as logits."""
+    if found.stage != Stage.LOSS or found.cause is None or not found.cause.code:
+        return found
+    return dataclasses.replace(found, cause=dataclasses.replace(found.cause, fix="", code=(), parts=()))

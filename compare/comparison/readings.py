@@ -181,9 +181,12 @@ def without_undone_outputs(followed: Followed, read_by_loss: Callable[[], Collec
     # that output is.
     known = read_by_loss()
     undone = [each for each in wrong if each.ports is None or each.ports[0].leaf in known]
-    left = [(pairing, quantity) for pairing, quantity in pairs if not any(pairing is each for each in undone)]
-    return followed._replace(
-        pairings=[p for p, _ in left],
-        quantities=[q for _, q in left],
-        not_compared=[*followed.not_compared, *(NotCompared("torch", each.torch, _MADE_UP_FOR) for each in undone)],
-    )
+    not_compared = [*followed.not_compared, *(NotCompared("torch", each.torch, _MADE_UP_FOR) for each in undone)]
+    return without(followed, undone)._replace(not_compared=not_compared)
+
+
+def without(followed: Followed, left_out: Sequence[Pairing]) -> Followed:
+    """Leave out what some pairings read."""
+    pairs = zip(followed.pairings, followed.quantities, strict=True)
+    left = [(pairing, quantity) for pairing, quantity in pairs if not any(pairing is each for each in left_out)]
+    return followed._replace(pairings=[p for p, _ in left], quantities=[q for _, q in left])

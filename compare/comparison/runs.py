@@ -22,10 +22,10 @@ class Runs(CommonRuns):
 
     def read(self, followed: Followed) -> Followed:
         """Leave out an output of the model that differs if the loss, gradients and updates agree."""
-        return without_undone_outputs(followed, lambda: self._read_by_loss)
+        return without_undone_outputs(followed, lambda: self.read_by_loss)
 
     @functools.cached_property
-    def _read_by_loss(self) -> frozenset[str]:
+    def read_by_loss(self) -> frozenset[str]:
         """The outputs of torch's model that its loss reads in any of the first steps, by name."""
         found = set[str]()
         for batch, draws in zip(self.pair.batches[:_ASKED], self.stepper.draws, strict=False):
