@@ -87,7 +87,26 @@ def _are_several(links: Sequence[Link], weights: Iterable[int]) -> bool:
 def weighted(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) -> tuple[_Weighted, _Weighted]:
     """Return the calls of both sides by the weights that they hold."""
     ours = _by_weights([(link.torch, ".", None) for link in links], torch)
-    return ours, _by_weights([(link.jax, "/", _layer(link)) for link in links], jax)
+    return ours, _by_weights(
+        [(name, "/", _layer(link)) for name, link in zip(_by_layer(links), links, strict=True)], jax
+    )
+
+
+def _by_layer(links: Sequence[Link]) -> list[str]:
+    """Give the names of the JAX side, with what is kept beside a layer's parameters put into the layer.
+
+    In a program's state, Linen's statistics lie in a tree of their own: "batch_stats/bn/mean" is of "params/bn".
+    """
+    parents: dict[str, set[str]] = defaultdict(set)
+    for link in links:
+        if not link.torch.rpartition(".")[2].startswith("running_"):
+            parents[link.torch.rpartition(".")[0]].add(link.jax.rpartition("/")[0])
+    names = []
+    for link in links:
+        layer, _, leaf = link.torch.rpartition(".")
+        elsewhere = leaf.startswith("running_") and len(parents[layer]) == 1
+        names.append(f"{next(iter(parents[layer]))}/{link.jax.rpartition('/')[2]}" if elsewhere else link.jax)
+    return names
 
 
 def unpaired(

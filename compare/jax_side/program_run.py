@@ -12,6 +12,7 @@ from compare.jax_side.compiling import compiled_quickly
 from compare.jax_side.layers import nnx_layers, state_layers, under
 from compare.jax_side.lift import Apart, Tables, traced
 from compare.jax_side.lift_modules import lift_nnx
+from compare.jax_side.linen_collections import with_collections
 from compare.jax_side.moved_functions import FunctionsMoved
 from compare.jax_side.naming import naming
 from compare.jax_side.primitives import is_key
@@ -152,7 +153,7 @@ class JaxProgramRun:
             for leaf, value in zip(self.leaves, self.values, strict=True)
             if leaf.role == Role.WEIGHTS and leaf.name not in inside
         }
-        return [*found, *state_layers(self.user_state, rest)]
+        return [*found, *with_collections(state_layers(self.user_state, rest))]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the weights and the integers of modules, by name."""
