@@ -280,3 +280,33 @@ def test_an_optimizer_that_the_port_writes_by_hand_keeps_its_moments_in_the_stat
 
     report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), drawn(x=(5,), y=(3,)), quick=True)
     assert report.verdict == (compare.Verdict.MATCH if decay == 0.9 else compare.Verdict.MISMATCH), str(report)
+
+
+@pytest.mark.parametrize(
+    ("params", "moments", "scale"),
+    [("params", "velocity", 1.0), ("params", "momentum", 1.0), ("theta", "buffer", 1.0), ("params", "momentum", 0.0)],
+)
+def test_moments_are_known_whatever_the_state_calls_them(params: str, moments: str, scale: float) -> None:
+    """The keys of a dictionary are sorted: moments may come before the weights, which may be zero at first as well."""
+
+    def original() -> Any:
+        model = torch.nn.Linear(4, 3)
+        return trained_in_torch(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), loss_of)
+
+    def port() -> Any:
+        weights = {"w": scale * jnp.linspace(-1, 1, 12).reshape(4, 3), "b": scale * jnp.linspace(0, 1, 3)}
+
+        @jax.jit
+        def step(state: Any, batch: Any) -> Any:
+            def loss_fn(p: Any) -> Any:
+                return jnp.mean(jnp.square(batch["x"] @ p["w"] + p["b"] - batch["y"]))
+
+            loss, gradients = jax.value_and_grad(loss_fn)(state[params])
+            kept = jax.tree.map(lambda m, g: 0.9 * m + g, state[moments], gradients)
+            return {params: jax.tree.map(lambda p, m: p - 0.1 * m, state[params], kept), moments: kept}, {"loss": loss}
+
+        return {params: weights, moments: jax.tree.map(jnp.zeros_like, weights)}, step
+
+    batches = drawn(x=(4,), y=(3,))
+    report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches, steps=3, quick=True)
+    assert report.verdict == "match", str(report)

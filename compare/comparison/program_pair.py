@@ -1,5 +1,6 @@
 """Two programs with the map between the tensors of their states."""
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Collection, Mapping, Sequence
@@ -31,7 +32,7 @@ from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
 from compare.weights.layers import buffer_names
 from compare.weights.links import Link, WeightMap, to_jax
-from compare.weights.roots import find_roots
+from compare.weights.roots import SAY_NOTHING, find_roots
 
 
 class ProgramPair:
@@ -86,14 +87,7 @@ class ProgramPair:
         weights = {name: each for name, each in (weights or {}).items() if name not in self._uncounted}
         self._moments: frozenset[str] = frozenset()
         """What an optimizer that the port writes by hand remembers, in a state of its own."""
-        try:
-            self.links = self._find_links(run, port, weights)
-        except UnmatchedError as error:
-            self._moments = _moments(port, {link.jax for link in error.links})
-            if not self._moments:
-                raise
-            port.leaves = remembered(port.leaves, self._moments)
-            self.links = self._find_links(run, port, weights)
+        self.links = self._with_moments(run, port, weights)
         self._copies = _copies(port, sorted(self.links, key=lambda link: link.torch not in run.trained))
         """What the JAX side's optimizers hold as copies of weights, such as lookahead's slow ones, and of which."""
         if not run.optimizers:
@@ -103,6 +97,23 @@ class ProgramPair:
             )
         if not any(link.torch in run.trained for link in self.links):
             raise InputError("no tensor that torch's optimizers train has a partner in the JAX state")
+
+    def _with_moments(self, run: TorchProgramRun, port: JaxProgramRun, weights: Mapping[str, str | None]) -> WeightMap:
+        """Map the weights; where some have no partner, without what may be the moments of an optimizer."""
+        try:
+            return self._find_links(run, port, weights)
+        except UnmatchedError as error:
+            leaves = port.leaves
+            # The moments themselves may have been matched, and the parameters have no partner then.
+            for matched in ({link.jax for link in error.links}, frozenset[str]()):
+                if moments := _moments(port, matched):
+                    port.leaves = remembered(leaves, moments)
+                    with contextlib.suppress(UnmatchedError):
+                        links = self._find_links(run, port, weights)
+                        self._moments = moments
+                        return links
+                    port.leaves = leaves
+            raise
 
     def _find_links(
         self, run: TorchProgramRun, port: JaxProgramRun, weights: Mapping[str, str | None] | None
@@ -209,21 +220,26 @@ class ProgramPair:
 
 
 def _moments(port: JaxProgramRun, matched: Collection[str]) -> frozenset[str]:
-    """Find what has no partner and is what an optimizer remembers.
+    """Find what is not `matched` and is what an optimizer remembers.
 
-    These are trees that are zero at first, and have the names and shapes of weights that have a partner, as moments do;
-    and single numbers beside them.
+    These are trees that are zero at first, and have the names and shapes of parameters, as moments do; and single
+    numbers beside them. The parameters are not all zero, or are called so.
     """
     weights = port.weights()
     left = {name: array for name, array in weights.items() if name not in matched}
-    zero = {name for name, array in left.items() if not array.any()}
+    zero = {name for name, array in weights.items() if not array.any()}
+
+    def inside(tree: str) -> set[str]:
+        return {each for each in weights if each.startswith(tree)}
+
     found, places = set[str](), set[str]()
-    for name, other in itertools.product(zero, weights.keys() & set(matched)):
+    for name, other in itertools.product(zero & left.keys(), weights):
         if weights[name].shape == weights[other].shape:
-            tree, _ = _without_common_end(name, other)
-            inside = {each for each in weights if each.startswith(tree)}
-            if tree and tree != f"{name}/" and inside <= zero:
-                found |= inside
+            tree, model = _without_common_end(name, other)
+            if not tree or tree in (f"{name}/", model) or not inside(tree) <= zero:
+                continue
+            if not inside(model) <= zero or model.rstrip("/").rpartition("/")[2] in SAY_NOTHING:
+                found |= inside(tree)
                 places.add(tree.rstrip("/").rpartition("/")[0])
     places.discard("")  # a number of the state itself, such as a temperature, may be trained
     beside = {name for name, array in left.items() if array.size == 1 and name.rpartition("/")[0] in places}

@@ -15,7 +15,7 @@ import numpy as np
 from compare.weights.layers import Layer
 from compare.weights.names import SYNONYMS
 
-_SAY_NOTHING = frozenset({"params", "parameters", "state", "model", "module", "variables", "weights"})
+SAY_NOTHING = frozenset({"params", "parameters", "state", "model", "module", "variables", "weights"})
 """Words of a place that do not tell one model from another."""
 
 
@@ -91,7 +91,7 @@ def _likeness(model: str, place: str) -> int:
 def _words(path: str) -> Counter[str]:
     """Count the words and numbers of a path: "target_params" has one that tells."""
     words = (word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", path))
-    return Counter({SYNONYMS.get(word, word) for word in words} - _SAY_NOTHING)
+    return Counter({SYNONYMS.get(word, word) for word in words} - SAY_NOTHING)
 
 
 def partners(roots: Mapping[str, str], torch: str, jax: str) -> bool:
