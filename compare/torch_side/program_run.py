@@ -65,7 +65,8 @@ class TorchProgramRun(CommonRun):
         self.parameters = dict(self.model.named_parameters())
         self.frozen = frozenset(name for name, parameter in self.parameters.items() if not parameter.requires_grad)
         """The parameters that are not trained at first. An optimizer may have them all the same."""
-        self._names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self._built = list(self.parameters.items())
+        self._names = {id(parameter): name for name, parameter in self._built}
         self.optimizers: dict[str, torch.optim.Optimizer] = self.state.parts(torch.optim.Optimizer)
         # Adagrad has a state from the start, and so has an optimizer that is loaded from a checkpoint.
         for slots in (slots for optimizer in self.optimizers.values() for slots in optimizer.state.values()):
@@ -83,6 +84,12 @@ class TorchProgramRun(CommonRun):
         """Name the bare tensors that an optimizer trains, such as a temperature."""
         for name, tensor in self.state.tensors().items():
             self._names.setdefault(id(tensor), name)
+
+    def _parameters_anew(self) -> None:
+        """See the parameters that a step has put in the place of others: optimizers still have those of `build`."""
+        self.parameters = dict(self.model.named_parameters())
+        self._names = {id(parameter): name for name, parameter in (*self._built, *self.parameters.items())}
+        self._named_bare()
 
     def name_of(self, parameter: Any) -> str:
         """Return the path of a tensor that an optimizer trains.
@@ -171,6 +178,7 @@ class TorchProgramRun(CommonRun):
                 f"a {type(shown).__name__}"
             )
         self.taken += 1
+        self._parameters_anew()
         self.kinds.update({path: kind for path, kind in record.modules.items() if path not in self.kinds})
         # After the step and before anything is read: what an edit leaves is what the step would have left.
         for change_after in self.after:
