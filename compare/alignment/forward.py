@@ -9,7 +9,7 @@ import numpy as np
 
 from compare.alignment.pairings import NotCompared, Pairing
 from compare.alignment.partners import Call, Kinds, partners, unpaired
-from compare.alignment.tensors import TensorPairs
+from compare.alignment.tensors import Order, TensorPairs
 from compare.step.arguments import Names
 from compare.step.layouts import ActivationLayouts
 from compare.step.observation import Observation, Port
@@ -38,20 +38,46 @@ def align_modules(
     with_weights = {link.torch.rpartition(".")[0] for link in links}
     pair = TensorPairs(torch, jax, names)
     pairings: list[Pairing] = []
+    orders = _orders(pair, layouts, torch_calls, jax_calls, partner)
     for call, ports in torch_calls.items():
-        theirs = jax_calls.get(partner.get(call, ("", -1)), [])
+        partner_call = partner.get(call, ("", -1))
+        theirs = jax_calls.get(partner_call, [])
         for kind in ("input", "output"):
             # A linear layer's output is in the order of its own weights, so it is flattened in no order of images. Only
             # the input of such a layer, and modules without weights before it, such as Dropout, can be.
             may_be_flattened = call[0] not in with_weights or (kind == "input" and call[0] in features)
             layout = partial(layouts, may_be_flattened=may_be_flattened)
-            ours, others = ([port for port in side if port.kind == kind] for side in (ports, theirs))
-            pairings += pair(ours, others, layout)
+            order = orders.get((call[0], partner_call[0])) if kind == "input" else None
+            pairings += pair(_of_kind(ports, kind), _of_kind(theirs, kind), layout, order)
     rank = {port: number for number, port in enumerate(torch.forward)}
     pairings.sort(key=lambda pairing: rank[pairing.ports[0]] if pairing.ports else 0)
     if torch.forward and torch.loss is None:
         pairings += _no_output(pairings, torch_calls, jax_calls)
     return pairings, _not_compared(links, pairings, torch_calls, jax_calls, partner)
+
+
+def _of_kind(ports: Iterable[Port], kind: str) -> list[Port]:
+    return [port for port in ports if port.kind == kind]
+
+
+def _orders(
+    pair: TensorPairs,
+    layouts: ActivationLayouts,
+    torch: Mapping[Call, list[Port]],
+    jax: Mapping[Call, list[Port]],
+    partner: Mapping[Call, Call],
+) -> dict[tuple[str, str], Order]:
+    """Find the order of inputs of the modules that take several, as many on both sides at all calls."""
+    calls: dict[tuple[str, str], list[tuple[list[Port], list[Port]]]] = defaultdict(list)
+    for call, ports in torch.items():
+        if call[0] and (other := partner.get(call)) in jax:
+            assert other is not None
+            calls[call[0], other[0]].append((_of_kind(ports, "input"), _of_kind(jax[other], "input")))
+    layout = partial(layouts, may_be_flattened=False)
+    sizes = {paths: {len(ports) for both in each for ports in both} for paths, each in calls.items()}
+    return {
+        paths: pair.order(each, layout) for paths, each in calls.items() if len(sizes[paths]) == 1 < max(sizes[paths])
+    }
 
 
 def _output_sizes(forward: Mapping[Port, Any]) -> dict[Call, list[int]]:

@@ -15,6 +15,9 @@ from compare.step.stage import Stage
 
 FindLayout = Callable[[np.ndarray, np.ndarray], Layout | None]
 
+Order = tuple[int | None, ...]
+"""For each input of torch's, the position of its partner."""
+
 
 class Ends(NamedTuple):
     """A tensor of torch's and one of the JAX side's that may be compared."""
@@ -37,9 +40,50 @@ class TensorPairs:
         self._torch, self._jax, self._names = torch, jax, names
         self._forward_only = torch.loss is None
 
-    def __call__(self, ours: Sequence[Port], theirs: Sequence[Port], layout_of: FindLayout) -> Iterator[Pairing]:
-        """Pair the inputs of one call, or its outputs."""
+    def order(self, calls: Sequence[tuple[Sequence[Port], Sequence[Port]]], layout_of: FindLayout) -> Order:
+        """Find which input of a module is which of its partner's, by their values at all calls of a step.
+
+        Flax's recurrent cells take (carry, inputs), and torch's (input, hx): the first is then not the same on both
+        sides. One fault makes the state differ at all calls but the first, and leaves the input as it is.
+
+        Args:
+            calls: The inputs of each call, as many on both sides.
+            layout_of: Finds the layout of one relative to the other.
+
+        Returns:
+            For each input of torch's, the position of the JAX side's; None where the values do not tell.
+
+        """
+        from scipy.optimize import linear_sum_assignment
+
+        size = len(calls[0][0])
+        near = np.zeros((size, size))
+        for ours, theirs in calls:
+            near += [[self._is_near(Ends(port, other), layout_of) for other in theirs] for port in ours]
+        # Positions decide between what is equal, as the query, key and value of self-attention are.
+        _, chosen = linear_sum_assignment(near + np.eye(size) / (2 * size), maximize=True)
+        moved = [number for number in range(size) if chosen[number] != number]
+        if not moved:
+            return tuple(range(size))
+
+        def is_known(number: int) -> bool:
+            others = [each for each in range(size) if each != number and near[number, chosen[each]]]
+            return bool(near[number, chosen[number]]) and not any(near[each, chosen[number]] for each in others)
+
+        known = [number for number in range(size) if is_known(number)]
+        left = [number for number in range(size) if number not in known]
+        return tuple(int(chosen[n]) if n in known or len(left) == 1 else None for n in range(size))
+
+    def __call__(
+        self, ours: Sequence[Port], theirs: Sequence[Port], layout_of: FindLayout, order: Order | None = None
+    ) -> Iterator[Pairing]:
+        """Pair the inputs of one call, in the order that is known, or its outputs."""
         if not ours or not theirs:
+            return
+        if order is not None and order != tuple(range(len(ours))):
+            for port, place in zip(ours, order, strict=True):
+                if place is not None and (pairing := self._pairing(Ends(port, theirs[place]), layout_of, alone=False)):
+                    yield pairing
             return
         chosen = (
             self._inputs(ours, theirs, layout_of) if ours[0].kind == "input" else self._outputs(ours, theirs, layout_of)

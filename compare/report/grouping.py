@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from compare.report.groups import Group, Modules
 from compare.step.stage import Stage
-from compare.verdict.divergence import Cause, Divergence, Part
+from compare.verdict.divergence import Cause, DetailKind, Divergence, Part
 
 
 def grouped(findings: Sequence[Divergence], modules: Modules) -> list[Group]:
@@ -99,8 +99,11 @@ def _key(member: _Member) -> Hashable:
     port = tuple(line for line in finding.lines if line.side == "jax")
     if port and not any(kinds):  # a loop over time has a place for each of its turns, and one line to mend
         return finding.stage, port, finding.opinion
-    # Without a cause, only layers of the same settings on both sides are the same finding: the details have these.
-    return (finding.stage, kinds, finding.details, finding.opinion) if all(kinds) and finding.details else None
+    # Without a cause, only layers of the same settings on both sides are the same finding: the details have these. Calls
+    # of one layer, as in a loop over time, are one whatever they give.
+    values = any(detail.kind == DetailKind.VALUES for detail in finding.details)
+    of_layer = (member.torch.name, member.jax.name) if values else finding.details
+    return (finding.stage, kinds, of_layer, finding.opinion) if all(kinds) and of_layer else None
 
 
 def _of_any_block(part: Part) -> Part:
