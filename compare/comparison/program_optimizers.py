@@ -32,13 +32,17 @@ class Programs:
 
 def explained_update(programs: Programs, followed: Followed, pairing: Pairing) -> Explained:
     """Find what brings the updates of the optimizer that a pairing belongs to to the JAX side's."""
-    parameter = pairing.link.torch if pairing.link else pairing.torch
-    run = programs.torch("float64")
+    parameter, run = _trained(pairing), programs.torch("float64")
     name = next((name for name in run.optimizers if parameter in OneOptimizer(run, name).parameters), None)
     if name is None:
         return Explained()
     evidence = _evidence(programs, followed, run, name)
     return explain_update(evidence, lambda dtype: OneOptimizer(programs.torch(dtype), name))
+
+
+def _trained(pairing: Pairing) -> str:
+    """Name the parameter of torch's that a pairing belongs to, the first of several that add up, such as two biases."""
+    return pairing.link.torch if pairing.link else pairing.subjects(0)[0].partition("[")[0]
 
 
 def _evidence(programs: Programs, followed: Followed, run: TorchProgramRun, name: str) -> Evidence | None:
@@ -47,7 +51,7 @@ def _evidence(programs: Programs, followed: Followed, run: TorchProgramRun, name
     pairs = [
         (pairing, quantity)
         for pairing, quantity in zip(followed.pairings, followed.quantities, strict=True)
-        if pairing.stage == Stage.UPDATE and (pairing.link.torch if pairing.link else pairing.torch) in view.parameters
+        if pairing.stage == Stage.UPDATE and _trained(pairing) in view.parameters
     ]
     recorder, jax = Recorder(view, pairs, followed.steps), programs.jax()
     slots = [each for each in followed.pairings if each.stage == Stage.UPDATE and each.operands is None]

@@ -99,8 +99,8 @@ def _key(member: _Member) -> Hashable:
     port = tuple(line for line in finding.lines if line.side == "jax")
     if port and not any(kinds):  # a loop over time has a place for each of its turns, and one line to mend
         return finding.stage, port, finding.opinion
-    # Without a cause, only layers of the same settings on both sides are the same finding: the details have these. Calls
-    # of one layer, as in a loop over time, are one whatever they give.
+    # Without a cause, only layers of the same settings on both sides are the same finding: the details have these. The
+    # calls of one layer, as in a loop over time, are one whatever they give.
     values = any(detail.kind == DetailKind.VALUES for detail in finding.details)
     of_layer = (member.torch.name, member.jax.name) if values else finding.details
     return (finding.stage, kinds, of_layer, finding.opinion) if all(kinds) and of_layer else None
