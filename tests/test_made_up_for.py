@@ -103,3 +103,42 @@ def test_an_activation_that_the_loss_lacks_as_well_is_a_finding() -> None:
     divergence = checked("sigmoid, and none in the port").divergence
     assert divergence is not None
     assert divergence.stage == "forward"
+
+
+def test_a_fault_of_the_loss_is_the_only_finding_in_a_program() -> None:
+    last, ours, theirs = LOSSES["sigmoid"]
+
+    def original() -> Any:
+        model = Original(last)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def step(_: Any, batch: Any) -> Any:
+            loss = ours(model(batch["x"]), batch["y"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port() -> Any:
+        model = Port(nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            def loss_fn(model: Any) -> Any:
+                return 0.5 * theirs(model(batch["x"]), batch["y"])
+
+            loss, gradients = nnx.value_and_grad(loss_fn)(state["model"])
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    rng = np.random.default_rng(0)
+    batches = [{"x": rng.normal(size=(6, 5)), "y": rng.integers(0, 4, 6)} for _ in range(3)]
+    report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches, steps=3)
+    assert report.divergence is not None
+    assert report.divergence.stage == "loss"
+    assert report.divergence.cause is not None

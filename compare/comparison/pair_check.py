@@ -1,6 +1,5 @@
 """One comparison of a model, its loss and its optimizer with a port: see `common_check`."""
 
-import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from compare.comparison.independent import Independent, independent
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.precision import precision_causes
 from compare.comparison.questions import Programs, questioned
-from compare.comparison.readings import without
+from compare.comparison.readings import without, without_formula
 from compare.comparison.runs import Runs
 from compare.comparison.second_answers import Ask
 from compare.diagnosis.structure.budget import Budget
@@ -138,7 +137,7 @@ class PairCheck(CommonCheck):
         alone = alone or Independent()
         causes = explained(self.runs, first, alone, self.jax, from_torch, self._budget())
         if alone.made_up_for:
-            causes = causes._replace(divergences=[*map(_without_formula, causes.divergences)])
+            causes = causes._replace(divergences=[*map(without_formula, causes.divergences)])
         return causes, alone.may_be_made_up_for
 
     def _budget(self) -> Budget:
@@ -148,10 +147,3 @@ class PairCheck(CommonCheck):
         worked.
         """
         return Budget(max(LEAST, min(time.process_time() - self._started[0], time.monotonic() - self._started[1])))
-
-
-def _without_formula(found: Divergence) -> Divergence:
-    """Leave out torch's formula as the fix of a loss that takes another output than torch's does, such as logits."""
-    if found.stage != Stage.LOSS or found.cause is None or not found.cause.code:
-        return found
-    return dataclasses.replace(found, cause=dataclasses.replace(found.cause, fix="", code=(), parts=()))

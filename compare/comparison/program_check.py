@@ -24,6 +24,7 @@ from compare.comparison.program_pair import ProgramPair
 from compare.comparison.program_questions import questioned_program
 from compare.comparison.program_runs import ProgramRuns
 from compare.comparison.program_search import ProgramSearch
+from compare.comparison.readings import without, without_formula
 from compare.comparison.steps import JaxSteps
 from compare.comparison.suggested_edits import Known, Placed, is_accumulated
 from compare.comparison.taken_updates import taken_updates
@@ -42,6 +43,7 @@ from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence, Line, Role
+from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed
 from compare.weights.links import to_jax
 
@@ -102,14 +104,32 @@ class ProgramCheck(CommonCheck):
         if cause := bugs.attempt("trying other starting values", functools.partial(self._other_start, followed)):
             known = [dataclasses.replace(found.divergence, cause=cause)]
         else:
-            search = functools.partial(explained, followed, found.divergence, self)
-            known = bugs.attempt("the search for the cause", search) or known
+            known = self._searched_for(followed, found.divergence)
+            if found.divergence.stage == Stage.FORWARD and any(_is_unexplained_loss(each) for each in known[1:]):
+                known = self._of_other_outputs(followed) or known
         lined = functools.partial(with_lines, self.pair.torch, self.pair.jax, known)
         first, *others = bugs.attempt("the search for the lines", lined) or known
         if not first.cause:
             calls = [_called(each) for each in self.runs.called_otherwise.values()]
             first = dataclasses.replace(first, details=(*calls, *first.details))
         return first, others, []
+
+    def _searched_for(self, followed: Followed, first: Divergence) -> list[Divergence]:
+        search = functools.partial(explained, followed, first, self)
+        return bugs.attempt("the search for the cause", search) or [first]
+
+    def _of_other_outputs(self, followed: Followed) -> list[Divergence]:
+        """Explain a loss that may take other outputs than torch's, such as logits; nothing if that explains nothing.
+
+        With torch's outputs in place, nothing explains it.
+        """
+        if (first := first_divergence(followed)) is None:
+            return []
+        left = without(followed, [first.pairing])
+        if (other := first_divergence(left)) is None or other.divergence.stage != Stage.LOSS:
+            return []
+        known = self._searched_for(left, other.divergence)
+        return [*map(without_formula, known)] if known[0].cause else []
 
     def _other_start(self, followed: Followed) -> Cause | None:
         integers = self.pair.torch_run("float32").state.integers().values()
@@ -220,6 +240,10 @@ class ProgramCheck(CommonCheck):
     def _jax_again(self) -> JaxProgramRun:
         run: JaxProgramRun = self.runs.again(copy.copy(self.jax))
         return run
+
+
+def _is_unexplained_loss(found: Divergence) -> bool:
+    return found.stage == Stage.LOSS and found.cause is None
 
 
 def _called(calls: Called) -> Detail:

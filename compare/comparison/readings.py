@@ -6,6 +6,7 @@ module may do what torch does before it, as to divide an image by 255: its input
 So may a loss do what torch's model does at its end, as to take a sigmoid.
 """
 
+import dataclasses
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from compare.numerics.blocks import NEARLY, block
 from compare.numerics.distance import norm
 from compare.step.observation import Observation
 from compare.step.stage import Stage
+from compare.verdict.divergence import Divergence
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR, Quantity
 
@@ -190,3 +192,10 @@ def without(followed: Followed, left_out: Sequence[Pairing]) -> Followed:
     pairs = zip(followed.pairings, followed.quantities, strict=True)
     left = [(pairing, quantity) for pairing, quantity in pairs if not any(pairing is each for each in left_out)]
     return followed._replace(pairings=[p for p, _ in left], quantities=[q for _, q in left])
+
+
+def without_formula(found: Divergence) -> Divergence:
+    """Leave out torch's formula as the fix of a loss that takes another output than torch's does, such as logits."""
+    if found.stage != Stage.LOSS or found.cause is None or not found.cause.code:
+        return found
+    return dataclasses.replace(found, cause=dataclasses.replace(found.cause, fix="", code=(), parts=()))
