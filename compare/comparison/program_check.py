@@ -105,7 +105,8 @@ class ProgramCheck(CommonCheck):
             known = [dataclasses.replace(found.divergence, cause=cause)]
         else:
             known = self._searched_for(followed, found.divergence)
-            if found.divergence.stage == Stage.FORWARD and any(_is_unexplained_loss(each) for each in known[1:]):
+            unexplained = known[0].cause is None or any(map(_is_unexplained_loss, known))
+            if found.divergence.stage == Stage.FORWARD and unexplained:
                 known = self._of_other_outputs(followed) or known
         lined = functools.partial(with_lines, self.pair.torch, self.pair.jax, known)
         first, *others = bugs.attempt("the search for the lines", lined) or known
