@@ -605,3 +605,26 @@ def test_stacked_layers(of: str) -> None:
     round_trip(model, links, like(port))
     assert [link.jax_view.index for link in links if link.torch.endswith("up.weight")] == [(0,), (1,), (2,)]
     assert "has 3 layers along its first axis" in str(links)
+
+
+def test_stacked_arrays_of_a_dictionary_are_named_as_layers_of_torch() -> None:
+    """Arrays of equal shapes, which a plain scan takes: the index along the first axis is the layer's number."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.up = nn.Linear(4, 6, bias=False), nn.Linear(4, 6, bias=False)
+            self.down = nn.Linear(6, 4, bias=False)
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Residual() for _ in range(3))
+
+    shapes = {"gate": (3, 4, 6), "up": (3, 4, 6), "down": (3, 6, 4)}
+    links = find_links(
+        torch_layers(Deep()), pytree_layers({"layers": {name: jnp.zeros(shape) for name, shape in shapes.items()}})
+    )
+    assert {(link.torch, link.jax, link.jax_view.index[0]) for link in links} == {
+        (f"layers.{at}.{name}.weight", f"layers/{name}", at) for at in range(3) for name in shapes
+    }

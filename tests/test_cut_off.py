@@ -89,3 +89,42 @@ def test_a_wrong_padding_is_mended_as_far_as_torch_uses_the_output() -> None:
     assert divergence.cause is not None
     assert divergence.cause.fix.startswith("nnx.Conv(..., padding=((2, 0),))")
     assert checked(((2, 0),)).verdict == "match"
+
+
+class Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.table, self.out = nn.EmbeddingBag(9, 4, mode="mean"), nn.Embedding(9, 4), nn.Linear(8, 2)
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        return self.out(torch.cat([self.bag(ids), self.table(ids[:, 0])], 1))
+
+
+class PortOfBag(nnx.Module):
+    def __init__(self, *, wrong: bool, rngs: nnx.Rngs) -> None:
+        self.bag, self.table = nnx.Embed(9, 4, rngs=rngs), nnx.Embed(9, 4, rngs=rngs)
+        self.out, self.wrong = nnx.Linear(8, 2, rngs=rngs), wrong
+
+    def __call__(self, ids: jax.Array) -> Any:
+        parts = [self.bag(ids).mean(1), self.table(ids[:, 0])]
+        return self.out(jnp.concatenate(parts[::-1] if self.wrong else parts, 1))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_one_side_reduces_later_is_no_finding(wrong: bool) -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    batches = [(rng.integers(0, 9, (6, 3)), rng.standard_normal((6, 2), np.float32)) for _ in range(2)]
+    report = compare.check(
+        compare.Torch(Bag(), square, lambda parameters: torch.optim.SGD(parameters, 0.1)),
+        compare.Flax(PortOfBag(wrong=wrong, rngs=nnx.Rngs(0)), square, optax.sgd(0.1)),
+        batches,
+        weights={"bag.weight": "bag/embedding", "table.weight": "table/embedding"},
+        steps=2,
+        quick=True,
+    )
+    assert report.verdict == ("mismatch" if wrong else "match"), str(report)
+    if report.divergence is not None:
+        assert report.divergence.cause is not None
+        assert "order" in report.divergence.cause.name
+        assert not report.others

@@ -6,7 +6,7 @@ import numpy as np
 
 from compare.alignment.pairings import Pairing, shown
 from compare.comparison.from_torch import Repeated
-from compare.comparison.surplus import NUDGE, surplus
+from compare.comparison.surplus import NUDGE, is_reduced, surplus
 from compare.numerics.distance import distance
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
@@ -128,6 +128,9 @@ class LastingPlaces:
         def after(value: np.ndarray) -> Observation:
             return self._again(given._replace(ports={**given.ports, nudged: value}, used={*used, nudged}))
 
+        values = self.pairings[place].torch_array(self._torch), self.pairings[place].jax_array(before)
+        if is_reduced(*values, self._limit(place)):
+            return False  # were it not reduced later, the next place would differ
         if self._torch_cuts_off(place, before) or self._jax_cuts_off(place, before, after):
             return False
         seen = after(np.asarray(before.forward[nudged]) * (1 + NUDGE))

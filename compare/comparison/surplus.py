@@ -37,6 +37,22 @@ def surplus(whole: np.ndarray, part: np.ndarray, limit: float) -> np.ndarray | N
     return None
 
 
+def is_reduced(one: np.ndarray, other: np.ndarray, limit: float) -> bool:
+    """Tell whether one of two arrays is the other one's mean, sum, maximum or minimum over an axis, or its first part.
+
+    One side may reduce what the other has reduced already, as a mean over the embeddings of a bag.
+    """
+    large, small = (one, other) if one.ndim > other.ndim else (other, one)
+    if large.ndim != small.ndim + 1 or not large.size:
+        return False
+    for axis in (axis for axis in range(large.ndim) if np.delete(large.shape, axis).tolist() == list(small.shape)):
+        made = (reduce(large, axis=axis) for reduce in (np.mean, np.sum, np.max, np.min))
+        parts = (np.take(large, at, axis) for at in (0, -1))
+        if any(distance(each, small) <= limit for each in (*made, *parts)):
+            return True
+    return False
+
+
 def cut_off(
     runs: Runs, pairing: Pairing, number: int, shapes: tuple[Shape, Shape], deciding: Sequence[Pairing]
 ) -> tuple[tuple[int, int], ...]:

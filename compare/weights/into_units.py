@@ -65,9 +65,16 @@ def single(unit: Unit) -> list[Unit]:
     A weight is still that of its kind. Nothing but its shape is known of any other tensor.
     """
     return [
-        Unit(slots[0].name, unit.type, unit.kind if role == "weight" else "", unit.settings, {"weight": slots})
+        Unit(_path_of(unit, slots), unit.type, unit.kind if role == "weight" else "", unit.settings, {"weight": slots})
         for role, slots in unit.slots.items()
     ]
+
+
+def _path_of(unit: Unit, slots: tuple[Slot, ...]) -> str:
+    """Give the path of a tensor: its name, or within a layer that was taken out of a stack, the layer's path too."""
+    name = slots[0].name
+    inside = not unit.path or name.startswith((f"{unit.path}.", f"{unit.path}/"))
+    return name if inside or "/" not in unit.path else f"{unit.path}/{name.rpartition('/')[2]}"
 
 
 def _by_role(unit: Unit) -> list[Unit]:
@@ -76,7 +83,7 @@ def _by_role(unit: Unit) -> list[Unit]:
     known = {role: slots for role, slots in roles.items() if role}
     rest = [slots for leaf, slots in unit.slots.items() if known.get(role_of(leaf)) != slots]
     made = [Unit(unit.path, unit.type, unit.kind, unit.settings, known)] if known else []
-    names = [slots[0].name for slots in rest]
+    names = [_path_of(unit, slots) for slots in rest]
     return made + [
         Unit(name, unit.type, "", unit.settings, {"weight": slots}) for name, slots in zip(names, rest, strict=True)
     ]
