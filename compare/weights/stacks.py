@@ -2,12 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from compare.weights.units import Unit
 
 
-def find_stacks(torch: Iterable[Unit], jax: Iterable[Unit], left: Iterable[Unit]) -> dict[str, int]:
+def find_stacks(torch: Iterable[Unit], jax: Sequence[Unit], left: Iterable[Unit]) -> dict[str, int]:
     """Find layers that a scan or vmap has probably stacked along a new first axis.
 
     Args:
@@ -33,6 +33,14 @@ def find_stacks(torch: Iterable[Unit], jax: Iterable[Unit], left: Iterable[Unit]
         for prefix in prefixes(unit.path):
             for (slot,) in unit.slots.values():
                 first.setdefault(prefix, set()).add(slot.shape[0] if slot.shape else 0)
+    alike: dict[frozenset[str], list[str]] = {}
+    for prefix in first:
+        inside = frozenset(unit.path for unit in jax if prefix in prefixes(unit.path))
+        alike.setdefault(inside, []).append(prefix)
+    # Of paths around the same layers, the one is meant that torch has numbers under: "layers", and not the whole model.
+    named = {path.replace(".", "/") for path in numbers}
+    best = {max(same, key=lambda prefix: (prefix in named, -len(prefix))) for same in alike.values()}
+    first = {prefix: sizes for prefix, sizes in first.items() if prefix in best}
     wanted = {prefix for unit in left for prefix in prefixes(unit.path)}
     found: dict[str, int] = {}
     # From the outermost path inwards, so that a stack of whole blocks is not taken for a stack of each of
