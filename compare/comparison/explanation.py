@@ -22,10 +22,13 @@ from compare.comparison.surplus import cut_off
 from compare.comparison.trained_alone import trained_alone, updated_alone
 from compare.comparison.untied import untied
 from compare.diagnosis.conventions.variants import MODE
+from compare.diagnosis.experiment import rerun_at
 from compare.diagnosis.explain import explain
+from compare.diagnosis.held import explains_held
+from compare.diagnosis.held_out import MARGIN
 from compare.diagnosis.optimizers.explain import Explained, explain_update
 from compare.diagnosis.place import Place, place_of
-from compare.diagnosis.searched import Searched
+from compare.diagnosis.searched import Explains, Searched, Values
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import OF_THE_MODEL, Kind
 from compare.diagnosis.structure.search import Gradients, Shown, Surroundings
@@ -177,6 +180,10 @@ class _Search:
         )
         place = _place(pair, found)._replace(cut=self._cut_off(found))
         searched = explain(found, run, batch, draws, place, elsewhere, surroundings)
+        if searched.changed and found.pairing.ports is not None:
+            rerun, limit = rerun_at(found, run, batch, draws), max(MARGIN * found.limit, self._from_torch.tables)
+            held = partial(explains_held, rerun, searched.changed, given, limit)
+            searched = searched._replace(explains=partial(_either, searched.explains, held))
         details = _both_layers(pair, found)
         known = dataclasses.replace(found.divergence, cause=searched.cause, details=(*details, *searched.details))
         return known, searched
@@ -199,6 +206,10 @@ class _Search:
         found = bugs.attempt(doing, lambda: computed_from_data(self._runs.pair.jax_run("float64"), batch))
         self._data.append((batch, found or FromData()))
         return self._data[-1][1]
+
+
+def _either(one: Explains, other: Explains, values: Values) -> bool:
+    return one(values) or other(values)
 
 
 def _step_of_torch(runs: Runs, step: int) -> Observation:

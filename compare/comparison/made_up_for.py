@@ -12,7 +12,7 @@ than the port does: the rest of the port is made for it.
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from compare.errors import InputError, InternalError
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
-from compare.torch_side.record import leaves
+from compare.torch_side.record import leaves, replaced
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
@@ -92,7 +92,7 @@ class _Given:
                 return tree
             own = dict(leaves(tree))[self.port.leaf]
             # A view of an array with channels last would have its strides, with which some kernels of torch's crash.
-            return _replaced(tree, own, own.new_tensor(np.ascontiguousarray(self.value)))
+            return replaced(tree, own, own.new_tensor(np.ascontiguousarray(self.value)))
 
         if self.port.kind == "input":
             handle = module.register_forward_pre_hook(lambda _, *inputs: given(inputs), with_kwargs=True)
@@ -102,19 +102,3 @@ class _Given:
             yield
         finally:
             handle.remove()
-
-
-def _replaced(tree: Any, old: Any, new: Any) -> Any:
-    """Put one tensor in the place of another one in nested tuples, lists, dicts and model outputs."""
-    if tree is old:
-        return new
-    if isinstance(tree, Mapping) and not hasattr(tree, "__dataclass_fields__"):
-        return type(tree)({key: _replaced(each, old, new) for key, each in tree.items()})  # type: ignore[call-arg]
-    if isinstance(tree, list | tuple):
-        every = [_replaced(each, old, new) for each in tree]
-        return type(tree)(*every) if hasattr(tree, "_fields") else type(tree)(every)
-    if hasattr(tree, "__dataclass_fields__"):
-        return dataclasses.replace(
-            tree, **{n: _replaced(getattr(tree, n), old, new) for n in tree.__dataclass_fields__}
-        )
-    return tree

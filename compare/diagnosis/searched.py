@@ -14,6 +14,9 @@ from compare.verdict.divergence import Cause, Detail
 Values = Sequence[tuple[Port, np.ndarray]]
 """What the JAX side has at ports of torch's, in torch's layout."""
 
+Explains = Callable[[Values], bool]
+"""Tells whether a cause explains such values."""
+
 
 def explains_nothing(_: Values) -> bool:
     """Without a cause, nothing is explained."""

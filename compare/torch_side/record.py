@@ -1,6 +1,7 @@
 """Records the inputs and outputs of a torch model's modules."""
 
 import contextlib
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -143,3 +144,17 @@ def leaves(tree: Any) -> list[tuple[str, "torch.Tensor"]]:
 
     walk("", tree)
     return found
+
+
+def replaced(tree: Any, old: Any, new: Any) -> Any:
+    """Put one tensor in the place of another one in nested tuples, lists, dicts and model outputs."""
+    if tree is old:
+        return new
+    if isinstance(tree, Mapping) and not hasattr(tree, "__dataclass_fields__"):
+        return type(tree)({key: replaced(each, old, new) for key, each in tree.items()})  # type: ignore[call-arg]
+    if isinstance(tree, list | tuple):
+        every = [replaced(each, old, new) for each in tree]
+        return type(tree)(*every) if hasattr(tree, "_fields") else type(tree)(every)
+    if hasattr(tree, "__dataclass_fields__"):
+        return dataclasses.replace(tree, **{n: replaced(getattr(tree, n), old, new) for n in tree.__dataclass_fields__})
+    return tree
