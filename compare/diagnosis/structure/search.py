@@ -22,7 +22,7 @@ from compare.diagnosis.structure.listing import at_all_calls, listed
 from compare.diagnosis.structure.norm_order import norms_moved
 from compare.diagnosis.structure.pairs import Tried, fitting_pairs
 from compare.diagnosis.structure.recording import Operations
-from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, opened
+from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, opened, way
 from compare.diagnosis.structure.told import told, worth_telling
 from compare.jax_side.from_data import FromData
 from compare.step.batch import Batch
@@ -97,6 +97,7 @@ class StructureSearch:
         assert found.target is not None
         self.found, self.rerun, self.held_out = found, rerun, iter(held_out)
         self._made: list[Step] = []
+        self._refuted = False
         self.given, self.budget, self.outputs = surroundings[:3]
         self.theirs, self.shown, self.tables = surroundings.theirs, surroundings.shown, surroundings.tables
         self.later = surroundings.later
@@ -276,16 +277,19 @@ class StructureSearch:
             near = max(MARGIN, EXPLAINED * before)
             left = [edits for edits in left if step.leaves(self._again(edits, step.context)) <= near]
             agreed += before > MARGIN * near
-        return left if agreed >= needed else []
+        return left if agreed >= needed and not self._refuted else []
 
     def _others(self) -> Iterator[Step]:
         """Yield the held-out steps that take the same way through the program; each is made once for all edits."""
         yield from self._made
         for rerun, target in self.held_out:
             step = opened(self.found, rerun, self.given, target, self.theirs(rerun.batch))
-            if step is not None and _way(step) == _way(self.here):
+            if step is not None and way(step) == way(self.here):
                 self._made.append(step)
                 yield step
+            elif step is not None and step.leaves([]) > MARGIN**2:
+                self._refuted = True  # the two differ there as well, and no edit of this step explains it
+                return
 
     def _again(self, edits: Sequence[Edit], context: Context) -> list[Edit]:
         """Make the same edits at another step; what cannot be made there changes nothing."""
@@ -334,12 +338,6 @@ class StructureSearch:
             return sum(shown.agrees(seen) for shown in self.shown)
         except FAILURES:
             return None
-
-
-def _way(step: Step) -> list[str]:
-    """Name the operations up to the value that differs. What follows may be others, such as an update that is due."""
-    *nodes, _ = step.context.nodes
-    return [node.name for node in step.context.graph.nodes[: nodes[-1].number + 1]] if nodes else []
 
 
 FITTING = 6

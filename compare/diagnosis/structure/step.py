@@ -197,3 +197,9 @@ def moved(tensor: "torch.Tensor", seed: int) -> "torch.Tensor":
     noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
     finite = torch.isfinite(tensor)
     return torch.where(finite, tensor + noise * (tensor[finite].std(correction=0) if finite.any() else 1), tensor)
+
+
+def way(step: Step) -> list[str]:
+    """Name the operations up to the value that differs. What follows may be others, such as an update that is due."""
+    *nodes, _ = step.context.nodes
+    return [node.name for node in step.context.graph.nodes[: nodes[-1].number + 1]] if nodes else []
