@@ -306,6 +306,7 @@ def test_a_layer_only_has_settings_of_its_own_kind(fixes: dict[tuple[str, str], 
             for layer in place.layers:
                 if text.startswith(f"{named(layer)}("):
                     kinds = {"Conv": "conv", "Linear": "linear", "Dropout": "dropout", "Embed": "embedding"}
+                    kinds |= {"Attention": "attention"}
                     kind = next((kind for part, kind in kinds.items() if part in layer.__name__), "norm")
                     assert kind in function, text
 

@@ -17,7 +17,8 @@ KEPT = 0.9
 def original() -> Any:
     model = torch.nn.Linear(4, 3)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    centre, taken = torch.zeros(3), []
+    centre = torch.zeros(3)
+    taken: list[bool] = []
 
     def step(_: Any, batch: Any) -> Any:
         y = model(batch["x"])

@@ -68,4 +68,6 @@ def _kind(layer: type) -> str:
             return KINDS[base.__name__]
         if base.__name__.startswith("Dropout"):
             return "dropout"
+        if base.__name__ in ("MultiHeadAttention", "MultiHeadDotProductAttention", "MultiheadAttention"):
+            return "attention"
     return ""

@@ -124,6 +124,14 @@ def _padded(call: Call, place: Place) -> Code | None:
 
 VARIANTS = (
     Variants(
+        name="number of heads",
+        functions=("multi_head_attention_forward",),
+        argument="num_heads",
+        values=lambda call: (n for n in range(1, 65) if call.input.shape[-1] % n == 0 and n != call["num_heads"]),
+        fix=sets("attention", "num_heads", "num_heads"),
+        source=f"{FLAX}attention.html",
+    ),
+    Variants(
         name="padding",
         functions=CONVOLUTIONS,
         argument="padding",
