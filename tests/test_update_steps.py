@@ -25,6 +25,10 @@ def even(count: Any) -> Any:
     return count % 2 == 0
 
 
+def odd(count: Any) -> Any:
+    return count % 2 == 1
+
+
 def every(count: Any) -> Any:
     return count >= 0
 
@@ -86,7 +90,10 @@ def test_a_warm_up_from_zero_is_a_schedule_and_no_missing_update() -> None:
     assert "linear_schedule(0.025, 0.1, 3)" in str(behind.cause.fix)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "mended"), [(every, even, "every step"), (even, every, "count % 2 == 0")])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "mended"),
+    [(every, even, "every step"), (even, every, "count % 2 == 0"), (odd, every, "optax.MultiSteps")],
+)
 def test_updates_at_other_steps(ours: Taken, theirs: Taken, mended: str) -> None:
     cause = found(ours, theirs, 0.1).cause
     assert cause is not None

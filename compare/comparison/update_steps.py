@@ -37,8 +37,10 @@ def other_steps(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: 
     """Find out if an optimizer is stepped on one side alone at the step at which the two first differ."""
     pairs = [(each.torch, each.jax) for each in followed.pairings if each.stage == Stage.PARAMETERS]
     taken: dict[str, tuple[list[int], list[int]]] = {ours: ([], []) for ours, _ in pairs}
+    given: dict[str, set[int]] = {ours: set() for ours, _ in pairs}
     for number, (_, torch, jax) in zip(range(followed.steps), steps.both(edits), strict=False):
         for ours, theirs in pairs:
+            given[ours] |= {number} if ours in torch.gradients else set()
             for side, seen, name in ((0, torch, ours), (1, jax, theirs)):
                 if _is_updated(seen, name):
                     taken[ours][side].append(number)
@@ -52,16 +54,22 @@ def other_steps(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: 
     named = ", ".join(dict.fromkeys(name.partition(".")[0] for name in other))
     if any(name.partition(".")[0] in named.split(", ") and name not in other for name in taken):
         return None  # some parameters of a model alone: frozen ones, perhaps
+    fix = f"{chosen(at[0], followed.steps)}, of {named} and what its optimizer remembers"
+    if not set(at[1]) <= set(at[0]):
+        fix += "; where torch adds up gradients in between, optax.MultiSteps does both"
     cause = Cause(
         "update at other steps",
         f"update at other steps: torch updates {named} at {at_steps(at[0])}, and the JAX side at {at_steps(at[1])}",
-        f"{chosen(at[0], followed.steps)}, of {named} and what its optimizer remembers",
+        fix,
     )
     update = next((each for each in followed.pairings if each.stage == Stage.UPDATE and each.torch in other), None)
     during = functools.partial(_only, parameter=next(iter(other)), steps=frozenset(at[1]))
     edit = Edit("", "", "", during=during) if set(at[1]) < set(at[0]) else None
     missing = set(at[0]) - set(at[1])
-    agreed = any(step < reach.step for step in set(at[0]) & set(at[1]))
+    # Where torch does not even step its optimizer, that the JAX side updates is what is seen, and needs no proof.
+    alone = set(at[1]) - set(at[0])
+    unseen = not missing and not any(alone & given[name] for name in other)
+    agreed = unseen or any(step < reach.step for step in set(at[0]) & set(at[1]))
     return None if update is None else OtherSteps(cause, update, edit, missing == set(range(len(missing))), agreed)
 
 
