@@ -8,7 +8,7 @@ import numpy as np
 
 from compare.errors import InputError
 from compare.jax_side.state import keys, named_state
-from compare.weights.layers import KINDS, Layer, Names, Tensor, at_path, collect, map_settings
+from compare.weights.layers import KINDS, Layer, Names, Tensor, at_path, collect, known_at, map_settings
 
 if TYPE_CHECKING:
     from flax import linen, nnx
@@ -161,10 +161,7 @@ def pytree_layers(params: Any, state: Any = None) -> list[Layer]:
 
 def _empty(params: Any, path: tuple[Any, ...]) -> Layer:
     """Make the layer of a state's arrays, of the type of the module at that path, if there is one."""
-    try:
-        module = at_path(params, path)
-    except (TypeError, KeyError, IndexError, AttributeError):
-        module = None
+    module = known_at(params, path)
     known = module is not None and not isinstance(module, Mapping | list | tuple)
     settings = {**(map_settings(module) if known else {"kind": ""}), "buffers": [], "integers": [], "ordered": False}
     return Layer("/".join(map(str, path)), type(module).__name__ if known else "", settings, {})

@@ -135,7 +135,9 @@ class JaxProgramRun:
         if isinstance(array, bool | int | float):
             array = np.asarray(array, np.float64 if isinstance(array, float) else np.int32)
         if not jnp.issubdtype(array.dtype, jnp.floating):
-            return jnp.asarray(array)
+            # What numbers of Python's made is weakly typed: in float64, one added to it would be an int64.
+            weak = self.dtype == "float64" and getattr(array, "weak_type", False)
+            return jnp.asarray(np.asarray(array) if weak else array)
         return jax.device_put(np.asarray(array, np.float64).astype(self.dtype))
 
     def layers(self) -> list[Layer]:
@@ -149,7 +151,7 @@ class JaxProgramRun:
                 found += [under(root, layer) for layer in nnx_layers(value)]
                 inside.update(name for layer in found for name in layer.tensors)
         rest = {
-            leaf.path: Tensor(tuple(np.shape(value)))
+            leaf.path: Tensor(tuple(np.shape(value)), leaf.buffer)
             for leaf, value in zip(self.leaves, self.values, strict=True)
             if leaf.role == Role.WEIGHTS and leaf.name not in inside
         }

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.errors import InputError
+from compare.jax_side.state import equinox_places, is_equinox_state
 from compare.numerics.constants import restored
+from compare.weights.roots import best_pairs
 
 
 class Role(StrEnum):
@@ -35,6 +37,8 @@ class Leaf(NamedTuple):
     role: Role
     path: tuple[Any, ...] = ()
     """The same as keys, outside of nnx objects."""
+    buffer: bool = False
+    """It is in an `eqx.nn.State`, and so not trained."""
 
 
 class Structure:
@@ -50,7 +54,14 @@ class Structure:
 
         found: Any = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_nnx)
         paths, self._tree = found
-        self._names = [path_name(path) for path, _ in paths]
+        optimizers = _optimizer_paths(state)
+        of_equinox = _equinox_states(state, optimizers)
+        self._keys = [of_equinox.get(path, _keys(path)) for path, _ in paths]
+        self._names = [
+            "/".join(map(str, keys)) if path in of_equinox else path_name(path)
+            for keys, (path, _) in zip(self._keys, paths, strict=True)
+        ]
+        self._is_buffer = [path in of_equinox for path, _ in paths]
         self._is_nnx = [is_nnx(leaf) for _, leaf in paths]
         modules = _equinox_paths(state)
         self._is_dynamic = [
@@ -65,15 +76,14 @@ class Structure:
         """Linen's modules, which no state holds: their classes by name, None for several; filled by a trace."""
         self._graph, nnx_state = _split(list(self.objects.values()))
         self._nnx_tree: Any = jax.tree.structure(nnx_state)
-        optimizers = _optimizer_paths(state)
-        self.leaves = [*self._nnx_leaves(nnx_state, paths, optimizers), *self._plain_leaves(paths, optimizers)]
+        self.leaves = [*self._nnx_leaves(nnx_state, optimizers), *self._plain_leaves(paths, optimizers)]
 
-    def _nnx_leaves(self, nnx_state: Any, paths: Sequence[Any], optimizers: Sequence[str]) -> list[Leaf]:
+    def _nnx_leaves(self, nnx_state: Any, optimizers: Sequence[str]) -> list[Leaf]:
         import jax
         from flax import nnx
 
         names = list(self.objects)
-        keys = {name: _keys(path) for name, (path, _) in zip(self._names, paths, strict=True)}
+        keys = dict(zip(self._names, self._keys, strict=True))
         # optax's own states hold nnx variables where their `init` was given an nnx state.
         remembered = {
             root for root in names if isinstance(self.objects[root], nnx.Optimizer) or _under(root, optimizers)
@@ -97,8 +107,10 @@ class Structure:
                 return Role.OPTIMIZER
             return Role.WEIGHTS if _floating(leaf) else Role.OTHER
 
-        named = zip(self._names, paths, self._is_dynamic, strict=True)
-        return [Leaf(name, role(name, leaf), _keys(path)) for name, (path, leaf), dynamic in named if dynamic]
+        each = zip(self._names, paths, self._keys, self._is_buffer, self._is_dynamic, strict=True)
+        return [
+            Leaf(name, role(name, leaf), keys, buffer) for name, (_, leaf), keys, buffer, dynamic in each if dynamic
+        ]
 
     def take_apart(self, state: Any) -> list[Any]:
         """Return the arrays of a state of this structure, in the order of `leaves`.
@@ -235,6 +247,30 @@ def _equinox_paths(state: Any) -> list[str]:
     """
     module = getattr(sys.modules.get("equinox"), "Module", None)
     return [] if module is None else _paths(state, lambda value: isinstance(value, module))
+
+
+def _equinox_states(state: Any, optimizers: Sequence[str]) -> dict[Any, tuple[Any, ...]]:
+    """Name the arrays of each `eqx.nn.State` by the module that they belong to, by their paths in the program's state.
+
+    Where several states and several copies of a model are there, the words of their paths tell which go together. What
+    belongs to no module of the state keeps its own path.
+    """
+    import jax
+
+    found = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda value: is_nnx(value) or is_equinox_state(value))
+    alike: dict[tuple[Any, ...], list[Any]] = {}
+    named: dict[Any, tuple[Any, ...]] = {}
+    for path, value in found[0]:
+        if is_equinox_state(value):
+            for inner, places in zip(paths_of(value), equinox_places(state, value), strict=True):
+                own = (place for place in places if not _under("/".join(map(str, place)), optimizers))
+                alike.setdefault(tuple(own), []).append((*path, *inner))
+                named[*path, *inner] = _keys((*path, *inner))
+    for holders, paths in alike.items():
+        if holders:
+            _, best = best_pairs([*map(path_name, paths)], ["/".join(map(str, place)) for place in holders])
+            named |= {paths[at]: holders[to] for at, to in best.items()}
+    return named
 
 
 def _paths(state: Any, wanted: Callable[[Any], bool]) -> list[str]:

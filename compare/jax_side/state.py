@@ -33,27 +33,47 @@ def named_state(params: Any, state: Any) -> list[Named]:
     """
     import jax
 
-    equinox = sys.modules.get("equinox")  # who gives such a state has imported it
-    if equinox is None or not isinstance(state, equinox.nn.State):
+    if not is_equinox_state(state):
         return [Named(keys(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]]
-
-    def is_index(leaf: Any) -> bool:
-        return isinstance(leaf, equinox.nn.StateIndex)
-
-    paths: dict[int, Path] = {}
-    # eqx.nn.State maps the StateIndex objects of a model to arrays. Which layer an index belongs to is
-    # only known from the model, whose attributes hold it.
-    for path, index in jax.tree_util.tree_flatten_with_path(params, is_leaf=is_index)[0]:
-        if is_index(index):
-            for inner, leaf in jax.tree_util.tree_flatten_with_path(state.get(index))[0]:
-                paths[id(leaf)] = _equinox_path(keys(path), tuple(map(str, keys(inner))))
-    leaves = jax.tree.leaves(state)
-    if any(id(leaf) not in paths for leaf in leaves):
+    places = equinox_places(params, state)
+    if not all(places):
         raise InputError(
             "Jax(state=...) is an eqx.nn.State with entries that no layer in params has: give the model and the state "
             "that eqx.nn.make_with_state made together"
         )
-    return [Named(paths[id(leaf)], leaf) for leaf in leaves]
+    return [Named(found[-1], leaf) for found, leaf in zip(places, jax.tree.leaves(state), strict=True)]
+
+
+def is_equinox_state(value: Any) -> bool:
+    """Return whether a value is an `eqx.nn.State`."""
+    equinox = sys.modules.get("equinox")  # who has such a state has imported it
+    return equinox is not None and isinstance(value, equinox.nn.State)
+
+
+def equinox_places(modules: Any, state: Any) -> list[list[Path]]:
+    """Give the places in `modules` that each array of an `eqx.nn.State` belongs to, in the order of its leaves.
+
+    It maps the `StateIndex` objects of a model to arrays. Which layer an index belongs to is only known from the
+    model, whose attributes hold it. A copy of the model, such as an average of its weights, holds the same index.
+    """
+    import equinox
+    import jax
+
+    def is_index(leaf: Any) -> bool:
+        return isinstance(leaf, equinox.nn.StateIndex)
+
+    structure: Any = jax.tree.structure(state)
+    numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
+    places: list[list[Path]] = [[] for _ in range(structure.num_leaves)]
+    for path, index in jax.tree_util.tree_flatten_with_path(modules, is_leaf=is_index)[0]:
+        if is_index(index):
+            try:
+                value = numbered.get(index)
+            except KeyError:
+                continue  # it belongs to another state
+            for inner, at in jax.tree_util.tree_flatten_with_path(value)[0]:
+                places[at].append(_equinox_path(keys(path), tuple(map(str, keys(inner)))))
+    return places
 
 
 def _equinox_path(index: Path, inner: Path) -> Path:

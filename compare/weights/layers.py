@@ -81,7 +81,7 @@ def collect(model: Any, tensors: Mapping[tuple[Any, ...], Tensor]) -> list[Layer
     layers: dict[tuple[Any, ...], Layer] = {}
     for path, tensor in tensors.items():
         for depth, key in enumerate(path):
-            if model is None or isinstance(at_path(model, path[:depth]), Mapping):
+            if model is None or isinstance(known_at(model, path[:depth]), Mapping):
                 beside = keys.setdefault(path[:depth], [])
                 beside.extend([str(key)] if str(key) not in beside else [])
         # A dictionary by torch's names, such as "encoder.0.weight", has the layers of these names.
@@ -89,7 +89,7 @@ def collect(model: Any, tensors: Mapping[tuple[Any, ...], Tensor]) -> list[Layer
         owner = (*path[:-1], dotted) if dotted else path[:-1]
         if owner not in layers:
             name = "/".join(map(str, owner))
-            module = None if model is None or dotted else at_path(model, owner)
+            module = None if model is None or dotted else known_at(model, owner)
             plain = module is None or isinstance(module, Mapping | Sequence)
             settings = {**({"kind": ""} if plain else map_settings(module)), "buffers": [], "integers": []}
             layers[owner] = Layer(name, "" if plain else type(module).__name__, settings, {})
@@ -125,3 +125,11 @@ def at_path(tree: Any, path: tuple[Any, ...]) -> Any:
     for key in path:
         tree = _child(tree, key)
     return tree
+
+
+def known_at(tree: Any, path: tuple[Any, ...]) -> Any:
+    """Look up the object at a path, or give None for what a container of another kind, such as a state, has inside."""
+    try:
+        return at_path(tree, path)
+    except (TypeError, KeyError, IndexError, AttributeError):
+        return None

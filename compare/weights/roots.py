@@ -72,15 +72,21 @@ def _has_inner(place: str, places: Iterable[str]) -> bool:
 
 def _by_name(models: Sequence[str], places: Sequence[str]) -> dict[str, str]:
     """Pair models with places by their words; nothing unless every exchange of two would be worse."""
-    from scipy.optimize import linear_sum_assignment
-
-    scores = np.array([[_likeness(model, place) for place in places] for model in models])
-    rows, columns = linear_sum_assignment(scores, maximize=True)
-    for (i, j), (k, m) in itertools.combinations(zip(rows, columns, strict=True), 2):
+    scores, best = best_pairs(models, places)
+    for (i, j), (k, m) in itertools.combinations(best.items(), 2):
         # As in `matching`: the best assignment is accepted only if it is the only best one.
         if scores[i, j] + scores[k, m] <= scores[i, m] + scores[k, j]:
             return {}
-    return {models[i]: places[j] for i, j in zip(rows, columns, strict=True)}
+    return {models[i]: places[j] for i, j in best.items()}
+
+
+def best_pairs(ours: Sequence[str], theirs: Sequence[str]) -> tuple[np.ndarray, dict[int, int]]:
+    """Return how alike each two paths are by their words, and for as many of `ours` as can be the partner's index."""
+    from scipy.optimize import linear_sum_assignment
+
+    scores = np.array([[_likeness(one, other) for other in theirs] for one in ours])
+    rows, columns = linear_sum_assignment(scores, maximize=True)
+    return scores, dict(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
 def _likeness(model: str, place: str) -> int:
