@@ -1,5 +1,7 @@
 """The errors of this package, and which of them are shown to users."""
 
+import re
+
 
 class InputError(ValueError):
     """The input cannot be compared. The message says what is wrong and what to do. It is a ValueError."""
@@ -30,7 +32,7 @@ class UserCodeError(InputError):
         """The number of the batch in the list that the user gave; None if it is not known."""
 
     def __str__(self) -> str:
-        message = " ".join(str(self.error).strip().partition("\n\n")[0].split()).removesuffix(".")
+        message = told(self.error)
         inside = f"in module {self.module}" if self.module else ""
         place = ", ".join(part for part in (self.place, inside) if part)
         text = f"{self.call} raised {type(self.error).__name__}: {message}" + (f" ({place})" if place else "")
@@ -41,6 +43,18 @@ class UserCodeError(InputError):
         if self.batch is not None:
             text += f", batches[{self.batch}]"
         return f"{text}. {self.advice}" if self.advice else text
+
+
+def told(error: BaseException) -> str:
+    """Return the first paragraph of an error's message in one line, without a full stop.
+
+    Where it ends with a colon, as JAX's of a loop whose types differ does, the first item of the list follows.
+    """
+    first, *others = [part.strip() for part in re.split(r"\n\s*\n", str(error)) if part.strip()] or [""]
+    if first.endswith(":") and others:
+        item, *_ = re.split(r"\n\s*[*-] ", others[0].removeprefix("* ").removeprefix("- "))
+        first = f"{first} {item}".rstrip(";")
+    return " ".join(first.split()).removesuffix(".")
 
 
 class Signal(Exception):  # noqa: N818 - not an error by itself

@@ -1,7 +1,7 @@
 """One training step of the JAX side: the function that is traced, and that function compiled."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from compare.jax_side.replay import replaying
 from compare.jax_side.side import Flax, Jax
 from compare.jax_side.static import static, with_values
 from compare.jax_side.twins import beside
-from compare.jax_side.widths import of_batch
+from compare.jax_side.widths import of_batch, without_x64
 from compare.step.batch import Batch, adapted, called, check_call, checked_loss, described_call, mapped
 from compare.step.draws import Hints
 from compare.step.observation import Port
@@ -126,6 +126,23 @@ class CompiledStep:
         if self.side.loss is not None:
             loss = checked_loss(self.side.name, self.side.loss, output, with_values(target))
         return loss, (shown, after, generators)
+
+    def alone(self, params: Any, inputs: Any, target: Any) -> Any:
+        """Run the model and the loss with this run's buffers and generators: constants of the program that is traced.
+
+        They are in the precision that it is traced in, which may be another than this run's: see `traced_alone`.
+        """
+        import jax
+
+        kept = self.buffers, self.rngs
+        if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            kept = jax.tree.map(without_x64, kept)
+        return self.with_loss(params, *kept, inputs, target)
+
+    def traced_alone(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Trace a part of the step by itself: in float64 only where the whole step can be traced so, as `lift` says."""
+        with self.precision():
+            return traced(function, arguments, [], lift=self.dtype == "float64")[0]
 
     def _traced(
         self, params: Any, buffers: Any, rngs: Any, state: Any, inputs: Any, target: Any, draws: Any, given: Any

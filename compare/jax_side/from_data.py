@@ -70,12 +70,9 @@ def computed_from_data(run: JaxRun, batch: Batch) -> FromData:
 
     lines: list[str] = []
 
-    def traced(params: Any, inputs: Any, target: Any) -> Any:
-        return run.with_loss(params, run.buffers, run.rngs, inputs, target)
-
     with run.precision():
         inputs = run.arguments(batch)
-        program = jax.make_jaxpr(traced)(run.params, *inputs)
+        program = run.traced_alone(run.alone, run.params, *inputs)
         unknown = [_UNKNOWN] * len(jax.tree.leaves(run.params))
 
         def values(inputs: Any) -> list[Any]:
@@ -129,6 +126,14 @@ class _Reader(Lifter):
         for output in outputs:
             self._note_value(place, output)
         return outputs
+
+    def enclosed(self, program: Any, args: Sequence[Any], given: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
+        """Run a program within a loop or a branch; what is computed there cannot leave it, and is not noted."""
+        kept, self.found = self.found, []
+        try:
+            return super().enclosed(program, args, given)
+        finally:
+            self.found = kept
 
     def _note_value(self, place: str, value: Any) -> None:
 

@@ -42,15 +42,11 @@ class KeyedRun(NamedTuple):
 
 def named_constants(run: JaxRun, batch: Batch) -> list[str]:
     """Describe what a run's program holds in float32, with the line of the user's that uses it."""
-    import jax
-
-    def traced(params: Any, inputs: Any, target: Any) -> Any:
-        return run.with_loss(params, run.buffers, run.rngs, inputs, target)
-
     with run.precision():
-        # A step is traced within `value_and_grad`, and its operations have the line of that. Traced alone, they have
-        # the lines of the user's code.
-        lines = constant_lines(jax.make_jaxpr(traced)(run.params, *run.arguments(batch)))
+        inputs = run.arguments(batch)
+    # A step is traced within `value_and_grad`, and its operations have the line of that. Traced alone, they have
+    # the lines of the user's code.
+    lines = constant_lines(run.traced_alone(run.alone, run.params, *inputs))
     return [f"{what}, {lines[key]}" if lines.get(key) else what for key, what in run.constants.items()]
 
 
@@ -71,7 +67,8 @@ def placed_program(run: JaxRun, batch: Batch) -> Any:
         return jax.value_and_grad(model, has_aux=True)(params) if run.side.loss else model(params)
 
     with run.precision():
-        return jax.make_jaxpr(traced)(run.params, run.buffers, run.rngs, *run.arguments(batch))
+        inputs = run.arguments(batch)
+    return run.traced_alone(traced, run.params, run.buffers, run.rngs, *inputs)
 
 
 def traced_for(run: JaxRun, batches: tuple[Batch, Batch], times: int) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.errors import InputError
+from compare.errors import InputError, told
 from compare.jax_side.choices import Choices
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lift_modules import lifted_linen
@@ -316,7 +316,7 @@ def traced(step: Callable[..., Any], args: Any, pinned: list[str], *, lift: bool
         # nnx modules request the float64 that `lift_nnx` set as their dtype, and JAX warns that it truncates it.
         warnings.filterwarnings("ignore", message="Explicitly requested dtype", category=UserWarning)
         found = jax.make_jaxpr(fresh, return_shape=True)(*jax.tree.map(narrowed, args))
-    reason = str(refused.__cause__ or refused).strip().partition("\n")[0]
+    reason = told(refused.__cause__ or refused)
     note(
         pinned, f"the JAX side was traced in float32, which rounds its constants, because in float64 JAX says: {reason}"
     )

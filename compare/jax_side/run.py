@@ -13,6 +13,7 @@ from compare.jax_side.full_float32 import in_full_float32
 from compare.jax_side.functional import cast
 from compare.jax_side.given import Given
 from compare.jax_side.levels import of_parameters, without_level
+from compare.jax_side.lift import lift
 from compare.jax_side.made import noted
 from compare.jax_side.primitives import Program, programs
 from compare.jax_side.record import names
@@ -103,7 +104,8 @@ class JaxRun(CompiledStep):
 
         with self.precision():
             inputs = self.arguments(batch)[0]
-            forward = jax.jit(in_full_float32(traced) if full else traced)
+            program = in_full_float32(traced) if full else traced
+            forward = jax.jit(lift(program, []) if self.dtype == "float64" else program)
             seen = forward(self.params, self.buffers, self.rngs, inputs, replayable(draws, self.dtype))
         return seen_by_port(seen)
 
