@@ -13,6 +13,7 @@ from compare.torch_side.common_run import CommonRun
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_state import State, seeded
 from compare.torch_side.program_watch import Watch
+from compare.torch_side.rates import rate_of
 from compare.torch_side.record import Record
 from compare.torch_side.shadows import shadows
 from compare.weights.layers import Layer
@@ -269,8 +270,7 @@ class TorchProgramRun(CommonRun):
     def rates(self) -> dict[str, list[float]]:
         """Return the learning rates of each optimizer's parameter groups."""
         return {
-            name: [float(group.get("lr", 0.0)) for group in optimizer.param_groups]
-            for name, optimizer in self.optimizers.items()
+            name: [rate_of(group) for group in optimizer.param_groups] for name, optimizer in self.optimizers.items()
         }
 
 

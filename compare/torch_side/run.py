@@ -17,6 +17,7 @@ from compare.step.user_code import call_user_code, on_another_device
 from compare.torch_side.common_run import CommonRun
 from compare.torch_side.copies import Copies, in_plain_containers
 from compare.torch_side.layers import kept_tensors
+from compare.torch_side.rates import rate_of
 from compare.torch_side.record import Record, leaves
 from compare.torch_side.side import Torch
 
@@ -257,7 +258,7 @@ class TorchRun(CommonRun):
     @property
     def learning_rate(self) -> float:
         """The first parameter group's; 0 without an optimizer."""
-        return float(self.optimizer.param_groups[0].get("lr", 0)) if self.optimizer is not None else 0.0
+        return rate_of(self.optimizer.param_groups[0]) if self.optimizer is not None else 0.0
 
     def loss_buffers(self) -> "dict[str, torch.Tensor]":
         """Return the buffers of a loss that is a module, such as its class weights; no buffer has a partner in JAX."""

@@ -11,6 +11,7 @@ from compare.alignment.pairings import Pairing, shown
 from compare.numerics.distance import EPSILON64, ULPS, norm
 from compare.step.observation import Observation
 from compare.step.stage import Stage
+from compare.torch_side.rates import rate_of
 from compare.verdict.neighbours import LOST
 from compare.verdict.ratio import FACTOR, Quantity
 
@@ -98,7 +99,7 @@ class OptimizerStep:
     @property
     def rate(self) -> float:
         """Torch's learning rate in the first parameter group."""
-        return float(self.groups[0].get("lr", 0.0))
+        return rate_of(self.groups[0])
 
 
 @dataclass
@@ -167,7 +168,7 @@ class Recorder:
     def _keep(self, optimizer: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> None:
         closure = any(callable(each) for each in (*args[1:], *(kwargs or {}).values()))
         evidence = self.evidence
-        evidence.rates.append(float(optimizer.param_groups[0].get("lr", 0.0)))
+        evidence.rates.append(rate_of(optimizer.param_groups[0]))
         evidence.counts += [int(each.last_epoch) for each in evidence.schedulers[:1]]
         if not self._all and len(evidence.differing) >= 2:
             return

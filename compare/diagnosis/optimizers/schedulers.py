@@ -11,6 +11,7 @@ import numpy as np
 
 from compare.diagnosis.optimizers.calls import Call, Recounted
 from compare.diagnosis.optimizers.lambda_schedules import schedule_of_function
+from compare.torch_side.rates import rate_of
 
 
 class Mistake(NamedTuple):
@@ -196,7 +197,7 @@ def row_of(scheduler: Any) -> Scheduler | None:
 def base_rate(scheduler: Any) -> float:
     """Return the learning rate that a scheduler began with, in the first parameter group."""
     group = scheduler.optimizer.param_groups[0]
-    return float(vars(scheduler).get("base_lrs", [group.get("initial_lr", group["lr"])])[0])
+    return float(vars(scheduler).get("base_lrs", [group.get("initial_lr", rate_of(group))])[0])
 
 
 def right_call(scheduler: Any) -> Call | Recounted | None:

@@ -24,6 +24,7 @@ from compare.diagnosis.optimizers.names import (
 from compare.diagnosis.optimizers.schedulers import moved_setting
 from compare.diagnosis.optimizers.told import Told, rates_in_words, with_distinct_digits
 from compare.diagnosis.optimizers.trial import Trial
+from compare.torch_side.rates import rate_of
 
 FLAGS = ("nesterov", "centered", "amsgrad", "maximize", "decoupled_weight_decay")
 
@@ -32,7 +33,7 @@ _SCHEDULE = "https://optax.readthedocs.io/en/latest/api/optimizer_schedules.html
 
 def number_of(group: dict[str, Any], name: str, default: float) -> float:
     """Give one number of a parameter group, which may be the learning rate; a default where it has none."""
-    return float(group["lr"]) if name == "lr" else numbers_of(group).get(name, default)
+    return rate_of(group) if name == "lr" else numbers_of(group).get(name, default)
 
 
 def numbers_of(group: dict[str, Any]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from compare.diagnosis.optimizers.settings import groups_call, number_of, number
 from compare.diagnosis.optimizers.told import Told
 from compare.diagnosis.optimizers.trial import Trial
 from compare.numerics.distance import norm
+from compare.torch_side.rates import has_rate, rate_of
 from compare.weights.links import named
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def treatments(evidence: Evidence) -> Iterator[Treatment]:
         for value in sorted(several) if len(several) > 1 or name == "weight_decay" else ():
             if name in numbers_of(groups[0]):
                 yield Treatment("decay" if name == "weight_decay" else "setting", _setter(name, value), name, value)
-    for rate in sorted({float(group["lr"]) for group in groups if "lr" in group}) if len(groups) > 1 else ():
+    for rate in sorted({rate_of(group) for group in groups if has_rate(group)}) if len(groups) > 1 else ():
         yield Treatment("setting", _setter("lr", rate), "lr", rate)
 
 

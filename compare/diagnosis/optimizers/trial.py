@@ -11,6 +11,7 @@ from compare.diagnosis.optimizers.evidence import OptimizerRun, OptimizerStep, R
 from compare.numerics.distance import norm
 from compare.step.observation import Observation
 from compare.torch_side.control import ControlledRun
+from compare.torch_side.rates import has_rate, rate_of
 
 if TYPE_CHECKING:
     import torch
@@ -87,8 +88,8 @@ class Bench:
         self._optimizer.load_state_dict(copied({**trial.step.state, **own}))
         first = trial.step.rate
         for group in self._optimizer.param_groups:
-            if trial.rate is not None:
-                group["lr"] = trial.rate * (float(group["lr"]) / first if first else 1.0)
+            if trial.rate is not None and has_rate(group):
+                group["lr"] = trial.rate * (rate_of(group) / first if first else 1.0)
             for name, value in trial.settings.items():
                 _set_setting(group, name, value)
             if trial.step.number == 0 and "initial_accumulator_value" in trial.settings:
