@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.graph import Compute, Graph
 from compare.diagnosis.structure.recording import Operations, Tape
+from compare.errors import InternalError, NotApplicable
 from compare.step.observation import Observation, Port
 
 if TYPE_CHECKING:
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
 def edited(rerun: Rerun, edits: Mapping[int, Compute], graph: Graph) -> Observation:
     """Run the step with operations edited, by their numbers in its graph; NotApplicable where one cannot be."""
     tape = Tape(rerun.overwritten, operations(edits, graph))
-    return rerun.step(tape, tape.recording(rerun.model))
+    try:
+        return rerun.step(tape, tape.recording(rerun.model))
+    except InternalError as error:
+        # Torch may refuse what an edit gives only at a later operation, such as a view of what is not contiguous any
+        # more. The tape calls it, so that it looks like an error of this package; without edits it is one.
+        if not edits:
+            raise
+        raise NotApplicable(str(error)) from error
 
 
 def operations(edits: Mapping[int, Compute], graph: Graph) -> Operations:
