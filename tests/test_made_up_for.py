@@ -35,6 +35,19 @@ class Port(nnx.Module):
         return self.two(jnp.tanh(self.one(x)))
 
 
+class Buffered(nn.Module):
+    """Has a tensor that is no parameter, as a norm has: such a tensor cannot be copied within a controlled step."""
+
+    temperature: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("temperature", torch.ones(1), persistent=False)
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        return functional.log_softmax(y / self.temperature, -1)
+
+
 def label_loss(logits: Any, target: Any) -> Any:
     return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
 
@@ -45,6 +58,7 @@ def binary_loss(logits: Any, target: Any) -> Any:
 
 LOSSES: dict[str, tuple[Any, Loss, Loss]] = {
     "log_softmax": (lambda y: functional.log_softmax(y, -1), functional.nll_loss, label_loss),
+    "log_softmax of a module with a buffer": (Buffered(), functional.nll_loss, label_loss),
     "sigmoid": (
         torch.sigmoid,
         lambda y, target: functional.binary_cross_entropy(y, functional.one_hot(target, 4).to(y.dtype)),

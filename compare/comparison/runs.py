@@ -29,8 +29,9 @@ class Runs(CommonRuns):
         """The outputs of torch's model that its loss reads in any of the first steps, by name."""
         found = set[str]()
         for batch, draws in zip(self.pair.batches[:_ASKED], self.stepper.draws, strict=False):
+            run = self.torch_run("float64")  # outside: the copy of a model is no part of its step
             with ControlledRun(lift=True, replay=draws):
-                found |= self.torch_run("float64").read_by_loss(batch)
+                found |= run.read_by_loss(batch)
         return frozenset(found)
 
     def jax_tables(self, jax: JaxRun) -> tuple[Mapping[str, str], Sequence[str]]:
