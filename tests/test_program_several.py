@@ -156,3 +156,46 @@ def test_an_optimizer_may_hold_a_tuple_or_a_dictionary_of_modules(as_dictionary:
     assert report.ok
     assert {"two.weight", "one.bias"} <= {each.torch for each in report.quantities if each.stage == "gradient"}
     assert not two_modules(as_dictionary, 0.2).ok
+
+
+def test_a_schedule_of_the_momentum_says_nothing_of_the_rate() -> None:
+    """A schedule that stands still explains the momentum as well, and would make a right rate look wrong."""
+
+    def torch_side() -> Any:
+        model = TorchNet(outputs=2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.95)
+        schedule = torch.optim.lr_scheduler.CyclicLR(
+            optimizer, 0.02, 0.06, step_size_up=2, base_momentum=0.7, max_momentum=0.95
+        )
+
+        def step(_: Any, batch: Any) -> Any:
+            loss = model(batch["x"]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer, "schedule": schedule}, step
+
+    def rate(count: Any) -> Any:
+        return 0.02 + 0.02 * abs((count + 2) % 4 - 2)
+
+    def jax_side() -> Any:
+        model = FlaxNet(nnx.Rngs(0), outputs=2)
+        optimizer = nnx.Optimizer(model, optax.sgd(rate, momentum=0.95), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            loss, gradients = nnx.value_and_grad(lambda model: (model(batch["x"]) ** 2).mean())(state["model"])
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    sides = compare.TorchProgram(torch_side), compare.JaxProgram(jax_side)
+    report = compare.check(*sides, BATCHES, steps=5, device="cpu", quick=True)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "momentum schedule"
+    assert not report.others, str(report)

@@ -114,10 +114,11 @@ def _cause_at(
         details = (*divergence.details, *known.searched.details)
         return dataclasses.replace(divergence, cause=known.searched.cause, details=details), known.edit
     explained = _with_cause(divergence, followed, steps, reach, fitting, edits)
-    if fitting or explained.cause is None:
-        return explained, fitting[0] if fitting else None
-    # It is the cause of an optimizer: what is independent of it is seen with the port's updates.
-    return explained, _updates_taken(followed, steps, reach, edits)
+    if fitting and (explained.cause is None or explained.cause == cause_of(fitting)):
+        return explained, fitting[0]
+    # It is the cause of an optimizer: what is independent of it is seen with the port's updates. An edit that fits as
+    # well is not what was told, and may change more: a schedule that stands still keeps both momentum and rate.
+    return explained, _updates_taken(followed, steps, reach, edits) if explained.cause else None
 
 
 def _updates_taken(followed: Followed, steps: Steps, reach: Reach, edits: Sequence[Edit]) -> Edit | None:
