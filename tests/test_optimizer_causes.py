@@ -430,6 +430,28 @@ def test_an_optimizer_for_each_parameter_group_can_be_copied(kind: Any, decays: 
     assert compared(ours, copied, steps=2).ok
 
 
+def test_what_torch_does_not_train_is_trained_by_no_fix() -> None:
+    """Outside of the mask are what torch trains as well, the norm, and what it does not, the first layer."""
+
+    def ours(params: Any) -> optim.Optimizer:
+        return optim.RMSprop(list(params)[2:], 5e-3, eps=1e-7)
+
+    def last(params: Any) -> Any:
+        paths = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), params)
+        *_, (layer, _) = [path.split("]", 1) for path in jax.tree.leaves(paths)]
+        return jax.tree.map(lambda path: path.startswith(layer), paths)
+
+    right = optax.rmsprop(5e-3, decay=0.99, eps=1e-7, eps_in_sqrt=False)
+    report = compared(ours, optax.masked(right, last), steps=2)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None, str(report)
+    assert report.divergence.cause.name == "parameters outside of the mask"
+    fix = report.divergence.cause.fix
+    assert "set_to_zero" in fix, fix
+    given = "5e-3, decay=0.99, eps=1e-7, eps_in_sqrt=False"
+    assert compared(ours, eval(fix.replace("...", given), {"optax": optax, "jax": jax}), steps=2).ok
+
+
 def test_what_float32_rounds_is_told_from_what_is_as_near() -> None:
     rates = [number / 10_000 for number in range(100, 1000)]
     rate = min(rates, key=lambda each: abs(float(np.float32(each)) / each - 1) or 1.0)

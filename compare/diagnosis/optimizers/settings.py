@@ -1,6 +1,6 @@
 """Hypotheses about the settings of an optimizer: a number, a flag, a formula that no setting expresses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ from compare.diagnosis.conventions.optimizers import ADAGRAD_EPSILON, CONVENTION
 from compare.diagnosis.optimizers.calls import ELLIPSIS, Call, Code, written
 from compare.diagnosis.optimizers.evidence import Evidence
 from compare.diagnosis.optimizers.hypothesis import Hypothesis, Numbers
-from compare.diagnosis.optimizers.masks import labels_of
+from compare.diagnosis.optimizers.masks import labels_of, mask_of
 from compare.diagnosis.optimizers.names import (
     ARGUMENTS,
     COMBINING,
@@ -224,6 +224,29 @@ def _paths_by_value(evidence: Evidence, name: str, values: list[float]) -> dict[
             return None
     groups = {number: [p for p, each in found.items() if each == value] for number, value in enumerate(values)}
     return groups if all(groups.values()) else None
+
+
+def multi_transform(evidence: Evidence, torch_names: Mapping[str, str], paths: Sequence[str]) -> Call | str:
+    """Write an optimizer that leaves what torch does not train, or else gives some parameters a step of their own.
+
+    Args:
+        evidence: The steps of both sides.
+        torch_names: Torch's name of each parameter, by the JAX side's path.
+        paths: The JAX side's parameters to which something else is done than in torch.
+
+    """
+    # A parameter may be in no group of torch's optimizer, or have no gradient at any step.
+    trained = {
+        name for name in evidence.parameter_names if any(step.given.get(name) is not None for step in evidence.steps)
+    }
+    left = [path for path, name in torch_names.items() if name.partition("[")[0] not in trained]
+    both = {path.partition("[")[0] for path in left} & {path.partition("[")[0] for path in torch_names.keys() - left}
+    if both:  # a label is of a whole array
+        return f"update only those parts of {', '.join(sorted(both))} that torch trains"
+    left += [path for path in evidence.untrained if path not in torch_names]
+    own, every = Code(f"{function_of(evidence.kind)}(...)"), [*torch_names, *left]
+    first, names = (Call("optax.set_to_zero"), left) if left else (own, paths)
+    return Call("optax.multi_transform", ({True: first, False: own}, Code(mask_of(names, every))))
 
 
 def conventions(evidence: Evidence) -> Iterator[Hypothesis]:

@@ -10,9 +10,9 @@ from compare.diagnosis.optimizers.calls import Call, Code, written
 from compare.diagnosis.optimizers.evidence import Evidence, Result
 from compare.diagnosis.optimizers.fit import Fit, Fitter
 from compare.diagnosis.optimizers.masks import mask_of
-from compare.diagnosis.optimizers.names import COMBINING, DECOUPLED, TRANSFORMATIONS, function_of, in_words
+from compare.diagnosis.optimizers.names import COMBINING, DECOUPLED, TRANSFORMATIONS, in_words
 from compare.diagnosis.optimizers.rates import Rates
-from compare.diagnosis.optimizers.settings import groups_call, number_of, numbers_of
+from compare.diagnosis.optimizers.settings import groups_call, multi_transform, number_of, numbers_of
 from compare.diagnosis.optimizers.told import Told
 from compare.diagnosis.optimizers.trial import Trial
 from compare.numerics.distance import norm
@@ -224,7 +224,6 @@ def told(evidence: Evidence, found: Assignment, rates: Rates) -> Iterator[Told]:
 
 def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: list[str]) -> Told:
     some = _listed(paths)
-    optimizer = function_of(evidence.kind)
     every = list(found.torch_names)
     if treatment.kind == "decay":
         return _told_decay(evidence, found, paths, every)
@@ -236,16 +235,16 @@ def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: li
             source=TRANSFORMATIONS,
         )
     if treatment.kind == "raw gradient":
-        labels = f"{{True: {optimizer}(...), False: {optimizer}(...)}}"
         return Told(
             "parameters outside of the mask",
             f"the JAX side adds the raw gradient to {some}: optax.masked passes the gradients outside its mask "
             "on unchanged, and no other transformation of the chain turns them into a step",
-            fix=f"optax.multi_transform({labels}, {mask_of(paths, every)})",
+            # As words: the port's own chain has more than this call would replace.
+            fix=str(multi_transform(evidence, found.torch_names, paths)),
             source=COMBINING,
         )
     if treatment.kind == "without a gradient":
-        return _told_without_gradient(evidence, found, paths, optimizer)
+        return _told_without_gradient(evidence, found, paths)
     if treatment.kind == "rate":
         rate = f"{treatment.value * evidence.steps[0].rate:g}"
         return Told(
@@ -274,24 +273,17 @@ def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: li
     )
 
 
-def _told_without_gradient(evidence: Evidence, found: Assignment, paths: list[str], optimizer: str) -> Told:
+def _told_without_gradient(evidence: Evidence, found: Assignment, paths: list[str]) -> Told:
     """Say what torch's optimizer skips: where a gradient is None at some steps alone, the moments decay at these."""
     some, them = _listed(paths), "it" if len(paths) == 1 else "them"
     names = {found.torch_names[path].partition("[")[0] for path in paths}
     lasts = all(step.given.get(name) is None for step in evidence.steps for name in names)
-    frozen = Call(
-        "optax.multi_transform",
-        (
-            {True: Call("optax.set_to_zero"), False: Code(f"{optimizer}(...)")},
-            Code(mask_of(paths, list(found.torch_names))),
-        ),
-    )
     kept = f"at the steps at which torch has no gradient, leave {them} unchanged, and the optimizer's state of {them}"
     does = f"weight decay shrinks {them}" if lasts else f"it updates {them} with a gradient of zero"
     return Told(
         "parameters without a gradient",
         f"torch does not update {some} without a gradient, and the JAX side does: {does}",
-        fix=frozen if lasts else kept,
+        fix=multi_transform(evidence, found.torch_names, paths) if lasts else kept,
         source=COMBINING,
     )
 
