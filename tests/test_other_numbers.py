@@ -60,6 +60,55 @@ def test_a_number_of_a_table_is_named() -> None:
     assert "mean" not in cause.explanation  # it was rounded to float32, and that is no fault
 
 
+class Gained(torch.nn.Module):
+    """Two branches, each with a gain of its own, which is taken from a difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = torch.nn.Linear(3, 6), torch.nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.inner(x).view(-1, 2, 3)
+        gains, distance = torch.tensor([0.6, 0.05])[:, None], torch.arange(3.0)
+        return self.outer((h - gains * distance).tanh().flatten(1))
+
+
+class FlaxGained(nnx.Module):
+    def __init__(self, *gains: float) -> None:
+        self.inner, self.outer = nnx.Linear(3, 6, rngs=nnx.Rngs(0)), nnx.Linear(6, 4, rngs=nnx.Rngs(1))
+        self.gains = gains
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = self.inner(x).reshape(-1, 2, 3)
+        return self.outer(jnp.tanh(h - jnp.array(self.gains)[:, None] * jnp.arange(3.0)).reshape(len(x), -1))
+
+
+def test_numbers_in_reverse_order_within_a_model_are_no_targets() -> None:
+    """What is taken from a value within a model is no target of a loss, and nothing reverses what is written so."""
+    rng = np.random.default_rng(3)
+    batches = [(rng.normal(size=(5, 3)), rng.normal(size=(5, 4))) for _ in range(2)]
+    report = checked(Gained(), FlaxGained(0.05, 0.6), batches)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None, str(report)
+    assert report.divergence.cause.name == "other numbers"
+
+
+def by_hand(output: Any, target: Any) -> Any:
+    return ((output - 0.5 * target) ** 2).mean()
+
+
+def test_targets_in_reverse_order_are_named() -> None:
+    """Also where the loss is written by hand, and computes with the targets before it takes them."""
+    rng = np.random.default_rng(4)
+    batches = [(rng.normal(size=(5, 3)), rng.normal(size=(5, 4))) for _ in range(2)]
+    port = compare.Flax(FlaxGained(0.6, 0.05), by_hand, optax.sgd(0.1), batch=lambda x, y: (x, y[::-1]))
+    original = compare.Torch(Gained(), by_hand, lambda params: torch.optim.SGD(params, 0.1))
+    report = compare.check(original, port, batches, device="cpu", quick=True)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None, str(report)
+    assert report.divergence.cause.name == "order of the targets"
+
+
 class Pooled(torch.nn.Module):
     """Attention by scores over the first steps of each sequence."""
 

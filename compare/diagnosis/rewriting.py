@@ -14,12 +14,15 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
+
 from compare import bugs
 from compare.diagnosis.on_cpu import arguments_on_cpu, computed_on_cpu
 from compare.diagnosis.signatures import bound, name_of, signature_of
-from compare.errors import NotApplicable, Signal
+from compare.errors import InputError, NotApplicable, Signal
+from compare.step.batch import with_one_reversed
 from compare.step.draws import Draw
-from compare.step.observation import Observation, Port
+from compare.step.observation import Observation, Port, to_numpy
 from compare.step.user_code import passes_on, site_of
 from compare.torch_side.record import Record, without_numbers
 
@@ -43,6 +46,8 @@ class Call:
     """What happens in place of the function, if something else does."""
     site: tuple[int, int] = (0, 0)
     """Identifies the user's expression that makes it, for a call that is listed."""
+    takes_targets: Callable[[], bool] = lambda: False
+    """Whether its second argument comes from the batch's targets, example by example: see `Rerun.takes_targets`."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -192,11 +197,44 @@ class Rerun:
             args, kwargs = (arguments_on_cpu(each, call.name, lambda x: x.cpu()) for each in (call.args, call.kwargs))
             # Without a name no convention applies to it; the other calls keep their numbers.
             name = call.name if self._run.makes(sys._getframe(1)) else ""
-            found.append(replace(call, name=name, args=args, kwargs=kwargs, site=site_of(sys._getframe(1))))
+            takes = functools.cache(functools.partial(self.takes_targets, len(found)))
+            site = site_of(sys._getframe(1))
+            found.append(replace(call, name=name, args=args, kwargs=kwargs, site=site, takes_targets=takes))
             return call.run()
 
         self._observe(lambda number: listed)
         return found
+
+    def takes_targets(self, number: int) -> bool:
+        """Tell whether the second argument of a call comes from the batch's targets: in reverse order where they are.
+
+        The order of anything else, such as a table of the model's, is none of the batch's.
+        """
+        now = self._second(number)
+        if now is None or not now.ndim:
+            return False
+        for batch in with_one_reversed(self._batch):
+            other = copy.copy(self)
+            other._batch = batch
+            then = other._second(number)
+            if then is not None and then.shape == now.shape and np.allclose(then, now[::-1], rtol=1e-9, atol=0):
+                return True
+        return False
+
+    def _second(self, number: int) -> np.ndarray | None:
+        """Give the second argument of a call; None where it is no array, or the step does not come to it."""
+        found: list[np.ndarray] = []
+
+        def kept(call: Call) -> Any:
+            second = list(call.arguments.values())[1]
+            found.extend([np.array(to_numpy(second))] if hasattr(second, "detach") else [])
+            return call.run()
+
+        try:
+            self({number: kept})
+        except (Signal, InputError):
+            return None
+        return found[0] if found else None
 
     def __call__(self, rewrites: Mapping[int, Rewrite]) -> Observation:
         """Run the step with some of the calls in the window, by number, giving something else."""

@@ -8,6 +8,7 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -215,7 +216,8 @@ def _of_functions(
     """Whether the user's code makes each, and neither an optimizer nor this package."""
 
     def listed(call: Call) -> Any:
-        calls.append(call)
+        # A fault may be planted wherever it can be.
+        calls.append(replace(call, takes_targets=lambda: True))
         users.append(not program or bool(call.module) or is_users(sys._getframe(1)))
         return call.run()
 

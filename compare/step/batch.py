@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,6 +102,21 @@ def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
         values = [mapped(value, function) for value in tree]
         return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
     return function(tree)
+
+
+def with_one_reversed(batch: Any) -> Iterator[Any]:
+    """Yield a batch with the examples of one of its arrays in reverse order, for each that may be a target.
+
+    Those are the targets of a `Batch`, and of a program's batch all arrays.
+    """
+    tree = batch.target if isinstance(batch, Batch) else batch
+    leaves: list[Any] = []
+    mapped(tree, leaves.append)
+    for number, leaf in enumerate(leaves):
+        if np.ndim(leaf) and len(leaf) > 1:
+            order = itertools.count()
+            other = mapped(tree, lambda each, n=number, order=order: each[::-1].copy() if next(order) == n else each)
+            yield batch._replace(target=other) if isinstance(batch, Batch) else other
 
 
 def called(inputs: Any, convert: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -87,11 +87,12 @@ def _has_positions(call: Call) -> bool:
 
 
 def _is_loss(call: Call) -> bool:
-    """Tell whether it may take the model's output and targets: a difference is a loss by hand outside of modules."""
-    second = list(call.arguments.values())[1]
-    if not getattr(second, "ndim", 0):
+    """Tell whether it takes the model's output and targets: a difference is a loss by hand outside of modules."""
+    first, second, *_ = call.arguments.values()
+    if not getattr(second, "ndim", 0) or second.requires_grad:
         return False
-    return call.name != "sub" or not (call.module or second.requires_grad)
+    by_hand = not call.module and getattr(first, "requires_grad", False)
+    return (call.name != "sub" or by_hand) and call.takes_targets()
 
 
 def _other_way(call: Call) -> Any:

@@ -32,7 +32,10 @@ def put_in(context: Context, node: Node) -> Iterator[Edit]:
         for words, function in _functions(context, number):
             yield _before(context, node, path, number, words, function, place)
     if node.name != END:
+        written = _is_written(context, node)
         for words, function in _functions(context, node.outputs[0]):
+            if written and words.startswith(("a reversal", "a shift")):
+                continue  # numbers that are written in another order are other numbers
 
             def compute(operation: Operation, function: Callable[[Any], Any] = function) -> Any:
                 return function(operation.run())
@@ -40,6 +43,21 @@ def put_in(context: Context, node: Node) -> Iterator[Edit]:
             does = f"applies {words} to the output of {shown(node)}, and torch does not"
             fix = f"leave out {words} after {node.name}"
             yield _marked(one(Kind.ADDED, node, compute, does, fix, without(words)), words)
+
+
+def _is_written(context: Context, node: Node) -> bool:
+    """Tell whether what an operation gives comes from numbers in the user's code, and from nothing that is given."""
+    made, found, written = [node], {node.number}, False
+    while made:
+        each = made.pop()
+        written |= each.name in ("tensor", "as_tensor", "asarray") and not each.inputs
+        makers = [context.makers.get(number) for _, number in each.inputs]
+        if each.frozen or None in makers:
+            return False
+        new = {maker.number: maker for maker in makers if maker is not None and maker.number not in found}
+        made += new.values()
+        found |= set(new)
+    return written
 
 
 def _marked(edit: Edit, words: str) -> Edit:
