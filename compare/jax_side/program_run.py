@@ -240,8 +240,7 @@ class JaxProgramRun:
         """Take a step whose Python code must run each time: trace it again, and compile each distinct trace once."""
         import jax
 
-        known: list[Any] = []
-        before = Remembered(self.user_step)
+        known, before = list[Any](), Remembered(self.user_step)
         while True:
             stopped: list[Looked] = []
 

@@ -114,9 +114,12 @@ def with_one_reversed(batch: Any) -> Iterator[Any]:
     mapped(tree, leaves.append)
     for number, leaf in enumerate(leaves):
         if np.ndim(leaf) and len(leaf) > 1:
-            order = itertools.count()
-            other = mapped(tree, lambda each, n=number, order=order: each[::-1].copy() if next(order) == n else each)
+            other = mapped(tree, functools.partial(_reversed_at, number, itertools.count()))
             yield batch._replace(target=other) if isinstance(batch, Batch) else other
+
+
+def _reversed_at(number: int, count: Iterator[int], leaf: Any) -> Any:
+    return leaf[::-1].copy() if next(count) == number else leaf
 
 
 def called(inputs: Any, convert: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
