@@ -73,3 +73,20 @@ def test_one_activation_in_each_of_two_blocks_is_one_thing_to_mend() -> None:
     found = [report.divergence, *report.others]
     assert [each.torch for each in found] == [f"between blocks.{at}.front and blocks.{at}.gate" for at in range(2)]
     assert {each.cause.name for each in found if each.cause} == {"activation"}
+
+
+def test_what_a_model_gives_after_another_update_follows_from_the_update() -> None:
+    """The first update is below float32's rounding of the weights: the output of the next step shows it first."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    batches = [(rng.standard_normal((5, 4), np.float32), rng.standard_normal((5, 2), np.float32)) for _ in range(3)]
+    report = compare.check(
+        compare.Torch(nn.Linear(4, 2), square, lambda parameters: torch.optim.SGD(parameters, 2e-7)),
+        compare.Flax(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), square, optax.sgd(3e-7)),
+        batches,
+        steps=3,
+        quick=True,
+    )
+    assert report.divergence is not None
+    assert report.divergence.stage == "update"
+    assert not report.others
