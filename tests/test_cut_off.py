@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import compare
+from compare.comparison.shapes_by_layer import shapes_by_layer
 
 KERNEL, WIDTH = 3, 6
 
@@ -128,3 +129,14 @@ def test_what_one_side_reduces_later_is_no_finding(wrong: bool) -> None:
         assert report.divergence.cause is not None
         assert "order" in report.divergence.cause.name
         assert not report.others
+
+
+@pytest.mark.parametrize(("padding", "verdict"), [("CAUSAL", True), ("VALID", False)])
+def test_shapes_that_agree_again_behind_a_convolution(padding: str, verdict: bool) -> None:
+    rng = np.random.default_rng(0)
+    found = shapes_by_layer(
+        compare.Torch(Original(cut=True)),
+        compare.Flax(Port(padding, wrong=False, rngs=nnx.Rngs(0))),
+        [(rng.standard_normal((5, 7, 4), np.float32), None)],
+    )
+    assert found.ok == verdict

@@ -1,6 +1,6 @@
 """Compares the shapes of both forward passes layer by layer, up to the first that differs, without any weights."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +9,7 @@ from compare.errors import InputError, UserCodeError
 from compare.jax_side.program import JaxProgram
 from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
-from compare.report.shapes import Call, Row, Shape, Shapes
+from compare.report.shapes import Call, Shape, Shapes, up_to_first
 from compare.step import batch as batching
 from compare.step.observation import Port, which_call
 from compare.step.places import Source
@@ -56,7 +56,7 @@ def shapes_by_layer(torch: Torch, jax: Flax | Jax, batches: Any, *, device: str 
     kinds = {path: kind for path, kind in kinds.items() if not any(f"{path}/".startswith(f"{cell}/") for cell in cells)}
     hidden = [path for path in run.record.hidden if path in kinds]
     theirs = list(_calls(_shapes(run.record.seen), kinds, run.record.calls, raised[1], hidden))
-    return Shapes(name, ("torch", jax.name), list(_up_to_first(rows(ours, theirs))), errors)
+    return Shapes(name, ("torch", jax.name), up_to_first(list(rows(ours, theirs)), ran=not errors), errors)
 
 
 def _shapes(seen: Mapping[Port, Any]) -> dict[Port, Shape]:
@@ -126,10 +126,3 @@ def _output(shapes: Mapping[Port, Shape], path: str, call: int, kind: str = "") 
     if KINDS.get(kind) in RECURRENT:  # Flax may give the carry first, which has one axis less than the sequence
         return max(outputs, key=len, default=None)
     return next(iter(outputs), None)
-
-
-def _up_to_first(rows: Iterable[Row]) -> Iterator[Row]:
-    for row in rows:
-        yield row
-        if row.differs:
-            return

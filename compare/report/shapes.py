@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from compare.report.places import listed
 from compare.step.places import Source
+from compare.weights.layers import KINDS
 
 Shape = tuple[int, ...]
 
@@ -56,6 +58,11 @@ class Row:
         return self.compared is not None and not alike(*self.compared)
 
     @property
+    def is_convolution(self) -> bool:
+        """Whether it is a convolution, whose output may be padded and cut off later."""
+        return self.torch is not None and KINDS.get(self.torch.kind) == "conv"
+
+    @property
     def agrees_but_for(self) -> str:
         """What differs of shapes that agree: the "order" of axes, or how they are "joined"; else ""."""
         if self.compared is None or self.differs or self.compared[0] == self.compared[1]:
@@ -75,19 +82,35 @@ class Shapes:
     name: str
     sides: tuple[str, str]
     rows: Sequence[Row]
-    """In order of execution, up to the first that differs."""
+    """In order of execution, up to the first that differs and is not undone."""
     errors: Sequence[str]
     """What either side raised; what it had computed before is shown."""
 
     @property
     def first(self) -> Row | None:
-        """The first row of which the shapes differ."""
-        return next((row for row in self.rows if row.differs), None)
+        """The first row of which the shapes differ, if the next does not undo it."""
+        last = next((row for row in reversed(self.rows) if row.compared), None)
+        return next((row for row in self.rows if row.differs), None) if last and last.differs else None
 
     @property
     def ok(self) -> bool:
         """Whether all shapes agree, and both sides run through."""
         return self.first is None and not self.errors
+
+
+def up_to_first(rows: Sequence[Row], *, ran: bool) -> Sequence[Row]:
+    """Give the rows up to the first that differs.
+
+    A convolution that differs is undone where the next row agrees: it is padded on one side, and cut off behind it.
+    Where both sides `ran` through, and all that differ are undone, all rows are given.
+    """
+    compared = [row for row in rows if row.compared]
+    differ = [one for one in compared if one.differs]
+    next_differs = any(one.differs and other.differs for one, other in pairwise(compared))
+    if ran and differ and not (next_differs or compared[-1].differs) and all(each.is_convolution for each in differ):
+        return rows
+    end = next((number + 1 for number, row in enumerate(rows) if row.differs), len(rows))
+    return rows[:end]
 
 
 def alike(torch: Shape, jax: Shape) -> bool:
@@ -125,6 +148,8 @@ def show(shapes: Shapes, console: Console) -> None:
 def _agreement(rows: Sequence[Row]) -> str:
     """Say what agrees: by name, where axes are in another order and what could not be compared."""
     said = ["all shapes agree"]
+    if other := [row.torch.name for row in rows if row.torch and row.differs]:
+        said = [f"all shapes agree but those of {listed(dict.fromkeys(other), '.')}, behind which they agree again"]
     for names, what in (
         (
             [row.torch.name for row in rows if row.torch and row.agrees_but_for == "order"],
