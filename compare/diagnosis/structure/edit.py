@@ -39,6 +39,9 @@ class Kind(enum.StrEnum):
     STOPPED = "stopped gradient"
 
 
+UNKNOWN = "the input"
+"""The name of a value that the step is given and no module has."""
+
 OF_THE_MODEL = frozenset({Kind.PRE_NORM, Kind.POST_NORM})
 """Causes that are proved by what the whole model gives: nothing else that differs in its forward pass is a fault."""
 
@@ -192,7 +195,7 @@ class Context:
         if number in self._names:
             return self._names[number]
         if maker is None:
-            return "the input"
+            return UNKNOWN
         node = self.graph.nodes[maker]
         if node.name in (*SILENT, "bool", "int", "long") and node.inputs:
             return self.named(node.inputs[0][1])

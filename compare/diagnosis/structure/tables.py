@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compare.diagnosis.signatures import signature_of
-from compare.diagnosis.structure.edit import END, Context, Edit, Kind, shown
+from compare.diagnosis.structure.edit import END, UNKNOWN, Context, Edit, Kind, shown
 from compare.diagnosis.structure.graph import Node, Operation, Path
 
 if TYPE_CHECKING:
@@ -60,12 +60,15 @@ def _edit(context: Context, node: Node, path: Path, number: int, place: int, tur
     kept, where = number not in context.graph.made_by, f", computed at {value.line}" if value.line else ""
     argument = "" if kept else _argument(node, path)
     name = f"the {argument} of {node.name}" if argument else context.named(number)
+    if name == UNKNOWN:  # no input of a module: class weights of a loss, or a table that is made outside of the step
+        name = f"the constant of shape {tuple(own.shape)} that {node.name} takes"
     kind = Kind.MASK if array.dtype == bool else Kind.TABLE if kept else Kind.NUMBERS
     # What torch uses in several places, the JAX side may have right in others.
     uses = sum(any(own == number for _, own in each.inputs) for each in context.graph.nodes)
     use = f" in {shown(node)}" if uses > 1 and not argument else ""
     does = f"has other numbers for {name}{use}{where}: {_first_apart(ours, array)}"
     fix = f"take {name}{use}, as torch does" if use else f"compute {name} as torch does"
+    fix = f"give {name} torch's numbers" if context.named(number) == UNKNOWN else fix
     again = functools.partial(_edit, node=node, path=path, number=number, place=place, turned=turned)
     if array.dtype.kind == "f" and np.allclose(array, ours, rtol=ROUNDED, atol=0):  # belongs to it, and is no fault
         does = fix = ""
