@@ -159,3 +159,64 @@ def test_the_line_of_an_optimizer_that_only_the_step_knows() -> None:
     found = Divergence(0, "update", "model.fc1.weight", "model/fc1/kernel", 1.0, 0.0, 0.0)
     (known,) = with_lines(compare.TorchProgram(original), compare.JaxProgram(pure), [found])
     assert [line.source.expression for line in known.lines] == ["optax.adam(3e-3)"]
+
+
+class Remembering(torch.nn.Module):
+    """A layer of what it is given and of what it gave before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new, self.old = torch.nn.Linear(5, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.new(x) + self.old(memory))
+
+
+class FlaxRemembering(nnx.Module):
+    def __init__(self) -> None:
+        self.new, self.old = nnx.Linear(5, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(1))
+
+    def __call__(self, x: jax.Array, memory: jax.Array) -> jax.Array:
+        return jnp.tanh(self.new(x) + self.old(memory))
+
+
+def test_an_input_that_is_zero_is_not_said_of_what_the_module_gives() -> None:
+    def torch_side() -> Any:
+        model, memory = Remembering(), torch.zeros(6, 4)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        state = {"model": model, "optimizer": optimizer, "memory": memory}
+
+        def step(state: Any, batch: Any) -> Any:
+            given = model(batch["x"], state["memory"])
+            loss = (given - 0.3).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            state["memory"] = given.detach()
+            return {"loss": loss}
+
+        return state, step
+
+    def jax_side() -> Any:
+        model = FlaxRemembering()
+        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            def loss_of(model: Any) -> Any:
+                given = model(batch["x"], jnp.zeros((6, 4)))
+                return jnp.square(given - 0.3).mean(), given
+
+            (loss, given), gradients = nnx.value_and_grad(loss_of, has_aux=True)(state["model"])
+            state["optimizer"].update(state["model"], gradients)
+            return {**state, "memory": given}, {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer, "memory": jnp.zeros((6, 4))}, step
+
+    batches = [{"x": np.random.default_rng(seed).normal(size=(6, 5))} for seed in range(2)]
+    sides = compare.TorchProgram(torch_side), compare.JaxProgram(jax_side)
+    report = compare.check(*sides, batches, steps=3, device="cpu", quick=True)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None, str(report)
+    assert report.divergence.cause.name == "input zero"
+    assert "zero for input 1 of model" in report.divergence.cause.explanation

@@ -3,6 +3,7 @@
 import numpy as np
 
 from compare.numerics.relations import Kind, Relation, is_simple
+from compare.step.observation import Port
 from compare.verdict.divergence import Cause, Part
 from compare.verdict.fix import Code, source, written
 
@@ -10,26 +11,32 @@ NAMES = {Kind.FLIPPED: "reversed", Kind.ROLLED: "shifted", Kind.BLOCKS: "order"}
 """What a cause is called, where not as its kind."""
 
 
-def related_cause(how: Relation, place: str, *, as_jax: bool) -> Cause:
+def related_cause(how: Relation, place: str, port: Port | None, *, as_jax: bool) -> Cause:
     """Describe a relation that holds at other steps too.
 
     Args:
         how: How the JAX side's array comes from torch's.
         place: The name of what differs.
+        port: Torch's, of what a module takes or gives; None for anything else.
         as_jax: Whether the JAX side lays the array out as torch does, so that its axes are the same.
 
     """
-    name = NAMES.get(how.kind, str(how.kind))
+    name, gives = NAMES.get(how.kind, str(how.kind)), f"{place}: the JAX side gives {how}"
+    general = f"the JAX side gives {how}"
+    if port is not None and port.kind == "input":  # what a module takes is not what it gives
+        leaf = port.leaf.partition(".")[2]
+        name, general = f"input {name}", f"the JAX side has {how} for an input"
+        gives = f"{place}: the JAX side has {how} for {f'input {leaf}' if leaf else 'the input'} of {port.module}"
     code = undone(how) if as_jax or not (how.axes or how.order) else None
     fix = written(code) if code else ""
     return Cause(
         name,
-        f"{name}: {place}: the JAX side gives {how}",
+        f"{name}: {gives}",
         fix,
         "docs/report.md",
         (code,) if code else (),
         # An order or a mask is described in part only: two places whose descriptions are equal may differ.
-        () if how.kind in (Kind.ORDER, Kind.MASKED) else (Part(name, f"the JAX side gives {how}", fix, code),),
+        () if how.kind in (Kind.ORDER, Kind.MASKED) else (Part(name, general, fix, code),),
     )
 
 

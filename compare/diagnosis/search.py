@@ -232,10 +232,9 @@ class Search:
             return None
         to_jax = self.found.pairing.to_jax
         as_jax = to_jax is None or np.array_equal(to_jax(self.target), self.target)
-        cause = related_cause(how, self.found.divergence.torch, as_jax=as_jax)
-        if self.is_data:
-            return dataclasses.replace(cause, name=f"input {cause.name}", fix=_BATCHES, code=())
-        return cause
+        ports = self.found.pairing.ports
+        cause = related_cause(how, self.found.divergence.torch, ports[0] if ports else None, as_jax=as_jax)
+        return dataclasses.replace(cause, fix=_BATCHES, code=()) if self.is_data else cause
 
     @property
     def is_data(self) -> bool:
