@@ -141,6 +141,23 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare.TorchProgram(TorchNet())
 
 
+def test_what_a_function_returned_in_place_of_a_pair_is_said_part_by_part() -> None:
+    """That it returned a tuple where a tuple is wanted says nothing."""
+    pair = ema()
+    original, port = compare.TorchProgram(pair.original), compare.JaxProgram(pair.port)
+
+    def shown_alone(state: Any, batch: Any) -> Any:
+        new, shown = pair.port()[1](state, batch)
+        return new, shown["loss"]
+
+    turned = compare.JaxProgram(lambda: pair.port()[::-1])
+    refused(original, turned, pair.batches, r"returned \(function, dict\)$")
+    swapped = compare.TorchProgram(lambda: pair.original()[::-1])
+    refused(swapped, port, pair.batches, r"returned \(function, dict\)$")
+    alone = compare.JaxProgram(lambda: (pair.port()[0], shown_alone))
+    refused(original, alone, pair.batches, r"'loss': loss}, but returned \(dict, scalar\)")
+
+
 def test_a_state_that_the_step_changes_in_structure_is_refused() -> None:
     pair = warm_up()
 

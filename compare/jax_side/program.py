@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compare.errors import InputError
+from compare.step.batch import kinds_of
 from compare.step.user_code import call_user_code
 
 
@@ -48,7 +49,7 @@ def built(side: JaxProgram) -> tuple[Any, Any]:
     if not (isinstance(built, tuple) and len(built) == 2 and callable(built[1])):
         raise InputError(
             "JaxProgram(build): build() must return (state, step), a pytree and a function of (state, batch), "
-            f"but returned {type(built).__name__}"
+            f"but returned {kinds_of(built)}"
         )
     return built
 
@@ -57,8 +58,8 @@ def checked_step(given: Any) -> tuple[Any, Any]:
     """Check what a step gives: the next state and what it shows."""
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)):
         raise InputError(
-            "the JAX step must return (state, shown), the next state and a dict of values to compare, but "
-            f"returned {type(given).__name__}"
+            "the JAX step must return (state, shown), the next state and a dict of values to compare, such as "
+            f"{{'loss': loss}}, but returned {kinds_of(given)}"
         )
     return given
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from compare.errors import InputError
+from compare.step.batch import kinds_of
 
 RUNNING_STATISTICS = {
     name: {"0": "mean", "1": "var"} for name in ("batch_state_index", "ema_state_index", "state_index")
@@ -126,8 +127,7 @@ class StateArrays:
 
         if not isinstance(result, tuple) or len(result) != 2:
             raise InputError(
-                "Jax(apply, params, state=...) must return a pair (output, new state), but returned "
-                f"a {type(result).__name__}"
+                f"Jax(apply, params, state=...) must return a pair (output, new state), but returned {kinds_of(result)}"
             )
         given: Any = jax.tree.structure(result[1])
         if given != self._structure:

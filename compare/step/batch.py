@@ -35,6 +35,28 @@ def described(tree: Any) -> str:
     return f"{tree!r:.60}"
 
 
+def kinds_of(value: Any) -> str:
+    """Name what a function returned in place of something else: "a float"; the parts of a tuple, "(dict, float)"."""
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        listed = [_kind(each) for each in value[:MOST]]
+        return f"({', '.join(listed)}{', ...' if len(value) > MOST else ',' if len(value) == 1 else ''})"
+    kind = _kind(value)
+    return kind if value is None else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+MOST = 6
+"""Parts of a tuple that are named, at most."""
+
+
+def _kind(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):  # the class of what JAX traces says nothing
+        return "scalar" if not value.shape else f"array of shape {tuple(value.shape)}"
+    if value is None:
+        return "None"
+    jitted = callable(value) and hasattr(value, "__wrapped__")
+    return "function" if jitted or inspect.isroutine(value) else type(value).__name__
+
+
 def described_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Show the arguments of a call: "inputs float32 (64, 1000)", with the names of those that have one."""
     named = [f"{name}={described(value)}" for name, value in kwargs.items()]
@@ -179,7 +201,7 @@ def adapted(batch: Batch, adapt: Callable[..., Any] | None) -> Batch:
         return Batch(*(mapped(part, _checked_adapted) for part in found))
     if batch.target is None:
         return Batch(mapped(found, _checked_adapted))
-    raise InputError(f"batch= must return a pair (inputs, target), but returned a {type(found).__name__}")
+    raise InputError(f"batch= must return a pair (inputs, target), but returned {kinds_of(found)}")
 
 
 def _takes_two(adapt: Callable[..., Any]) -> bool:

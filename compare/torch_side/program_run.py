@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from compare.errors import InputError
-from compare.step.batch import checked_scalar, described, mapped
+from compare.step.batch import checked_scalar, described, kinds_of, mapped
 from compare.step.observation import Observation, Port, halves
 from compare.step.user_code import call_user_code, on_another_device
 from compare.torch_side.common_run import CommonRun
@@ -176,7 +176,7 @@ class TorchProgramRun(CommonRun):
         if not isinstance(shown, Mapping):
             raise InputError(
                 "the torch step must return a dict of values to compare, such as {'loss': loss}, but returned "
-                f"a {type(shown).__name__}"
+                f"{kinds_of(shown)}"
             )
         self.taken += 1
         self._parameters_anew()
@@ -299,6 +299,6 @@ def _built(side: TorchProgram) -> tuple[Mapping[str, Any], Callable[[Any, Any], 
     if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], Mapping) and callable(built[1])):
         raise InputError(
             "TorchProgram(build): build() must return (state, step), a dict of modules, optimizers and tensors "
-            f"and a function of (state, batch), but returned {type(built).__name__}"
+            f"and a function of (state, batch), but returned {kinds_of(built)}"
         )
     return built
