@@ -257,6 +257,24 @@ def test_what_a_loss_gives(mend: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("def sides(): return (9, lambda o, t: {})\n", "abs(o - t).sum() / 2"),
+        ("def loss(o, t, *, by=lambda d: d.sum()):\n    return {}\n", "by(abs(o - t)) / 2"),
+        ("def sides(): return (lambda a, b: 1.0, lambda o, t: {})\n", None),
+        ("def loss(o, t): return (lambda a, b: {})(o, t)\n", None),
+    ],
+)
+def test_of_several_functions_at_one_line_that_which_can_be_the_loss_is_mended(
+    before: str, after: str | None, mend: Any
+) -> None:
+    was = "by(abs(o - t))" if "by=" in before else "abs(o - t).sum()"
+    wanted = None if after is None else before.format(after)
+    first = before.partition("\n")[0]
+    assert mend(before.format(was), Role.DEFINED, first.format(was), Code(around="y / 2")) == wanted
+
+
 CLIP = "optax.clip(0.5)"
 
 
@@ -299,6 +317,18 @@ CLIP = "optax.clip(0.5)"
 )
 def test_an_optimizer(before: str, code: Code, after: str, mend: Any) -> None:
     assert mend(f"tx = {before}\n", Role.MADE, before, code) == f"tx = {after}\n"
+
+
+@pytest.mark.parametrize("choice", ["optax.clip_by_global_norm(2.0) if NORM else optax.identity()", "CLIPS[NORM]"])
+def test_beside_a_choice_in_a_chain_nothing_is_added(choice: str, mend: Any) -> None:
+    """It may do what the fix does in its place."""
+    text = "NORM = True\nCLIPS = [optax.identity(), optax.clip_by_global_norm(2.0)]\n\ntx = {}\n"
+    code = Code("optax.chain", (CLIP, "optax.sgd(...)"))
+    chain = f"optax.chain({choice}, optax.sgd(1e-2))"
+    assert mend(text.format(chain), Role.MADE, chain, code) is None
+    control = "optax.chain(optax.clip(0.5), optax.identity(), optax.sgd(1e-2))"
+    chain = "optax.chain(optax.clip_by_global_norm(2.0), optax.identity(), optax.sgd(1e-2))"
+    assert mend(text.format(chain), Role.MADE, chain, code) == text.format(control)
 
 
 def test_an_optimizer_that_is_a_variable_of_a_chain(mend: Any) -> None:

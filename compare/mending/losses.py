@@ -48,15 +48,27 @@ def _body(file: SourceFile, function: libcst.FunctionDef, text: str) -> Edit:
 
 
 def _function(file: SourceFile, line: int) -> libcst.FunctionDef | libcst.Lambda:
-    """Return the function that begins at a line, with its decorators."""
+    """Return the function that begins at a line, with its decorators: the only one there that can be the loss."""
+    found: list[libcst.FunctionDef | libcst.Lambda] = []
     for node in file.nodes(libcst.FunctionDef):
         first = min([file.line(node), *(file.line(decorator) for decorator in node.decorators)])
         if first <= line <= file.line(node):
-            return node
-    lambdas = [node for node in file.nodes(libcst.Lambda) if file.line(node) == line]
-    if len(lambdas) == 1:
-        return lambdas[0]
-    raise Unfit("the loss is not a function of the file")
+            found.append(node)
+    # A line may begin both a function and the lambda that it passes on.
+    found += [node for node in file.nodes(libcst.Lambda) if file.line(node) == line]
+    found = [node for node in found if _takes_two(node.params)]
+    if len(found) != 1:
+        raise Unfit("several functions begin at the loss's line" if found else "the loss is not a function of the file")
+    return found[0]
+
+
+def _takes_two(parameters: libcst.Parameters) -> bool:
+    """Return whether a function can be called with an output and a target, as a method can with itself besides."""
+    given = [*parameters.posonly_params, *parameters.params]
+    required = [each for each in given if each.default is None]
+    return len(required) <= len(("self", "output", "target")) and (
+        len(given) > 1 or isinstance(parameters.star_arg, libcst.Param)
+    )
 
 
 def _returned(function: libcst.FunctionDef | libcst.Lambda) -> libcst.BaseExpression:

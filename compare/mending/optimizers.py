@@ -79,7 +79,7 @@ def _kind(file: SourceFile, node: libcst.BaseExpression) -> str | None:
     """Return what a transformation of the user's does, None if it is none of `_KINDS`: a helper's name says it too.
 
     Raises:
-        Unfit: If it is a variable whose value is not known.
+        Unfit: If it is a variable whose value is not known, or an expression such as a choice between two.
 
     """
     if isinstance(node, libcst.Name):
@@ -88,7 +88,7 @@ def _kind(file: SourceFile, node: libcst.BaseExpression) -> str | None:
             raise Unfit(f"what {node.value} in the chain does is not known")
         return _kind(file, value)
     if not isinstance(node, libcst.Call):
-        return None
+        raise Unfit(f"what {file.code(node)} in the chain does is not known")
     name = _name(file, node.func) or file.code(node.func)
     return _KINDS.get(name, "clipping" if "clip" in name else None)
 
