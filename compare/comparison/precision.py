@@ -1,8 +1,11 @@
 """Finds the cause if one side rounds more than the other and both compute the same."""
 
+from typing import Any
+
 import numpy as np
 
 from compare.alignment.pairings import Pairing
+from compare.comparison.program_runs import ProgramRuns
 from compare.comparison.runs import Runs
 from compare.diagnosis.precision_causes import fast_variance, low_precision, lower_products, without_fast_variance
 from compare.jax_side.reading import lowest_precision
@@ -37,6 +40,29 @@ def precision_causes(runs: Runs, followed: Followed) -> list[Cause]:
     if cause := low_precision(theirs.module, quantity, pair.jax.name, probe.dtypes, kept):
         return [cause]
     cause = named_algorithm(runs, pairing, quantity)
+    return [cause] if cause else []
+
+
+def program_precision_causes(runs: ProgramRuns, followed: Followed, program: Any) -> list[Cause]:
+    """Search for the cause of the first `precision` verdict of two programs; an empty list if none is found.
+
+    `program` is the JAX side's step in float32, as it was traced.
+    """
+    pairs = zip(followed.pairings, followed.quantities, strict=True)
+    found = next(((p, q) for p, q in pairs if q.verdict == Verdict.PRECISION), None)
+    if found is None:
+        return []
+    pair, (pairing, quantity) = runs.pair, found
+    ours, theirs = (each.module for each in pairing.ports) if pairing.ports else (pairing.torch, pairing.jax)
+    if quantity.imbalance < 1:
+        run = pair.torch_run("float32")
+        with run.controlled(runs.stepper.draws[0]) as controlled:
+            run.step(pair.batches[0])
+        cause = low_precision(ours, quantity, "torch", controlled.dtypes, part="step")
+    else:
+        lowest, _ = lowest_precision(program)
+        kept = {str(array.dtype) for array in pair.given.values()}
+        cause = low_precision(theirs, quantity, pair.jax.name, [lowest], kept, part="step")
     return [cause] if cause else []
 
 

@@ -17,6 +17,7 @@ from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_check import CommonCheck
 from compare.comparison.made_up_for import without_made_up_for
 from compare.comparison.other_start import other_start
+from compare.comparison.precision import program_precision_causes
 from compare.comparison.program_causes import explained
 from compare.comparison.program_lines import with_lines
 from compare.comparison.program_optimizers import Programs, explained_update
@@ -97,7 +98,9 @@ class ProgramCheck(CommonCheck):
 
     def _causes(self, followed: Followed, found: Report) -> tuple[Divergence | None, list[Divergence], list[Cause]]:
         if found.divergence is None:
-            return None, [], []
+            doing = "looking for what rounds more on one side"
+            causes = functools.partial(program_precision_causes, self.runs, followed, self.jax32.program())
+            return None, [], [] if found.nondeterministic else bugs.attempt(doing, causes) or []
         self.progress(Progress("looking for the cause", found=lambda: found))
         self._budget = Budget(max(LEAST, time.monotonic() - self._started))
         known = [found.divergence]

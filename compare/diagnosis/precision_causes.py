@@ -11,7 +11,12 @@ DOCS = "docs/precision.md"
 
 
 def low_precision(
-    name: str, quantity: Quantity, side: str, dtypes: Collection[str], kept: Collection[str] = ()
+    name: str,
+    quantity: Quantity,
+    side: str,
+    dtypes: Collection[str],
+    kept: Collection[str] = (),
+    part: str = "forward pass",
 ) -> Cause | None:
     """Return whether the side that rounds more computes in fewer bits than float32 has, or keeps its weights in them.
 
@@ -19,8 +24,9 @@ def low_precision(
         name: What rounds more, on that side.
         quantity: How much both sides round there.
         side: The side that rounds more.
-        dtypes: Of everything that its forward pass computes.
+        dtypes: Of everything that this part of its program computes.
         kept: Of its parameters.
+        part: The part.
 
     """
     low = [dtype for dtype in ("float16", "bfloat16") if dtype in dtypes]
@@ -40,7 +46,7 @@ def low_precision(
     dtype = " and ".join(low)
     return Cause(
         f"{dtype} on the {side} side",
-        f"the {side} side's forward pass computes in {dtype}, first seen at {name}: its rounding is "
+        f"the {side} side's {part} computes in {dtype}, first seen at {name}: its rounding is "
         f"{quantity.error_jax[0]:.1e} on the JAX side and {quantity.error_torch[0]:.1e} on the torch side",
         f"compute {name} in float32: leave out dtype={dtype} and astype, or have them on both sides",
         DOCS,
