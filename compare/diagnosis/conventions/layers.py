@@ -8,6 +8,7 @@ from typing import Any
 
 from compare.diagnosis.conventions.base import CONVOLUTIONS, DOCS, FLAX, TRANSPOSED, Alternative, says
 from compare.diagnosis.conventions.padding import PADDING
+from compare.diagnosis.conventions.settings import normalized
 from compare.diagnosis.place import Place, named
 from compare.diagnosis.rewriting import Call, Rewrite
 from compare.verdict.fix import Code, source
@@ -118,6 +119,15 @@ LAYERS = (
         source=f"{FLAX}linear.html",
         # Otherwise the shapes would not fit, and the program would not run.
         applies=lambda call: call.input.shape[1] == call.input.shape[-1],
+    ),
+    # Any bound below all norms gives the same, so that no number can be fitted.
+    Alternative(
+        name="epsilon",
+        functions=("normalize",),
+        compute=lambda call: call.run(eps=0.0),
+        jax_does="divides by the norm itself, where it is below the eps by which torch divides",
+        fix=normalized,
+        source=f"{DOCS}torch.nn.functional.normalize.html",
     ),
     *PADDING,
     Alternative(

@@ -51,12 +51,13 @@ def _scale(call: Call, place: Place) -> Code:
     return Code("jax.nn.dot_product_attention", keywords={"scale": value})
 
 
-def _normalized(call: Call, place: Place) -> Code | None:
+def normalized(call: Call, place: Place) -> str | None:
+    """Write the normalization with torch's bound of the norm: words, as the port may have most of it already."""
     del place
     if call["p"] != 2 or not isinstance(call["dim"], int) or call.input.ndim > 3:
         return None
     axis, bound = call["dim"] % call.input.ndim, source(call["eps"])
-    return Code("jnp.linalg.norm", ("x",), {"axis": axis, "keepdims": True}, f"x / jnp.maximum({{}}, {bound})")
+    return f"divide by torch's bound where the norm is smaller: x / jnp.maximum(norm over axis {axis}, {bound})"
 
 
 def _constant(call: Call, place: Place) -> Code:
@@ -146,7 +147,7 @@ SETTINGS = (
         name="epsilon",
         functions=("normalize",),
         argument="eps",
-        fix=_normalized,
+        fix=normalized,
         source=f"{DOCS}torch.nn.functional.normalize.html",
     ),
     Setting(

@@ -58,6 +58,13 @@ class Elsewhere:
         real = (n for n in numbers if all(n in found for found in known) and known[0][n].is_floating_point())
         return any(_is_level(*(array_of(found[number]) for found in known)) for number in real)
 
+    def is_determined(self, edits: Sequence[Edit]) -> bool:
+        """Tell whether the result shows each factor: behind a norm, or a bound that is reached, any larger one fits."""
+        return not any(
+            edit.nudged and self._here.leaves([*edits[:at], edit.nudged, *edits[at + 1 :]]) <= 1
+            for at, edit in enumerate(edits)
+        )
+
     @cached_property
     def _plain(self) -> "list[dict[int, torch.Tensor] | None]":
         return [self._values([], 0), self._values([], 1)]

@@ -1,5 +1,6 @@
 """Edits that add an operation: activations, norms, factors that follow from sizes."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -30,19 +31,14 @@ def put_in(context: Context, node: Node) -> Iterator[Edit]:
             continue  # used once: before this operation is the same as after the one that makes it
         place = "at this place" if node.name == END else f"before {shown(node)}"
         for words, function in _functions(context, number):
-            yield _before(context, node, path, number, words, function, place)
+            yield _marked(functools.partial(_before, context, node, path, number, words, place), words, function)
     if node.name != END:
         written = _is_written(context, node)
         for words, function in _functions(context, node.outputs[0]):
             if written and words.startswith(("a reversal", "a shift")):
                 continue  # numbers that are written in another order are other numbers
 
-            def compute(operation: Operation, function: Callable[[Any], Any] = function) -> Any:
-                return function(operation.run())
-
-            does = f"applies {words} to the output of {shown(node)}, and torch does not"
-            fix = f"leave out {words} after {node.name}"
-            yield _marked(one(Kind.ADDED, node, compute, does, fix, without(words)), words)
+            yield _marked(functools.partial(_after, node, words), words, function)
 
 
 def _is_written(context: Context, node: Node) -> bool:
@@ -60,20 +56,30 @@ def _is_written(context: Context, node: Node) -> bool:
     return written
 
 
-def _marked(edit: Edit, words: str) -> Edit:
-    return replace(edit, factor=words.startswith(("a factor", "a division")))
+def _marked(make: Callable[[Callable[[Any], Any]], Edit], words: str, function: Callable[[Any], Any]) -> Edit:
+    """Make an edit of a function; of a factor, with the one that has another number."""
+    if not words.startswith(("a factor", "a division")):
+        return make(function)
+    return replace(make(function), factor=True, nudged=make(lambda x: function(x) * (1 + NUDGE)))
+
+
+def _after(node: Node, words: str, function: Callable[[Any], Any]) -> Edit:
+    def compute(operation: Operation) -> Any:
+        return function(operation.run())
+
+    does = f"applies {words} to the output of {shown(node)}, and torch does not"
+    return one(Kind.ADDED, node, compute, does, f"leave out {words} after {node.name}", without(words))
 
 
 def _before(
-    context: Context, node: Node, path: Path, number: int, words: str, function: Callable[[Any], Any], place: str
+    context: Context, node: Node, path: Path, number: int, words: str, place: str, function: Callable[[Any], Any]
 ) -> Edit:
     def compute(operation: Operation) -> Any:
         return operation.having(path, function(operation.at(path))).run()
 
     what = context.named(number)
     does = f"applies {words} to {what} {place}, and torch does not"
-    fix = f"leave out {words}: take {what} as it is {place}"
-    return _marked(one(Kind.ADDED, node, compute, does, fix, without(words)), words)
+    return one(Kind.ADDED, node, compute, does, f"leave out {words}: take {what} as it is {place}", without(words))
 
 
 def _functions(context: Context, number: int) -> Iterator[Unary]:
@@ -207,6 +213,9 @@ def _written_factors(numbers: Sequence[float]) -> list[Unary]:
     factors = [(f"a factor {source(each)}", lambda x, each=each: x * each) for each in own]
     return [*factors, *((f"a division by {source(each)}", lambda x, each=each: x / each) for each in own)]
 
+
+NUDGE = 1e-3
+"""By how much a factor is made larger to see whether the result tells which one it is: behind a bound, any may fit."""
 
 MOST = 12
 """Numbers of a program that are tried as factors, at most."""

@@ -234,9 +234,8 @@ class StructureSearch:
         return frozenset(found)
 
     def _told(self, fitting: Iterable[list[Edit]]) -> Cause | None:
-        told_of = [
-            edits for edits in fitting if any(edit.does for edit in edits) and not self._elsewhere.is_level(edits)
-        ]
+        elsewhere, meant = self._elsewhere, (edits for edits in fitting if any(edit.does for edit in edits))
+        told_of = [each for each in meant if not elsewhere.is_level(each) and elsewhere.is_determined(each)]
         # Of what computes the same, another operation says more than other numbers, and a table more than
         # what is computed of it.
         told_of.sort(key=lambda edits: (any(edit.again for edit in edits), edits[0].kind != Kind.TABLE))
