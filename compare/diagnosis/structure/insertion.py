@@ -248,16 +248,19 @@ def at_every_use(context: Context, node: Node) -> Iterator[Edit]:
             continue
         what = context.named(number)
         for words, function in _functions(context, number):
+            yield _marked(functools.partial(_everywhere, number, users, what, words), words, function)
 
-            def compute(operation: Operation, number: int = number, function: Callable[[Any], Any] = function) -> Any:
-                for path, other in operation.node.inputs:
-                    if other == number:
-                        operation = operation.having(path, function(operation.at(path)))
-                return operation.run()
 
-            at = tuple((user.number, compute) for user in users)
-            does = f"applies {words} to {what} wherever it is used, and torch does not"
-            yield Edit(Kind.ADDED, at, does, f"leave out {words}: take {what} as it is")
+def _everywhere(number: int, users: Sequence[Node], what: str, words: str, function: Callable[[Any], Any]) -> Edit:
+    def compute(operation: Operation) -> Any:
+        for path, other in operation.node.inputs:
+            if other == number:
+                operation = operation.having(path, function(operation.at(path)))
+        return operation.run()
+
+    at = tuple((user.number, compute) for user in users)
+    does = f"applies {words} to {what} wherever it is used, and torch does not"
+    return Edit(Kind.ADDED, at, does, f"leave out {words}: take {what} as it is")
 
 
 def counted(context: Context, node: Node) -> Iterator[Edit]:
