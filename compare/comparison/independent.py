@@ -1,7 +1,7 @@
 """Finds independent differences: every part of every step starts from the torch side's values."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from compare.alignment.optimizer_state import jax_state
@@ -43,14 +43,11 @@ def independent(
     What differs inside the model is listed only if it lasts: see `compare.verdict.lasting`. Of the outputs
     `made_up_for` the JAX side's loss takes its own.
     """
-    given = {number for number, each in enumerate(followed.pairings) if any(each is other for other in made_up_for)}
     from_torch.left_out |= {port(each) for each in made_up_for}
+    outputs = _Outputs(runs, followed.pairings, made_up_for)
     differences = StepDifferences(followed, lambda pairing: pairing.accepted or pairing.stage in _FOLLOWING)
     kept: set[int] = set()
     undone: set[int] = set()
-    undone_outputs: set[int] = set(given)
-    lasts: set[int] = set()
-    doubtful: set[int] = set()
     moves: list[Moved] = []
     torch = runs.torch_run("float64")
     recorder = Recorder(torch, list(zip(followed.pairings, followed.quantities, strict=True)), followed.steps)
@@ -73,27 +70,18 @@ def independent(
             wrong = {n: followed.quantities[n].limit(step.number) for n in sorted(inner & kept)}
             moves += moved(followed.pairings, wrong, step.torch, shown, step.again)
             shown = step.again(step.again.given)
-        outputs = {n for n in different if _is_read_by_loss(followed.pairings[n], runs)} - given
-        if outputs and not outputs <= lasts:
-            made_up = places.made_up_for(outputs)
-            if made_up:
-                undone_outputs |= outputs
-                _leave_out(step, from_torch, [followed.pairings[n] for n in outputs])
-                shown = step.again(step.again.given)
-            else:
-                lasts |= outputs
-                doubtful |= set() if made_up is False else outputs
+        if left_out := outputs.made_up_for(different, places):
+            _leave_out(step, from_torch, left_out)
+            shown = step.again(step.again.given)
         differences.add(step.torch, shown, kept)
         recorder.add(step.torch, shown)
-    outputs_undone, in_doubt = (
-        [followed.pairings[n] for n in sorted(each)] for each in (undone_outputs - lasts, doubtful)
-    )
-    found = [each for each in differences.found() if not any(each.pairing is other for other in outputs_undone)]
+    undone_outputs = outputs.undone
+    found = [each for each in differences.found() if not any(each.pairing is other for other in undone_outputs)]
     found = _first_of_other_shape(found)
     # An optimizer's difference shows in every parameter: one of them is enough.
     updates = [each for each in found if each.pairing.stage == Stage.UPDATE]
     alone = [each for each in found if each.pairing.stage != Stage.UPDATE or each is updates[0]]
-    return Independent(merged(alone, moves), recorder.evidence, outputs_undone, in_doubt)
+    return Independent(merged(alone, moves), recorder.evidence, undone_outputs, outputs.doubtful)
 
 
 def _leave_out(step: "_Step", from_torch: FromTorch, pairings: Sequence[Pairing]) -> None:
@@ -102,11 +90,49 @@ def _leave_out(step: "_Step", from_torch: FromTorch, pairings: Sequence[Pairing]
     step.again.given = step.again.given._replace(used=step.again.given.ports.keys() - from_torch.left_out)
 
 
-def _is_read_by_loss(pairing: Pairing, runs: Runs) -> bool:
-    """Tell whether it is an output of the model that torch's loss reads; without a loss none is."""
-    if pairing.ports is None or not pairing.decides or runs.pair.torch.loss is None:
-        return False
-    return pairing.ports[0].leaf in runs.read_by_loss
+class _Outputs:
+    """Tells which of the model's outputs that differ the JAX side's loss makes up for, at all steps.
+
+    Args:
+        runs: Of the pair.
+        pairings: Of all quantities.
+        given: Those of which it is known.
+
+    """
+
+    def __init__(self, runs: Runs, pairings: Sequence[Pairing], given: Sequence[Pairing]) -> None:
+        self._runs, self._pairings = runs, pairings
+        self._given = {number for number, each in enumerate(pairings) if any(each is other for other in given)}
+        self._undone, self._last, self._doubtful = set(self._given), set[int](), set[int]()
+
+    def made_up_for(self, different: Collection[int], places: LastingPlaces) -> list[Pairing]:
+        """Give the outputs among what differs at a step that the loss makes up for there."""
+        outputs = {number for number in different if self._is_read(self._pairings[number])} - self._given
+        if not outputs or outputs <= self._last:
+            return []
+        known = places.made_up_for(outputs)
+        if known:
+            self._undone |= outputs
+            return [self._pairings[number] for number in outputs]
+        self._last |= outputs
+        self._doubtful |= outputs if known is None else set()
+        return []
+
+    def _is_read(self, pairing: Pairing) -> bool:
+        """Tell whether it is an output that torch's loss reads; without a loss none is."""
+        if pairing.ports is None or not pairing.decides or self._runs.pair.torch.loss is None:
+            return False
+        return pairing.ports[0].leaf in self._runs.read_by_loss
+
+    @property
+    def undone(self) -> list[Pairing]:
+        """The outputs that the loss makes up for at all steps."""
+        return [self._pairings[number] for number in sorted(self._undone - self._last)]
+
+    @property
+    def doubtful(self) -> list[Pairing]:
+        """Those that differ beside a loss that is wrong of torch's outputs too."""
+        return [self._pairings[number] for number in sorted(self._doubtful)]
 
 
 def _first_of_other_shape(found: Sequence[Found]) -> list[Found]:
