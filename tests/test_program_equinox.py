@@ -129,3 +129,62 @@ def test_a_state_of_no_model_is_refused_with_what_it_holds() -> None:
     batches = [{"x": np.ones((7, 3)), "y": np.ones((7, 2))}]
     with pytest.raises(compare.InputError, match=r"statistics/\d/\d \(5,\)"):
         compare.check(compare.TorchProgram(original), compare.JaxProgram(build), batches, quick=True)
+
+
+class Scaled(eqx.Module):
+    """A layer with the rate of a dropout, and a number by which it divides."""
+
+    linear: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+    scale: float
+
+    def __init__(self) -> None:
+        self.linear = eqx.nn.Linear(4, 3, key=jax.random.key(0))
+        self.dropout, self.scale = eqx.nn.Dropout(0.5, inference=True), 2.0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.dropout(jax.vmap(self.linear)(x)) / self.scale
+
+
+def with_numbers(*, changed: bool) -> compare.Report:
+    def original() -> Any:
+        model = torch.nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def step(_: Any, batch: Any) -> Any:
+            loss = torch.square(model(batch["x"]) / 2.0 - batch["y"]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port() -> Any:
+        @eqx.filter_jit
+        def step(state: Any, batch: Any) -> Any:
+            def loss_fn(model: Any) -> Any:
+                return jnp.square(model(batch["x"]) - batch["y"]).mean()
+
+            loss, gradients = eqx.filter_value_and_grad(loss_fn)(state["model"])
+            model = eqx.apply_updates(state["model"], jax.tree.map(lambda each: -0.1 * each, gradients))
+            if changed:
+                model = eqx.tree_at(lambda each: each.scale, model, 0.8 * model.scale)
+            return {"model": model}, {"loss": loss}
+
+        return {"model": Scaled()}, step
+
+    rng = np.random.default_rng(0)
+    batches = [{"x": rng.normal(size=(6, 4)), "y": rng.normal(size=(6, 3))} for _ in range(3)]
+    weights = {"model.weight": "model/linear/weight", "model.bias": "model/linear/bias"}
+    sides = compare.TorchProgram(original), compare.JaxProgram(port)
+    return compare.check(*sides, batches, weights=weights, steps=3, device="cpu", quick=True)
+
+
+def test_numbers_of_a_module_are_settings() -> None:
+    assert with_numbers(changed=False).verdict == "match"
+
+
+def test_a_step_that_changes_such_a_number_is_refused() -> None:
+    with pytest.raises(compare.InputError, match=r"model/scale.*jnp\.asarray\(2\.0\)"):
+        with_numbers(changed=True)

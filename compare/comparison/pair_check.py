@@ -1,5 +1,6 @@
 """One comparison of a model, its loss and its optimizer with a port: see `common_check`."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from compare.report.progress import Progress, Show
 from compare.report.report import Report
 from compare.step.stage import Stage
 from compare.torch_side.idle_draws import change_nothing
-from compare.verdict.divergence import Cause, Divergence
+from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence
 from compare.verdict.first_difference import Found, first_divergence
 from compare.verdict.following import Followed
 
@@ -115,6 +116,7 @@ class PairCheck(CommonCheck):
             if doubtful and not any(each.stage == Stage.LOSS and each.cause for each in causes.divergences):
                 # Nothing explains a loss of torch's outputs: it may take others, such as logits.
                 causes, _ = self._explained_from(followed, first, found, doubtful)
+                causes = causes._replace(divergences=[*map(_in_doubt, causes.divergences)])
             divergence, *others = causes.divergences
             if causes.rounding and divergence.cause and not others:
                 return None, [], [divergence.cause]
@@ -151,3 +153,11 @@ class PairCheck(CommonCheck):
         worked.
         """
         return Budget(max(LEAST, min(time.process_time() - self._started[0], time.monotonic() - self._started[1])))
+
+
+def _in_doubt(found: Divergence) -> Divergence:
+    """Say of a loss that nothing explains that the model's output differs too."""
+    if found.stage != Stage.LOSS or found.cause is not None:
+        return found
+    says = "what the model gives differs too: the loss may make up for it, as one that takes logits does"
+    return dataclasses.replace(found, details=(*found.details, Detail(DetailKind.UNDECIDED, says)))

@@ -133,7 +133,18 @@ class Structure:
                 "the JAX step adds variables to an nnx module or removes some, so it cannot take the next "
                 f"step:\n  takes {_short(self._nnx_tree)}\n  returns {_short(found)}"
             )
+        self._check_numbers(flat)
         return [*jax.tree.leaves(nnx_state), *(x for x, dynamic in zip(flat, self._is_dynamic, strict=True) if dynamic)]
+
+    def _check_numbers(self, flat: Sequence[Any]) -> None:
+        """Refuse a step that changes a number of an Equinox module: the next step would start from the first again."""
+        for name, fixed, now in zip(self._names, self._static, flat, strict=True):
+            if isinstance(fixed, int | float) and not (isinstance(now, int | float) and now == fixed):
+                raise InputError(
+                    f"the JAX step returns another value for {name}, a Python number of an Equinox module, which "
+                    f"eqx.filter_jit compiles as a constant. If the step changes it, make it an array: "
+                    f"jnp.asarray({fixed})"
+                )
 
     def put_together(self, arrays: Sequence[Any]) -> Any:
         """Make a state of its arrays."""
