@@ -97,3 +97,50 @@ def test_another_shape_is_a_cause_wherever_it_is_computed() -> None:
     assert found.cause is not None
     assert found.cause.name == "shape"
     assert "(5, 4)" in found.cause.explanation
+
+
+def test_axes_of_equal_length_are_not_exchanged() -> None:
+    """Attention by keys and queries is no other order of the port's: nothing else in it has one."""
+
+    def original() -> Any:
+        model = nn.Linear(4, 4)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def step(_: Any, batch: Any) -> Any:
+            y = model(batch["x"])
+            scores = y @ batch["x"].transpose(1, 2)
+            loss = scores.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss, "scores": scores, "each": scores.mean((1, 2))}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port(*, exchanged: bool, kept: bool) -> Any:
+        model = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            def loss_fn(model: Any) -> Any:
+                scores = model(batch["x"]) @ batch["x"].swapaxes(1, 2)
+                return jnp.square(scores).mean(), scores
+
+            (loss, scores), gradients = nnx.value_and_grad(loss_fn, has_aux=True)(state["model"])
+            state["optimizer"].update(state["model"], gradients)
+            each = scores.mean((1, 2), keepdims=kept)
+            return state, {"loss": loss, "scores": scores.swapaxes(1, 2) if exchanged else scores, "each": each}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def found(**settings: bool) -> Any:
+        rng = np.random.default_rng(0)
+        batches = [{"x": rng.standard_normal((6, 3, 4), np.float32)} for _ in range(2)]
+        sides = compare.TorchProgram(original), compare.JaxProgram(lambda: port(**settings))
+        divergence = compare.check(*sides, batches, steps=2, device="cpu", quick=True).divergence
+        return divergence and divergence.torch
+
+    assert found(exchanged=False, kept=False) is None
+    assert found(exchanged=True, kept=False) == "scores"
+    assert found(exchanged=False, kept=True) == "each"

@@ -13,7 +13,7 @@ from compare.alignment.forward import align_modules
 from compare.alignment.optimizer_state import Settings, align_state, shared_start
 from compare.alignment.pairings import Alignment, NotCompared, Pairing, align_tensors
 from compare.errors import InputError
-from compare.step.layouts import AS_IT_IS, ActivationLayouts
+from compare.step.layouts import AS_IT_IS, CHANNELS_LAST, ActivationLayouts
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
 from compare.weights.links import Link
@@ -102,7 +102,12 @@ def _shown(torch: Observation, jax: Observation) -> tuple[list[Pairing], list[No
         def read(seen: Observation) -> np.ndarray:
             return to_numpy(seen.shown[name])
 
-        layout = layouts(read(torch), read(jax), may_be_flattened=False) or AS_IT_IS.layout
+        ours, theirs = read(torch), read(jax)
+        layout = layouts(ours, theirs, may_be_flattened=False) or AS_IT_IS.layout
+        # Another order must be the port's own, as of images: attention by keys and queries may be a fault.
+        images = ours.ndim > 3 and ours.shape != theirs.shape and layout.name == CHANNELS_LAST.name
+        if not images and (ours.ndim, layout.name) not in layouts.known:
+            layout = AS_IT_IS.layout
         return Pairing(Stage.SHOWN, name, name, read, lambda seen: layout.to_torch(read(seen)))
 
     both = [name for name in torch.shown if name in jax.shown]

@@ -171,6 +171,8 @@ class ActivationLayouts:
             fitting = [layout for other in shapes for layout in _fitting(shape, other)]
             if len(fitting) == 1:
                 self._certain[len(shape), fitting[0].name] += 1
+        self.known = frozenset(self._certain)
+        """For numbers of dimensions, the orders that the shapes alone show the port to have."""
 
     def __call__(self, torch: np.ndarray, jax: np.ndarray, *, may_be_flattened: bool) -> Layout | None:
         """Give the layout; None if it is none of those that are known."""
