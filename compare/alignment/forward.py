@@ -38,7 +38,7 @@ def align_modules(
     with_weights = {link.torch.rpartition(".")[0] for link in links}
     pair = TensorPairs(torch, jax, names)
     pairings: list[Pairing] = []
-    orders = _orders(pair, layouts, torch_calls, jax_calls, partner)
+    orders = _orders(pair, layouts, torch_calls, jax_calls, partner, kinds[0])
     for call, ports in torch_calls.items():
         partner_call = partner.get(call, ("", -1))
         theirs = jax_calls.get(partner_call, [])
@@ -56,6 +56,10 @@ def align_modules(
     return pairings, _not_compared(links, pairings, torch_calls, jax_calls, partner)
 
 
+_CELLS = ("RNNCell", "GRUCell", "LSTMCell")
+"""Torch's modules whose partners may take the state first."""
+
+
 def _of_kind(ports: Iterable[Port], kind: str) -> list[Port]:
     return [port for port in ports if port.kind == kind]
 
@@ -66,11 +70,12 @@ def _orders(
     torch: Mapping[Call, list[Port]],
     jax: Mapping[Call, list[Port]],
     partner: Mapping[Call, Call],
+    kinds: Mapping[str, str],
 ) -> dict[tuple[str, str], Order]:
-    """Find the order of inputs of the modules that take several, as many on both sides at all calls."""
+    """Find the order of the inputs of recurrent cells: any other module that takes two in another order has a fault."""
     calls: dict[tuple[str, str], list[tuple[list[Port], list[Port]]]] = defaultdict(list)
     for call, ports in torch.items():
-        if call[0] and (other := partner.get(call)) in jax:
+        if kinds.get(call[0]) in _CELLS and (other := partner.get(call)) in jax:
             assert other is not None
             calls[call[0], other[0]].append((_of_kind(ports, "input"), _of_kind(jax[other], "input")))
     layout = partial(layouts, may_be_flattened=False)

@@ -41,38 +41,30 @@ class TensorPairs:
         self._forward_only = torch.loss is None
 
     def order(self, calls: Sequence[tuple[Sequence[Port], Sequence[Port]]], layout_of: FindLayout) -> Order:
-        """Find which input of a module is which of its partner's, by their values at all calls of a step.
+        """Find which input of a recurrent cell is which of its partner's, by the values at all calls of a step.
 
-        Flax's recurrent cells take (carry, inputs), and torch's (input, hx): the first is then not the same on both
-        sides. One fault makes the state differ at all calls but the first, and leaves the input as it is.
+        Flax's cells take (carry, inputs), and torch's (input, hx): the first is then not the same on both sides. One
+        fault makes the state differ at all calls but the first, and leaves the input as it is.
 
         Args:
             calls: The inputs of each call, as many on both sides.
             layout_of: Finds the layout of one relative to the other.
 
         Returns:
-            For each input of torch's, the position of the JAX side's; None where the values do not tell.
+            For each input of torch's, the position of the JAX side's; None for one of several states, whose order is
+            not known where the input has another place.
 
         """
-        from scipy.optimize import linear_sum_assignment
-
         size = len(calls[0][0])
-        near = np.zeros((size, size))
-        for ours, theirs in calls:
-            near += [[self._is_near(Ends(port, other), layout_of) for other in theirs] for port in ours]
-        # Positions decide between what is equal, as the query, key and value of self-attention are.
-        _, chosen = linear_sum_assignment(near + np.eye(size) / (2 * size), maximize=True)
-        moved = [number for number in range(size) if chosen[number] != number]
-        if not moved:
+        near = [
+            sum(self._is_near(Ends(ours[0], theirs[at]), layout_of) for ours, theirs in calls) for at in range(size)
+        ]
+        moved = max(
+            range(size), key=lambda at: near[at]
+        )  # the first of several: a state of zeros may be equal to zeros
+        if moved == 0:
             return tuple(range(size))
-
-        def is_known(number: int) -> bool:
-            others = [each for each in range(size) if each != number and near[number, chosen[each]]]
-            return bool(near[number, chosen[number]]) and not any(near[each, chosen[number]] for each in others)
-
-        known = [number for number in range(size) if is_known(number)]
-        left = [number for number in range(size) if number not in known]
-        return tuple(int(chosen[n]) if n in known or len(left) == 1 else None for n in range(size))
+        return (moved, 0) if size == 2 else (moved, *[None] * (size - 1))
 
     def __call__(
         self, ours: Sequence[Port], theirs: Sequence[Port], layout_of: FindLayout, order: Order | None = None

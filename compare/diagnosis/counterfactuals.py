@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from compare.diagnosis.conventions.activations import ACTIVATIONS, activations
-from compare.diagnosis.conventions.base import JAX, Alternative, Fix, Variants
+from compare.diagnosis.conventions.base import JAX, Alternative, Fix, Setting, Variants
 from compare.diagnosis.conventions.gradients import GRADIENTS
 from compare.diagnosis.conventions.layers import LAYERS
 from compare.diagnosis.conventions.losses import LOSS_FUNCTIONS
@@ -19,6 +19,7 @@ from compare.diagnosis.conventions.settings import SETTINGS
 from compare.diagnosis.conventions.variants import VARIANTS
 from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
+from compare.errors import NotApplicable
 from compare.verdict.fix import Code
 
 ALTERNATIVES: tuple[Alternative, ...] = (
@@ -76,6 +77,13 @@ def counterfactuals(calls: Sequence[Call], *, gradient: bool) -> Iterator[Counte
             yield from _other_activations(number, call)
 
 
+def _within(setting: Setting, value: float) -> float:
+    least, most = setting.within
+    if not least <= value <= most:
+        raise NotApplicable(f"nobody gives {setting.argument} {value}")
+    return value
+
+
 def _settings(number: int, call: Call) -> Iterator[Counterfactual]:
     for setting in SETTINGS:
         if call.name not in setting.functions or setting.argument not in call:
@@ -85,8 +93,8 @@ def _settings(number: int, call: Call) -> Iterator[Counterfactual]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
 
-        def of(other: float, argument: str = setting.argument) -> Rewrite:
-            return lambda call: call.run(**{argument: other})
+        def of(other: float, setting: Setting = setting) -> Rewrite:
+            return lambda call: call.run(**{setting.argument: _within(setting, other)})
 
         source, own = setting.source, float(value)
         yield Counterfactual(setting.name, number, call, of(own), setting.argument, setting.fix, source, own, of)

@@ -1,5 +1,6 @@
 """The columns of this package's tables: what may be different on the JAX side."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -63,6 +64,8 @@ class Setting(NamedTuple):
     source: str
     default: Callable[[Call], float | None] = lambda call: None
     """The value that None means."""
+    within: tuple[float, float] = (-math.inf, math.inf)
+    """What anybody may give it: a number beyond is fitted to something else."""
 
 
 class Variants(NamedTuple):

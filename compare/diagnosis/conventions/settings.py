@@ -85,6 +85,7 @@ SETTINGS = (
         argument="momentum",
         fix=_momentum,
         source=NORMALIZATION,
+        within=(0.0, 1.0),
     ),
     Setting(
         name="slope",

@@ -46,11 +46,14 @@ def edits(found: Difference, jax: History, momenta: Mapping[str, float]) -> Iter
     if share is None:
         return
     moved = frozenset(name for name, each in own.items() if _is_moved(each, share))
+    momentum = momenta.get(found.name)
+    if momentum is not None and not 0 <= share * momentum <= 1:
+        return  # no norm has such a momentum: the statistics may be another one's
     if found.name in moved and len(moved) == len(own):
         yield Edit(
-            name="running statistics' momentum" if found.name in momenta else "share of the new value",
+            name="share of the new value" if momentum is None else "running statistics' momentum",
             explanation=f"each step of the JAX side changes {_listed(moved)} {share:.6g} times as much as torch's",
-            fix=_fix(momenta.get(found.name), share),
+            fix=_fix(momentum, share),
             after=lambda run, before: _moved(run, before, moved, share),
             free=1,
         )
