@@ -113,10 +113,8 @@ class PairCheck(CommonCheck):
         if first := first_divergence(followed):
             self.progress(Progress("looking for independent differences", found=lambda: found))
             causes, doubtful = self._explained_from(followed, first, found)
-            if doubtful and not any(each.stage == Stage.LOSS and each.cause for each in causes.divergences):
-                # Nothing explains a loss of torch's outputs: it may take others, such as logits.
-                causes, _ = self._explained_from(followed, first, found, doubtful)
-                causes = causes._replace(divergences=[*map(_in_doubt, causes.divergences)])
+            if doubtful:
+                causes = self._of_other_outputs(causes, self._explained_from(followed, first, found, doubtful)[0])
             divergence, *others = causes.divergences
             if causes.rounding and divergence.cause and not others:
                 return None, [], [divergence.cause]
@@ -126,6 +124,19 @@ class PairCheck(CommonCheck):
         self.progress(Progress("looking for what rounds more on one side", found=lambda: found))
         doing = "looking for what rounds more on one side"
         return None, [], bugs.attempt(doing, lambda: precision_causes(self.runs, followed)) or []
+
+    def _of_other_outputs(self, of_torchs: Causes, of_own: Causes) -> Causes:
+        """Choose between causes for a loss of torch's outputs, and for one of the port's own, such as logits.
+
+        The loss is wrong of either. What explains that of the port's own outputs says more: torch's may be of no
+        meaning to it. Where nothing does, both the outputs and the loss have a fault if each has a cause.
+        """
+        if any(each.stage == Stage.LOSS and each.cause for each in of_own.divergences):
+            return of_own
+        of_both = [each for each in of_torchs.divergences if each.stage in (Stage.FORWARD, Stage.LOSS)]
+        if all(each.cause for each in of_both):
+            return of_torchs
+        return of_own._replace(divergences=[*map(_in_doubt, of_own.divergences)])
 
     def _explained_from(
         self, followed: Followed, first: Found, found: Report, made_up_for: Sequence[Pairing] = ()

@@ -108,8 +108,8 @@ class ProgramCheck(CommonCheck):
             known = [dataclasses.replace(found.divergence, cause=cause)]
         else:
             known = self._searched_for(followed, found.divergence)
-            unexplained = known[0].cause is None or any(map(_is_unexplained_loss, known))
-            if found.divergence.stage == Stage.FORWARD and unexplained:
+            may_be_made_up_for = known[0].cause is None or any(each.stage == Stage.LOSS for each in known[1:])
+            if found.divergence.stage == Stage.FORWARD and may_be_made_up_for:
                 known = self._of_other_outputs(followed) or known
         lined = functools.partial(with_lines, self.pair.torch, self.pair.jax, known)
         first, *others = bugs.attempt("the search for the lines", lined) or known
@@ -244,10 +244,6 @@ class ProgramCheck(CommonCheck):
     def _jax_again(self) -> JaxProgramRun:
         run: JaxProgramRun = self.runs.again(copy.copy(self.jax))
         return run
-
-
-def _is_unexplained_loss(found: Divergence) -> bool:
-    return found.stage == Stage.LOSS and found.cause is None
 
 
 def _called(calls: Called) -> Detail:

@@ -196,6 +196,8 @@ def without(followed: Followed, left_out: Sequence[Pairing]) -> Followed:
 
 def without_formula(found: Divergence) -> Divergence:
     """Leave out torch's formula as the fix of a loss that takes another output than torch's does, such as logits."""
-    if found.stage != Stage.LOSS or found.cause is None or not found.cause.code:
+    if found.stage != Stage.LOSS or found.cause is None:
+        return found
+    if not found.cause.code and not any(part.code for part in found.cause.parts):
         return found
     return dataclasses.replace(found, cause=dataclasses.replace(found.cause, fix="", code=(), parts=()))
