@@ -14,7 +14,7 @@ from compare.comparison.explanation import Causes, explained
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.independent import Independent, independent
 from compare.comparison.mapped_pair import MappedPair
-from compare.comparison.precision import precision_causes
+from compare.comparison.precision import named_algorithm, precision_causes
 from compare.comparison.questions import Programs, questioned
 from compare.comparison.readings import without, without_formula
 from compare.comparison.runs import Runs
@@ -77,6 +77,15 @@ class PairCheck(CommonCheck):
             return other.answered()
 
         return ask
+
+    def _named_algorithm(self, followed: Followed) -> bool:
+        pairs = zip(followed.pairings, followed.quantities, strict=True)
+        found = next(((p, q) for p, q in pairs if p.ports and q.decides and q.other32.any()), None)
+        if found is None or named_algorithm(self.runs, *found) is None:
+            return False
+        for quantity in followed.quantities:
+            quantity.spread32.clear()
+        return True
 
     def _in_float32(self, followed: Followed, other: Divergence) -> Divergence:
         ask = functools.partial(with_compilation, self.runs, followed, other, self.jax32)
