@@ -104,7 +104,7 @@ class Search:
     def factor(self) -> Cause | None:
         """Find a simple factor, such as 1/2, of the whole array: it belongs to no single operation."""
         cause = None if self.ours is None or self.ours.shape != self.target.shape else self._related(self.ours)
-        return cause if cause and cause.name == Kind.FACTOR and cause.code else None
+        return cause if cause and cause.name.endswith(Kind.FACTOR) and cause.code else None
 
     def constants(self) -> Cause | None:
         """Find another constant that a sum, a product or a power has.
