@@ -99,6 +99,8 @@ class TorchProgramRun(CommonRun):
             InputError: If the state does not hold it.
 
         """
+        if id(parameter) not in self._names:  # the step may have put it there just now
+            self._parameters_anew()
         if id(parameter) not in self._names:
             raise InputError(
                 f"an optimizer of the torch state trains a tensor of shape {tuple(parameter.shape)} that no module and "
