@@ -137,15 +137,14 @@ class PairCheck(CommonCheck):
     def _of_other_outputs(self, of_torchs: Causes, of_own: Causes) -> Causes:
         """Choose between causes for a loss of torch's outputs, and for one of the port's own, such as logits.
 
-        The loss is wrong of either. What explains that of the port's own outputs says more: torch's may be of no
-        meaning to it. Where nothing does, both the outputs and the loss have a fault if each has a cause.
+        The loss is wrong of either. If the outputs and the loss each have a cause, both have a fault. Else what
+        explains the loss of the port's own outputs says more: torch's may have no meaning to it.
         """
-        if any(each.stage == Stage.LOSS and each.cause for each in of_own.divergences):
-            return of_own
         of_both = [each for each in of_torchs.divergences if each.stage in (Stage.FORWARD, Stage.LOSS)]
         if all(each.cause for each in of_both):
             return of_torchs
-        return of_own._replace(divergences=[*map(_in_doubt, of_own.divergences)])
+        explained = any(each.stage == Stage.LOSS and each.cause for each in of_own.divergences)
+        return of_own if explained else of_own._replace(divergences=[*map(_in_doubt, of_own.divergences)])
 
     def _explained_from(
         self, followed: Followed, first: Found, found: Report, made_up_for: Sequence[Pairing] = ()

@@ -198,6 +198,7 @@ def without_formula(found: Divergence) -> Divergence:
     """Leave out torch's formula as the fix of a loss that takes another output than torch's does, such as logits."""
     if found.stage != Stage.LOSS or found.cause is None:
         return found
-    if not found.cause.code and not any(part.code for part in found.cause.parts):
+    if not found.cause.code and "jnp." not in found.cause.fix:
         return found
-    return dataclasses.replace(found, cause=dataclasses.replace(found.cause, fix="", code=(), parts=()))
+    parts = tuple(dataclasses.replace(part, fix="", code=None) for part in found.cause.parts)
+    return dataclasses.replace(found, cause=dataclasses.replace(found.cause, fix="", code=(), parts=parts))

@@ -107,7 +107,7 @@ def torch_ignores(runs: Runs, pairing: Pairing, number: int, mask: np.ndarray, d
     import torch
 
     assert pairing.ports is not None
-    port = pairing.ports[0]
+    port, found = pairing.ports[0], list[bool]()
     if port.kind != "output":
         return False
 
@@ -119,7 +119,8 @@ def torch_ignores(runs: Runs, pairing: Pairing, number: int, mask: np.ndarray, d
 
         def nudged(_module: Any, _args: Any, output: Any) -> Any:
             if next(calls) != port.call or not isinstance(output, torch.Tensor):
-                return output
+                return output  # of several outputs, none is tried
+            found.append(True)
             return output + nudge * torch.as_tensor(mask, dtype=output.dtype, device=output.device)
 
         hook = run.model.get_submodule(port.path).register_forward_hook(nudged)
@@ -127,4 +128,4 @@ def torch_ignores(runs: Runs, pairing: Pairing, number: int, mask: np.ndarray, d
         hook.remove()
         return [np.array(each.torch_array(seen)) for each in deciding]
 
-    return all(map(np.array_equal, step(0.0), step(NUDGE)))
+    return all(map(np.array_equal, step(0.0), step(NUDGE))) and bool(found)
