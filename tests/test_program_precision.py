@@ -80,3 +80,20 @@ def test_a_fast_variance_is_rounding_where_it_is_proved_to_be_what_rounds(fast: 
 
 def square(output: Any, target: Any) -> Any:
     return ((output - target) ** 2).mean()
+
+
+def test_what_an_optimizer_remembers_in_fewer_bits_is_told() -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    batches = [(rng.standard_normal((6, 8), np.float32), rng.standard_normal((6, 8), np.float32)) for _ in range(2)]
+    report = compare.check(
+        compare.Torch(torch.nn.Linear(8, 8), square, lambda parameters: torch.optim.Adam(parameters, 1e-2)),
+        compare.Flax(nnx.Linear(8, 8, rngs=nnx.Rngs(0)), square, optax.adam(1e-2, mu_dtype=jnp.bfloat16)),
+        batches,
+        steps=3,
+        quick=True,
+    )
+    assert report.verdict == "precision", str(report)
+    [note] = report.notes
+    assert note.name == "bfloat16 on the flax side"
+    assert "mu_dtype" in note.fix

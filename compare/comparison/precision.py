@@ -21,11 +21,16 @@ from compare.verdict.ratio import Quantity, Verdict
 def precision_causes(runs: Runs, followed: Followed) -> list[Cause]:
     """Search for the cause of the first `precision` verdict inside the model; an empty list if none is found."""
     pairs = zip(followed.pairings, followed.quantities, strict=True)
-    found = next(((p, q) for p, q in pairs if q.verdict == Verdict.PRECISION and p.ports), None)
+    every = [(p, q) for p, q in pairs if q.verdict == Verdict.PRECISION]
+    found = next(((p, q) for p, q in every if p.ports), None)
+    pair, batch, draws = runs.pair, runs.pair.batches[0], runs.stepper.draws[0]
     if found is None:
-        return []
-    pair, (pairing, quantity) = runs.pair, found
-    batch, draws = pair.batches[0], runs.stepper.draws[0]
+        # Nothing within the model: what an optimizer remembers may have fewer bits, as with optax's mu_dtype.
+        outside = [(p, q) for p, q in every if q.imbalance >= 1][:1]
+        lowest = [lowest_precision(pair.jax_run("float32").program(batch, draws))[0]] if outside else []
+        causes = (low_precision(p.jax, q, pair.jax.name, lowest, part="step") for p, q in outside)
+        return [cause for cause in causes if cause]
+    pairing, quantity = found
     assert pairing.ports is not None
     ours, theirs = pairing.ports
     if quantity.imbalance < 1:

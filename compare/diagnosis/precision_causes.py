@@ -48,7 +48,7 @@ def low_precision(
         f"{dtype} on the {side} side",
         f"the {side} side's {part} computes in {dtype}, first seen at {name}: its rounding is "
         f"{quantity.error_jax[0]:.1e} on the JAX side and {quantity.error_torch[0]:.1e} on the torch side",
-        f"compute {name} in float32: leave out dtype={dtype} and astype, or have them on both sides",
+        f"compute {name} in float32: leave out {dtype}, as in dtype=, mu_dtype= or astype, or have it on both sides",
         DOCS,
     )
 
