@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import torch
 from flax import linen
+from programs.common import trained_in_torch
 from torch import nn
-from torch.nn import functional
 
 import compare
 
@@ -50,6 +50,10 @@ def square(output: Any, target: Any) -> Any:
     return ((output - target) ** 2).mean()
 
 
+def loss_of(model: Any, batch: Any) -> Any:
+    return square(model(batch["x"]), batch["y"])
+
+
 def test_a_fault_of_the_cell_is_one_finding_at_the_cell() -> None:
     def checked(activation: Callable[..., jax.Array]) -> compare.Report:
         torch.manual_seed(0)
@@ -70,16 +74,7 @@ def test_a_fault_of_the_cell_is_one_finding_at_the_cell() -> None:
 def test_one_bias_for_two_is_a_cause_in_a_program() -> None:
     def original() -> Any:
         model = Original()
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-
-        def step(_: Any, batch: Any) -> Any:
-            loss = functional.mse_loss(model(batch["x"]), batch["y"])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return {"loss": loss}
-
-        return {"model": model, "optimizer": optimizer}, step
+        return trained_in_torch(model, torch.optim.Adam(model.parameters(), 1e-2), loss_of)
 
     def port() -> Any:
         module, adam = Port(), optax.adam(1e-2)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from flax import linen
 from flax.training.train_state import TrainState
+from programs.common import trained_in_torch
 from torch import nn
 
 import compare
@@ -43,15 +44,7 @@ class Port(linen.Module):
 def original(*, train: bool, affine: bool) -> Any:
     model = Original(affine=affine).train(train)
     optimizer = torch.optim.SGD(model.parameters(), RATE)
-
-    def step(_: Any, batch: Any) -> Any:
-        loss = torch.square(model(batch["x"]) - batch["y"]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return {"loss": loss}
-
-    return {"model": model, "optimizer": optimizer}, step
+    return trained_in_torch(model, optimizer, lambda model, batch: torch.square(model(batch["x"]) - batch["y"]).mean())
 
 
 class State(TrainState):

@@ -10,6 +10,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from programs.common import trained, trained_in_torch
 from torch import nn
 from torch.nn import functional
 
@@ -125,30 +126,12 @@ def test_a_fault_of_the_loss_is_the_only_finding_in_a_program() -> None:
     def original() -> Any:
         model = Original(last)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-
-        def step(_: Any, batch: Any) -> Any:
-            loss = ours(model(batch["x"]), batch["y"])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return {"loss": loss}
-
-        return {"model": model, "optimizer": optimizer}, step
+        return trained_in_torch(model, optimizer, lambda model, batch: ours(model(batch["x"]), batch["y"]))
 
     def port() -> Any:
-        model = Port(nnx.Rngs(0))
-        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
-
-        @nnx.jit
-        def step(state: Any, batch: Any) -> Any:
-            def loss_fn(model: Any) -> Any:
-                return 0.5 * theirs(model(batch["x"]), batch["y"])
-
-            loss, gradients = nnx.value_and_grad(loss_fn)(state["model"])
-            state["optimizer"].update(state["model"], gradients)
-            return state, {"loss": loss}
-
-        return {"model": model, "optimizer": optimizer}, step
+        return trained(
+            Port(nnx.Rngs(0)), optax.sgd(0.1), lambda model, batch: 0.5 * theirs(model(batch["x"]), batch["y"])
+        )
 
     rng = np.random.default_rng(0)
     batches = [{"x": rng.normal(size=(6, 5)), "y": rng.integers(0, 4, 6)} for _ in range(3)]

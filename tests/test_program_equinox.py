@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from programs.common import trained_in_torch
 
 import compare
 from compare.jax_side.program_state import Structure
@@ -150,15 +151,8 @@ def with_numbers(*, changed: bool) -> compare.Report:
     def original() -> Any:
         model = torch.nn.Linear(4, 3)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-
-        def step(_: Any, batch: Any) -> Any:
-            loss = torch.square(model(batch["x"]) / 2.0 - batch["y"]).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return {"loss": loss}
-
-        return {"model": model, "optimizer": optimizer}, step
+        loss_of = lambda model, batch: torch.square(model(batch["x"]) / 2.0 - batch["y"]).mean()  # noqa: E731
+        return trained_in_torch(model, optimizer, loss_of)
 
     def port() -> Any:
         @eqx.filter_jit

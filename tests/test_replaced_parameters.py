@@ -4,11 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 import torch
 from flax import nnx
+from programs.common import drawn, trained, trained_in_torch
 from torch import nn
 
 import compare
@@ -40,40 +40,22 @@ class Port(nnx.Module):
         return y - self.centre[...]
 
 
+def loss_of(model: Any, batch: Any) -> Any:
+    return ((model(batch["x"]) - batch["y"]) ** 2).mean()
+
+
 def original() -> Any:
     model = Original()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-
-    def step(_: Any, batch: Any) -> Any:
-        loss = torch.square(model(batch["x"]) - batch["y"]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return {"loss": loss}
-
-    return {"model": model, "optimizer": optimizer}, step
+    return trained_in_torch(model, torch.optim.SGD(model.parameters(), 0.1), loss_of)
 
 
 def port(decay: float) -> Any:
-    model = Port(decay, nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
-
-    @nnx.jit
-    def step(state: Any, batch: Any) -> Any:
-        def loss_fn(model: Any) -> Any:
-            return jnp.square(model(batch["x"]) - batch["y"]).mean()
-
-        loss, gradients = nnx.value_and_grad(loss_fn)(state["model"])
-        state["optimizer"].update(state["model"], gradients)
-        return state, {"loss": loss}
-
-    return {"model": model, "optimizer": optimizer}, step
+    return trained(Port(decay, nnx.Rngs(0)), optax.sgd(0.1), loss_of)
 
 
 @pytest.mark.parametrize(("decay", "verdict"), [(DECAY, "match"), (0.8, "mismatch")])
 def test_the_new_parameter_is_followed(decay: float, verdict: str) -> None:
-    rng = np.random.default_rng(0)
-    batches = [{"x": rng.normal(size=(6, 4)), "y": rng.normal(size=(6, 3))} for _ in range(3)]
+    batches = drawn(x=(4,), y=(3,), size=6)
     sides = compare.TorchProgram(original), compare.JaxProgram(lambda: port(decay))
     report = compare.check(*sides, batches, steps=3, quick=True)
     assert report.verdict == verdict, str(report)

@@ -56,12 +56,8 @@ class TensorPairs:
 
         """
         size = len(calls[0][0])
-        near = [
-            sum(self._is_near(Ends(ours[0], theirs[at]), layout_of) for ours, theirs in calls) for at in range(size)
-        ]
-        moved = max(
-            range(size), key=lambda at: near[at]
-        )  # the first of several: a state of zeros may be equal to zeros
+        near = [sum(self._is_near(Ends(one[0], other[at]), layout_of) for one, other in calls) for at in range(size)]
+        moved = max(range(size), key=lambda at: near[at])  # the first of several that are equal
         if moved == 0:
             return tuple(range(size))
         return (moved, 0) if size == 2 else (moved, *[None] * (size - 1))

@@ -193,9 +193,8 @@ class _Search:
         if found.pairing.ports is None or found.pairing.to_jax or found.target is None:
             return ()
         step, deciding = found.divergence.step, [each for each in self._from_torch.forward if each.decides]
-        seen = _step_of_torch(self._runs, step)
-        shapes = np.shape(found.pairing.torch_array(seen)), found.target.shape
-        return cut_off(self._runs, found.pairing, step, shapes, [*deciding, *self._from_torch.gradients])
+        seen, deciding = _step_of_torch(self._runs, step), [*deciding, *self._from_torch.gradients]
+        return cut_off(self._runs, found.pairing, step, found.target.shape, deciding, seen)
 
     def _from_data(self, batch: Batch) -> FromData:
         """Read what the JAX side computes of a batch; nothing where that cannot be read."""

@@ -13,7 +13,7 @@ from compare.step.stage import Stage
 from compare.verdict.following import Followed
 from compare.verdict.lasting import Outcome, lasting
 
-Ignores = Callable[[Pairing, int, np.ndarray, Sequence[Pairing]], bool]
+Ignores = Callable[[Pairing, int, np.ndarray, Sequence[Pairing], Observation], bool]
 """See `compare.comparison.surplus.torch_ignores`."""
 
 
@@ -141,7 +141,7 @@ class LastingPlaces:
         pairing = self.pairings[place]
         more = surplus(pairing.torch_array(self._torch), pairing.jax_array(seen), self._limit(place))
         deciding = [self.pairings[number] for number in self._shown if self.pairings[number].decides]
-        return more is not None and self._torch_ignores(pairing, self._number, more, deciding)
+        return more is not None and self._torch_ignores(pairing, self._number, more, deciding, self._torch)
 
     def _jax_cuts_off(self, place: int, seen: Observation, after: Callable[[np.ndarray], Observation]) -> bool:
         """Tell whether the JAX side has torch's numbers there, and others that nothing takes."""

@@ -13,19 +13,18 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from compare.alignment.pairings import Pairing
 from compare.comparison.suggested_edits import Steps
 from compare.comparison.weighing import apart, computed
+from compare.diagnosis.held import holding
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError, InternalError
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
-from compare.torch_side.record import leaves, replaced
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
@@ -85,20 +84,11 @@ class _Given:
 
     @contextlib.contextmanager
     def during(self, run: TorchProgramRun) -> Iterator[None]:
-        calls, module = itertools.count(), run.model.get_submodule(self.port.path)
+        import torch
 
-        def given(tree: Any) -> Any:
-            if next(calls) != self.port.call or run.taken != self.step:
-                return tree
-            own = dict(leaves(tree))[self.port.leaf]
-            # A view of an array with channels last would have its strides, with which some kernels of torch's crash.
-            return replaced(tree, own, own.new_tensor(np.ascontiguousarray(self.value)))
-
-        if self.port.kind == "input":
-            handle = module.register_forward_pre_hook(lambda _, *inputs: given(inputs), with_kwargs=True)
-        else:
-            handle = module.register_forward_hook(lambda _module, _inputs, output: given(output))
-        try:
+        if run.taken != self.step:
             yield
-        finally:
-            handle.remove()
+            return
+        # A view of an array with channels last would have its strides, with which some kernels of torch's crash.
+        with holding(run.model, {self.port: torch.tensor(np.ascontiguousarray(self.value))}):
+            yield

@@ -1,22 +1,21 @@
 """Finds out whether what one side alone has at a place is used: a padded part that is cut off later, as a rule."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from compare.alignment.pairings import Pairing
 from compare.comparison.runs import Runs
+from compare.numerics.blocks import blocks
 from compare.numerics.distance import distance
+from compare.step.observation import Observation
 
 Shape = tuple[int, ...]
 
 NUDGE = 1e-3
 """How much a value is changed to see what depends on it."""
-
-_PLACES = 256
-"""The largest number of places at which a smaller array is looked for in a larger one."""
 
 _TRIED = 16
 """The largest number of places at which torch's step is taken."""
@@ -31,14 +30,16 @@ def surplus(whole: np.ndarray, part: np.ndarray, limit: float) -> np.ndarray | N
         limit: The relative distance up to which they are equal.
 
     """
-    for block in _blocks(whole.shape, part.shape, _PLACES):
+    if not part.size:
+        return None
+    for block in blocks(whole.shape, part.shape):
         if distance(part, whole[block]) <= limit:
             return _besides(whole.shape, block)
     return None
 
 
 def is_reduced(one: np.ndarray, other: np.ndarray, limit: float) -> bool:
-    """Tell whether one of two arrays is the other one's mean, sum, maximum or minimum over an axis, or its first part.
+    """Tell whether one of two arrays is the other's mean, sum, maximum or minimum over an axis, or an end of it.
 
     One side may reduce what the other has reduced already, as a mean over the embeddings of a bag.
     """
@@ -54,7 +55,7 @@ def is_reduced(one: np.ndarray, other: np.ndarray, limit: float) -> bool:
 
 
 def cut_off(
-    runs: Runs, pairing: Pairing, number: int, shapes: tuple[Shape, Shape], deciding: Sequence[Pairing]
+    runs: Runs, pairing: Pairing, number: int, shape: Shape, deciding: Sequence[Pairing], seen: Observation
 ) -> tuple[tuple[int, int], ...]:
     """Give how much of a module's output torch's step does not use, before and after, for each axis.
 
@@ -62,29 +63,19 @@ def cut_off(
         runs: Of the pair.
         pairing: The output.
         number: Of the step.
-        shapes: Of the output on the torch side, and, in torch's layout, on the JAX side: what torch uses is as large.
+        shape: Of the output on the JAX side, in torch's layout: what torch uses is as large.
         deciding: What must stay as it is.
+        seen: The step of the torch side.
 
     Returns:
         Nothing where torch uses all of it, or more than the JAX side has.
 
     """
-    torch, jax = shapes
-    for block in _blocks(torch, jax, _TRIED):
-        if torch_ignores(runs, pairing, number, _besides(torch, block), deciding):
-            return tuple((each.start, size - each.stop) for each, size in zip(block, torch, strict=True))
+    torch, jax = np.shape(pairing.torch_array(seen)), shape
+    for block in blocks(torch, jax, _TRIED) if 0 not in jax else ():
+        if torch_ignores(runs, pairing, number, _besides(torch, block), deciding, seen):
+            return tuple((each.start, -(each.stop or 0)) for each in block)
     return ()
-
-
-def _blocks(whole: Shape, part: Shape, most: int) -> Iterator[tuple[slice, ...]]:
-    """Yield the blocks of a shape within a larger one; nothing where there are more than that."""
-    if len(whole) != len(part) or 0 in part or whole == part:
-        return
-    spare = np.subtract(whole, part)
-    if (spare < 0).any() or np.prod(spare + 1) > most:
-        return
-    for start in itertools.product(*(range(each + 1) for each in spare)):
-        yield tuple(slice(first, first + size) for first, size in zip(start, part, strict=True))
 
 
 def _besides(shape: Shape, block: tuple[slice, ...]) -> np.ndarray:
@@ -93,7 +84,9 @@ def _besides(shape: Shape, block: tuple[slice, ...]) -> np.ndarray:
     return mask
 
 
-def torch_ignores(runs: Runs, pairing: Pairing, number: int, mask: np.ndarray, deciding: Sequence[Pairing]) -> bool:
+def torch_ignores(
+    runs: Runs, pairing: Pairing, number: int, mask: np.ndarray, deciding: Sequence[Pairing], seen: Observation
+) -> bool:
     """Tell whether torch's step is the same with other numbers in a part of what a module gives.
 
     Args:
@@ -102,30 +95,27 @@ def torch_ignores(runs: Runs, pairing: Pairing, number: int, mask: np.ndarray, d
         number: Of the step.
         mask: Which part, in torch's layout.
         deciding: What must stay as it is.
+        seen: The step of the torch side.
 
     """
     import torch
 
     assert pairing.ports is not None
-    port, found = pairing.ports[0], list[bool]()
+    port, calls, found = pairing.ports[0], itertools.count(), list[bool]()
     if port.kind != "output":
         return False
+    run = runs.torch_run("float64")
+    stream = runs.stepper.whole(run)
+    for _ in itertools.islice(stream, number):
+        pass
 
-    def step(nudge: float) -> list[np.ndarray]:
-        run, calls = runs.torch_run("float64"), itertools.count()
-        stream = runs.stepper.whole(run)
-        for _ in itertools.islice(stream, number):
-            pass
+    def nudged(_module: Any, _args: Any, output: Any) -> Any:
+        if next(calls) != port.call or not isinstance(output, torch.Tensor):
+            return output  # of several outputs, none is tried
+        found.append(True)
+        return output + NUDGE * torch.as_tensor(mask, dtype=output.dtype, device=output.device)
 
-        def nudged(_module: Any, _args: Any, output: Any) -> Any:
-            if next(calls) != port.call or not isinstance(output, torch.Tensor):
-                return output  # of several outputs, none is tried
-            found.append(True)
-            return output + nudge * torch.as_tensor(mask, dtype=output.dtype, device=output.device)
-
-        hook = run.model.get_submodule(port.path).register_forward_hook(nudged)
-        seen = next(stream)
-        hook.remove()
-        return [np.array(each.torch_array(seen)) for each in deciding]
-
-    return all(map(np.array_equal, step(0.0), step(NUDGE))) and bool(found)
+    run.model.get_submodule(port.path).register_forward_hook(nudged)
+    other = next(stream)
+    same = (np.array_equal(each.torch_array(other), each.torch_array(seen)) for each in deciding)
+    return all(same) and bool(found)

@@ -74,9 +74,9 @@ def holding(model: "torch.nn.Module", values: Mapping[Port, "torch.Tensor"]) -> 
     def held(path: str, call: int, kind: str, tree: Any) -> Any:
         for leaf, tensor in leaves(tree):
             port = Port(path, call, kind, leaf)
-            if port in values and values[port].shape == tensor.shape:
+            if port in values:
                 computed[port] = tensor.detach()
-                tree = replaced(tree, tensor, values[port])
+                tree = replaced(tree, tensor, values[port].to(tensor.device, tensor.dtype))
         return tree
 
     def enter(path: str) -> Any:

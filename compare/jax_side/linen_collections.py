@@ -6,11 +6,10 @@ names.
 """
 
 import itertools
-import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from compare.weights.layers import Layer
+from compare.weights.roots import likeness
 
 
 def with_collections(layers: Sequence[Layer]) -> list[Layer]:
@@ -73,8 +72,7 @@ def _nearness(root: str, place: str) -> tuple[int, int]:
     """Say how near a place is to a collection: by the first keys that the paths share, and by the words in them."""
     pairs = zip(root.split("/"), place.split("/"), strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    words = [Counter(re.findall(r"[a-z]+", path.lower())) for path in (root, place)]
-    return shared, 2 * (words[0] & words[1]).total() - (words[1] - words[0]).total()
+    return shared, likeness(root, place)
 
 
 def _inside(path: str, root: str) -> bool:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -19,14 +20,18 @@ DIFFERENT = 4
 
 def block(whole: np.ndarray, part: np.ndarray) -> tuple[slice, ...] | None:
     """Return where in an array another one of the same rank is, as slices; None where it is not, or is as large."""
-    if whole.ndim != part.ndim or whole.shape == part.shape or np.unique(part).size <= DIFFERENT:
+    if np.unique(part).size <= DIFFERENT:
         return None
-    spare = [size - other for size, other in zip(whole.shape, part.shape, strict=True)]
-    if min(spare) < 0 or math.prod(each + 1 for each in spare) > OFFSETS:
-        return None
+    return next((found for found in blocks(whole.shape, part.shape) if distance(part, whole[found]) <= NEARLY), None)
+
+
+def blocks(whole: tuple[int, ...], part: tuple[int, ...], most: int = OFFSETS) -> Iterator[tuple[slice, ...]]:
+    """Yield where an array of one shape may be in a larger one, as slices; nothing where there are more than `most`."""
+    if len(whole) != len(part) or whole == part:
+        return
+    spare = [size - other for size, other in zip(whole, part, strict=True)]
+    if min(spare) < 0 or math.prod(each + 1 for each in spare) > most:
+        return
     for starts in itertools.product(*(range(each + 1) for each in spare)):
         # What is cut off is counted from both ends, so that it is the same of a longer array.
-        found = tuple(slice(start, (start - rest) or None) for start, rest in zip(starts, spare, strict=True))
-        if distance(part, whole[found]) <= NEARLY:
-            return found
-    return None
+        yield tuple(slice(start, (start - rest) or None) for start, rest in zip(starts, spare, strict=True))

@@ -84,12 +84,13 @@ def best_pairs(ours: Sequence[str], theirs: Sequence[str]) -> tuple[np.ndarray, 
     """Return how alike each two paths are by their words, and for as many of `ours` as can be the partner's index."""
     from scipy.optimize import linear_sum_assignment
 
-    scores = np.array([[_likeness(one, other) for other in theirs] for one in ours])
+    scores = np.array([[likeness(one, other) for other in theirs] for one in ours])
     rows, columns = linear_sum_assignment(scores, maximize=True)
     return scores, dict(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
-def _likeness(model: str, place: str) -> int:
+def likeness(model: str, place: str) -> int:
+    """Say how alike two paths are by their words, without those that tell nothing, such as "params"."""
     ours, theirs = _words(model), _words(place)
     return 4 * (ours & theirs).total() - (ours - theirs).total() - (theirs - ours).total()
 
