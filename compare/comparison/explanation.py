@@ -31,7 +31,7 @@ from compare.diagnosis.place import Place, place_of
 from compare.diagnosis.searched import Explains, Searched, Values
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import OF_THE_MODEL, Kind
-from compare.diagnosis.structure.search import Gradients, Shown, Surroundings
+from compare.diagnosis.structure.surroundings import Gradients, Shown, Surroundings
 from compare.diagnosis.structure.written import is_same_slip
 from compare.jax_side.from_data import FromData, computed_from_data
 from compare.jax_side.run import JaxRun

@@ -23,7 +23,7 @@ from compare.diagnosis.searched import Searched
 from compare.diagnosis.steps.again import Again, edit_of, wider_edit
 from compare.diagnosis.steps.edit import Edit
 from compare.diagnosis.structure.budget import Budget
-from compare.diagnosis.structure.search import Gradients, Shown, Surroundings
+from compare.diagnosis.structure.surroundings import Gradients, Shown, Surroundings
 from compare.errors import InputError, InternalError, Signal
 from compare.jax_side.from_data import FromData, written_in
 from compare.jax_side.program_run import JaxProgramRun

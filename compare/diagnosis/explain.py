@@ -6,7 +6,7 @@ A change that removes it is a hypothesis. It is a cause only if it holds at othe
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,15 @@ from compare.diagnosis.changes import either
 from compare.diagnosis.experiment import rerun_at, window_of
 from compare.diagnosis.held_out import STEPS, HeldOut
 from compare.diagnosis.place import Place
-from compare.diagnosis.rewriting import Repeatable
+from compare.diagnosis.rewriting import Repeatable, Rerun
 from compare.diagnosis.search import Search
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.by_gradients import CONFIRMATIONS, Elsewhere, Proved
 from compare.diagnosis.structure.edit import Kind as Structure
 from compare.diagnosis.structure.hidden_losses import in_hidden_losses
-from compare.diagnosis.structure.search import Gradients, StructureSearch, Surroundings
+from compare.diagnosis.structure.search import StructureSearch
 from compare.diagnosis.structure.stops import stopped
+from compare.diagnosis.structure.surroundings import Gradients, Surroundings
 from compare.step.draws import Draw
 from compare.step.observation import Port
 from compare.step.stage import Stage
@@ -62,7 +63,7 @@ def explain(
     if stage in (Stage.UPDATE, Stage.PARAMETERS):
         return Searched()
     step = run, batch, draws
-    rerun, (held_out, others, again, once_more) = rerun_at(found, *step), itertools.tee(held_out, 4)
+    rerun, (held_out, others, again, once_more, last) = rerun_at(found, *step), itertools.tee(held_out, 5)
     search = Search(found, rerun, place, held_out, 0.0 if surroundings is None else surroundings.tables)
     known = Searched()
 
@@ -86,13 +87,18 @@ def explain(
     searches = [search.exact] if beside_tables else [search.exact, search.settings, search.constants, search.two]
     structure: StructureSearch | None = None
     if stage in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN) and surroundings is not None and not search.is_data:
-        elsewhere = ((rerun_at(found, other.run, other.batch, other.draws), other.target) for other in others)
-        structure = StructureSearch(found, rerun, surroundings, itertools.islice(elsewhere, STEPS))
+        structure = StructureSearch(found, rerun, surroundings, _reruns(found, others))
+        within = StructureSearch(found, rerun, surroundings, _reruns(found, last), written_out=True)
+
+        def within_losses(structure: StructureSearch = structure) -> Cause | None:
+            return within.one() if structure.has_losses else None
+
         # From the most to the least specific, since the first that is confirmed is taken: changes without a free
         # number, a function's own setting, such as the scale of attention, then edits of single operations, and last
         # pairs of changes. A later search has more candidates, so more of them fit by accident.
         # Behind an update, a factor that was fitted to the result may be an accident: an operation is tried first.
         single = [structure.one, search.factor] if found.pairing.after_update else [search.factor, structure.one]
+        single += [search.sign, within_losses]
         exact = [search.exact, structure.norms, search.settings, *single]
         looser = [beside] if search.is_far_beyond(FACTOR * found.divergence.expected64) else []
         searches = [*exact, *looser, search.constants, search.two, structure.two]
@@ -106,6 +112,7 @@ def explain(
         if known.cause:
             return known
         outputs = surroundings.outputs() if stage == Stage.FORWARD and surroundings is not None else []
+        structure = within if structure is not None and within.cause else structure
         if structure is not None and structure.cause:
             if all(edit.kind == Structure.ADDED for edit in structure.cause):
                 # A factor that is added is another constant of what torch computes, too: the user's code has one of
@@ -122,6 +129,11 @@ def explain(
     # Where the two agree from the same weights, as behind a difference that the user accepts, all that leaves equal
     # rows as they are would fit.
     return Searched() if search.agrees or beside_tables else Searched(*search.related())
+
+
+def _reruns(found: Found, held_out: Iterable[HeldOut]) -> Iterator[tuple[Rerun, np.ndarray]]:
+    for other in itertools.islice(held_out, STEPS):
+        yield rerun_at(found, other.run, other.batch, other.draws), other.target
 
 
 def _of_changes(search: Search, cause: Cause, outputs: Sequence[tuple[Port, np.ndarray]]) -> Searched:

@@ -26,6 +26,9 @@ MARGIN = 16.0
 EXPLAINED = 1e-6
 """What a cause may leave of a difference to which it was not fitted: it explains all but a millionth."""
 
+EXACTLY = 1e-9
+"""What one with a number that nobody writes, such as 0.0277779, may leave: 1/36 and a small term fit it nearly."""
+
 STEPS = 6
 """Held-out steps at most."""
 
@@ -55,6 +58,8 @@ class Fit(NamedTuple):
     """How many equations it satisfies there."""
     free: int
     """How many of its numbers were fitted."""
+    explained: float = EXPLAINED
+    """What it may leave of a difference to which it was not fitted."""
 
 
 class Evidence:
@@ -76,7 +81,7 @@ class Evidence:
         # A number is known only as well as it was determined; elsewhere it explains no larger share.
         # A number that leaves 1e-9 of the difference here is known to about 1e-9, and can leave as much
         # elsewhere.
-        share = max(EXPLAINED, MARGIN * max(fit.after, self._limit) / fit.before) if fit.before else 1.0
+        share = max(fit.explained, MARGIN * max(fit.after, self._limit) / fit.before) if fit.before else 1.0
         for tried, (measure, before) in enumerate(self._all()):
             if surplus > fit.free and tried >= 2:
                 break

@@ -40,6 +40,33 @@ def related_cause(how: Relation, place: str, port: Port | None, *, as_jax: bool)
     )
 
 
+def unlike(ours: np.ndarray, theirs: np.ndarray, *, gradient: bool) -> Cause | None:
+    """Describe arrays that cannot be related: of different shapes, or not finite on the JAX side alone."""
+    if ours.shape != theirs.shape:
+        shapes = f"torch has shape {ours.shape}, the JAX side has {theirs.shape}"
+        return Cause("shape", f"shape: {shapes}", "", "docs/report.md")
+    if lost := int((~np.isfinite(theirs) & np.isfinite(ours)).sum()):
+        says = f"not a number: {lost} of {theirs.size} elements are NaN or infinite on the JAX side alone"
+        return Cause("not a number", says, *(_UNSAFE if gradient else ("",)))
+    return None
+
+
+def farthest(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """Say where two arrays of one shape differ most."""
+    if not ours.ndim:
+        return f"torch has {ours:.6g}, the JAX side has {theirs:.6g}"
+    where = np.unravel_index(int(np.argmax(np.abs(ours - theirs))), ours.shape)
+    at = ", ".join(map(str, where))
+    return f"largest difference at [{at}]: torch has {ours[where]:.6g}, the JAX side has {theirs[where]:.6g}"
+
+
+_UNSAFE = (
+    "where a function is unsafe at some inputs, jnp.where must guard its input as well as its output",
+    "https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where",
+)
+"""What to do about a gradient that is not a number where the value is one, and where that is documented."""
+
+
 def undone(how: Relation) -> Code | None:
     """Write what makes torch's array of the JAX side's, y; None where nothing simple does."""
     back = tuple(int(i) for i in np.argsort(how.order))

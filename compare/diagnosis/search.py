@@ -23,16 +23,16 @@ from compare.diagnosis.conventions.reductions import MEAN_OR_SUM
 from compare.diagnosis.conventions.settings import CONSTANT
 from compare.diagnosis.counterfactuals import Counterfactual, left_out, told_of
 from compare.diagnosis.experiment import Experiment, HeldOutExperiment, rerun_at, seen_with
-from compare.diagnosis.held_out import MARGIN, STEPS, Evidence, Fit, HeldOut, equations
+from compare.diagnosis.held_out import EXACTLY, EXPLAINED, MARGIN, STEPS, Evidence, Fit, HeldOut, equations
 from compare.diagnosis.place import Place
-from compare.diagnosis.related import equations_of, related_cause
+from compare.diagnosis.related import equations_of, farthest, related_cause, unlike
 from compare.diagnosis.rewriting import Call, Rerun
 from compare.diagnosis.structure.edit import WHOLE
 from compare.diagnosis.structure.step import is_whole
 from compare.diagnosis.whole_loss import is_term
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.numerics.fitting import fitted
-from compare.numerics.relations import Kind, relation
+from compare.numerics.relations import Kind, is_simple, relation
 from compare.step.observation import Port, to_numpy
 from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Detail, DetailKind, Part
@@ -103,8 +103,20 @@ class Search:
 
     def factor(self) -> Cause | None:
         """Find a simple factor, such as 1/2, of the whole array: it belongs to no single operation."""
+        return self._of_factor if self._of_factor and not self._changes_sign else None
+
+    def sign(self) -> Cause | None:
+        """Find a negative one. It may be one operation: an absolute value changes the sign of negative numbers."""
+        return self._of_factor
+
+    @cached_property
+    def _of_factor(self) -> Cause | None:
         cause = None if self.ours is None or self.ours.shape != self.target.shape else self._related(self.ours)
         return cause if cause and cause.name.endswith(Kind.FACTOR) and cause.code else None
+
+    @property
+    def _changes_sign(self) -> bool:
+        return self.ours is not None and bool((self.ours * self.target < 0).any())
 
     def constants(self) -> Cause | None:
         """Find another constant that a sum, a product or a power has.
@@ -145,7 +157,8 @@ class Search:
         for changed, apart in fitting:
             free = sum(value is not None for _, value in changed)
             count = equations(self.ours, self.target, self.limit)
-            fit = Fit(distance(self.ours, self.target), apart * self.limit, count, free)
+            left = EXPLAINED if _are_short(changed) else EXACTLY
+            fit = Fit(distance(self.ours, self.target), apart * self.limit, count, free, left)
             if self._is_determined(changed) and self.evidence.confirms(changed, fit):
                 yield self._with_effect(changed), apart
 
@@ -197,23 +210,12 @@ class Search:
         ours, theirs = self.ours, self.target
         if ours is None:
             return None, ()
-        if ours.shape != theirs.shape:
-            shapes = f"torch has shape {ours.shape}, the JAX side has {theirs.shape}"
+        if cause := unlike(ours, theirs, gradient=self.found.divergence.stage == Stage.GRADIENT):
             fewer = self.is_data and ours.shape[1:] == theirs.shape[1:]
-            return Cause("shape", f"shape: {shapes}", _BATCHES if fewer else "", "docs/report.md"), ()
-        if lost := int((~np.isfinite(theirs) & np.isfinite(ours)).sum()):
-            says = f"not a number: {lost} of {theirs.size} elements are NaN or infinite on the JAX side alone"
-            return Cause(
-                "not a number", says, *(_UNSAFE if self.found.divergence.stage == Stage.GRADIENT else ("",))
-            ), ()
+            return dataclasses.replace(cause, fix=_BATCHES) if fewer else cause, ()
         if cause := self._related(ours):
             return cause, ()
-        if not ours.ndim:
-            return None, (Detail(DetailKind.VALUES, f"torch has {ours:.6g}, the JAX side has {theirs:.6g}"),)
-        where = np.unravel_index(int(np.argmax(np.abs(ours - theirs))), ours.shape)
-        at = ", ".join(map(str, where))
-        farthest = f"largest difference at [{at}]: torch has {ours[where]:.6g}, the JAX side has {theirs[where]:.6g}"
-        return None, (Detail(DetailKind.VALUES, farthest),)
+        return None, (Detail(DetailKind.VALUES, farthest(ours, theirs)),)
 
     def _related(self, ours: np.ndarray) -> Cause | None:
         # With `momentum=None` torch takes 1/n of the n-th batch. A factor that explains one step is then true of that
@@ -227,7 +229,8 @@ class Search:
         how = relation(ours, self.target, limit)
         if how is None:
             return None
-        fit = Fit(distance(ours, self.target), limit, equations_of(how, ours), how.free)
+        left = EXACTLY if how.kind is Kind.FACTOR and not is_simple(how.number) else EXPLAINED
+        fit = Fit(distance(ours, self.target), limit, equations_of(how, ours), how.free, left)
         if not self.evidence.confirms(how, fit):
             return None
         to_jax = self.found.pairing.to_jax
@@ -339,9 +342,3 @@ def _are_short(changed: Sequence[Changed]) -> bool:
 
 
 _BATCHES = "give both sides the same batches: see batch="
-
-_UNSAFE = (
-    "where a function is unsafe at some inputs, jnp.where must guard its input as well as its output",
-    "https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where",
-)
-"""What to do about a gradient that is not a number where the value is one, and where that is documented."""

@@ -33,8 +33,16 @@ class FromData(NamedTuple):
     """What it computes without any parameter, in float64, in order of execution."""
     operations: frozenset[str] | None = None
     """The names of the operations that give more than one number; None where the program was not read."""
+    of_numbers: frozenset[str] = frozenset()
+    """The names of those that give a single number."""
     numbers: frozenset[float] | None = None
     """The single numbers that are written into it; None where it was not read."""
+
+    def operations_of(self, shape: tuple[int, ...]) -> frozenset[str] | None:
+        """Name the operations that may give an array of this shape."""
+        if self.operations is None or max(shape, default=1) > 1:
+            return self.operations
+        return self.operations | self.of_numbers
 
     def has_one_of(self, *values: float) -> bool:
         """Tell whether one of these numbers, or its inverse or square, is written into it; True if it was not read."""
@@ -47,8 +55,11 @@ class FromData(NamedTuple):
 
 def written_in(program: Any) -> FromData:
     """Read what is written into a traced program, but for the values that it computes."""
-    operations = {_named(eqn) for eqn in equations(program) if np.prod(_shape(eqn), dtype=int) > 1}
-    return FromData((), frozenset(operations), numbers(program))
+    found: tuple[set[str], set[str]] = set(), set()
+    for eqn in equations(program):
+        found[bool(np.prod(_shape(eqn), dtype=int) > 1)].add(_named(eqn))
+    of_numbers, operations = map(frozenset, found)
+    return FromData((), operations, of_numbers, numbers(program))
 
 
 class _Unknown:

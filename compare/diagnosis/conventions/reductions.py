@@ -104,6 +104,18 @@ def _already_reduced(call: Call) -> bool:
     return False
 
 
+def _is_of_all_points(call: Call) -> bool:
+    size = call.arguments.get("output_size")
+    return {1} == ({*size} if isinstance(size, tuple | list) else {size})
+
+
+def _sum_of_points(call: Call) -> Any:
+    axes = [-1 - axis for axis in range(POOLS_TO_A_SIZE.index(call.name) + 1)]
+    return call.input.sum(axes, keepdim=True)
+
+
+POOLS_TO_A_SIZE = ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+
 MEAN_OR_SUM = "mean or sum"
 
 _NODES = 100
@@ -123,6 +135,15 @@ FUNCTIONS = (
             source=f"{DOCS}torch.mean.html",
         )
         for ours, theirs in (("mean", "sum"), ("sum", "mean"))
+    ),
+    Alternative(
+        name=MEAN_OR_SUM,
+        functions=POOLS_TO_A_SIZE,
+        compute=_sum_of_points,
+        jax_does="takes the sum over all points, torch the mean",
+        fix=writes("jnp.mean"),
+        source=f"{DOCS}torch.nn.AdaptiveAvgPool2d.html",
+        applies=_is_of_all_points,
     ),
     *(
         Alternative(

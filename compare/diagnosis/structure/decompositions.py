@@ -107,8 +107,85 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = F
 
 def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Any:  # noqa: A002 - as torch has it
     """Compute `mse_loss`."""
-    squares = (input - target) ** 2
-    return getattr(squares, reduction)() if reduction != "none" else squares
+    return _reduced((input - target) ** 2, reduction)
+
+
+def _reduced(losses: Any, reduction: str) -> Any:
+    if reduction == "batchmean":
+        return losses.sum() / len(losses)
+    return getattr(losses, reduction)() if reduction != "none" else losses
+
+
+def cross_entropy(input: Any, target: Any, weight: Any = None, **given: Any) -> Any:  # noqa: A002 - as torch has it
+    """Compute `cross_entropy` of classes that are all counted alike."""
+    import torch
+
+    if target.is_floating_point() or input.dim() < 2 or given.get("label_smoothing"):
+        return NotImplemented
+    return nll_loss(torch.log_softmax(input, 1), target, weight, **given)
+
+
+def nll_loss(input: Any, target: Any, weight: Any = None, **given: Any) -> Any:  # noqa: A002 - as torch has it
+    """Compute `nll_loss` of classes that are all counted alike."""
+    if weight is not None or input.dim() < 2 or (target == given.get("ignore_index", -100)).any():
+        return NotImplemented
+    return _reduced(-input.gather(1, target.unsqueeze(1)).squeeze(1), given.get("reduction", "mean"))
+
+
+def binary_cross_entropy_with_logits(input: Any, target: Any, **given: Any) -> Any:  # noqa: A002 - as torch has it
+    """Compute `binary_cross_entropy_with_logits`, without weights of single elements."""
+    from torch.nn.functional import logsigmoid
+
+    if given.get("weight") is not None:
+        return NotImplemented
+    positive, ratio = target * logsigmoid(input), given.get("pos_weight")
+    if ratio is not None:
+        positive = ratio * positive
+    return _reduced(-(positive + (1 - target) * logsigmoid(-input)), given.get("reduction", "mean"))
+
+
+def binary_cross_entropy(input: Any, target: Any, reduction: str = "mean") -> Any:  # noqa: A002 - as torch has it
+    """Compute `binary_cross_entropy` where its bound of the logarithms is not reached."""
+    import torch
+
+    if ((input <= 0) | (input >= 1)).any():
+        return NotImplemented
+    return _reduced(-(target * torch.log(input) + (1 - target) * torch.log(1 - input)), reduction)
+
+
+def l1_loss(input: Any, target: Any, reduction: str = "mean") -> Any:  # noqa: A002 - as torch has it
+    """Compute `l1_loss`."""
+    return _reduced((input - target).abs(), reduction)
+
+
+def huber_loss(input: Any, target: Any, reduction: str = "mean", *, delta: float = 1.0) -> Any:  # noqa: A002
+    """Compute `huber_loss`."""
+    import torch
+
+    apart = input - target
+    size = apart.abs()
+    return _reduced(torch.where(size <= delta, 0.5 * apart**2, delta * (size - 0.5 * delta)), reduction)
+
+
+def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", *, beta: float = 1.0) -> Any:  # noqa: A002
+    """Compute `smooth_l1_loss`."""
+    import torch
+
+    if not beta:
+        return NotImplemented
+    apart = input - target
+    size = apart.abs()
+    return _reduced(torch.where(size < beta, 0.5 * apart**2 / beta, size - 0.5 * beta), reduction)
+
+
+def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Any:  # noqa: A002
+    """Compute `kl_div` of positive probabilities, or of their logarithms."""
+    import torch
+
+    if not log_target and (target <= 0).any():
+        return NotImplemented
+    losses = torch.exp(target) * (target - input) if log_target else target * (torch.log(target) - input)
+    return _reduced(losses, reduction)
 
 
 DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
@@ -120,3 +197,15 @@ DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "dropout": dropout,
 }
 """By the names of the functions. Each gives NotImplemented for what it does not know."""
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "cross_entropy": cross_entropy,
+    "nll_loss": nll_loss,
+    "binary_cross_entropy_with_logits": binary_cross_entropy_with_logits,
+    "binary_cross_entropy": binary_cross_entropy,
+    "l1_loss": l1_loss,
+    "huber_loss": huber_loss,
+    "smooth_l1_loss": smooth_l1_loss,
+    "kl_div": kl_div,
+}
+"""Losses, likewise. They are written out only if nothing is found while they are whole: their names say more."""

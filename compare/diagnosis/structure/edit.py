@@ -69,6 +69,8 @@ class Edit:
     again: "Callable[[Context], Edit | None] | None" = None
     """Makes the same edit at another step, where it holds numbers of this one's."""
 
+    taken: "tuple[Path, int] | None" = None
+    """Which argument of the operation, or () for none of them, and which other value it takes into the operation."""
     origin: "tuple[Generator, int] | None" = None
     """What has listed it for an operation, and as which of its edits: the same of another call is found by it."""
 

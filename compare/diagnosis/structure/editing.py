@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def edited(rerun: Rerun, edits: Mapping[int, Compute], graph: Graph) -> Observation:
     """Run the step with operations edited, by their numbers in its graph; NotApplicable where one cannot be."""
-    tape = Tape(rerun.overwritten, operations(edits, graph))
+    tape = Tape(rerun.overwritten, operations(edits, graph), written_out=graph.written_out)
     try:
         return rerun.step(tape, tape.recording(rerun.model))
     except InternalError as error:

@@ -29,15 +29,15 @@ class Elsewhere:
         They are not several causes, but several ways to write one. On other values than the step's, edits that only
         agree on this batch separate.
         """
-        groups: list[tuple[list[list[Edit]], np.ndarray | None]] = []
+        groups: list[tuple[list[list[Edit]], list[np.ndarray | None]]] = []
         alive = not _same(self._end([]), array_of(self._here.context.graph.values[self._here.end]))
         for edits in fitting:
-            array = self._end(edits)
-            if alive and _same(array, self._here.target):
+            arrays = [self._end(edits), self._end(edits, WIDE)]
+            if alive and _same(arrays[0], self._here.target):
                 continue  # it gives the same whatever goes in, as a ReLU of negative numbers does: any such edit fits
-            equal = next((group for group, other in groups if _same(array, other)), None)
+            equal = next((group for group, others in groups if all(map(_same, arrays, others))), None)
             if equal is None:
-                groups.append(([edits], array))
+                groups.append(([edits], arrays))
             else:
                 equal.insert(0 if plainer(edits, equal[0]) else len(equal), edits)
         return [group for group, _ in groups]
@@ -69,7 +69,7 @@ class Elsewhere:
     def _plain(self) -> "list[dict[int, torch.Tensor] | None]":
         return [self._values([], 0), self._values([], 1)]
 
-    def _values(self, edits: Sequence[Edit], draw: int) -> "dict[int, torch.Tensor] | None":
+    def _values(self, edits: Sequence[Edit], draw: int, scale: float = 1.0) -> "dict[int, torch.Tensor] | None":
         """Compute with edits all that changes from other values; None where that fails."""
         context = self._here.context
         graph, nodes = context.graph, context.nodes
@@ -77,19 +77,22 @@ class Elsewhere:
         used = {number for node in nodes for _, number in node.inputs}
         used |= {number for number in context.ports.values() if number not in made}
         seed = draw * len(graph.values)
-        others = {number: moved(graph.values[number], seed + number) for number in used - made}
+        others = {number: moved(graph.values[number], seed + number, scale) for number in used - made}
         try:
             return graph.changed(nodes, changes(edits), others)
         except FAILURES:
             return None
 
-    def _end(self, edits: Sequence[Edit]) -> np.ndarray | None:
+    def _end(self, edits: Sequence[Edit], scale: float = 1.0) -> np.ndarray | None:
         """Compute what differs between the sides."""
-        values = self._values(edits, 0)
+        values = self._values(edits, 0, scale)
         if values is None:
             return None
         return array_of(values.get(self._here.end, self._here.context.graph.values[self._here.end]))
 
+
+WIDE = 10.0
+"""How much larger than the step's values others are, so that bounds such as that of a hinge are reached."""
 
 _LEVELLING = {Kind.LEFT_OUT, Kind.ADDED, Kind.TWICE, Kind.MOVED, Kind.EXCHANGED, Kind.OPERAND, Kind.REDUCTION}
 """Kinds of edits that may fit by making a value one number. A mask that hides all but one makes it 1, and is meant."""

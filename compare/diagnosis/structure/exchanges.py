@@ -8,6 +8,7 @@ from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call
 from compare.diagnosis.signatures import ANY, bound, signature_of
 from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.evidence import may_apply
 from compare.diagnosis.structure.graph import Node, Operation, Ref
 from compare.verdict.fix import Code, source
 
@@ -297,19 +298,23 @@ def other_curves(context: Context, node: Node) -> Iterator[Edit]:
         {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid, "relu": torch.relu,
          "log_softmax": lambda x: torch.log_softmax(x, -1), "tanh": torch.tanh},
     ]  # fmt: skip
+    own = "square" if node.name in _POWERS and node.args[1:] == (2,) else node.name
     for group in groups:
-        if node.name not in group or not node.args or not isinstance(node.args[0], Ref):
+        if own not in group or not node.args or not isinstance(node.args[0], Ref):
             continue
         for name, function in group.items():
-            if name != node.name:
+            if name != own and may_apply(name, context.theirs, context.shape(node)):
 
                 def compute(operation: Operation, function: Callable[[Any], Any] = function) -> Any:
                     return function(operation.args[0])
 
                 does = f"applies {name} for {shown(node)}"
-                known = {name, node.name} <= _OF_JNP
-                code = Code(around=f"jnp.{node.name}(x)", before=(f"jnp.{name}(x)",)) if known else None
-                yield one(Kind.EXCHANGED, node, compute, does, f"apply {node.name}, as torch does", code)
+                known = {name, own} <= _OF_JNP
+                code = Code(around=f"jnp.{own}(x)", before=(f"jnp.{name}(x)",)) if known else None
+                yield one(Kind.EXCHANGED, node, compute, does, f"apply {own}, as torch does", code)
+
+
+_POWERS = frozenset({"pow", "__pow__"})
 
 
 GENERATORS = (

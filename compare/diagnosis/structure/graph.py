@@ -142,6 +142,8 @@ class Graph:
     """The number of the operation that gave a value; none for what the step starts from."""
     since: list[int] = field(default_factory=list)
     """How many operations had been computed when each value was first met."""
+    written_out: bool = False
+    """Whether losses are several operations in it, and not one."""
 
     def add(self, tensor: "torch.Tensor", made_by: int | None = None) -> int:
         """Add a value, and give its number."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from compare.diagnosis.structure.edit import END, Context, Edit, Kind, is_mask, one, shown
+from compare.diagnosis.structure.evidence import may_apply
 from compare.diagnosis.structure.graph import Node, Operation, Path
 from compare.diagnosis.structure.written import without
 from compare.verdict.fix import source
@@ -31,14 +32,20 @@ def put_in(context: Context, node: Node) -> Iterator[Edit]:
             continue  # used once: before this operation is the same as after the one that makes it
         place = "at this place" if node.name == END else f"before {shown(node)}"
         for words, function in _functions(context, number):
-            yield _marked(functools.partial(_before, context, node, path, number, words, place), words, function)
+            edit = _marked(functools.partial(_before, context, node, path, number, words, place), words, function)
+            yield replace(edit, odd=number in context.from_parameters and words.startswith(_ORDERS))
     if node.name != END:
         written = _is_written(context, node)
         for words, function in _functions(context, node.outputs[0]):
-            if written and words.startswith(("a reversal", "a shift")):
+            if written and words.startswith(_ORDERS):
                 continue  # numbers that are written in another order are other numbers
 
-            yield _marked(functools.partial(_after, node, words), words, function)
+            edit = _marked(functools.partial(_after, node, words), words, function)
+            yield replace(edit, odd=node.outputs[0] in context.from_parameters and words.startswith(_ORDERS))
+
+
+_ORDERS = ("a reversal", "a shift")
+"""Of what parameters go into, other labels or positions are likelier, where they come to the same."""
 
 
 def _is_written(context: Context, node: Node) -> bool:
@@ -84,21 +91,19 @@ def _before(
 
 def _functions(context: Context, number: int) -> Iterator[Unary]:
     """List functions of one tensor that keep its shape and have no number to be fitted."""
-    shape, theirs = tuple(context.value(number).shape), context.theirs.operations
+    shape = tuple(context.value(number).shape)
     axes = [axis for axis, size in enumerate(shape) if size > 1]
-    for axis in axes:
-        yield from _along(axis)
-        yield from (_transpose(other, axis) for other in range(axis) if shape[other] == shape[axis])
-    if is_mask(context.value(number)):
-        return  # it is told by where its numbers are, and not by what a function makes of them
-    # Another divisor in an exponent has the same effect as a root of what comes out: of the two, the JAX side's own
-    # program says which it has.
-    yield from (each for each in _pointwise() if theirs is None or not _IN_JAX.get(each[0], theirs).isdisjoint(theirs))
-    yield from _norms(context, number)
-    if shape:
-        yield from _over_last_axis()
-    for axis in axes:
-        yield from _over(axis)
+    found = [each for axis in axes for each in _along(axis)]
+    found += [_transpose(other, axis) for axis in axes for other in range(axis) if shape[other] == shape[axis]]
+    # Of a mask, it is told by where its numbers are, and not by what a function makes of them.
+    if not (mask := is_mask(context.value(number))):
+        found += [*_pointwise(), *_norms(context, number), *(_over_last_axis() if shape else ())]
+        found += [each for axis in axes for each in _over(axis)]
+    # What comes with the batch may have been changed before JAX traces the step.
+    given = number not in context.graph.made_by and number not in context.parameters
+    yield from (each for each in found if given or may_apply(each[0], context.theirs, shape))
+    if mask:
+        return
     for size in context.sizes():
         # The JAX side's program has the size, its root or its inverse where it multiplies by one of them.
         if context.theirs.has_one_of(size, size**0.5):
@@ -137,17 +142,6 @@ def _pointwise() -> list[Unary]:
         ("a square", torch.square),
         ("a square root", torch.sqrt),
     ]
-
-
-_IN_JAX = {
-    "a square root": frozenset({"sqrt"}),
-    "exp": frozenset({"exp", "exp2"}),
-    "log": frozenset({"log", "log1p", "log2"}),
-    "sin": frozenset({"sin"}),
-    "cos": frozenset({"cos"}),
-    "abs": frozenset({"abs"}),
-}
-"""The operations of JAX one of which a function needs."""
 
 
 def _over_last_axis() -> list[Unary]:

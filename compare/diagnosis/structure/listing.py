@@ -68,16 +68,39 @@ def at_all_calls(edit: Edit, whole: Context, *, in_one_module: bool = False) -> 
     if edit.origin is None or len({(node.site, node.name) for node in nodes}) > 1 or not nodes[0].site:
         return edit
     generator, position = edit.origin
-    at = list(edit.at)
+    at, own = list(edit.at), _edits(whole, nodes[0], generator) if edit.taken else []
     for node in whole.nodes:
         alike = (node.site, node.name) == (nodes[0].site, nodes[0].name)
         elsewhere = in_one_module and node.module != nodes[0].module
         if alike and not elsewhere and node.number not in dict(edit.at):
             others = _edits(whole, node, generator)
+            if edit.taken:
+                at += [pair for each in _corresponding(edit, own, others, whole) for pair in each.at]
+                continue
             if position >= len(others) or others[position].kind != edit.kind:
                 return edit
             at += others[position].at
     return dataclasses.replace(edit, at=tuple(at))
+
+
+def _corresponding(edit: Edit, own: Sequence[Edit], others: Sequence[Edit], whole: Context) -> Sequence[Edit]:
+    """Find the edit that takes at another call what an edit takes at its own: as many calls of the same line before it.
+
+    In a first turn of a loop there may be none: a first state is zeros, which no line of the loop has computed.
+    """
+
+    def alike(each: Edit) -> bool:
+        if not (each.taken and edit.taken and each.kind == edit.kind and each.taken[0] == edit.taken[0]):
+            return False
+        made, wanted = (whole.graph.made_by.get(found[1]) for found in (each.taken, edit.taken))
+        if made is None or wanted is None:
+            return each.taken == edit.taken
+        makers = [whole.graph.nodes[number] for number in (made, wanted)]
+        return len({(maker.site, maker.name) for maker in makers}) == 1
+
+    places = [position for position, each in enumerate(filter(alike, own)) if each.taken == edit.taken]
+    found = list(filter(alike, others))
+    return found[places[0] : places[0] + 1] if places else []
 
 
 def _edits(context: Context, node: Node, generator: Generator) -> list[Edit]:

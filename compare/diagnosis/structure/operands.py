@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from compare.diagnosis.structure.edit import END, Context, Edit, Kind, few_numbers, one, result, shown
@@ -27,7 +28,8 @@ def other_operands(context: Context, node: Node) -> Iterator[Edit]:
             own, name = context.both_named(number, other)
             place = "at this place" if node.name == END else f"for {result(node)}"
             does, fix = f"takes {name} {place}, where torch takes {own}", f"take {own}, and not {name}"
-            yield one(Kind.OPERAND, node, compute, does, fix, taken(context, number, other, fix))
+            edit = one(Kind.OPERAND, node, compute, does, fix, taken(context, number, other, fix))
+            yield replace(edit, taken=(path, other))
 
 
 def _of_its_kind(context: Context, node: Node, number: int) -> Iterator[int]:
@@ -36,7 +38,8 @@ def _of_its_kind(context: Context, node: Node, number: int) -> Iterator[int]:
     Others may fit where the rest of the line undoes the difference, as a product with the same mask does.
     """
     own = _numbers(context.value(number))
-    return (other for other in context.likes(node, number) if _numbers(context.value(other)) in ("equal", own))
+    kinds = {"equal", own, "mask" if own == "counts" else own}  # labels of 0 and 1, for those of -1 and 1
+    return (other for other in context.likes(node, number) if _numbers(context.value(other)) in kinds)
 
 
 def _numbers(tensor: "torch.Tensor") -> str:
@@ -170,11 +173,14 @@ def joined(context: Context, node: Node) -> Iterator[Edit]:
         def multiplied(operation: Operation, other: int = other) -> Any:
             return operation.run() * operation.value(other)
 
-        yield one(Kind.ADDED, node, added, f"adds {name} to {what}", f"do not add {name} to {what}")
+        again = other in (number for _, number in node.inputs)  # relu(x) * x is a square of relu(x)
+        edit = one(Kind.ADDED, node, added, f"adds {name} to {what}", f"do not add {name} to {what}")
+        yield replace(edit, odd=again, taken=((), other))
         if _is_scaled_mask_of(context, node, other):
             continue
         does = f"multiplies {what} by {name}"
-        yield one(Kind.ADDED, node, multiplied, does, f"do not multiply {what} by {name}")
+        edit = one(Kind.ADDED, node, multiplied, does, f"do not multiply {what} by {name}")
+        yield replace(edit, odd=again, taken=((), other))
 
 
 def _is_scaled_mask_of(context: Context, node: Node, other: int) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from compare.diagnosis.on_cpu import computed_on_cpu, mapped_arguments
 from compare.diagnosis.rewriting import Rerun
-from compare.diagnosis.structure.decompositions import DECOMPOSITIONS
+from compare.diagnosis.structure.decompositions import DECOMPOSITIONS, LOSSES
 from compare.diagnosis.structure.graph import FAILURES, Compute, Graph, Node, Operation, Ref, on_cpu, tensors
 from compare.errors import NotApplicable
 from compare.step.observation import Observation, Port
@@ -43,9 +43,9 @@ class Recorded:
     seen: Observation
 
 
-def recorded(rerun: Rerun) -> Recorded:
-    """Run the step once, and record it."""
-    tape = Tape(rerun.overwritten, {})
+def recorded(rerun: Rerun, *, written_out: bool = False) -> Recorded:
+    """Run the step once, and record it, with losses as one operation or `written_out`."""
+    tape = Tape(rerun.overwritten, {}, written_out=written_out)
     seen = rerun.step(tape, tape.recording(rerun.model))
     tensors_by_name = dict(rerun.model.named_parameters()) | dict(rerun.model.named_buffers())
     names, read = (
@@ -63,10 +63,11 @@ Operations = Mapping[tuple[int, str], Compute]
 class Tape(Record):
     """What has been computed so far: operations, values, and which of these modules took and gave."""
 
-    def __init__(self, overwritten: frozenset[Port], edits: Operations) -> None:
+    def __init__(self, overwritten: frozenset[Port], edits: Operations, *, written_out: bool = False) -> None:
         super().__init__(overwritten)
         self.edits = edits
-        self.graph = Graph()
+        self.graph = Graph(written_out=written_out)
+        self.decompositions = DECOMPOSITIONS | LOSSES if written_out else DECOMPOSITIONS
         self.numbers: dict[int, int] = {}
         """The value that each tensor is, by its identity."""
         self.first: dict[int, int] = {}
@@ -307,9 +308,9 @@ def _mode() -> Any:
                 return func(*args, **kwargs)
             if without_numbers(args, kwargs):
                 return func(*args, **kwargs)
-            if name in DECOMPOSITIONS and name not in tape.within:
+            if name in tape.decompositions and name not in tape.within:
                 with self._decomposing(name):
-                    given = _decomposed(func, name, args, kwargs)
+                    given = self._decomposed(func, name, args, kwargs)
                 if given is not NotImplemented:
                     return given
             if name == "iter":  # q, k, v = x
@@ -326,18 +327,17 @@ def _mode() -> Any:
             finally:
                 self.tape.within.discard(name)
 
+        def _decomposed(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
+            """Compute a function as several operations; NotImplemented where it cannot be."""
+            import inspect
+
+            if name == "multi_head_attention_forward":
+                bound = inspect.signature(function).bind(*args, **kwargs)
+                bound.apply_defaults()
+                args, kwargs = (), bound.arguments
+            try:
+                return self.tape.decompositions[name](*args, **kwargs)
+            except TypeError:  # arguments that it does not know
+                return NotImplemented
+
     return Recording
-
-
-def _decomposed(function: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """Compute a function as several operations; NotImplemented where it cannot be."""
-    import inspect
-
-    if name == "multi_head_attention_forward":
-        bound = inspect.signature(function).bind(*args, **kwargs)
-        bound.apply_defaults()
-        args, kwargs = (), bound.arguments
-    try:
-        return DECOMPOSITIONS[name](*args, **kwargs)
-    except TypeError:  # arguments that it does not know
-        return NotImplemented

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from compare.diagnosis.structure.edit import Context, Edit, Kind, one, shown
+from compare.diagnosis.structure.evidence import may_apply
 from compare.diagnosis.structure.graph import Node, Operation, Ref
 from compare.verdict.fix import Code
 
@@ -117,7 +118,7 @@ def other_reductions(context: Context, node: Node) -> Iterator[Edit]:
     dimensions = context.value(node.args[0].number).dim()
     own = f"{given.name} over axis {_listed(given.axes)}"
     for name, function in known.items():
-        if name == given.name:
+        if name == given.name or not may_apply(name, context.theirs):
             continue
         yield _edit(
             Kind.REDUCTION,

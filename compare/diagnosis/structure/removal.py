@@ -36,15 +36,16 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
         def compute(operation: Operation, path: Path = path) -> Any:
             return operation.at(path)
 
-        others = [context.named(other) for _, other in node.inputs if other != number]
+        others = [other for _, other in node.inputs if other != number]
         kept, code = context.named(number), None
         if others and node.name in JOINING:
+            kept, other = context.both_named(number, others[0])
             zero = ", or has zero there" if node.name in ("add", "sub") else ""
             does = (
-                f"leaves out the {JOINING[node.name]} of {kept} and {others[0]} ({node.line}){zero}, and continues "
+                f"leaves out the {JOINING[node.name]} of {kept} and {other} ({node.line}){zero}, and continues "
                 f"with {kept}"
             )
-            fix = f"take the {JOINING[node.name]} of {kept} and {others[0]}"
+            fix = f"take the {JOINING[node.name]} of {kept} and {other}"
             code = joined_again(context, node, number)
         else:
             does = f"leaves out {shown(node).replace(node.name, _with_number(node), 1)}"
@@ -79,7 +80,7 @@ def first_left_out(context: Context, node: Node) -> Iterator[Edit]:
     if node.name != "sub" or len(node.inputs) != 2:
         return
     (path, number), (_, subtracted) = node.inputs
-    first, second = context.named(number), context.named(subtracted)
+    first, second = context.both_named(number, subtracted)
 
     def compute(operation: Operation) -> Any:
         return operation.having(path, operation.at(path) * 0).run()
@@ -198,7 +199,7 @@ def _joined_first(context: Context, before: Node, after: Node, path: Path) -> It
             inner = operation.having(path, operation.value(origin)).run()
             return applied(operation, before, start, inner)
 
-        what, other = context.named(origin), context.named(second)
+        what, other = context.both_named(origin, second)
         does = (
             f"takes the {JOINING[after.name]} of {what} and {other} before the {JOINING[before.name]} ({before.line}), "
             "torch after it"

@@ -2,18 +2,16 @@
 
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from compare.alignment.pairings import Read
-from compare.alignment.pairings import shown as value_of
-from compare.diagnosis.held_out import EXPLAINED, MARGIN, HeldOut
+from compare.diagnosis.held_out import EXPLAINED, MARGIN
 from compare.diagnosis.rewriting import Rerun
-from compare.diagnosis.structure.budget import Budget
+from compare.diagnosis.structure.decompositions import LOSSES
 from compare.diagnosis.structure.edit import DIFFERENT, END, ROUNDING, WHOLE, Context, Edit, Kind, of_compared
 from compare.diagnosis.structure.editing import edited, operations
 from compare.diagnosis.structure.elsewhere import Elsewhere
@@ -23,57 +21,11 @@ from compare.diagnosis.structure.norm_order import norms_moved
 from compare.diagnosis.structure.pairs import Tried, fitting_pairs
 from compare.diagnosis.structure.recording import Operations
 from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, opened, way
+from compare.diagnosis.structure.surroundings import Shown, Surroundings
 from compare.diagnosis.structure.told import told, worth_telling
-from compare.jax_side.from_data import FromData
-from compare.step.batch import Batch
 from compare.step.observation import Observation, Port
 from compare.verdict.divergence import Cause
 from compare.verdict.first_difference import Found
-
-
-class Gradients(NamedTuple):
-    """All gradients of the step at which one of them differs, and of others."""
-
-    found: Found
-    """Its pairing reads them as one vector."""
-    held_out: Iterable[HeldOut]
-
-
-class Surroundings(NamedTuple):
-    """What is known around a divergence."""
-
-    given: Collection[Port]
-    """Torch's inputs and outputs of modules at which the JAX side has torch's values."""
-    budget: Budget
-    """What the search may cost."""
-    outputs: Callable[[], list[tuple[Port, np.ndarray]]] = list
-    """Gives what the JAX side's whole model gives by itself, in torch's layout, by torch's ports."""
-    gradients: Gradients | None = None
-    """Where a gradient differs first."""
-    theirs: Callable[[Batch], FromData] = lambda batch: FromData()
-    """Gives what the JAX side's program computes of a batch."""
-    shown: Sequence["Shown"] = ()
-    """What else the JAX side's step shows."""
-    tables: float = 0.0
-    """How far tables in float32 may move what the model gives, on either side."""
-    later: Sequence["Shown"] = ()
-    """What the JAX side has later in the step, such as the gradients of a loss. Where torch agrees, a cause must leave
-    it so."""
-
-
-class Shown(NamedTuple):
-    """A value of the steps of both sides, such as one term of a loss, or a gradient."""
-
-    read: Read
-    """Reads it in a step of torch's."""
-    theirs: np.ndarray
-    limit: float
-    """The distance that rounding explains."""
-
-    def agrees(self, seen: Observation) -> bool:
-        """Tell whether a step of torch's shows what the JAX side's does; an update that is not due shows nothing."""
-        ours = value_of(self.read, seen)
-        return ours is not None and apart(np.asarray(ours, np.float64), self.theirs) <= MARGIN * self.limit
 
 
 class StructureSearch:
@@ -84,6 +36,7 @@ class StructureSearch:
         rerun: The torch side's step.
         surroundings: What is known around it.
         held_out: Other steps of torch, and what the JAX side gives there: an edit must hold at these too.
+        written_out: Whether losses are edited as the operations of which they consist.
 
     """
 
@@ -93,8 +46,11 @@ class StructureSearch:
         rerun: Rerun,
         surroundings: Surroundings,
         held_out: Iterable[tuple[Rerun, np.ndarray]] = (),
+        *,
+        written_out: bool = False,
     ) -> None:
         assert found.target is not None
+        self.written_out = written_out
         self.found, self.rerun, self.held_out = found, rerun, iter(held_out)
         self._made: list[Step] = []
         self._refuted = False
@@ -136,8 +92,7 @@ class StructureSearch:
             self.budget.stop()
 
     def _norms(self) -> Cause | None:
-        here = opened(self.found, self.rerun, self.given, self.target, self.theirs(self.rerun.batch))
-        if here is None:
+        if (here := self._opened(self.rerun, self.target)) is None:
             return None
         self.here, near = here, MARGIN * self.found.limit
         moves = list(norms_moved(here.context.graph))
@@ -168,7 +123,7 @@ class StructureSearch:
         """Name the operations that the cause edits; nothing where it is another edit at each step, or edits none."""
         graph = self.here.context.graph
         made = operations(changes(self.cause), graph)
-        once = any(edit.again for edit in self.cause) or any(name == END for _, name in made)
+        once = self.written_out or any(edit.again for edit in self.cause) or any(name == END for _, name in made)
         return {} if once else made
 
     def at_all_calls(self) -> Operations:
@@ -191,10 +146,20 @@ class StructureSearch:
         except FAILURES:
             return np.inf
 
+    def _opened(self, rerun: Rerun, target: np.ndarray) -> Step | None:
+        theirs = self.theirs(rerun.batch)
+        return opened(self.found, rerun, self.given, target, theirs, written_out=self.written_out)
+
+    @property
+    def has_losses(self) -> bool:
+        """Whether the difference may come from within one of torch's losses."""
+        return hasattr(self, "here") and any(node.name in LOSSES for node in self.here.context.nodes)
+
     def _one(self) -> Cause | None:
-        if not hasattr(self, "here"):
+        here = self._opened(self.rerun, self.target) if self.written_out else getattr(self, "here", None)
+        if here is None:
             return None
-        here = self.here
+        self.here = here
         # Every edit is evaluated on the recorded values of a few operations, which takes a millisecond, and
         # not by running the model again. Only what fits is confirmed by a run: `_confirmed`.
         edits = (edit for edit in listed(here.context) if self._proves(edit))
@@ -282,7 +247,7 @@ class StructureSearch:
         """Yield the held-out steps that take the same way through the program; each is made once for all edits."""
         yield from self._made
         for rerun, target in self.held_out:
-            step = opened(self.found, rerun, self.given, target, self.theirs(rerun.batch))
+            step = self._opened(rerun, target)
             if step is not None and way(step) == way(self.here):
                 self._made.append(step)
                 yield step

@@ -107,11 +107,17 @@ class Step:
 
 
 def opened(
-    found: Found, rerun: Rerun, given: Collection[Port], target: np.ndarray, theirs: FromData = _UNREAD
+    found: Found,
+    rerun: Rerun,
+    given: Collection[Port],
+    target: np.ndarray,
+    theirs: FromData = _UNREAD,
+    *,
+    written_out: bool = False,
 ) -> Step | None:
-    """Record a step; None where the value that differs is not in its graph."""
+    """Record a step, with losses `written_out` or not; None where the value that differs is not in its graph."""
     try:
-        step = recorded(rerun)
+        step = recorded(rerun, written_out=written_out)
     except FAILURES:
         return None
     graph, ports = step.graph, step.ports
@@ -186,8 +192,8 @@ def array_of(tensor: "torch.Tensor") -> np.ndarray:
     return tensor.detach().cpu().double().numpy()
 
 
-def moved(tensor: "torch.Tensor", seed: int) -> "torch.Tensor":
-    """Give other numbers of the same size; booleans and integers stay as they are."""
+def moved(tensor: "torch.Tensor", seed: int, scale: float = 1.0) -> "torch.Tensor":
+    """Give other numbers, of `scale` times the same size; booleans and integers stay as they are."""
     import torch
 
     if not tensor.is_floating_point():
@@ -196,7 +202,9 @@ def moved(tensor: "torch.Tensor", seed: int) -> "torch.Tensor":
     # Noise of the tensor's own size, so that signs change and ties break.
     noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
     finite = torch.isfinite(tensor)
-    return torch.where(finite, tensor + noise * (tensor[finite].std(correction=0) if finite.any() else 1), tensor)
+    return torch.where(
+        finite, tensor + scale * noise * (tensor[finite].std(correction=0) if finite.any() else 1), tensor
+    )
 
 
 def way(step: Step) -> list[str]:
