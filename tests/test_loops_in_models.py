@@ -67,6 +67,71 @@ def test_what_is_wrong_in_each_turn_is_one_finding(fault: str, says: str) -> Non
     assert not report.others, str(report)
 
 
+class Gru(torch.nn.Module):
+    """A GRU written out: its state starts from zeros, of which any factor is right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new, self.old, self.head = torch.nn.Linear(3, 12), torch.nn.Linear(4, 12), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(len(x), 4)
+        for turn in range(TURNS):
+            a, b, c = self.new(x[:, turn]).chunk(3, 1)
+            d, e, f = self.old(h).chunk(3, 1)
+            reset, update = torch.sigmoid(a + d), torch.sigmoid(b + e)
+            h = (1 - update) * torch.tanh(c + reset * f) + update * h
+        return self.head(h)
+
+
+class GruPort(nnx.Module):
+    def __init__(self, fault: str) -> None:
+        rngs = nnx.Rngs(0)
+        self.new, self.old = nnx.Linear(3, 12, rngs=rngs), nnx.Linear(4, 12, rngs=rngs)
+        self.head, self.fault = nnx.Linear(4, 2, rngs=rngs), fault
+
+    def __call__(self, x: Any) -> Any:
+        h = jnp.zeros((len(x), 4), x.dtype)
+        for turn in range(TURNS):
+            a, b, c = jnp.split(self.new(x[:, turn]), 3, 1)
+            d, e, f = jnp.split(self.old(h), 3, 1)
+            if self.fault == "gates":
+                a, b, d, e = b, a, e, d
+            reset, update = nnx.sigmoid(a + d), nnx.sigmoid(b + e)
+            candidate = jnp.tanh(c + reset * f)
+            if self.fault == "complement":
+                h = update * candidate + (1 - update) * h
+            elif self.fault == "gate":
+                h = (1 - update) * candidate + reset * h
+            else:
+                h = (1 - update) * candidate + update * h
+        return self.head(h)
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause", "says"),
+    [
+        ("gates", "parts in another order", "in the order (1, 0, 2)"),
+        ("complement", "another operand", "between the two products"),
+        ("gate", "another operand", "3rd call for the product"),
+    ],
+)
+def test_of_what_explains_a_first_turn_the_cause_explains_the_later_ones_too(fault: str, cause: str, says: str) -> None:
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(6, TURNS, 3)), rng.normal(size=(6, 2))) for _ in range(2)]
+    report = compare.check(
+        compare.Torch(Gru(), torch.nn.functional.mse_loss),
+        compare.Flax(GruPort(fault), lambda y, t: ((y - t) ** 2).mean()),
+        batches,
+        quick=True,
+    )
+    assert report.divergence is not None
+    assert report.divergence.cause is not None, str(report)
+    assert report.divergence.cause.name == cause
+    assert says in report.divergence.cause.explanation
+    assert not report.others, str(report)
+
+
 def test_two_factors_that_are_left_out_are_no_inverse_of_one() -> None:
     rng = np.random.default_rng(0)
     batches = [(rng.normal(size=(6, 3)), rng.normal(size=(6, 2))) for _ in range(2)]

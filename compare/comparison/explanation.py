@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ def explained(
                 known = dataclasses.replace(known, cause=cause)
             found, rounding = dataclasses.replace(found, cause=known.cause, details=known.details), known.rounding
         else:
-            attempt = bugs.attempt(doing, partial(search.with_cause, each))
+            attempt = bugs.attempt(doing, partial(search.with_cause, each, left))
             with_cause, searched = attempt or (found, searched)
             # A cause that explains the whole model says more than the order of two of its modules.
             if not each.known or (with_cause.cause and with_cause.cause.name in OF_THE_MODEL):
@@ -139,8 +139,8 @@ class _Search:
         self._held_out = HeldOutSteps(runs, from_torch, jax)
         self._data: list[tuple[Batch, FromData]] = []
 
-    def with_cause(self, found: Found) -> tuple[Divergence, Searched]:
-        """Look for the cause of a divergence; give too what else it explains."""
+    def with_cause(self, found: Found, left: Sequence[Found]) -> tuple[Divergence, Searched]:
+        """Look for the cause of a divergence; give too what it explains of the others that are `left`."""
         runs, jax, pair, step = self._runs, self._jax, self._runs.pair, found.divergence.step
         run = runs.torch_run("float64")
         # Torch's run is taken to the step at which the two differ, with the recorded random numbers.
@@ -177,6 +177,7 @@ class _Search:
             self._from_data,
             tables=self._from_torch.tables,
             later=later,
+            others=_inside(left, step),
         )
         place = _place(pair, found)._replace(cut=self._cut_off(found))
         searched = explain(found, run, batch, draws, place, elsewhere, surroundings)
@@ -205,6 +206,12 @@ class _Search:
         found = bugs.attempt(doing, lambda: computed_from_data(self._runs.pair.jax_run("float64"), batch))
         self._data.append((batch, found or FromData()))
         return self._data[-1][1]
+
+
+def _inside(found: Sequence[Found], step: int) -> list[tuple[Port, np.ndarray]]:
+    """Give the places inside the model at which the JAX side differs from torch's values in a step, and its values."""
+    inside = [each for each in found if each.divergence.step == step and each.divergence.stage == Stage.FORWARD]
+    return [(each.pairing.ports[0], each.target) for each in inside if each.pairing.ports and each.target is not None]
 
 
 def _either(one: Explains, other: Explains, values: Values) -> bool:

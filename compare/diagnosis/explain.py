@@ -124,7 +124,7 @@ def explain(
                         return _of_changes(beside_it, cause, outputs)
             edited, everywhere = structure.operations(), structure.at_all_calls()
             whole, details = _whole(structure, outputs, repeats=bool(everywhere))
-            return Searched(cause, details, whole, structure.explains, edited=edited, at_all_calls=everywhere)
+            return Searched(cause, details, whole, structure.explains_held, edited=edited, at_all_calls=everywhere)
         return _of_changes(search, cause, outputs)
     # Where the two agree from the same weights, as behind a difference that the user accepts, all that leaves equal
     # rows as they are would fit.

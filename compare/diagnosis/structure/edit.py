@@ -71,8 +71,8 @@ class Edit:
 
     taken: "tuple[Path, int] | None" = None
     """Which argument of the operation, or () for none of them, and which other value it takes into the operation."""
-    origin: "tuple[Generator, int] | None" = None
-    """What has listed it for an operation, and as which of its edits: the same of another call is found by it."""
+    origin: "tuple[Generator, int, int] | None" = None
+    """What has listed it, as which of its edits, for which operation: the same of another call is found by it."""
 
     def moved(self, number: int, other: int) -> "Edit":
         """Return the same edit with another number for one of its operations."""

@@ -64,22 +64,23 @@ def at_all_calls(edit: Edit, whole: Context, *, in_one_module: bool = False) -> 
         in_one_module: Whether to make it in the same module alone, and not in other layers of its class.
 
     """
-    nodes = [whole.graph.nodes[number] for number, _ in edit.at]
-    if edit.origin is None or len({(node.site, node.name) for node in nodes}) > 1 or not nodes[0].site:
+    if edit.origin is None or not (made_for := whole.graph.nodes[edit.origin[2]]).site:
         return edit
-    generator, position = edit.origin
-    at, own = list(edit.at), _edits(whole, nodes[0], generator) if edit.taken else []
+    generator, position, _ = edit.origin
+    at, own = list(edit.at), _edits(whole, made_for, generator) if edit.taken else []
     for node in whole.nodes:
-        alike = (node.site, node.name) == (nodes[0].site, nodes[0].name)
-        elsewhere = in_one_module and node.module != nodes[0].module
-        if alike and not elsewhere and node.number not in dict(edit.at):
-            others = _edits(whole, node, generator)
-            if edit.taken:
-                at += [pair for each in _corresponding(edit, own, others, whole) for pair in each.at]
-                continue
-            if position >= len(others) or others[position].kind != edit.kind:
-                return edit
-            at += others[position].at
+        alike = (node.site, node.name) == (made_for.site, made_for.name)
+        elsewhere = in_one_module and node.module != made_for.module
+        if not alike or elsewhere or node is made_for:
+            continue
+        others = _edits(whole, node, generator)
+        if edit.taken:
+            found = _corresponding(edit, own, others, whole)
+        elif position >= len(others) or others[position].kind != edit.kind:
+            return edit
+        else:
+            found = others[position : position + 1]
+        at += [pair for each in found for pair in each.at if pair[0] not in dict(edit.at)]
     return dataclasses.replace(edit, at=tuple(at))
 
 
@@ -109,7 +110,7 @@ def _edits(context: Context, node: Node, generator: Generator) -> list[Edit]:
     found: list[Edit] = []
     with contextlib.suppress(*FAILURES):
         found.extend(each for each in generator(context, node) if not _by_chance(context, node, each))
-    return [dataclasses.replace(each, origin=(generator, position)) for position, each in enumerate(found)]
+    return [dataclasses.replace(each, origin=(generator, position, node.number)) for position, each in enumerate(found)]
 
 
 def _by_chance(context: Context, node: Node, edit: Edit) -> bool:

@@ -56,7 +56,7 @@ class StructureSearch:
         self._refuted = False
         self.given, self.budget, self.outputs = surroundings[:3]
         self.theirs, self.shown, self.tables = surroundings.theirs, surroundings.shown, surroundings.tables
-        self.later = surroundings.later
+        self.later, self.others = surroundings.later, surroundings.others
         self.target = np.asarray(found.target, np.float64)
         self.here: Step
         self.tried: list[Tried] = []
@@ -116,8 +116,32 @@ class StructureSearch:
         """
         ends = [(self.here.ports.get(port), array) for port, array in outputs]
         limit = max(MARGIN * self.found.limit, self.tables)
-        edits = self._everywhere(in_one_module=True) if everywhere else self.cause
+        edits = self._everywhere(self.cause, in_one_module=True) if everywhere else self.cause
         return all(end is not None and self._of_model(edits, end, array) <= limit for end, array in ends)
+
+    def explains_held(self, values: Sequence[tuple[Port, np.ndarray]]) -> bool:
+        """Tell whether torch has these values with the cause, where its modules give what they do without it."""
+        own, every = self.cause, self._everywhere(self.cause, in_one_module=True)
+        return self.explains(values) or any(all(self._held(e, *each) for each in values) for e in (own, every))
+
+    def _held(self, edits: Sequence[Edit], port: Port, target: np.ndarray) -> bool:
+        """Tell whether torch has a value with edits, from what all modules give without them.
+
+        The JAX side's modules are given torch's values. What is used outside of modules too, such as the state of a
+        recurrent loop, carries a difference past them.
+        """
+        graph, ports = self.here.context.graph, self.here.ports
+        if (end := ports.get(port)) is None:
+            return False
+        held = {number for each, number in ports.items() if each in self.given and each.kind == "output"} - {end}
+        if port.kind == "output":
+            held |= {number for each, number in ports.items() if each[:2] == port[:2] and each.kind == "input"}
+        try:
+            nodes = [node for node in graph.nodes if held.isdisjoint(node.outputs)]
+            given = graph.evaluate(nodes, changes(edits), end)
+        except FAILURES:
+            return False
+        return apart(array_of(given), target) <= max(MARGIN * self.found.limit, self.tables)
 
     def operations(self) -> Operations:
         """Name the operations that the cause edits; nothing where it is another edit at each step, or edits none."""
@@ -129,15 +153,15 @@ class StructureSearch:
     def at_all_calls(self) -> Operations:
         """Name the operations that the cause edits if it is made at every call of its lines; nothing if it is so."""
         own = self.operations()
-        made = operations(changes(self._everywhere()), self.here.context.graph) if own else {}
+        made = operations(changes(self._everywhere(self.cause)), self.here.context.graph) if own else {}
         return {} if made.keys() == own.keys() else made
 
-    def _everywhere(self, *, in_one_module: bool = False) -> list[Edit]:
-        """Give the cause at every call of its lines."""
+    def _everywhere(self, edits: Sequence[Edit], *, in_one_module: bool = False) -> list[Edit]:
+        """Give edits at every call of their lines."""
         context = self.here.context
         graph = context.graph
         whole = Context(graph, graph.nodes, self.here.ports, context.parameters, context.modules, context.theirs)
-        return [at_all_calls(edit, whole, in_one_module=in_one_module) for edit in self.cause]
+        return [at_all_calls(edit, whole, in_one_module=in_one_module) for edit in edits]
 
     def _of_model(self, edits: Sequence[Edit], end: int, target: np.ndarray) -> float:
         graph = self.here.context.graph
@@ -204,9 +228,24 @@ class StructureSearch:
         # Of what computes the same, another operation says more than other numbers, and a table more than
         # what is computed of it.
         told_of.sort(key=lambda edits: (any(edit.again for edit in edits), edits[0].kind != Kind.TABLE))
-        proved = worth_telling(self._proved(self._elsewhere.different(told_of)))
+        most = self._explaining_most(told_of)
+        proved = self._proved(self._elsewhere.different(most))
+        if not proved and len(most) < len(told_of):
+            proved = self._proved(self._elsewhere.different(told_of))
+        proved = worth_telling(proved)
         self.cause = proved[0] if proved else ()
         return told(proved, self.here.leaves(proved[0]) * self.here.limit) if proved else None
+
+    def _explaining_most(self, fitting: list[list[Edit]]) -> list[list[Edit]]:
+        """Keep the edits that explain most of what differs elsewhere: in the first turn of a loop, too many fit.
+
+        There the state is zero, and any factor of it is right.
+        """
+        if len(fitting) < 2 or not self.others:
+            return fitting
+        every = [self._everywhere(edits, in_one_module=True) for edits in fitting]
+        counts = [sum(self._held(edits, *other) for other in self.others) for edits in every]
+        return [edits for edits, count in zip(fitting, counts, strict=True) if count == max(counts)]
 
     def _later(self) -> list[list[Edit]]:
         """Find what the JAX side gives among what torch computes only later."""

@@ -44,6 +44,8 @@ class Surroundings(NamedTuple):
     later: Sequence["Shown"] = ()
     """What the JAX side has later in the step, such as the gradients of a loss. Where torch agrees, a cause must leave
     it so."""
+    others: Sequence[tuple[Port, np.ndarray]] = ()
+    """Where else in the model the two differ, each from torch's values, and what the JAX side gives there."""
 
 
 class Shown(NamedTuple):
