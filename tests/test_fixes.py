@@ -120,6 +120,7 @@ def every_call() -> Iterator[Any]:
         for pool in ("max_pool", "avg_pool"):
             yield getattr(functional, f"{pool}{size}d")(x, 2, 2, 1, ceil_mode=True)
             yield getattr(functional, f"{pool}{size}d")(x, 2)
+        yield getattr(functional, f"adaptive_avg_pool{size}d")(x, 1)
     yield functional.conv1d(X[:18].reshape(2, 3, 3), X[:27].reshape(3, 3, 3))
     yield functional.conv2d(IMAGE[:, :, :3, :3], KERNEL, padding="same")
     yield functional.conv3d(X[:81].reshape(1, 3, 3, 3, 3), X[:72].reshape(3, 3, 2, 2, 2))

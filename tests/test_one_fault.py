@@ -126,7 +126,7 @@ class FlaxBlock(nnx.Module):
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    first([("positions", "a shift by minus one along axis 0"), ("residual", "takes the output of norm")]),
+    first([("positions", "other numbers for the input of positions"), ("residual", "takes the output of norm")]),
 )
 def test_what_follows_from_a_fault_through_a_residual_is_no_second_finding(fault: str, words: str) -> None:
     batches = normal((2, 5, 6), (2, 5, 6))

@@ -99,11 +99,11 @@ def computed_from_data(run: JaxRun, batch: Batch) -> FromData:
 
 def _named(eqn: Any) -> str:
     """Name an operation; x ** 0.5 is a square root."""
-    half = eqn.primitive.name == "pow" and getattr(eqn.invars[1], "val", None) == ROOT
-    return "sqrt" if half else str(eqn.primitive.name)
+    exponent = getattr(eqn.invars[1], "val", None) if eqn.primitive.name == "pow" else None
+    return next((root for power, root in _ROOTS if exponent == power), str(eqn.primitive.name))
 
 
-ROOT = 0.5
+_ROOTS = ((0.5, "sqrt"), (-0.5, "rsqrt"))
 
 
 def _shape(eqn: Any) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ _BOUNDS = {"max", "min", "clamp", "select_n"}
 _EXPONENTIAL = {"exp", "exp2", "expm1", "logistic", "tanh"}
 _GAUSSIAN = {"erf", "erfc", *_EXPONENTIAL}
 _LOGARITHM = {"log", "log1p"}
-_ROOT = {"sqrt", "rsqrt", "pow"}
+_ROOT = {"sqrt", "rsqrt"}
 _PRODUCT = {"integer_pow", "square", "mul", "pow", "dot_general"}
 _ORDER = {"sort", "top_k"}
 

@@ -100,7 +100,7 @@ def _functions(context: Context, number: int) -> Iterator[Unary]:
         found += [*_pointwise(), *_norms(context, number), *(_over_last_axis() if shape else ())]
         found += [each for axis in axes for each in _over(axis)]
     # What comes with the batch may have been changed before JAX traces the step.
-    given = number not in context.graph.made_by and number not in context.parameters
+    given = not any(number in known for known in (context.graph.made_by, context.parameters, context.names))
     yield from (each for each in found if given or may_apply(each[0], context.theirs, shape))
     if mask:
         return
