@@ -327,7 +327,7 @@ ARCHITECTURES = [
             "query of memory": ("memory_norm",),
             "values of itself": ("output of norm",),
             "query for key": ("exchanges", "transpose", "output of k", "takes"),
-            "scale by the width": ("sqrt(12)",),
+            "scale by the width": ("attention scale", "sqrt(12)",),
             "causal": ("causal",),
             "residual of memory": ("memory_norm",),
             "residual of the norm": ("output of norm",),

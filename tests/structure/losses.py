@@ -134,7 +134,7 @@ ARCHITECTURES = [
         {
             "absolute": ("abs",),
             "mask left out": ("leaves out the product",),
-            "mean of all": ("mean",),
+            "mean of all": ("divides by", "mean",),
             "sum": ("leaves out the quotient",),
             "root": ("root", "sqrt"),
         },

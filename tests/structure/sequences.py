@@ -184,7 +184,7 @@ ARCHITECTURES = [
         {
             "padding summed": ("leaves out the product",),
             "largest": ("max",),
-            "padding counted": ("mean", "padding"),
+            "padding counted": ("divides by", "mean", "padding"),
             "not divided": ("leaves out the quotient",),
         },
         (("padding summed", "not divided"), ("largest", "not divided")),

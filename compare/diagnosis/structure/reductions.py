@@ -178,7 +178,10 @@ def _edit(
 ) -> Edit:
     def compute(operation: Operation) -> Any:
         made = function(operation.args[0], axes, keepdim)
-        return (made, made) if len(node.outputs) == 2 else made
+        if len(node.outputs) == 1:
+            return made
+        given = operation.run()  # of values and indices, which the user's code may take by these names
+        return type(given)((made, given[1]))
 
     does = f"takes {name} over axis {_listed(axes)} for {shown(node)}, torch {own}"
     code = None
