@@ -20,6 +20,7 @@ ONE_OF_EACH_KIND = [
     ("ViT", "merged without a transpose"),
     ("GPT", "mask off by one"),
     ("TextCNN", "mean over time"),
+    ("crosses and pairs", "crosses itself"),  # which XLA's newer fusions compute wrongly: see compiling.as_written
     ("MLP-mixer", "reshaped"),
     ("super-resolution", "channels last"),
     ("autoencoder", "relu on the last"),
@@ -36,7 +37,7 @@ ONE_OF_EACH_KIND = [
 BY_NAME = {each.name: each for each in (*structure.ARCHITECTURES, *structure.SECOND)}
 
 
-@pytest.mark.parametrize(("name", "fault"), first(ONE_OF_EACH_KIND, 8))
+@pytest.mark.parametrize(("name", "fault"), first(ONE_OF_EACH_KIND, 9))
 def test_a_fault_of_structure_is_explained(name: str, fault: str) -> None:
     report = structure.check(BY_NAME[name], frozenset({fault}))
     assert report.divergence is not None

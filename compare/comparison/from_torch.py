@@ -25,6 +25,7 @@ class FromTorch:
 
     def __init__(self, runs: Runs, followed: Followed) -> None:
         self.pair, self.run = runs.pair, runs.pair.jax_run("float64")
+        self.run.takes_values = True
         self.forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
         self.gradients = [pairing for pairing in followed.pairings if pairing.stage == Stage.GRADIENT]
         pairs = zip(followed.pairings, followed.quantities, strict=True)

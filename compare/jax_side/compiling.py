@@ -22,6 +22,17 @@ def compiled_quickly(function: Callable[..., Any]) -> Any:
     return jax.jit(function, compiler_options=_options(_platform()))
 
 
+def as_written() -> dict[str, Any] | None:
+    """Return the options with which XLA fuses operations on a CPU in its older way.
+
+    In jaxlib 0.10.2 the newer one misplaces some of what this gives, in float64, for y, g and d of shape (4, 5), b of
+    (5,) and z of (4, 4): `jnp.concatenate([y * jnp.where(k, g, d + b) + y, z], -1)`. Putting values into a step adds
+    such choices to it.
+    """
+    every = _options(_platform())
+    return every and {name: value for name, value in every.items() if name == "xla_cpu_use_fusion_emitters"}
+
+
 def _platform() -> str:
     import jax
 
