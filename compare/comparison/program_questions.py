@@ -226,11 +226,22 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
         return ""
     # A step that draws numbers for each example fails with the draws of one more: it reads them all.
     with contextlib.suppress(NondeterministicError):
-        if _is_unread(torch64, torch("float64", draws, batch=pair.batches[0])[0]):
+        shorter, _ = torch("float64", draws, batch=pair.batches[0])
+        if _is_unread(torch64, shorter):
             return "another batch size: the torch side does not read the additional example"
+        if _calls(torch64) != _calls(shorter):
+            # Of micro-batches there is a fixed number, which may be written into the step: "loss / 4".
+            return (
+                "another batch size: the first axis is none of examples, as the torch step calls modules for each entry"
+            )
     jax32 = pair.jax_run("float32").step(more.inputs, draws)
     noise = [torch("float64", draws, moved)[0] for moved in (1, 2)]
     return weighed(jax32=jax32, noise=noise) or ""
+
+
+def _calls(seen: Observation) -> set[tuple[str, int]]:
+    """Give the calls of modules: the module's path, and which of its calls it is."""
+    return {(port.path, port.call) for port in seen.forward}
 
 
 def _is_unread(longer: Observation, shorter: Observation) -> bool:
