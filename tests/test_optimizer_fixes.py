@@ -29,9 +29,9 @@ from compare.diagnosis.optimizers.schedulers import right_call, row_of
 from compare.diagnosis.optimizers.schedules import told_rates
 from compare.diagnosis.optimizers.search import hypotheses
 from compare.diagnosis.optimizers.some_parameters import Assignment, treatments
-from compare.diagnosis.optimizers.some_parameters import told as told_some
 from compare.diagnosis.optimizers.sums import doubled
 from compare.diagnosis.optimizers.told import Told, rates_in_words, with_distinct_digits
+from compare.diagnosis.optimizers.told_of_some import told as told_some
 from compare.step.stage import Stage
 
 MODULES = {"jax": jax, "jnp": jnp, "optax": optax}

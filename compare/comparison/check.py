@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from compare.comparison.asks_if_traced import asks_if_traced
-from compare.comparison.enough_steps import LEAST as LEAST_STEPS
-from compare.comparison.enough_steps import default_steps, schedule_change
+from compare.comparison.enough_steps import default_steps, program_steps, schedule_change
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.pair_check import PairCheck
 from compare.comparison.program_check import ProgramCheck, checked_batches
@@ -56,7 +55,8 @@ def check(
             Floating-point arrays must be finite and are cast to each precision; integers and booleans are not changed.
             Without a loss, the target is not used.
         steps: The number of steps, at least 1. By default, one step for each batch. With an optimizer, at least 3
-            steps, and one step past the next change of its settings if that change comes within 32 steps.
+            steps, and one step past the next change of its settings if that change comes within 32 steps. A program
+            that accumulates gradients takes as many as two updates need, up to 32.
         weights: `{"torch name or regex": "flax/path"}`, for tensors that cannot be matched automatically. A path that
             ends in ".T" is a matrix to be transposed, "name[0:8]" is a part of a tensor, and None means no partner.
         accept: Known differences that are accepted, with the reason: `{"buffers: *.running_var": "we keep Flax's"}`.
@@ -142,7 +142,7 @@ def _programs(torch: Any, jax: Any, batches: Any, _: Selection) -> _Made:
             other = type(side).__name__
             raise InputError(f"a program can only be compared with a program: pass a compare.{what}, not a {other}")
     given = checked_batches(batches)
-    return 0, functools.partial(ProgramPair, torch, jax, given), lambda _: max(len(given), LEAST_STEPS)
+    return 0, functools.partial(ProgramPair, torch, jax, given), program_steps
 
 
 def _models(torch: Any, jax: Any, batches: Any, selection: Selection) -> _Made:

@@ -1,8 +1,12 @@
 """Computes the number of steps that are needed to compare an optimizer and its schedule."""
 
+import itertools
 import warnings
 
 from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.program_pair import ProgramPair
+from compare.comparison.steps import Stepper
+from compare.step.observation import to_numpy
 
 LEAST = 3
 """At the first step an optimizer has no momentum, and its corrections for that are still large at the second."""
@@ -44,6 +48,20 @@ def default_steps(pair: MappedPair, change: int | None) -> int:
     if pair.torch.optimizer is None:
         return batches
     return max(batches, LEAST, change + 1 if change else 0, _until_rectified(pair.torch_run("float32").optimizer))
+
+
+def program_steps(pair: ProgramPair) -> int:
+    """Return how many steps of a program to take where the user does not say: two of its optimizers', at least.
+
+    A step that accumulates gradients updates nothing at first. What an optimizer remembers shows at its second update.
+    """
+    least, run = max(len(pair.batches), LEAST), pair.torch_run("float32")
+    if run.optimizers:
+        steps = itertools.islice(Stepper(pair.batches, pair.size).whole(run), MOST // 2)
+        for number, seen in enumerate(steps):
+            if any(to_numpy(update).any() for update in seen.updates.values()):
+                return max(least, 2 * (number + 1))
+    return least
 
 
 def _until_rectified(optimizer: object) -> int:

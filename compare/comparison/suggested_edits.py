@@ -23,6 +23,7 @@ from compare.verdict.divergence import Line
 from compare.verdict.first_difference import Found, found_at
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
+from compare.weights.links import Parts
 
 
 class Placed(NamedTuple):
@@ -192,15 +193,14 @@ def _histories(
 ) -> tuple[TorchProgramRun, averages.History, averages.History]:
     """Give the state's tensors of both sides before the first step and after each, by torch's names.
 
-    All are in the layout that is compared. Those of which a part alone is compared are left out.
+    All are in the layout that is compared. Those that have more than what is compared are left out.
     """
     pairings, start = [pairing for pairing, _ in _kept(followed, 0)], steps.start()
-    first = {}
+    first, parts = {}, Parts(start)
     for pairing in pairings:
-        if pairing.torch in start:
-            only = {pairing.torch: start[pairing.torch]}
-            array = computed(pairing.torch_array, Observation(parameters=only, buffers=only, state=only))
-            if array is not None and array.size == start[pairing.torch].size:
+        if pairing.torch in parts:
+            array = computed(pairing.torch_array, Observation(parameters=start, buffers=start, state=start))
+            if array is not None and array.size == parts[pairing.torch].size:
                 first[pairing.torch] = np.array(array)
     torch_history, jax_history = [first], [first]
     for _, taken in zip(range(followed.steps), steps.both(edits), strict=False):

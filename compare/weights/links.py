@@ -1,12 +1,14 @@
 """Links between tensors, or parts of tensors, of both sides, and how to convert one layout to the other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
 from compare.weights.units import View
+
+T = TypeVar("T")
 
 Rows = list[tuple[str, str]]
 
@@ -18,6 +20,39 @@ def part(name: str, view: View) -> str:
         for index in view.index
     )
     return f"{name}[{', '.join(written)}]" if view.index else name
+
+
+def _index(written: str) -> int | slice:
+    start, colon, stop = written.partition(":")
+    return int(written) if not colon else slice(int(start), int(stop)) if start else slice(None)
+
+
+class Parts(Mapping[str, T]):
+    """Tensors by name, and parts of them by the names that `part` gives them."""
+
+    def __init__(self, tensors: Mapping[str, T]) -> None:
+        self._tensors = tensors
+
+    def whole(self, name: str) -> T:
+        """Return the tensor of which this is the name, or the name of a part."""
+        return self._tensors[name if name in self._tensors else name.partition("[")[0]]
+
+    def __getitem__(self, name: str) -> T:
+        """Return the tensor or the part of one: a view, where indexing gives one."""
+        if name in self._tensors:
+            return self._tensors[name]
+        inside = name.partition("[")[2].removesuffix("]")
+        whole: Any = self.whole(name)
+        part: T = whole[tuple(_index(each) for each in inside.split(", "))]
+        return part
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of whole tensors."""
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        """Count them."""
+        return len(self._tensors)
 
 
 def columns(rows: Rows) -> str:

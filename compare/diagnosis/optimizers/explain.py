@@ -18,9 +18,10 @@ from compare.diagnosis.optimizers.names import optimizer_call
 from compare.diagnosis.optimizers.rates import Rates, fitted_rates, rates_of
 from compare.diagnosis.optimizers.schedules import told_rates
 from compare.diagnosis.optimizers.search import SEVERAL, Search, Searcher
-from compare.diagnosis.optimizers.some_parameters import Assignment, assigned, decay_mask
-from compare.diagnosis.optimizers.some_parameters import told as told_some
+from compare.diagnosis.optimizers.some_parameters import Assignment, assigned
 from compare.diagnosis.optimizers.told import Told, rates_in_words
+from compare.diagnosis.optimizers.told_of_some import decay_mask
+from compare.diagnosis.optimizers.told_of_some import told as told_some
 from compare.diagnosis.optimizers.trial import Bench
 from compare.verdict.divergence import Cause, Detail, DetailKind
 

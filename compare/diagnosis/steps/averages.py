@@ -16,6 +16,7 @@ from compare.diagnosis.steps.edit import Difference, Edit, Tensors, root_and_pat
 from compare.numerics.distance import EPSILON64, ULPS, distance, norm
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.fix import Code
+from compare.weights.links import Parts
 
 NEAR = 1e-9
 """How well a decay is known that is solved for by least squares: two that are nearer are one."""
@@ -286,10 +287,10 @@ def _edit(root: str, rule: Rule, made: _Other, rules: dict[str, Rule]) -> Edit:
     def after(run: TorchProgramRun, before: Tensors) -> None:
         import torch
 
-        now = run.floating()
+        now, old = Parts(run.floating()), Parts(before)
         with torch.no_grad():
             for name, each in rules.items():
-                now[name].copy_(made.value(before[name], now[each.source]))
+                now[name].copy_(made.value(old[name], now[each.source]))
 
     copies = not rule.decay and not rule.all
     keeps = f"makes {root} a copy of" if copies else f"keeps {rule.kept} of {root} and takes the rest from"

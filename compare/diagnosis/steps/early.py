@@ -17,6 +17,7 @@ from compare.diagnosis.steps.followers import following, follows
 from compare.step.user_code import passes_on
 from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
+from compare.weights.links import Parts
 
 if TYPE_CHECKING:
     import torch
@@ -147,16 +148,16 @@ class _Follow:
 
     @contextlib.contextmanager
     def instead(self, run: TorchProgramRun) -> Iterator[None]:
-        now = run.floating()
+        now = Parts(run.floating())
         if self.first:
             self._follow(now, now, now, run.taken)
-        with _mode()([now[own] for each in self.moved for own in each.pairs]):
+        with _mode()([now.whole(own) for each in self.moved for own in each.pairs]):
             yield
 
     def at_the_end(self, run: TorchProgramRun, before: Tensors) -> None:
         if not self.first:
-            now = run.floating()
-            self._follow(now, before, before if self.early else now, run.taken - 1)
+            now, old = Parts(run.floating()), Parts(before)
+            self._follow(now, old, old if self.early else now, run.taken - 1)
 
 
 @functools.cache

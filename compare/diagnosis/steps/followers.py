@@ -12,6 +12,7 @@ import numpy as np
 from compare.diagnosis.steps.averages import NEAR, History, complement, decay_code, decay_of, holds, number, written
 from compare.diagnosis.steps.edit import Edit, Tensors, root_and_path
 from compare.torch_side.program_run import TorchProgramRun
+from compare.weights.links import Parts
 
 
 def following(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -184,6 +185,6 @@ class _Following:
         self.pairs, self.kept, self.taken = pairs, kept, taken
 
     def __call__(self, run: TorchProgramRun, before: Tensors) -> None:
-        now, number = run.floating(), run.taken - 1
+        now, old, number = Parts(run.floating()), Parts(before), run.taken - 1
         for own, source in self.pairs.items():
-            now[own].data.copy_(self.kept[number] * before[own] + self.taken[number] * now[source].data)
+            now[own].data.copy_(self.kept[number] * old[own] + self.taken[number] * now[source].data)

@@ -10,6 +10,7 @@ from compare.diagnosis.steps.averages import History
 from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors
 from compare.numerics.distance import distance
 from compare.torch_side.program_run import TorchProgramRun
+from compare.weights.links import Parts
 
 
 def edits(found: Difference, jax: History, momenta: Mapping[str, float]) -> Iterator[Edit]:
@@ -80,7 +81,7 @@ def changed_alone(found: Difference, run: TorchProgramRun, torch: History, jax: 
         fix = "leave it out of what the optimizer updates: optax.set_to_zero() in optax.multi_transform"
 
     def as_jax(run: TorchProgramRun, _: Tensors) -> None:
-        now = run.floating()
+        now = Parts(run.floating())
         for name in changed:
             now[name].data.copy_(now[name].new_tensor(jax[run.taken][name]).reshape(now[name].shape))
 
@@ -117,10 +118,10 @@ def _fix(momentum: float | None, share: float) -> str:
 
 def _moved(run: TorchProgramRun, before: Tensors, names: frozenset[str], share: float) -> None:
     """Let the step have moved some tensors another part of the way."""
-    now: Mapping[str, Any] = run.floating()
+    now, old = Parts[Any](run.floating()), Parts(before)
     for name in names:
-        if name in now and now[name].shape == before[name].shape:
-            now[name].data.copy_(before[name] + share * (now[name].data - before[name]))
+        if name in now and now[name].shape == old[name].shape:
+            now[name].data.copy_(old[name] + share * (now[name].data - old[name]))
 
 
 def _listed(names: frozenset[str]) -> str:
