@@ -106,3 +106,32 @@ def test_an_average_is_one_finding_with_its_zero_biases(ours: Any, theirs: Any, 
 def test_a_running_value_of_no_norm_is_not_called_running_statistics() -> None:
     expected = [("centre", "share of the new value")]
     assert found(lambda _: 0.9, lambda _: 0.9, centre=0.01) == expected
+
+
+class Attending(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = torch.nn.MultiheadAttention(4, 2, batch_first=True), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x[:, None] * torch.ones(3, 1, device=x.device, dtype=x.dtype)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+class AttendingPort(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
+        self.head = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.head(self.attention(x[:, None] * jnp.ones((3, 1))).mean(1))
+
+
+def test_an_average_of_a_part_of_a_tensor_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch keeps three projections of attention in one tensor, of which Flax's kernels are parts."""
+    monkeypatch.setattr(f"{__name__}.Net", Attending)
+    monkeypatch.setattr(f"{__name__}.Port", AttendingPort)
+    assert found(lambda _: 0.9, lambda _: 0.9) == []
+    ((place, cause),) = found(lambda _: 0.9, lambda _: 0.99)
+    assert place.startswith("average.attention.in_proj_weight[")
+    assert cause == "average's decay"
