@@ -27,8 +27,10 @@ def put_in(context: Context, node: Node) -> Iterator[Edit]:
     # A parameter of the user's own, such as a table of biases, may be transposed; a layer's weights are mapped.
     own = [] if node.name in _LAYERS else [each for each in node.inputs if each[1] in context.parameters]
     for path, number in (*context.data(node), *own):
-        maker = context.makers.get(number)
-        if maker is not None and len(context.users.get(number, [])) == 1:
+        users = context.users.get(number, [])
+        if node.name == END:  # a state goes on to the next turn of a loop as well
+            users = [user for user in context.graph.nodes if user.name != END and number in dict(user.inputs).values()]
+        if number in context.makers and len(users) == 1:
             continue  # used once: before this operation is the same as after the one that makes it
         place = "at this place" if node.name == END else f"before {shown(node)}"
         for words, function in _functions(context, number):

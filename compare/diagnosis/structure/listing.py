@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from compare.diagnosis.structure import (
     arrangement,
@@ -89,19 +89,30 @@ def _corresponding(edit: Edit, own: Sequence[Edit], others: Sequence[Edit], whol
 
     In a first turn of a loop there may be none: a first state is zeros, which no line of the loop has computed.
     """
+    if edit.taken is None:
+        return []
+    for sort in _sorts(edit.taken[1], whole):
+        ours, theirs = ([each for each in several if _takes(each, edit, sort, whole)] for several in (own, others))
+        places = [position for position, each in enumerate(ours) if each.taken == edit.taken]
+        if places and len(theirs) > places[0]:
+            return [theirs[places[0]]]
+    return []
 
-    def alike(each: Edit) -> bool:
-        if not (each.taken and edit.taken and each.kind == edit.kind and each.taken[0] == edit.taken[0]):
-            return False
-        made, wanted = (whole.graph.made_by.get(found[1]) for found in (each.taken, edit.taken))
-        if made is None or wanted is None:
-            return each.taken == edit.taken
-        makers = [whole.graph.nodes[number] for number in (made, wanted)]
-        return len({(maker.site, maker.name) for maker in makers}) == 1
 
-    places = [position for position, each in enumerate(filter(alike, own)) if each.taken == edit.taken]
-    found = list(filter(alike, others))
-    return found[places[0] : places[0] + 1] if places else []
+def _takes(each: Edit, edit: Edit, sort: Hashable, whole: Context) -> bool:
+    """Tell whether an edit is of the same argument as another, and takes a value of a sort."""
+    if each.taken is None or edit.taken is None:
+        return False
+    alike = each.kind == edit.kind and each.taken[0] == edit.taken[0]
+    return alike and sort in _sorts(each.taken[1], whole)
+
+
+def _sorts(number: int, whole: Context) -> list[Hashable]:
+    """Say what a value is, whatever the turn of a loop: what a line gives, or what a module takes or gives."""
+    maker = whole.graph.made_by.get(number)
+    ports = [(port.path, port.kind, port.leaf) for port, value in whole.ports.items() if value == number]
+    # A first state is a module's input as later ones are, and comes from another line.
+    return [*ports, number if maker is None else (whole.graph.nodes[maker].site, whole.graph.nodes[maker].name)]
 
 
 def _edits(context: Context, node: Node, generator: Generator) -> list[Edit]:

@@ -15,7 +15,7 @@ from compare.diagnosis.structure.decompositions import LOSSES
 from compare.diagnosis.structure.edit import DIFFERENT, END, ROUNDING, WHOLE, Context, Edit, Kind, of_compared
 from compare.diagnosis.structure.editing import edited, operations
 from compare.diagnosis.structure.elsewhere import Elsewhere
-from compare.diagnosis.structure.graph import FAILURES
+from compare.diagnosis.structure.graph import FAILURES, Operation
 from compare.diagnosis.structure.listing import at_all_calls, listed
 from compare.diagnosis.structure.norm_order import norms_moved
 from compare.diagnosis.structure.pairs import Tried, fitting_pairs
@@ -127,8 +127,7 @@ class StructureSearch:
     def _held(self, edits: Sequence[Edit], port: Port, target: np.ndarray) -> bool:
         """Tell whether torch has a value with edits, from what all modules give without them.
 
-        The JAX side's modules are given torch's values. What is used outside of modules too, such as the state of a
-        recurrent loop, carries a difference past them.
+        What the JAX side uses outside of its modules too, such as a loop's state, carries a difference past them.
         """
         graph, ports = self.here.context.graph, self.here.ports
         if (end := ports.get(port)) is None:
@@ -136,9 +135,12 @@ class StructureSearch:
         held = {number for each, number in ports.items() if each in self.given and each.kind == "output"} - {end}
         if port.kind == "output":
             held |= {number for each, number in ports.items() if each[:2] == port[:2] and each.kind == "input"}
+        last, made = self.here.context.nodes[-1], changes(edits)
         try:
             nodes = [node for node in graph.nodes if held.isdisjoint(node.outputs)]
-            given = graph.evaluate(nodes, changes(edits), end)
+            given = graph.evaluate(nodes, made, end)
+            if last.number in made:
+                given = made[last.number](Operation(last, (given,), {}, graph.values.__getitem__))
         except FAILURES:
             return False
         return apart(array_of(given), target) <= max(MARGIN * self.found.limit, self.tables)
@@ -237,10 +239,7 @@ class StructureSearch:
         return told(proved, self.here.leaves(proved[0]) * self.here.limit) if proved else None
 
     def _explaining_most(self, fitting: list[list[Edit]]) -> list[list[Edit]]:
-        """Keep the edits that explain most of what differs elsewhere: in the first turn of a loop, too many fit.
-
-        There the state is zero, and any factor of it is right.
-        """
+        """Keep the edits that explain most of what differs elsewhere: of a state that is zero, any factor fits."""
         if len(fitting) < 2 or not self.others:
             return fitting
         every = [self._everywhere(edits, in_one_module=True) for edits in fitting]
