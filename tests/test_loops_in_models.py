@@ -132,6 +132,64 @@ def test_of_what_explains_a_first_turn_the_cause_explains_the_later_ones_too(fau
     assert not report.others, str(report)
 
 
+class Refined(torch.nn.Module):
+    """A state that each turn makes a new one of, from zeros or from what the input gives."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self.first, self.again, self.start = torch.nn.Linear(3, 4), torch.nn.Linear(4, 4), start
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        given = self.first(x)
+        state = torch.tanh(given) if self.start == "input" else torch.zeros_like(given)
+        for _ in range(TURNS):
+            state = 0.5 * state + 0.5 * torch.tanh(given + self.again(state))
+        return state
+
+
+class RefinedPort(nnx.Module):
+    def __init__(self, start: str, fault: str) -> None:
+        rngs = nnx.Rngs(0)
+        self.first, self.again = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+        self.start, self.fault = start, fault
+
+    def __call__(self, x: Any) -> Any:
+        given = self.first(x)
+        state = jnp.tanh(given) if self.start == "input" else jnp.zeros_like(given)
+        kept = 0.25 if self.fault == "damped" else 0.5
+        for _ in range(TURNS):
+            new = jnp.tanh((state if self.fault == "state" else given) + self.again(state))
+            state = kept * state + (1 - kept) * new
+        return state
+
+
+def refined(start: str, fault: str) -> compare.Report:
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(6, 3)), rng.normal(size=(6, 4))) for _ in range(2)]
+    return compare.check(
+        compare.Torch(Refined(start), torch.nn.functional.mse_loss),
+        compare.Flax(RefinedPort(start, fault), lambda y, t: ((y - t) ** 2).mean()),
+        batches,
+        quick=True,
+    )
+
+
+def test_a_factor_of_a_first_state_is_no_cause_if_later_ones_have_none() -> None:
+    report = refined("zeros", "damped")
+    assert report.divergence is not None
+    causes = [each.cause.name for each in (report.divergence, *report.others) if each.cause]
+    assert not [name for name in causes if "factor" in name], str(report)
+
+
+def test_what_a_module_takes_in_each_turn_is_the_operand_in_each() -> None:
+    report = refined("input", "state")
+    assert report.divergence is not None
+    assert report.divergence.cause is not None, str(report)
+    assert "takes the input of again for the sum" in report.divergence.cause.explanation
+    assert "or applies" not in report.divergence.cause.explanation
+    assert not report.others, str(report)
+
+
 def test_two_factors_that_are_left_out_are_no_inverse_of_one() -> None:
     rng = np.random.default_rng(0)
     batches = [(rng.normal(size=(6, 3)), rng.normal(size=(6, 2))) for _ in range(2)]

@@ -35,8 +35,9 @@ from compare.diagnosis.structure.surroundings import Gradients, Shown, Surroundi
 from compare.diagnosis.structure.written import is_same_slip
 from compare.jax_side.from_data import FromData, computed_from_data
 from compare.jax_side.run import JaxRun
+from compare.numerics.relations import Relation, relation
 from compare.step.batch import Batch
-from compare.step.observation import Observation, Port
+from compare.step.observation import Observation, Port, to_numpy
 from compare.step.stage import Stage
 from compare.verdict.divergence import AT_EACH_CALL, SEARCH_ENDED, Detail, DetailKind, Divergence
 from compare.verdict.first_difference import Found, together
@@ -185,9 +186,32 @@ class _Search:
             rerun, limit = rerun_at(found, run, batch, draws), max(MARGIN * found.limit, self._from_torch.tables)
             held = partial(explains_held, rerun, searched.changed, given, limit)
             searched = searched._replace(explains=partial(_either, searched.explains, held))
+        if self._is_refuted(found, left, searched):
+            searched = Searched()
         details = _both_layers(pair, found)
         known = dataclasses.replace(found.divergence, cause=searched.cause, details=(*details, *searched.details))
         return known, searched
+
+    def _is_refuted(self, found: Found, left: Sequence[Found], searched: Searched) -> bool:
+        """Tell whether a cause says how a module's input comes from torch's, and its other calls differ in another way.
+
+        In the first turn of a loop a state may be zero: the whole input is then one term of it, or a mask of it.
+        """
+        ports, step = found.pairing.ports, found.divergence.step
+        if searched.cause is None or searched.changed or searched.edited is not None or ports is None:
+            return False
+        seen = _step_of_torch(self._runs, step).forward
+
+        def how(port: Port, target: np.ndarray) -> Relation | None:
+            ours = np.array(to_numpy(seen[port]), np.float64)
+            limit = max(found.limit, self._from_torch.tables)
+            return relation(ours, target, limit) if ours.shape == target.shape else None
+
+        others = [(port, target) for port, target in _inside(left, step) if port[:1] == ports[0][:1] and port in seen]
+        if found.target is None or ports[0] not in seen or not others:
+            return False
+        own = how(ports[0], found.target)
+        return own is not None and not all(_are_alike(own, how(port, target)) for port, target in others)
 
     def _cut_off(self, found: Found) -> tuple[tuple[int, int], ...]:
         """Give how much torch cuts off of an output that has another shape on the JAX side."""
@@ -206,6 +230,12 @@ class _Search:
         found = bugs.attempt(doing, lambda: computed_from_data(self._runs.pair.jax_run("float64"), batch))
         self._data.append((batch, found or FromData()))
         return self._data[-1][1]
+
+
+def _are_alike(one: Relation, other: Relation | None) -> bool:
+    if other is None or not math.isclose(one.number, other.number, rel_tol=1e-9):
+        return False
+    return dataclasses.replace(one, number=0.0) == dataclasses.replace(other, number=0.0)
 
 
 def _inside(found: Sequence[Found], step: int) -> list[tuple[Port, np.ndarray]]:
