@@ -293,7 +293,7 @@ ARCHITECTURES = [
         "VAE", VariationalT, VariationalJ, normal((B, D), (B, Z)),
         {
             "spread first": ("order",),
-            "spread itself": ("leaves out exp",),
+            "spread itself": ("takes output 1 of chunk", "leaves out exp",),
             "variance for spread": ("leaves out mul", "factor 2"),
             "no noise": ("leaves out the sum",),
             "no relu": ("the identity", "leaves out relu"),

@@ -210,9 +210,9 @@ ARCHITECTURES = [
         {
             "no self-loops": ("leaves out the sum", "other numbers for the output of mul"),
             "degree of the columns": ("over axis 0",),
-            "no root": ("rsqrt", "square"),
+            "no root": ("other numbers for the output of mul", "rsqrt", "square"),
             "normalized on one side": ("leaves out the product of",),
-            "not normalized": ("leaves out", "takes"),
+            "not normalized": ("other numbers for the output of mul", "leaves out", "takes"),
             "edges the other way": ("transpos", "other numbers for the output of mul"),  # the matrix that both make
             "no relu": ("the identity", "leaves out relu"),
             "over the nodes": ("axis 0", "dim=0"),

@@ -291,7 +291,7 @@ ARCHITECTURES = [
         "GRU with attention", GatedT, GatedJ, normal((B, T, D)),
         {
             "gates in another order": ("order",),
-            "reset of both": ("mul", "leaves out", "to the sum"),
+            "reset of both": ("before the product", "mul", "leaves out", "to the sum"),
             "no reset": ("leaves out the product",),
             "update the other way": ("1 - x", "exchange", "takes", "sign"),
             "memory first": ("order",),
