@@ -232,7 +232,7 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
         if _calls(torch64) != _calls(shorter):
             # Of micro-batches there is a fixed number, which may be written into the step: "loss / 4".
             return (
-                "another batch size: the two sides differ with one more entry of the first axis, over which torch loops"
+                "another batch size: the sides differ with one more entry of the first axis, over which torch loops"
             )
     jax32 = pair.jax_run("float32").step(more.inputs, draws)
     noise = [torch("float64", draws, moved)[0] for moved in (1, 2)]
