@@ -231,9 +231,7 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
             return "another batch size: the torch side does not read the additional example"
         if _calls(torch64) != _calls(shorter):
             # Of micro-batches there is a fixed number, which may be written into the step: "loss / 4".
-            return (
-                "another batch size: the sides differ with one more entry of the first axis, over which torch loops"
-            )
+            return "another batch size: the sides differ with one more entry of the first axis, over which torch loops"
     jax32 = pair.jax_run("float32").step(more.inputs, draws)
     noise = [torch("float64", draws, moved)[0] for moved in (1, 2)]
     return weighed(jax32=jax32, noise=noise) or ""
