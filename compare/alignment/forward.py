@@ -51,8 +51,6 @@ def align_modules(
             pairings += pair(_of_kind(ports, kind), _of_kind(theirs, kind), layout, order)
     rank = {port: number for number, port in enumerate(torch.forward)}
     pairings.sort(key=lambda pairing: rank[pairing.ports[0]] if pairing.ports else 0)
-    if torch.forward and torch.loss is None:
-        pairings += _no_output(pairings, torch_calls, jax_calls)
     return pairings, _not_compared(links, pairings, torch_calls, jax_calls, partner)
 
 
@@ -94,17 +92,16 @@ def _output_sizes(forward: Mapping[Port, Any]) -> dict[Call, list[int]]:
     return dict(found)
 
 
-def _no_output(
-    pairings: Sequence[Pairing], torch: dict[Call, list[Port]], jax: dict[Call, list[Port]]
-) -> list[Pairing]:
-    """Return a pairing that always differs, for when only outputs are compared and none of them has a partner.
+def no_output(pairings: Sequence[Pairing], torch: Observation, jax: Observation) -> list[Pairing]:
+    """Return a pairing that always differs, for when only a model's outputs are compared and none has a partner.
 
     Without a loss nothing else decides, and a report in which nothing decides must not be a match.
     """
-    if any(pairing.decides for pairing in pairings):
+    if not torch.forward or torch.loss is not None or any(pairing.decides for pairing in pairings):
         return []
     ours, theirs = (
-        ", ".join(str(port) for port in calls.get(("", 0), []) if port.kind == "output") for calls in (torch, jax)
+        ", ".join(str(port) for port in _calls(seen.forward).get(("", 0), []) if port.kind == "output")
+        for seen in (torch, jax)
     )
     nothing = "an output that is not a number"
     return [

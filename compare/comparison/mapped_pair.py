@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from compare.alignment.forward import align_modules
+from compare.alignment.forward import align_modules, no_output
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.alignment.training import Constant, align_training
@@ -227,6 +227,7 @@ class MappedPair:
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizer's, by parameter."""
         forward, not_compared = align_modules(self.links, torch, jax, self.kinds, self.arguments)
+        forward += no_output(forward, torch, jax)
         rank = {path: number for number, path in enumerate(self.torch_modules)}
         links = sorted(self.links, key=lambda link: rank.get(link.torch.rpartition(".")[0], len(rank)))
         training, rest = align_training(links, torch, jax, settings, self.constants, self.links.apart)

@@ -26,7 +26,7 @@ class Role(StrEnum):
     OPTIMIZER = "optimizer"
     """What an optimizer remembers: it starts as `build` makes it."""
     OTHER = "other"
-    """Random keys, integers and booleans."""
+    """Random keys, sums of metrics, integers and booleans."""
 
 
 class Leaf(NamedTuple):
@@ -92,8 +92,8 @@ class Structure:
         for path, variable in nnx.to_flat_state(nnx_state):
             root = names[int(str(path[0]))]
             name = "/".join(filter(None, [root, *map(str, path[1:])]))
-            random = isinstance(variable, nnx.RngState)
-            role = Role.OTHER if random else Role.OPTIMIZER if root in remembered else Role.WEIGHTS
+            no_weight = isinstance(variable, nnx.RngState | nnx.metrics.MetricState)
+            role = Role.OTHER if no_weight else Role.OPTIMIZER if root in remembered else Role.WEIGHTS
             if not jax.tree.leaves(variable):
                 continue  # what `optax.masked` leaves out has a variable without an array
             # The state of `nnx.split` is a tree of variables: each has its place in it, as an array would.

@@ -1,0 +1,96 @@
+"""Programs of plain functions, whose modules nobody sees, and states with what is no weight."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from flax import nnx
+from torch.nn import functional
+
+import compare
+
+
+def model() -> Any:
+    torch.manual_seed(0)
+    return torch.nn.Linear(4, 2)
+
+
+def batches() -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [{"x": rng.normal(size=(6, 4)), "y": rng.normal(size=(6, 2))} for _ in range(3)]
+
+
+def original(name: str) -> Any:
+    def build() -> Any:
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+        def step(_: Any, batch: Any) -> Any:
+            loss = functional.mse_loss(net(batch["x"]), batch["y"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {name: loss}
+
+        return {"model": net, "optimizer": optimizer}, step
+
+    return build
+
+
+def plain(name: str, rate: float) -> Any:
+    def build() -> Any:
+        transformation = optax.sgd(rate)
+        params = {"weight": jnp.zeros((2, 4)), "bias": jnp.zeros(2)}
+
+        @jax.jit
+        def step(state: Any, batch: Any) -> Any:
+            def loss_of(params: Any) -> Any:
+                return jnp.mean((batch["x"] @ params["weight"].T + params["bias"] - batch["y"]) ** 2)
+
+            loss, gradients = jax.value_and_grad(loss_of)(state["model"])
+            updates, kept = transformation.update(gradients, state["optimizer"])
+            return {"model": optax.apply_updates(state["model"], updates), "optimizer": kept}, {name: loss}
+
+        return {"model": params, "optimizer": transformation.init(params)}, step
+
+    return build
+
+
+def test_a_loss_of_another_name_is_compared_without_modules() -> None:
+    """A GAN has a `d_loss` and a `g_loss`, and no module of plain functions has an output."""
+    right = compare.check(
+        compare.TorchProgram(original("d_loss")), compare.JaxProgram(plain("d_loss", 0.1)), batches(), device="cpu"
+    )
+    wrong = compare.check(
+        compare.TorchProgram(original("d_loss")), compare.JaxProgram(plain("d_loss", 0.2)), batches(), device="cpu"
+    )
+    assert right.ok, str(right)
+    assert wrong.divergence is not None
+    assert wrong.divergence.stage == "update"
+
+
+def with_metrics() -> Any:
+    port = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(port, optax.sgd(0.1), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(state: Any, batch: Any) -> Any:
+        def loss_of(port: Any) -> Any:
+            return jnp.mean((port(batch["x"]) - batch["y"]) ** 2)
+
+        loss, gradients = nnx.value_and_grad(loss_of)(state["model"])
+        state["optimizer"].update(state["model"], gradients)
+        state["metrics"].update(loss=loss)
+        return state, {"loss": loss}
+
+    return {"model": port, "optimizer": optimizer, "metrics": nnx.MultiMetric(loss=nnx.metrics.Average("loss"))}, step
+
+
+def test_the_sums_of_metrics_are_no_weights() -> None:
+    report = compare.check(
+        compare.TorchProgram(original("loss")), compare.JaxProgram(with_metrics), batches(), device="cpu"
+    )
+    assert report.ok, str(report)
