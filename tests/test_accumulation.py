@@ -72,6 +72,53 @@ def test_another_number_of_micro_batches_is_no_other_batch_size() -> None:
     assert any("over which torch loops" in line for line in report.unexercised)
 
 
+def returns_of_a_rollout(length: int) -> Any:
+    def build() -> Any:
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+        def step(_: Any, batch: Any) -> Any:
+            returns, total = torch.zeros_like(batch["y"]), torch.zeros(())
+            for time in reversed(range(length)):
+                total = batch["y"][time] + 0.9 * total
+                returns[time] = total
+            loss = functional.mse_loss(net(batch["x"]), returns)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": net, "optimizer": optimizer}, step
+
+    return build
+
+
+def returns_by_scan() -> Any:
+    port = nnx.Linear(5, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(port, optax.sgd(0.1), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(state: Any, batch: Any) -> Any:
+        def before(total: Any, reward: Any) -> Any:
+            total = reward + 0.9 * total
+            return total, total
+
+        _, returns = jax.lax.scan(before, jnp.zeros_like(batch["y"][0]), batch["y"], reverse=True)
+        loss, gradients = nnx.value_and_grad(loss_of)(state["model"], {**batch, "y": returns})
+        state["optimizer"].update(state["model"], gradients)
+        return state, {"loss": loss}
+
+    return {"model": port, "optimizer": optimizer}, step
+
+
+def test_a_longer_rollout_is_no_other_batch_size() -> None:
+    """Torch's loop is over the length that the training has; another length would be another setting."""
+    sides = compare.TorchProgram(returns_of_a_rollout(MICRO)), compare.JaxProgram(returns_by_scan)
+    report = compare.check(*sides, batches(MICRO, 4), device="cpu")
+    assert report.ok, str(report)
+    assert any("over which torch loops" in line for line in report.unexercised)
+
+
 def over_steps() -> Any:
     net, taken = model(), [0]
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)

@@ -37,6 +37,7 @@ from compare.step.draws import Draw
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
 from compare.torch_side.branches import Branches
+from compare.torch_side.indexed import fixed_loops
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
 from compare.weights.links import to_jax, to_torch
@@ -229,8 +230,10 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
         shorter, _ = torch("float64", draws, batch=pair.batches[0])
         if _is_unread(torch64, shorter):
             return "another batch size: the torch side does not read the additional example"
-        if _calls(torch64) != _calls(shorter):
-            # Of micro-batches there is a fixed number, which may be written into the step: "loss / 4".
+        with fixed_loops() as fixed:
+            torch("float64", draws)
+        # Of micro-batches and of time there is a fixed number, which may be written into the step: "loss / 4".
+        if fixed or _calls(torch64) != _calls(shorter):
             return "another batch size: the sides differ with one more entry of the first axis, over which torch loops"
     jax32 = pair.jax_run("float32").step(more.inputs, draws)
     noise = [torch("float64", draws, moved)[0] for moved in (1, 2)]
