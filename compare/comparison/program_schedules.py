@@ -90,7 +90,7 @@ def goes_on(runs: ProgramRuns, looked_at: int) -> list[str]:
     if not any(run.state.parts(kind) for kind in (LRScheduler, ReduceLROnPlateau)):
         return []
     last = f"torch's schedule after step {looked_at - 1}, the last step that was looked at"
-    return [f"{last}; use steps= beyond its next change"]
+    return [f"{last}; steps= looks further, for example past its next change"]
 
 
 def _found(step: int, quantity: Quantity, error: float, expected: float, followed: Followed) -> Divergence | None:
