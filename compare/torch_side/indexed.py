@@ -1,4 +1,4 @@
-"""Sees which entries of a first axis a step of torch's reads one by one, as a loop over time or tasks does."""
+"""Finds the loops of a torch step that read a first axis entry by entry, such as a loop over time or over tasks."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def fixed_loops() -> Iterator[list[int]]:
-    """Watch what runs while this lasts: afterwards, the lengths of first axes of which a loop reads all but the last.
+    """Watch the step that runs meanwhile: give the lengths of the first axes of which it reads all but the last entry.
 
-    A rollout of 128 steps is read by `for t in range(128)`, however long it is.
+    `for t in range(128)` reads 128 entries of a rollout, however long the rollout is.
     """
     import torch
     from torch.overrides import TorchFunctionMode

@@ -1,7 +1,7 @@
-"""Which operations of JAX a function needs: what the JAX side's program has none of, it does not apply.
+"""Which operations of JAX a function needs: a program that has none of them cannot apply the function.
 
-Many functions agree on a batch: the absolute value of negative numbers is their change of sign. The program that JAX
-traced says which of them the JAX side can have.
+Many functions agree on a batch. For negative numbers, for example, the absolute value is a change of sign. The program
+that JAX has traced tells which of the two the JAX side can have.
 """
 
 from compare.jax_side.from_data import FromData
