@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import torch
 from flax import nnx
+from programs.common import drawn, trained, trained_in_torch
 from torch.nn import functional
 
 import compare
@@ -24,9 +25,8 @@ def loss_of(port: Any, batch: Any) -> Any:
     return jnp.mean((port(batch["x"]) - batch["y"]) ** 2)
 
 
-def batches(*shape: int) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    return [{"x": rng.normal(size=(*shape, 5)), "y": rng.normal(size=(*shape, 2))} for _ in range(3)]
+def batches(size: int, *shape: int) -> list[dict[str, np.ndarray]]:
+    return drawn(size=size, x=(*shape, 5), y=(*shape, 2))
 
 
 def over_micro_batches() -> Any:
@@ -47,22 +47,12 @@ def over_micro_batches() -> Any:
 
 
 def by_scan() -> Any:
-    port = nnx.Linear(5, 2, rngs=nnx.Rngs(0))
-    optimizer = nnx.Optimizer(port, optax.sgd(0.1), wrt=nnx.Param)
+    def of_micro_batches(port: Any, batch: Any) -> Any:
+        graph, params = nnx.split(port)
+        _, losses = jax.lax.scan(lambda _, each: (None, loss_of(nnx.merge(graph, params), each)), None, batch)
+        return losses.mean()
 
-    @nnx.jit
-    def step(state: Any, batch: Any) -> Any:
-        graph, params = nnx.split(state["model"], nnx.Param)
-
-        def loss(params: Any) -> Any:
-            _, losses = jax.lax.scan(lambda _, each: (None, loss_of(nnx.merge(graph, params), each)), None, batch)
-            return losses.mean()
-
-        total, gradients = jax.value_and_grad(loss)(params)
-        state["optimizer"].update(state["model"], gradients)
-        return state, {"loss": total}
-
-    return {"model": port, "optimizer": optimizer}, step
+    return trained(nnx.Linear(5, 2, rngs=nnx.Rngs(0)), optax.sgd(0.1), of_micro_batches)
 
 
 def test_another_number_of_micro_batches_is_no_other_batch_size() -> None:
@@ -73,42 +63,30 @@ def test_another_number_of_micro_batches_is_no_other_batch_size() -> None:
 
 
 def returns_of_a_rollout(length: int) -> Any:
+    def loss_of(net: Any, batch: Any) -> Any:
+        returns, total = torch.zeros_like(batch["y"]), torch.zeros(())
+        for time in reversed(range(length)):
+            total = batch["y"][time] + 0.9 * total
+            returns[time] = total
+        return functional.mse_loss(net(batch["x"]), returns)
+
     def build() -> Any:
         net = model()
-        optimizer = torch.optim.SGD(net.parameters(), 0.1)
-
-        def step(_: Any, batch: Any) -> Any:
-            returns, total = torch.zeros_like(batch["y"]), torch.zeros(())
-            for time in reversed(range(length)):
-                total = batch["y"][time] + 0.9 * total
-                returns[time] = total
-            loss = functional.mse_loss(net(batch["x"]), returns)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return {"loss": loss}
-
-        return {"model": net, "optimizer": optimizer}, step
+        return trained_in_torch(net, torch.optim.SGD(net.parameters(), 0.1), loss_of)
 
     return build
 
 
 def returns_by_scan() -> Any:
-    port = nnx.Linear(5, 2, rngs=nnx.Rngs(0))
-    optimizer = nnx.Optimizer(port, optax.sgd(0.1), wrt=nnx.Param)
-
-    @nnx.jit
-    def step(state: Any, batch: Any) -> Any:
+    def of_returns(port: Any, batch: Any) -> Any:
         def before(total: Any, reward: Any) -> Any:
             total = reward + 0.9 * total
             return total, total
 
         _, returns = jax.lax.scan(before, jnp.zeros_like(batch["y"][0]), batch["y"], reverse=True)
-        loss, gradients = nnx.value_and_grad(loss_of)(state["model"], {**batch, "y": returns})
-        state["optimizer"].update(state["model"], gradients)
-        return state, {"loss": loss}
+        return loss_of(port, {**batch, "y": returns})
 
-    return {"model": port, "optimizer": optimizer}, step
+    return trained(nnx.Linear(5, 2, rngs=nnx.Rngs(0)), optax.sgd(0.1), of_returns)
 
 
 def test_a_longer_rollout_is_no_other_batch_size() -> None:
@@ -117,6 +95,27 @@ def test_a_longer_rollout_is_no_other_batch_size() -> None:
     report = compare.check(*sides, batches(MICRO, 4), device="cpu")
     assert report.ok, str(report)
     assert any("over which torch loops" in line for line in report.unexercised)
+
+
+def first_of_two(net: Any, batch: Any) -> Any:
+    state = torch.stack([net(batch["x"]), net(batch["x"])])[0]
+    return ((state - batch["y"]) ** 2).sum() / MICRO
+
+
+def test_one_of_two_states_is_no_loop_over_a_batch() -> None:
+    """The number of examples is written into torch's step, and no loop reads them one by one."""
+
+    def build() -> Any:
+        net = model()
+        return trained_in_torch(net, torch.optim.SGD(net.parameters(), 0.1), first_of_two)
+
+    def port() -> Any:
+        of_batch = lambda port, batch: ((port(batch["x"]) - batch["y"]) ** 2).sum() / len(batch["x"])  # noqa: E731
+        return trained(nnx.Linear(5, 2, rngs=nnx.Rngs(0)), optax.sgd(0.1), of_batch)
+
+    report = compare.check(compare.TorchProgram(build), compare.JaxProgram(port), batches(MICRO), device="cpu")
+    assert report.divergence is not None, str(report)
+    assert "another batch size" in report.headline
 
 
 def over_steps() -> Any:
@@ -137,17 +136,8 @@ def over_steps() -> Any:
 
 def by_multi_steps(momentum: float) -> Any:
     def build() -> Any:
-        port = nnx.Linear(5, 2, rngs=nnx.Rngs(0))
         taken = optax.MultiSteps(optax.sgd(0.1, momentum=momentum), EVERY)
-        optimizer = nnx.Optimizer(port, taken.gradient_transformation(), wrt=nnx.Param)
-
-        @nnx.jit
-        def step(state: Any, batch: Any) -> Any:
-            loss, gradients = nnx.value_and_grad(loss_of)(state["model"], batch)
-            state["optimizer"].update(state["model"], gradients)
-            return state, {"loss": loss}
-
-        return {"model": port, "optimizer": optimizer}, step
+        return trained(nnx.Linear(5, 2, rngs=nnx.Rngs(0)), taken.gradient_transformation(), loss_of)
 
     return build
 

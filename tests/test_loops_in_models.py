@@ -190,6 +190,45 @@ def test_what_a_module_takes_in_each_turn_is_the_operand_in_each() -> None:
     assert not report.others, str(report)
 
 
+class Normed(torch.nn.Module):
+    """A state that two norms take, and that goes on beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = self.first(x)
+        wider = 2.0 * state
+        return self.one(state) + self.other(wider) + wider * state
+
+
+class NormedPort(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.first = nnx.Linear(3, 4, rngs=rngs)
+        self.one, self.other = (nnx.LayerNorm(4, epsilon=1e-5, rngs=rngs) for _ in range(2))
+
+    def __call__(self, x: Any) -> Any:
+        state = self.first(x)
+        wider = 2.0 * state
+        return self.one(jnp.tanh(state)) + self.other(jnp.tanh(wider)) + wider * state
+
+
+def test_the_same_change_before_two_modules_is_two_findings() -> None:
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(6, 3)), rng.normal(size=(6, 4))) for _ in range(2)]
+    report = compare.check(
+        compare.Torch(Normed(), torch.nn.functional.mse_loss),
+        compare.Flax(NormedPort(), lambda y, t: ((y - t) ** 2).mean()),
+        batches,
+        quick=True,
+    )
+    assert report.divergence is not None
+    places = {each.torch for each in (report.divergence, *report.others)}
+    assert len(places) == 2, str(report)
+
+
 def test_two_factors_that_are_left_out_are_no_inverse_of_one() -> None:
     rng = np.random.default_rng(0)
     batches = [(rng.normal(size=(6, 3)), rng.normal(size=(6, 2))) for _ in range(2)]

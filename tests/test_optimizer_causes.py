@@ -485,3 +485,20 @@ def test_the_fix_of_exchanged_rates_gives_each_parameter_its_own() -> None:
     assert cause.name == "parameter groups"
     assert "give first/kernel the learning rate 0.001: optax.multi_transform with an optimizer for each" in cause.fix
     assert "the learning rate 0.004" in cause.fix
+
+
+def test_groups_that_differ_in_several_settings_are_one_cause() -> None:
+    def ours(p: Any) -> optim.Optimizer:
+        parameters = list(p)
+        weights, biases = ([each for each in parameters if (each.ndim > 1) == several] for several in (True, False))
+        groups: list[dict[str, Any]] = [{"params": weights}, {"params": biases, "lr": 1e-3, "weight_decay": 0.0}]
+        return optim.AdamW(groups, 5e-4)
+
+    report = compared(ours, optax.adamw(5e-4, weight_decay=1e-2), 3)
+    assert report.divergence is not None
+    cause = report.divergence.cause
+    assert cause is not None
+    assert cause.name == "parameter groups"
+    assert "weight decay 0.01, learning rate 0.0005 for" in cause.explanation
+    assert "the weight decay 0 and the learning rate 0.001" in cause.fix
+    assert "kernel" not in cause.fix

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import torch
 from flax import nnx
+from programs.common import drawn, trained, trained_in_torch
 from torch.nn import functional
 
 import compare
@@ -19,23 +20,15 @@ def model() -> Any:
 
 
 def batches() -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    return [{"x": rng.normal(size=(6, 4)), "y": rng.normal(size=(6, 2))} for _ in range(3)]
+    return drawn(size=6, x=(4,), y=(2,))
 
 
 def original(name: str) -> Any:
     def build() -> Any:
         net = model()
         optimizer = torch.optim.SGD(net.parameters(), 0.1)
-
-        def step(_: Any, batch: Any) -> Any:
-            loss = functional.mse_loss(net(batch["x"]), batch["y"])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return {name: loss}
-
-        return {"model": net, "optimizer": optimizer}, step
+        state, step = trained_in_torch(net, optimizer, lambda net, b: functional.mse_loss(net(b["x"]), b["y"]))
+        return state, lambda state, batch: {name: step(state, batch)["loss"]}
 
     return build
 
@@ -73,20 +66,18 @@ def test_a_loss_of_another_name_is_compared_without_modules() -> None:
 
 
 def with_metrics() -> Any:
-    port = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
-    optimizer = nnx.Optimizer(port, optax.sgd(0.1), wrt=nnx.Param)
+    def loss_of(port: Any, batch: Any) -> Any:
+        return jnp.mean((port(batch["x"]) - batch["y"]) ** 2)
+
+    state, training_step = trained(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), optax.sgd(0.1), loss_of)
 
     @nnx.jit
     def step(state: Any, batch: Any) -> Any:
-        def loss_of(port: Any) -> Any:
-            return jnp.mean((port(batch["x"]) - batch["y"]) ** 2)
+        state, shown = training_step(state, batch)
+        state["metrics"].update(**shown)
+        return state, shown
 
-        loss, gradients = nnx.value_and_grad(loss_of)(state["model"])
-        state["optimizer"].update(state["model"], gradients)
-        state["metrics"].update(loss=loss)
-        return state, {"loss": loss}
-
-    return {"model": port, "optimizer": optimizer, "metrics": nnx.MultiMetric(loss=nnx.metrics.Average("loss"))}, step
+    return {**state, "metrics": nnx.MultiMetric(loss=nnx.metrics.Average("loss"))}, step
 
 
 def test_the_sums_of_metrics_are_no_weights() -> None:

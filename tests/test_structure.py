@@ -20,7 +20,7 @@ ONE_OF_EACH_KIND = [
     ("ViT", "merged without a transpose"),
     ("GPT", "mask off by one"),
     ("TextCNN", "mean over time"),
-    ("crosses and pairs", "crosses itself"),  # which XLA's newer fusions compute wrongly: see compiling.as_written
+    ("crosses and pairs", "crosses itself"),  # which XLA's newer fusions compute wrongly: see compiling.older_fusions
     ("MLP-mixer", "reshaped"),
     ("super-resolution", "channels last"),
     ("autoencoder", "relu on the last"),

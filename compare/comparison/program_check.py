@@ -40,6 +40,7 @@ from compare.jax_side.program_run import JaxProgramRun
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
 from compare.report.wording import counted
+from compare.step.batch import checked_array, first_axes, mapped
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
@@ -172,9 +173,7 @@ class ProgramCheck(CommonCheck):
 
     def sizes(self) -> set[int]:
         """Give the sizes of the batches' first axes."""
-        import jax
-
-        return {len(leaf) for leaf in jax.tree.leaves(self.pair.batches) if np.ndim(leaf)}
+        return first_axes(self.pair.batches)
 
     def start(self) -> Mapping[str, np.ndarray]:
         """Give the torch side's floating-point tensors from before the first step, by name."""
@@ -259,8 +258,6 @@ def checked_batches(batches: Any) -> list[Any]:
         InputError: If there is none, or an array is neither NumPy's nor finite.
 
     """
-    from compare.step.batch import checked_array, mapped
-
     if not isinstance(batches, Sequence) or isinstance(batches, str) or not len(batches):
         raise InputError(f"batches must be a list of dicts of NumPy arrays, not a {type(batches).__name__}")
     return [

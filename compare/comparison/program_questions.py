@@ -32,7 +32,7 @@ from compare.jax_side.program_run import JaxProgramRun
 from compare.jax_side.same_operations import other_operations
 from compare.report.report import Report
 from compare.report.wording import counted
-from compare.step.batch import Batch
+from compare.step.batch import Batch, first_axes
 from compare.step.draws import Draw
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
@@ -230,7 +230,7 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
         shorter, _ = torch("float64", draws, batch=pair.batches[0])
         if _is_unread(torch64, shorter):
             return "another batch size: the torch side does not read the additional example"
-        with fixed_loops() as fixed:
+        with fixed_loops(first_axes(more.inputs)) as fixed:
             torch("float64", draws)
         # Of micro-batches and of time there is a fixed number, which may be written into the step: "loss / 4".
         if fixed or _calls(torch64) != _calls(shorter):

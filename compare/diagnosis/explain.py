@@ -87,11 +87,11 @@ def explain(
     searches = [search.exact] if beside_tables else [search.exact, search.settings, search.constants, search.two]
     structure: StructureSearch | None = None
     if stage in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN) and surroundings is not None and not search.is_data:
-        structure = StructureSearch(found, rerun, surroundings, _reruns(found, others))
+        structure = as_called = StructureSearch(found, rerun, surroundings, _reruns(found, others))
         within = StructureSearch(found, rerun, surroundings, _reruns(found, last), written_out=True)
 
-        def within_losses(structure: StructureSearch = structure) -> Cause | None:
-            return within.one() if structure.has_losses else None
+        def within_losses() -> Cause | None:
+            return within.one() if as_called.has_losses else None
 
         # From the most to the least specific, since the first that is confirmed is taken: changes without a free
         # number, a function's own setting, such as the scale of attention, then edits of single operations, and last

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from compare.jax_side.choices import Choice, Choices
-from compare.jax_side.compiling import as_written
+from compare.jax_side.compiling import older_fusions
 from compare.jax_side.given import by_port, merged
 from compare.jax_side.lift import Tables, lift, traced
 from compare.jax_side.mode import with_mode
@@ -86,7 +86,7 @@ class CompiledStep:
         # of the same shape, so that parameters and optimizer state exist once:
         # https://docs.jax.dev/en/latest/faq.html#buffer-donation.
         whole = lifted if self.dtype == "float64" else with_functions_moved if self.functions else self._traced
-        return jax.jit(whole, donate_argnums=(0, 3), compiler_options=as_written() if self.takes_values else None)
+        return jax.jit(whole, donate_argnums=(0, 3), compiler_options=older_fusions() if self.takes_values else None)
 
     def precision(self) -> Any:
         """Return the context for all that is done in this run's precision."""

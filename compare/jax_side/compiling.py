@@ -22,7 +22,7 @@ def compiled_quickly(function: Callable[..., Any]) -> Any:
     return jax.jit(function, compiler_options=_options(_platform()))
 
 
-def as_written() -> dict[str, Any] | None:
+def older_fusions() -> dict[str, Any] | None:
     """Return the options with which XLA fuses operations on a CPU in its older way.
 
     In jaxlib 0.10.2 the newer one misplaces some of what this gives, in float64, for y, g and d of shape (4, 5), b of

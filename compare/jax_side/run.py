@@ -8,6 +8,7 @@ import numpy as np
 
 from compare.jax_side.choices import add_choices
 from compare.jax_side.compiled_step import CompiledStep
+from compare.jax_side.compiling import older_fusions
 from compare.jax_side.computed import Computed
 from compare.jax_side.full_float32 import in_full_float32
 from compare.jax_side.functional import cast
@@ -105,7 +106,8 @@ class JaxRun(CompiledStep):
         with self.precision():
             inputs = self.arguments(batch)[0]
             program = in_full_float32(traced) if full else traced
-            forward = jax.jit(lift(program, []) if self.dtype == "float64" else program)
+            options = older_fusions() if given else None
+            forward = jax.jit(lift(program, []) if self.dtype == "float64" else program, compiler_options=options)
             seen = forward(self.params, self.buffers, self.rngs, inputs, replayable(draws, self.dtype))
         return seen_by_port(seen)
 

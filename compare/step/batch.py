@@ -113,6 +113,13 @@ def checked_array(name: str, value: Any) -> Any:
     return array
 
 
+def first_axes(batches: Any) -> set[int]:
+    """Return the lengths of the first axes of all arrays in a pytree."""
+    import jax
+
+    return {len(leaf) for leaf in jax.tree.leaves(batches) if np.ndim(leaf)}
+
+
 def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
     """Apply `function` to each leaf of nested tuples, named tuples, lists and dicts.
 

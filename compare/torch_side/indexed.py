@@ -1,15 +1,16 @@
 """Finds the loops of a torch step that read a first axis entry by entry, such as a loop over time or over tasks."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 
 @contextlib.contextmanager
-def fixed_loops() -> Iterator[list[int]]:
+def fixed_loops(lengths: Collection[int]) -> Iterator[list[int]]:
     """Watch the step that runs meanwhile: give the lengths of the first axes of which it reads all but the last entry.
 
-    `for t in range(128)` reads 128 entries of a rollout, however long the rollout is.
+    `for t in range(128)` reads 128 entries of a rollout, however long the rollout is. Only axes of one of these
+    `lengths` are looked at, and only if several entries are read: `state[0]` of two states is no loop.
     """
     import torch
     from torch.overrides import TorchFunctionMode
@@ -27,4 +28,5 @@ def fixed_loops() -> Iterator[list[int]]:
 
     with Indexed():
         yield found
-    found += [len(tensor) for tensor, entries in read.values() if entries == set(range(len(tensor) - 1)) != set()]
+    several = ((len(tensor), entries) for tensor, entries in read.values() if len(entries) > 1)
+    found += [length for length, entries in several if length in lengths and entries == set(range(length - 1))]

@@ -4,6 +4,8 @@ Many functions agree on a batch. For negative numbers, for example, the absolute
 that JAX has traced tells which of the two the JAX side can have.
 """
 
+import functools
+
 from compare.jax_side.from_data import FromData
 
 _BOUNDS = {"max", "min", "clamp", "select_n"}
@@ -52,5 +54,11 @@ def may_apply(words: str, theirs: FromData, shape: tuple[int, ...] | None = None
     operations = theirs.operations_of(() if shape is None else shape)
     if operations is None:
         return True
+    needed = _needed(words)
+    return needed is None or not needed.isdisjoint(operations)
+
+
+@functools.cache
+def _needed(words: str) -> set[str] | None:
     beginning = max((each for each in _NEEDED if f"{words} ".startswith(f"{each} ")), key=len, default=None)
-    return beginning is None or not _NEEDED[beginning].isdisjoint(operations)
+    return None if beginning is None else _NEEDED[beginning]

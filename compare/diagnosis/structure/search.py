@@ -135,11 +135,11 @@ class StructureSearch:
         held = {number for each, number in ports.items() if each in self.given and each.kind == "output"} - {end}
         if port.kind == "output":
             held |= {number for each, number in ports.items() if each[:2] == port[:2] and each.kind == "input"}
-        last, made = self.here.context.nodes[-1], changes(edits)
+        last, made, own = self.here.context.nodes[-1], changes(edits), self.found.pairing.ports
         try:
             nodes = [node for node in graph.nodes if held.isdisjoint(node.outputs)]
             given = graph.evaluate(nodes, made, end)
-            if last.number in made:
+            if last.number in made and own and own[0]._replace(call=port.call) == port:  # the place at another call
                 given = made[last.number](Operation(last, (given,), {}, graph.values.__getitem__))
         except FAILURES:
             return False
