@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from compare.jax_side.draw_matching import match
+from compare.jax_side.draw_programs import keys_of
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.primitives import KINDS, Kind, bind
 from compare.jax_side.replay import (
@@ -59,7 +60,8 @@ class Reseeder(Replayer):
         """Evaluate an operation, with another key where it draws by itself."""
         kind = drawn_kind(eqn)
         if kind not in (None, "bits") and given[0] is None:
-            return bind(eqn, [_folded(args[0], self._seed), *args[1:]])
+            keys = keys_of(eqn)
+            return bind(eqn, [_folded(arg, self._seed) if i in keys else arg for i, arg in enumerate(args)])
         inside = KINDS.get(eqn.primitive.name) in (Kind.CALL, Kind.CHECKPOINT, Kind.SCAN)
         if kind is None and inside and any(draw is None for draw in given):
             return Interpreter.equation(self, eqn, args, given)

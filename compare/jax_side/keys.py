@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from compare.jax_side.draw_matching import match
+from compare.jax_side.draw_programs import keys_of, parameters
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.primitives import KINDS, Kind, Scan, bind
 from compare.jax_side.replay import (
@@ -17,7 +18,6 @@ from compare.jax_side.replay import (
     drawn,
     drawn_kind,
     laid_out,
-    parameters,
     recognizable,
     sites_of,
     sites_of_values,
@@ -84,8 +84,7 @@ class KeyReader(Replayer):
         if not (own := list(drawn(eqn))):
             return bind(eqn, args)
         if (kind := drawn_kind(eqn)) is not None and kind != "bits":
-            made = parameters(kind, args, tuple(eqn.outvars[0].aval.shape))
-            self.shown.append(SiteRead(jax.random.key_data(args[0]), made))
+            self.shown.append(SiteRead(jax.random.key_data(args[keys_of(eqn)[0]]), parameters(kind, eqn, args)))
             return super().equation(eqn, args, given)
         if KINDS.get(eqn.primitive.name) in (Kind.CALL, Kind.CHECKPOINT, Kind.SCAN):
             return Interpreter.equation(self, eqn, args, given)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from compare.jax_side.choices import name_choices
-from compare.jax_side.distributions import PARAMETERS
 from compare.jax_side.draw_matching import Matching, match
+from compare.jax_side.draw_programs import keys_of, obstacle, standing_in
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.lines import line
 from compare.jax_side.primitives import (
@@ -238,7 +238,7 @@ class Replayer(Interpreter):
                 name_choices(eqn, args)
             return bind(eqn, args)
         if kind := drawn_kind(eqn):
-            return [_standing_in(kind, given[0], args, eqn.outvars[0].aval.dtype)]
+            return standing_in(kind, given[0], eqn, args)
         return super().equation(eqn, args, given)
 
     def checkpoint(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
@@ -254,16 +254,14 @@ class Replayer(Interpreter):
 
 def drawn_kind(eqn: Any) -> str | None:
     """Tell what kind of random numbers an operation draws, or None if it does not draw."""
-    import jax
-    import jax.numpy as jnp
-
     if eqn.primitive.name in BITS:
         return "bits"
     if eqn.primitive.name != JIT or (kind := _names().get(eqn.params["name"])) is None:
         return None
     if kind == "gamma" and in_logarithms(called(eqn)):
         kind = "loggamma"
-    return kind if jnp.issubdtype(eqn.invars[0].aval.dtype, jax.dtypes.prng_key) else None
+    # What JAX computes before a loop for the draws in it has their name, but neither a key nor random bits.
+    return kind if keys_of(eqn) else None
 
 
 def sites_of(program: Any) -> list[Site]:
@@ -274,8 +272,8 @@ def sites_of(program: Any) -> list[Site]:
 def drawn(eqn: Any) -> Iterator[Site]:
     """List where an operation draws."""
     if (kind := drawn_kind(eqn)) is not None:
-        obstacle = "it is not known what these random bits are used for" if kind == "bits" else ""
-        yield Site(kind, tuple(eqn.outvars[0].aval.shape), obstacle, line(eqn))
+        why = "it is not known what these random bits are used for" if kind == "bits" else obstacle(kind, eqn)
+        yield Site(kind, tuple(eqn.outvars[0].aval.shape), why, line(eqn))
         return
     name = eqn.primitive.name
     inner = [site for program in programs(eqn) for site in sites_of(program)]
@@ -284,53 +282,3 @@ def drawn(eqn: Any) -> Iterator[Site]:
     elif name != JIT and KINDS.get(name) != Kind.CHECKPOINT:
         inner = [site._replace(obstacle=f"it is inside {name}") for site in inner]
     yield from inner
-
-
-def parameters(kind: str, inputs: list[Any], shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Give what `Draw.parameters` has, of the JAX side: `inputs` are what a function of `jax.random` takes."""
-    if kind not in PARAMETERS:
-        return ()
-    key, *others = inputs
-    found = [_over(each, key.shape, shape) for each in others]
-    return (found[1] - found[0],) if kind == "randint" else tuple(found[: len(PARAMETERS[kind])])
-
-
-def _over(parameter: Any, keys: tuple[int, ...], shape: tuple[int, ...]) -> Any:
-    """Broadcast a parameter to the shape of what is drawn; under `vmap`, its first axes may be those of the keys."""
-    import jax.numpy as jnp
-
-    parameter = jnp.asarray(parameter)
-    if keys and parameter.shape[: len(keys)] == keys:
-        rest = parameter.shape[len(keys) :]
-        parameter = parameter.reshape(*keys, *[1] * (len(shape) - parameter.ndim), *rest)
-    return jnp.broadcast_to(parameter, shape)
-
-
-def _standing_in(kind: str, draw: Any, inputs: list[Any], dtype: Any) -> Any:
-    """Do with a recorded draw what the function of `jax.random` does with its own."""
-    if kind == "uniform":
-        _, low, high = inputs
-        return low + (high - low) * draw.astype(dtype)
-    if kind == "permutation":
-        return inputs[1][draw]
-    if kind in ("gamma", "loggamma"):
-        (concentration,) = parameters(kind, inputs, draw.shape)
-        return _following(draw.astype(dtype), concentration, logarithm=kind == "loggamma")
-    if kind == "bernoulli" and draw.dtype != bool:  # a uniform variable of torch's
-        return draw < parameters(kind, inputs, draw.shape)[0]
-    if kind == "randint":
-        return _over(inputs[1], inputs[0].shape, draw.shape) + draw.astype(dtype)
-    return draw.astype(dtype)
-
-
-def _following(draw: Any, concentration: Any, *, logarithm: bool) -> Any:
-    """Give a Gamma variable, or its logarithm, that moves with its concentration as JAX's own does."""
-    import jax
-    import jax.numpy as jnp
-
-    fixed = jax.lax.stop_gradient(concentration)
-    value = jnp.maximum(draw, jnp.finfo(draw.dtype).tiny)
-    slope = jax.lax.random_gamma_grad(fixed, value)
-    if logarithm:
-        value, slope = jnp.log(value), slope / value
-    return value + slope * (concentration - fixed)
