@@ -85,3 +85,45 @@ def test_the_sums_of_metrics_are_no_weights() -> None:
         compare.TorchProgram(original("loss")), compare.JaxProgram(with_metrics), batches(), device="cpu"
     )
     assert report.ok, str(report)
+
+
+class Half(torch.nn.Module):
+    """A sum of two layers of which the second has no effect: its outputs are hidden."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.hidden = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x) + torch.tanh(self.hidden(x)) * 0.0
+
+
+def half() -> Any:
+    """Give the port, of plain functions; its second layer has another activation."""
+    transformation = optax.sgd(0.1)
+    params = {name: {"weight": jnp.zeros((2, 4)), "bias": jnp.zeros(2)} for name in ("used", "hidden")}
+
+    @jax.jit
+    def step(state: Any, batch: Any) -> Any:
+        def loss_of(params: Any) -> Any:
+            used, hidden = (batch["x"] @ each["weight"].T + each["bias"] for each in (params["used"], params["hidden"]))
+            return jnp.mean((used + jax.nn.relu(hidden) * 0.0 - batch["y"]) ** 2)
+
+        loss, gradients = jax.value_and_grad(loss_of)(state["model"])
+        updates, kept = transformation.update(gradients, state["optimizer"])
+        return {"model": optax.apply_updates(state["model"], updates), "optimizer": kept}, {"loss": loss}
+
+    return {"model": params, "optimizer": transformation.init(params)}, step
+
+
+def test_parameters_whose_gradient_is_zero_are_listed() -> None:
+    def build() -> Any:
+        torch.manual_seed(0)
+        net = Half()
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        return trained_in_torch(net, optimizer, lambda net, b: functional.mse_loss(net(b["x"]), b["y"]))
+
+    report = compare.check(compare.TorchProgram(build), compare.JaxProgram(half), batches(), device="cpu")
+    assert report.ok, str(report)
+    says = [line for line in report.unexercised if "the gradient is zero at every step" in line]
+    assert [line.partition(":")[0] for line in says] == ["model.hidden.weight, model.hidden.bias"]

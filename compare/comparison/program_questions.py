@@ -18,9 +18,8 @@ from compare.comparison.program_schedules import Later, goes_on, later_program_u
 from compare.comparison.recorded import numbers_of_torch, recorded
 from compare.comparison.second_answers import DOCS, QUICK, Ask, Elsewhere, asked_elsewhere, differs_elsewhere, foreign
 from compare.comparison.substance import (
-    constant_inputs,
     gradients_of_zero,
-    never_reached,
+    not_exercised,
     of_these_values,
     unresolved,
     without_updates,
@@ -98,7 +97,8 @@ def questioned_program(
     unproved += gradients_of_zero(seen)
     other = bugs.attempt("comparing float32's operations with float64's", lambda: _in_float32(programs))
     limits += [other] if other else []
-    lines += [*constant_inputs([Batch(batch) for batch in pair.batches]), *never_reached(runs.stepper.reached)]
+    batches = [Batch(batch) for batch in pair.batches]
+    lines += not_exercised(pair.links, seen, batches, runs.stepper.reached)
     lines += [*one_sided(jax64.chosen), *unchanged]
     if not later.divergence:
         lines += goes_on(runs, max(later.steps, followed.steps))

@@ -61,7 +61,7 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
         quick: Whether to leave that out.
 
     """
-    pair, other = runs.pair, None
+    pair, seen = runs.pair, [followed]
     own = pair.other_own_values(followed)
     unproved = [*_foreign(pair, programs), *without_substance(pair, followed), *own.unproved]
     limits = [*found.limits, *not_reached(pair, followed, followed.steps, schedule_change(pair))]
@@ -73,7 +73,7 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
     held = bugs.attempt("looking for torch's numbers", lambda: recorded(pair, program, programs.draws)) or ""
     if quick:
         limits.append(QUICK)
-        unproved = [*without_gradient(pair, [followed]), *numbers_of_torch(held)]
+        unproved = [*without_gradient(pair, seen), *numbers_of_torch(held)]
     else:
         answer = asked_elsewhere(pair, ask)
         if isinstance(answer, Cause):
@@ -81,9 +81,9 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
         elif isinstance(answer, str):
             limits.append(answer)
         else:
-            other = answer.followed
+            seen.append(answer.followed)
             limits += answer.report.limits
-            unproved = [*constant_outputs(followed, other), *without_gradient(pair, [followed, other])]
+            unproved = [*constant_outputs(followed, answer.followed), *without_gradient(pair, seen)]
             if not answer.report.ok:
                 return differs_elsewhere(found, answer.report)
             if later := later_updates(pair, followed, _first_gradients(pair, programs.draws)):
@@ -96,7 +96,7 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
                 limits += conditions.limits
                 lines += conditions.unexercised
         limits += [f"although {held}"] if held else []
-    lines += not_exercised(pair, followed, other, runs.stepper.reached)
+    lines += not_exercised(pair.links, seen, pair.batches, runs.stepper.reached)
     lines += one_sided(programs.float64.chosen)
     lines += bugs.attempt("tracing a larger batch", lambda: _larger_batch(pair, programs)) or []
     limits += bugs.attempt("comparing float32's operations with float64's", lambda: _in_float32(pair, programs)) or []

@@ -157,22 +157,26 @@ def never_reached(reached: Mapping[str, bool]) -> list[str]:
 
 
 def not_exercised(
-    pair: MappedPair, followed: Followed, other: Followed | None, reached: Mapping[str, bool]
+    links: WeightMap, seen: Iterable[Followed], batches: Iterable[Batch], reached: Mapping[str, bool]
 ) -> list[str]:
-    """Return what no batch and no weight exercises, a line each, with what would."""
-    lines = [*_without_gradient(followed, other), *constant_inputs(pair.batches), *never_reached(reached)]
+    """Return what no batch and no weight exercises, a line each, with what would.
+
+    Args:
+        links: Which weights of torch's are compared.
+        seen: What the steps have shown, from all weights and batches.
+        batches: Of the check.
+        reached: What torch's program does with some data only, and whether any data was such.
+
+    """
+    lines = [*_without_gradient(links, seen), *constant_inputs(batches), *never_reached(reached)]
     return list(dict.fromkeys(lines))
 
 
-def _without_gradient(followed: Followed, other: Followed | None) -> Iterator[str]:
-    moved = {each.torch for each in _of(other.quantities, Stage.GRADIENT) if _sizes(each).any()} if other else set()
-    still = [
-        each.torch
-        for each in _of(followed.quantities, Stage.GRADIENT)
-        if each.decides and not _sizes(each).any() and each.torch not in moved
-    ]
-    if still:
-        yield f"{_shortened(still)}: the gradient is zero at every step; use batches on which the loss depends on it"
+def _without_gradient(links: WeightMap, seen: Iterable[Followed]) -> list[str]:
+    compared = [link.torch for link in links if link.compared]
+    still = [name for name in dict.fromkeys(compared) if all(name in followed.still for followed in seen)]
+    says = "the gradient is zero at every step; use batches on which the loss depends on it"
+    return [f"{_shortened(still)}: {says}"] if still else []
 
 
 def constant_inputs(batches: Iterable[Batch]) -> Iterator[str]:

@@ -55,6 +55,8 @@ class Followed(NamedTuple):
     losses: dict[str, np.ndarray]
     """Of each stream, shape `(steps,)`."""
     not_compared: list[NotCompared]
+    still: frozenset[str] = frozenset()
+    """Torch's parameters whose gradient is exactly zero at every step, whether or not it is compared."""
 
     def quantity(self, pairing: Pairing) -> Quantity:
         """Return what was weighed of a pairing."""
@@ -78,6 +80,8 @@ class _Following:
         """For each half of a step, once it was seen."""
         self.not_compared: list[NotCompared] = []
         self.losses: dict[str, list[float | None]] = {name: [] for name in Streams._fields}
+        self.learning: dict[str, bool] = {}
+        """Of each gradient of torch's, whether it was anything but zero so far."""
 
     def found(self) -> Followed | None:
         """Return the result of the steps that all runs have taken; None before the first."""
@@ -85,8 +89,9 @@ class _Following:
         if not steps:
             return None
         losses = {name: np.array([x for x in seen[:steps] if x is not None]) for name, seen in self.losses.items()}
+        still = frozenset(name for name, moves in self.learning.items() if not moves)
         pairings, quantities = zip(*(pair for half in (0, 1) for pair in self.pairs[half]), strict=True)
-        return Followed(list(pairings), _cut(quantities, steps), losses, self.not_compared)
+        return Followed(list(pairings), _cut(quantities, steps), losses, self.not_compared, still)
 
     def step(self, number: int, running: Mapping[str, Stream]) -> None:
         """Take some of the runs a step further, half by half."""
@@ -99,6 +104,9 @@ class _Following:
                 if half == 0:
                     loss = seen[name].loss
                     losses[name] = None if loss is None else float(to_numpy(loss))
+                    if name == "torch64":
+                        for parameter, each in seen[name].gradients.items():
+                            self.learning[parameter] = self.learning.get(parameter, False) or bool(to_numpy(each).any())
                 if half not in self.pairs and {"torch64", "jax64"} <= seen.keys():
                     self._pair(half, seen["torch64"], seen["jax64"])
                 # As soon as both runs of a pair have taken this half, they are compared, and tensors that no later
