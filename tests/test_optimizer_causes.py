@@ -129,6 +129,16 @@ DIFFERENT = {
         "0.02 for first/bias, last/bias",
         "give first/bias, last/bias the learning rate 0.1",
     ),
+    "the first rate for two groups of a schedule": Different(
+        lambda p: scheduled(
+            optim.Adam([{"params": p[:2]}, {"params": p[2:], "lr": 2.5e-3}], 0.1),
+            lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (step + 2)),
+        ),
+        optax.adam(lambda step: 0.1 / (step + 2)),
+        "learning rate of some parameters",
+        "and torch 0.00125 at step 0: it is 40 times torch's at every step",
+        "by 40",
+    ),
     "the sign of a mean for Adam": Different(
         lambda p: optim.Adam(p, 1e-2),
         optax.lion(1e-2),

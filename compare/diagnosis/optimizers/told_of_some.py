@@ -12,6 +12,7 @@ from compare.diagnosis.optimizers.rates import Rates
 from compare.diagnosis.optimizers.settings import groups_call, multi_transform, number_of
 from compare.diagnosis.optimizers.some_parameters import Assignment, Treatment, settings_of
 from compare.diagnosis.optimizers.told import Told
+from compare.torch_side.rates import rate_of
 
 
 def told(evidence: Evidence, found: Assignment, rates: Rates) -> Iterator[Told]:
@@ -50,14 +51,7 @@ def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: li
     if treatment.kind == "without a gradient":
         return _told_without_gradient(evidence, found, paths)
     if treatment.kind == "rate":
-        rate = f"{treatment.value * evidence.steps[0].rate:g}"
-        return Told(
-            "learning rate of some parameters",
-            f"the JAX side has a learning rate of {rate} for {some}, and torch {evidence.steps[0].rate:g}: it is "
-            f"{treatment.value:g} times torch's at every step",
-            fix=f"give {some} the learning rate {written(evidence.steps[0].rate)}",
-            source=COMBINING,
-        )
+        return _told_rate(evidence, found, treatment.value, paths)
     if treatment.kind == "group":
         return _told_group(evidence, found, evidence.steps[0].groups[int(treatment.value)], paths)
     argument = in_words(treatment.setting)
@@ -75,6 +69,28 @@ def _told(evidence: Evidence, found: Assignment, treatment: Treatment, paths: li
         "parameter groups",
         f"the JAX side has {argument} {treatment.value:g} for {some}, which torch has for another parameter group",
         fix=fix,
+        source=COMBINING,
+    )
+
+
+def _told_rate(evidence: Evidence, found: Assignment, factor: float, paths: Sequence[str]) -> Told:
+    """Say how many times torch's learning rate some parameters have, and both rates where each side has one."""
+    some = _listed(paths)
+    steps = [tuple(rate_of(group) for group in step.groups) for step in evidence.steps]
+    own = {rate for path, rate in _of_groups(evidence, found.torch_names, "lr").items() if path in paths}
+    says, fix = f"the JAX side's learning rate of {some} is {factor:g} times torch's at every step", ""
+    if len(own) == 1:
+        (rate,) = own
+        at = "" if len(set(steps)) == 1 else f" at step {evidence.steps[0].number}"
+        says = (
+            f"the JAX side has a learning rate of {factor * rate:g} for {some}, and torch {rate:g}{at}: it is "
+            f"{factor:g} times torch's at every step"
+        )
+        fix = "" if at else f"give {some} the learning rate {written(rate)}"
+    return Told(
+        "learning rate of some parameters",
+        says,
+        fix=fix or f"divide the learning rate of {some} by {factor:g}",
         source=COMBINING,
     )
 
