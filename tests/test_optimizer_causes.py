@@ -75,6 +75,23 @@ def warmed_up(params: Any) -> optim.Optimizer:
     return scheduled(optimizer, lambda o: lr_scheduler.LinearLR(o, 0.25, total_iters=4))
 
 
+class ByHand(optim.Optimizer):
+    """Adam without its corrections, with an epsilon that no setting shows."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state["squares"] = torch.zeros_like(parameter)
+                state["squares"].mul_(0.9).addcmul_(parameter.grad, parameter.grad, value=0.1)
+                parameter.addcdiv_(parameter.grad, state["squares"].sqrt() + 1e-5, value=-group["lr"])
+
+
 DIFFERENT = {
     "a rate that differs at most steps": Different(
         lambda p: scheduled(optim.SGD(p, 0.2), lambda o: lr_scheduler.StepLR(o, 3, 0.6)),
@@ -138,6 +155,13 @@ DIFFERENT = {
         "learning rate of some parameters",
         "and torch 0.00125 at step 0: it is 40 times torch's at every step",
         "by 40",
+    ),
+    "another epsilon of an optimizer written by hand": Different(
+        lambda p: ByHand(p, 1e-2),
+        optax.chain(optax.scale_by_rms(decay=0.9, eps=1e-7, eps_in_sqrt=False), optax.scale(-1e-2)),
+        "epsilon or gradient scale",
+        "or has torch's epsilon divided by 100",
+        "multiply its eps by 100",
     ),
     "the sign of a mean for Adam": Different(
         lambda p: optim.Adam(p, 1e-2),

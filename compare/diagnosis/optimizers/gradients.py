@@ -12,6 +12,7 @@ from compare.diagnosis.optimizers.hypothesis import Hypothesis, Numbers
 from compare.diagnosis.optimizers.names import TRANSFORMATIONS
 from compare.diagnosis.optimizers.told import Told, with_distinct_digits
 from compare.diagnosis.optimizers.trial import Trial
+from compare.numerics.distance import norm
 from compare.step.observation import to_numpy
 
 if TYPE_CHECKING:
@@ -204,11 +205,28 @@ def _scaled() -> Hypothesis:
         trial.gradients = {n: None if g is None else g * values[0] for n, g in trial.step.given.items()}
 
     def tell(evidence: Evidence, values: Numbers) -> Told:
+        says = f"the JAX side's optimizer gets torch's gradient times {values[0]:g}"
+        if _nearly_invariant(evidence, values[0]):
+            # With m / (sqrt(v) + epsilon), gradients of another size and another epsilon give the same steps.
+            both = f"{says}, or has torch's epsilon divided by {values[0]:g}: these steps differ in nothing else"
+            by = f"{'multiply' if values[0] > 1 else 'divide'} its eps by {max(values[0], 1 / values[0]):g}"
+            return Told("epsilon or gradient scale", both, fix=f"{by}, or scale the gradient", source=TRANSFORMATIONS)
         return Told(
             GRADIENT_SCALE,
-            f"the JAX side's optimizer gets torch's gradient times {values[0]:g}, at every step",
+            f"{says}, at every step",
             before=Call("optax.scale", (_short(1 / values[0]),)),
             source=TRANSFORMATIONS,
         )
 
     return Hypothesis(GRADIENT_SCALE, change, tell, (1.0,), place="gradient")
+
+
+def _nearly_invariant(evidence: Evidence, scale: float) -> bool:
+    """Tell whether an optimizer makes nearly the same step of gradients of another size, as Adam does."""
+    updates = [each for step in evidence.differing for each in step.results if not each.is_state]
+    apart = max((norm(each.jax - each.torch) / (norm(each.torch) or 1.0) for each in updates), default=1.0)
+    return scale > 0 and apart < INVARIANT * abs(np.log(scale))
+
+
+INVARIANT = 0.05
+"""The largest relative change of a step, for each factor of e in the gradient, that counts as nearly none."""
