@@ -4,10 +4,11 @@ import abc
 import copy
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 from compare import bugs
-from compare.alignment.pairings import NotCompared
+from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_runs import CommonRuns
 from compare.comparison.draw_choices import settle
 from compare.comparison.draw_parameters import known, other_parameter
@@ -15,11 +16,12 @@ from compare.comparison.excuses import Measures, excuses
 from compare.comparison.float32 import other_in_float32, weigh_float32_program
 from compare.comparison.random_keys import reused_key
 from compare.comparison.steps import JaxSteps, approximated
+from compare.comparison.tried_patches import Trial, without_refuted
 from compare.jax_side.keys import StepKeys
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
-from compare.verdict.divergence import Cause, Divergence
+from compare.verdict.divergence import Cause, Divergence, Line
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, SoFar
 from compare.verdict.ratio import Verdict
@@ -29,6 +31,9 @@ from compare.weights.links import named
 def unseen(_doing: str, _done: int, _of: int, _so_far: SoFar) -> None:
     """Show no progress."""
 
+
+LARGEST = 10_000_000
+"""Number of parameters up to which the patches of a report are tried: each takes another compiled step."""
 
 _NOT_JUDGED = "but for its float32 program: checking it failed, by an error of netparity"
 
@@ -89,6 +94,10 @@ class CommonCheck(abc.ABC):
     @abc.abstractmethod
     def _keyed(self, run: Any, keys: list[StepKeys]) -> JaxSteps:
         """Give a run whose random keys are read before each step at which torch draws."""
+
+    @abc.abstractmethod
+    def lines(self, pairing: Pairing) -> Iterable[Line]:
+        """Give the lines of the user's code that compute something of both sides."""
 
     @abc.abstractmethod
     def _idle_draws(self) -> list[NotCompared]:
@@ -172,7 +181,21 @@ class CommonCheck(abc.ABC):
             if (more := bugs.attempt(f"looking at {doing}", look)) and not known(more, divergence, *others):
                 divergence, *others = [*([divergence] if divergence else []), *others, more]
                 notes = []
-        return dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
+        found = dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
+        if divergence is None or self.compiled or self.pair.size > LARGEST:
+            return found
+        return bugs.attempt("trying the patches", lambda: self._tried(found, followed)) or found
+
+    def _tried(self, found: Report, followed: Followed) -> Report:
+        """Leave out patches with which the port does not do what torch does."""
+        batch, draws = self.pair.batches[0], self.runs.stepper.draws[0]
+
+        def trial() -> Trial:
+            torch = next(iter(self.runs.stepper.whole(self.runs.torch_run("float64"))))
+            return Trial(followed, torch, lambda: self.pair.jax_run("float64").step(batch, draws), self.lines)
+
+        self.progress(Progress("trying the patches", found=lambda: found))
+        return without_refuted(found, trial)
 
     def _read(self, followed: Followed) -> Followed:
         """Leave out what differs and is no finding, once something is known to differ."""

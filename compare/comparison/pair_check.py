@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from compare import bugs
 from compare.alignment.pairings import NotCompared, Pairing
@@ -13,6 +13,7 @@ from compare.comparison.converted import wrongly_converted
 from compare.comparison.explanation import Causes, explained
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.independent import Independent, independent
+from compare.comparison.lines import lines_of
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.precision import named_algorithm, precision_causes
 from compare.comparison.questions import Programs, questioned
@@ -27,7 +28,7 @@ from compare.report.progress import Progress, Show
 from compare.report.report import Report
 from compare.step.stage import Stage
 from compare.torch_side.idle_draws import change_nothing
-from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence
+from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence, Line
 from compare.verdict.first_difference import Found, first_divergence
 from compare.verdict.following import Followed
 
@@ -55,6 +56,10 @@ class PairCheck(CommonCheck):
             self.progress(Progress("compiling", 0, self.steps))
             self.jax.compile(self.pair.batches[0], self.pair.probed)
         return super()._follow()
+
+    def lines(self, pairing: Pairing) -> Iterator[Line]:
+        """Give the lines of the user's code that compute something of both sides."""
+        return lines_of(self.pair, pairing)
 
     def _keyed(self, run: JaxRun, keys: list[StepKeys]) -> KeyedRun:
         return KeyedRun(run, keys, functools.partial(read_keys, run))

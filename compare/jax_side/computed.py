@@ -91,15 +91,18 @@ class Computed:
 
 
 def _inside(variable: Any, program: Any) -> Any:
-    """Return the variable of a nested program that an output is, if modules run in that program: a jitted step.
+    """Return the variable of a nested program that an output is, if that program is the user's: a jitted step.
 
-    A conditional is followed into the one branch that computes the output: the others give it back as it was.
+    Modules run in it, or it gives several outputs. A conditional is followed into the one branch that computes the
+    output: the others give it back as it was.
     """
+    outputs = [atom for atom in Program.of(program).outputs if not is_literal(atom)]
     for eqn in Program.of(program).equations:
         if variable in eqn.outvars and (known := kind(eqn)) in (Kind.CALL, Kind.COND):
             # Functions of jax.numpy are jitted too. JAX traces them once, and knows the line of that time alone.
             nested = [called(eqn)] if known is Kind.CALL else Cond.of(eqn).branches
-            nested = [each for each in nested if any(inner.primitive.name == NAME for inner in _all(each))]
+            if sum(each in outputs for each in eqn.outvars) < 2:
+                nested = [each for each in nested if any(inner.primitive.name == NAME for inner in _all(each))]
             found = [(each, Program.of(each).outputs[eqn.outvars.index(variable)]) for each in nested]
             made = [(each, atom) for each, atom in found if not is_literal(atom) and _makes(each, atom)]
             return _inside(made[0][1], made[0][0]) if len(made) == 1 else variable

@@ -10,7 +10,7 @@ from compare.mending.syntax import Unfit
 from compare.report.places import listed
 from compare.report.traps import link_of
 from compare.report.wording import at, counted
-from compare.verdict.divergence import Cause, Detail, Divergence, Line, Part, Role
+from compare.verdict.divergence import REFUTED, Cause, Detail, Divergence, Line, Part, Role
 from compare.verdict.fix import Code
 
 SHOWN_PLACES = 6
@@ -116,6 +116,8 @@ class Group:
     def _patched(self) -> Patch | Unfit:
         if not self.fix:
             return Unfit("no fix is known")
+        if any(REFUTED in each.details for each in self.findings):
+            return Unfit(REFUTED.text)
         if self._others_too:
             return Unfit("the line makes other layers too, and these are right")
         if self.after_unpatched and self._takes_away:

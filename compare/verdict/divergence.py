@@ -92,6 +92,8 @@ class DetailKind(StrEnum):
     """The cause holds for other calls of the same line as well."""
     UNSEARCHED = "unsearched"
     """The search ended here, so more may differ."""
+    REFUTED = "refuted"
+    """The port was run with the fix in the file, and that does not help."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ class Detail:
 
 
 AT_EACH_CALL = Detail(DetailKind.REPEATED, "the cause is the same at other calls of this line of torch's step")
+REFUTED = Detail(
+    DetailKind.REFUTED,
+    "the fix is not shown as a change of a line: the port was run with that change, and still differs here, or differs "
+    "elsewhere",
+)
 SEARCH_ENDED = Detail(DetailKind.UNSEARCHED, "the search ended here, and more may differ: fix this and check again")
 
 

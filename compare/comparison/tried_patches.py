@@ -1,0 +1,148 @@
+"""Tries the patches of a report: the port takes a step with them, before they are printed.
+
+That a cause is right on the torch side does not tell that the patch changes the right expression: two modules may share
+the line, or an expression like it may stand beside the one that is meant.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compare.alignment.pairings import Pairing, shown
+from compare.mending.in_memory import in_force
+from compare.mending.syntax import Edit
+from compare.numerics.distance import distance, norm
+from compare.report.groups import Group
+from compare.report.report import Report
+from compare.step.observation import Observation
+from compare.step.stage import Stage
+from compare.verdict.divergence import REFUTED, Divergence, Line, Role
+from compare.verdict.following import Followed
+from compare.verdict.ratio import FACTOR
+
+MOST = 4
+"""How many patches of a report are tried."""
+
+SLACK = 100.0
+"""A patched port computes in another order: it agrees within this many times what rounding explained before."""
+
+_INDEPENDENT = frozenset({Stage.UPDATE, Stage.STATE, Stage.SHOWN})
+"""Stages whose tensors do not follow from one another: one that a patch spoils need not come before its place."""
+
+
+def without_refuted(found: Report, trial: Callable[[], "Trial"]) -> Report:
+    """Take the patches from a report that do not do what their causes say.
+
+    Args:
+        found: A report of a mismatch.
+        trial: Makes what tries patches, if there are any.
+
+    """
+    first_step = (group for group in found.groups if group.step == 0)
+    groups = sorted(first_step, key=lambda group: group.first.number)[:MOST]
+    if not any(group.patch for group in groups):
+        return found
+    tried, edits, whole, wrong = trial(), list[Edit](), True, list[Divergence]()
+    known = {each.number for group in found.groups for each in group.findings}
+    for group in groups:
+        cause = group.first.cause
+        # Of two mistakes at one place, one may be another layer's too, and is mended with that.
+        whole = whole and cause is not None and group.parts in ((), cause.parts)
+        refuted = tried.refuted([*edits, *group.patch.edits], group, known, first=whole) if group.patch else None
+        if refuted is False and group.patch:
+            edits += group.patch.edits
+        else:
+            whole = False
+        wrong += group.findings if refuted else ()
+
+    def marked(each: Divergence) -> Divergence:
+        return dataclasses.replace(each, details=(*each.details, REFUTED)) if each in wrong else each
+
+    first = found.divergence and marked(found.divergence)
+    return dataclasses.replace(found, divergence=first, others=[*map(marked, found.others)])
+
+
+class Trial:
+    """Takes the first step of a patched port.
+
+    Args:
+        followed: What following both sides has found.
+        torch: Torch's first step in float64.
+        step: Starts the JAX side anew in float64, from torch's weights, and takes its first step.
+        lines: Gives the lines of the user's code that something comes from.
+
+    """
+
+    def __init__(
+        self,
+        followed: Followed,
+        torch: Observation,
+        step: Callable[[], Observation],
+        lines: Callable[[Pairing], Iterable[Line]],
+    ) -> None:
+        self._followed, self._torch, self._step, self._lines = followed, torch, step, lines
+        self._before = self._distances(step())
+        """The distance between both sides of everything that is compared, without a patch."""
+
+    def refuted(self, edits: Sequence[Edit], group: Group, known: Collection[int], *, first: bool) -> bool | None:
+        """Tell whether a patch is wrong; None if that cannot be found out.
+
+        Args:
+            edits: Of this patch, and of those before it that are right.
+            group: What the patch is for.
+            known: The numbers of all findings.
+            first: Whether nothing differs before it, or what does is mended by the edits.
+
+        """
+        with in_force(edits) as ready:
+            if not ready:
+                return None
+            try:
+                now = self._distances(self._step())
+            except NameError:  # what the patch imports
+                return None
+            except Exception:  # noqa: BLE001 - whatever the user's code raises with the patch, it does not without
+                return True
+        if np.array_equal(now, self._before, equal_nan=True):
+            return None
+        spoiled, agrees = self._agreeing(self._before) & ~self._agreeing(now), self._agreeing(now)
+        place, stages = group.first.number, [each.stage for each in self._followed.pairings]
+        alike = [stage in _INDEPENDENT and stage == stages[place] for stage in stages]
+        if spoiled[:place].any() or (spoiled & alike).any() or (first and not agrees[place]):
+            return True
+        return first and not agrees.all() and self._comes_from(edits, int(np.argmin(agrees)), known)
+
+    def _comes_from(self, edits: Sequence[Edit], place: int, known: Collection[int]) -> bool:
+        """Tell whether what differs first is no finding, and is computed by a line that the edits have changed."""
+        pairing = self._followed.pairings[place]
+        if place in known or pairing.stage != Stage.FORWARD:
+            return False
+        changed = {(edit.file, number) for edit in edits for number in _numbers(edit)}
+        computed = (line.source for line in self._lines(pairing) if line.side == "jax" and line.role in _COMPUTING)
+        return any((source.file, source.line) in changed for source in computed)
+
+    def _distances(self, seen: Observation) -> np.ndarray:
+        found = []
+        for pairing in self._followed.pairings:
+            ours, theirs = shown(pairing.torch_array, self._torch), shown(pairing.jax_array, seen)
+            if ours is None or theirs is None:
+                found.append(0.0 if ours is theirs else np.inf)
+                continue
+            whole = pairing.operands(self._torch) if pairing.operands else ours
+            found.append(distance(theirs, ours, otherwise=norm(np.asarray(whole, np.float64))))
+        return np.array(found)
+
+    def _agreeing(self, distances: np.ndarray) -> np.ndarray:
+        limits = [SLACK * FACTOR * float(each.expected[0]) for each in self._followed.quantities]
+        return distances <= np.array(limits)
+
+
+_COMPUTING = (Role.COMPUTED, Role.CALLED, Role.GIVEN)
+
+
+def _numbers(edit: Edit) -> range:
+    """Number the lines that an edit changes, from 1."""
+    text = Path(edit.file).read_bytes().decode("utf-8")
+    return range(text.count("\n", 0, edit.start) + 1, text.count("\n", 0, edit.end) + 2)

@@ -1,0 +1,75 @@
+"""Runs the user's functions as edits would leave them, without writing a file or importing a module again."""
+
+import contextlib
+import functools
+import gc
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+from compare.mending.syntax import Edit, applied
+
+
+@contextlib.contextmanager
+def in_force(edits: Sequence[Edit]) -> Iterator[bool]:
+    """Give the functions that exist the code that they would have with edits; yield whether any of them has other code.
+
+    What a module or a class body computes stays as it is, and so does what was made before: a layer, an optimizer.
+    A function keeps its code if it was made by another one than the file has now, or if edits give it variables of the
+    functions around it that it does not use.
+    """
+    changed: dict[CodeType, CodeType] = {}
+    for file in dict.fromkeys(edit.file for edit in edits):
+        before = Path(file).read_bytes().decode("utf-8")
+        after = applied(before, [edit for edit in edits if edit.file == file])
+        changed |= _pairs(*(compile(text, file, "exec", dont_inherit=True) for text in (before, after)))
+    files = {code.co_filename for code in changed}
+    # By type and not by isinstance, which asks objects of other libraries for their class.
+    functions = [each for each in gc.get_objects() if type(each) is FunctionType] if changed else []
+    known = [(each, code) for each in functions if (code := each.__code__).co_filename in files and code in changed]
+    swapped = [(each, code) for each, code in known if code.co_freevars == changed[code].co_freevars]
+    try:
+        for function, code in swapped:
+            function.__code__ = changed[code]
+        if swapped:
+            _forget_traces(files)
+        yield bool(swapped)
+    finally:
+        for function, code in swapped:
+            function.__code__ = code
+        if swapped:
+            _forget_traces(files)
+
+
+def _pairs(before: CodeType, after: CodeType) -> dict[CodeType, CodeType]:
+    """Give the code of each function that edits change, by the code that it has; nothing if the functions differ."""
+    inner = [[each for each in code.co_consts if isinstance(each, CodeType)] for code in (before, after)]
+    if [code.co_name for code in inner[0]] != [code.co_name for code in inner[1]]:
+        return {}
+    found = {} if before == after else {before: after}
+    for one, other in zip(*inner, strict=True):
+        found |= _pairs(one, other)
+    return found
+
+
+def _forget_traces(files: set[str]) -> None:
+    """Make JAX trace the compiled functions of some files again: it keeps traces by function, whatever its code is."""
+    import jax
+
+    compiled: Any = type(jax.jit(lambda: None))
+    for each in gc.get_objects():
+        if type(each) is compiled and _file(each) in files:
+            each.clear_cache()
+
+
+def _file(function: Any) -> str:
+    """Give the file of a function that others wrap, also Flax's, which keep it as `f`."""
+    with contextlib.suppress(ValueError):  # what wraps itself
+        function = inspect.unwrap(function)
+    while not isinstance(function, FunctionType):
+        function = function.func if isinstance(function, functools.partial) else getattr(function, "f", None)
+        if function is None:
+            return ""
+    return function.__code__.co_filename

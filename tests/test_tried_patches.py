@@ -1,0 +1,154 @@
+"""Patches are tried before they are printed: a line that two modules share may be right in one of them."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+from programs.common import drawn, trained_in_torch
+from torch import nn
+from torch.nn import functional
+
+import compare
+from compare.mending.in_memory import in_force
+from compare.mending.syntax import Edit
+from compare.verdict.divergence import REFUTED
+
+
+class Layer(nn.Module):
+    def __init__(self, size: int, act: Any) -> None:
+        super().__init__()
+        self.linear, self.act = nn.Linear(size, size), act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.linear(x))
+
+
+class Port(nnx.Module):
+    def __init__(self, size: int, rngs: nnx.Rngs) -> None:
+        self.linear = nnx.Linear(size, size, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return jax.nn.relu(self.linear(x))
+
+
+class Original(nn.Module):
+    def __init__(self, *acts: Any) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(Layer(6, act) for act in acts))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+class Ported(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List([Port(6, rngs) for _ in range(2)])
+
+    def __call__(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("acts", "shown"),
+    [
+        ((torch.tanh, torch.tanh), True),
+        ((torch.relu, torch.tanh), False),
+        ((torch.tanh, torch.relu), False),
+    ],
+    ids=["both are wrong", "the first is right", "the second is right"],
+)
+def test_a_shared_line_is_changed_where_all_that_share_it_are_wrong(acts: Any, shown: bool) -> None:
+    torch.manual_seed(0)
+    batches = [(each["x"], each["y"]) for each in drawn(size=8, x=(6,), y=(6,))]
+    report = compare.check(
+        compare.Torch(Original(*acts), nn.MSELoss(), lambda p: torch.optim.SGD(p, 0.1)),
+        compare.Flax(Ported(nnx.Rngs(0)), lambda o, y: jnp.mean((o - y) ** 2), optax.sgd(0.1)),
+        batches,
+        device="cpu",
+    )
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert "jnp.tanh" in report.divergence.cause.fix
+    assert (report.groups[0].patch is not None) == shown
+    assert (REFUTED in report.divergence.details) != shown
+
+
+def original(rates: tuple[float, float]) -> Any:
+    def build() -> Any:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        averages = {name: nn.Linear(4, 3) for name in ("fast", "slow")}
+        state, step = trained_in_torch(
+            model, torch.optim.SGD(model.parameters(), 0.1), lambda net, b: functional.mse_loss(net(b["x"]), b["y"])
+        )
+
+        def averaged(state: Any, batch: Any) -> Any:
+            shown = step(state, batch)
+            with torch.no_grad():
+                for average, rate in zip(averages.values(), rates, strict=True):
+                    for old, new in zip(average.parameters(), model.parameters(), strict=True):
+                        old.lerp_(new, rate)
+            return shown
+
+        return {**state, **averages}, averaged
+
+    return build
+
+
+def ported() -> Any:
+    rate, optimizer = 0.1, optax.sgd(0.1)
+
+    def averaged(old: Any, new: Any) -> Any:
+        return jax.tree.map(lambda a, b: (1 - rate) * a + rate * b, old, new)
+
+    @jax.jit
+    def step(state: Any, batch: Any) -> Any:
+        def loss_of(params: Any) -> Any:
+            return jnp.mean((batch["x"] @ params["kernel"] + params["bias"] - batch["y"]) ** 2)
+
+        loss, slopes = jax.value_and_grad(loss_of)(state["model"])
+        updates, kept = optimizer.update(slopes, state["optimizer"])
+        model = optax.apply_updates(state["model"], updates)
+        averages = {name: averaged(state[name], model) for name in ("fast", "slow")}
+        return {"model": model, "optimizer": kept, **averages}, {"loss": loss}
+
+    params = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
+    return {"model": params, "optimizer": optimizer.init(params), "fast": params, "slow": params}, step
+
+
+@pytest.mark.parametrize(("slow", "shown"), [(0.2, True), (0.1, False)], ids=["both are wrong", "the other is right"])
+def test_a_number_of_two_averages_is_changed_if_it_is_wrong_for_both(slow: float, shown: bool) -> None:
+    report = compare.check(
+        compare.TorchProgram(original((0.2, slow))),
+        compare.JaxProgram(ported),
+        drawn(size=6, x=(4,), y=(3,)),
+        device="cpu",
+    )
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "average's decay"
+    assert any(group.patch for group in report.groups) == shown
+
+
+def added(x: int) -> int:
+    return x + 1
+
+
+def test_edits_are_in_force_for_a_while() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    at = text.index("x + 1")
+    compiled = jax.jit(added)
+    assert (added(2), int(compiled(2))) == (3, 3)
+    with in_force([Edit(__file__, at, at + 5, "x + 10")]) as ready:
+        assert ready
+        assert (added(2), int(compiled(2))) == (12, 12)
+    assert (added(2), int(compiled(2))) == (3, 3)
+    np.testing.assert_array_equal(compiled(np.arange(2)), [1, 2])
