@@ -191,10 +191,10 @@ class CommonCheck(abc.ABC):
         batch, draws = self.pair.batches[0], self.runs.stepper.draws[0]
 
         def trial() -> Trial:
+            self.progress(Progress("trying the patches", found=lambda: found))
             torch = next(iter(self.runs.stepper.whole(self.runs.torch_run("float64"))))
             return Trial(followed, torch, lambda: self.pair.jax_run("float64").step(batch, draws), self.lines)
 
-        self.progress(Progress("trying the patches", found=lambda: found))
         return without_refuted(found, trial)
 
     def _read(self, followed: Followed) -> Followed:

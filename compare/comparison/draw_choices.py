@@ -32,12 +32,15 @@ class _Change(NamedTuple):
     reflected: frozenset[int] = frozenset()
     layouts: tuple[tuple[tuple[int, ...], str], ...] = ()
     composed: bool = False
+    by_leaf: bool = False
 
     def of(self, hints: Hints) -> Hints:
         """Give the hints with this change."""
         reflected = hints.reflected ^ self.reflected
         composed = hints.composed or self.composed
-        return hints._replace(reflected=reflected, layouts=(*hints.layouts, *self.layouts), composed=composed)
+        by_leaf = hints.by_leaf or self.by_leaf
+        layouts = (*hints.layouts, *self.layouts)
+        return hints._replace(reflected=reflected, layouts=layouts, composed=composed, by_leaf=by_leaf)
 
 
 class Pair(Protocol):
@@ -97,7 +100,7 @@ def settled(
     if repeated and (reached := agreement(before)) > best:
         hints, best = before, reached
     for change in changes:
-        if np.isinf(best[1]):
+        if best == (0, np.inf):
             break
         changed = change.of(hints)
         if (reached := agreement(changed)) > best:
@@ -111,14 +114,19 @@ def _changes(hints: Hints, keys: StepKeys, draws: Sequence[Draw]) -> Iterator[_C
     orders = [len(draw.value) for draw in draws if draw.kind == "randperm"]
     if len(set(orders)) < len(orders):
         yield _Change(composed=True)
+    shapes = [draw.value.shape for draw in draws]
+    if any(weight.torch in shapes for weights in hints.weights for weight in weights if len(weights) > 1):
+        yield _Change(by_leaf=True)
     certain, possible = _complements(hints, keys, draws, pairs)
     for numbers in dict.fromkeys((certain, certain | possible, *(frozenset({each}) for each in sorted(possible)))):
         if numbers:
             yield _Change(numbers)
     others = {
-        (draws[number].value.shape, layout.name): None
-        for number, site in pairs
-        for layout in draw_layouts(draws[number].value.shape, site.shape, hints)[1:]
+        (draws[found.draw].value.shape, layout.name): None
+        for found, site in zip(matching.placed, keys.sites, strict=True)
+        if found
+        for layout in draw_layouts(draws[found.draw].value.shape, site.shape, hints)
+        if layout.name != found.layout.name
     }
     for shape, name in others:
         yield _Change(layouts=((shape, name),))

@@ -38,6 +38,7 @@ from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
 from compare.weights.layers import buffer_names
 from compare.weights.links import WeightMap, to_jax
+from compare.weights.lying import lying
 
 
 class MappedPair:
@@ -103,6 +104,8 @@ class MappedPair:
             self._in_port_order(weights, jax_run)
             orders = {(shape[0], shape[1]) for shape in self.features.values() if shape}
             self.hints = self.hints._replace(flattened=tuple(orders))
+        trained = {name: tuple(each.shape) for name, each in torch.model.named_parameters() if each.requires_grad}
+        self.hints = self.hints._replace(weights=lying(self.links, [trained], self.given))
         # Layers in a scan have partners of their own on the torch side. Unrolled, each iteration is seen as a module's
         # call.
         self.unroll = bool(jax_run.hidden) and any(

@@ -21,7 +21,7 @@ from compare.jax_side.program_run import JaxProgramRun
 from compare.jax_side.program_state import remembered
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.step.batch import Batch
-from compare.step.draws import NO_HINTS
+from compare.step.draws import NO_HINTS, Hints
 from compare.step.observation import Observation, Port, to_numpy
 from compare.torch_side.control import ControlledRun
 from compare.torch_side.program import TorchProgram
@@ -32,6 +32,7 @@ from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
 from compare.weights.layers import buffer_names
 from compare.weights.links import Link, WeightMap, to_jax
+from compare.weights.lying import lying
 from compare.weights.roots import SAY_NOTHING, find_roots
 
 
@@ -62,7 +63,7 @@ class ProgramPair:
         self.selection = selection or Selection()
         self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
         self.hints = NO_HINTS
-        """What is known of the JAX side's draws."""
+        """What is known of the JAX side's draws; of the layouts of weights from when these are mapped."""
         self.moved = False
         """Whether the torch side starts from other values than those that it makes."""
         self.nondeterministic: list[str] = []
@@ -97,6 +98,11 @@ class ProgramPair:
             )
         if not any(link.torch in run.trained for link in self.links):
             raise InputError("no tensor that torch's optimizers train has a partner in the JAX state")
+        models: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name in run.parameters:
+            if name in run.trained:
+                models.setdefault(name.partition(".")[0], {})[name] = self.start[name].shape
+        self.hints = Hints(weights=lying(self.links, [*models.values()], self.given))
 
     def _with_moments(self, run: TorchProgramRun, port: JaxProgramRun, weights: Mapping[str, str | None]) -> WeightMap:
         """Map the weights; where some have no partner, without what may be the moments of an optimizer."""

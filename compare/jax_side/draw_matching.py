@@ -65,6 +65,9 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
     if hints.repeated:
         return _with_repeated(draws, sites, hints)
 
+    if hints.by_leaf:
+        return _with_leaves(draws, sites, hints)
+
     @functools.cache
     def fits(draw: Site, site: Site) -> list[Layout]:
         serving = conversion(draw.kind, site.kind)
@@ -101,9 +104,30 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
 def _without_given(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> Matching:
     """Pair those draws that the JAX side does not have already."""
     left = [number for number in range(len(draws)) if number not in hints.given]
-    reflected = frozenset(place for place, number in enumerate(left) if number in hints.reflected)
-    found = match([draws[number] for number in left], sites, hints._replace(given=frozenset(), reflected=reflected))
-    return found._replace(placed=[each and each._replace(draw=left[each.draw]) for each in found.placed])
+    return _in_order(left, draws, sites, hints._replace(given=frozenset()))
+
+
+def _with_leaves(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> Matching:
+    """Pair the draws after those for a model's weights are put in the order of JAX's leaves."""
+    order = list(range(len(draws)))
+    for weights in hints.weights:
+        shapes, places = [weight.torch for weight in weights], [weight.place for weight in weights]
+        start = 0
+        while start + len(weights) <= len(draws):
+            run = range(start, start + len(weights))
+            if [draws[number].shape for number in run] == shapes and len({draws[number].kind for number in run}) == 1:
+                order[run.start : run.stop] = [run[number] for number in np.argsort(places)]
+                start = run.stop
+            else:
+                start += 1
+    return _in_order(order, draws, sites, hints._replace(by_leaf=False))
+
+
+def _in_order(order: Sequence[int], draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> Matching:
+    """Pair some draws, in another order than that in which torch makes them."""
+    reflected = frozenset(place for place, number in enumerate(order) if number in hints.reflected)
+    found = match([draws[number] for number in order], sites, hints._replace(reflected=reflected))
+    return found._replace(placed=[each and each._replace(draw=order[each.draw]) for each in found.placed])
 
 
 def _with_repeated(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> Matching:

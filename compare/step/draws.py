@@ -41,6 +41,18 @@ class Site(NamedTuple):
         return f"{self.kind} {self.shape}"
 
 
+class Weight(NamedTuple):
+    """How a weight lies on both sides. Noise that is drawn for it may lie so too."""
+
+    torch: tuple[int, ...]
+    """The shape in torch."""
+    jax: tuple[int, ...]
+    axes: tuple[int, ...]
+    """The axis of torch's that each axis of JAX's is."""
+    place: int
+    """Its place among JAX's weights of the same model."""
+
+
 class Hints(NamedTuple):
     """What is known of the JAX side's draws, where kinds and shapes alone do not tell."""
 
@@ -60,6 +72,10 @@ class Hints(NamedTuple):
 
     composed: bool = False
     """Whether it draws a new order each time, where torch's step shuffles again what it has shuffled before."""
+    weights: tuple[tuple[Weight, ...], ...] = ()
+    """The trained weights of each model, in torch's order."""
+    by_leaf: bool = False
+    """Whether JAX draws for the weights of a model in the order of its own leaves."""
 
 
 NO_HINTS = Hints()

@@ -33,9 +33,9 @@ class Order(NamedTuple):
     name: str
     axes: Callable[[int], tuple[int, ...]]
     """For each number of dimensions, the axis of torch that each axis of JAX is."""
-    activations: range
+    activations: range = range(0)
     """The numbers of dimensions for which it is tried on what modules take and give."""
-    draws: range
+    draws: range = range(0)
     """The same for random numbers."""
 
     @property
@@ -86,6 +86,11 @@ ORDERS = (
 )
 
 
+def ordered(axes: tuple[int, ...]) -> Layout:
+    """The layout of a weight, of which each of JAX's axes is another one of torch's."""
+    return Order(f"as a weight, {axes}", axes=lambda _: axes).layout
+
+
 def flattened(features: tuple[int, ...]) -> Layout:
     """The layout of flattened features, of which torch's have channels first and the port's channels last."""
     channels, *spatial = features
@@ -109,8 +114,8 @@ def reshaped(name: str, torch: tuple[int, ...], jax: tuple[int, ...]) -> Layout:
 def draw_layouts(shape: tuple[int, ...], wanted: tuple[int, ...], hints: Hints = NO_HINTS) -> list[Layout]:
     """List the layouts under which torch's random numbers have the shape `wanted`, each once.
 
-    Besides the orders of axes these are other axes of length one, and an axis split in two, as heads from the batch:
-    `torch.nn.MultiheadAttention` draws `(batch * heads, query, key)`.
+    Besides the orders of axes these are that of a weight of both shapes, other axes of length one, and an axis split in
+    two, as heads from the batch: `torch.nn.MultiheadAttention` draws `(batch * heads, query, key)`.
     """
     for channels, points in hints.flattened:
         if shape == wanted and len(shape) == 2 and shape[1] == channels * points:
@@ -121,6 +126,10 @@ def draw_layouts(shape: tuple[int, ...], wanted: tuple[int, ...], hints: Hints =
             # Orders that differ by axes of length one alone are the same layout in memory.
             moved = tuple(axis for axis in order.axes(len(shape)) if shape[axis] != 1)
             found.setdefault(moved, order.layout)
+    for weight in itertools.chain.from_iterable(hints.weights):
+        if (shape, wanted) == (weight.torch, weight.jax):
+            moved = tuple(axis for axis in weight.axes if shape[axis] != 1)
+            found.setdefault(moved, ordered(weight.axes))
     unmoved = tuple(axis for axis, length in enumerate(shape) if length != 1)
     if [n for n in shape if n != 1] == [n for n in wanted if n != 1]:
         found.setdefault(unmoved, reshaped("with other axes of length one", shape, wanted))
