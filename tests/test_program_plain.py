@@ -127,3 +127,54 @@ def test_parameters_whose_gradient_is_zero_are_listed() -> None:
     assert report.ok, str(report)
     says = [line for line in report.unexercised if "the gradient is zero at every step" in line]
     assert [line.partition(":")[0] for line in says] == ["model.hidden.weight, model.hidden.bias"]
+
+
+def by_hand() -> Any:
+    """Give a torch program without an optimizer: a module and a bare tensor, whose updates the step writes itself."""
+    net, scale = model(), torch.full((2,), 1.5, requires_grad=True)
+    trained = [*net.parameters(), scale]
+
+    def step(state: Any, batch: Any) -> Any:
+        loss = functional.mse_loss(scale * state["model"](batch["x"]), batch["y"])
+        for parameter in trained:
+            parameter.grad = None
+        loss.backward()
+        with torch.no_grad():
+            for parameter in trained:
+                parameter -= 0.1 * parameter.grad
+        return {"loss": loss}
+
+    return {"model": net, "scale": scale}, step
+
+
+def ported_by_hand(rate: float) -> Any:
+    def build() -> Any:
+        @jax.jit
+        def step(state: Any, batch: Any) -> Any:
+            def loss_of(state: Any) -> Any:
+                output = batch["x"] @ state["model"]["weight"].T + state["model"]["bias"]
+                return jnp.mean((state["scale"] * output - batch["y"]) ** 2)
+
+            loss, slopes = jax.value_and_grad(loss_of)(state)
+            return jax.tree.map(lambda p, g: p - rate * g, state, slopes), {"loss": loss, "gradients": slopes}
+
+        return {"model": {"weight": jnp.zeros((2, 4)), "bias": jnp.zeros(2)}, "scale": jnp.zeros(2)}, step
+
+    return build
+
+
+def test_updates_by_hand_need_no_optimizer() -> None:
+    def compared(rate: float) -> compare.Report:
+        port = compare.JaxProgram(ported_by_hand(rate))
+        return compare.check(compare.TorchProgram(by_hand), port, batches(), device="cpu")
+
+    right, wrong = compared(0.1), compared(0.02)
+    assert right.ok, str(right)
+    assert {each.torch for each in right.quantities if each.stage == "update"} == {
+        "model.weight",
+        "model.bias",
+        "scale",
+    }
+    assert wrong.divergence is not None
+    assert wrong.divergence.cause is not None
+    assert "0.2 times torch's" in wrong.divergence.cause.explanation

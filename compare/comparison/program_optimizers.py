@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
+
 from compare.alignment.optimizer_state import jax_state
 from compare.alignment.pairings import Pairing
 from compare.alignment.program import slot_names
@@ -10,10 +12,14 @@ from compare.comparison.steps import Stepper
 from compare.diagnosis.optimizers.evidence import Evidence, Recorder
 from compare.diagnosis.optimizers.explain import Explained, explain_update
 from compare.jax_side.program_run import JaxProgramRun
+from compare.numerics.distance import distance, norm
+from compare.report.wording import counted
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
 from compare.torch_side.program_run import OneOptimizer, TorchProgramRun
+from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
+from compare.verdict.ratio import FACTOR
 from compare.weights.links import WeightMap, to_jax
 
 
@@ -35,9 +41,37 @@ def explained_update(programs: Programs, followed: Followed, pairing: Pairing) -
     parameter, run = _trained(pairing), programs.torch("float64")
     name = next((name for name in run.optimizers if parameter in OneOptimizer(run, name).parameters), None)
     if name is None:
-        return Explained()
+        return Explained(_in_proportion(programs, followed, run))
     evidence = _evidence(programs, followed, run, name)
     return explain_update(evidence, lambda dtype: OneOptimizer(programs.torch(dtype), name))
+
+
+def _in_proportion(programs: Programs, followed: Followed, run: TorchProgramRun) -> Cause | None:
+    """Say so if the JAX step's updates are a multiple of those that torch's step makes by hand, at every step."""
+    pairs = zip(followed.pairings, followed.quantities, strict=True)
+    updates = [(pairing, quantity) for pairing, quantity in pairs if pairing.stage == Stage.UPDATE and pairing.operands]
+    jax, stream = programs.jax(), programs.stepper.whole(run)
+    factor = 0.0
+    for number in range(followed.steps):
+        jax.load(to_jax(programs.links, run.arrays(), jax.arrays()))
+        ours = next(stream)
+        batch = programs.stepper.batches[number % len(programs.stepper.batches)]
+        theirs = jax.step(batch, programs.stepper.draws[number])
+        for pairing, quantity in updates:
+            one, other = pairing.torch_array(ours), pairing.jax_array(theirs)
+            factor = factor or float(np.vdot(one, other) / (np.vdot(one, one) or np.inf))
+            near = FACTOR * float(quantity.expected[number])
+            if not factor or distance(other, factor * one, otherwise=norm(one)) > max(near, EXACTLY):
+                return None
+    factor = float(f"{factor:.9g}")
+    if factor == 1:
+        return None
+    says = f"each update of the JAX step is {factor:g} times torch's, for every parameter that torch trains, at "
+    return Cause("size of the updates", f"{says}{counted(followed.steps, 'step')}", f"divide the updates by {factor:g}")
+
+
+EXACTLY = 1e-9
+"""How far updates may be from a multiple of torch's: the factor is fitted to one of them."""
 
 
 def _trained(pairing: Pairing) -> str:

@@ -91,13 +91,14 @@ class ProgramPair:
         self.links = self._with_moments(run, port, weights)
         self._copies = _copies(port, sorted(self.links, key=lambda link: link.torch not in run.trained))
         """What the JAX side's optimizers hold as copies of weights, such as lookahead's slow ones, and of which."""
-        if not run.optimizers:
+        if not run.trained:
             raise InputError(
-                "the torch state holds no torch.optim.Optimizer, so it is unknown what is trained: add the "
-                'optimizer to the state that build() returns, as {"model": model, "optimizer": optimizer}'
+                "the torch state holds no torch.optim.Optimizer, and no tensor that requires a gradient, so it is "
+                "unknown what is trained: add the optimizer to the state that build() returns, as "
+                '{"model": model, "optimizer": optimizer}'
             )
         if not any(link.torch in run.trained for link in self.links):
-            raise InputError("no tensor that torch's optimizers train has a partner in the JAX state")
+            raise InputError("no tensor that the torch step trains has a partner in the JAX state")
         models: dict[str, dict[str, tuple[int, ...]]] = {}
         for name in run.parameters:
             if name in run.trained:

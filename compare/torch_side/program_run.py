@@ -73,13 +73,8 @@ class TorchProgramRun(CommonRun):
         for slots in (slots for optimizer in self.optimizers.values() for slots in optimizer.state.values()):
             slots.update({name: self._cast(value) for name, value in slots.items() if isinstance(value, torch.Tensor)})
         self._named_bare()
-        self.trained = frozenset(
-            name
-            for optimizer in self.optimizers.values()
-            for group in optimizer.param_groups
-            for name in (self.name_of(parameter) for parameter in group["params"])
-        )
-        """The parameters that an optimizer has."""
+        self.trained = frozenset(map(self.name_of, self.trained_tensors()))
+        """The parameters that an optimizer has; without any, all that require a gradient: the step updates them."""
 
     def _named_bare(self) -> None:
         """Name the bare tensors that an optimizer trains, such as a temperature."""
@@ -109,8 +104,10 @@ class TorchProgramRun(CommonRun):
         return self._names[id(parameter)]
 
     def trained_tensors(self) -> "list[torch.Tensor]":
-        """Return the tensors that an optimizer has."""
+        """Return the tensors that an optimizer has; without any optimizer, all that require a gradient."""
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        if not self.optimizers:
+            return [each for each in (*self.parameters.values(), *self._numbers().values()) if each.requires_grad]
         return [parameter for group in groups for parameter in group["params"]]
 
     def scattered(self) -> "list[torch.Tensor]":

@@ -24,6 +24,9 @@ class Watched(Protocol):
     def name_of(self, parameter: Any) -> str:
         """Return the path of a tensor that an optimizer trains."""
 
+    def trained_tensors(self) -> list[Any]:
+        """Return the tensors that are trained."""
+
 
 class Watch:
     """What optimizers are given and do within one step, in order.
@@ -66,6 +69,9 @@ class Watch:
                 for group in optimizer.param_groups:
                     for parameter in filter(lambda each: each.requires_grad, group["params"]):
                         stack.callback(parameter.register_post_accumulate_grad_hook(self._keep).remove)
+            if not self.run.optimizers:
+                for parameter in self.run.trained_tensors():
+                    stack.callback(parameter.register_post_accumulate_grad_hook(self._used).remove)
             stack.enter_context(self._differentiating())
             yield
 
@@ -144,6 +150,14 @@ class Watch:
 
     def _keep(self, parameter: Any) -> None:
         self._latest[parameter] = parameter.grad.detach().clone()
+
+    def _used(self, parameter: Any) -> None:
+        """Keep a gradient that no optimizer is given: a step that updates by hand uses what backward passes leave."""
+        name = self.run.name_of(parameter)
+        if name not in self.gradients:
+            self._seen()
+            self._events.append((Stage.GRADIENT, name))
+        self.gradients[name] = parameter.grad.detach().clone()
 
     def _updated(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         del args, kwargs
