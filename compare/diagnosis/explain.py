@@ -57,78 +57,126 @@ def explain(
             the rounding of tables.
 
     """
-    if not np.isfinite(found.limit):  # in float32 only one side is finite: anything would be near enough
+    # In float32 only one side is finite: anything would be near enough.
+    if not np.isfinite(found.limit) or found.divergence.stage in (Stage.UPDATE, Stage.PARAMETERS):
         return Searched()
-    stage = found.divergence.stage
-    if stage in (Stage.UPDATE, Stage.PARAMETERS):
-        return Searched()
-    step = run, batch, draws
-    rerun, (held_out, others, again, once_more, last) = rerun_at(found, *step), itertools.tee(held_out, 5)
-    search = Search(found, rerun, place, held_out, 0.0 if surroundings is None else surroundings.tables)
-    known = Searched()
+    return _Explaining(found, (run, batch, draws), place, held_out, surroundings, beside_tables).searched()
 
-    def beside() -> Cause | None:
-        nonlocal known
+
+class _Explaining:
+    """One search for the cause of a divergence. The arguments are those of `explain`."""
+
+    def __init__(
+        self,
+        found: Found,
+        step: tuple[Repeatable, Any, Sequence[Draw]],
+        place: Place,
+        held_out: Iterable[HeldOut],
+        surroundings: Surroundings | None,
+        beside_tables: bool,
+    ) -> None:
+        self._found, self._step, self._place = found, step, place
+        self._surroundings, self._beside_tables = surroundings, beside_tables
+        self._rerun = rerun_at(found, *step)
+        own, others, within, self._again, self._once_more = itertools.tee(held_out, 5)
+        tables = 0.0 if surroundings is None else surroundings.tables
+        self._search = Search(found, self._rerun, place, own, tables)
+        self._known = Searched()
+        """What another search has found, from a wider limit or from all gradients."""
+        self._gradients_elsewhere: list[Elsewhere] = []
+        self._structure: StructureSearch | None = None
+        self._within: StructureSearch | None = None
+        """The same within torch's own losses, with their operations written out."""
+        if self._is_of_values and surroundings is not None and not self._search.is_data:
+            self._structure = StructureSearch(found, self._rerun, surroundings, _reruns(found, others))
+            self._within = StructureSearch(found, self._rerun, surroundings, _reruns(found, within), written_out=True)
+
+    @property
+    def _is_of_values(self) -> bool:
+        return self._found.divergence.stage in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN)
+
+    def searched(self) -> Searched:
+        """Try the searches in turn; the first cause that is confirmed is taken."""
+        search = self._search
+        if search.differs and (cause := next(filter(None, (each() for each in self._searches())), None)):
+            return self._known if self._known.cause else self._confirmed(cause)
+        # Where the two agree from the same weights, as behind a difference that the user accepts, all that leaves equal
+        # rows as they are would fit.
+        return Searched() if search.agrees or self._beside_tables else Searched(*search.related())
+
+    def _searches(self) -> list[Callable[[], Cause | None]]:
+        """List the searches, from the most to the least specific.
+
+        First come changes without a free number, then a function's own setting, such as the scale of attention, then
+        edits of single operations, and last pairs of changes. A later search has more candidates, so more of them fit
+        by accident.
+        """
+        search, structure = self._search, self._structure
+        if self._beside_tables:
+            return [search.exact, *([structure.norms, structure.one] if structure else [])]
+        if structure is None:
+            searches = [search.exact, search.settings, search.constants, search.two]
+        else:
+            # Behind an update, a factor that was fitted to the result may be an accident: an operation is tried first.
+            single = [search.factor, structure.one]
+            single = [*(reversed(single) if self._found.pairing.after_update else single), search.sign]
+            exact = [search.exact, structure.norms, search.settings, *single, self._within_losses]
+            beyond = search.is_far_beyond(FACTOR * self._found.divergence.expected64)
+            looser = [self._beside] if beyond else []
+            searches = [*exact, *looser, search.constants, search.two, structure.two]
+        return [searches[0], *self._of_all_gradients(), *searches[1:]]
+
+    def _within_losses(self) -> Cause | None:
+        has_losses = self._structure is not None and self._structure.has_losses
+        return self._within.one() if self._within is not None and has_losses else None
+
+    def _beside(self) -> Cause | None:
+        """Look for exact changes within what the rounding of tables would explain too."""
+        found = self._found
         wider = found._replace(limit=FACTOR * found.divergence.expected64)
-        known = explain(wider, run, batch, draws, place, again, surroundings, beside_tables=True)
-        return known.cause
+        self._known = explain(wider, *self._step, self._place, self._again, self._surroundings, beside_tables=True)
+        return self._known.cause
 
-    gradients_elsewhere: list[Elsewhere] = []
+    def _of_all_gradients(self) -> list[Callable[[], Cause | None]]:
+        """List the searches whose causes all gradients of a step prove: stopped gradients, and losses within others."""
+        around = self._surroundings
+        if around is None or around.gradients is None:
+            return []
+        search = functools.partial(self._of_gradients, around.gradients)
+        return [
+            functools.partial(search, stopped, around.budget),
+            functools.partial(search, in_hidden_losses, around.budget, around.given),
+        ]
 
-    def of_gradients(search_in: Callable[..., Proved], gradients: Gradients, *known_there: Any) -> Cause | None:
-        nonlocal known
-        for each in itertools.islice(gradients.held_out, CONFIRMATIONS - len(gradients_elsewhere)):
+    def _of_gradients(self, gradients: Gradients, search_in: Callable[..., Proved], *known_there: Any) -> Cause | None:
+        for each in itertools.islice(gradients.held_out, CONFIRMATIONS - len(self._gradients_elsewhere)):
             other = rerun_at(gradients.found, each.run, each.batch, each.draws)
-            gradients_elsewhere.append(Elsewhere(other, each.target))
-        proved = search_in(gradients.found, rerun, gradients_elsewhere, *known_there)
-        known = Searched(proved.cause, edited=proved.edited)
-        return known.cause
+            self._gradients_elsewhere.append(Elsewhere(other, each.target))
+        proved = search_in(gradients.found, self._rerun, self._gradients_elsewhere, *known_there)
+        self._known = Searched(proved.cause, edited=proved.edited)
+        return self._known.cause
 
-    searches = [search.exact] if beside_tables else [search.exact, search.settings, search.constants, search.two]
-    structure: StructureSearch | None = None
-    if stage in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN) and surroundings is not None and not search.is_data:
-        structure = as_called = StructureSearch(found, rerun, surroundings, _reruns(found, others))
-        within = StructureSearch(found, rerun, surroundings, _reruns(found, last), written_out=True)
-
-        def within_losses() -> Cause | None:
-            return within.one() if as_called.has_losses else None
-
-        # From the most to the least specific, since the first that is confirmed is taken: changes without a free
-        # number, a function's own setting, such as the scale of attention, then edits of single operations, and last
-        # pairs of changes. A later search has more candidates, so more of them fit by accident.
-        # Behind an update, a factor that was fitted to the result may be an accident: an operation is tried first.
-        single = [structure.one, search.factor] if found.pairing.after_update else [search.factor, structure.one]
-        single += [search.sign, within_losses]
-        exact = [search.exact, structure.norms, search.settings, *single]
-        looser = [beside] if search.is_far_beyond(FACTOR * found.divergence.expected64) else []
-        searches = [*exact, *looser, search.constants, search.two, structure.two]
-        if beside_tables:
-            searches = [search.exact, structure.norms, structure.one]
-    if not beside_tables and surroundings is not None and surroundings.gradients is not None:
-        gradients, budget = surroundings.gradients, surroundings.budget
-        hidden = functools.partial(of_gradients, in_hidden_losses, gradients, budget, surroundings.given)
-        searches[1:1] = [functools.partial(of_gradients, stopped, gradients, budget), hidden]
-    if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
-        if known.cause:
-            return known
-        outputs = surroundings.outputs() if stage == Stage.FORWARD and surroundings is not None else []
-        structure = within if structure is not None and within.cause else structure
-        if structure is not None and structure.cause:
-            if all(edit.kind == Structure.ADDED for edit in structure.cause):
-                # A factor that is added is another constant of what torch computes, too: the user's code has one of
-                # them. Weights may have been changed before their layer is called.
-                for where in (found, found._replace(outside=True)):
-                    beside_it = search if where is found else Search(where, rerun_at(where, *step), place, once_more)
-                    if other := beside_it.constants():
-                        cause = other if beside_it.is_short else either([other, cause])
-                        return _of_changes(beside_it, cause, outputs)
-            edited, everywhere = structure.operations(), structure.at_all_calls()
-            whole, details = _whole(structure, outputs, repeats=bool(everywhere))
-            return Searched(cause, details, whole, structure.explains_held, edited=edited, at_all_calls=everywhere)
-        return _of_changes(search, cause, outputs)
-    # Where the two agree from the same weights, as behind a difference that the user accepts, all that leaves equal
-    # rows as they are would fit.
-    return Searched() if search.agrees or beside_tables else Searched(*search.related())
+    def _confirmed(self, cause: Cause) -> Searched:
+        """Tell what else a cause explains."""
+        around = self._surroundings
+        is_forward = self._found.divergence.stage == Stage.FORWARD
+        outputs = around.outputs() if is_forward and around is not None else []
+        structure = self._within if self._within is not None and self._within.cause else self._structure
+        if structure is None or not structure.cause:
+            return _of_changes(self._search, cause, outputs)
+        if all(edit.kind == Structure.ADDED for edit in structure.cause):
+            # A factor that is added is another constant of what torch computes, too: the user's code has one of them.
+            # Weights may have been changed before their layer is called.
+            for where in (self._found, self._found._replace(outside=True)):
+                beside_it = self._search
+                if where is not self._found:
+                    beside_it = Search(where, rerun_at(where, *self._step), self._place, self._once_more)
+                if other := beside_it.constants():
+                    cause = other if beside_it.is_short else either([other, cause])
+                    return _of_changes(beside_it, cause, outputs)
+        edited, everywhere = structure.operations(), structure.at_all_calls()
+        whole, details = _whole(structure, outputs, repeats=bool(everywhere))
+        return Searched(cause, details, whole, structure.explains_held, edited=edited, at_all_calls=everywhere)
 
 
 def _reruns(found: Found, held_out: Iterable[HeldOut]) -> Iterator[tuple[Rerun, np.ndarray]]:

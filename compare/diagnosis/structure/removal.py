@@ -158,11 +158,15 @@ def applied_twice(context: Context, node: Node) -> Iterator[Edit]:
     yield one(Kind.TWICE, node, compute, f"applies {shown(node)} twice", f"apply {node.name} once")
 
 
+_OF_A_SHAPE = frozenset({"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
+"""Functions that take nothing but the shape of a tensor: what they give is the same wherever they stand."""
+
+
 def moved(context: Context, after: Node) -> Iterator[Edit]:
     """List neighbours that may stand in another order."""
     for path, number in context.data(after):
         before = context.makers.get(number)
-        if before is None or len(after.outputs) != 1:
+        if before is None or len(after.outputs) != 1 or before.name in _OF_A_SHAPE:
             continue
         yield from _exchanged(context, before, after, path)
         yield from _joined_first(context, before, after, path)
