@@ -21,11 +21,12 @@ AS_USERS := XLA_FLAGS=--xla_force_host_platform_device_count=2
 test-all: lint
 	$(AS_USERS) EXAMPLES=12 SEEDS=20 $(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
-# Both ends of the range of versions that work, in a short form: what a new JAX or PyTorch breaks first, one trap of
-# each stage, the notebook and the plugin. Each end has a virtual environment of its own.
+# Both ends of the range of versions that work, in a short form: what a new JAX, PyTorch or Python breaks first, one trap
+# of each stage, the notebook and the plugin. Each end has a virtual environment of its own.
 OLDEST_PYTHON ?= python3.11
 NEWEST_PYTHON ?= python3.13
 SHORT := tests/test_jaxpr.py tests/test_versions.py tests/test_traps.py \
+	tests/test_draws_in_loops.py tests/test_tried_patches.py \
 	tests/test_parity.py::test_everything_is_weighed_at_every_step \
 	tests/test_pytest_plugin.py::test_a_mismatch_fails_with_its_report
 
