@@ -193,7 +193,7 @@ class ProgramCheck(CommonCheck):
     def _lines(self, pairing: Pairing) -> list[Line]:
         if not self.jax.traces:
             return []
-        step = Computed.of_step(self.jax.traces[0], self.jax.outputs)
+        step = Computed.of_step(self.jax.traces[0], [leaf.name for leaf in self.jax.leaves], self.jax.outputs)
         if pairing.ports is not None:
             return [Line("jax", Role.COMPUTED, each) for each in step.towards(pairing.ports[1])]
         if pairing.stage not in (Stage.GRADIENT, Stage.UPDATE):

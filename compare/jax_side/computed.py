@@ -35,19 +35,25 @@ class Computed:
         return cls(equations, found)
 
     @classmethod
-    def of_step(cls, program: Any, names: Sequence[str]) -> "Computed":
+    def of_step(cls, program: Any, leaves: Sequence[str], names: Sequence[str]) -> "Computed":
         """Read a step in which modules' inputs and outputs are named, also within nested programs: see `labels.py`.
 
-        `names` are those of its outputs.
+        Args:
+            program: Traced.
+            leaves: The names of the state's leaves, which are its first arguments.
+            names: The names of its outputs.
+
         """
         equations = list(_all(program))
+        labels = [(eqn, Label.of(eqn.params["name"])) for eqn in equations if eqn.primitive.name == NAME]
+        roots = _roots(program, labels, leaves)
         calls: Counter[tuple[str, str, str]] = Counter()
         found = {}
-        for eqn in equations:
-            label = Label.of(eqn.params["name"]) if eqn.primitive.name == NAME else None
+        for eqn, label in labels:
             if label is not None and label.what in ("input", "output"):
-                key = (label.what, label.path, label.leaf)
-                found[Port(label.path, calls[key], label.what, label.leaf)] = eqn.outvars[0]
+                path = "/".join(filter(None, (roots.get(label.root, ""), label.path)))
+                key = (label.what, path, label.leaf)
+                found[Port(path, calls[key], label.what, label.leaf)] = eqn.outvars[0]
                 calls[key] += 1
         outputs = zip(names, Program.of(program).outputs, strict=True)
         of_output = {name: _inside(atom, program) for name, atom in outputs if not is_literal(atom)}
@@ -88,6 +94,38 @@ class Computed:
             seen.add(id(eqn))
             yield id(eqn)
             open_ += [atom for atom in eqn.invars if not is_literal(atom) and atom not in ends]
+
+
+def _roots(program: Any, labels: Sequence[tuple[Any, Label | None]], leaves: Sequence[str]) -> dict[str, str]:
+    """Give the path in the state of each number that stands for a root: a Linen module does not know its own.
+
+    The parameters that it is applied to tell it. They are leaves of the state, handed on to the functions that the step
+    calls.
+    """
+    outer = dict(_handed_on(program))
+    names = dict(zip(Program.of(program).arguments, leaves, strict=False))
+    found = {}
+    for eqn, label in labels:
+        if label is not None and label.what == "parameter":
+            variable = eqn.invars[0]
+            while variable in outer:
+                variable = outer[variable]
+            inner = label.leaf.replace(".", "/")
+            if (name := names.get(variable, "")).endswith(inner):
+                found[label.root] = name.removesuffix(inner).rstrip("/")
+    return found
+
+
+def _handed_on(program: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each argument of a program that is called, and the variable that it is given."""
+    for eqn in Program.of(program).equations:
+        for nested in programs(eqn):
+            arguments = Program.of(nested).arguments
+            if len(arguments) == len(eqn.invars):
+                yield from (
+                    (one, other) for one, other in zip(arguments, eqn.invars, strict=True) if not is_literal(other)
+                )
+            yield from _handed_on(nested)
 
 
 def _inside(variable: Any, program: Any) -> Any:
