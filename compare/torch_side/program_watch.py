@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 from unittest import mock
 
+from compare.errors import InputError
 from compare.step.observation import Event
 from compare.step.stage import Stage
 from compare.torch_side.record import Record, has_no_numbers
@@ -96,7 +97,12 @@ class Watch:
                 stack.enter_context(mock.patch.object(torch.autograd, name, noting(getattr(torch.autograd, name))))
             yield
 
-    def _begins(self, _: Any, args: Any, kwargs: Any) -> None:
+    def _begins(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if not self.run.optimizers:
+            raise InputError(
+                f"the torch state holds no torch.optim.Optimizer, and the step uses one, {type(optimizer).__name__}: "
+                'add it to the state that build() returns, as {"model": model, "optimizer": optimizer}'
+            )
         if _closure(args, kwargs) is None:
             self._stepping += 1
             Record.keeping = True
