@@ -178,3 +178,32 @@ def test_updates_by_hand_need_no_optimizer() -> None:
     assert wrong.divergence is not None
     assert wrong.divergence.cause is not None
     assert "0.2 times torch's" in wrong.divergence.cause.explanation
+
+
+def test_a_factor_that_fits_one_number_alone_is_no_cause() -> None:
+    def original() -> Any:
+        scale = torch.tensor(1.5, requires_grad=True)
+
+        def step(state: Any, batch: Any) -> Any:
+            loss = torch.mean((scale * batch["x"] - 1.0) ** 2)
+            (slope,) = torch.autograd.grad(loss, scale)
+            with torch.no_grad():
+                scale.sub_(0.1 * slope)
+            return {"loss": loss}
+
+        return {"scale": scale}, step
+
+    def port() -> Any:
+        @jax.jit
+        def step(state: Any, batch: Any) -> Any:
+            loss, slope = jax.value_and_grad(lambda scale: jnp.mean((scale * batch["x"] - 1.0) ** 2))(state["scale"])
+            return {"scale": state["scale"] - 0.1 * jnp.tanh(slope)}, {"loss": loss, "gradients": {"scale": slope}}
+
+        return {"scale": jnp.zeros(())}, step
+
+    report = compare.check(
+        compare.TorchProgram(original), compare.JaxProgram(port), drawn(size=6, x=(4,)), device="cpu", steps=1
+    )
+    assert report.divergence is not None
+    assert report.divergence.stage == "update"
+    assert report.divergence.cause is None

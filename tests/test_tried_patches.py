@@ -15,9 +15,15 @@ from torch import nn
 from torch.nn import functional
 
 import compare
+from compare.comparison.tried_patches import Trial
+from compare.errors import UserCodeError
 from compare.mending.in_memory import in_force
+from compare.mending.leftover import unused_after
+from compare.mending.patch import Patch
 from compare.mending.syntax import Edit
+from compare.step.observation import Observation
 from compare.verdict.divergence import REFUTED
+from compare.verdict.following import Followed
 
 
 class Layer(nn.Module):
@@ -152,3 +158,52 @@ def test_edits_are_in_force_for_a_while() -> None:
         assert (added(2), int(compiled(2))) == (12, 12)
     assert (added(2), int(compiled(2))) == (3, 3)
     np.testing.assert_array_equal(compiled(np.arange(2)), [1, 2])
+
+
+PLAIN = "def twice(x):\n    return x + x  # é\n\n\ndef half(x):\n    return x / 2\n"
+
+
+@pytest.mark.parametrize(
+    "text", [PLAIN.replace("\n", "\r\n"), "\ufeff" + PLAIN], ids=["line ends of Windows", "a byte order mark"]
+)
+def test_edits_of_any_utf8_file_are_shown_and_run(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "port.py"
+    file.write_bytes(text.encode())
+    space: dict[str, Any] = {}
+    exec(compile(file.read_bytes(), str(file), "exec", dont_inherit=True), space)
+    at = text.index("x / 2")
+    edits = (Edit(str(file), at, at + 5, "x / 4"),)
+    (change,) = Patch(edits).changes
+    assert (change.line, change.removed, change.added) == (6, ("    return x / 2",), ("    return x / 4",))
+    assert "+    return x / 4" in Patch(edits).diff
+    with in_force(edits) as ready:
+        assert ready
+        assert space["half"](8) == 2
+    assert space["half"](8) == 4
+    assert unused_after(text, text.replace("x / 2", "4")) == []
+
+
+def test_a_patch_with_which_the_port_fails_does_not_help() -> None:
+    torch.manual_seed(0)
+    batches = [(each["x"], each["y"]) for each in drawn(size=8, x=(6,), y=(6,))]
+    report = compare.check(
+        compare.Torch(Original(torch.tanh, torch.tanh), nn.MSELoss(), lambda p: torch.optim.SGD(p, 0.1)),
+        compare.Flax(Ported(nnx.Rngs(0)), lambda o, y: jnp.mean((o - y) ** 2), optax.sgd(0.1)),
+        batches,
+        device="cpu",
+    )
+    (group,) = report.groups
+    text = Path(__file__).read_text(encoding="utf-8")
+    at = text.index("x + 1")
+
+    def raised(error: Exception) -> bool | None:
+        def step() -> Observation:
+            raise UserCodeError("the JAX side", error)
+
+        nothing = Followed([], [], {}, [])
+        trial = Trial(nothing, Observation(), Observation(), step, lambda pairing: [])
+        return trial.refuted([Edit(__file__, at, at + 5, "x + 2")], group, (), first=True)
+
+    assert raised(TypeError("shapes do not fit")) is True
+    # What a patch imports is not imported for the trial.
+    assert raised(NameError("jnp")) is None

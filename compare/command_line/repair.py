@@ -19,7 +19,7 @@ from compare.command_line.files import opened
 from compare.diagnosis.structure.edit import Kind
 from compare.mending.leftover import unused_after
 from compare.mending.patch import diff
-from compare.mending.syntax import Edit, Unfit, applied
+from compare.mending.syntax import Edit, Unfit, before_and_after, read
 
 ROUNDS = 5
 """Checks, at most, after the first."""
@@ -99,7 +99,7 @@ class Repair:
         return [
             f"{name} ({Path(file).name}:{line})"
             for file, text in self.before.items()
-            for name, line in unused_after(text, Path(file).read_bytes().decode())
+            for name, line in unused_after(text, read(file))
         ]
 
     def _reason(self, group: Mapping[str, Any]) -> str:
@@ -233,11 +233,7 @@ def _edits(groups: Sequence[Mapping[str, Any]]) -> list[Edit]:
 
 def _texts(groups: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return the files with the patches of some findings; Unfit where two of them change the same."""
-    edits = _edits(groups)
-    files = dict.fromkeys(edit.file for edit in edits)
-    return {
-        file: applied(Path(file).read_bytes().decode(), [edit for edit in edits if edit.file == file]) for file in files
-    }
+    return {file: after for file, _, after in before_and_after(_edits(groups))}
 
 
 def _restore(original: Mapping[str, bytes]) -> None:

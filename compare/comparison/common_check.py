@@ -16,7 +16,7 @@ from compare.comparison.excuses import Measures, excuses
 from compare.comparison.float32 import other_in_float32, weigh_float32_program
 from compare.comparison.random_keys import reused_key
 from compare.comparison.steps import JaxSteps, approximated
-from compare.comparison.tried_patches import Trial, without_refuted
+from compare.comparison.tried_patches import LARGEST, Trial, without_refuted
 from compare.jax_side.keys import StepKeys
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show
@@ -31,9 +31,6 @@ from compare.weights.links import named
 def unseen(_doing: str, _done: int, _of: int, _so_far: SoFar) -> None:
     """Show no progress."""
 
-
-LARGEST = 10_000_000
-"""Number of parameters up to which the patches of a report are tried: each takes another compiled step."""
 
 _NOT_JUDGED = "but for its float32 program: checking it failed, by an error of netparity"
 
@@ -192,8 +189,9 @@ class CommonCheck(abc.ABC):
 
         def trial() -> Trial:
             self.progress(Progress("trying the patches", found=lambda: found))
-            torch = next(iter(self.runs.stepper.whole(self.runs.torch_run("float64"))))
-            return Trial(followed, torch, lambda: self.pair.jax_run("float64").step(batch, draws), self.lines)
+            torch = next(self.runs.stepper.whole(self.runs.torch_run("float64")))
+            before = self.runs.again(copy.copy(self.jax)).step(batch, draws)
+            return Trial(followed, torch, before, lambda: self.pair.jax_run("float64").step(batch, draws), self.lines)
 
         return without_refuted(found, trial)
 

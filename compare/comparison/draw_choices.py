@@ -18,7 +18,7 @@ from compare.comparison.draw_parameters import both_parameters
 from compare.jax_side.draw_matching import match
 from compare.jax_side.keys import SiteRead, StepKeys
 from compare.step.draws import Draw, Hints, Site
-from compare.step.layouts import draw_layouts
+from compare.step.layouts import draw_layouts, ordered
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed
 
@@ -115,8 +115,10 @@ def _changes(hints: Hints, keys: StepKeys, draws: Sequence[Draw]) -> Iterator[_C
     if len(set(orders)) < len(orders):
         yield _Change(composed=True)
     shapes = [draw.value.shape for draw in draws]
-    if any(weight.torch in shapes for weights in hints.weights for weight in weights if len(weights) > 1):
-        yield _Change(by_leaf=True)
+    weights = [weight for model in hints.weights if len(model) > 1 for weight in model if weight.torch in shapes]
+    if weights:
+        # With both at once: where all weights have one shape, neither alone makes anything more agree.
+        yield _Change(by_leaf=True, layouts=tuple((weight.torch, ordered(weight.axes).name) for weight in weights))
     certain, possible = _complements(hints, keys, draws, pairs)
     for numbers in dict.fromkeys((certain, certain | possible, *(frozenset({each}) for each in sorted(possible)))):
         if numbers:

@@ -38,7 +38,7 @@ from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
 from compare.weights.layers import buffer_names
 from compare.weights.links import WeightMap, to_jax
-from compare.weights.lying import lying
+from compare.weights.weight_layouts import weight_layouts
 
 
 class MappedPair:
@@ -105,7 +105,7 @@ class MappedPair:
             orders = {(shape[0], shape[1]) for shape in self.features.values() if shape}
             self.hints = self.hints._replace(flattened=tuple(orders))
         trained = {name: tuple(each.shape) for name, each in torch.model.named_parameters() if each.requires_grad}
-        self.hints = self.hints._replace(weights=lying(self.links, [trained], self.given))
+        self.hints = self.hints._replace(weights=weight_layouts(self.links, [trained], self.given))
         # Layers in a scan have partners of their own on the torch side. Unrolled, each iteration is seen as a module's
         # call.
         self.unroll = bool(jax_run.hidden) and any(

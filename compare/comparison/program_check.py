@@ -20,7 +20,7 @@ from compare.comparison.other_start import other_start
 from compare.comparison.precision import program_precision_causes
 from compare.comparison.program_causes import explained
 from compare.comparison.program_lines import with_lines
-from compare.comparison.program_optimizers import Programs, explained_update
+from compare.comparison.program_optimizers import Programs, explained_update, in_proportion
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.program_questions import questioned_program
 from compare.comparison.program_runs import ProgramRuns
@@ -153,6 +153,8 @@ class ProgramCheck(CommonCheck):
 
     def update_explained(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit]) -> Explained:
         """Find out why an optimizer updates otherwise, from all steps, each started from torch's values."""
+        if not self.pair.optimizers:  # torch's step updates by hand
+            return Explained(in_proportion(followed, self.from_torch(edits)))
 
         def of(torch: Callable[[str], TorchProgramRun], *, accumulated: bool) -> Explained:
             programs = Programs(self.pair.links, self.runs.stepper, torch, self._jax_again, accumulated)

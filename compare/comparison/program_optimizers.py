@@ -1,7 +1,7 @@
 """Explains a difference between two programs' optimizers by all steps, each started from torch's values."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -41,30 +41,33 @@ def explained_update(programs: Programs, followed: Followed, pairing: Pairing) -
     parameter, run = _trained(pairing), programs.torch("float64")
     name = next((name for name in run.optimizers if parameter in OneOptimizer(run, name).parameters), None)
     if name is None:
-        return Explained(_in_proportion(programs, followed, run))
+        return Explained()
     evidence = _evidence(programs, followed, run, name)
     return explain_update(evidence, lambda dtype: OneOptimizer(programs.torch(dtype), name))
 
 
-def _in_proportion(programs: Programs, followed: Followed, run: TorchProgramRun) -> Cause | None:
-    """Say so if the JAX step's updates are a multiple of those that torch's step makes by hand, at every step."""
+def in_proportion(followed: Followed, steps: Iterable[tuple[object, Observation, Observation]]) -> Cause | None:
+    """Say so if the JAX step's updates are a multiple of those that torch's step makes by hand, at every step.
+
+    Args:
+        followed: What following both sides has found.
+        steps: Of both sides, each from torch's weights.
+
+    """
     pairs = zip(followed.pairings, followed.quantities, strict=True)
     updates = [(pairing, quantity) for pairing, quantity in pairs if pairing.stage == Stage.UPDATE and pairing.operands]
-    jax, stream = programs.jax(), programs.stepper.whole(run)
-    factor = 0.0
-    for number in range(followed.steps):
-        jax.load(to_jax(programs.links, run.arrays(), jax.arrays()))
-        ours = next(stream)
-        batch = programs.stepper.batches[number % len(programs.stepper.batches)]
-        theirs = jax.step(batch, programs.stepper.draws[number])
+    factor, numbers = 0.0, 0
+    for step, (_, torch, jax) in enumerate(steps):
         for pairing, quantity in updates:
-            one, other = pairing.torch_array(ours), pairing.jax_array(theirs)
-            factor = factor or float(np.vdot(one, other) / (np.vdot(one, one) or np.inf))
-            near = FACTOR * float(quantity.expected[number])
-            if not factor or distance(other, factor * one, otherwise=norm(one)) > max(near, EXACTLY):
+            ours, theirs = pairing.torch_array(torch), pairing.jax_array(jax)
+            if not factor and ours.any():
+                factor = float(np.vdot(ours, theirs) / np.vdot(ours, ours))
+            near = max(FACTOR * float(quantity.expected[step]), EXACTLY)
+            if distance(theirs, factor * ours, otherwise=norm(ours)) > near:
                 return None
+            numbers += int(np.count_nonzero(ours))
     factor = float(f"{factor:.9g}")
-    if factor == 1:
+    if factor in (0, 1) or numbers < CONFIRMED:
         return None
     says = f"each update of the JAX step is {factor:g} times torch's, for every parameter that torch trains, at "
     return Cause("size of the updates", f"{says}{counted(followed.steps, 'step')}", f"divide the updates by {factor:g}")
@@ -72,6 +75,9 @@ def _in_proportion(programs: Programs, followed: Followed, run: TorchProgramRun)
 
 EXACTLY = 1e-9
 """How far updates may be from a multiple of torch's: the factor is fitted to one of them."""
+
+CONFIRMED = 3
+"""How many numbers must have the factor: the one that it may be fitted to, and two that confirm it."""
 
 
 def _trained(pairing: Pairing) -> str:

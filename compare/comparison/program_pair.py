@@ -32,8 +32,8 @@ from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
 from compare.weights.layers import buffer_names
 from compare.weights.links import Link, WeightMap, to_jax
-from compare.weights.lying import lying
 from compare.weights.roots import SAY_NOTHING, find_roots
+from compare.weights.weight_layouts import weight_layouts
 
 
 class ProgramPair:
@@ -100,10 +100,10 @@ class ProgramPair:
         if not any(link.torch in run.trained for link in self.links):
             raise InputError("no tensor that the torch step trains has a partner in the JAX state")
         models: dict[str, dict[str, tuple[int, ...]]] = {}
-        for name in run.parameters:
-            if name in run.trained:
-                models.setdefault(name.partition(".")[0], {})[name] = self.start[name].shape
-        self.hints = Hints(weights=lying(self.links, [*models.values()], self.given))
+        for name in (name for name in run.kept() if name in run.trained):
+            model = name.partition(".")[0] if "." in name else ""  # bare tensors at the top belong together
+            models.setdefault(model, {})[name] = self.start[name].shape
+        self.hints = Hints(weights=weight_layouts(self.links, [*models.values()], self.given))
 
     def _with_moments(self, run: TorchProgramRun, port: JaxProgramRun, weights: Mapping[str, str | None]) -> WeightMap:
         """Map the weights; where some have no partner, without what may be the moments of an optimizer."""

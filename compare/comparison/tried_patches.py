@@ -6,13 +6,13 @@ the line, or an expression like it may stand beside the one that is meant.
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from compare.alignment.pairings import Pairing, shown
+from compare.errors import InputError, UserCodeError
 from compare.mending.in_memory import in_force
-from compare.mending.syntax import Edit
+from compare.mending.syntax import Edit, read
 from compare.numerics.distance import distance, norm
 from compare.report.groups import Group
 from compare.report.report import Report
@@ -25,8 +25,14 @@ from compare.verdict.ratio import FACTOR
 MOST = 4
 """How many patches of a report are tried."""
 
+LARGEST = 10_000_000
+"""Number of parameters up to which patches are tried: each takes another compiled step."""
+
 SLACK = 100.0
 """A patched port computes in another order: it agrees within this many times what rounding explained before."""
+
+UNCHANGED = 1e-9
+"""A patch that changes the distance between both sides by no more than this has no effect on the step."""
 
 _INDEPENDENT = frozenset({Stage.UPDATE, Stage.STATE, Stage.SHOWN})
 """Stages whose tensors do not follow from one another: one that a patch spoils need not come before its place."""
@@ -49,13 +55,16 @@ def without_refuted(found: Report, trial: Callable[[], "Trial"]) -> Report:
     for group in groups:
         cause = group.first.cause
         # Of two mistakes at one place, one may be another layer's too, and is mended with that.
-        whole = whole and cause is not None and group.parts in ((), cause.parts)
-        refuted = tried.refuted([*edits, *group.patch.edits], group, known, first=whole) if group.patch else None
-        if refuted is False and group.patch:
+        whole = whole and group.patch is not None and cause is not None and group.parts in ((), cause.parts)
+        if group.patch is None:
+            continue
+        refuted = tried.refuted([*edits, *group.patch.edits], group, known, first=whole)
+        if refuted is False:
             edits += group.patch.edits
-        else:
-            whole = False
-        wrong += group.findings if refuted else ()
+            continue
+        whole = False
+        if refuted:
+            wrong += group.findings
 
     def marked(each: Divergence) -> Divergence:
         return dataclasses.replace(each, details=(*each.details, REFUTED)) if each in wrong else each
@@ -70,7 +79,8 @@ class Trial:
     Args:
         followed: What following both sides has found.
         torch: Torch's first step in float64.
-        step: Starts the JAX side anew in float64, from torch's weights, and takes its first step.
+        before: The JAX side's first step in float64, without a patch.
+        step: Takes the same step of the JAX side, built and traced anew.
         lines: Gives the lines of the user's code that something comes from.
 
     """
@@ -79,11 +89,12 @@ class Trial:
         self,
         followed: Followed,
         torch: Observation,
+        before: Observation,
         step: Callable[[], Observation],
         lines: Callable[[Pairing], Iterable[Line]],
     ) -> None:
         self._followed, self._torch, self._step, self._lines = followed, torch, step, lines
-        self._before = self._distances(step())
+        self._before = self._distances(before)
         """The distance between both sides of everything that is compared, without a patch."""
 
     def refuted(self, edits: Sequence[Edit], group: Group, known: Collection[int], *, first: bool) -> bool | None:
@@ -101,11 +112,11 @@ class Trial:
                 return None
             try:
                 now = self._distances(self._step())
-            except NameError:  # what the patch imports
-                return None
-            except Exception:  # noqa: BLE001 - whatever the user's code raises with the patch, it does not without
-                return True
-        if np.array_equal(now, self._before, equal_nan=True):
+            except InputError as error:  # the step was taken without the patch, and did not raise
+                imports = isinstance(error, UserCodeError) and isinstance(error.error, NameError)
+                return None if imports else True
+        # Another compilation may round otherwise.
+        if np.allclose(now, self._before, rtol=UNCHANGED, atol=UNCHANGED, equal_nan=True):
             return None
         spoiled, agrees = self._agreeing(self._before) & ~self._agreeing(now), self._agreeing(now)
         place, stages = group.first.number, [each.stage for each in self._followed.pairings]
@@ -144,5 +155,5 @@ _COMPUTING = (Role.COMPUTED, Role.CALLED, Role.GIVEN)
 
 def _numbers(edit: Edit) -> range:
     """Number the lines that an edit changes, from 1."""
-    text = Path(edit.file).read_bytes().decode("utf-8")
+    text = read(edit.file)
     return range(text.count("\n", 0, edit.start) + 1, text.count("\n", 0, edit.end) + 2)

@@ -110,9 +110,8 @@ def _roots(program: Any, labels: Sequence[tuple[Any, Label | None]], leaves: Seq
             variable = eqn.invars[0]
             while variable in outer:
                 variable = outer[variable]
-            inner = label.leaf.replace(".", "/")
-            if (name := names.get(variable, "")).endswith(inner):
-                found[label.root] = name.removesuffix(inner).rstrip("/")
+            if (root := label.root_in(names.get(variable, ""))) is not None:
+                found[label.root] = root
     return found
 
 

@@ -30,6 +30,15 @@ class Label(NamedTuple):
     def __str__(self) -> str:
         return "|".join(("netparity", *self))
 
+    @property
+    def inner(self) -> str:
+        """The leaf as the end of a path in the state: "dense/kernel" for "dense.kernel"."""
+        return self.leaf.replace(".", "/")
+
+    def root_in(self, name: str) -> str | None:
+        """Give the root in the state of a parameter, of which the whole path is given; None if it is not this leaf."""
+        return name.removesuffix(self.inner).rstrip("/") if name.endswith(self.inner) else None
+
     @classmethod
     def of(cls, text: str) -> "Label | None":
         """Read it from a name in a program; None if the name is the user's own."""

@@ -51,15 +51,13 @@ class Watch:
             return None
         if label.what == "parameter":
             # Compared by identity, because two parameters may have equal initial values.
-            name = self._names.get(id(value), "")
-            inner = label.leaf.replace(".", "/")
             # The parameter is still the array of the state that the run put in: jit and grad hand it on as it is.
-            if name.endswith(inner):
-                self._roots[label.root] = name.removesuffix(inner).rstrip("/")
+            if (root := label.root_in(self._names.get(id(value), ""))) is not None:
+                self._roots[label.root] = root
             return None
         if label.what == "updated":
             if (known := self._roots.get(label.root)) is not None:
-                self._names[id(value)] = "/".join(filter(None, (known, label.leaf.replace(".", "/"))))
+                self._names[id(value)] = "/".join(filter(None, (known, label.inner)))
                 self._kept.append(value)
             return None
         root = self._roots.get(label.root, "") if label.root else ""

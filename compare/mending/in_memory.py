@@ -5,26 +5,24 @@ import functools
 import gc
 import inspect
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
-from compare.mending.syntax import Edit, applied
+from compare.mending.syntax import Edit, before_and_after
 
 
 @contextlib.contextmanager
 def in_force(edits: Sequence[Edit]) -> Iterator[bool]:
-    """Give the functions that exist the code that they would have with edits; yield whether any of them has other code.
+    """Give the functions that exist the code that they would have with edits; yield whether any changes.
 
     What a module or a class body computes stays as it is, and so does what was made before: a layer, an optimizer.
     A function keeps its code if it was made by another one than the file has now, or if edits give it variables of the
     functions around it that it does not use.
     """
     changed: dict[CodeType, CodeType] = {}
-    for file in dict.fromkeys(edit.file for edit in edits):
-        before = Path(file).read_bytes().decode("utf-8")
-        after = applied(before, [edit for edit in edits if edit.file == file])
-        changed |= _pairs(*(compile(text, file, "exec", dont_inherit=True) for text in (before, after)))
+    for file, *texts in before_and_after(edits):
+        # As bytes: Python takes a byte order mark there alone.
+        changed |= _pairs(*(compile(text.encode(), file, "exec", dont_inherit=True) for text in texts))
     files = {code.co_filename for code in changed}
     # By type and not by isinstance, which asks objects of other libraries for their class.
     functions = [each for each in gc.get_objects() if type(each) is FunctionType] if changed else []

@@ -10,7 +10,7 @@ def unused_after(before: str, after: str) -> list[tuple[str, int]]:
 
     A name that is read anywhere in the file counts as used, in whichever scope: nothing is listed that may be needed.
     """
-    old, new = ast.parse(before), ast.parse(after)
+    old, new = (ast.parse(text.encode()) for text in (before, after))  # bytes may have a byte order mark
     gone = _read(old).keys() - _read(new).keys()
     return sorted({(name, line) for name, line in _defined(new) if name in gone}, key=lambda each: each[1])
 

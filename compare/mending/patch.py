@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +25,7 @@ from compare.mending.losses import exchange_loss
 from compare.mending.numbers import exchange_numbers
 from compare.mending.optimizers import mend_optimizer
 from compare.mending.rewriting import Values, rewrite
-from compare.mending.syntax import Edit, SourceFile, Unfit, applied
+from compare.mending.syntax import Edit, SourceFile, Unfit, applied, before_and_after
 from compare.verdict.divergence import Line, Role
 from compare.verdict.fix import Code
 
@@ -104,10 +103,7 @@ def patch_of(codes: Sequence[Code], lines: Sequence[Line], values: Values = Mapp
 
 
 def _changes(edits: Iterable[Edit]) -> Iterator[Change]:
-    edits = list(edits)
-    for name in dict.fromkeys(edit.file for edit in edits):
-        before = Path(name).read_text(encoding="utf-8")
-        after = applied(before, [edit for edit in edits if edit.file == name])
+    for name, before, after in before_and_after(edits):
         old, new = before.splitlines(), after.splitlines()
         for what, start, end, first, last in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
             if what != "equal":
@@ -116,10 +112,8 @@ def _changes(edits: Iterable[Edit]) -> Iterator[Change]:
 
 def diff(edits: Iterable[Edit]) -> str:
     """Show edits as a unified diff; edits of one file together."""
-    edits, shown = list(edits), list[str]()
-    for name in dict.fromkeys(edit.file for edit in edits):
-        before = Path(name).read_text(encoding="utf-8")
-        after = applied(before, [edit for edit in edits if edit.file == name])
+    shown = list[str]()
+    for name, before, after in before_and_after(edits):
         short = os.path.relpath(name)
         path = name if short.startswith("..") else short.replace(os.sep, "/")
         old, new = (text.splitlines(keepends=True) for text in (before, after))

@@ -27,6 +27,24 @@ class Edit(NamedTuple):
     text: str
 
 
+def read(file: str) -> str:
+    """Read a file as edits count its characters: with its own line ends, and with a byte order mark if it has one."""
+    return Path(file).read_bytes().decode("utf-8")
+
+
+def before_and_after(edits: Iterable[Edit]) -> Iterator[tuple[str, str, str]]:
+    """Yield each file that edits change, with its text before and after them.
+
+    Raises:
+        Unfit: If two of them change the same text.
+
+    """
+    edits = list(edits)
+    for file in dict.fromkeys(edit.file for edit in edits):
+        before = read(file)
+        yield file, before, applied(before, [edit for edit in edits if edit.file == file])
+
+
 class Unfit(Exception):  # noqa: N818 - the search goes on with the next fix
     """A fix cannot be put into the file. The message says why, to the user."""
 
@@ -42,7 +60,7 @@ class SourceFile:
     def __init__(self, file: str) -> None:
         self.file = file
         try:
-            self.text = Path(file).read_bytes().decode("utf-8")
+            self.text = read(file)
             self._wrapper = MetadataWrapper(libcst.parse_module(self.text), unsafe_skip_copy=True)
         except (OSError, UnicodeDecodeError, libcst.ParserSyntaxError) as error:
             raise Unfit(f"{file} cannot be read: {error}") from error

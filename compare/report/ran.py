@@ -18,7 +18,7 @@ def ran(report: "Findings", *, verbose: bool) -> Iterator[str]:
     batches = counted(settings["batches_count"], "batch", "batches")
     torch = sides["torch"]
     # A program has optimizers by name, a model has at most one.
-    optimizers = list(torch.get("optimizers", {}).values()) or [each for each in [torch.get("optimizer")] if each]
+    optimizers = list(torch.get("optimizers", {}).values()) or [*filter(None, [torch.get("optimizer")])]
     named = ", ".join(text.partition(" ")[0] for text in optimizers)
     optimizer = f", torch optimizer{'s' * (len(optimizers) > 1)} {named}" if named else ""
     mode = "of the user's program" if settings["mode"] == "program" else f"in {settings['mode']} mode"

@@ -42,7 +42,7 @@ class Site(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """How a weight lies on both sides. Noise that is drawn for it may lie so too."""
+    """The layout of a weight on both sides. Noise that is drawn for the weight may have it too."""
 
     torch: tuple[int, ...]
     """The shape in torch."""
@@ -73,7 +73,7 @@ class Hints(NamedTuple):
     composed: bool = False
     """Whether it draws a new order each time, where torch's step shuffles again what it has shuffled before."""
     weights: tuple[tuple[Weight, ...], ...] = ()
-    """The trained weights of each model, in torch's order."""
+    """The layouts of each model's trained weights, in torch's order."""
     by_leaf: bool = False
     """Whether JAX draws for the weights of a model in the order of its own leaves."""
 

@@ -93,7 +93,7 @@ class DetailKind(StrEnum):
     UNSEARCHED = "unsearched"
     """The search ended here, so more may differ."""
     REFUTED = "refuted"
-    """The port was run with the fix in the file, and that does not help."""
+    """The port was run with the fix in its code, and that does not help."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class Detail:
 AT_EACH_CALL = Detail(DetailKind.REPEATED, "the cause is the same at other calls of this line of torch's step")
 REFUTED = Detail(
     DetailKind.REFUTED,
-    "the fix is not shown as a change of a line: the port was run with that change, and still differs here, or differs "
-    "elsewhere",
+    "the fix is not shown as a change of a line: run with that change, the port still differs here, differs elsewhere, "
+    "or fails",
 )
 SEARCH_ENDED = Detail(DetailKind.UNSEARCHED, "the search ended here, and more may differ: fix this and check again")
 

@@ -1,4 +1,4 @@
-"""How weights lie on both sides: noise that a step draws for each of them may lie so too."""
+"""The layouts of weights on both sides: noise that a step draws for each weight may have its layout."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,12 +8,12 @@ from compare.step.draws import Weight
 from compare.weights.links import Link
 
 
-def lying(
+def weight_layouts(
     links: Sequence[Link], models: Sequence[Mapping[str, tuple[int, ...]]], jax: Mapping[str, np.ndarray]
 ) -> tuple[tuple[Weight, ...], ...]:
-    """List the weights of each model that are whole on both sides, in torch's order.
+    """List the layouts of each model's weights, in torch's order.
 
-    A model is left out if a weight of it is a part of an array on one side: then its noise has other shapes.
+    A model is left out if a weight of it is a part of an array on one side: its noise has other shapes there.
 
     Args:
         links: From `find_links`.
