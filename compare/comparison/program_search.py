@@ -152,26 +152,36 @@ class ProgramSearch:
         """Yield the step before, at which the sides agreed, two later steps, and first steps with other weights.
 
         A state that is zero or one at the first step, such as running statistics, is none of both at the later ones.
+        With other weights, what is computed has other signs.
         """
         step = found.divergence.step
         # What follows an update depends at later steps on what the port's own optimizer remembers.
         later = () if found.pairing.after_update else (step + 1, step + 2)
-        for number in (step - 1, *later):
-            if 0 <= number < len(self.stepper.draws):
-                run, batch = self._before(number, edits), self._batch(number)
-                if (target := self._target(found.pairing, run, batch, number, before=number)) is not None:
-                    yield HeldOut(Again(run), batch, self.stepper.draws[number], target)
-        for seed in itertools.count(1):
-            run = self._before(0, edits)
-            run.spread(seed)
-            number = (step + seed) % len(self.stepper.draws)
-            batch = self._batch(number)
-            batch = other_batch(Batch(batch), seed, only=len(self.stepper.batches) == 1).inputs
-            # The draws are those of a step that took other ways, perhaps: then this one is not taken.
-            target = self._target(found.pairing, run, batch, number, before=0)
-            if target is None:
-                return
-            yield HeldOut(Again(run), batch, self.stepper.draws[number], target)
+        taken = (self._as_it_is(found, edits, number) for number in (step - 1, *later))
+        others = itertools.takewhile(
+            bool, (self._with_other_weights(found, edits, seed) for seed in itertools.count(1))
+        )
+        before, first = next(taken), next(others, None)
+        yield from (each for each in (before, first, *taken) if each is not None)
+        yield from (each for each in others if each is not None)
+
+    def _as_it_is(self, found: Found, edits: Sequence[Edit], number: int) -> HeldOut | None:
+        """Take a step of the check; None where there is none, or the JAX side cannot take it."""
+        if not 0 <= number < len(self.stepper.draws):
+            return None
+        run, batch = self._before(number, edits), self._batch(number)
+        target = self._target(found.pairing, run, batch, number, before=number)
+        return None if target is None else HeldOut(Again(run), batch, self.stepper.draws[number], target)
+
+    def _with_other_weights(self, found: Found, edits: Sequence[Edit], seed: int) -> HeldOut | None:
+        """Take a first step with other weights, on another batch; None where the JAX side cannot take it."""
+        run = self._before(0, edits)
+        run.spread(seed)
+        number = (found.divergence.step + seed) % len(self.stepper.draws)
+        batch = other_batch(Batch(self._batch(number)), seed, only=len(self.stepper.batches) == 1).inputs
+        # The draws are those of a step that took other ways, perhaps: then this one is not taken.
+        target = self._target(found.pairing, run, batch, number, before=0)
+        return None if target is None else HeldOut(Again(run), batch, self.stepper.draws[number], target)
 
     def _place(self, found: Found) -> Place:
         """Describe the layers that run on the JAX side where the two sides begin to differ."""

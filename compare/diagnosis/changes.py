@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from compare.diagnosis.conventions.reductions import MEAN_OR_SUM
 from compare.diagnosis.conventions.settings import CONSTANT
 from compare.diagnosis.counterfactuals import BOUNDS, Counterfactual
 from compare.diagnosis.optimizers.told import with_distinct_digits
-from compare.diagnosis.rewriting import Rewrite
+from compare.diagnosis.rewriting import Call, Rewrite
+from compare.errors import NotApplicable
 from compare.numerics.distance import distance
 from compare.verdict.divergence import Cause
 
@@ -30,6 +32,34 @@ def combined(changed: Sequence[Changed]) -> dict[int, Rewrite]:
             inner, outer = rewrites.get(each.number), _rewrite(each, value)
             rewrites[each.number] = outer if inner is None else _nested(outer, inner)
     return rewrites
+
+
+def nearby(rewrite: Rewrite) -> Rewrite:
+    """Give almost the same: every number by its own millionth or less more or less.
+
+    It does not apply to what gives other than real numbers, to what is zero, and to what is overwritten.
+    """
+
+    def moved(tensor: Any) -> Any:
+        import torch
+
+        if not isinstance(tensor, torch.Tensor):
+            return tensor
+        if not tensor.is_floating_point() or not tensor.any():
+            raise NotApplicable("no real numbers")
+        noise = np.random.default_rng(0).uniform(-1, 1, tuple(tensor.shape))
+        return tensor * (1 + _MOVED * torch.as_tensor(noise, dtype=tensor.dtype, device=tensor.device))
+
+    def run(call: Call) -> Any:
+        if call.in_place:
+            raise NotApplicable(f"{call.name} is in place")
+        given = rewrite(call)
+        return type(given)(map(moved, given)) if type(given) in (tuple, list) else moved(given)
+
+    return run
+
+
+_MOVED = 1e-6
 
 
 def _nested(outer: Rewrite, inner: Rewrite) -> Rewrite:

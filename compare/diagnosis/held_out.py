@@ -32,6 +32,9 @@ EXACTLY = 1e-9
 STEPS = 6
 """Held-out steps at most."""
 
+TRIED = 3
+"""Held-out steps that must not contradict a cause: the one before, one with other weights, and one that comes later."""
+
 ENOUGH = 4
 """Equations that an array counts for at most."""
 
@@ -82,8 +85,9 @@ class Evidence:
         # A number that leaves 1e-9 of the difference here is known to about 1e-9, and can leave as much
         # elsewhere.
         share = max(fit.explained, MARGIN * max(fit.after, self._limit) / fit.before) if fit.before else 1.0
+        least = TRIED if fit.equations > 1 else STEPS  # of a single number, each step confirms little
         for tried, (measure, before) in enumerate(self._all()):
-            if surplus > fit.free and tried >= 2:
+            if surplus > fit.free and tried >= least:
                 break
             after = measure(hypothesis)
             near = max(MARGIN * self._limit, share * before)

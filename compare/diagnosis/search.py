@@ -17,6 +17,7 @@ from compare.diagnosis.changes import (
     is_short,
     is_written,
     leaves_nothing,
+    nearby,
     together,
 )
 from compare.diagnosis.conventions.reductions import MEAN_OR_SUM
@@ -177,16 +178,19 @@ class Search:
         return changed
 
     def _is_determined(self, changed: Sequence[Changed]) -> bool:
-        """Tell whether fitted numbers show in the result: one that is rounded to an integer later is one of many."""
+        """Tell whether changes show in the result as numbers: one that is only rounded or compared is one of many."""
         if all(value is None for _, value in changed):
-            return True
+            given = self.step.observe({number: nearby(each) for number, each in combined(changed).items()})
+            # Another rounding, or another order, is no number itself.
+            whole = all(each.call.name in WHOLE for group, _ in changed for each in group)
+            return whole or given is None or distance(given, self.target) > self.limit
         # Of a number that is fitted to 0, such as no smoothing, torch's own gives the scale.
         sizes = [max(abs(value or 0.0), abs(group[0].value or 0.0)) for group, value in changed]
         moved = [
             None if value is None else value + NEARBY * size for (_, value), size in zip(changed, sizes, strict=True)
         ]
-        nearby = [(group, value) for (group, _), value in zip(changed, moved, strict=True)]
-        given = self.step.observe(combined(nearby))
+        fitted_otherwise = [(group, value) for (group, _), value in zip(changed, moved, strict=True)]
+        given = self.step.observe(combined(fitted_otherwise))
         return given is None or distance(given, self.target) > self.limit
 
     def explains(self, outputs: Sequence[tuple[Port, np.ndarray]], *, everywhere: bool = False) -> bool:

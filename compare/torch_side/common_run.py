@@ -164,12 +164,15 @@ class CommonRun(abc.ABC):
             if buffer.is_floating_point() or buffer.is_complex():
                 buffer.add_(self.tensor(movement(to_numpy(buffer), draw)))
 
-    def scattered(self) -> "list[torch.Tensor]":
+    def scattered(self) -> "dict[str, torch.Tensor]":
         """Return what `spread` moves: the parameters, and of a program the bare tensors that an optimizer trains."""
-        return [*self.parameters.values()]
+        return {**self.parameters}
 
     def spread(self, seed: int) -> None:
-        """Multiply every element of the parameters by a number of its own, about 1.
+        """Multiply every element of the parameters by a number of its own, about 1, or for two seeds of three about ±1.
+
+        Where all signs stay, so may those of what is computed, and the two sides of a choice differ by a mere factor.
+        They change in a bias, and where a tensor has both: a variance stays positive.
 
         Zeros stay zero, but for a tensor of nothing else, such as a bias or a gate at its start: at zero, functions
         that differ may have slopes that differ by a mere factor.
@@ -178,9 +181,12 @@ class CommonRun(abc.ABC):
 
         generator = np.random.default_rng(seed)
         with torch.no_grad():
-            for param in self.scattered():
+            for name, param in self.scattered().items():
                 factors = self.tensor(generator.uniform(0.7, 1.3, tuple(param.shape)))
                 if param.any():
-                    param.mul_(factors)
+                    both = not param.is_complex() and bool(param.min() < 0 < param.max())
+                    change = seed % 3 and (both or name.endswith("bias"))
+                    signs = generator.choice([-1.0, 1.0], tuple(param.shape)) if change else 1.0
+                    param.mul_(factors * self.tensor(signs))
                 else:
                     param.copy_((factors - 1) / 3)

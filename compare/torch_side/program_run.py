@@ -110,10 +110,11 @@ class TorchProgramRun(CommonRun):
             return [each for each in (*self.parameters.values(), *self._numbers().values()) if each.requires_grad]
         return [parameter for group in groups for parameter in group["params"]]
 
-    def scattered(self) -> "list[torch.Tensor]":
+    def scattered(self) -> "dict[str, torch.Tensor]":
         """Return the parameters, and the bare tensors that an optimizer trains, such as a temperature."""
         known = {id(parameter) for parameter in self.parameters.values()}
-        return [*super().scattered(), *(tensor for tensor in self.trained_tensors() if id(tensor) not in known)]
+        bare = (tensor for tensor in self.trained_tensors() if id(tensor) not in known)
+        return {**super().scattered(), **{f"{number}": tensor for number, tensor in enumerate(bare)}}
 
     def _cast(self, tensor: "torch.Tensor") -> "torch.Tensor":
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
