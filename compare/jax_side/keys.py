@@ -100,12 +100,12 @@ class KeyReader(Replayer):
         """Rebuild a scan, and return the keys that its iterations draw with, one after another."""
         import jax
 
-        before, self.shown = self.shown, []
-        outputs = super().scan(eqn, args, given)
+        with self._aside() as shown:
+            outputs = super().scan(eqn, args, given)
         loop = Scan.of(eqn)
         # The scan has stacked the keys by index; iterations of a reversed scan run from the last index to the
         # first.
         order = range(loop.length)[:: -1 if loop.reverse else 1]
-        each = [(i, read) for i in order for read in self.shown]
-        self.shown = before + [jax.tree.map(lambda array, i=i: array[i], read) for i, read in each]
+        each = [(i, read) for i in order for read in shown]
+        self.shown += [jax.tree.map(lambda array, i=i: array[i], read) for i, read in each]
         return outputs
