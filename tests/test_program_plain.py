@@ -33,9 +33,9 @@ def original(name: str) -> Any:
     return build
 
 
-def plain(name: str, rate: float) -> Any:
+def plain(name: str, rate: float, momentum: float | None = None) -> Any:
     def build() -> Any:
-        transformation = optax.sgd(rate)
+        transformation = optax.sgd(rate, momentum)
         params = {"weight": jnp.zeros((2, 4)), "bias": jnp.zeros(2)}
 
         @jax.jit
@@ -178,6 +178,37 @@ def test_updates_by_hand_need_no_optimizer() -> None:
     assert wrong.divergence is not None
     assert wrong.divergence.cause is not None
     assert "0.2 times torch's" in wrong.divergence.cause.explanation
+
+
+def with_momentum_by_hand() -> Any:
+    """Give a torch program that keeps its momentum in tensors of the state."""
+    net = model()
+    trained = dict(net.named_parameters())
+
+    def step(state: Any, batch: Any) -> Any:
+        loss = functional.mse_loss(state["model"](batch["x"]), batch["y"])
+        slopes = torch.autograd.grad(loss, [*trained.values()])
+        with torch.no_grad():
+            for (name, parameter), slope in zip(trained.items(), slopes, strict=True):
+                state["velocity"][name].mul_(0.9).add_(slope)
+                parameter -= 0.1 * state["velocity"][name]
+        return {"loss": loss}
+
+    return {"model": net, "velocity": {name: torch.zeros_like(each) for name, each in trained.items()}}, step
+
+
+def test_momentum_by_hand_in_torch_needs_no_partner() -> None:
+    """An optimizer of optax remembers it among its own state, and what it does shows in the parameters."""
+
+    def compared(momentum: float) -> compare.Report:
+        port = compare.JaxProgram(plain("loss", 0.1, momentum))
+        return compare.check(compare.TorchProgram(with_momentum_by_hand), port, batches(), device="cpu")
+
+    right, wrong = compared(0.9), compared(0.8)
+    assert right.ok, str(right)
+    assert "none such among its weights: velocity.weight, velocity.bias" in " ".join(str(right).split())
+    assert wrong.divergence is not None
+    assert (wrong.divergence.step, wrong.divergence.stage) == (1, "update")
 
 
 def test_a_factor_that_fits_one_number_alone_is_no_cause() -> None:

@@ -16,7 +16,7 @@ from compare.errors import InputError
 from compare.step.layouts import AS_IT_IS, CHANNELS_LAST, ActivationLayouts
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
-from compare.weights.links import Link
+from compare.weights.links import Link, WeightMap
 
 _NO_GRADIENT = (
     'the JAX step passes this gradient to no nnx.Optimizer and no TrainState: return it as "gradients" to compare it'
@@ -28,7 +28,7 @@ _IN_PARTS = "the JAX step gives its optimizer several gradients for one of torch
 
 
 def align_program(
-    links: Sequence[Link],
+    links: WeightMap,
     torch: Observation,
     jax: Observation,
     kinds: tuple[Mapping[str, str], Mapping[str, str]],
@@ -60,7 +60,8 @@ def align_program(
     ):
         pairings += align_tensors(stage, field, links, torch, jax)
     pairings += _counts(torch, jax)
-    return Alignment(_in_order(pairings, torch), not_compared + left + alone + rest)
+    apart = [NotCompared("torch", name, reason) for name, reason in links.apart.items() if name in torch.state]
+    return Alignment(_in_order(pairings, torch), not_compared + left + alone + rest + apart)
 
 
 def _of_equal_batches(

@@ -73,6 +73,8 @@ class TorchProgramRun(CommonRun):
         for slots in (slots for optimizer in self.optimizers.values() for slots in optimizer.state.values()):
             slots.update({name: self._cast(value) for name, value in slots.items() if isinstance(value, torch.Tensor)})
         self._named_bare()
+        self.remembered: frozenset[str] = frozenset()
+        """Of the bare tensors, those that only an update by hand remembers: they have no partner."""
         self.trained = frozenset(map(self.name_of, self.trained_tensors()))
         """The parameters that an optimizer has; without any, all that require a gradient: the step updates them."""
 
@@ -133,7 +135,20 @@ class TorchProgramRun(CommonRun):
         copied = [layer for each in found.values() for layer in each]
         known = {name for layer in copied for name in layer.tensors}
         others = [Layer(name, "", {"kind": ""}, {name: shape}) for name, shape in bare.items() if name not in known]
-        return [*layers, *copied, *others]
+        return [*layers, *map(self._without_moments, [*copied, *others])]
+
+    def _without_moments(self, layer: Layer) -> Layer:
+        apart = dict.fromkeys(self.remembered & layer.tensors.keys(), _MOMENT)
+        return layer._replace(settings={**layer.settings, "derived": apart}) if apart else layer
+
+    def moments(self) -> frozenset[str]:
+        """Name the bare tensors that are what an update by hand remembers, if they have no partner.
+
+        They are not trained, zero before the first step, and each has the shape of a tensor that is trained.
+        """
+        shapes = {tensor.shape for tensor in self.trained_tensors()}
+        bare = {name: tensor for name, tensor in self._numbers().items() if name not in self.trained}
+        return frozenset(name for name, each in bare.items() if each.shape in shapes and not each.any())
 
     def _numbers(self) -> "dict[str, torch.Tensor]":
         """Return the bare tensors that hold floating-point numbers."""
@@ -302,3 +317,6 @@ def _built(side: TorchProgram) -> tuple[Mapping[str, Any], Callable[[Any, Any], 
             f"and a function of (state, batch), but returned {kinds_of(built)}"
         )
     return built
+
+
+_MOMENT = "it is zero at the start, as what an update remembers, and the JAX side keeps none such among its weights"
