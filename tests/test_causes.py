@@ -92,6 +92,35 @@ def test_a_number_that_fits_everywhere_is_one(name: str, count: int) -> None:
     assert (cause.name, cause.fix) == (name, fix)
 
 
+@pytest.mark.parametrize("count", [1, 3], ids=["one batch", "three batches"])
+def test_a_choice_that_goes_one_way_on_the_data_is_no_factor(count: int) -> None:
+    """All outputs are above the targets, so that an expectile's loss with its sides exchanged is torch's times 7/3."""
+
+    def ours(output: Any, target: Any) -> Any:
+        error = target - output
+        return (torch.where(error < 0, 0.3, 0.7) * error**2).mean()
+
+    def theirs(output: Any, target: Any) -> Any:
+        error = target - output
+        return (jnp.where(error > 0, 0.3, 0.7) * error**2).mean()
+
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    nn.init.constant_(model.bias, 0.8)
+    rng = np.random.default_rng(0)
+    batches = [(0.2 * rng.normal(size=(5, 4)), 0.2 * rng.normal(size=(5, 3))) for _ in range(count)]
+    report = compare.check(
+        compare.Torch(model, ours, lambda p: torch.optim.SGD(p, 0.1)),
+        compare.Flax(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), theirs, optax.sgd(0.1)),
+        batches,
+        steps=3,
+        device="cpu",
+    )
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "another mask", str(report)
+
+
 def evidence(*steps: tuple[float, float]) -> Evidence:
     """Held-out steps by how far the sides are apart, without a hypothesis and with one."""
     return Evidence(iter([lambda h, pair=pair: pair[h is not None] for pair in steps]), 1e-15)  # type: ignore[misc]

@@ -103,6 +103,10 @@ DISTRIBUTIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[
         lambda x: x + D.Categorical(logits=x).sample((4,)).sum(0)[..., None],
         lambda x: x + jax.random.categorical(key(), x, shape=(4, 3, 5)).sum(0)[..., None],
     ),
+    "categories without replacement": (
+        lambda x: x[..., torch.multinomial(torch.from_numpy(WEIGHTS), 3)],
+        lambda x: x[..., jax.random.choice(key(), 8, (3,), replace=False, p=WEIGHTS / WEIGHTS.sum())],
+    ),
     "numpy": (
         # As training scripts have it: NumPy's global generator.
         lambda x: x * NUMPY.beta(0.4, 0.4) + NUMPY.normal(1.0, 2.0) * NUMPY.randint(3, 9),
@@ -152,3 +156,13 @@ def test_categories_show_other_probabilities() -> None:
         errors, unreplayed, _ = compared(torch_indices, port)
         assert unreplayed == []
         assert errors[1] > 0.1
+
+
+def test_a_few_categories_show_other_probabilities() -> None:
+    """Of so few draws, most would be the same by chance: the port takes probabilities for their logarithms."""
+    errors, unreplayed, _ = compared(
+        lambda x: x + D.Categorical(logits=x[..., :3]).sample()[..., None],
+        lambda x: x + jax.random.categorical(key(), jax.nn.softmax(x[..., :3]))[..., None],
+    )
+    assert unreplayed == []
+    assert errors[1] > 0.1

@@ -198,6 +198,19 @@ class Graph:
         self, nodes: Sequence[Node], edits: Mapping[int, Compute], moved: "Mapping[int, torch.Tensor]"
     ) -> "dict[int, torch.Tensor]":
         """Compute what changes with some operations edited: the arguments are those of `evaluate`."""
+        import torch
+
+        # As in the step that was recorded: `torch.where(mask, 0.3, 0.7)` makes tensors of the default dtype.
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            return self._changed(nodes, edits, moved)
+        finally:
+            torch.set_default_dtype(default)
+
+    def _changed(
+        self, nodes: Sequence[Node], edits: Mapping[int, Compute], moved: "Mapping[int, torch.Tensor]"
+    ) -> "dict[int, torch.Tensor]":
         fresh: dict[int, torch.Tensor] = dict(moved)
 
         def value(number: int) -> "torch.Tensor":
