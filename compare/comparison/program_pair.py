@@ -155,8 +155,9 @@ class ProgramPair:
     def _probe(self) -> None:
         """Take torch's first step twice: record its modules, what it overwrites, and whether it is reproducible."""
         record, again = Record(), Record()
-        with ControlledRun() as first:
-            seen = TorchProgramRun(self.torch, "float32", self.device).step(self.batches[0], record)
+        run = TorchProgramRun(self.torch, "float32", self.device)
+        with run.around(), ControlledRun() as first:
+            seen = run.step(self.batches[0], record)
         self.draws = first.draws
         self.torch_modules, self.overwritten = record.modules, record.changed()
         self.kinds: tuple[Mapping[str, str], dict[str, str]] = self.torch_modules, {}
@@ -166,8 +167,9 @@ class ProgramPair:
             port: x for port, x in record.seen.items() if port.path in linear or (port.kind == "output" and x.ndim > 2)
         }
         self._first = {port: np.array(to_numpy(x)) for port, x in kept.items()}
+        run = TorchProgramRun(self.torch, "float32", self.device)
         with ControlledRun(replay=first.draws):
-            repeated = TorchProgramRun(self.torch, "float32", self.device).step(self.batches[0], again)
+            repeated = run.step(self.batches[0], again)
         for name, value in {"loss": seen.loss, **seen.shown}.items():
             other = repeated.loss if name == "loss" else repeated.shown.get(name)
             if value is None or other is None:

@@ -64,9 +64,10 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
         return _without_given(draws, sites, hints)
     if hints.repeated:
         return _with_repeated(draws, sites, hints)
-
     if hints.by_leaf:
         return _with_leaves(draws, sites, hints)
+    if any(site.unused for site in sites):
+        return _with_unused(draws, sites, hints)
 
     @functools.cache
     def fits(draw: Site, site: Site) -> list[Layout]:
@@ -99,6 +100,14 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
                 "whose sizes all differ, only one layout fits"
             )
     return Matching(placed, _left_over(draws, sites, pairs), guessed)
+
+
+def _with_unused(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> Matching:
+    """Pair the draws with the places of which something is computed."""
+    used = [j for j, site in enumerate(sites) if not site.unused]
+    found = match(draws, [sites[j] for j in used], hints)
+    placed = dict(zip(used, found.placed, strict=True))
+    return found._replace(placed=[placed.get(j) for j in range(len(sites))])
 
 
 def _without_given(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> Matching:

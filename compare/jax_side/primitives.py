@@ -144,6 +144,16 @@ class Program(NamedTuple):
         inner = getattr(program, "jaxpr", program)
         return cls(getattr(program, "consts", ()), inner.constvars, inner.invars, inner.eqns, inner.outvars)
 
+    def used(self) -> list[Any]:
+        """List the operations whose results are used, in order: JAX leaves what nobody reads in a trace."""
+        read = {atom for atom in self.outputs if not is_literal(atom)}
+        kept = []
+        for eqn in reversed(self.equations):
+            if eqn.effects or any(variable in read for variable in eqn.outvars):
+                kept.append(eqn)
+                read |= {atom for atom in eqn.invars if not is_literal(atom)}
+        return kept[::-1]
+
 
 def is_literal(atom: Any) -> bool:
     """Tell whether what an operation reads is a number, `.val`, and not a variable."""

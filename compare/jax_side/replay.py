@@ -266,7 +266,10 @@ def drawn_kind(eqn: Any) -> str | None:
 
 def sites_of(program: Any) -> list[Site]:
     """List where a program draws, in order of execution."""
-    return [site for eqn in Program.of(program).equations for site in drawn(eqn)]
+    parts = Program.of(program)
+    used = {id(eqn) for eqn in parts.used()}
+    sites = ((eqn, site) for eqn in parts.equations for site in drawn(eqn))
+    return [site if id(eqn) in used else site._replace(unused=True) for eqn, site in sites]
 
 
 def drawn(eqn: Any) -> Iterator[Site]:

@@ -74,15 +74,8 @@ def _limit(number: float) -> bool:
 
 def _operations(program: Any) -> Iterator[Operation]:
     """List a program's operations on floating-point numbers, as far as their results are used."""
-    parts = Program.of(program)
-    # JAX leaves what nobody reads in a trace, and casts differ between precisions: only what is used is the program.
-    used = {atom for atom in parts.outputs if not is_literal(atom)}
-    kept = []
-    for eqn in reversed(parts.equations):
-        if eqn.effects or any(variable in used for variable in eqn.outvars):
-            kept.append(eqn)
-            used |= {atom for atom in eqn.invars if not is_literal(atom)}
-    for eqn in reversed(kept):
+    # Casts differ between precisions, and some leave what nobody reads: only what is used is the program.
+    for eqn in Program.of(program).used():
         if kind(eqn) in (None, Kind.ELEMENTS):
             if eqn.primitive.name not in _NO_OPERATIONS and any(map(_is_float, eqn.outvars)):
                 numbers = tuple(_numbers(eqn))

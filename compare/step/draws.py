@@ -36,6 +36,8 @@ class Site(NamedTuple):
     """Why nothing can be replayed there, if so."""
     place: str = ""
     """The user's line, "model.py:12", where it is known."""
+    unused: bool = False
+    """Whether nothing is computed of it: then no draw of torch's belongs there."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.shape}"

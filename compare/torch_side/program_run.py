@@ -223,11 +223,11 @@ class TorchProgramRun(CommonRun):
 
     @contextlib.contextmanager
     def around(self) -> Iterator[None]:
-        """Make the changes of a step while it runs."""
+        """Make the changes of a step while it runs, in which it draws the same numbers in each process."""
         # Before the watch, whose hooks see what a change makes of the gradients. And outside of the `ControlledRun`: a
         # change sees what is called with its casts lifted and its draws replayed, as a search for it does. Calls are
         # numbered from the beginning of the user's step on: what comes before is called by this package.
-        with Record.working(keeping=True), contextlib.ExitStack() as stack:
+        with seeded(_FIRST_STEP + self.taken), Record.working(keeping=True), contextlib.ExitStack() as stack:
             for change in self.during:
                 stack.enter_context(change(self))
             yield
@@ -320,3 +320,6 @@ def _built(side: TorchProgram) -> tuple[Mapping[str, Any], Callable[[Any, Any], 
 
 
 _MOMENT = "it is zero at the start, as what an update remembers, and the JAX side keeps none such among its weights"
+
+_FIRST_STEP = 1 << 20
+"""The seed of the first step's draws: not that of `build`, whose weights would be the noise of the step."""

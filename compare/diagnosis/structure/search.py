@@ -11,6 +11,7 @@ import numpy as np
 
 from compare.diagnosis.held_out import EXPLAINED, MARGIN
 from compare.diagnosis.rewriting import Rerun
+from compare.diagnosis.structure.coins import is_by_chance
 from compare.diagnosis.structure.decompositions import LOSSES
 from compare.diagnosis.structure.edit import DIFFERENT, END, ROUNDING, WHOLE, Context, Edit, Kind, of_compared
 from compare.diagnosis.structure.editing import edited, operations
@@ -227,14 +228,13 @@ class StructureSearch:
     def _told(self, fitting: Iterable[list[Edit]]) -> Cause | None:
         elsewhere, meant = self._elsewhere, (edits for edits in fitting if any(edit.does for edit in edits))
         told_of = [each for each in meant if not elsewhere.is_level(each) and elsewhere.is_determined(each)]
-        # Of what computes the same, another operation says more than other numbers, and a table more than
-        # what is computed of it.
+        if told_of and is_by_chance(self.here):
+            return None
+        # Of what computes the same, an operation says more than numbers, and a table more than what is computed of it.
         told_of.sort(key=lambda edits: (any(edit.again for edit in edits), edits[0].kind != Kind.TABLE))
         most = self._explaining_most(told_of)
-        proved = self._proved(self._elsewhere.different(most))
-        if not proved and len(most) < len(told_of):
-            proved = self._proved(self._elsewhere.different(told_of))
-        proved = worth_telling(proved)
+        ways = (most, told_of) if len(most) < len(told_of) else (most,)
+        proved = worth_telling(next(filter(None, (self._proved(elsewhere.different(each)) for each in ways)), []))
         self.cause = proved[0] if proved else ()
         return told(proved, self.here.leaves(proved[0]) * self.here.limit) if proved else None
 
