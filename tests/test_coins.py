@@ -26,7 +26,7 @@ def original() -> Any:
     return trained_in_torch(model, torch.optim.SGD(model.parameters(), 0.1), loss_of)
 
 
-def port(*, chance: float = CHANCE, boolean: bool = False) -> Any:
+def port(*, chance: float = CHANCE, boolean: bool = False, from_above: bool = False) -> Any:
     """Give a port; with `boolean`, it draws a uniform number as well, which it does not use."""
 
     def build() -> Any:
@@ -36,7 +36,8 @@ def port(*, chance: float = CHANCE, boolean: bool = False) -> Any:
         @nnx.jit
         def step(state: Any, batch: Any) -> Any:
             key, own, other = jax.random.split(state["key"], 3)
-            coin = jax.random.uniform(own, ()) < chance
+            uniform = jax.random.uniform(own, ())
+            coin = uniform > 1 - chance if from_above else uniform < chance
             if boolean:
                 coin = jax.random.bernoulli(other, chance, ())
             x = jnp.where(coin, 0.5 * batch["x"], batch["x"])
@@ -56,6 +57,12 @@ def compared(**settings: Any) -> compare.Report:
 
 def test_a_draw_that_is_not_used_takes_none_of_torchs() -> None:
     report = compared(boolean=True)
+    assert report.verdict == "match", str(report)
+
+
+def test_a_coin_may_be_compared_from_above() -> None:
+    """That is as likely. It falls as torch's does at the first steps, and otherwise later."""
+    report = compared(from_above=True)
     assert report.verdict == "match", str(report)
 
 

@@ -21,6 +21,7 @@ from compare.jax_side.keys import StepKeys
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
+from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Divergence, Line
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, SoFar
@@ -31,6 +32,9 @@ from compare.weights.links import named
 def unseen(_doing: str, _done: int, _of: int, _so_far: SoFar) -> None:
     """Show no progress."""
 
+
+_COINS = 4
+"""Steps that are taken to choose a replay: so often a single random boolean may fall alike by chance."""
 
 _NOT_JUDGED = "but for its float32 program: checking it failed, by an error of netparity"
 
@@ -120,14 +124,17 @@ class CommonCheck(abc.ABC):
     def _other_draws(self, followed: Followed) -> bool:
         """Try other replays of torch's draws where both sides differ, and tell whether one of them is meant."""
         first = first_divergence(followed)
-        if not self._keys or not (self.jax.unreplayed or (first and first.divergence.step == 0)):
+        steps = first.divergence.step + 1 if first else 1
+        # A coin may fall alike at first. What an optimizer does otherwise shows in the parameters before.
+        later = first is not None and steps <= _COINS and first.divergence.stage in (Stage.FORWARD, Stage.LOSS)
+        if not self._keys or not (self.jax.unreplayed or (first and (steps == 1 or later))):
             return False
 
-        def first_step() -> tuple[Followed, list[str]]:
+        def first_steps() -> tuple[Followed, list[str]]:
             jax = self.pair.jax_run("float64")
-            return self.runs.follow(jax, lambda: self.pair.jax_run("float32"), 1, unseen), jax.unreplayed
+            return self.runs.follow(jax, lambda: self.pair.jax_run("float32"), steps, unseen), jax.unreplayed
 
-        changed = settle(self.pair, self._keys[0], self.runs.stepper.draws[0], first_step)
+        changed = settle(self.pair, self._keys[0], self.runs.stepper.draws[0], first_steps)
         if changed:
             self.jax = self.pair.jax_run("float64")
         return changed

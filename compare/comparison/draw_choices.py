@@ -1,4 +1,4 @@
-"""Chooses among several replays of the same draws by trying them on the first step.
+"""Chooses among several replays of the same draws by trying them on the first steps.
 
 What is drawn independently is as likely in any order of its axes, a boolean of probability p is as likely as the
 complement of one of 1 - p, and a new order is as likely as one that is shuffled again. So a port that draws in another
@@ -50,25 +50,26 @@ class Pair(Protocol):
 
 
 def settle(
-    pair: Pair, keys: StepKeys, draws: Sequence[Draw], first_step: Callable[[], tuple[Followed, list[str]]]
+    pair: Pair, keys: StepKeys, draws: Sequence[Draw], first_steps: Callable[[], tuple[Followed, list[str]]]
 ) -> bool:
-    """Give a pair the hints under which both sides agree for longest at the first step; tell whether they are others.
+    """Give a pair the hints under which both sides agree for longest at the first steps; tell whether they are others.
 
     Args:
         pair: Both sides.
         keys: What the JAX side draws with at the first step.
         draws: What torch drew there.
-        first_step: Follows both sides through the first step under the hints that the pair has then, and tells what was
-            drawn on one side only.
+        first_steps: Follows both sides through the first steps under the hints that the pair has then, and tells what
+            was drawn on one side only.
 
     """
     before = found = pair.hints
 
     def agreement(hints: Hints) -> tuple[float, float]:
         pair.hints = hints
-        followed, unreplayed = first_step()
-        first = first_divergence(followed)
-        return -len(unreplayed), np.inf if first is None else followed.pairings.index(first.pairing)
+        followed, unreplayed = first_steps()
+        if (first := first_divergence(followed)) is None:
+            return -len(unreplayed), np.inf
+        return -len(unreplayed), first.divergence.step * len(followed.pairings) + followed.pairings.index(first.pairing)
 
     try:
         found = settled(before, keys, draws, agreement)

@@ -19,6 +19,7 @@ from compare.diagnosis.rewriting import Repeatable, Rerun
 from compare.diagnosis.search import Search
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.structure.by_gradients import CONFIRMATIONS, Elsewhere, Proved
+from compare.diagnosis.structure.coins import COINS, is_by_chance
 from compare.diagnosis.structure.edit import Kind as Structure
 from compare.diagnosis.structure.hidden_losses import in_hidden_losses
 from compare.diagnosis.structure.search import StructureSearch
@@ -99,10 +100,19 @@ class _Explaining:
         """Try the searches in turn; the first cause that is confirmed is taken."""
         search = self._search
         if search.differs and (cause := next(filter(None, (each() for each in self._searches())), None)):
+            if self._is_by_chance():
+                return Searched()
             return self._known if self._known.cause else self._confirmed(cause)
         # Where the two agree from the same weights, as behind a difference that the user accepts, all that leaves equal
         # rows as they are would fit.
         return Searched() if search.agrees or self._beside_tables else Searched(*search.related())
+
+    def _is_by_chance(self) -> bool:
+        """Tell whether the sides may differ by what a few random booleans decide: then no cause is proved."""
+        if self._structure is None or all(draw.value.size >= COINS for draw in self._step[2]):
+            return False
+        step = self._structure.opened()
+        return step is not None and is_by_chance(step)
 
     def _searches(self) -> list[Callable[[], Cause | None]]:
         """List the searches, from the most to the least specific.

@@ -17,29 +17,32 @@ def is_by_chance(step: Step) -> bool:
     Where a step augments its batch with probability 0.3, a port that never does, one that always does and one with
     another probability differ from it alike: by what the coin of this step decides.
     """
+    import torch
+
     graph, end = step.context.graph, step.end
-    for number in _coins(graph, end):
-        for other in _others(graph.values[number]):
-            try:
-                given = graph.evaluate(graph.nodes, {}, end, {number: other})
-            except FAILURES:
-                continue
-            if apart(array_of(given), step.target) <= step.limit:
-                return True
+    with torch.no_grad():
+        for number in _coins(graph, end):
+            for other in _others(graph.values[number]):
+                try:
+                    given = graph.evaluate(graph.nodes, {}, end, {number: other})
+                except FAILURES:
+                    continue
+                if apart(array_of(given), step.target) <= step.limit:
+                    return True
     return False
 
 
 def _coins(graph: Graph, end: int) -> Iterator[int]:
     """List the values, of a few booleans each, that were drawn or computed of draws."""
     drawn: set[int] = set()
-    for node in graph.cone(end, ()):  # in order of execution
+    for node in graph.cone(end, ()):
         if node.frozen or any(number in drawn for _, number in node.inputs):
             drawn |= set(node.outputs)
             yield from (number for number in node.outputs if _is_few(graph.values[number]))
 
 
 def _is_few(value: "torch.Tensor") -> bool:
-    return 0 < value.numel() < _COINS and bool(((value == 0) | (value == 1)).all())
+    return 0 < value.numel() < COINS and bool(((value == 0) | (value == 1)).all())
 
 
 def _others(value: "torch.Tensor") -> "Iterator[torch.Tensor]":
@@ -52,7 +55,7 @@ def _others(value: "torch.Tensor") -> "Iterator[torch.Tensor]":
         yield from (value.new_ones(value.shape), value.new_zeros(value.shape), (1 - value.int()).to(value.dtype))
 
 
-_COINS = 16
+COINS = 16
 """So many booleans are not alike by chance, or exactly opposite."""
 
 _EACH = 4

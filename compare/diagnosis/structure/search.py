@@ -11,7 +11,6 @@ import numpy as np
 
 from compare.diagnosis.held_out import EXPLAINED, MARGIN
 from compare.diagnosis.rewriting import Rerun
-from compare.diagnosis.structure.coins import is_by_chance
 from compare.diagnosis.structure.decompositions import LOSSES
 from compare.diagnosis.structure.edit import DIFFERENT, END, ROUNDING, WHOLE, Context, Edit, Kind, of_compared
 from compare.diagnosis.structure.editing import edited, operations
@@ -109,6 +108,10 @@ class StructureSearch:
                 self.cause = [edit]
                 return told([[edit]], max(left))
         return None
+
+    def opened(self) -> Step | None:
+        """Give the part of the step that is searched; None where it cannot be recorded."""
+        return getattr(self, "here", None) or self._opened(self.rerun, self.target)
 
     def explains(self, outputs: Sequence[tuple[Port, np.ndarray]], *, everywhere: bool = False) -> bool:
         """Tell whether with the cause, or with it at every call of its lines, torch's whole model gives these values.
@@ -228,8 +231,6 @@ class StructureSearch:
     def _told(self, fitting: Iterable[list[Edit]]) -> Cause | None:
         elsewhere, meant = self._elsewhere, (edits for edits in fitting if any(edit.does for edit in edits))
         told_of = [each for each in meant if not elsewhere.is_level(each) and elsewhere.is_determined(each)]
-        if told_of and is_by_chance(self.here):
-            return None
         # Of what computes the same, an operation says more than numbers, and a table more than what is computed of it.
         told_of.sort(key=lambda edits: (any(edit.again for edit in edits), edits[0].kind != Kind.TABLE))
         most = self._explaining_most(told_of)
