@@ -211,6 +211,64 @@ def test_momentum_by_hand_in_torch_needs_no_partner() -> None:
     assert (wrong.divergence.step, wrong.divergence.stage) == (1, "update")
 
 
+def with_plateau() -> Any:
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.5, momentum=0.5)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1, threshold=0.0)
+    state, training_step = trained_in_torch(net, optimizer, lambda net, b: functional.mse_loss(net(b["x"]), b["y"]))
+
+    def step(state: Any, batch: Any) -> Any:
+        shown = training_step(state, batch)
+        schedule.step(shown["loss"].item())
+        return shown
+
+    return {**state, "schedule": schedule}, step
+
+
+def with_plateau_by_hand(patience: int) -> Any:
+    """Give a port that keeps the best loss so far, which is infinite at first."""
+
+    def build() -> Any:
+        transformation = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5, momentum=0.5)
+        params = {"weight": jnp.zeros((2, 4)), "bias": jnp.zeros(2)}
+
+        @jax.jit
+        def step(state: Any, batch: Any) -> Any:
+            def loss_of(params: Any) -> Any:
+                return jnp.mean((batch["x"] @ params["weight"].T + params["bias"] - batch["y"]) ** 2)
+
+            loss, gradients = jax.value_and_grad(loss_of)(state["model"])
+            updates, kept = transformation.update(gradients, state["optimizer"])
+            better = loss < state["best"]
+            bad = jnp.where(better, 0, state["bad"] + 1)
+            rate = kept.hyperparams["learning_rate"]
+            kept.hyperparams["learning_rate"] = jnp.where(bad > patience, 0.5 * rate, rate)
+            return {
+                "model": optax.apply_updates(state["model"], updates),
+                "optimizer": kept,
+                "best": jnp.where(better, loss, state["best"]),
+                "bad": jnp.where(bad > patience, 0, bad),
+            }, {"loss": loss}
+
+        start = {"best": jnp.array(jnp.inf), "bad": jnp.zeros((), jnp.int32)}
+        return {"model": params, "optimizer": transformation.init(params), **start}, step
+
+    return build
+
+
+def test_the_best_loss_so_far_is_no_weight_and_a_plateau_no_table_of_rates() -> None:
+    def compared(patience: int) -> compare.Report:
+        port = compare.JaxProgram(with_plateau_by_hand(patience))
+        return compare.check(compare.TorchProgram(with_plateau), port, batches(), steps=6, device="cpu")
+
+    right, wrong = compared(1), compared(0)
+    assert right.ok, str(right)
+    assert wrong.divergence is not None
+    assert wrong.divergence.cause is not None
+    assert wrong.divergence.cause.name == "schedule"
+    assert "ReduceLROnPlateau(mode='min', factor=0.5, patience=1, threshold=0.0" in wrong.divergence.cause.fix
+
+
 def test_a_factor_that_fits_one_number_alone_is_no_cause() -> None:
     def original() -> Any:
         scale = torch.tensor(1.5, requires_grad=True)

@@ -257,7 +257,9 @@ def _moments(port: JaxProgramRun, matched: Collection[str]) -> frozenset[str]:
                 places.add(tree.rstrip("/").rpartition("/")[0])
     places.discard("")  # a number of the state itself, such as a temperature, may be trained
     beside = {name for name, array in left.items() if array.size == 1 and name.rpartition("/")[0] in places}
-    return frozenset(found | beside)
+    # No weight starts at infinity, as the best loss so far does.
+    infinite = {name for name, array in left.items() if array.dtype.kind == "f" and np.isinf(array).any()}
+    return frozenset(found | beside | infinite)
 
 
 def _copies(port: JaxProgramRun, links: Sequence[Link]) -> dict[str, str]:

@@ -31,15 +31,23 @@ def told_rates(evidence: Evidence, rates: Rates) -> Told:
     schedule = schedule_of(evidence)
     if schedule is not None:
         return Told("schedule", "; ".join(said), {"learning_rate": schedule}, _other_arguments(evidence), source=DOCS)
-    words = _function_in_words(evidence) or f"write an optax schedule with these rates, from count 0 on: {ours}"
+    words = _in_words(evidence) or f"write an optax schedule with these rates, from count 0 on: {ours}"
     return Told("schedule", "; ".join(said), fix=words, source=DOCS)
 
 
-def _function_in_words(evidence: Evidence) -> str:
-    """Say how the function of a `LambdaLR` becomes a schedule; "" where torch has another scheduler."""
+def _in_words(evidence: Evidence) -> str:
+    """Say how the function of a `LambdaLR` becomes a schedule, or what a plateau does; "" for other schedulers."""
+    kind = type(evidence.schedulers[0]).__name__ if len(evidence.schedulers) == 1 else ""
+    if kind == "ReduceLROnPlateau":
+        plateau = evidence.schedulers[0]
+        own = ", ".join(f"{name}={getattr(plateau, name)!r}" for name in ("mode", "factor", "patience", "threshold"))
+        return (
+            f"these rates follow from the values that torch's ReduceLROnPlateau({own}, ...) is given: make those of "
+            "the JAX side follow in the same way, with the same arguments"
+        )
     # There is nothing to name in code: torch's function takes an int, and often calls math or branches on it.
     every = _epoch(evidence.counts)
-    if every is None or len(evidence.schedulers) != 1 or type(evidence.schedulers[0]).__name__ != "LambdaLR":
+    if every is None or kind != "LambdaLR":
         return ""
     count = "count" if every == 1 else f"count // {every}"
     rate = written(base_rate(evidence.schedulers[0]))
