@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from compare.diagnosis.steps.kept import FROZEN
 from compare.jax_side.run import JaxRun
 from compare.step.stage import Stage
 from compare.torch_side.side import Torch
@@ -25,7 +26,7 @@ def updated_alone(torch: Torch, trained: Collection[str], found: Divergence, sid
     return Cause(
         ON_JAX,
         f"{ON_JAX}: {found.torch} has {why}, which does not update it, and the {side} side's optimizer does",
-        f"leave {found.jax} out of what the optimizer updates: optax.set_to_zero() in optax.multi_transform",
+        f"leave {found.jax} out of what the optimizer updates: {FROZEN}",
     )
 
 

@@ -12,6 +12,9 @@ from compare.numerics.distance import distance
 from compare.torch_side.program_run import TorchProgramRun
 from compare.weights.links import Parts
 
+FROZEN = "put all of it into optax.multi_transform, with optax.set_to_zero() for what torch does not train"
+"""What becomes of the optimizer. Beside the transformation, another one may still change what this leaves alone."""
+
 
 def edits(found: Difference, jax: History, momenta: Mapping[str, float]) -> Iterator[Edit]:
     """Yield what the JAX step can have done to a tensor in the place of torch's change.
@@ -78,7 +81,7 @@ def changed_alone(found: Difference, run: TorchProgramRun, torch: History, jax: 
         return
     fix = "return it unchanged"
     if found.name in run.parameters:
-        fix = "leave it out of what the optimizer updates: optax.set_to_zero() in optax.multi_transform"
+        fix = f"leave it out of what the optimizer updates: {FROZEN}"
 
     def as_jax(run: TorchProgramRun, _: Tensors) -> None:
         now = Parts(run.floating())
