@@ -239,3 +239,30 @@ def test_programs(noise: JaxNoise, verdict: str) -> None:
     programs = compare.TorchProgram(torch_program), compare.JaxProgram(jax_program(noise))
     report = compare.check(*programs, [BATCH[0]], steps=2, device="cpu")
     assert report.verdict == verdict, str(report)
+
+
+def with_categories(h: torch.Tensor) -> torch.Tensor:
+    return h + torch.distributions.Categorical(logits=h).sample()[..., None]
+
+
+def categories(logits: Callable[[jax.Array], jax.Array]) -> JaxNoise:
+    return lambda h, key: h + jax.random.categorical(key, logits(h))[..., None]
+
+
+def test_probabilities_of_categories_are_compared() -> None:
+    """They are the operand of an addition: neither `categorical` nor `choice` is an operation of a traced program."""
+    for right in (
+        categories(lambda h: h),
+        categories(jax.nn.log_softmax),
+        lambda h, key: h + jnp.argmax(h + jax.random.gumbel(key, h.shape), -1)[..., None],
+    ):
+        assert check(with_categories, right).verdict == "match"
+    wrong = check(with_categories, categories(jax.nn.softmax)).divergence
+    assert wrong is not None
+    assert wrong.cause is not None
+    assert wrong.cause.name == "probabilities of categories"
+    assert "logits" in wrong.cause.fix
+    warmer = check(with_categories, categories(lambda h: h / 2)).divergence
+    assert warmer is not None
+    assert warmer.cause is not None
+    assert (warmer.cause.name, warmer.cause.fix) == ("probabilities of categories", "")

@@ -11,7 +11,7 @@ from compare import bugs
 from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_runs import CommonRuns
 from compare.comparison.draw_choices import settle
-from compare.comparison.draw_parameters import known, other_parameter
+from compare.comparison.draw_parameters import comes_first, known, other_parameter
 from compare.comparison.excuses import Measures, excuses
 from compare.comparison.float32 import other_in_float32, weigh_float32_program
 from compare.comparison.random_keys import reused_key
@@ -183,7 +183,9 @@ class CommonCheck(abc.ABC):
         # they are looked at by themselves.
         for doing, look in (("parameters of draws", self._other_parameter), ("random keys", self._reused_key)):
             if (more := bugs.attempt(f"looking at {doing}", look)) and not known(more, divergence, *others):
-                divergence, *others = [*([divergence] if divergence else []), *others, more]
+                found_so_far = [*([divergence] if divergence else []), *others]
+                first = divergence is not None and comes_first(more, divergence)
+                divergence, *others = [more, *found_so_far] if first else [*found_so_far, more]
                 notes = []
         found = dataclasses.replace(found, divergence=divergence, notes=notes, others=others)
         if divergence is None or self.compiled or self.pair.size > LARGEST:

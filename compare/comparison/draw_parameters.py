@@ -20,8 +20,8 @@ from compare.verdict.divergence import Cause, Divergence
 
 DOCS = "https://docs.jax.dev/en/latest/_autosummary/jax.random.{}.html"
 
-RATE = "probability of a random mask"
-"""The name of the cause."""
+RATE, CATEGORIES = "probability of a random mask", "probabilities of categories"
+"""The names of causes."""
 
 COMPUTED = 1e-4
 """A probability that a network computes in float32 has that much rounding at most, as long as its weights are equal."""
@@ -75,6 +75,12 @@ def other_parameter(steps: Sequence[StepKeys], draws: Sequence[Sequence[Draw]], 
     return None
 
 
+def comes_first(more: Divergence, found: Divergence) -> bool:
+    """Tell whether a parameter may be what another finding without a cause comes from."""
+    is_cause = more.cause is not None and more.cause.name == CATEGORIES
+    return is_cause and found.cause is None and more.step <= found.step
+
+
 def known(more: Divergence, *found: Divergence | None) -> bool:
     """Tell whether a probability that differs is the rate of a dropout that is a finding already."""
     names = [each.cause.name for each in found if each and each.cause]
@@ -98,6 +104,8 @@ def both_parameters(keys: StepKeys, draws: Sequence[Draw], hints: Hints) -> Iter
 
 
 def _finding(step: int, found: Parameter) -> Divergence:
+    from scipy.special import softmax
+
     ours, theirs, kind = _shown(found.torch), _shown(found.jax), found.site.kind
     fix = ""
     if kind == "randint":
@@ -108,6 +116,13 @@ def _finding(step: int, found: Parameter) -> Divergence:
         name = RATE
         says = f"torch draws True with probability {ours}, and jax.random.bernoulli with probability {theirs}"
         fix = f"jax.random.bernoulli(key, {ours}, shape)" if found.written else ""
+    elif kind == "gumbel":
+        name = CATEGORIES
+        says = f"torch draws categories with probabilities {ours}, and the JAX side with probabilities {theirs}"
+        if distance(found.jax.astype(np.float64), softmax(found.torch, axis=-1)) < COMPUTED:
+            fix = (
+                "give jax.random.categorical logits, the logarithms of the probabilities: it is given these themselves"
+            )
     else:
         name = "parameter of a random draw"
         says = f"torch draws with {found.name} = {ours}, and jax.random.{kind} with {found.name} = {theirs}"
@@ -119,6 +134,8 @@ def _finding(step: int, found: Parameter) -> Divergence:
         given = (
             "JAX was given torch's draws, counted from its own minval. With another minval, the step differs as well"
         )
+    if name == CATEGORIES:
+        given = "They are read from both programs. Other categories are drawn with them"
     explanation = f"{says}, {place}. {given}"
     cause = Cause(name, explanation, fix, DOCS.format(kind))
     apart = distance(found.jax.astype(np.float64), found.torch)

@@ -138,11 +138,16 @@ def _both(alpha: Any) -> Sequence[Any]:
     return np.asarray(alpha)[..., 0], np.asarray(alpha)[..., 1]
 
 
+def _shares(chances: Any) -> Sequence[Any]:
+    chances = np.asarray(chances)
+    return (chances / chances.sum(-1, keepdims=True),)
+
+
 _CONVERSIONS: dict[str, dict[str, Conversion]] = {
     # What JAX draws, and what torch may draw there. A race is that of exponential variables, which gives categories.
     "gumbel": {
         "exponential": Conversion(_minus_log),
-        "race": Conversion(_gumbel_of_race),
+        "race": Conversion(_gumbel_of_race, parameters=_shares),
         "uniform": Conversion(_gumbel_of_uniform),
     },
     "exponential": {"uniform": Conversion(_exponential_of_uniform), "race": Conversion(_close_race)},
@@ -176,5 +181,6 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "beta": ("a", "b"),
     "dirichlet": ("alpha",),
     "poisson": ("lam",),
+    "gumbel": ("probabilities",),  # of the categories of which it chooses one
 }
 """The parameters of a distribution which a replay does not show, by their names in `jax.random`."""

@@ -7,6 +7,7 @@ its derivative needs, as further results. The operation that makes a draw of ran
 a recorded draw takes the place of its result, and its operand is the draw's parameter.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -66,6 +67,42 @@ def parameters(kind: str, eqn: Any, args: Sequence[Any]) -> tuple[Any, ...]:
     if len(others) != len(PARAMETERS[kind]):  # intermediate results
         return ()
     return tuple(_over(each, args[at].shape, shape) for each in others)
+
+
+class Categories:
+    """Follows Gumbel variables to where the largest of their sums with logits is a category.
+
+    That is how `jax.random.categorical` and `jax.random.choice` draw: neither is an operation of a traced program.
+    """
+
+    def __init__(self) -> None:
+        self._drawn: list[tuple[int, Any]] = []
+        """Gumbel variables, each with its number."""
+        self._sums: list[tuple[int, Any, Any]] = []
+        """Their sums with what may be logits, and these."""
+
+    def drawn(self, number: int, variables: Any) -> None:
+        """Follow some Gumbel variables, which are given a number."""
+        self._drawn.append((number, variables))
+
+    def chosen(self, eqn: Any, args: Sequence[Any], outputs: Sequence[Any]) -> tuple[int, Any] | None:
+        """Give the number of the variables by which an operation chooses, and the categories' probabilities.
+
+        These have the shape of the variables, with the categories along the last axis. None for any other operation.
+        """
+        import jax
+        import jax.numpy as jnp
+
+        if eqn.primitive.name == "add":
+            for (number, variables), (at, arg) in itertools.product(self._drawn, enumerate(args)):
+                if arg is variables:
+                    self._sums.append((number, outputs[0], args[1 - at]))
+        elif eqn.primitive.name in ("argmax", "top_k"):
+            for number, scores, logits in self._sums:
+                axes = eqn.params.get("axes", (eqn.params.get("axis", scores.ndim - 1),))
+                if args[0] is scores and tuple(axes) == (scores.ndim - 1,):
+                    return number, jax.nn.softmax(jnp.broadcast_to(logits, scores.shape))
+        return None
 
 
 def keys_of(eqn: Any) -> list[int]:

@@ -172,7 +172,8 @@ def read_keys(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> StepKeys:
     sites: list[Site] = []
 
     def model(params: Any, buffers: Any, rngs: Any, inputs: Any, target: Any) -> Any:
-        return run.with_loss(params, buffers, rngs, inputs, target)[0]
+        loss, seen = run.with_loss(params, buffers, rngs, inputs, target)
+        return loss, seen[:2]  # without what the model gives, nothing of a model without a loss is used
 
     with run.precision(), jax.disable_jit(run.unroll):
         read = compiled_quickly(lambda values, *state: reading_keys(model, values, sites, run.hints)(*state))

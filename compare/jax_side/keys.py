@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from compare.jax_side.draw_matching import match
-from compare.jax_side.draw_programs import keys_of, parameters
+from compare.jax_side.draw_programs import Categories, keys_of, parameters
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.primitives import KINDS, Kind, Scan, bind
 from compare.jax_side.replay import (
@@ -77,15 +77,26 @@ def reading_keys(
 class KeyReader(Replayer):
     """Replays torch's draws, and shows what each draw is made with, in order; None for what is out of reach."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._categories = Categories()
+
     def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Evaluate an operation, and show what it draws with."""
         import jax
 
         if not (own := list(drawn(eqn))):
-            return bind(eqn, args)
+            outputs = bind(eqn, args)
+            if (chosen := self._categories.chosen(eqn, args, outputs)) is not None:
+                number, probabilities = chosen
+                self.shown[number] = self.shown[number]._replace(parameters=(probabilities,))
+            return outputs
         if (kind := drawn_kind(eqn)) is not None and kind != "bits":
             self.shown.append(SiteRead(jax.random.key_data(args[keys_of(eqn)[0]]), parameters(kind, eqn, args)))
-            return super().equation(eqn, args, given)
+            outputs = super().equation(eqn, args, given)
+            if kind == "gumbel":
+                self._categories.drawn(len(self.shown) - 1, outputs[0])
+            return outputs
         if KINDS.get(eqn.primitive.name) in (Kind.CALL, Kind.CHECKPOINT, Kind.SCAN):
             return Interpreter.equation(self, eqn, args, given)
         # Inside a while loop or a branch: how often it draws is not known before it runs.
@@ -100,8 +111,10 @@ class KeyReader(Replayer):
         """Rebuild a scan, and return the keys that its iterations draw with, one after another."""
         import jax
 
+        outside, self._categories = self._categories, Categories()  # what is shown within is numbered anew
         with self._aside() as shown:
             outputs = super().scan(eqn, args, given)
+        self._categories = outside
         loop = Scan.of(eqn)
         # The scan has stacked the keys by index; iterations of a reversed scan run from the last index to the
         # first.
