@@ -54,7 +54,7 @@ def nearby(rewrite: Rewrite) -> Rewrite:
         if call.in_place:
             raise NotApplicable(f"{call.name} is in place")
         given = rewrite(call)
-        return type(given)(map(moved, given)) if type(given) in (tuple, list) else moved(given)
+        return type(given)(map(moved, given)) if isinstance(given, tuple | list) else moved(given)
 
     return run
 
