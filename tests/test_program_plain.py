@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import torch
 from flax import nnx
 from programs.common import drawn, trained, trained_in_torch
@@ -209,6 +210,10 @@ def test_momentum_by_hand_in_torch_needs_no_partner() -> None:
     assert "none such among its weights: velocity.weight, velocity.bias" in " ".join(str(right).split())
     assert wrong.divergence is not None
     assert (wrong.divergence.step, wrong.divergence.stage) == (1, "update")
+    with pytest.raises(compare.InputError, match="velocity.weight"):  # it may be an average that the port forgets
+        compare.check(
+            compare.TorchProgram(with_momentum_by_hand), compare.JaxProgram(plain("loss", 0.1)), batches(), device="cpu"
+        )
 
 
 def with_plateau() -> Any:

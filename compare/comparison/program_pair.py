@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from compare.alignment.pairings import Alignment
 from compare.alignment.program import align_program
 from compare.comparison.elsewhere import is_statistic, moved_inputs, perturbed
 from compare.comparison.flattened import Features, image_before, linear_layers, orders
+from compare.comparison.moments import moments_of_port, moments_of_torch, without_common_end
 from compare.comparison.own_values import OwnValues, other_own_values
 from compare.comparison.selection import Selection
 from compare.errors import InputError
@@ -32,7 +33,7 @@ from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
 from compare.weights.layers import buffer_names
 from compare.weights.links import Link, WeightMap, to_jax
-from compare.weights.roots import SAY_NOTHING, find_roots
+from compare.weights.roots import find_roots
 from compare.weights.weight_layouts import weight_layouts
 
 
@@ -113,14 +114,14 @@ class ProgramPair:
             leaves = port.leaves
             # The moments themselves may have been matched, and the parameters have no partner then.
             for matched in ({link.jax for link in error.links}, frozenset[str]()):
-                if moments := _moments(port, matched):
+                if moments := moments_of_port(port, matched):
                     port.leaves = remembered(leaves, moments)
                     with contextlib.suppress(UnmatchedError):
                         links = self._find_links(run, port, weights)
                         self._moments = moments
                         return links
                     port.leaves = leaves
-            run.remembered = run.moments()
+            run.remembered = moments_of_torch(run, port)
             if not run.remembered:
                 raise
             with contextlib.suppress(UnmatchedError):
@@ -233,35 +234,6 @@ class ProgramPair:
         return self.selection.applied(align_program(self.links, torch, jax, self.kinds, settings))
 
 
-def _moments(port: JaxProgramRun, matched: Collection[str]) -> frozenset[str]:
-    """Find what is not `matched` and is what an optimizer remembers.
-
-    These are trees that are zero at first, and have the names and shapes of parameters, as moments do; and single
-    numbers beside them. The parameters are not all zero, or are called so.
-    """
-    weights = port.weights()
-    left = {name: array for name, array in weights.items() if name not in matched}
-    zero = {name for name, array in weights.items() if not array.any()}
-
-    def inside(tree: str) -> set[str]:
-        return {each for each in weights if each.startswith(tree)}
-
-    found, places = set[str](), set[str]()
-    for name, other in itertools.product(zero & left.keys(), weights):
-        if weights[name].shape == weights[other].shape:
-            tree, model = _without_common_end(name, other)
-            if not tree or tree in (f"{name}/", model) or not inside(tree) <= zero:
-                continue
-            if not inside(model) <= zero or model.rstrip("/").rpartition("/")[2] in SAY_NOTHING:
-                found |= inside(tree)
-                places.add(tree.rstrip("/").rpartition("/")[0])
-    places.discard("")  # a number of the state itself, such as a temperature, may be trained
-    beside = {name for name, array in left.items() if array.size == 1 and name.rpartition("/")[0] in places}
-    # No weight starts at infinity, as the best loss so far does.
-    infinite = {name for name, array in left.items() if array.dtype.kind == "f" and np.isinf(array).any()}
-    return frozenset(found | beside | infinite)
-
-
 def _copies(port: JaxProgramRun, links: Sequence[Link]) -> dict[str, str]:
     """Find what optimizers hold as copies of weights when they are built: the first weight that is equal."""
     weights, kept = port.weights(), port.state_arrays()
@@ -277,7 +249,7 @@ def _copies(port: JaxProgramRun, links: Sequence[Link]) -> dict[str, str]:
         several = array.size > 1 and np.ptp(array)
         if several and (weight := next((each for each in linked if equal(each, array)), None)):
             found[name] = weight
-            tree, model = _without_common_end(name, weight)
+            tree, model = without_common_end(name, weight)
             places.setdefault(tree, model)
     for name, array in kept.items():  # where a weight is a copy, the bias beside it is one too
         for tree, model in places.items():
@@ -285,14 +257,6 @@ def _copies(port: JaxProgramRun, links: Sequence[Link]) -> dict[str, str]:
             if name not in found and name.startswith(tree) and equal(weight, array):
                 found[name] = weight
     return found
-
-
-def _without_common_end(name: str, weight: str) -> tuple[str, str]:
-    """Return the beginnings of two paths, without the components in which both end."""
-    ours, theirs = name.split("/"), weight.split("/")
-    while ours and theirs and ours[-1] == theirs[-1]:
-        ours, theirs = ours[:-1], theirs[:-1]
-    return "".join(f"{key}/" for key in ours), "".join(f"{key}/" for key in theirs)
 
 
 def _in_copies(run: TorchProgramRun, features: Features) -> Features:

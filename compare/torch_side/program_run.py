@@ -109,7 +109,7 @@ class TorchProgramRun(CommonRun):
         """Return the tensors that an optimizer has; without any optimizer, all that require a gradient."""
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         if not self.optimizers:
-            return [each for each in (*self.parameters.values(), *self._numbers().values()) if each.requires_grad]
+            return [each for each in (*self.parameters.values(), *self.bare().values()) if each.requires_grad]
         return [parameter for group in groups for parameter in group["params"]]
 
     def scattered(self) -> "dict[str, torch.Tensor]":
@@ -128,7 +128,7 @@ class TorchProgramRun(CommonRun):
         """
         from compare.torch_side.layers import torch_layers
 
-        bare = {name: tuple(tensor.shape) for name, tensor in self._numbers().items()}
+        bare = {name: tuple(tensor.shape) for name, tensor in self.bare().items()}
         layers = torch_layers(self.model, features or {})
         found = shadows(layers, self.models, bare)
         self.copies = [*found]
@@ -141,16 +141,7 @@ class TorchProgramRun(CommonRun):
         apart = dict.fromkeys(self.remembered & layer.tensors.keys(), _MOMENT)
         return layer._replace(settings={**layer.settings, "derived": apart}) if apart else layer
 
-    def moments(self) -> frozenset[str]:
-        """Name the bare tensors that are what an update by hand remembers, if they have no partner.
-
-        They are not trained, zero before the first step, and each has the shape of a tensor that is trained.
-        """
-        shapes = {tensor.shape for tensor in self.trained_tensors()}
-        bare = {name: tensor for name, tensor in self._numbers().items() if name not in self.trained}
-        return frozenset(name for name, each in bare.items() if each.shape in shapes and not each.any())
-
-    def _numbers(self) -> "dict[str, torch.Tensor]":
+    def bare(self) -> "dict[str, torch.Tensor]":
         """Return the bare tensors that hold floating-point numbers."""
         return {name: tensor for name, tensor in self.state.tensors().items() if tensor.is_floating_point()}
 
@@ -158,11 +149,11 @@ class TorchProgramRun(CommonRun):
         """Return parameters, buffers and bare tensors, by name."""
         from compare.torch_side.layers import kept_tensors
 
-        return {**kept_tensors(self.model), **self._numbers()}
+        return {**kept_tensors(self.model), **self.bare()}
 
     def weights(self) -> "list[torch.Tensor]":
         """Return parameters and bare tensors."""
-        return [*self.parameters.values(), *self._numbers().values()]
+        return [*self.parameters.values(), *self.bare().values()]
 
     def step(self, batch: Any, record: Record | None = None) -> Observation:
         """Take one step of the program, and show everything that it changes."""
@@ -245,7 +236,7 @@ class TorchProgramRun(CommonRun):
     def floating(self) -> "dict[str, torch.Tensor]":
         """Return the floating-point tensors of the state: parameters, buffers and bare tensors."""
         buffers = {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
-        return {**self.parameters, **buffers, **self._numbers()}
+        return {**self.parameters, **buffers, **self.bare()}
 
     def _other_state(self, tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
         """Of the state's tensors, give those that no optimizer trains, but for buffers of modules that one trains."""
