@@ -82,6 +82,15 @@ def _gumbel_of_race(variables: Any, chances: Any) -> Any:
     return _minus_log(_close_race(variables, chances))
 
 
+def _uniform_of_close_race(variables: Any, chances: Any) -> Any:
+    """Give the uniform variables u of which -log(u) are those of a close race; neither 0 nor 1, as of JAX."""
+    import jax.numpy as jnp
+
+    uniform = jnp.exp(-_close_race(variables, chances))
+    limits = jnp.finfo(jnp.float32)
+    return jnp.clip(uniform, limits.tiny, 1 - limits.epsneg)
+
+
 def _number(value: Any) -> Any:
     """Number the elements of an array."""
     import jax.numpy as jnp
@@ -143,7 +152,7 @@ def _shares(chances: Any) -> Sequence[Any]:
     return (chances / chances.sum(-1, keepdims=True),)
 
 
-_CONVERSIONS: dict[str, dict[str, Conversion]] = {
+_CONVERSIONS: dict[str, dict[str, Conversion | tuple[Conversion, ...]]] = {
     # What JAX draws, and what torch may draw there. A race is that of exponential variables, which gives categories.
     "gumbel": {
         "exponential": Conversion(_minus_log),
@@ -158,7 +167,8 @@ _CONVERSIONS: dict[str, dict[str, Conversion]] = {
         "exponential": Conversion(_uniform_of_exponential),
         "cauchy": Conversion(_uniform_of_cauchy),
         "bernoulli": Conversion(_uniform_of_bernoulli),
-        "race": Conversion(_uniform_of_race, axes=1),
+        # `jax.random.choice` draws one for each choice, and a Gumbel variable that a port writes by hand needs as many.
+        "race": (Conversion(_uniform_of_race, axes=1), Conversion(_uniform_of_close_race)),
     },
     "beta": {"dirichlet": Conversion(_first, axes=1, parameters=_both)},
     "gamma": {"dirichlet": Conversion(_gamma_of_dirichlet, parameters=_same)},
@@ -166,11 +176,12 @@ _CONVERSIONS: dict[str, dict[str, Conversion]] = {
 }
 
 
-def conversion(drawn: str, wanted: str) -> Conversion | None:
-    """Tell how what torch has drawn becomes what JAX draws, by their kinds; None where it does not."""
+def conversions(drawn: str, wanted: str) -> tuple[Conversion, ...]:
+    """Tell how what torch has drawn may become what JAX draws, by their kinds; nothing where it does not."""
     if drawn == wanted:
-        return Conversion(_itself, parameters=_same)
-    return _CONVERSIONS.get(wanted, {}).get(drawn)
+        return (Conversion(_itself, parameters=_same),)
+    found = _CONVERSIONS.get(wanted, {}).get(drawn, ())
+    return (found,) if isinstance(found, Conversion) else found
 
 
 PARAMETERS: dict[str, tuple[str, ...]] = {

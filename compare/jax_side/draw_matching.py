@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.jax_side.distributions import Conversion, conversion
+from compare.jax_side.distributions import Conversion, conversions
 from compare.step.draws import NO_HINTS, Hints, Site
-from compare.step.layouts import Layout, draw_layouts
+from compare.step.layouts import Layout, draw_layouts, ordered
 
 
 class Placed(NamedTuple):
@@ -70,31 +70,32 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
         return _with_unused(draws, sites, hints)
 
     @functools.cache
-    def fits(draw: Site, site: Site) -> list[Layout]:
-        serving = conversion(draw.kind, site.kind)
-        if serving is None or site.obstacle or len(draw.shape) < serving.axes:
-            return []
-        return draw_layouts(draw.shape[: len(draw.shape) - serving.axes], site.shape, hints)
+    def fits(draw: Site, site: Site) -> list[tuple[Conversion, Layout]]:
+        for serving in () if site.obstacle else conversions(draw.kind, site.kind):
+            shape = draw.shape[: len(draw.shape) - serving.axes] if serving.axes <= len(draw.shape) else None
+            if shape is None:
+                continue
+            if layouts := draw_layouts(shape, site.shape, hints) or _of_categories(draw, site.shape):
+                return [(serving, layout) for layout in layouts]
+        return []
 
     options = [[fits(draw, site) for site in sites] for draw in draws]
     pairs = _longest(options, len(sites))
     ranks = [len(draw.shape) for draw in draws]
     # A port has one layout for all of its images: a draw that allows one layout only shows it for the
     # others.
-    usual = Counter((ranks[i], options[i][j][0].name) for i, j in pairs if len(options[i][j]) == 1)
+    usual = Counter((ranks[i], options[i][j][0][1].name) for i, j in pairs if len(options[i][j]) == 1)
     placed: list[Placed | None] = [None] * len(sites)
     guessed = []
     for i, j in pairs:
         # Of several layouts, the one that is certain for other draws of this rank; else the first.
         likely = "channels last" if hints.channels_last else ""
         given = dict(hints.layouts).get(draws[i].shape)
-        counts = [usual[ranks[i], layout.name] or (layout.name == (given or likely)) / 2 for layout in options[i][j]]
-        layout = options[i][j][counts.index(max(counts))]
-        serving = conversion(draws[i].kind, sites[j].kind)
-        assert serving is not None
+        counts = [usual[ranks[i], layout.name] or (layout.name == (given or likely)) / 2 for _, layout in options[i][j]]
+        serving, layout = options[i][j][counts.index(max(counts))]
         placed[j] = Placed(i, layout, serving, draws[i].kind == "uniform", i in hints.reflected)
         if len(counts) > 1 and not max(counts):
-            fitting = " or ".join(layout.name for layout in options[i][j])
+            fitting = " or ".join(layout.name for _, layout in options[i][j])
             guessed.append(
                 f"torch's draw {i}, {draws[i]}, fits the JAX side {fitting}: the first is used. With a batch "
                 "whose sizes all differ, only one layout fits"
@@ -108,6 +109,13 @@ def _with_unused(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> 
     found = match(draws, [sites[j] for j in used], hints)
     placed = dict(zip(used, found.placed, strict=True))
     return found._replace(placed=[placed.get(j) for j in range(len(sites))])
+
+
+def _of_categories(draw: Site, wanted: tuple[int, ...]) -> list[Layout]:
+    """List the layouts of a draw of categories in which these have another axis than torch's, the last."""
+    count = len(draw.shape) if draw.kind == "race" else 0
+    orders = ((*range(at), count - 1, *range(at, count - 1)) for at in range(count - 1))
+    return [ordered(axes) for axes in orders if tuple(draw.shape[axis] for axis in axes) == wanted]
 
 
 def _without_given(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> Matching:
@@ -152,7 +160,7 @@ def _complement(array: Any) -> Any:
     return ~array if array.dtype == bool else 1 - array
 
 
-def _longest(options: list[list[list[Layout]]], m: int) -> list[tuple[int, int]]:
+def _longest(options: Sequence[Sequence[Sequence[Any]]], m: int) -> list[tuple[int, int]]:
     """The longest common subsequence, as positions in both: dynamic programming over the ends of both sequences."""
     n = len(options)
     # The usual case, and without the n · m table: a diffusion model in a scan may draw thousands of
@@ -203,11 +211,10 @@ _BEFORE = "To compare them, draw before the step, and pass the numbers to both s
 def _reason(draw: Site, site: Site) -> str:
     if site.obstacle:
         return f"{site.obstacle}. {_BEFORE}"
-    if conversion(draw.kind, site.kind) is None:
+    if not conversions(draw.kind, site.kind):
         return f"these are different kinds of random numbers. {_BEFORE}"
-    if len(draw.shape) == len(site.shape) and all(
-        theirs in (1, ours) for ours, theirs in zip(draw.shape, site.shape, strict=True)
-    ):
+    fewer = all(theirs in (1, ours) for ours, theirs in zip(draw.shape, site.shape, strict=False))
+    if len(draw.shape) == len(site.shape) and draw.shape != site.shape and fewer:
         # Flax's attention broadcasts its dropout mask over batch and heads by default, torch's does not.
         return (
             "JAX draws one number for all elements along the axes of length one; for Flax's attention, set "
