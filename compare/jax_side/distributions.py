@@ -64,31 +64,12 @@ def _uniform_of_race(variables: Any, chances: Any) -> Any:
     return 1 - (end - width * within)
 
 
-def _close_race(variables: Any, chances: Any) -> Any:
-    """Give exponential variables of the same winner, whom all others follow closely, each at its place.
-
-    Scores of 3.1, 1.2 and 0.4 have the same winner if a port mistakes probabilities for their logarithms. Scores of
-    3.1, 3.05 and 3.0 have another one as a rule.
-    """
+def _uniform_of_gumbel_race(variables: Any, *_: Any) -> Any:
+    """Give the uniform variables u of which -log(u) are those of the race; neither 0 nor 1, as of JAX."""
     import jax.numpy as jnp
 
-    rates = chances / variables
-    places = jnp.argsort(jnp.argsort(-rates, -1), -1)
-    close = rates.max(-1, keepdims=True) * jnp.exp(-NEAR_END * places)
-    return jnp.where(chances > 0, chances / close, variables)
-
-
-def _gumbel_of_race(variables: Any, chances: Any) -> Any:
-    return _minus_log(_close_race(variables, chances))
-
-
-def _uniform_of_close_race(variables: Any, chances: Any) -> Any:
-    """Give the uniform variables u of which -log(u) are those of a close race; neither 0 nor 1, as of JAX."""
-    import jax.numpy as jnp
-
-    uniform = jnp.exp(-_close_race(variables, chances))
     limits = jnp.finfo(jnp.float32)
-    return jnp.clip(uniform, limits.tiny, 1 - limits.epsneg)
+    return jnp.clip(jnp.exp(-variables), limits.tiny, 1 - limits.epsneg)
 
 
 def _number(value: Any) -> Any:
@@ -156,10 +137,10 @@ _CONVERSIONS: dict[str, dict[str, Conversion | tuple[Conversion, ...]]] = {
     # What JAX draws, and what torch may draw there. A race is that of exponential variables, which gives categories.
     "gumbel": {
         "exponential": Conversion(_minus_log),
-        "race": Conversion(_gumbel_of_race, parameters=_shares),
+        "race": Conversion(_minus_log, parameters=_shares),
         "uniform": Conversion(_gumbel_of_uniform),
     },
-    "exponential": {"uniform": Conversion(_exponential_of_uniform), "race": Conversion(_close_race)},
+    "exponential": {"uniform": Conversion(_exponential_of_uniform), "race": Conversion(_itself)},
     "permutation": {"randperm": Conversion(_itself)},
     # A boolean of `jax.random.bernoulli` is whether a uniform variable is below its probability.
     "bernoulli": {"uniform": Conversion(_itself)},
@@ -168,7 +149,7 @@ _CONVERSIONS: dict[str, dict[str, Conversion | tuple[Conversion, ...]]] = {
         "cauchy": Conversion(_uniform_of_cauchy),
         "bernoulli": Conversion(_uniform_of_bernoulli),
         # `jax.random.choice` draws one for each choice, and a Gumbel variable that a port writes by hand needs as many.
-        "race": (Conversion(_uniform_of_race, axes=1), Conversion(_uniform_of_close_race)),
+        "race": (Conversion(_uniform_of_race, axes=1), Conversion(_uniform_of_gumbel_race)),
     },
     "beta": {"dirichlet": Conversion(_first, axes=1, parameters=_both)},
     "gamma": {"dirichlet": Conversion(_gamma_of_dirichlet, parameters=_same)},
