@@ -93,8 +93,12 @@ def test_a_number_that_fits_everywhere_is_one(name: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3], ids=["one batch", "three batches"])
-def test_a_choice_that_goes_one_way_on_the_data_is_no_factor(count: int) -> None:
-    """All outputs are above the targets, so that an expectile's loss with its sides exchanged is torch's times 7/3."""
+@pytest.mark.parametrize("far", [0.0, 12.0], ids=["near", "far"])
+def test_a_choice_that_goes_one_way_on_the_data_is_no_factor(count: int, far: float) -> None:
+    """All outputs are above the targets, so that an expectile's loss with its sides exchanged is torch's times 7/3.
+
+    With `far`, no weights of other signs bring them below: the targets have other signs at a held-out step.
+    """
 
     def ours(output: Any, target: Any) -> Any:
         error = target - output
@@ -108,7 +112,7 @@ def test_a_choice_that_goes_one_way_on_the_data_is_no_factor(count: int) -> None
     model = nn.Linear(4, 3)
     nn.init.constant_(model.bias, 0.8)
     rng = np.random.default_rng(0)
-    batches = [(0.2 * rng.normal(size=(5, 4)), 0.2 * rng.normal(size=(5, 3))) for _ in range(count)]
+    batches = [(0.2 * rng.normal(size=(5, 4)), 0.2 * rng.normal(size=(5, 3)) - far) for _ in range(count)]
     report = compare.check(
         compare.Torch(model, ours, lambda p: torch.optim.SGD(p, 0.1)),
         compare.Flax(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), theirs, optax.sgd(0.1)),

@@ -9,6 +9,7 @@ import numpy as np
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.runs import Runs
 from compare.diagnosis.held_out import HeldOut
+from compare.errors import InputError
 from compare.jax_side.run import JaxRun
 from compare.step.batch import Batch, mapped
 from compare.step.draws import Draw
@@ -55,17 +56,22 @@ class HeldOutSteps:
 
     def _take(self, step: int, from_torch: bool) -> Iterator["_Taken"]:
         pair, stepper = self._runs.pair, self._runs.stepper
-        for seed, (run, number) in enumerate(_starts(self._runs, step)):
+        for run, number, seed in _starts(self._runs, step):
             batch, draws = pair.batches[number % len(pair.batches)], stepper.draws[number]
-            if number != step - 1:
+            if seed:
                 batch = other_batch(batch, seed, only=len(pair.batches) == 1)
             arrays = run.arrays()
-            if from_torch:
-                self._from_torch.load(arrays)
-                seen = self._from_torch.step(_observed(run, batch, draws), batch, draws)
-            else:
-                self._jax.load(to_jax(pair.links, arrays, self._jax.arrays()))
-                seen = self._jax.step(batch, draws)
+            try:
+                if from_torch:
+                    self._from_torch.load(arrays)
+                    seen = self._from_torch.step(_observed(run, batch, draws), batch, draws)
+                else:
+                    self._jax.load(to_jax(pair.links, arrays, self._jax.arrays()))
+                    seen = self._jax.step(batch, draws)
+            except InputError:
+                if seed != TURNED:
+                    raise
+                continue  # the user's code refuses numbers of other signs
             # The next step overwrites the memory of the buffers. What follows an update is looked for elsewhere.
             kept = {name: np.array(array) for name, array in seen.buffers.items()}
             seen = seen._replace(buffers=kept, parameters={}, updates={}, optimizer={})
@@ -80,31 +86,43 @@ class _Taken(NamedTuple):
     """Of the JAX side."""
 
 
-def _starts(runs: Runs, step: int) -> Iterator[tuple[TorchRun, int]]:
-    """Start torch before other steps: one that agreed, then each batch in turn with weights that are moved."""
+def _starts(runs: Runs, step: int) -> Iterator[tuple[TorchRun, int, int]]:
+    """Start torch before other steps: one that agreed, and each batch in turn with weights that are moved by a seed."""
     if step:
         run = runs.torch_run("float64")
         for _ in itertools.islice(runs.stepper.whole(run), step - 1):
             pass
-        yield run, step - 1
+        yield run, step - 1, 0
     for seed in itertools.count(1):
         run = runs.torch_run("float64")
         run.spread(seed)
-        yield run, (step + seed) % len(runs.stepper.draws)
+        yield run, (step + seed) % len(runs.stepper.draws), seed
+
+
+TURNED = 1
+"""The seed for which the real numbers of a batch have other signs."""
 
 
 def other_batch(batch: Batch, seed: int, *, only: bool) -> Batch:
-    """Make another batch of one, from some of its examples; the real numbers of the `only` one are moved too."""
-    return _chosen(_moved(batch, seed) if only else batch, last=bool(seed % 2))
+    """Make another batch of one, from some of its examples; the real numbers of the `only` one are moved too.
+
+    Of the first seed, half of the real numbers change their sign: targets that are all far above what the model gives
+    are far below it then.
+    """
+    moved = _moved(batch, seed, turned=seed == TURNED) if only or seed == TURNED else batch
+    return _chosen(moved, last=bool(seed % 2))
 
 
-def _moved(batch: Batch, seed: int) -> Batch:
-    """Make another batch of the only one: real numbers shrink, each by its own factor; flags and integers stay."""
+def _moved(batch: Batch, seed: int, *, turned: bool) -> Batch:
+    """Make another batch: real numbers shrink, each by its own factor, or turn; flags, integers and counts stay."""
     generator = np.random.default_rng(seed)
 
     def moved(array: Any) -> Any:
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or np.isin(array, (0, 1)).all():
             return array
+        if turned:
+            whole = np.array_equal(array, np.round(array))
+            return array if whole else np.asarray(array * generator.choice((-1, 1), array.shape), array.dtype)
         # Towards zero, so that inputs stay in their range: pixels in [0, 1], probabilities, ages.
         return np.asarray(array * generator.uniform(0.8, 1.0, array.shape), array.dtype)
 

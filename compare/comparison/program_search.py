@@ -1,5 +1,6 @@
 """Looks for the cause of what a program computes otherwise as in a model: see `compare.diagnosis.explain`."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compare.alignment.pairings import Pairing
-from compare.comparison.held_out import other_batch
+from compare.comparison.held_out import TURNED, other_batch
 from compare.comparison.places import layers_between
 from compare.comparison.program_lines import module_at
 from compare.comparison.program_pair import ProgramPair
@@ -157,13 +158,12 @@ class ProgramSearch:
         step = found.divergence.step
         # What follows an update depends at later steps on what the port's own optimizer remembers.
         later = () if found.pairing.after_update else (step + 1, step + 2)
-        taken = (self._as_it_is(found, edits, number) for number in (step - 1, *later))
-        others = itertools.takewhile(
-            bool, (self._with_other_weights(found, edits, seed) for seed in itertools.count(1))
-        )
-        before, first = next(taken), next(others, None)
-        yield from (each for each in (before, first, *taken) if each is not None)
-        yield from (each for each in others if each is not None)
+        as_it_is = functools.partial(self._as_it_is, found, edits)
+        moved = functools.partial(self._with_other_weights, found, edits)
+        of_the_check = (functools.partial(as_it_is, number) for number in (step - 1, *later))
+        first = (next(of_the_check), functools.partial(moved, TURNED), *of_the_check)
+        yield from filter(None, (take() for take in first))
+        yield from filter(None, itertools.takewhile(bool, map(moved, itertools.count(TURNED + 1))))
 
     def _as_it_is(self, found: Found, edits: Sequence[Edit], number: int) -> HeldOut | None:
         """Take a step of the check; None where there is none, or the JAX side cannot take it."""

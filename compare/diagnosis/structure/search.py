@@ -52,8 +52,7 @@ class StructureSearch:
         assert found.target is not None
         self.written_out = written_out
         self.found, self.rerun, self.held_out = found, rerun, iter(held_out)
-        self._made: list[Step] = []
-        self._refuted = False
+        self._made, self._refuted = list[Step](), False
         self.given, self.budget, self.outputs = surroundings[:3]
         self.theirs, self.shown, self.tables = surroundings.theirs, surroundings.shown, surroundings.tables
         self.later, self.others = surroundings.later, surroundings.others
@@ -265,22 +264,23 @@ class StructureSearch:
         return []
 
     def _proved(self, groups: Sequence[list[list[Edit]]]) -> list[list[Edit]]:
-        """Keep of each group the first that holds in a run of the whole step, if it holds at other steps too.
+        """Keep of each group the first that holds at other steps, if it holds in a run of the whole step too.
 
         A tensor proves an edit if it has numbers enough, all different, and one other step does not contradict it. A
         scalar, or a tensor that is constant, needs two other steps at which the sides differ.
         """
-        left = self._run(groups)
+        left, agreed = [list(group) for group in groups], 0
         needed = 2 if len(np.unique(self.target[np.isfinite(self.target)].ravel()[:100_000])) < DIFFERENT else 0
-        agreed = 0
         for step in self._others():
             if not left or (agreed >= max(needed, 1)):
                 break
             before = step.leaves([])
             near = max(MARGIN, EXPLAINED * before)
-            left = [edits for edits in left if step.leaves(self._again(edits, step.context)) <= near]
+            # What computes the same on this batch may not do so on another one.
+            holding = ([e for e in group if step.leaves(self._again(e, step.context)) <= near] for group in left)
+            left = [group for group in holding if group]
             agreed += before > MARGIN * near
-        return left if agreed >= needed and not self._refuted else []
+        return self._run(left) if agreed >= needed and not self._refuted else []
 
     def _others(self) -> Iterator[Step]:
         """Yield the held-out steps that take the same way through the program; each is made once for all edits."""
