@@ -10,7 +10,7 @@ import pytest
 import torch
 from flax import nnx
 from in_ci import some
-from programs.common import trained
+from programs.common import FlaxNet, TorchNet, drawn, trained, trained_in_torch
 
 import compare
 
@@ -99,3 +99,34 @@ def test_a_gradient_that_the_port_stops_in_its_step(fault: str) -> None:
         assert report.divergence.cause.name == "stopped gradient"
         assert NAMED[fault] in report.divergence.cause.explanation, str(report)
         assert not report.others
+
+
+def barely_other() -> Any:
+    """Give a port with the same outputs, whose gradients differ by a little more than rounding."""
+
+    def loss_of(model: Any, batch: Any) -> Any:
+        output = model(batch["x"])
+        fixed = jax.lax.stop_gradient(output)
+        return jnp.mean((fixed + (output - fixed) * (1 + 4e-13) - batch["y"]) ** 2)
+
+    return trained(FlaxNet(nnx.Rngs(0)), optax.sgd(0.1), loss_of)
+
+
+def like_ones() -> Any:
+    """Give a program with an operation that takes an output and gives nothing of it."""
+
+    def loss_of(model: Any, batch: Any) -> Any:
+        output = model(batch["x"])
+        return (torch.empty_like(output).fill_(1.0) * (output - batch["y"]) ** 2).mean()
+
+    torch.manual_seed(0)
+    model = TorchNet()
+    return trained_in_torch(model, torch.optim.SGD(model.parameters(), 0.1), loss_of)
+
+
+def test_a_stop_without_effect_is_no_cause() -> None:
+    sides = compare.TorchProgram(like_ones), compare.JaxProgram(barely_other)
+    report = compare.check(*sides, drawn(x=(5,), y=(3,)), device="cpu")
+    assert report.divergence is not None
+    assert report.divergence.stage == "gradient"
+    assert report.divergence.cause is None, str(report)
