@@ -86,4 +86,6 @@ def idle_program_draws(run: JaxProgramRun, batch: Any, draws: Sequence[Draw]) ->
     with run.precision():
         arguments = list(run.values), run.inputs(batch), replayable(draws, run.dtype)
         run.step(batch, draws)
-        return alone if same_for_all_seeds(shown, arguments) else []
+        same = same_for_all_seeds(shown, arguments)
+    # What is drawn within a branch is not drawn again.
+    return alone if same and not any(site.obstacle for site in alone) else []
