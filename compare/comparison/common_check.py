@@ -34,7 +34,7 @@ def unseen(_doing: str, _done: int, _of: int, _so_far: SoFar) -> None:
 
 
 _COINS = 4
-"""Steps that are taken to choose a replay: so often a single random boolean may fall alike by chance."""
+"""The number of steps at most that are taken to choose a replay: a single random boolean may be equal in all of them."""
 
 _NOT_JUDGED = "but for its float32 program: checking it failed, by an error of netparity"
 
@@ -125,7 +125,7 @@ class CommonCheck(abc.ABC):
         """Try other replays of torch's draws where both sides differ, and tell whether one of them is meant."""
         first = first_divergence(followed)
         steps = first.divergence.step + 1 if first else 1
-        # A coin may fall alike at first. What an optimizer does otherwise shows in the parameters before.
+        # A coin may fall alike at first. A difference of the optimizers would show in an update before.
         later = first is not None and steps <= _COINS and first.divergence.stage in (Stage.FORWARD, Stage.LOSS)
         if not self._keys or not (self.jax.unreplayed or (first and (steps == 1 or later))):
             return False

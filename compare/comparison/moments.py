@@ -41,7 +41,7 @@ def moments_of_port(port: JaxProgramRun, matched: Collection[str]) -> frozenset[
 
 
 def moments_of_torch(run: TorchProgramRun, port: JaxProgramRun) -> frozenset[str]:
-    """Find the bare tensors of torch's that are what an update by hand remembers; nothing where that is not certain.
+    """Find torch's bare tensors in which an update by hand keeps its moments; nothing where that is not certain.
 
     They are zero at first, and there are as many for each weight that is trained, one for momentum and two for Adam, as
     the port's optimizers have arrays of its size. A single number beside them is what an optimizer of optax counts.
@@ -66,7 +66,7 @@ def moments_of_torch(run: TorchProgramRun, port: JaxProgramRun) -> frozenset[str
 
 
 _MOMENTS = 3
-"""What an optimizer remembers of each weight at most, as Adam with amsgrad does."""
+"""The largest number of arrays that an optimizer keeps for each weight, as Adam with amsgrad does."""
 
 
 def without_common_end(name: str, weight: str) -> tuple[str, str]:

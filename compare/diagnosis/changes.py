@@ -35,9 +35,9 @@ def combined(changed: Sequence[Changed]) -> dict[int, Rewrite]:
 
 
 def nearby(rewrite: Rewrite) -> Rewrite:
-    """Give almost the same: every number by its own millionth or less more or less.
+    """Move each number that a rewrite gives by a random part of a millionth.
 
-    It does not apply to what gives other than real numbers, to what is zero, and to what is overwritten.
+    This does not apply to a call that gives integers or booleans, only zeros, or its result in place.
     """
 
     def moved(tensor: Any) -> Any:

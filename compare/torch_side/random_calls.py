@@ -217,8 +217,8 @@ def _close_race(chances: Any, variables: Any) -> Any:
 
 
 _BEHIND, _PLACES = 0.05, 600
-"""By how much a score is behind the one before it, which is more than rounding; and the last place: e^-30 of float32's
-range."""
+"""The distance of each score from the one before it, which is more than rounding, and the number of scores that have
+one: further ones would leave float32's range."""
 
 
 def _numbers(tensor: Any) -> Any:

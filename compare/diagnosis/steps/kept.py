@@ -13,7 +13,7 @@ from compare.torch_side.program_run import TorchProgramRun
 from compare.weights.links import Parts
 
 FROZEN = "put all of it into optax.multi_transform, with optax.set_to_zero() for what torch does not train"
-"""What becomes of the optimizer. Beside the transformation, another one may still change what this leaves alone."""
+"""The rest of a fix. A transformation that is chained with optax.multi_transform may change what that leaves alone."""
 
 
 def edits(found: Difference, jax: History, momenta: Mapping[str, float]) -> Iterator[Edit]:

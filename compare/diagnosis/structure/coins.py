@@ -1,4 +1,4 @@
-"""Recognizes a difference that other random booleans would make as well: of a few, any edit may seem to explain it."""
+"""Tells whether a difference may come from a few random booleans alone: edits of operations may seem to explain it."""
 
 import itertools
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def is_by_chance(step: Step) -> bool:
 
 
 def _coins(graph: Graph, end: int) -> Iterator[int]:
-    """List the values, of a few booleans each, that were drawn or computed of draws."""
+    """List the values of a few booleans each that were drawn, or computed from what was drawn."""
     drawn: set[int] = set()
     for node in graph.cone(end, ()):
         if node.frozen or any(number in drawn for _, number in node.inputs):
@@ -46,7 +46,7 @@ def _is_few(value: "torch.Tensor") -> bool:
 
 
 def _others(value: "torch.Tensor") -> "Iterator[torch.Tensor]":
-    """Give all that a value of few booleans may be instead; of several, those that are alike, and the opposite."""
+    """Give other values of a few booleans: all that there are, or for more than four all true, all false, the opposite."""
     size = value.numel()
     if size <= _EACH:
         for each in itertools.product((0, 1), repeat=size):
@@ -56,7 +56,7 @@ def _others(value: "torch.Tensor") -> "Iterator[torch.Tensor]":
 
 
 COINS = 16
-"""So many booleans are not alike by chance, or exactly opposite."""
+"""From this number of booleans on, it is unlikely that all are true, or all false, by chance."""
 
 _EACH = 4
-"""Of so many, every combination is tried."""
+"""Up to this number of booleans, every combination is tried."""
