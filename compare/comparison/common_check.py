@@ -34,7 +34,7 @@ def unseen(_doing: str, _done: int, _of: int, _so_far: SoFar) -> None:
 
 
 _COINS = 4
-"""The number of steps at most that are taken to choose a replay: a single random boolean may be equal in all of them."""
+"""The largest number of steps that are taken to choose a replay: a random boolean may be equal in the first of them."""
 
 _NOT_JUDGED = "but for its float32 program: checking it failed, by an error of netparity"
 
