@@ -46,7 +46,7 @@ def _is_few(value: "torch.Tensor") -> bool:
 
 
 def _others(value: "torch.Tensor") -> "Iterator[torch.Tensor]":
-    """Give other values of a few booleans: all that there are, or of more than four only alike ones and the opposite."""
+    """Give other values of a few booleans: all that there are, or of more than four alike ones and the opposite."""
     size = value.numel()
     if size <= _EACH:
         for each in itertools.product((0, 1), repeat=size):
