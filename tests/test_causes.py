@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -123,6 +124,35 @@ def test_a_choice_that_goes_one_way_on_the_data_is_no_factor(count: int, far: fl
     assert report.divergence is not None
     assert report.divergence.cause is not None
     assert report.divergence.cause.name == "another mask", str(report)
+
+
+def test_labels_among_real_numbers_are_not_turned() -> None:
+    """An array of labels and weights: where its numbers have other signs, torch has no such label, and raises."""
+
+    def ours(output: Any, target: Any) -> Any:
+        labels, weights = target[:, 0].long(), target[:, 1]
+        chosen = torch.log_softmax(output, -1).gather(1, labels[:, None])[:, 0]
+        return -(weights * chosen).mean() + 0.3 * (output**2).mean()
+
+    def theirs(output: Any, target: Any) -> Any:
+        labels, weights = target[:, 0].astype(jnp.int32), target[:, 1]
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(output), labels[:, None], 1)[:, 0]
+        return -(weights * chosen).mean() + 0.45 * (output**2).mean()
+
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    target = np.stack([rng.integers(0, 3, 6), rng.normal(size=6)], 1)
+    report = compare.check(
+        compare.Torch(nn.Linear(4, 3), ours, lambda p: torch.optim.SGD(p, 0.1)),
+        compare.Flax(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), theirs, optax.sgd(0.1)),
+        [(rng.normal(size=(6, 4)), target)],
+        steps=3,
+        device="cpu",
+    )
+    assert not report.bugs, str(report)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "constant"
 
 
 def evidence(*steps: tuple[float, float]) -> Evidence:

@@ -9,7 +9,7 @@ import numpy as np
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.runs import Runs
 from compare.diagnosis.held_out import HeldOut
-from compare.errors import InputError
+from compare.errors import InputError, InternalError, Signal
 from compare.jax_side.run import JaxRun
 from compare.step.batch import Batch, mapped
 from compare.step.draws import Draw
@@ -62,16 +62,17 @@ class HeldOutSteps:
                 batch = other_batch(batch, seed, only=len(pair.batches) == 1)
             arrays = run.arrays()
             try:
+                shown = _observed(run, batch, draws) if from_torch or seed == TURNED else Observation()
                 if from_torch:
                     self._from_torch.load(arrays)
-                    seen = self._from_torch.step(_observed(run, batch, draws), batch, draws)
+                    seen = self._from_torch.step(shown, batch, draws)
                 else:
                     self._jax.load(to_jax(pair.links, arrays, self._jax.arrays()))
                     seen = self._jax.step(batch, draws)
-            except InputError:
+            except (InputError, InternalError, Signal):
                 if seed != TURNED:
                     raise
-                continue  # the user's code refuses numbers of other signs
+                continue  # the user's code, or torch, refuses numbers of other signs, such as labels
             # The next step overwrites the memory of the buffers. What follows an update is looked for elsewhere.
             kept = {name: np.array(array) for name, array in seen.buffers.items()}
             seen = seen._replace(buffers=kept, parameters={}, updates={}, optimizer={})

@@ -145,7 +145,7 @@ class ProgramSearch:
         rerun = rerun_at(found, again, batch, self.stepper.draws[step])
         try:
             one, two = (np.array(found.pairing.torch_array(rerun({})), np.float64) for _ in range(2))
-        except (KeyError, InputError, Signal):
+        except (KeyError, InputError, InternalError, Signal):
             return False
         return one.shape == two.shape and distance(one, two) <= found.limit
 
@@ -180,6 +180,8 @@ class ProgramSearch:
         number = (found.divergence.step + seed) % len(self.stepper.draws)
         batch = other_batch(Batch(self._batch(number)), seed, only=len(self.stepper.batches) == 1).inputs
         # The draws are those of a step that took other ways, perhaps: then this one is not taken.
+        if seed == TURNED and not self._repeats(found, Again(run), batch, number):
+            return None  # torch refuses numbers of other signs, such as labels
         target = self._target(found.pairing, run, batch, number, before=0)
         return None if target is None else HeldOut(Again(run), batch, self.stepper.draws[number], target)
 

@@ -52,12 +52,17 @@ def leaves(
     """
     assert found.target is not None
     apart = _apart(found, rerun, edits, context, found.target)
-    # Weights that are moved have rounding of their own: its margin is counted once more.
-    holds = apart <= MARGIN * found.limit and all(
-        _apart(found, other, edits, context, theirs) <= MARGIN**2 * found.limit for other, theirs in elsewhere
-    )
     # Where the sides differ by little more than rounding, as by 1e-12 that a port adds, edits without effect hold too.
-    return apart if holds and MARGIN * apart <= _apart(found, rerun, (), context, found.target) else None
+    if apart > MARGIN * found.limit or MARGIN * apart > _apart(found, rerun, (), context, found.target):
+        return None
+    # Weights that are moved have rounding of their own: its margin is counted once more.
+    near = MARGIN**2 * found.limit
+    for other, theirs in elsewhere:
+        if _apart(found, other, edits, context, theirs) <= near:
+            continue
+        if np.isfinite(_apart(found, other, (), context, theirs)):  # else torch refuses the other batch
+            return None
+    return apart
 
 
 def _apart(found: Found, rerun: Rerun, edits: Sequence[Edit], context: Context, theirs: np.ndarray) -> float:
