@@ -180,10 +180,11 @@ class ProgramSearch:
         number = (found.divergence.step + seed) % len(self.stepper.draws)
         batch = other_batch(Batch(self._batch(number)), seed, only=len(self.stepper.batches) == 1).inputs
         # The draws are those of a step that took other ways, perhaps: then this one is not taken.
-        if seed == TURNED and not self._repeats(found, Again(run), batch, number):
-            return None  # torch refuses numbers of other signs, such as labels
         target = self._target(found.pairing, run, batch, number, before=0)
-        return None if target is None else HeldOut(Again(run), batch, self.stepper.draws[number], target)
+        again = Again(run)
+        # Torch may refuse numbers of other signs, such as labels.
+        refused = seed == TURNED and target is not None and not self._repeats(found, again, batch, number)
+        return None if target is None or refused else HeldOut(again, batch, self.stepper.draws[number], target)
 
     def _place(self, found: Found) -> Place:
         """Describe the layers that run on the JAX side where the two sides begin to differ."""
