@@ -107,6 +107,18 @@ DISTRIBUTIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[
         lambda x: x[..., torch.multinomial(torch.from_numpy(WEIGHTS), 3)],
         lambda x: x[..., jax.random.choice(key(), 8, (3,), replace=False, p=WEIGHTS / WEIGHTS.sum())],
     ),
+    "categories along another axis": (
+        lambda x: x[0] * torch.multinomial(torch.softmax(x[0], -1), 1),
+        lambda x: x[0] * jax.random.categorical(key(), x[0].T, axis=0)[:, None],
+    ),
+    "categories of uniform": (
+        lambda x: x[0] * torch.multinomial(torch.softmax(x[0], -1), 1),
+        lambda x: x[0] * jnp.argmax(x[0] - jnp.log(-jnp.log(jax.random.uniform(key(), (5, 8)))), -1)[:, None],
+    ),
+    "categories of uniform along another axis": (
+        lambda x: x[0] * torch.multinomial(torch.softmax(x[0], -1), 1),
+        lambda x: x[0] * jnp.argmax(x[0].T - jnp.log(-jnp.log(jax.random.uniform(key(), (8, 5)))), 0)[:, None],
+    ),
     "numpy": (
         # As training scripts have it: NumPy's global generator.
         lambda x: x * NUMPY.beta(0.4, 0.4) + NUMPY.normal(1.0, 2.0) * NUMPY.randint(3, 9),

@@ -126,7 +126,9 @@ class CommonCheck(abc.ABC):
         first = first_divergence(followed)
         steps = first.divergence.step + 1 if first else 1
         # A coin may fall alike at first. A difference of the optimizers would show in an update before.
-        later = first is not None and steps <= _COINS and first.divergence.stage in (Stage.FORWARD, Stage.LOSS)
+        later = (
+            first is not None and steps <= _COINS and first.divergence.stage in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN)
+        )
         if not self._keys or not (self.jax.unreplayed or (first and (steps == 1 or later))):
             return False
 

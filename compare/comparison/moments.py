@@ -12,7 +12,7 @@ from compare.weights.roots import SAY_NOTHING
 
 
 def moments_of_port(port: JaxProgramRun, matched: Collection[str]) -> frozenset[str]:
-    """Find what is not `matched` and is what an optimizer remembers.
+    """Find what is not `matched` and is no weight: what an optimizer remembers, and what starts at infinity.
 
     These are trees that are zero at first, and have the names and shapes of parameters, as moments do; and single
     numbers beside them. The parameters are not all zero, or are called so.

@@ -72,10 +72,12 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
     @functools.cache
     def fits(draw: Site, site: Site) -> list[tuple[Conversion, Layout]]:
         for serving in () if site.obstacle else conversions(draw.kind, site.kind):
-            shape = draw.shape[: len(draw.shape) - serving.axes] if serving.axes <= len(draw.shape) else None
-            if shape is None:
+            if serving.axes > len(draw.shape):
                 continue
-            if layouts := draw_layouts(shape, site.shape, hints) or _of_categories(draw, site.shape):
+            layouts = draw_layouts(draw.shape[: len(draw.shape) - serving.axes], site.shape, hints)
+            if not layouts and not serving.axes:
+                layouts = _of_categories(draw, site.shape)
+            if layouts:
                 return [(serving, layout) for layout in layouts]
         return []
 

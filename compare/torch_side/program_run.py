@@ -116,7 +116,7 @@ class TorchProgramRun(CommonRun):
         """Return the parameters, and the bare tensors that an optimizer trains, such as a temperature."""
         known = {id(parameter) for parameter in self.parameters.values()}
         bare = (tensor for tensor in self.trained_tensors() if id(tensor) not in known)
-        return {**super().scattered(), **{f"{number}": tensor for number, tensor in enumerate(bare)}}
+        return {**super().scattered(), **{self.name_of(tensor): tensor for tensor in bare}}
 
     def _cast(self, tensor: "torch.Tensor") -> "torch.Tensor":
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
@@ -310,7 +310,7 @@ def _built(side: TorchProgram) -> tuple[Mapping[str, Any], Callable[[Any, Any], 
     return built
 
 
-_MOMENT = "it is zero at the start, as what an update remembers, and the JAX side keeps none such among its weights"
+_MOMENT = "it is taken for what the update remembers, which the JAX side keeps in its optimizer"
 
 _FIRST_STEP = 1_055_638
 """The seed of the first step's draws: not that of `build`, whose weights would be the noise of the step.

@@ -57,12 +57,8 @@ def leaves(
         return None
     # Weights that are moved have rounding of their own: its margin is counted once more.
     near = MARGIN**2 * found.limit
-    for other, theirs in elsewhere:
-        if _apart(found, other, edits, context, theirs) <= near:
-            continue
-        if np.isfinite(_apart(found, other, (), context, theirs)):  # else torch refuses the other batch
-            return None
-    return apart
+    holds = all(_apart(found, other, edits, context, theirs) <= near for other, theirs in elsewhere)
+    return apart if holds else None
 
 
 def _apart(found: Found, rerun: Rerun, edits: Sequence[Edit], context: Context, theirs: np.ndarray) -> float:
