@@ -121,8 +121,8 @@ def _finding(step: int, found: Parameter) -> Divergence:
         says = f"torch draws categories with probabilities {ours}, and the JAX side with probabilities {theirs}"
         if distance(found.jax.astype(np.float64), softmax(found.torch, axis=-1)) < COMPUTED:
             fix = (
-                "take the logarithms of the probabilities: jax.random.categorical, or a sum with Gumbel variables, needs "
-                "logits"
+                "take the logarithms of the probabilities: jax.random.categorical, or a sum with Gumbel variables, "
+                "needs logits"
             )
     else:
         name = "parameter of a random draw"
