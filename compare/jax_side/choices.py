@@ -7,13 +7,12 @@ against numbers that no network has.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.jax_side.jaxpr import Interpreter
-from compare.jax_side.primitives import NAME, Kind, Program, called, kind
+from compare.jax_side.primitives import Kind, Program, called, kind
 from compare.step.places import JAX_PACKAGES, users_frame
 
 _SELECTING, _BOUNDING, _BRANCHING = frozenset({"select_n"}), frozenset({"max", "min", "clamp"}), frozenset({"cond"})
@@ -58,28 +57,14 @@ class Choice(NamedTuple):
     def __str__(self) -> str:
         return f"{self.function} at {self.place}"
 
-    @property
-    def label(self) -> str:
-        """Its text in a program, under which what it chooses is named."""
-        return "|".join(map(str, (_LABEL, *self)))
-
-    @classmethod
-    def of(cls, text: str) -> "Choice | None":
-        """Read it from a name in a program; None if the name is another's."""
-        first, *rest = text.split("|")
-        return cls(rest[0], rest[1], int(rest[2]), rest[3]) if first == _LABEL else None
-
-
-_LABEL = "netparity-choice"
-
 
 class Choices:
     """Notes, while a traced program is run, what its choices choose."""
 
-    def __init__(self, within: "Found | None" = None) -> None:
+    def __init__(self) -> None:
         self.made: dict[Choice, Any] = {}
         """For each choice, whether each of its sides is taken by any element: boolean, of shape `(sides,)`."""
-        self._within = within
+        self._within: Found | None = None
         self._closed = 0
 
     @contextlib.contextmanager
@@ -99,8 +84,6 @@ class Choices:
             self._within = self._within or called_by_the_user(eqn)
             if self._within and name in self._within[1]:
                 self._note(self._within[0]._replace(operation=name), _sides(name, args, eqn))
-            elif name == NAME and (choice := Choice.of(eqn.params["name"])):
-                self._note(choice, args[0])
         try:
             yield
         finally:
@@ -142,43 +125,6 @@ def _sides(name: str, args: list[Any], eqn: Any) -> Any:
     sides = len(args) - 1 if name == "select_n" else len(eqn.params["branches"])
     index = jnp.asarray(args[0]).astype(np.int32)
     return jnp.stack([jnp.any(index == side) for side in range(sides)])
-
-
-class _Reader(Interpreter):
-    """Runs a program for its choices alone."""
-
-    def __init__(self, choices: Choices) -> None:
-        super().__init__()
-        self.choices = choices
-
-    def equation(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        with self.choices.at(eqn, args):
-            return super().equation(eqn, args, given)
-
-    def enclosed(self, program: Any, args: Sequence[Any], given: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
-        with self.choices.closed():
-            return super().enclosed(program, args, given)
-
-
-def name_choices(eqn: Any, args: Sequence[Any]) -> None:
-    """Write what an operation chooses into the program that is traced, under a name that `Choices` reads.
-
-    It is for an interpreter whose program is traced once more: the operations of that have lost their lines.
-    """
-    import jax
-    from jax.ad_checkpoint import checkpoint_name
-
-    if (found := called_by_the_user(eqn)) is None:
-        return
-    values = [jax.lax.stop_gradient(arg) for arg in args]
-    reader = _Reader(Choices(found))
-    if kind(eqn) == Kind.CALL:
-        reader.run(called(eqn), values)
-    else:
-        with reader.choices.at(eqn, values):
-            pass
-    for choice, sides in reader.choices.made.items():
-        checkpoint_name(sides, choice.label)
 
 
 Found = tuple[Choice, frozenset[str]]

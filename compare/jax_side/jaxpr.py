@@ -25,6 +25,7 @@ from compare.jax_side.primitives import (
     called,
     is_literal,
     kind,
+    made_where,
     typed,
 )
 
@@ -80,7 +81,8 @@ class Interpreter:
         rest = iter(given)
         for number, eqn in enumerate(equations):
             own = list(itertools.islice(rest, self.places(eqn)))
-            found = self.equation(eqn, [read(atom) for atom in eqn.invars], own)
+            with made_where(eqn):
+                found = self.equation(eqn, [read(atom) for atom in eqn.invars], own)
             values.update(zip(eqn.outvars, found, strict=True))
             for atom in {atom for atom in eqn.invars if not is_literal(atom)} - kept:
                 if last[atom] == number:

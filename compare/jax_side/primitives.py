@@ -4,6 +4,7 @@ JAX promises none of it from one version to the next, so it is written down here
 JAX 0.8.1 to 0.12.0; where versions differ, the row says how. `tests/test_jaxpr.py` has a canary for each operation.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -308,6 +309,14 @@ def bind(eqn: Any, args: Sequence[Any], **params: Any) -> list[Any]:
     # custom_jvp_call, for instance, a jaxpr into a function. jax.core.eval_jaxpr does the same.
     outputs = eqn.primitive.bind(*functions, *args, **own)
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
+
+
+def made_where(eqn: Any) -> contextlib.AbstractContextManager[None]:
+    """Give what is traced in this context the user's line of an operation: it stands for that operation."""
+    from jax.extend.source_info_util import current_name_stack, user_context
+
+    traceback = eqn.source_info.traceback
+    return user_context(traceback, name_stack=current_name_stack()) if traceback else contextlib.nullcontext()
 
 
 def _parameter(eqn: Any, *names: str) -> Any:

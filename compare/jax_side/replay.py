@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from compare.jax_side.choices import name_choices
 from compare.jax_side.draw_matching import Matching, match
 from compare.jax_side.draw_programs import keys_of, obstacle, standing_in
 from compare.jax_side.jaxpr import Interpreter
@@ -212,19 +211,6 @@ def _takes_a_key(function: Callable[..., Any]) -> bool:
 class Replayer(Interpreter):
     """Runs a traced program with recorded draws in the place of its own; its places are where it draws."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.looking = True
-        """Whether what it runs leaves the program that is traced: not so within a loop."""
-
-    def enclosed(self, program: Any, args: Sequence[Any], given: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
-        """Run a program within a transformation of JAX's, where no choice is named."""
-        before, self.looking = self.looking, False
-        try:
-            return super().enclosed(program, args, given)
-        finally:
-            self.looking = before
-
     def places(self, eqn: Any) -> int:
         """Count where an operation draws, in all iterations."""
         return sum(1 for _ in drawn(eqn))
@@ -234,8 +220,6 @@ class Replayer(Interpreter):
         # Nothing inside is replaced. Bound as it is, custom_jvp and custom_vjp keep their derivative rules,
         # which running the program inside would lose: the function is yet to be differentiated.
         if all(draw is None for draw in given):
-            if self.looking:
-                name_choices(eqn, args)
             return bind(eqn, args)
         if kind := drawn_kind(eqn):
             return standing_in(kind, given[0], eqn, args)
