@@ -72,36 +72,3 @@ def test_what_a_coin_decides_has_no_cause() -> None:
         report = compared(chance=chance)
         assert report.divergence is not None
         assert report.divergence.cause is None, str(report)
-
-
-def with_noise() -> Any:
-    torch.manual_seed(0)
-    model = TorchNet()
-
-    def loss_of(model: Any, batch: Any) -> Any:
-        return functional.mse_loss(model(batch["x"] + torch.randn_like(batch["x"])), batch["y"])
-
-    return trained_in_torch(model, torch.optim.SGD(model.parameters(), 0.1), loss_of)
-
-
-def with_noise_in_a_branch() -> Any:
-    model = FlaxNet(nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
-
-    @nnx.jit
-    def step(state: Any, batch: Any) -> Any:
-        key, own = jax.random.split(state["key"])
-        x = batch["x"]
-        x = jax.lax.cond(x.sum() < jnp.inf, lambda: x + jax.random.normal(own, x.shape), lambda: x)
-        loss, gradients = nnx.value_and_grad(lambda model: jnp.mean((model(x) - batch["y"]) ** 2))(state["model"])
-        state["optimizer"].update(state["model"], gradients)
-        return {**state, "key": key}, {"loss": loss}
-
-    return {"model": model, "optimizer": optimizer, "key": jax.random.key(0)}, step
-
-
-def test_what_is_drawn_in_a_branch_is_not_said_to_have_no_effect() -> None:
-    sides = compare.TorchProgram(with_noise), compare.JaxProgram(with_noise_in_a_branch)
-    report = compare.check(*sides, drawn(x=(5,), y=(3,)), device="cpu")
-    assert report.nondeterministic, str(report)
-    assert "without effect" not in " ".join(map(str, report.not_compared))

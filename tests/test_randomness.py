@@ -359,7 +359,10 @@ def broadcast(x: Any) -> Any:
 
 
 def conditional(x: Any) -> Any:
-    return jax.lax.cond(x[0, 0, 0] > 9, lambda x: x, lambda x: bernoulli(x, 0.3, jax.random.key(0)), x)
+    def turn(x: Any, key: Any) -> Any:
+        return jax.lax.cond(x[0, 0, 0] > 9, lambda x: x, lambda x: bernoulli(x, 0.3, key), x), None
+
+    return jax.lax.scan(turn, x, jax.random.split(jax.random.key(0), 1))[0]
 
 
 @pytest.mark.parametrize(
@@ -373,7 +376,7 @@ def conditional(x: Any) -> Any:
         (lambda x: F.dropout(F.dropout(x, 0.3), 0.2), nnx_dropout, r"torch draws .* \(draw 1\), JAX does not"),
         (torch_dropout, lambda x: nnx_dropout(nnx_dropout(x)), r"JAX draws .* \(draw 1\), torch does not"),
         (torch_dropout, lambda x: x, r"torch draws .* \(draw 0\), JAX does not"),
-        (torch_dropout, conditional, r"it is inside cond"),
+        (torch_dropout, conditional, r"it is inside cond within scan"),
         (
             torch_dropout,
             lambda x: x + jax.random.normal(jax.random.key(0), x.shape),

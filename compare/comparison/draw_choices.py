@@ -155,7 +155,7 @@ def _repeated(keys: StepKeys) -> tuple[tuple[int, int], ...]:
     for number, (site, read) in enumerate(zip(keys.sites, keys.reads, strict=True)):
         if read is None:
             continue
-        earlier = first.setdefault((site._replace(place=""), _bytes(read)), number)
+        earlier = first.setdefault((site._replace(place="", branches=()), _bytes(read)), number)
         if earlier != number:
             repeated.append((number, earlier))
     return tuple(repeated)

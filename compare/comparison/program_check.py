@@ -146,8 +146,9 @@ class ProgramCheck(CommonCheck):
         return other_start(followed, torch, counted, self._jax_again, self._jax_step)
 
     def _idle_draws(self) -> list[NotCompared]:
-        run = self.pair.jax_run("float32")
-        sites = idle_program_draws(run, self.pair.batches[0], self.runs.stepper.draws[0])
+        batches, draws = self.pair.batches, self.runs.stepper.draws
+        steps = ((batches[step % len(batches)], each) for step, each in enumerate(draws[: self.steps]))
+        sites = idle_program_draws(self.pair.jax_run("float32"), steps)
         places = [", ".join(filter(None, (str(site), site.place))) for site in sites]
         return [NotCompared("jax", place, "a draw without effect, which torch does not make") for place in places]
 

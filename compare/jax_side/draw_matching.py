@@ -68,6 +68,8 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
         return _with_leaves(draws, sites, hints)
     if any(site.unused for site in sites):
         return _with_unused(draws, sites, hints)
+    if any(site.branches and not site.obstacle for site in sites):
+        return _with_branches(draws, sites, hints)
 
     @functools.cache
     def fits(draw: Site, site: Site) -> list[tuple[Conversion, Layout]]:
@@ -111,6 +113,42 @@ def _with_unused(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> 
     found = match(draws, [sites[j] for j in used], hints)
     placed = dict(zip(used, found.placed, strict=True))
     return found._replace(placed=[placed.get(j) for j in range(len(sites))])
+
+
+def _with_branches(draws: Sequence[Site], sites: Sequence[Site], hints: Hints) -> Matching:
+    """Pair the draws with the places in those branches whose places they fit best.
+
+    Which branch is taken is not known before the step is run. If the draws fit the places of several branches equally
+    well, they are given to all of these: only one is run.
+    """
+    inside = {number: dict(site.branches) for number, site in enumerate(sites)}
+    conditionals: dict[tuple[int, ...], dict[int | None, None]] = {}
+    for branches in inside.values():
+        for place, branch in branches.items():
+            conditionals.setdefault(place, {None: None})[branch] = None  # the first: a branch that draws nothing
+    tried = []
+    for numbers in itertools.islice(itertools.product(*conditionals.values()), _MOST_BRANCHES):
+        choice = dict(zip(conditionals, numbers, strict=True))
+        running = [number for number, branches in inside.items() if branches.items() <= choice.items()]
+        found = match(draws, [sites[number]._replace(branches=()) for number in running], hints)
+        tried.append((len(found.unreplayed), dict(zip(running, found.placed, strict=True)), found))
+    fewest = min(count for count, _, _ in tried)
+    best = [each for each in tried if each[0] == fewest]
+    placed = dict(best[0][1])
+    for _, others, _ in best[1:]:
+        if all(_same(placed[number], each) for number, each in others.items() if number in placed):
+            placed |= others
+    return best[0][2]._replace(placed=[placed.get(number) for number in range(len(sites))])
+
+
+def _same(one: Placed | None, other: Placed | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return (one.draw, one.layout.name) == (other.draw, other.layout.name)
+
+
+_MOST_BRANCHES = 64
+"""The maximum number of ways through a program's conditionals that are tried."""
 
 
 def _of_categories(draw: Site, wanted: tuple[int, ...]) -> list[Layout]:

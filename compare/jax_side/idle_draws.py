@@ -42,7 +42,9 @@ def reseeding(
         sites = sites_of(closed)
         found = match(sites_of_values(values), sites, hints)
         if alone is not None:
-            alone[:] = [site for site, each in zip(sites, found.placed, strict=True) if each is None]
+            # A draw in a branch may be one that torch makes at another step, when the branch is taken.
+            pairs = zip(sites, found.placed, strict=True)
+            alone[:] = [site for site, each in pairs if each is None and not site.branches]
         outputs = Reseeder(seed).run(closed, jax.tree.leaves(args), laid_out(values, found, hints))
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
@@ -62,7 +64,7 @@ class Reseeder(Replayer):
         if kind not in (None, "bits") and given[0] is None:
             keys = keys_of(eqn)
             return bind(eqn, [_folded(arg, self._seed) if i in keys else arg for i, arg in enumerate(args)])
-        inside = KINDS.get(eqn.primitive.name) in (Kind.CALL, Kind.CHECKPOINT, Kind.SCAN)
+        inside = KINDS.get(eqn.primitive.name) in (Kind.CALL, Kind.CHECKPOINT, Kind.SCAN, Kind.COND)
         if kind is None and inside and any(draw is None for draw in given):
             return Interpreter.equation(self, eqn, args, given)
         return super().equation(eqn, args, given)

@@ -187,11 +187,13 @@ def step_keys(sites: Sequence[Site], found: Any, moved: Any) -> StepKeys:
     """Give what was read, once on the batch and once on one with other integers."""
     import jax
 
-    pairs = [(one.key, other.key) for one, other in zip(found, moved, strict=True) if one and other]
+    both = (each for each in zip(found, moved, strict=True) if all(read and np.all(read.made) for read in each))
+    pairs = [(one.key, other.key) for one, other in both]
     # Keys that change when the batch's integers do are made from the batch, as in `key =
     # jax.random.key(batch["seed"])`. They repeat because the batch does.
     from_batch = any(not np.array_equal(one, other) for one, other in pairs)
-    return StepKeys(list(sites), jax.tree.map(np.asarray, found), from_batch)
+    reads = [read if read is not None and np.all(read.made) else None for read in jax.tree.map(np.asarray, found)]
+    return StepKeys(list(sites), reads, from_batch)
 
 
 def idle_draws(run: JaxRun, batch: Batch, draws: Sequence[Draw]) -> list[Site] | None:
@@ -219,7 +221,8 @@ def same_for_all_seeds(shown: Callable[..., Any], arguments: tuple[Any, ...]) ->
     import jax
 
     # Three, since a mask that is drawn from a few elements may be the same twice by accident.
-    given = [jax.tree.leaves(compiled_quickly(shown)(seed, *arguments)) for seed in range(3)]
+    function = compiled_quickly(shown)
+    given = [jax.tree.leaves(function(seed, *arguments)) for seed in range(3)]
     # A key that a step hands on is no number; what is drawn with it is.
     first, *others = [[each for each in leaves if not is_key(each.dtype)] for leaves in given]
     return all(

@@ -160,22 +160,45 @@ class Interpreter:
         return list(jax.lax.while_loop(test, proceed, self._carried(start, inside)))
 
     def cond(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Rebuild a conditional. It has no places: which branch runs is not known before."""
+        """Rebuild a conditional, whose places are those of its branches one after another.
+
+        Values that a branch shows are returned with zeros in place of what is shown by the branches that are not taken:
+        a flag that is True in what a branch shows is False then.
+        """
         import jax
+        import jax.numpy as jnp
 
-        del given
-        choice = Cond.of(eqn)
+        choice, rest = Cond.of(eqn), iter(given)
+        counts = [sum(map(self.places, Program.of(program).equations)) for program in choice.branches]
+        own = [list(itertools.islice(rest, count)) for count in counts]
 
-        def branch(program: Any, *args: Any) -> list[Any]:
-            return self._carried(self.enclosed(program, args)[0], eqn.outvars)
+        def branch(number: int, *args: Any) -> tuple[list[Any], list[Any]]:
+            outputs, shown = self.enclosed(choice.branches[number], args, own[number])
+            return self._carried(outputs, eqn.outvars), shown
 
-        branches = [functools.partial(branch, program) for program in choice.branches]
-        if choice.platforms is None:
-            return list(jax.lax.switch(args[0], branches, *args[1:]))
-        named = list(zip(choice.platforms, branches, strict=True))
-        default = next((branch for platforms, branch in named if platforms is None), None)
-        each = {platform: branch for platforms, branch in named for platform in platforms or ()}
-        return list(jax.lax.platform_dependent(*args[1:], default=default, **each))
+        numbers = range(len(choice.branches))
+        if choice.platforms is not None:
+            named = [
+                (platforms, lambda *args, number=number: branch(number, *args)[0])
+                for platforms, number in zip(choice.platforms, numbers, strict=True)
+            ]
+            default = next((branch for platforms, branch in named if platforms is None), None)
+            each = {platform: branch for platforms, branch in named for platform in platforms or ()}
+            return list(jax.lax.platform_dependent(*args[1:], default=default, **each))
+
+        # lax.switch requires equal outputs of all branches, and each shows other values. So every branch also returns
+        # zeros for what the other branches show.
+        shapes = [jax.eval_shape(functools.partial(branch, number), *args[1:])[1] for number in numbers]
+        empty = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape) for shape in shapes]
+
+        def taken(number: int, *args: Any) -> Any:
+            outputs, shown = branch(number, *args)
+            arrays = jax.tree.map(jnp.asarray, shown)
+            return outputs, [arrays if other == number else empty[other] for other in numbers]
+
+        outputs, shown = jax.lax.switch(args[0], [functools.partial(taken, number) for number in numbers], *args[1:])
+        self.shown += [item for each in shown for item in each]
+        return list(outputs)
 
     def shard_map(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Rebuild a shard_map. It has no places: a value for all devices is not the value on one."""

@@ -32,6 +32,8 @@ class SiteRead(NamedTuple):
     """The numbers of its key, of shape `(..., words)`: a draw under `vmap` has several keys."""
     parameters: tuple[Any, ...]
     """As `Draw.parameters`, each of the shape of what is drawn."""
+    made: Any = True
+    """Whether the draw is made at all: in a branch that is not taken it is not."""
 
 
 class StepKeys(NamedTuple):
@@ -97,9 +99,9 @@ class KeyReader(Replayer):
             if kind == "gumbel":
                 self._categories.drawn(len(self.shown) - 1, outputs[0])
             return outputs
-        if KINDS.get(eqn.primitive.name) in (Kind.CALL, Kind.CHECKPOINT, Kind.SCAN):
+        if KINDS.get(eqn.primitive.name) in (Kind.CALL, Kind.CHECKPOINT, Kind.SCAN, Kind.COND):
             return Interpreter.equation(self, eqn, args, given)
-        # Inside a while loop or a branch: how often it draws is not known before it runs.
+        # Inside a while loop: how often it draws is not known before it runs.
         self.shown += [None] * len(own)
         return bind(eqn, args)
 
@@ -107,14 +109,20 @@ class KeyReader(Replayer):
         """Run the program of a checkpoint in place: nothing is differentiated here."""
         return Interpreter.checkpoint(self, eqn, args, given)
 
+    def enclosed(self, program: Any, args: Sequence[Any], given: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
+        """Run a program within a transformation of JAX's; what is shown there is numbered anew."""
+        outside, self._categories = self._categories, Categories()
+        try:
+            return super().enclosed(program, args, given)
+        finally:
+            self._categories = outside
+
     def scan(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Rebuild a scan, and return the keys that its iterations draw with, one after another."""
         import jax
 
-        outside, self._categories = self._categories, Categories()  # what is shown within is numbered anew
         with self._aside() as shown:
             outputs = super().scan(eqn, args, given)
-        self._categories = outside
         loop = Scan.of(eqn)
         # The scan has stacked the keys by index; iterations of a reversed scan run from the last index to the
         # first.

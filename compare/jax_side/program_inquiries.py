@@ -1,7 +1,7 @@
 """Properties of a run of a JAX program that can be found without taking a step."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from compare import bugs
@@ -74,8 +74,32 @@ class KeyedProgramRun:
         return self._readers[key]
 
 
-def idle_program_draws(run: JaxProgramRun, batch: Any, draws: Sequence[Draw]) -> list[Site]:
-    """Give the draws that torch does not make, if they change nothing; empty if one of them does."""
+def idle_program_draws(run: JaxProgramRun, steps: Iterable[tuple[Any, Sequence[Draw]]]) -> list[Site]:
+    """Give the draws that torch does not make, if they change nothing; empty if one of them does.
+
+    Args:
+        run: Of the JAX side, at its start.
+        steps: The batch of each step, and what torch draws there. A step of torch's may draw only at times: of the
+            steps that draw alike the first is tried.
+
+    """
+    found: list[Site] = []
+    tried = set[tuple[Site, ...]]()
+    for batch, draws in steps:
+        drawn = tuple(Site(draw.kind, draw.value.shape) for draw in draws)
+        before = list(run.values)
+        run.step(batch, draws)
+        if drawn not in tried:
+            tried.add(drawn)
+            after, run.values = run.values, before
+            if (alone := _idle_at(run, batch, draws)) is None:
+                return []
+            found, run.values = [*found, *alone], after
+    return list(dict.fromkeys(found))
+
+
+def _idle_at(run: JaxProgramRun, batch: Any, draws: Sequence[Draw]) -> list[Site] | None:
+    """Give the draws that torch does not make at the step that was traced last; None if one of them has an effect."""
     alone: list[Site] = []
 
     def shown(seed: Any, values: Any, inputs: Any, draws: Any) -> Any:
@@ -84,8 +108,6 @@ def idle_program_draws(run: JaxProgramRun, batch: Any, draws: Sequence[Draw]) ->
         return [value for leaf, value in zip(run.leaves, after, strict=True) if leaf.role != Role.OTHER], shown
 
     with run.precision():
-        arguments = list(run.values), run.inputs(batch), replayable(draws, run.dtype)
-        run.step(batch, draws)
-        same = same_for_all_seeds(shown, arguments)
+        same = same_for_all_seeds(shown, (list(run.values), run.inputs(batch), replayable(draws, run.dtype)))
     # What is drawn within a branch is not drawn again.
-    return alone if same and not any(site.obstacle for site in alone) else []
+    return alone if same and not any(site.obstacle for site in alone) else None

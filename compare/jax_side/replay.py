@@ -20,6 +20,7 @@ from compare.jax_side.primitives import (
     BITS,
     JIT,
     KINDS,
+    Cond,
     Kind,
     Program,
     Scan,
@@ -252,8 +253,14 @@ def sites_of(program: Any) -> list[Site]:
     """List where a program draws, in order of execution."""
     parts = Program.of(program)
     used = {id(eqn) for eqn in parts.used()}
-    sites = ((eqn, site) for eqn in parts.equations for site in drawn(eqn))
-    return [site if id(eqn) in used else site._replace(unused=True) for eqn, site in sites]
+    return [
+        site._replace(
+            unused=site.unused or id(eqn) not in used,
+            branches=tuple(((number, *place), branch) for place, branch in site.branches),
+        )
+        for number, eqn in enumerate(parts.equations)
+        for site in drawn(eqn)
+    ]
 
 
 def drawn(eqn: Any) -> Iterator[Site]:
@@ -263,9 +270,15 @@ def drawn(eqn: Any) -> Iterator[Site]:
         yield Site(kind, tuple(eqn.outvars[0].aval.shape), why, line(eqn))
         return
     name = eqn.primitive.name
-    inner = [site for program in programs(eqn) for site in sites_of(program)]
-    if KINDS.get(name) == Kind.SCAN:
-        inner = inner * Scan.of(eqn).length
-    elif name != JIT and KINDS.get(name) != Kind.CHECKPOINT:
+    inner = [
+        site._replace(branches=(((), number), *site.branches)) if KINDS.get(name) == Kind.COND else site
+        for number, program in enumerate(programs(eqn))
+        for site in sites_of(program)
+    ]
+    if (known := KINDS.get(name)) == Kind.SCAN:
+        # Its turns may take other branches, and what takes the place of a draw is for all turns or for none.
+        why = "it is inside cond within scan"
+        inner = [site._replace(obstacle=why) if site.branches else site for site in inner] * Scan.of(eqn).length
+    elif name != JIT and known != Kind.CHECKPOINT and not (known == Kind.COND and Cond.of(eqn).platforms is None):
         inner = [site._replace(obstacle=f"it is inside {name}") for site in inner]
     yield from inner

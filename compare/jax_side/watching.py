@@ -1,6 +1,5 @@
 """Run a traced program and read the values of its named operations: see `labels.py`."""
 
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from compare.jax_side.choices import Choices
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.labels import LOOK, Label
 from compare.jax_side.lift import Lifter, Tables
-from compare.jax_side.primitives import NAME, Cond
+from compare.jax_side.primitives import NAME
 from compare.step.observation import Port
 
 Shown = dict[tuple[str, str, str, int], tuple[Any, Any]]
@@ -82,35 +81,6 @@ class _Watching(Interpreter):
                 self.shown.append(seen)
             return [self.watch.instead(seen, args[0])]
         return super().operation(eqn, args, given)
-
-    def cond(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Rebuild a conditional; values of its branches are returned with whether the branch was taken."""
-        import jax
-        import jax.numpy as jnp
-
-        choice = Cond.of(eqn)
-        if choice.platforms is not None:
-            return super().cond(eqn, args, given)
-        index, *rest = args
-
-        def branch(number: int, *args: Any) -> tuple[list[Any], list[Shown]]:
-            outputs, shown = self.enclosed(choice.branches[number], args)
-            return self._carried(outputs, eqn.outvars), shown
-
-        numbers = range(len(choice.branches))
-        # lax.switch requires equal outputs of all branches, and each shows other tensors. So every branch also returns
-        # zeros for what the other branches show, and a flag for each that says whether it was computed.
-        shapes = [jax.eval_shape(functools.partial(branch, number), *rest)[1] for number in numbers]
-        empty = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape) for shape in shapes]
-
-        def taken(number: int, *args: Any) -> Any:
-            outputs, shown = branch(number, *args)
-            arrays = jax.tree.map(jnp.asarray, shown)
-            return outputs, [arrays if other == number else empty[other] for other in numbers]
-
-        outputs, shown = jax.lax.switch(index, [functools.partial(taken, number) for number in numbers], *rest)
-        self.shown += [item for each in shown for item in each]
-        return list(outputs)
 
     def checkpoint(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Run a checkpoint in place; what its backward pass computes again is not shown again."""

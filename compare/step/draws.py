@@ -38,6 +38,9 @@ class Site(NamedTuple):
     """The user's line, "model.py:12", where it is known."""
     unused: bool = False
     """Whether nothing is computed of it: then no draw of torch's belongs there."""
+    branches: tuple[tuple[tuple[int, ...], int], ...] = ()
+    """The branches of conditionals that it is in, the outermost first: where the conditional is in the program, as the
+    numbers of operations, and which of its branches it is. It draws only if all of them are taken."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.shape}"
