@@ -105,7 +105,7 @@ DIFFERENT = {
         optax.adam(optax.piecewise_constant_schedule(0.02, {1: 0.5, 2: 0.5})),
         "schedule",
         "stepped every 2 steps",
-        "lambda count: optax.piecewise_constant_schedule(0.02, {1: 0.5, 2: 0.5})(count // 2)",
+        "optax.adam(learning_rate=optax.piecewise_constant_schedule(0.02, {2: 0.5, 4: 0.5})",
         6,
     ),
     "a warm-up from 0 with clipping and a mask": Different(

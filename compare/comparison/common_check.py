@@ -15,6 +15,7 @@ from compare.comparison.draw_parameters import comes_first, known, other_paramet
 from compare.comparison.excuses import Measures, excuses
 from compare.comparison.float32 import other_in_float32, weigh_float32_program
 from compare.comparison.random_keys import reused_key
+from compare.comparison.readings import without_undone_inside
 from compare.comparison.steps import JaxSteps, approximated
 from compare.comparison.tried_patches import LARGEST, Trial, without_refuted
 from compare.jax_side.keys import StepKeys
@@ -234,6 +235,8 @@ class CommonCheck(abc.ABC):
     def _findings(self, followed: Followed) -> Report:
         """Give what following both sides has shown, before anything of it is explained."""
         pair, losses, first = self.pair, followed.losses, first_divergence(followed)
+        if first is None:
+            followed = without_undone_inside(followed)
         unreplayed = [] if self.idle else dict.fromkeys(self.jax.unreplayed)
         return Report(
             self.name,

@@ -6,28 +6,35 @@ the loss, the module is no finding either.
 
 It is told by values that the port's step has right all the same. Torch's step is taken with the port's value in the
 place of the module's own. If one of these values is then another one, torch makes something else of the port's value
-than the port does: the rest of the port is made for it.
+than the port does: the rest of the port is made for it. Where torch cannot go on from the port's value at all, it is
+told by a value that changes where the module's own is moved a little.
 """
 
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from compare.alignment.pairings import Pairing
-from compare.comparison.suggested_edits import Steps
+from compare.comparison.suggested_edits import Placed, Reach, Steps, placed
 from compare.comparison.weighing import apart, computed
 from compare.diagnosis.held import holding
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError, InternalError
-from compare.step.observation import Observation, Port
+from compare.step.observation import Observation, Port, to_numpy
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
+
+FAILURES = (RuntimeError, InputError, InternalError)
+"""What is raised where torch cannot take a step with another value."""
+
+NUDGE = 1e-2
+"""By how much torch's own value is moved, relative to itself."""
 
 CHANGED = 1e-6
 """By how much a value must change, relative to itself, to count as another one."""
@@ -35,43 +42,70 @@ CHANGED = 1e-6
 
 def without_made_up_for(followed: Followed, steps: Steps) -> Followed:
     """Leave out the first differences as long as each is of a module and a later part makes up for it."""
+    known = set[tuple[str, str, str]]()
     while first := first_divergence(followed):
-        pairing, step = first.pairing, first.divergence.step
-        if pairing.ports is None or pairing.decides:
+        pairing = first.pairing
+        # What is made up for at one call of a module is no fault at another: what takes it there may be.
+        module = pairing.ports and (pairing.ports[0].path, pairing.ports[0].kind, pairing.ports[0].leaf)
+        if module not in known and not _is_made_up_for(followed, steps, pairing, first.divergence.step):
             break
-        _, torch, jax = next(itertools.islice(steps.both([]), step, None))
-        value = computed(pairing.jax_array, jax)
-        if value is None or not any(_witnesses(followed, steps, pairing, step, value, torch)):
-            break
+        known |= {module} if module else set()
         pairs = zip(followed.pairings, followed.quantities, strict=True)
         left = [(each, quantity) for each, quantity in pairs if each is not pairing]
         followed = followed._replace(pairings=[each for each, _ in left], quantities=[each for _, each in left])
     return followed
 
 
+def next_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Placed | None:
+    """Find the first place that differs with edits in force, but for those that the port makes up for."""
+    left_out: set[int] = set()
+    while place := placed(followed, steps, edits, reach, left_out):
+        # Without edits, these have been left out already.
+        if not edits or not _is_made_up_for(followed, steps, place.found.pairing, reach.step, edits):
+            return place
+        left_out.add(place.number)
+    return None
+
+
+def _is_made_up_for(followed: Followed, steps: Steps, pairing: Pairing, step: int, edits: Sequence[Edit] = ()) -> bool:
+    """Tell whether a difference of a module at a step is one that the port makes up for, with edits in force."""
+    if pairing.ports is None or pairing.decides:
+        return False
+    _, torch, jax = next(itertools.islice(steps.both(edits), step, None))
+    value, read = computed(pairing.jax_array, jax), computed(pairing.torch_array, torch)
+    if value is None or read is None:
+        return False
+    own = to_numpy(torch.forward[pairing.ports[0]])  # which is read in another shape, or with its axes in another order
+    same = read.shape == value.shape and np.array_equal(np.ravel(read), np.ravel(own))
+
+    def given(value: np.ndarray) -> Observation:
+        assert pairing.ports is not None
+        place = Edit("", "", "", during=_Given(pairing.ports[0], value, step).during)
+        return next(itertools.islice(steps.both([*edits, place]), step, None))[1]
+
+    for other in (*([value.reshape(own.shape)] if same else []), own * (1 - NUDGE)):
+        try:
+            moved = given(other)
+        except FAILURES:  # torch cannot go on from it, as from logits where probabilities are meant
+            continue
+        return any(_witnesses(followed, pairing, step, (torch, jax), moved))
+    return False
+
+
 def _witnesses(
-    followed: Followed, steps: Steps, pairing: Pairing, step: int, value: np.ndarray, torch: Observation
+    followed: Followed, pairing: Pairing, step: int, seen: tuple[Observation, Observation], moved: Observation
 ) -> Iterator[bool]:
-    """Tell of each later value that agrees at a step whether torch has another one with the port's value in place."""
-    assert pairing.ports is not None
-    place = Edit("", "", "", during=_Given(pairing.ports[0], value, step).during)
-    try:
-        _, moved, _ = next(itertools.islice(steps.both([place]), step, None))
-    except (RuntimeError, InputError, InternalError):
-        # Torch cannot go on from it, as from logits where probabilities are meant, and the port has the right loss.
-        pairs = zip(followed.pairings, followed.quantities, strict=True)
-        known = [quantity.ratio[step] <= FACTOR for each, quantity in pairs if each.stage in (Stage.LOSS, Stage.SHOWN)]
-        yield bool(known) and all(known)
-        return
-    later = itertools.dropwhile(lambda each: each is not pairing, followed.pairings)
-    for each in later:
+    """Tell of each later value on which both sides agree at a step whether torch has another one once it is moved."""
+    torch, jax = seen
+    for each in itertools.dropwhile(lambda each: each is not pairing, followed.pairings):
         if each is pairing or each.stage not in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN):
             continue
-        before, after = computed(each.torch_array, torch), computed(each.torch_array, moved)
-        quantity = followed.quantity(each)
-        if before is not None and after is not None and before.shape == after.shape:
-            limit = max(CHANGED, FACTOR * float(quantity.expected[step]))
-            yield bool(quantity.ratio[step] <= FACTOR) and apart(each, torch, before, after) > limit
+        arrays = (each.torch_array, torch), (each.jax_array, jax), (each.torch_array, moved)
+        ours, theirs, after = (computed(read, observation) for read, observation in arrays)
+        if ours is None or theirs is None or after is None or not ours.shape == theirs.shape == after.shape:
+            continue
+        limit = FACTOR * float(followed.quantity(each).expected[step])
+        yield apart(each, torch, ours, theirs) <= limit and apart(each, torch, ours, after) > max(CHANGED, limit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,5 +124,7 @@ class _Given:
             yield
             return
         # A view of an array with channels last would have its strides, with which some kernels of torch's crash.
-        with holding(run.model, {self.port: torch.tensor(np.ascontiguousarray(self.value))}):
+        value = torch.tensor(np.ascontiguousarray(self.value))
+        # All that is differentiated may come from it alone.
+        with holding(run.model, {self.port: value.requires_grad_(value.is_floating_point())}):
             yield

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from compare import bugs
 from compare.alignment.pairings import Pairing
+from compare.comparison.made_up_for import next_place
 from compare.comparison.suggested_edits import (
     Known,
     Placed,
@@ -64,7 +65,7 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
         reach = _reach(followed, steps, edits)
         if reach is None:
             break
-        place = placed(followed, steps, edits, reach)
+        place = next_place(followed, steps, edits, reach)
         divergence = place.found.divergence if place else _divergence(followed, reach)
         if not found:
             same = (divergence.stage, divergence.torch) == (first.stage, first.torch)

@@ -187,6 +187,17 @@ def without_undone_outputs(followed: Followed, read_by_loss: Callable[[], Collec
     return without(followed, undone)._replace(not_compared=not_compared)
 
 
+_UNDONE = "it differs, and the rest of the step makes up for the difference"
+
+
+def without_undone_inside(followed: Followed) -> Followed:
+    """Leave out of a match what differs inside the model, as logits do where torch's model gives probabilities."""
+    pairs = zip(followed.pairings, followed.quantities, strict=True)
+    undone = [pairing for pairing, quantity in pairs if not pairing.decides and np.any(quantity.ratio > FACTOR)]
+    not_compared = [*followed.not_compared, *(NotCompared("torch", each.torch, _UNDONE) for each in undone)]
+    return without(followed, undone)._replace(not_compared=not_compared)
+
+
 def without(followed: Followed, left_out: Sequence[Pairing]) -> Followed:
     """Leave out what some pairings read."""
     pairs = zip(followed.pairings, followed.quantities, strict=True)

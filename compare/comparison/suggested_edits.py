@@ -244,14 +244,19 @@ def is_hidden(pairing: Pairing, hidden: frozenset[str]) -> bool:
     return any(name in hidden or name.rpartition(".")[0] in hidden for name in plain)
 
 
-def placed(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Placed | None:
-    """Find the first place that differs at the step of a reach, inside modules too, with edits in force."""
+def placed(
+    followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach, left_out: Collection[int] = ()
+) -> Placed | None:
+    """Find the first place that differs at the step of a reach, inside modules too, with edits in force.
+
+    Places whose numbers are `left_out` are none.
+    """
     step, agreeing, before, residues = reach.step, set[Port](), None, Residues()
     _, torch, jax = next(itertools.islice(read(followed, edits, steps.both(edits)), step, None))
     pairs, hidden = zip(followed.pairings, followed.quantities, strict=True), hidden_by(edits)
     for number, (pairing, quantity) in enumerate(itertools.islice(pairs, reach.place + 1)):
         ours, theirs = computed(pairing.torch_array, torch), computed(pairing.jax_array, jax)
-        if ours is None or theirs is None or pairing.accepted or is_hidden(pairing, hidden):
+        if ours is None or theirs is None or pairing.accepted or is_hidden(pairing, hidden) or number in left_out:
             continue
         if ours.shape != theirs.shape:  # the edits in force may have made them blocks of each other
             cut = cut_to_size(pairing, torch, jax)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from compare.jax_side.labels import Label
-from compare.jax_side.lines import expression
+from compare.jax_side.lines import expression, is_of_function
 from compare.jax_side.primitives import NAME, Cond, Kind, Program, called, is_literal, kind, programs
 from compare.step.observation import Port
 from compare.step.places import Source
@@ -88,12 +88,14 @@ class Computed:
         """Yield the operations that a value comes from, back to what is a module's input or output itself."""
         open_, seen = [end], set()
         while open_:
-            eqn = self._makers.get(open_.pop())
-            if eqn is None or id(eqn) in seen:
+            variable = open_.pop()
+            eqn = self._makers.get(variable)
+            if eqn is None or variable in seen:
                 continue
-            seen.add(id(eqn))
+            seen.add(variable)
             yield id(eqn)
-            open_ += [atom for atom in eqn.invars if not is_literal(atom) and atom not in ends]
+            before = [*eqn.invars, *_results_within(eqn, variable)]
+            open_ += [atom for atom in before if not is_literal(atom) and atom not in ends]
 
 
 def _roots(program: Any, labels: Sequence[tuple[Any, Label | None]], leaves: Sequence[str]) -> dict[str, str]:
@@ -144,6 +146,22 @@ def _inside(variable: Any, program: Any) -> Any:
             made = [(each, atom) for each, atom in found if not is_literal(atom) and _makes(each, atom)]
             return _inside(made[0][1], made[0][0]) if len(made) == 1 else variable
     return variable
+
+
+def _results_within(eqn: Any, variable: Any) -> Iterator[Any]:
+    """Give what the programs that an operation runs compute of one of its results; nothing of JAX's own programs."""
+    known = kind(eqn)
+    if known not in _OF_USERS and not (known is Kind.CALL and is_of_function(eqn)):
+        return
+    for program in programs(eqn):
+        outputs = Program.of(program).outputs
+        # A turn of a loop starts from all that the turn before has computed.
+        whole = known in (Kind.SCAN, Kind.WHILE) or len(outputs) != len(eqn.outvars)
+        yield from outputs if whole else [outputs[eqn.outvars.index(variable)]]
+
+
+_OF_USERS = (Kind.SCAN, Kind.WHILE, Kind.COND, Kind.CHECKPOINT, Kind.SHARD_MAP)
+"""Operations that run functions of the user's."""
 
 
 def _makes(program: Any, variable: Any) -> bool:

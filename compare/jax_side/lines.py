@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from compare.jax_side.primitives import Program, is_literal, is_tracer, programs
-from compare.step.places import JAX_PACKAGES, Source, source, users_line, without_own
+from compare.jax_side.primitives import Program, called, is_literal, is_tracer, programs
+from compare.step.places import JAX_PACKAGES, Source, source, users_frame, users_line, without_own
 
 
 def line(eqn: Any) -> str:
@@ -21,6 +21,22 @@ def is_of_jax(eqn: Any) -> bool:
 
     frames, inside = _frames(eqn), os.path.dirname(jax.__file__) + os.sep
     return bool(frames) and all(file.startswith(inside) for file, _ in frames)
+
+
+def is_of_function(eqn: Any) -> bool:
+    """Return whether an operation is a call of a jitted function of the user's.
+
+    Functions of `jax.numpy` are jitted too. JAX traces each of them once, so that the operations in it have the line of
+    the first call, wherever they are.
+    """
+    inner = Program.of(called(eqn)).equations
+    name = eqn.params.get("name")
+    traceback = inner[0].source_info.traceback if inner else None
+    if traceback is None:
+        return False
+    frames = list(traceback.frames)
+    number = users_frame([frame.file_name for frame in frames], JAX_PACKAGES)
+    return number is not None and any(frame.function_name.rpartition(".")[2] == name for frame in frames[number:])
 
 
 def _frames(eqn: Any) -> list[tuple[str, int]]:

@@ -205,7 +205,8 @@ class JaxProgramRun:
 
     def _run(self, values: list[Any], batch: Any, draws: Any, gradients: Any, tables: Any) -> Any:
         """Trace the user's step, and run what comes of it with an eye on what is named."""
-        return self._watched(self._traced(self.whole, values, batch, draws), values, batch, draws, gradients, tables)
+        program = self._noted(self._traced(self.whole, values, batch, draws))
+        return self._watched(program, values, batch, draws, gradients, tables)
 
     def whole(self, values: list[Any], batch: Any) -> Any:
         """Take the user's step, from arrays to arrays."""
@@ -232,9 +233,14 @@ class JaxProgramRun:
             found = traced(program, (values, batch, draws), self.pinned, lift=self.dtype == "float64")
         self.unreplayed += unreplayed
         self.foreign |= dict.fromkeys(foreign_calls(found[0]))
-        self.traces.append(found[0])
-        self.outputs = self.outputs or [*(leaf.name for leaf in self.leaves), *map(path_name, paths_of(found[1][1]))]
         return found
+
+    def _noted(self, program: tuple[Any, Any]) -> tuple[Any, Any]:
+        """Note the program of a whole step."""
+        closed, (_, shown) = program
+        self.traces.append(closed)
+        self.outputs = self.outputs or [*(leaf.name for leaf in self.leaves), *map(path_name, paths_of(shown))]
+        return program
 
     def _unjitted(self, values: list[Any], batch: Any, draws: Any, gradients: Any, tables: Any) -> Any:
         """Take a step whose Python code must run each time: trace it again, and compile each distinct trace once."""
@@ -261,6 +267,7 @@ class JaxProgramRun:
                 self._compiled[key] = jax.jit((lambda *args, run=run: run(*args)[2]) if stopped else run)
             found = self._compiled[key](values, batch, draws, gradients, tables)
             if not stopped:
+                self._noted(program)
                 return found
             del self.unreplayed[missing:]  # the rest of the step has yet to draw
             known.append(looked_at(found))

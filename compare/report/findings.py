@@ -186,7 +186,7 @@ class Findings:
         found = str(self.verdict)
         if count := sum(bool(each.places) for each in self.accepted):
             found += f", {count} accepted"
-        if self.nondeterministic:
+        if self.proves_nothing:
             found = "nondeterministic, so that nothing is proved"
         elif self.divergence:
             found += f" at {self.divergence.headline}"
@@ -200,6 +200,11 @@ class Findings:
             return found
         limits = "; ".join(self.limits)
         return f"{found} {limits}" if self.verdict == Verdict.MATCH else f"{found} ({limits})"
+
+    @property
+    def proves_nothing(self) -> bool:
+        """Whether it is not reproducible what the sides compute, and no cause says what differs all the same."""
+        return bool(self.nondeterministic) and (self.divergence is None or self.divergence.cause is None)
 
     @property
     def ok(self) -> bool:

@@ -59,6 +59,9 @@ def _over(number: float) -> str:
 
 def _reduced(each: Code, call: Call) -> Code | None:
     """Reduce as torch does; `each` keeps its place inside."""
+    if call.input.numel() == 1 and call["reduction"] in ("mean", "sum"):
+        # One of many calls, each for a number: the port may take all of them at once, and adds them in its own way.
+        return each
     around = {
         "mean": f"jnp.mean({each.around})",
         "sum": f"jnp.sum({each.around})",

@@ -239,23 +239,29 @@ LOSS_FUNCTIONS = (
             ("shifted by one position the other way", lambda target: target.roll(-1, -1), _has_positions),
         )
     ),
-    Alternative(
-        name="reduction",
-        functions=LOSSES,
-        compute=_mean_over_batch,
-        jax_does="divides the sum by the batch's size alone",
-        fix=loss_code,
-        source=f"{DOCS}torch.nn.MSELoss.html",
-        may_be_torchs=True,
+    *(
+        Alternative(
+            name="reduction",
+            functions=(name,),
+            compute=_mean_over_batch,
+            jax_does=f"divides the sum in torch's {name} by the batch's size alone",
+            fix=loss_code,
+            source=f"{DOCS}torch.nn.MSELoss.html",
+            may_be_torchs=True,
+        )
+        for name in LOSSES
     ),
-    Alternative(
-        name="reduction",
-        functions=LOSSES,
-        compute=_mean_over_all,
-        jax_does="divides the sum by the number of all elements",
-        fix=loss_code,
-        source=f"{DOCS}torch.nn.KLDivLoss.html",
-        may_be_torchs=True,
+    *(
+        Alternative(
+            name="reduction",
+            functions=(name,),
+            compute=_mean_over_all,
+            jax_does=f"divides the sum in torch's {name} by the number of all elements",
+            fix=loss_code,
+            source=f"{DOCS}torch.nn.KLDivLoss.html",
+            may_be_torchs=True,
+        )
+        for name in LOSSES
     ),
     *(
         Alternative(

@@ -28,18 +28,21 @@ class Scheduler(NamedTuple):
     name: str
     right: Callable[[Any, float], Call | Recounted | None]
     """Gives optax's call, for a scheduler and the learning rate that it began with; None where there is none."""
-    mistakes: Callable[[Any, float], Iterator[Mistake]] = lambda scheduler, rate: iter(())
+    mistakes: Callable[..., Iterator[Mistake]] = lambda scheduler, rate: iter(())
+    per_epoch: Callable[[Any, float, int], Call] | None = None
+    """For a schedule that changes at few steps: its call where torch's scheduler is stepped once in so many steps. The
+    mistakes take that number too. The others' calls are given another count."""
 
 
-def _step(s: Any, lr: float) -> Call:
+def _step(s: Any, lr: float, every: int = 1) -> Call:
     # lr * gamma ** floor(count / step_size); without staircase, optax does not round down.
-    return Call("optax.exponential_decay", (lr, s.step_size, s.gamma), {"staircase": True})
+    return Call("optax.exponential_decay", (lr, s.step_size * every, s.gamma), {"staircase": True})
 
 
-def _step_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
+def _step_mistakes(s: Any, lr: float, every: int = 1) -> Iterator[Mistake]:
     yield Mistake(
         "the JAX side's exponential_decay falls at every step: it lacks staircase=True",
-        Call("optax.exponential_decay", (lr, s.step_size, s.gamma)),
+        Call("optax.exponential_decay", (lr, s.step_size * every, s.gamma)),
     )
 
 
@@ -72,22 +75,24 @@ def _linear_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
     )
 
 
-def _milestones(s: Any, lr: float) -> Call:
-    # return
-    falls = {int(at): s.gamma**count for at, count in sorted(s.milestones.items())}
+def _milestones(s: Any, lr: float, every: int = 1) -> Call:
+    falls = {int(at) * every: s.gamma**count for at, count in sorted(s.milestones.items())}
     return Call("optax.piecewise_constant_schedule", (lr, falls))
 
 
-def _milestone_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
+def _milestone_mistakes(s: Any, lr: float, every: int = 1) -> Iterator[Mistake]:
     for by, says in ((1, "one step later"), (-1, "one step earlier")):
-        falls = {int(at) + by: s.gamma**count for at, count in sorted(s.milestones.items())}
+        falls = {int(at) * every + by: s.gamma**count for at, count in sorted(s.milestones.items())}
         yield Mistake(
             f"the JAX side's rate falls {says} than torch's", Call("optax.piecewise_constant_schedule", (lr, falls))
         )
     if s.milestones:
         yield Mistake(
             "the JAX side passes rates where optax expects factors",
-            Call("optax.piecewise_constant_schedule", (lr, {int(at): s.gamma * lr for at in sorted(s.milestones)})),
+            Call(
+                "optax.piecewise_constant_schedule",
+                (lr, {int(at) * every: s.gamma * lr for at in sorted(s.milestones)}),
+            ),
         )
 
 
@@ -175,13 +180,13 @@ def _function_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
 
 
 SCHEDULERS = (
-    Scheduler("StepLR", _step, _step_mistakes),
+    Scheduler("StepLR", _step, _step_mistakes, _step),
     Scheduler("ExponentialLR", lambda s, lr: Call("optax.exponential_decay", (lr, 1, s.gamma))),
     Scheduler("CosineAnnealingLR", _cosine, _cosine_mistakes),
     Scheduler("CosineAnnealingWarmRestarts", _restarts),
     Scheduler("LinearLR", _linear, _linear_mistakes),
     Scheduler("ConstantLR", _constant),
-    Scheduler("MultiStepLR", _milestones, _milestone_mistakes),
+    Scheduler("MultiStepLR", _milestones, _milestone_mistakes, _milestones),
     Scheduler("PolynomialLR", _polynomial),
     Scheduler("OneCycleLR", _one_cycle, _one_cycle_mistakes),
     Scheduler("SequentialLR", _sequential),

@@ -102,9 +102,13 @@ def schedule_of(evidence: Evidence) -> Call | Recounted | None:
     if len(evidence.schedulers) != 1:
         return None
     scheduler, every = evidence.schedulers[0], _epoch(evidence.counts)
-    call = right_call(scheduler)
     if every is None:
         return None
+    row = row_of(scheduler)
+    if every > 1 and row and row.per_epoch:
+        slower = row.per_epoch(scheduler, base_rate(scheduler), every)
+        return slower if gives(slower, evidence.rates, range(len(evidence.rates))) else None
+    call = right_call(scheduler)
     # optax's call is only a fix if it gives the rates that torch really took, at every step: a scheduler
     # may have been changed by the user's code, or its formula may depend on how it is stepped.
     if call is None or not gives(call, evidence.rates, [count // every for count in range(len(evidence.rates))]):
@@ -137,8 +141,10 @@ def how_they_differ(evidence: Evidence, rates: Rates) -> str:
         telling = {a for a, _ in pairs}
         return len(telling) > 2 and all(abs(a - b) <= SAME * max(abs(a), abs(b)) for a, b in pairs)
 
+    every = _epoch(evidence.counts)
     if len(evidence.schedulers) == 1 and (row := row_of(evidence.schedulers[0])):
-        for mistake in row.mistakes(evidence.schedulers[0], base_rate(evidence.schedulers[0])):
+        slower = (every,) if every and every > 1 and row.per_epoch else ()
+        for mistake in row.mistakes(evidence.schedulers[0], base_rate(evidence.schedulers[0]), *slower):
             if gives(mistake.call, rates.jax, counts):
                 return mistake.says
     # torch's scheduler is stepped after the optimizer, optax's count grows after the update: both start
@@ -147,7 +153,7 @@ def how_they_differ(evidence: Evidence, rates: Rates) -> str:
         return "the JAX side's schedule is one step ahead of torch's: shift its count or its boundaries by one"
     if equal([torch[max(count - 1, 0)] for count in counts]):
         return "the JAX side's schedule is one step behind torch's: shift its count or its boundaries by one"
-    every, call = _epoch(evidence.counts), _known_call(evidence)
+    call = _known_call(evidence)
     if every and every > 1 and call and gives(call, rates.jax, counts):
         return f"torch's scheduler is stepped every {every} steps, and the JAX side's schedule moves at each"
     for every in range(2, len(counts)):

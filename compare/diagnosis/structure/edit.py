@@ -62,6 +62,8 @@ class Edit:
     """Whether it says that the JAX side has a number in the place of what torch computes."""
     factor: bool = False
     """Whether it multiplies or divides by a number."""
+    order: bool = False
+    """Whether it moves entries along an axis."""
     nudged: "Edit | None" = None
     """The same with a number that is a little larger, where it has one."""
     code: Code | None = None

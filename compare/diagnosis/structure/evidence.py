@@ -9,6 +9,7 @@ import functools
 from compare.jax_side.from_data import FromData
 
 _BOUNDS = {"max", "min", "clamp", "select_n"}
+_BOTH_BOUNDS = {"min", "clamp"}
 _EXPONENTIAL = {"exp", "exp2", "expm1", "logistic", "tanh"}
 _GAUSSIAN = {"erf", "erfc", *_EXPONENTIAL}
 _LOGARITHM = {"log", "log1p"}
@@ -17,7 +18,8 @@ _PRODUCT = {"integer_pow", "square", "mul", "pow", "dot_general"}
 _ORDER = {"sort", "top_k"}
 
 _NEEDED: dict[str, set[str]] = {
-    **dict.fromkeys(("relu", "relu6", "leaky_relu", "hardswish", "hardsigmoid"), _BOUNDS),
+    **dict.fromkeys(("relu", "leaky_relu"), _BOUNDS),
+    **dict.fromkeys(("relu6", "hardswish", "hardsigmoid"), _BOTH_BOUNDS),
     **dict.fromkeys(("elu", "selu", "silu", "sigmoid", "tanh", "softmax", "exp", "exp2", "expm1"), _EXPONENTIAL),
     **dict.fromkeys(("gelu", "gelu with approximate=True"), _GAUSSIAN),
     **dict.fromkeys(("softplus", "logsigmoid", "log", "log1p", "log2", "log10", "log_softmax"), _LOGARITHM),

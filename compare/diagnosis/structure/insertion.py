@@ -35,15 +35,17 @@ def put_in(context: Context, node: Node) -> Iterator[Edit]:
         place = "at this place" if node.name == END else f"before {shown(node)}"
         for words, function in _functions(context, number):
             edit = _marked(functools.partial(_before, context, node, path, number, words, place), words, function)
-            yield replace(edit, odd=number in context.from_parameters and words.startswith(_ORDERS))
+            order = words.startswith(_ORDERS)
+            yield replace(edit, order=order, odd=order and number in context.from_parameters)
     if node.name != END:
         written = _is_written(context, node)
         for words, function in _functions(context, node.outputs[0]):
-            if written and words.startswith(_ORDERS):
+            order = words.startswith(_ORDERS)
+            if written and order:
                 continue  # numbers that are written in another order are other numbers
 
             edit = _marked(functools.partial(_after, node, words), words, function)
-            yield replace(edit, odd=node.outputs[0] in context.from_parameters and words.startswith(_ORDERS))
+            yield replace(edit, order=order, odd=order and node.outputs[0] in context.from_parameters)
 
 
 _ORDERS = ("a reversal", "a shift")

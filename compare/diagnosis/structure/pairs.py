@@ -95,11 +95,18 @@ def _with(here: Step, first: Edit, others: Iterable[Edit], budget: Budget, share
         # Alone the first may fail, by a shape that the second makes fit.
         if (
             _elsewhere(first, second)
-            # x / 4 + x / 4 is what a port with x / 2 computes.
-            and not (first.kind == second.kind == Kind.ADDED and (first.factor or second.factor))
+            and not (first.kind == second.kind == Kind.ADDED and _may_undo(first, second))
             and (here.leaves([first, second]) if having is None else having.leaves([second])) <= 1
         ):
             yield second
+
+
+def _may_undo(one: Edit, other: Edit) -> bool:
+    """Return whether one added operation may undo the other, so that both say something of what lies between them.
+
+    x / 4 + x / 4 is what a port with x / 2 computes. Queries shifted, and scores shifted back, have another mask.
+    """
+    return one.factor or other.factor or (one.order and other.order)
 
 
 def _elsewhere(one: Edit, other: Edit) -> bool:

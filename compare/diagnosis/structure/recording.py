@@ -74,6 +74,8 @@ class Tape(Record):
         """The value that each tensor was when it was first read, likewise."""
         self.live: list[torch.Tensor] = []
         """The tensors themselves, by value: kept, so that no other one gets their identity."""
+        self.overwritten_values: dict[int, torch.Tensor] = {}
+        """Those that an operation in place has overwritten, as they were: an edit may read them."""
         self.ports: dict[Port, int] = {}
         self.roots: list[int] = []
         self.open = True
@@ -129,6 +131,10 @@ class Tape(Record):
             self.first.setdefault(id(tensor), self.numbers[id(tensor)])
         return self.numbers[id(tensor)]
 
+    def value(self, number: int) -> "torch.Tensor":
+        """Give a value by its number, on the CPU."""
+        return self.overwritten_values.get(number, self.live[number]).cpu()
+
     def saved(self, tensor: "torch.Tensor") -> None:
         """Copy the values that share a tensor's memory, which is about to be overwritten."""
         # All views of one storage change with it. The graph must keep the values that earlier operations have
@@ -137,6 +143,8 @@ class Tape(Record):
         for number, value in enumerate(self.graph.values):
             if value.untyped_storage().data_ptr() == memory:
                 self.graph.values[number] = value.clone()
+                if self.edits:
+                    self.overwritten_values[number] = self.live[number].clone()  # with its gradient
                 # A view of overwritten memory is a new value from now on. The tensor itself becomes one as the
                 # operation's output.
                 if self.live[number] is not tensor:
@@ -174,7 +182,7 @@ class Tape(Record):
         else:
             if target is None and name not in _STATEFUL:
                 own()  # so that it is counted
-            given = _applied(edit, Operation(on_cpu(node), args, kwargs, lambda known: self.live[known].cpu()))
+            given = _applied(edit, Operation(on_cpu(node), args, kwargs, self.value))
             if target is not None:
                 given = target.copy_(given)
         made = [target] if target is not None else tensors(given)

@@ -49,7 +49,7 @@ def to_html(report: "Findings") -> str:
         report=report,
         sign=SIGN[report.verdict],
         meaning="Nothing is proved: the run is not reproducible."
-        if report.nondeterministic
+        if report.proves_nothing
         else _MEANING[report.verdict],
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; img-src data:",
         style=style,
