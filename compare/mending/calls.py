@@ -91,10 +91,9 @@ def _added(file: SourceFile, call: libcst.Call, keywords: Mapping[str, str]) -> 
         _, end = file.range(call)
         return Edit(file.file, end - 1, end - 1, ", ".join(texts))
     # In a call of several lines, a new argument stands on a line of its own, as the others do.
-    ranges = [file.range(argument.value) for argument in arguments]
-    starts = [file.range(argument)[0] for argument in arguments]
-    between = file.text[ranges[0][1] : starts[1]] if len(arguments) > 1 else ", "
+    starts, ends = zip(*map(file.range, arguments), strict=True)  # with the parentheses of a tuple
+    between = file.text[ends[0] : starts[1]] if len(arguments) > 1 else ", "
     keyword = arguments[-1].keyword
     if keyword is not None and keyword.value in ("rngs", "key"):
         return Edit(file.file, starts[-1], starts[-1], "".join(text + between for text in texts))
-    return Edit(file.file, ranges[-1][1], ranges[-1][1], "".join(between + text for text in texts))
+    return Edit(file.file, ends[-1], ends[-1], "".join(between + text for text in texts))

@@ -99,6 +99,11 @@ def patch_of(codes: Sequence[Code], lines: Sequence[Line], values: Values = Mapp
     if all(after[name] == files[name].text for name in names):
         # What it was found for is somewhere else.
         raise Unfit("the line has the fix already")
+    for text in after.values():
+        try:
+            ast.parse(text.removeprefix("\ufeff"))
+        except SyntaxError as error:
+            raise Unfit("with the fix, the line would not be Python") from error
     return Patch(unique)
 
 

@@ -71,7 +71,8 @@ class Watch:
                     for parameter in filter(lambda each: each.requires_grad, group["params"]):
                         stack.callback(parameter.register_post_accumulate_grad_hook(self._keep).remove)
             if not self.run.optimizers:
-                for parameter in self.run.trained_tensors():
+                # A state that is kept with its graph, such as an LSTM's, is no parameter.
+                for parameter in filter(lambda each: each.is_leaf, self.run.trained_tensors()):
                     stack.callback(parameter.register_post_accumulate_grad_hook(self._used).remove)
             stack.enter_context(self._differentiating())
             yield

@@ -1,5 +1,7 @@
 """Cuts the layers of both sides into units that match one to one."""
 
+import dataclasses
+
 from compare.weights.layers import Layer
 from compare.weights.recurrent import GATES, recurrent_units, with_cells
 from compare.weights.units import ROLES, Slot, Slots, Unit, role_of
@@ -20,6 +22,8 @@ def units(layers: list[Layer]) -> list[Unit]:
         kind = layer.settings.get("kind", "")
         leaves = layer.settings.get("leaves", {})
         by_leaf: Slots = {leaves.get(slot.name, slot.leaf): (slot,) for slot in slots}
+        if kind in GATES and not any(leaf.startswith("weight_") for leaf in by_leaf):
+            kind = ""  # the user's own class, which is called RNN
         made.append(Unit(layer.path, layer.type, kind, layer.settings, by_leaf))
     return made
 
@@ -40,10 +44,18 @@ def torch_units(whole: list[Unit]) -> list[Unit]:
         if unit.kind == "attention":
             made += _attention(unit)
         elif unit.kind in GATES:
-            made += recurrent_units(unit)
+            made += _recurrent(unit)
         else:
             made += _by_role(unit)
     return made
+
+
+def _recurrent(unit: Unit) -> list[Unit]:
+    """Cut a recurrent layer into units; a subclass may have other tensors beside its own."""
+    own = {leaf: slots for leaf, slots in unit.slots.items() if leaf == "bias" or leaf.startswith(("weight_", "bias_"))}
+    rest = {leaf: slots for leaf, slots in unit.slots.items() if leaf not in own}
+    others = _by_role(dataclasses.replace(unit, kind="", slots=rest)) if rest else []
+    return [*recurrent_units(dataclasses.replace(unit, slots=own)), *others]
 
 
 def jax_units(whole: list[Unit]) -> list[Unit]:
@@ -53,7 +65,7 @@ def jax_units(whole: list[Unit]) -> list[Unit]:
         if unit.kind not in GATES:
             made += _by_role(unit)
         elif {"weight_ih", "weight_ih_l0"} & unit.slots.keys():
-            made += recurrent_units(unit)
+            made += _recurrent(unit)
         else:
             made.append(unit)
     return made

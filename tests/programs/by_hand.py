@@ -190,7 +190,7 @@ BY_HAND: dict[str, ByHand] = {
         "", (("tx.update(gradients, ", "tx.update({fix}, "), ("'model': gradients}", "'model': {fix}}"))
     ),
     "dcgan: second forward pass": ByHand(
-        "run the other in evaluation mode",
+        "drop those of the other",
         (("            generator(batch['z'])\n            real", "            real"),),
     ),
     "dcgan: evaluation mode": ByHand("as model.train() does", (("        generator.eval()\n", ""),)),

@@ -55,7 +55,7 @@ def _of_norms(path: str) -> Iterator[Edit]:
         name="statistics updated twice",
         explanation=f"torch updates the running statistics of {path} once in each forward pass, and the JAX step "
         "twice, as a second forward pass on the same batch does",
-        fix="keep the statistics of one forward pass: run the other in evaluation mode",
+        fix="keep the statistics that one forward pass gives, and drop those of the other",
         agrees=1,
         during=lambda run: _twice(run, path),
     )
