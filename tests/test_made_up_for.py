@@ -139,3 +139,87 @@ def test_a_fault_of_the_loss_is_the_only_finding_in_a_program() -> None:
     assert report.divergence is not None
     assert report.divergence.stage == "loss"
     assert report.divergence.cause is not None
+
+
+def test_a_fault_before_it_is_the_only_finding_in_a_program() -> None:
+    """With the fault mended, what differs at the end of the model is made up for as well."""
+    last, ours, _ = LOSSES["sigmoid"]
+
+    class Other(Port):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.two(jax.nn.relu(self.one(x)))
+
+    report = in_programs(last, lambda model, batch: ours(model(batch["x"]), batch["y"]), Other, binary_loss)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "activation"
+    assert not report.others, str(report)
+
+
+def test_a_fault_of_one_loss_of_two_is_the_only_finding() -> None:
+    """As of a generator: the discriminator's own loss, which is right, tells that its logits are made up for."""
+    last, ours, theirs = LOSSES["sigmoid"]
+
+    def both(loss: Loss, model: Any, batch: Any, factor: float) -> Any:
+        return {"one": loss(model(batch["x"]), batch["y"]), "two": factor * loss(model(batch["other"]), batch["y"])}
+
+    def original() -> Any:
+        model = Original(last)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def step(state: Any, batch: Any) -> Any:
+            del state
+            losses = both(ours, model, batch, 1.0)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            return {"loss": sum(losses.values()), **losses}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port() -> Any:
+        def loss_of(model: Any, batch: Any) -> Any:
+            losses = both(theirs, model, batch, 3.0)
+            return sum(losses.values()), losses
+
+        model = Port(nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            (loss, losses), gradients = nnx.value_and_grad(loss_of, has_aux=True)(state["model"], batch)
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": loss, **losses}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches(), steps=3)
+    assert report.divergence is not None
+    assert (report.divergence.stage, report.divergence.torch) == ("loss", "loss"), str(report)
+
+
+def test_what_is_made_up_for_is_not_counted_in_the_table_of_a_match() -> None:
+    last, ours, theirs = LOSSES["sigmoid"]
+    report = in_programs(last, lambda model, batch: ours(model(batch["x"]), batch["y"]), Port, theirs)
+    assert report.verdict == "match"
+    assert all(max(each.error64) < 1e-9 for each in report.quantities)
+    assert "model" in [each.name.partition(" ")[0] for each in report.not_compared if "makes up" in each.reason]
+
+
+def batches() -> list[Any]:
+    rng = np.random.default_rng(0)
+    shapes = {"x": (6, 5), "other": (6, 5)}
+    return [{n: rng.normal(size=s) for n, s in shapes.items()} | {"y": rng.integers(0, 4, 6)} for _ in range(3)]
+
+
+def in_programs(last: Any, loss_of: Loss, module: type[Port], theirs: Loss) -> compare.Report:
+    def original() -> Any:
+        torch.manual_seed(0)
+        model = Original(last)
+        return trained_in_torch(model, torch.optim.SGD(model.parameters(), 0.1), loss_of)
+
+    def port() -> Any:
+        model = module(nnx.Rngs(0))
+        return trained(model, optax.sgd(0.1), lambda model, batch: theirs(model(batch["x"]), batch["y"]))
+
+    return compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches(), steps=3)

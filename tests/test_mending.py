@@ -84,6 +84,8 @@ EXACT = Code("jax.nn.gelu", ("x",), {"approximate": False})
         ("nnx.LayerNorm(8, epsilon=1e-6, rngs=rngs)", "nnx.LayerNorm(8, epsilon=1e-05, rngs=rngs)"),
         ("nnx.LayerNorm(8, rngs=rngs, epsilon=EPS)", "nnx.LayerNorm(8, rngs=rngs, epsilon=1e-05)"),
         ("nnx.LayerNorm(  8,rngs = rngs )", "nnx.LayerNorm(  8,epsilon=1e-05,rngs = rngs )"),
+        ("nnx.LayerNorm((8))", "nnx.LayerNorm((8), epsilon=1e-05)"),
+        ("nnx.LayerNorm(num_features=(4, 4))", "nnx.LayerNorm(num_features=(4, 4), epsilon=1e-05)"),
         (
             "nnx.LayerNorm(\n        8,\n        use_bias=False,\n        rngs=rngs,\n    )",
             "nnx.LayerNorm(\n        8,\n        use_bias=False,\n        epsilon=1e-05,\n        rngs=rngs,\n    )",

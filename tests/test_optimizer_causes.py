@@ -108,6 +108,22 @@ DIFFERENT = {
         "optax.adam(learning_rate=optax.piecewise_constant_schedule(0.02, {2: 0.5, 4: 0.5})",
         6,
     ),
+    "a schedule by epochs, by steps": Different(
+        lambda p: every(optim.Adam(p, 0.02), 2, lambda o: lr_scheduler.StepLR(o, 1, 0.5)),
+        optax.adam(optax.exponential_decay(0.02, 1, 0.5, staircase=True)),
+        "schedule",
+        "stepped every 2 steps",
+        "optax.adam(learning_rate=optax.exponential_decay(0.02, 2, 0.5, staircase=True))",
+        6,
+    ),
+    "a schedule by epochs, without staircase": Different(
+        lambda p: every(optim.Adam(p, 0.02), 2, lambda o: lr_scheduler.StepLR(o, 1, 0.5)),
+        optax.adam(optax.exponential_decay(0.02, 2, 0.5)),
+        "schedule",
+        "it lacks staircase=True",
+        "optax.adam(learning_rate=optax.exponential_decay(0.02, 2, 0.5, staircase=True))",
+        6,
+    ),
     "a warm-up from 0 with clipping and a mask": Different(
         warmed_up,
         optax.chain(optax.clip_by_global_norm(0.2), optax.adamw(optax.linear_schedule(0.0, 2e-2, 4), weight_decay=0.1)),

@@ -305,3 +305,83 @@ def test_a_factor_that_fits_one_number_alone_is_no_cause() -> None:
     assert report.divergence is not None
     assert report.divergence.stage == "update"
     assert report.divergence.cause is None
+
+
+def carried() -> Any:
+    """A recurrence whose state is kept with its graph, and detached at the next step, as in pytorch/examples."""
+    torch.manual_seed(0)
+    cell = torch.nn.RNNCell(5, 3)
+
+    def step(state: Any, batch: Any) -> Any:
+        hidden = cell(batch["x"], state["hidden"].detach())
+        loss = functional.mse_loss(hidden, batch["y"])
+        cell.zero_grad()
+        loss.backward()
+        for parameter in cell.parameters():
+            assert parameter.grad is not None
+            parameter.data.add_(parameter.grad, alpha=-0.1)
+        state["hidden"] = hidden
+        return {"loss": loss}
+
+    return {"cell": cell, "hidden": torch.zeros(12, 3)}, step
+
+
+def carried_port() -> Any:
+    shapes = {"weight_ih": (3, 5), "weight_hh": (3, 3), "bias_ih": (3,), "bias_hh": (3,)}
+
+    def loss_of(params: Any, hidden: Any, batch: Any) -> Any:
+        given = batch["x"] @ params["weight_ih"].T + params["bias_ih"]
+        hidden = jnp.tanh(given + hidden @ params["weight_hh"].T + params["bias_hh"])
+        return jnp.mean((hidden - batch["y"]) ** 2), hidden
+
+    @jax.jit
+    def step(state: Any, batch: Any) -> Any:
+        (loss, hidden), grads = jax.value_and_grad(loss_of, has_aux=True)(state["cell"], state["hidden"], batch)
+        cell = jax.tree.map(lambda old, grad: old - 0.1 * grad, state["cell"], grads)
+        return {"cell": cell, "hidden": hidden}, {"loss": loss}
+
+    return {"cell": {name: jnp.zeros(shape) for name, shape in shapes.items()}, "hidden": jnp.zeros((12, 3))}, step
+
+
+def test_a_state_that_keeps_its_graph_is_no_parameter() -> None:
+    sides = compare.TorchProgram(carried), compare.JaxProgram(carried_port)
+    report = compare.check(*sides, drawn(x=(5,), y=(3,)), device="cpu")
+    assert report.verdict == "match", str(report)
+
+
+class Dropped(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def test_a_dropout_that_is_left_out_is_told_by_its_cause() -> None:
+    """One side alone draws, and yet the cause is proved: the headline says it."""
+
+    class Port(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.layers = nnx.List([nnx.Linear(5, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)])
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    def original() -> Any:
+        torch.manual_seed(0)
+        model = Dropped()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        return trained_in_torch(model, optimizer, lambda m, batch: functional.mse_loss(m(batch["x"]), batch["y"]))
+
+    def port() -> Any:
+        return trained(Port(nnx.Rngs(0)), optax.sgd(0.1), lambda m, batch: jnp.mean((m(batch["x"]) - batch["y"]) ** 2))
+
+    report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), drawn(x=(5,), y=(3,)))
+    assert report.nondeterministic
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name in report.headline
+    assert "nothing is proved" not in str(report)

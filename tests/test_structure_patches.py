@@ -270,3 +270,29 @@ def test_a_mask_with_a_factor(port: type[Discounted], says: str) -> None:
     if report.divergence:
         assert report.divergence.cause
         assert says in report.divergence.cause.explanation
+
+
+class Rectified(Layers):
+    def __call__(self, x: Any) -> Any:
+        return self.c(nnx.relu(self.a(x)) + self.b(x))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_activation_of_one_operand_for_the_sum_is_told_of_operations_in_place(*, in_place: bool) -> None:
+    """As `out += identity` and `ReLU(inplace=True)` of a residual block."""
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        out, identity = self.a(x), self.b(x)
+        if in_place:
+            out += identity
+        else:
+            out = out + identity
+        return self.c(nn.functional.relu(out, inplace=in_place))
+
+    rng = np.random.default_rng(0)
+    sides = compare.Torch(Original(forward)), compare.Flax(Rectified(nnx.Rngs(0)))
+    report = compare.check(*sides, [(rng.normal(size=(8, 4)), None)])
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "operations in another order", str(report)
+    assert not report.others

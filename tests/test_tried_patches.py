@@ -10,7 +10,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
-from programs.common import drawn, trained_in_torch
+from programs.common import drawn, trained, trained_in_torch
 from torch import nn
 from torch.nn import functional
 
@@ -207,3 +207,23 @@ def test_a_patch_with_which_the_port_fails_does_not_help() -> None:
     assert raised(TypeError("shapes do not fit")) is True
     # What a patch imports is not imported for the trial.
     assert raised(NameError("jnp")) is None
+
+
+def decayed() -> Any:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01, weight_decay=0.1)
+    return trained_in_torch(model, optimizer, lambda net, batch: functional.mse_loss(net(batch["x"]), batch["y"]))
+
+
+def decayed_port() -> Any:
+    tx = optax.adamw(0.01, weight_decay=0.1)
+    return trained(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), tx, lambda m, b: jnp.mean((m(b["x"]) - b["y"]) ** 2))
+
+
+def test_a_patch_may_move_what_the_optimizer_keeps() -> None:
+    """With a transformation before it, optax names Adam's moments by another place in the chain."""
+    sides = compare.TorchProgram(decayed), compare.JaxProgram(decayed_port)
+    report = compare.check(*sides, drawn(x=(4,), y=(3,)), device="cpu")
+    assert report.divergence is not None
+    assert REFUTED not in report.divergence.details, str(report)
+    assert "add_decayed_weights" in "".join(edit.text for edit in report.edits)

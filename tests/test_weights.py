@@ -345,3 +345,26 @@ def test_a_cell_written_by_hand_keeps_the_tensors_of_torch(kind: str) -> None:
     values = {name: np.random.default_rng(0).normal(size=each.shape) for name, each in theirs.items()}
     mapped = to_jax(links, values, theirs)
     assert all(np.array_equal(mapped[name], values[name].astype(np.float32)) for name in theirs)
+
+
+def test_a_class_that_is_called_as_a_recurrent_layer_is_none() -> None:
+    class RNN(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.start, self.cell = nn.Parameter(torch.zeros(1, 3)), nn.Linear(7, 3)
+
+    theirs = {"start": np.zeros((1, 3)), "cell": {"kernel": np.zeros((7, 3)), "bias": np.zeros(3)}}
+    links = find_links(torch_layers(RNN()), pytree_layers(theirs))
+    assert {link.torch: link.jax for link in links}["start"] == "start"
+
+
+def test_a_recurrent_layer_may_have_a_tensor_more() -> None:
+    class Started(nn.LSTM):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.start = nn.Parameter(torch.zeros(1, 3))
+
+    model = Started()
+    theirs = {name: np.zeros(each.shape, np.float32) for name, each in model.named_parameters()}
+    links = find_links(torch_layers(model), pytree_layers(theirs))
+    assert {link.torch: link.jax for link in links}["start"] == "start"
