@@ -1,5 +1,6 @@
 """Compares the forward pass and the loss under other conditions: another batch size, the other mode."""
 
+import textwrap
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -174,7 +175,7 @@ def _difference(pair: MappedPair, batch: Batch, followed: Followed) -> Divergenc
         torch32, draws = _torch(pair, "float32", batch, None)
         torch64, _ = _torch(pair, "float64", batch, draws)
     except InputError as error:
-        return f"the torch side fails with it ({_short(error)})"
+        return f"the torch side fails with it ({short(error)})"
     name = pair.jax.name
     try:
         run = pair.jax_run("float64")
@@ -190,15 +191,16 @@ def _difference(pair: MappedPair, batch: Batch, followed: Followed) -> Divergenc
             noise = [_torch(pair, "float64", batch, draws, moved)[0] for moved in (1, 2)]
             found = first_difference(pair, followed, (torch32, torch64), jax64, jax32, noise)
     except InputError as error:
-        return f"the {name} side fails with it ({_short(error)})"
+        return f"the {name} side fails with it ({short(error)})"
     except Exception as error:  # noqa: BLE001 - the first question has its answer
         bugs.report("trying another batch size and mode", error)
         return "it could not be tried"
     return found
 
 
-def _short(error: InputError) -> str:
-    return f"{str(error).partition(chr(10))[0]:.80}"
+def short(error: InputError) -> str:
+    """Give the first line of an error, at most 100 characters of it."""
+    return textwrap.shorten(str(error).partition("\n")[0], 100, placeholder=" ...")
 
 
 def first_difference(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from compare import bugs
-from compare.comparison.conditions import first_difference, one_more
+from compare.comparison.conditions import first_difference, one_more, short
 from compare.comparison.optimizers_alone import until
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.program_runs import ProgramRuns
@@ -211,14 +211,14 @@ def _other_size(runs: ProgramRuns, jax: JaxProgramRun, answer: Elsewhere, follow
         torch32, draws = torch("float32", None)
         torch64, _ = torch("float64", draws)
     except InputError as error:
-        return f"another batch size: the torch side fails with it ({str(error).partition(chr(10))[0]:.80})"
+        return f"another batch size: the torch side fails with it ({short(error)})"
     run = jax.compiled_quickly()
     run.unreplayed = []
     pair.load(run)
     try:
         jax64 = run.step(more.inputs, draws)
     except InputError as error:
-        return f"another batch size: the jax side fails with it ({str(error).partition(chr(10))[0]:.80})"
+        return f"another batch size: the jax side fails with it ({short(error)})"
     if run.unreplayed:
         return "another batch size: the jax side draws different random numbers there"
     # Gradients are read before or after clipping, whichever agrees; what is made of them is compared all the same.

@@ -193,7 +193,8 @@ _UNDONE = "it differs, and the rest of the step makes up for the difference"
 def without_undone_inside(followed: Followed) -> Followed:
     """Leave out of a match what differs inside the model, as logits do where torch's model gives probabilities."""
     pairs = zip(followed.pairings, followed.quantities, strict=True)
-    undone = [pairing for pairing, quantity in pairs if not pairing.decides and np.any(quantity.ratio > FACTOR)]
+    inner = [each for each in pairs if not each[0].decides and not each[0].accepted]
+    undone = [pairing for pairing, quantity in inner if np.any(quantity.ratio > FACTOR)]
     not_compared = [*followed.not_compared, *(NotCompared("torch", each.torch, _UNDONE) for each in undone)]
     return without(followed, undone)._replace(not_compared=not_compared)
 

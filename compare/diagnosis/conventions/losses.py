@@ -37,6 +37,12 @@ _OTHER_LOSSES: dict[str, tuple[str, Rewrite]] = {
     "half": ("half of torch's mse_loss, as optax.l2_loss does", _half_mse),
 }
 
+
+def _has_large_errors(call: Call) -> bool:
+    """Tell whether an error is above 1: of smaller ones a Huber loss is half the squared error, which is a factor."""
+    return bool(((call.input - call.arguments["target"]).abs() > 1).any())
+
+
 _REGRESSION = [
     (ours, *_OTHER_LOSSES[theirs])
     for ours in ("mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss")
@@ -271,6 +277,7 @@ LOSS_FUNCTIONS = (
             jax_does=f"computes {theirs}, torch {ours}",
             fix=loss_code,
             source=f"{DOCS}torch.nn.MSELoss.html",
+            applies=_has_large_errors if (ours, theirs) == ("mse_loss", "torch's huber_loss") else lambda call: True,
         )
         for ours, theirs, compute in _REGRESSION
     ),

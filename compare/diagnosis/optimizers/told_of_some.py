@@ -140,6 +140,15 @@ def _told_decay(evidence: Evidence, found: Assignment, paths: list[str], every: 
     by_jax = [p for p in every if (found.treatments[p].value if p in found.treatments else decay.get(p))]
     value = max((decay.get(path, 0.0) for path in every), default=0.0)
     says = f"torch decays {_listed(by_torch) or 'nothing'}, and the JAX side {_listed(by_jax) or 'nothing'}"
+    if by_torch and by_jax and max(len(by_torch), len(by_jax)) > _MOST:
+        alone = [path for path in by_torch if path not in by_jax], [path for path in by_jax if path not in by_torch]
+        ours, theirs = map(_listed, alone)
+        says = "; ".join(
+            [
+                *([f"torch decays {ours}, and the JAX side does not"] if ours else []),
+                *([f"the JAX side decays {theirs}, and torch does not"] if theirs else []),
+            ]
+        )
     keyword: dict[str, Any] = {} if set(by_torch) == set(every) else {"mask": Code(mask_of(by_torch, every))}
     if not keyword and by_jax:
         keyword = {"mask": None}  # the JAX side has one
@@ -178,6 +187,10 @@ def _of_groups(evidence: Evidence, torch_names: Mapping[str, str], setting: str)
     return {path: by_name.get(name.partition("[")[0], 0.0) for path, name in torch_names.items()}
 
 
-def _listed(paths: Sequence[str], most: int = 4) -> str:
+_MOST = 4
+"""So many names are listed."""
+
+
+def _listed(paths: Sequence[str], most: int = _MOST) -> str:
     more = f" and {len(paths) - most} more" if len(paths) > most else ""
     return ", ".join(paths[:most]) + more

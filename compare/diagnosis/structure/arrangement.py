@@ -84,12 +84,14 @@ def _split(node: Node, shape: tuple[int, ...], after: list[int]) -> Iterator[Edi
         theirs, ours = tuple(shape[n] for n in order), tuple(shape[n] for n in after)
         moves = tuple(order.index(n) for n in after)
         does = f"splits the axis in {shown(node)} as {theirs}, transposed by {moves}, torch as {ours}"
-        last = after[-1] == len(shape) - 1  # elsewhere the port may have the axis in another place
-        fix = f"split the axis in torch's order: {f'x.reshape(..., {_listed(ours)})' if last else f'as {ours}'}"
+        local = tuple(n - after[0] for n in order)
+        fix, then = f"split the axis in torch's order: as {ours}", f"put the new axes in the order {local}"
+        if after[-1] == len(shape) - 1:  # elsewhere the port may have the axis in another place
+            fix = f"split the axis in torch's order: x.reshape(..., {_listed(ours)})"
+            then = f".transpose({_listed(tuple(full))})"
         # What follows on the JAX side takes the axes in its own order, as a layout with channels last does: the
         # reshape alone would give it an array of another shape.
-        local = tuple(n - after[0] for n in order)
-        both = f"{fix}, and then put the new axes in the order {local}, where the JAX side takes them as {theirs}"
+        both = f"{fix}, and then {then}, where the JAX side takes the axes as {theirs}"
         yield one(Kind.LAYOUT, node, compute, does, both)
         if theirs != ours:  # and what follows exchanges the axes all the same
 
