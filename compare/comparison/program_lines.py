@@ -7,7 +7,7 @@ from typing import Any
 
 from compare.jax_side import made as jax_made
 from compare.jax_side.program import JaxProgram
-from compare.jax_side.program_state import is_nnx, path_name
+from compare.jax_side.program_state import is_nnx, nnx_objects, path_name
 from compare.step.made import made_at
 from compare.step.stage import Stage
 from compare.torch_side import made as torch_made
@@ -42,7 +42,7 @@ class _Places:
 
         self.modules = ours.parts(torch.nn.Module)
         self.optimizers = ours.parts(torch.optim.Optimizer)
-        self.objects, self.theirs = _objects(theirs), _optimizers(theirs, step)
+        self.objects, self.theirs = nnx_objects(theirs), _optimizers(theirs, step)
 
     def lines(self, found: Divergence) -> Iterator[Line]:
         """Give the lines that are known of a difference."""
@@ -93,13 +93,6 @@ def module_at(objects: Mapping[str, Any], path: str) -> Any:
             except (AttributeError, KeyError, IndexError, TypeError):
                 return None
     return None
-
-
-def _objects(state: Any) -> Mapping[str, Any]:
-    import jax
-
-    found = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_nnx)[0]
-    return {path_name(path): each for path, each in found if is_nnx(each)}
 
 
 def _optimizers(state: Any, step: Any) -> dict[str, Any]:

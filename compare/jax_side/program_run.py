@@ -17,7 +17,7 @@ from compare.jax_side.moved_functions import FunctionsMoved
 from compare.jax_side.naming import naming
 from compare.jax_side.primitives import is_key
 from compare.jax_side.program import JaxProgram, built, checked_step, shown_gradients
-from compare.jax_side.program_state import Role, Structure, counted, is_nnx, meant, path_name, paths_of, unshared
+from compare.jax_side.program_state import Role, Structure, counted, meant, nnx_objects, path_name, paths_of, unshared
 from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.twins import written
@@ -211,7 +211,7 @@ class JaxProgramRun:
     def whole(self, values: list[Any], batch: Any) -> Any:
         """Take the user's step, from arrays to arrays."""
         state = self.structure.put_together(values)
-        with naming(dict(_objects(state)), self.structure.linen):
+        with naming(nnx_objects(state), self.structure.linen):
             function = functools.partial(self.user_step, state, batch)
             given = call_user_code("the JAX step", function, given=described(batch))
         state, shown = checked_step(given)
@@ -348,10 +348,3 @@ class JaxProgramRun:
         adapt = self.side.batch
         adapted = batch if adapt is None else call_user_code("batch=", functools.partial(adapt, batch))
         return mapped(adapted, functools.partial(of_batch, dtype=self.dtype))
-
-
-def _objects(state: Any) -> Any:
-    import jax
-
-    found = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_nnx)[0]
-    return ((path_name(path), value) for path, value in found if is_nnx(value))

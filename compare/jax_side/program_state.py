@@ -201,6 +201,14 @@ def is_nnx(value: Any) -> bool:
     return isinstance(value, nnx.Module | nnx.Optimizer | nnx.Rngs | nnx.RngStream | nnx.Variable)
 
 
+def nnx_objects(state: Any) -> dict[str, Any]:
+    """Return the nnx objects of a state by path."""
+    import jax
+
+    found = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_nnx)[0]
+    return {path_name(path): value for path, value in found if is_nnx(value)}
+
+
 def _split(objects: list[Any]) -> Any:
     from flax import nnx
 
