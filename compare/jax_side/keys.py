@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from compare.jax_side.draw_matching import match
 from compare.jax_side.draw_programs import Categories, keys_of, parameters
 from compare.jax_side.jaxpr import Interpreter
-from compare.jax_side.primitives import KINDS, Kind, Scan, bind
+from compare.jax_side.primitives import KINDS, Cond, Kind, Scan, bind
 from compare.jax_side.replay import (
     Replayer,
     Values,
@@ -99,9 +99,11 @@ class KeyReader(Replayer):
             if kind == "gumbel":
                 self._categories.drawn(len(self.shown) - 1, outputs[0])
             return outputs
-        if KINDS.get(eqn.primitive.name) in (Kind.CALL, Kind.CHECKPOINT, Kind.SCAN, Kind.COND):
+        known = KINDS.get(eqn.primitive.name)
+        of_a_choice = known == Kind.COND and Cond.of(eqn).platforms is None
+        if of_a_choice or known in (Kind.CALL, Kind.CHECKPOINT, Kind.SCAN):
             return Interpreter.equation(self, eqn, args, given)
-        # Inside a while loop: how often it draws is not known before it runs.
+        # Inside a while loop, or a branch for one platform: how often it draws is not known before it runs.
         self.shown += [None] * len(own)
         return bind(eqn, args)
 

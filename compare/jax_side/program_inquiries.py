@@ -109,5 +109,5 @@ def _idle_at(run: JaxProgramRun, batch: Any, draws: Sequence[Draw]) -> list[Site
 
     with run.precision():
         same = same_for_all_seeds(shown, (list(run.values), run.inputs(batch), replayable(draws, run.dtype)))
-    # What is drawn within a branch is not drawn again.
+    # What is drawn within a while loop is not drawn again.
     return alone if same and not any(site.obstacle for site in alone) else None

@@ -140,7 +140,7 @@ def _told_decay(evidence: Evidence, found: Assignment, paths: list[str], every: 
     by_jax = [p for p in every if (found.treatments[p].value if p in found.treatments else decay.get(p))]
     value = max((decay.get(path, 0.0) for path in every), default=0.0)
     says = f"torch decays {_listed(by_torch) or 'nothing'}, and the JAX side {_listed(by_jax) or 'nothing'}"
-    if by_torch and by_jax and max(len(by_torch), len(by_jax)) > _MOST:
+    if by_torch and by_jax and set(by_torch) != set(by_jax) and max(len(by_torch), len(by_jax)) > _MOST:
         alone = [path for path in by_torch if path not in by_jax], [path for path in by_jax if path not in by_torch]
         ours, theirs = map(_listed, alone)
         says = "; ".join(
