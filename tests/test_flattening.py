@@ -71,3 +71,42 @@ def test_the_order_is_no_finding(layer: Any, wrong: bool, channels_first: bool) 
         assert report.divergence.cause is not None
         assert report.divergence.cause.name == "activation"
         assert report.others == []
+
+
+class Normed(nn.Module):
+    """Nothing before its activation has channels that could be changed: no convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.GroupNorm(3, 3), nn.Linear(3 * 4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(nn.functional.gelu(self.norm(x)).flatten(1))
+
+
+class NormedPort(linen.Module):
+    channels_first: bool
+
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        x = linen.GroupNorm(3, epsilon=1e-5, name="norm")(x)
+        x = jax.nn.softplus(x)
+        x = x.transpose(0, 3, 1, 2) if self.channels_first else x
+        return linen.Dense(5, name="fc")(x.reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_the_order_is_seen_behind_an_activation_that_is_another_function(channels_first: bool) -> None:
+    torch.manual_seed(0)
+    port, x = NormedPort(channels_first), np.random.default_rng(0).standard_normal((3, 3, 2, 2))
+    report = compare.check(
+        compare.Torch(Normed()),
+        compare.Flax(
+            (port, port.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)))),
+            batch=lambda x, target: (np.moveaxis(x, 1, -1), target),
+        ),
+        [(x, None)],
+    )
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "activation", str(report)

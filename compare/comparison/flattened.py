@@ -30,6 +30,9 @@ from compare.weights.links import WeightMap, to_jax
 Features = dict[str, tuple[int, ...]]
 """For each linear layer, by path, the channels and points that it takes in the port's order; () in torch's order."""
 
+SMOOTH = 0.25
+"""Below this part of the ratio of unrelated numbers, one array is a function of the other: see `_is_function`."""
+
 
 class FlattenedFeatures:
     """One run of torch's model, and runs of the port's from the same weights under different maps.
@@ -197,8 +200,22 @@ def orders(
         if shapes and 2 * min(apart.values()) < in_torch:
             found[path] = min(apart.items(), key=lambda item: item[1])[0]
         elif in_torch > NEAR and image:
-            unclear.append((path, module))
+            if _is_function(flattened(image).to_torch(theirs), ours) and not _is_function(theirs, ours):
+                found[path] = image
+            else:
+                unclear.append((path, module))
     return found, unclear
+
+
+def _is_function(theirs: np.ndarray, ours: np.ndarray) -> bool:
+    """Tell whether one array is a function of the other, number by number, as what another activation gives is.
+
+    In the order of its arguments, a function changes little from one number to the next. For unrelated numbers, the
+    mean square of these changes is twice the variance: von Neumann's ratio (Annals of Mathematical Statistics, 1941).
+    """
+    values = np.ravel(theirs)[np.argsort(np.ravel(ours), kind="stable")].astype(np.float64)
+    variance = float(values.var())
+    return variance > 0 and float(np.mean(np.diff(values) ** 2)) < 2 * variance * SMOOTH
 
 
 def linear_layers(links: WeightMap, features: Features) -> Iterator[tuple[str, str]]:
