@@ -30,6 +30,7 @@ CAUSES = {
     "learning rate": "learning rate",
     "activation": "activation|slope|alpha|beta|another operation",
     "statistic": "stale statistics|biased running variance|mode of a normalization",
+    "only weight": "operation added",  # another number is a factor then, which the port's program has
     # "Has the weight transposed in linear", where a function such as attention calls linear.
     "transposed": "transposed weight|another operation",
 }
@@ -138,7 +139,8 @@ def _changes(layer: Layer, element: float, other: str, *, training: bool) -> Ite
         return
     if layer.kind in FUNCTIONS or layer.kind == "dropout" or layer.inner:
         return
-    yield "weight", {"altered": "perturbed", "element": element}
+    one = layer.features == 1 and (layer.kind.endswith(" norm") or (layer.kind, layer.shape[-1]) == ("linear", 1))
+    yield "only weight" if one else "weight", {"altered": "perturbed", "element": element}
     if layer.kind.endswith(" norm"):
         yield "epsilon", {"epsilon": EPSILONS[layer.epsilon]}
     if layer.kind == "batch norm":
