@@ -93,6 +93,18 @@ def test_a_number_that_fits_everywhere_is_one(name: str, count: int) -> None:
     assert (cause.name, cause.fix) == (name, fix)
 
 
+def test_half_of_a_squared_error_is_a_factor_and_no_huber_loss() -> None:
+    """Of errors below 1, both are the same."""
+
+    def ours(output: Any, target: Any) -> Any:
+        return functional.mse_loss(0.1 * output, 0.1 * target)
+
+    divergence = regression(ours, lambda o, t: square(0.1 * o, 0.1 * t) / 2).divergence
+    assert divergence is not None
+    assert divergence.cause is not None
+    assert divergence.cause.name == "factor"
+
+
 @pytest.mark.parametrize("count", [1, 3], ids=["one batch", "three batches"])
 @pytest.mark.parametrize("far", [0.0, 12.0], ids=["near", "far"])
 def test_a_choice_that_goes_one_way_on_the_data_is_no_factor(count: int, far: float) -> None:

@@ -45,7 +45,7 @@ def without_made_up_for(followed: Followed, steps: Steps) -> Followed:
     known = set[tuple[str, str, str]]()
     while first := first_divergence(followed):
         pairing = first.pairing
-        # What is made up for at one call of a module is no fault at another: what takes it there may be.
+        # A module whose output is made up for at one call is right at its other calls. What uses them may be wrong.
         module = pairing.ports and (pairing.ports[0].path, pairing.ports[0].kind, pairing.ports[0].leaf)
         if module not in known and not _is_made_up_for(followed, steps, pairing, first.divergence.step):
             break

@@ -140,7 +140,7 @@ class Trial:
             ours, theirs = shown(pairing.torch_array, self._torch), shown(pairing.jax_array, seen)
             if ours is None or theirs is None:
                 # Optax names what it keeps by its place in a chain, which a patch may have made longer.
-                renamed = ours is not None and pairing.stage == Stage.UPDATE
+                renamed = ours is not None and pairing.stage == Stage.UPDATE and pairing.operands is None
                 found.append(0.0 if ours is theirs or renamed else np.inf)
                 continue
             whole = pairing.operands(self._torch) if pairing.operands else ours

@@ -312,7 +312,7 @@ def bind(eqn: Any, args: Sequence[Any], **params: Any) -> list[Any]:
 
 
 def made_where(eqn: Any) -> contextlib.AbstractContextManager[None]:
-    """Give what is traced in this context the user's line of an operation: it stands for that operation."""
+    """Give what is traced in this context the user's line of the operation that it stands for."""
     from jax.extend.source_info_util import current_name_stack, user_context
 
     traceback = eqn.source_info.traceback

@@ -103,7 +103,7 @@ def patch_of(codes: Sequence[Code], lines: Sequence[Line], values: Values = Mapp
         try:
             ast.parse(text.removeprefix("\ufeff"))
         except SyntaxError as error:
-            raise Unfit("with the fix, the line would not be Python") from error
+            raise Unfit("with the fix, the line would not be valid Python") from error
     return Patch(unique)
 
 

@@ -203,7 +203,7 @@ class Findings:
 
     @property
     def proves_nothing(self) -> bool:
-        """Whether it is not reproducible what the sides compute, and no cause says what differs all the same."""
+        """Whether a result is not reproducible, and no cause is proved."""
         return bool(self.nondeterministic) and (self.divergence is None or self.divergence.cause is None)
 
     @property

@@ -60,7 +60,8 @@ def _over(number: float) -> str:
 def _reduced(each: Code, call: Call) -> Code | None:
     """Reduce as torch does; `each` keeps its place inside."""
     if call.input.numel() == 1 and call["reduction"] in ("mean", "sum"):
-        # One of many calls, each for a number: the port may take all of them at once, and adds them in its own way.
+        # Of one number, both change nothing. The port may compute the losses of many such calls at once, and reduce
+        # them in its own way.
         return each
     around = {
         "mean": f"jnp.mean({each.around})",

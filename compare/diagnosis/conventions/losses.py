@@ -43,8 +43,12 @@ def _has_large_errors(call: Call) -> bool:
     return bool(((call.input - call.arguments["target"]).abs() > 1).any())
 
 
+def _always(_call: Call) -> bool:
+    return True
+
+
 _REGRESSION = [
-    (ours, *_OTHER_LOSSES[theirs])
+    (ours, *_OTHER_LOSSES[theirs], _has_large_errors if (ours, theirs) == ("mse_loss", "huber_loss") else _always)
     for ours in ("mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss")
     for theirs in _OTHER_LOSSES
     # Half of it is a factor, which has a name of its own. A smooth L1 loss is a Huber loss over its beta.
@@ -249,23 +253,15 @@ LOSS_FUNCTIONS = (
         Alternative(
             name="reduction",
             functions=(name,),
-            compute=_mean_over_batch,
-            jax_does=f"divides the sum in torch's {name} by the batch's size alone",
+            compute=compute,
+            jax_does=f"divides the sum in torch's {name} by {count}",
             fix=loss_code,
-            source=f"{DOCS}torch.nn.MSELoss.html",
+            source=f"{DOCS}torch.nn.{page}.html",
             may_be_torchs=True,
         )
-        for name in LOSSES
-    ),
-    *(
-        Alternative(
-            name="reduction",
-            functions=(name,),
-            compute=_mean_over_all,
-            jax_does=f"divides the sum in torch's {name} by the number of all elements",
-            fix=loss_code,
-            source=f"{DOCS}torch.nn.KLDivLoss.html",
-            may_be_torchs=True,
+        for compute, count, page in (
+            (_mean_over_batch, "the batch's size alone", "MSELoss"),
+            (_mean_over_all, "the number of all elements", "KLDivLoss"),
         )
         for name in LOSSES
     ),
@@ -277,9 +273,9 @@ LOSS_FUNCTIONS = (
             jax_does=f"computes {theirs}, torch {ours}",
             fix=loss_code,
             source=f"{DOCS}torch.nn.MSELoss.html",
-            applies=_has_large_errors if (ours, theirs) == ("mse_loss", "torch's huber_loss") else lambda call: True,
+            applies=applies,
         )
-        for ours, theirs, compute in _REGRESSION
+        for ours, theirs, compute, applies in _REGRESSION
     ),
     Alternative(
         name="broadcasting",

@@ -145,7 +145,7 @@ class Tape(Record):
                 self.graph.values[number] = value.clone()
                 if self.edits:
                     self.overwritten_values[number] = self.live[number].clone()  # with its gradient
-                # A view of overwritten memory is a new value from now on; the tensor itself is, as the output.
+                # A view of overwritten memory is a new value from now on. The tensor itself is the operation's output.
                 if self.live[number] is not tensor:
                     self.numbers.pop(id(self.live[number]), None)
 
