@@ -42,7 +42,7 @@ def fails(*args: Any, **kwargs: Any) -> Any:
         ("compare.comparison.explanation.explain", "the search for the cause at 1"),
         ("compare.comparison.pair_check.independent", "looking for independent differences"),
         ("compare.comparison.common_runs.weigh_noise", "measuring the effect of rounding"),
-        ("compare.comparison.pair_check.wrongly_converted", "comparing the port's own weights"),
+        ("compare.comparison.common_check.wrongly_converted", "comparing the port's own weights"),
     ],
 )
 def test_the_report_stands(broken: str, doing: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,3 +310,29 @@ def test_moments_are_known_whatever_the_state_calls_them(params: str, moments: s
     batches = drawn(x=(4,), y=(3,))
     report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches, steps=3, quick=True)
     assert report.verdict == "match", str(report)
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_weights_that_the_port_converts_wrongly_are_a_mismatch(wrong: bool) -> None:
+    def made() -> TorchNet:
+        torch.manual_seed(3)
+        return TorchNet()
+
+    def original() -> Any:
+        model = made()
+        return trained_in_torch(model, torch.optim.SGD(model.parameters(), 0.1), loss_of)
+
+    def port() -> Any:
+        model = FlaxNet(nnx.Rngs(0))
+        compare.copy_weights(made(), model)
+        if wrong:
+            kernel = model.fc1.kernel
+            kernel[...] = -kernel[...]
+        return trained(model, optax.sgd(0.1), loss_of)
+
+    report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), drawn(x=(5,), y=(3,)), quick=True)
+    assert report.verdict == (compare.Verdict.MISMATCH if wrong else compare.Verdict.MATCH), str(report)
+    if report.divergence:
+        assert (report.divergence.stage, report.divergence.torch) == ("parameters", "model.fc1.weight")
+        assert report.divergence.cause is not None
+        assert report.divergence.cause.name == "converted weight"

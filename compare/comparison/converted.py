@@ -1,20 +1,26 @@
 """Finds errors in weights that the user converted: most of the port's own weights are torch's, but some differ."""
 
-from compare.comparison.mapped_pair import MappedPair
+from typing import Any
+
 from compare.comparison.own_values import is_one_number
 from compare.diagnosis.converted_weights import misconverted
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.step.stage import Stage
 from compare.verdict.divergence import Divergence
+from compare.weights.links import to_jax
 
 
-def wrongly_converted(pair: MappedPair) -> list[Divergence]:
+def wrongly_converted(pair: Any) -> list[Divergence]:
     """List the weights that the user's own conversion got wrong.
 
     A port with its own weights gets torch's, and its own are not reported. Where a port has more than half of torch's
     weights already, the user has converted them: the others are then wrong.
+
+    Args:
+        pair: A `MappedPair` or a `ProgramPair`.
+
     """
-    right = pair.as_jax(pair.given)
+    right = to_jax(pair.links, pair.start, pair.given)
     both = [
         (link, link.jax_view(right[link.jax]), link.jax_view(pair.given[link.jax]))
         for link in pair.links
@@ -22,7 +28,7 @@ def wrongly_converted(pair: MappedPair) -> list[Divergence]:
     ]
     near = ULPS * EPSILON32
     wrong = [(link, ours, theirs) for link, ours, theirs in both if distance(theirs, ours) > near]
-    parameters = {link.torch for link, _, _ in both if link.torch in pair.torch_parameters}
+    parameters = {link.torch for link, _, _ in both if link.torch in pair.parameters}
     converted = parameters - {link.torch for link, _, _ in wrong}
     # By chance no weight agrees to float32's rounding. More than half: then the user intended to convert them all.
     if 2 * len(converted) <= len(parameters):

@@ -74,8 +74,12 @@ class MappedPair:
         self.size = sum(parameter.numel() for parameter in torch.model.parameters())
         self.overwritten: frozenset[Port] = frozenset()
         """What the torch model overwrites in place, and a record must copy."""
-        self.start: Mapping[str, np.ndarray] | None = None
-        """What the torch side starts from, where that is not what its model has."""
+        self.start: Mapping[str, np.ndarray] = {
+            name: to_numpy(tensor) for name, tensor in kept_tensors(torch.model).items()
+        }
+        """What the torch side starts from, by name."""
+        self.moved = False
+        """Whether the torch side starts from other values than its model's."""
         self.other_mode = False
         """Whether both sides are in another mode than the torch model is."""
         self.nondeterministic: list[str] = []
@@ -86,7 +90,8 @@ class MappedPair:
         self._probe()
         # A torch model in half precision is run in float32, and its port then as well.
         self._low = any(parameter.element_size() < 4 for parameter in torch.model.parameters())
-        self.torch_parameters = frozenset(name for name, _ in torch.model.named_parameters())
+        self.parameters = {name: each.requires_grad for name, each in torch.model.named_parameters()}
+        """Whether each of torch's parameters may be trained, by name."""
         jax_run = JaxRun(jax, "float32", training=self.training, keep_modes=self.keep_modes)
         self.given = jax_run.arrays()
         _refuse_complex(jax.name, {name: str(self.given[name].dtype) for name in jax_run.param_names})
@@ -162,7 +167,7 @@ class MappedPair:
 
     def movable(self, name: str) -> bool:
         """Return whether a tensor may have any value: a parameter or a statistic, but no table and no counter."""
-        return name in self.torch_parameters or is_statistic(name)
+        return name in self.parameters or is_statistic(name)
 
     def moved_batches(self, draw: int, epsilon: float) -> list[Batch]:
         """Return the batches with their real inputs moved by rounding; draw 0 is as they are."""
@@ -171,7 +176,7 @@ class MappedPair:
     def elsewhere(self, start: Mapping[str, np.ndarray]) -> "MappedPair":
         """Return the same pair with other weights and buffers of torch's to start from, and on other batches."""
         other = copy.copy(self)
-        other.start, other.batches = start, perturbed(self.batches)
+        other.start, other.moved, other.batches = start, True, perturbed(self.batches)
         return other
 
     def in_other_mode(self) -> "MappedPair":
@@ -185,7 +190,7 @@ class MappedPair:
         run = TorchRun(self.torch, dtype, self.device, self.overwritten)
         if self.other_mode:
             run.model.train(self.training)
-        if self.start is not None:
+        if self.moved:
             run.load(self.start)
         return run
 
@@ -209,23 +214,13 @@ class MappedPair:
 
     def load(self, run: JaxRun) -> None:
         """Give a run of the JAX side the torch model's weights."""
-        run.load(self.as_jax(run.arrays()))
-
-    def as_jax(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Convert the torch model's weights to JAX's layout; `arrays` are JAX's, for what has no link."""
-        return to_jax(self.links, self._own_start() if self.start is None else self.start, arrays)
-
-    def _own_start(self) -> dict[str, np.ndarray]:
-        """Return what torch's model keeps, by name."""
-        return {name: to_numpy(tensor) for name, tensor in kept_tensors(self.torch.model).items()}
+        run.load(to_jax(self.links, self.start, run.arrays()))
 
     def other_own_values(self, followed: Followed) -> OwnValues:
         """Find the tables of which the port came with other values than torch's."""
-        start = self._own_start()
-        unsaved = start.keys() - self.torch.model.state_dict().keys()
-        learned = {name: each.requires_grad for name, each in self.torch.model.named_parameters()}
+        unsaved = self.start.keys() - self.torch.model.state_dict().keys()
         buffers = buffer_names(self.jax.layers())
-        return other_own_values(self.links, followed, start, self.given, learned, buffers, unsaved)
+        return other_own_values(self.links, followed, self.start, self.given, self.parameters, buffers, unsaved)
 
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizer's, by parameter."""

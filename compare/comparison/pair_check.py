@@ -9,7 +9,6 @@ from compare import bugs
 from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_check import CommonCheck
 from compare.comparison.compilation_cause import with_compilation
-from compare.comparison.converted import wrongly_converted
 from compare.comparison.explanation import Causes, explained
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.independent import Independent, independent
@@ -112,18 +111,6 @@ class PairCheck(CommonCheck):
         ]
 
     def _causes(self, followed: Followed, found: Report) -> tuple[Divergence | None, list[Divergence], list[Cause]]:
-        divergence, others, notes = self._causes_of_step(followed, found)
-        if self.compiled:
-            return divergence, others, notes
-        doing = "comparing the port's own weights"
-        if wrong := bugs.attempt(doing, lambda: wrongly_converted(self.pair)):
-            return wrong[0], [*wrong[1:], *([divergence] if divergence else []), *others], []
-        return divergence, others, notes
-
-    def _causes_of_step(
-        self, followed: Followed, found: Report
-    ) -> tuple[Divergence | None, list[Divergence], list[Cause]]:
-        """Find causes by steps of both sides from the same weights."""
         if first := first_divergence(followed):
             self.progress(Progress("looking for independent differences", found=lambda: found))
             causes, doubtful = self._explained_from(followed, first, found)

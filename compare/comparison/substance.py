@@ -21,7 +21,7 @@ def without_substance(pair: MappedPair, followed: Followed) -> list[Cause]:
     """Say why a match of what was followed would prove nothing; an empty list if it does."""
     deciding = [quantity for quantity in followed.quantities if quantity.decides]
     found = []
-    if pair.torch_parameters and not any(link.compared for link in pair.links):
+    if pair.parameters and not any(link.compared for link in pair.links):
         found.append(
             Cause(
                 "no weight is paired",
@@ -102,7 +102,7 @@ def not_reached(pair: MappedPair, followed: Followed, steps: int, change: int | 
         elif change is not None and change >= steps:
             found.append(f"in {counted(steps, 'step')}: the schedule's first change, at step {change}, is not reached")
         found += without_updates(followed)
-    found += of_these_values(pair.links, pair.torch_parameters, followed)
+    found += of_these_values(pair.links, pair.parameters, followed)
     if infinite := [e for e in _of(followed.quantities, *_COMPUTED) if e.decides and np.isinf(_sizes(e)).any()]:
         found.append(f"with infinity on both sides in {_named(infinite)}")
     return found

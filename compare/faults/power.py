@@ -145,7 +145,7 @@ class Planting:
     def check_that_it_matches(self, name: str) -> None:
         """Raise InputError if it does not: a fault would then be one of two."""
         followed, unreplayed = self._check(None)
-        converted = isinstance(self.pair, MappedPair) and wrongly_converted(self.pair)
+        converted = wrongly_converted(self.pair)
         if first_divergence(followed) or unreplayed or self.pair.nondeterministic or converted:
             raise InputError(
                 f"power is measured on a port that matches, and {name} does not: see what compare.check(...) says of it"
