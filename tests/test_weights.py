@@ -347,6 +347,21 @@ def test_a_cell_written_by_hand_keeps_the_tensors_of_torch(kind: str) -> None:
     assert all(np.array_equal(mapped[name], values[name].astype(np.float32)) for name in theirs)
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("names", [("weight_{}", "bias_{}"), ("w_{}", "b_{}"), ("W{}", "b{}")])
+def test_a_cell_written_by_hand_may_have_shorter_names(kind: str, names: tuple[str, str]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), getattr(nn, kind)(4, 3))
+    theirs: dict[str, dict[str, np.ndarray]] = {"cell": {}, "fc": {"kernel": np.zeros((4, 4)), "bias": np.zeros(4)}}
+    partners = {"0.weight": "fc/kernel", "0.bias": "fc/bias"}
+    for name, each in model[1].named_parameters():
+        what, side, _ = name.split("_")
+        ours = names[what == "bias"].format(side)
+        theirs["cell"][ours] = np.zeros(each.shape, np.float32)
+        partners[f"1.{name}"] = f"cell/{ours}"
+    links = find_links(torch_layers(model), pytree_layers(theirs))
+    assert {link.torch: link.jax for link in links} == partners
+
+
 def test_a_class_that_is_called_as_a_recurrent_layer_is_none() -> None:
     class RNN(nn.Module):
         def __init__(self) -> None:

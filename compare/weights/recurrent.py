@@ -1,6 +1,7 @@
 """Cuts LSTMs, GRUs and RNNs into their gates, and puts the layers of Flax's cells together."""
 
 import dataclasses
+import re
 
 from compare.weights.units import ROLES, Slot, Unit
 
@@ -59,23 +60,31 @@ def _gate(cell: Unit, what: str, side: str, gate: int, slot: Slot) -> None:
 
 
 def of_torch_kinds(jax: list[Unit], torch: list[Unit]) -> list[Unit]:
-    """Take JAX's layers of unknown type for LSTMs, GRUs or RNNs where one of torch's has the same names and shapes.
+    """Take JAX's layers of unknown type for LSTMs, GRUs or RNNs where one of torch's has tensors of the same shapes.
 
-    A port that writes the cell by hand often keeps torch's tensors as they are: `weight_ih_l0` of shape (3H, I).
+    A port that writes the cell by hand often keeps torch's tensors as they are: `weight_ih_l0` of shape (3H, I). It may
+    call them `weight_ih` or `w_ih` as well.
     """
     alike = {_tensors(unit): unit for unit in torch if unit.kind in GATES}
     made = []
     for unit in jax:
         if (partner := alike.get(_tensors(unit))) and not unit.kind:
             # In torch's order: JAX sorts the keys of a dictionary, and biases that are only ever added pair by order.
-            slots = {leaf: unit.slots[leaf] for leaf in partner.slots}
+            own = {_meant(leaf): slots for leaf, slots in unit.slots.items()}
+            slots = {leaf: own[_meant(leaf)] for leaf in partner.slots}
             unit = dataclasses.replace(unit, kind=partner.kind, slots=slots)
         made.append(unit)
     return made
 
 
 def _tensors(unit: Unit) -> frozenset[tuple[str, tuple[int, ...]]]:
-    return frozenset((leaf, slot.shape) for leaf, slots in unit.slots.items() for slot in slots)
+    return frozenset((_meant(leaf), slot.shape) for leaf, slots in unit.slots.items() for slot in slots)
+
+
+def _meant(leaf: str) -> str:
+    """Give the name that torch has for a tensor of a layer's first cell: "weight_ih" for "w_ih", "W_ih" and "Wih"."""
+    known = re.fullmatch(r"(w|weight|b|bias)_?([ih])h(_l0)?", leaf.lower())
+    return leaf if known is None else f"{'weight' if known[1][0] == 'w' else 'bias'}_{known[2]}h"
 
 
 def with_cells(whole: list[Unit]) -> list[Unit]:
