@@ -552,3 +552,21 @@ def test_groups_that_differ_in_several_settings_are_one_cause() -> None:
     assert "weight decay 0.01, learning rate 0.0005 for" in cause.explanation
     assert "the weight decay 0 and the learning rate 0.001" in cause.fix
     assert "kernel" not in cause.fix
+
+
+def test_a_step_without_a_gradient_agrees_with_every_rate() -> None:
+    def square(output: Any, target: Any) -> Any:
+        return ((output - target) ** 2).mean()
+
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(4, 3)) * (number != 2), rng.normal(size=(4, 2))) for number in range(4)]
+    report = compare.check(
+        compare.Torch(torch.nn.Linear(3, 2, bias=False), square, lambda params: torch.optim.SGD(params, 0.01)),
+        compare.Flax(nnx.Linear(3, 2, use_bias=False, rngs=nnx.Rngs(0)), square, optax.sgd(0.02)),
+        batches,
+        device="cpu",
+        quick=True,
+    )
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "learning rate", str(report)

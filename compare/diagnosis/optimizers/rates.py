@@ -1,5 +1,6 @@
 """The learning rates of both sides at every step: constant, in proportion, or on another schedule."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +85,21 @@ def fitted_rates(fitter: Fitter, fit: Fit) -> Fit | None:
                 break
         else:
             return None
-    return Fit(fit.hypotheses, fit.numbers, tuple(rates))
+    return Fit(fit.hypotheses, fit.numbers, _in_proportion(fitter, fit, rates) or tuple(rates))
+
+
+def _in_proportion(fitter: Fitter, fit: Fit, rates: Sequence[float]) -> tuple[float, ...] | None:
+    """Give rates in proportion to torch's if these explain every step as well: one factor is less than a schedule.
+
+    At a step whose rounding is larger than the difference, torch's own rate agrees too.
+    """
+    steps = fitter.evidence.steps
+    at = next((number for number, step in enumerate(steps) if rates[number] != step.rate), None)
+    if at is None or not steps[at].rate:
+        return None
+    scaled = tuple(rates[at] * (step.rate / steps[at].rate) for step in steps)
+    each = zip(steps, scaled, strict=True)
+    return scaled if all((distances(step, fitter.made(step, fit, rate)) <= 1).all() for step, rate in each) else None
 
 
 def rates_of(evidence: Evidence, fit: Fit) -> Rates:
