@@ -11,6 +11,7 @@ import torch
 from flax import nnx
 
 import compare
+from compare.diagnosis.structure.tables import _is_neutral
 
 
 def mse(output: Any, target: Any) -> Any:
@@ -225,3 +226,52 @@ def test_weights_of_the_classes_are_called_by_their_name(by_name: bool) -> None:
     assert report.divergence.cause is not None
     assert "other numbers for the weight of cross_entropy: at [0] torch has 0.2" in report.divergence.cause.explanation
     assert report.divergence.cause.fix == "compute the weight of cross_entropy as torch does"
+
+
+def test_another_use_of_a_value_is_not_blamed() -> None:
+    """The share of a mixture is exchanged in its second use alone."""
+
+    class Mixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.last = torch.nn.Linear(3, 4), torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+            h = self.fc(share * x + (1 - share) * y)
+            return self.last(share * h.tanh() + (1 - share) * h.sin())
+
+    class FlaxMixed(nnx.Module):
+        def __init__(self) -> None:
+            rngs = nnx.Rngs(0)
+            self.fc, self.last = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+
+        def __call__(self, x: jax.Array, y: jax.Array, share: jax.Array) -> jax.Array:
+            h = self.fc(share * x + (1 - share) * y)
+            return self.last((1 - share) * jnp.tanh(h) + share * jnp.sin(h))
+
+    rng = np.random.default_rng(0)
+    batches = [
+        ((rng.normal(size=(6, 3)), rng.normal(size=(6, 3)), rng.uniform(0.1, 0.9, (6, 1))), rng.normal(size=(6, 4)))
+        for _ in range(3)
+    ]
+    report = checked(Mixed(), FlaxMixed(), batches)
+    assert report.divergence is not None
+    assert report.divergence.torch == "between fc and last"
+    assert report.divergence.cause is not None
+    assert "wherever it is used" not in report.divergence.cause.explanation, str(report)
+
+
+@pytest.mark.parametrize(
+    ("array", "neutral"),
+    [
+        (np.eye(3), True),
+        (np.tile(np.eye(3), (2, 1, 1)), True),
+        (np.zeros((2, 3)), True),
+        (np.ones(4), True),
+        (2 * np.eye(3), False),
+        (np.array([1.0, 0.0]), False),
+        (np.ones((2, 2), bool), False),
+    ],
+)
+def test_what_changes_nothing_is_no_table(array: np.ndarray, neutral: bool) -> None:
+    assert _is_neutral(array) == neutral

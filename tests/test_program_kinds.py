@@ -345,3 +345,44 @@ def test_gradients_of_single_examples_by_vmap() -> None:
     wrong = checked(original, lambda: port(2.0), batches, steps=3)
     assert wrong.verdict == "mismatch"
     assert not wrong.bugs
+
+
+def penalized() -> Any:
+    """Take a gradient penalty, with the arguments of `torch.autograd.grad` by keyword, as most scripts do."""
+    model = TorchNet(outputs=1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def step(_: Any, batch: Any) -> Any:
+        x = batch["x"].requires_grad_()
+        output = model(x)
+        ones = torch.ones_like(output)
+        (gradient,) = torch.autograd.grad(outputs=output, inputs=x, grad_outputs=ones, create_graph=True)
+        loss = -output.mean() + 10 * ((gradient.norm(2, dim=1) - 1) ** 2).mean()
+        optimizer.zero_grad()
+        torch.autograd.backward(tensors=loss)
+        optimizer.step()
+        return {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer}, step
+
+
+def flax_penalized() -> Any:
+    model = FlaxNet(nnx.Rngs(0), outputs=1)
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(state: Any, batch: Any) -> Any:
+        def loss_fn(model: FlaxNet) -> jax.Array:
+            gradient = jax.grad(lambda x: model(x).sum())(batch["x"])
+            return -model(batch["x"]).mean() + 10 * jnp.mean((jnp.linalg.norm(gradient, axis=1) - 1) ** 2)
+
+        loss, gradients = nnx.value_and_grad(loss_fn)(state["model"])
+        state["optimizer"].update(state["model"], gradients)
+        return state, {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer}, step
+
+
+def test_gradients_that_are_asked_for_by_keyword() -> None:
+    report = checked(penalized, flax_penalized, drawn(x=(5,)), steps=3, quick=True)
+    assert report.verdict == "match", str(report)

@@ -94,3 +94,13 @@ def test_a_target_of_the_loss(wrong: dict[str, str], causes: list[str], tmp_path
     assert [group.name for group in report.groups] == causes, str(report)
     if causes:
         assert checked(applied(source, report.edits), tmp_path / "a_mended_port.py").verdict == "match"
+
+
+def test_a_target_that_follows_before_the_update(tmp_path: Path) -> None:
+    """It stays as it is in the first step, since it starts as a copy: no share of torch's change."""
+    update = '        state["optimizer"].update(state["net"], gradients)\n'
+    follow = PORT[PORT.index("        old, new") : PORT.index("        return state, {")]
+    report = checked(PORT.replace(follow, "").replace(update, follow + update), tmp_path / "a_port.py")
+    assert report.divergence is not None
+    assert (report.divergence.stage, report.divergence.torch) == ("state", "slow.weight")
+    assert not report.bugs

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 from unittest import mock
@@ -83,13 +84,16 @@ class Watch:
         import torch
 
         def noting(original: Any) -> Any:
+            first = next(iter(inspect.signature(original).parameters))
+
             @functools.wraps(original)
-            def noted(of: Any, *args: Any, **kwargs: Any) -> Any:
+            def noted(*args: Any, **kwargs: Any) -> Any:
                 self._seen()
-                for tensor in (of,) if isinstance(of, torch.Tensor) else tuple(of):
+                of = args[0] if args else kwargs.get(first)
+                for tensor in (of,) if isinstance(of, torch.Tensor) else tuple(of or ()):
                     if isinstance(tensor, torch.Tensor) and tensor.numel() == 1 and not has_no_numbers(tensor):
                         self._backward.append((len(self._events), tensor.detach().clone()))
-                return original(of, *args, **kwargs)
+                return original(*args, **kwargs)
 
             return noted
 

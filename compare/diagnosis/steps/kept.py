@@ -47,7 +47,7 @@ def edits(found: Difference, jax: History, momenta: Mapping[str, float]) -> Iter
         )
         return
     share = _share(own[found.name])
-    if share is None:
+    if not share:  # it is unchanged at this step, and not at all
         return
     moved = frozenset(name for name, each in own.items() if _is_moved(each, share))
     momentum = momenta.get(found.name)

@@ -200,7 +200,13 @@ def repeated(context: Context, node: Node) -> Iterator[Edit]:
             return x.repeat(sizes)
 
         does = f"repeats the whole axis {axis} in {shown(node)}, as jnp.tile does, torch each element"
-        yield one(Kind.PARTS, node, tiled, does, f"jnp.repeat(x, {node.args[1]}, axis={axis})")
+        yield one(
+            Kind.PARTS,
+            node,
+            tiled,
+            does,
+            f"jnp.repeat(x, {node.args[1]}, axis={axis}), where the axis is that of torch's layout",
+        )
     if node.name in ("repeat", "tile"):
         sizes = node.args[1:] if isinstance(node.args[1], int) else tuple(node.args[1])
 

@@ -245,11 +245,20 @@ def at_every_use(context: Context, node: Node) -> Iterator[Edit]:
         if len(users) < 2 or number in context.makers or not context.value(number).is_floating_point():
             continue
         what = context.named(number)
+        every = [each for each in context.graph.nodes if any(own == number for _, own in each.inputs)]
+        # Another part of the step may use it too, and agree.
+        where = "wherever it is used" if len(every) == len(users) else f"in {', '.join(map(shown, users[:MOST]))}"
         for words, function in _functions(context, number):
-            yield _marked(functools.partial(_everywhere, number, users, what, words), words, function)
+            yield _marked(functools.partial(_everywhere, number, users, what, where, words), words, function)
 
 
-def _everywhere(number: int, users: Sequence[Node], what: str, words: str, function: Callable[[Any], Any]) -> Edit:
+MOST = 4
+"""How many uses of a value are named."""
+
+
+def _everywhere(
+    number: int, users: Sequence[Node], what: str, where: str, words: str, function: Callable[[Any], Any]
+) -> Edit:
     def compute(operation: Operation) -> Any:
         for path, other in operation.node.inputs:
             if other == number:
@@ -257,8 +266,9 @@ def _everywhere(number: int, users: Sequence[Node], what: str, words: str, funct
         return operation.run()
 
     at = tuple((user.number, compute) for user in users)
-    does = f"applies {words} to {what} wherever it is used, and torch does not"
-    return Edit(Kind.ADDED, at, does, f"leave out {words}: take {what} as it is")
+    does = f"applies {words} to {what} {where}, and torch does not"
+    fix = f"leave out {words}: take {what} as it is" + (f" {where}" if where.startswith("in ") else "")
+    return Edit(Kind.ADDED, at, does, fix)
 
 
 def counted(context: Context, node: Node) -> Iterator[Edit]:

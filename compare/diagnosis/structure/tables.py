@@ -52,12 +52,15 @@ def _edit(context: Context, node: Node, path: Path, number: int, place: int, tur
     ours = own.detach().cpu().numpy()
     if np.array_equal(array, ours):
         return None
+    kept = number not in context.graph.made_by
+    if not kept and _is_neutral(array):
+        return None
     given = own.new_tensor(array)
 
     def compute(operation: Operation) -> Any:
         return operation.having(path, given).run()
 
-    kept, where = number not in context.graph.made_by, f", computed at {value.line}" if value.line else ""
+    where = f", computed at {value.line}" if value.line else ""
     argument = "" if kept else _argument(node, path)
     name = f"the {argument} of {node.name}" if argument else context.named(number)
     if name == UNKNOWN:  # no input of a module: class weights of a loss, or a table that is made outside of the step
@@ -73,6 +76,15 @@ def _edit(context: Context, node: Node, path: Path, number: int, place: int, tur
     if array.dtype.kind == "f" and np.allclose(array, ours, rtol=ROUNDED, atol=0):  # belongs to it, and is no fault
         does = fix = ""
     return Edit(kind, ((node.number, compute),), does, fix, again=again)
+
+
+def _is_neutral(array: np.ndarray) -> bool:
+    """Tell whether it is zeros, ones or an identity matrix: with it, an operation does nothing, and is left out."""
+    if array.dtype == bool:
+        return False
+    alone = not array.any() or bool((array == 1).all())
+    square = array.ndim > 1 and array.shape[-2] == array.shape[-1]
+    return alone or (square and bool((array == np.eye(array.shape[-1])).all()))
 
 
 def _argument(node: Node, path: Path) -> str:
