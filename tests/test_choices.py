@@ -27,7 +27,7 @@ def taken(function: Any, *, replayed: bool) -> list[str]:
 
         def step(x: Any) -> Any:
             choices = Choices()
-            shown = lift(lambda x: jax.value_and_grad(compute)(x), [], None, choices)(x)
+            shown = lift(lambda x: jax.value_and_grad(compute)(x), [], choices)(x)
             return shown, choices.made
 
         _, made = jax.jit(step)(jnp.asarray(X))

@@ -13,7 +13,6 @@ from flax import linen
 import compare
 from compare.errors import told
 from compare.jax_side.from_data import computed_from_data
-from compare.jax_side.inquiries import named_constants, placed_program
 from compare.jax_side.run import JaxRun
 from compare.step.batch import Batch
 
@@ -71,9 +70,8 @@ def test_programs_that_are_read_are_traced_as_the_step_is() -> None:
     run = JaxRun(port(0.0), "float64", training=True)
     run.load(run.arrays())
     run.step(batch)
-    with jax.enable_x64(False):
-        assert not any("float64" in str(aval.dtype) for aval in placed_program(run, batch).out_avals)
-    assert any("test_traced_in_float32.py" in each for each in named_constants(run, batch))
+    assert not any("float64" in str(aval.dtype) for aval in run.program(batch, ()).out_avals)
+    assert any("test_traced_in_float32.py" in each for each in run.named_constants())
     values = [value.array for value in computed_from_data(run, batch).values]
     assert any(each.shape == TABLE.shape and np.allclose(each, TABLE) for each in values)
     seen = run.forward(batch)

@@ -10,6 +10,7 @@ from typing import Any
 from compare import bugs
 from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_runs import CommonRuns
+from compare.comparison.compilation_cause import with_compilation
 from compare.comparison.converted import wrongly_converted
 from compare.comparison.draw_choices import settle
 from compare.comparison.draw_parameters import comes_first, known, other_parameter
@@ -19,6 +20,7 @@ from compare.comparison.random_keys import reused_key
 from compare.comparison.readings import without_undone_inside
 from compare.comparison.steps import JaxSteps, approximated
 from compare.comparison.tried_patches import LARGEST, Trial, without_refuted
+from compare.jax_side.draws_made import KeyedRun
 from compare.jax_side.keys import StepKeys
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show
@@ -95,10 +97,6 @@ class CommonCheck(abc.ABC):
         return self._explained(followed), self.runs.read(followed)
 
     @abc.abstractmethod
-    def _keyed(self, run: Any, keys: list[StepKeys]) -> JaxSteps:
-        """Give a run whose random keys are read before each step at which torch draws."""
-
-    @abc.abstractmethod
     def lines(self, pairing: Pairing) -> Iterable[Line]:
         """Give the lines of the user's code that compute something of both sides."""
 
@@ -121,7 +119,7 @@ class CommonCheck(abc.ABC):
     def _jax32(self) -> JaxSteps:
         self._keys = []
         self.jax32 = self.runs.again(copy.copy(self.compiled[1])) if self.compiled else self.pair.jax_run("float32")
-        return self.jax32 if self.compiled else self._keyed(self.jax32, self._keys)
+        return self.jax32 if self.compiled else KeyedRun(self.jax32, self._keys)
 
     def _other_draws(self, followed: Followed) -> bool:
         """Try other replays of torch's draws where both sides differ, and tell whether one of them is meant."""
@@ -165,8 +163,8 @@ class CommonCheck(abc.ABC):
 
     def _in_float32(self, followed: Followed, other: Divergence) -> Divergence:
         """Give what is to be said of a place at which the JAX side is another program in float32."""
-        del followed
-        return other
+        ask = functools.partial(with_compilation, self.runs, followed, other, self.jax32)
+        return bugs.attempt("running the JAX side operation by operation", ask) or other
 
     def _explained64(self, followed: Followed) -> Report:
         found, notes = self._findings(followed), list[Cause]()

@@ -149,7 +149,7 @@ class CommonRuns:
 
     def jax_tables(self, jax: Any) -> tuple[Mapping[str, str], Sequence[str]]:
         """Describe the buffers that the JAX side holds in float32, by name, and the constants of its program."""
-        return {}, list(jax.constants.values())
+        return {}, jax.named_constants()
 
     def weigh_float32(self, followed: Followed) -> None:
         """Compare both sides in float32."""

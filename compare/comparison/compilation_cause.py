@@ -3,11 +3,10 @@
 import dataclasses
 import itertools
 
-from compare.comparison.runs import Runs
+from compare.comparison.common_runs import CommonRuns
+from compare.jax_side.common_run import CommonRun
 from compare.jax_side.reading import equations
-from compare.jax_side.run import JaxRun
 from compare.numerics.distance import distance
-from compare.torch_side.control import ControlledRun
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
@@ -16,7 +15,7 @@ BATCHES = 2
 """The maximum number of batches to try: one to find the cause, and one to confirm it."""
 
 
-def with_compilation(runs: Runs, followed: Followed, found: Divergence, jax32: JaxRun) -> Divergence:
+def with_compilation(runs: CommonRuns, followed: Followed, found: Divergence, jax32: CommonRun) -> Divergence:
     """Give a divergence of the float32 program its cause, if operation by operation the JAX side computes torch's."""
     import jax
 
@@ -26,8 +25,9 @@ def with_compilation(runs: Runs, followed: Followed, found: Divergence, jax32: J
         return found
     fair, apart = FACTOR * float(quantity.fair32[0]), []
     for batch in itertools.islice(runs.pair.batches, BATCHES):
-        with ControlledRun() as controlled:
-            ours = pairing.torch_array(runs.torch_run("float32").step(batch))
+        run = runs.torch_run("float32")
+        with run.around(), run.controlled(None) as controlled:
+            ours = pairing.torch_array(run.step(batch))
         # Each primitive is compiled alone, and none is computed twice.
         with jax.disable_jit():
             theirs = pairing.jax_array(runs.pair.jax_run("float32").step(batch, controlled.draws))

@@ -24,8 +24,7 @@ class FromTorch:
     """
 
     def __init__(self, runs: Runs, followed: Followed) -> None:
-        self.pair, self.run = runs.pair, runs.pair.jax_run("float64")
-        self.run.takes_values = True
+        self.pair, self.run = runs.pair, runs.pair.jax_run("float64").taking_values()
         self.forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
         self.gradients = [pairing for pairing in followed.pairings if pairing.stage == Stage.GRADIENT]
         pairs = zip(followed.pairings, followed.quantities, strict=True)
@@ -71,14 +70,9 @@ class Repeated:
     def __init__(self, jax: FromTorch, batch: Batch, draws: Sequence[Draw], seen: Observation) -> None:
         self.run, self._batch, self._draws = jax.run, batch, draws
         self.given = jax.given(seen)
-        # Copies: a step overwrites the memory of parameters and state.
-        self._arrays = {name: np.array(array) for name, array in self.run.arrays().items()}
-        self._state = {name: np.array(array) for name, array in self.run.state_arrays().items()}
-        self._rngs = self.run.rngs
+        self._values = list(self.run.values)
 
     def __call__(self, given: Given) -> Observation:
         """Take the step."""
-        self.run.load_model(self._arrays)
-        self.run.load_state(self._state)
-        self.run.rngs = self._rngs
+        self.run.values = list(self._values)
         return self.run.step(self._batch, self._draws, given)

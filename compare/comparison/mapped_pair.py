@@ -95,12 +95,13 @@ class MappedPair:
         jax_run = JaxRun(jax, "float32", training=self.training, keep_modes=self.keep_modes)
         self.given = jax_run.arrays()
         _refuse_complex(jax.name, {name: str(self.given[name].dtype) for name in jax_run.param_names})
-        jax_run.probe(batches[0])
+        probe = jax_run.probe(batches[0])
         """The arrays that the port came with."""
-        self.jax_modules, self.jax_calls, self.computed = jax_run.modules, jax_run.calls, jax_run.computed
-        self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in jax_run.modules.items()}
+        seen, self.computed, self._jax_shapes = probe.record, probe.computed, probe.record.shapes
+        self.jax_modules, self.jax_calls = seen.modules, seen.calls
+        self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in seen.modules.items()}
         torch_names = {path: positional(module.forward) for path, module in torch.model.named_modules()}
-        self.arguments = torch_names, jax_run.argument_names
+        self.arguments = torch_names, seen.arguments
         kinds = layer_kinds(torch.model)
         self.features: Features = {path: () for path in self.torch_modules if kinds.get(path) == "linear"}
         self.links = self._find_links(weights, jax_run, self.features)
@@ -113,9 +114,7 @@ class MappedPair:
         self.hints = self.hints._replace(weights=weight_layouts(self.links, [trained], self.given))
         # Layers in a scan have partners of their own on the torch side. Unrolled, each iteration is seen as a module's
         # call.
-        self.unroll = bool(jax_run.hidden) and any(
-            isinstance(i, int) for link in self.links for i in link.jax_view.index
-        )
+        self.unroll = bool(seen.hidden) and any(isinstance(i, int) for link in self.links for i in link.jax_view.index)
         arrays = {"torch": kept_tensors(torch.model), "jax": jax_run.arrays() if self.links.constants else {}}
         self.constants = [
             Constant(side, name, np.array(to_numpy(arrays[side][name]))) for side, name in self.links.constants
@@ -147,9 +146,9 @@ class MappedPair:
     def _find_links(self, weights: Mapping[str, str | None] | None, jax_run: JaxRun, features: Features) -> WeightMap:
         layers = torch_layers(self.torch.model, features), self.jax.layers()
         try:
-            return find_links(*layers, weights, order=(list(self.torch_modules), list(jax_run.modules)))
+            return find_links(*layers, weights, order=(list(self.torch_modules), list(self.jax_modules)))
         except UnmatchedError as error:
-            hint = first_difference(error.links, self.torch_shapes, jax_run.shapes)
+            hint = first_difference(error.links, self.torch_shapes, self._jax_shapes)
             raise InputError("\n".join(filter(None, (str(error), hint)))) from None
 
     def _in_port_order(self, weights: Mapping[str, str | None] | None, jax_run: JaxRun) -> None:
@@ -213,7 +212,8 @@ class MappedPair:
         return run
 
     def load(self, run: JaxRun) -> None:
-        """Give a run of the JAX side the torch model's weights."""
+        """Start a run of the JAX side again, from the torch model's weights."""
+        run.restart()
         run.load(to_jax(self.links, self.start, run.arrays()))
 
     def other_own_values(self, followed: Followed) -> OwnValues:

@@ -1,14 +1,12 @@
 """One comparison of a model, its loss and its optimizer with a port: see `common_check`."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Iterator, Sequence
 
 from compare import bugs
 from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_check import CommonCheck
-from compare.comparison.compilation_cause import with_compilation
 from compare.comparison.explanation import Causes, explained
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.independent import Independent, independent
@@ -20,8 +18,7 @@ from compare.comparison.readings import without, without_formula
 from compare.comparison.runs import Runs
 from compare.comparison.second_answers import Ask
 from compare.diagnosis.structure.budget import Budget
-from compare.jax_side.inquiries import KeyedRun, draws_of_torch_alone, idle_draws, read_keys
-from compare.jax_side.keys import StepKeys
+from compare.jax_side.draws_made import draws_of_torch_alone, idle_draws
 from compare.jax_side.run import JaxRun
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
@@ -60,9 +57,6 @@ class PairCheck(CommonCheck):
         """Give the lines of the user's code that compute something of both sides."""
         return lines_of(self.pair, pairing)
 
-    def _keyed(self, run: JaxRun, keys: list[StepKeys]) -> KeyedRun:
-        return KeyedRun(run, keys, functools.partial(read_keys, run))
-
     def _questioned(self, found: Report, followed: Followed, *, quick: bool) -> Report:
         compiled = self.jax, self.jax32
         programs = Programs(*compiled, self.runs.stepper.draws[0])
@@ -91,13 +85,9 @@ class PairCheck(CommonCheck):
             quantity.spread32.clear()
         return True
 
-    def _in_float32(self, followed: Followed, other: Divergence) -> Divergence:
-        ask = functools.partial(with_compilation, self.runs, followed, other, self.jax32)
-        return bugs.attempt("running the JAX side operation by operation", ask) or other
-
     def _idle_draws(self) -> list[NotCompared]:
         batch, draws = self.pair.batches[0], self.runs.stepper.draws[0]
-        sites = idle_draws(self.pair.jax_run("float32"), batch, draws)
+        sites = idle_draws(self.pair.jax_run("float32"), [(batch, draws)])
         if sites is None:
             return []
         alone = draws_of_torch_alone(self.pair.jax_run("float32"), batch, draws)

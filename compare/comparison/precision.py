@@ -40,9 +40,9 @@ def precision_causes(runs: Runs, followed: Followed) -> list[Cause]:
         return [cause] if cause else []
 
     probe = pair.jax_run("float32")
-    probe.probe(batch)
+    dtypes = probe.probe(batch).dtypes
     kept = {str(array.dtype) for name, array in probe.arrays().items() if name in probe.param_names}
-    if cause := low_precision(theirs.module, quantity, pair.jax.name, probe.dtypes, kept):
+    if cause := low_precision(theirs.module, quantity, pair.jax.name, dtypes, kept):
         return [cause]
     cause = named_algorithm(runs, pairing, quantity)
     return [cause] if cause else []

@@ -26,7 +26,6 @@ from compare.comparison.program_questions import questioned_program
 from compare.comparison.program_runs import ProgramRuns
 from compare.comparison.program_search import ProgramSearch
 from compare.comparison.readings import without, without_formula
-from compare.comparison.steps import JaxSteps
 from compare.comparison.suggested_edits import Known, Placed, is_accumulated
 from compare.comparison.taken_updates import taken_updates
 from compare.diagnosis.optimizers.explain import Explained
@@ -34,8 +33,7 @@ from compare.diagnosis.steps.edit import Edit
 from compare.diagnosis.structure.budget import Budget
 from compare.errors import InputError
 from compare.jax_side.computed import Computed
-from compare.jax_side.keys import StepKeys
-from compare.jax_side.program_inquiries import KeyedProgramRun, idle_program_draws
+from compare.jax_side.draws_made import idle_draws
 from compare.jax_side.program_run import JaxProgramRun
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
@@ -82,9 +80,6 @@ class ProgramCheck(CommonCheck):
         """The JAX side's steps in float64 that were kept, and the run that takes the next."""
         self._kept_run: JaxProgramRun | None = None
 
-    def _keyed(self, run: JaxProgramRun, keys: list[StepKeys]) -> JaxSteps:
-        return KeyedProgramRun(run, keys)
-
     def _questioned(self, found: Report, followed: Followed, *, quick: bool) -> Report:
         def ask(pair: ProgramPair) -> tuple[Report, Followed]:
             other = ProgramCheck(pair, self.name, 1, self.progress, (self.jax, self.jax32))
@@ -100,7 +95,7 @@ class ProgramCheck(CommonCheck):
     def _causes(self, followed: Followed, found: Report) -> tuple[Divergence | None, list[Divergence], list[Cause]]:
         if found.divergence is None:
             doing = "looking for what rounds more on one side"
-            causes = functools.partial(program_precision_causes, self.runs, followed, self.jax32.program())
+            causes = functools.partial(program_precision_causes, self.runs, followed, self._program32())
             return None, [], [] if found.nondeterministic else bugs.attempt(doing, causes) or []
         self.progress(Progress("looking for the cause", found=lambda: found))
         self._budget = Budget(max(LEAST, time.monotonic() - self._started))
@@ -118,6 +113,9 @@ class ProgramCheck(CommonCheck):
             calls = [_called(each) for each in self.runs.called_otherwise.values()]
             first = dataclasses.replace(first, details=(*calls, *first.details))
         return first, others, []
+
+    def _program32(self) -> Any:
+        return self.jax32.program(self.pair.batches[0], self.runs.stepper.draws[0])
 
     def _searched_for(self, followed: Followed, first: Divergence) -> list[Divergence]:
         search = functools.partial(explained, followed, first, self)
@@ -148,7 +146,7 @@ class ProgramCheck(CommonCheck):
     def _idle_draws(self) -> list[NotCompared]:
         batches, draws = self.pair.batches, self.runs.stepper.draws
         steps = ((batches[step % len(batches)], each) for step, each in enumerate(draws[: self.steps]))
-        sites = idle_program_draws(self.pair.jax_run("float32"), steps)
+        sites = idle_draws(self.pair.jax_run("float32"), steps) or []
         places = [", ".join(filter(None, (str(site), site.place))) for site in sites]
         return [NotCompared("jax", place, "a draw without effect, which torch does not make") for place in places]
 

@@ -11,6 +11,7 @@ from compare.alignment.program import slot_names
 from compare.comparison.steps import Stepper
 from compare.diagnosis.optimizers.evidence import Evidence, Recorder
 from compare.diagnosis.optimizers.explain import Explained, explain_update
+from compare.jax_side.given import Given
 from compare.jax_side.program_run import JaxProgramRun
 from compare.numerics.distance import distance, norm
 from compare.report.wording import counted
@@ -118,7 +119,7 @@ def _evidence(programs: Programs, followed: Followed, run: TorchProgramRun, name
         batch = programs.stepper.batches[number % len(programs.stepper.batches)]
         given = {link.jax for link in shared}
         arrays = {key: array for key, array in to_jax(shared, gradients, jax.arrays()).items() if key in given}
-        shown = jax.step(batch, programs.stepper.draws[number], arrays)
+        shown = jax.step(batch, programs.stepper.draws[number], Given(gradients=arrays))
         names = names or slot_names(links, seen, shown)
         recorder.add(seen, shown)
     return recorder.evidence

@@ -13,6 +13,7 @@ from compare.alignment.program import slot_names
 from compare.comparison.optimizers_alone import whole_links
 from compare.comparison.program_runs import ProgramRuns
 from compare.errors import UserCodeError
+from compare.jax_side.given import Given
 from compare.jax_side.program_run import JaxProgramRun
 from compare.numerics.distance import EPSILON64, ULPS, distance
 from compare.step.observation import Observation, to_numpy
@@ -143,7 +144,7 @@ def _steps(runs: ProgramRuns, jax: JaxProgramRun, followed: Followed) -> Iterato
         shared = [dataclasses.replace(link, adds=False) for link in pair.links if link.torch in gradients]
         given = {link.jax for link in shared}
         arrays = {key: array for key, array in to_jax(shared, gradients, own.arrays()).items() if key in given}
-        shown = own.step(stepper.batches[number % len(stepper.batches)], stepper.draws[number], arrays)
+        shown = own.step(stepper.batches[number % len(stepper.batches)], stepper.draws[number], Given(gradients=arrays))
         names = names or slot_names(pair.links, seen, shown)
         yield number, seen, shown
 

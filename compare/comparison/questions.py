@@ -5,6 +5,7 @@ calls torch, or that ignores its weights is equal there too.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from compare.comparison.substance import (
 )
 from compare.errors import InputError
 from compare.jax_side.choices import one_sided
-from compare.jax_side.inquiries import placed_calls, placed_program, traced_for
+from compare.jax_side.inquiries import traced_for
 from compare.jax_side.reading import foreign_calls
 from compare.jax_side.run import JaxRun
 from compare.jax_side.same_operations import first_other, other_operations
@@ -61,7 +62,7 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
         quick: Whether to leave that out.
 
     """
-    pair, seen = runs.pair, [followed]
+    pair, seen, batch = runs.pair, [followed], runs.pair.batches[0]
     own = pair.other_own_values(followed)
     unproved = [*_foreign(pair, programs), *without_substance(pair, followed), *own.unproved]
     limits = [*found.limits, *not_reached(pair, followed, followed.steps, schedule_change(pair))]
@@ -69,7 +70,7 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
     if unproved:
         return dataclasses.replace(found, unproved=unproved)
     lines: list[str] = []
-    program = programs.float32.program(pair.batches[0], programs.draws)
+    program = programs.float32.program(batch, programs.draws)
     held = bugs.attempt("looking for torch's numbers", lambda: recorded(pair, program, programs.draws)) or ""
     if quick:
         limits.append(QUICK)
@@ -99,7 +100,9 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
     lines += not_exercised(pair.links, seen, pair.batches, runs.stepper.reached)
     lines += one_sided(programs.float64.chosen)
     lines += bugs.attempt("tracing a larger batch", lambda: _larger_batch(pair, programs)) or []
-    limits += bugs.attempt("comparing float32's operations with float64's", lambda: _in_float32(pair, programs)) or []
+    other = functools.partial(other_operations, program, programs.float64.program(batch, programs.draws))
+    compared = bugs.attempt("comparing float32's operations with float64's", other)
+    limits += [compared] if compared else []
     return dataclasses.replace(found, unproved=unproved, limits=limits, unexercised=lines)
 
 
@@ -112,18 +115,6 @@ def _first_gradients(pair: MappedPair, draws: Sequence[Draw]) -> dict[str, np.nd
         controlled.unfinished = True  # the optimizer may draw as well
         seen = run.backward(pair.batches[0])
         return {name: np.array(to_numpy(gradient)) for name, gradient in seen.gradients.items()}
-
-
-def _in_float32(pair: MappedPair, programs: Programs) -> list[str]:
-    """Say so where the JAX side's float32 program has other operations than that which is proved in float64."""
-    batch, traces = pair.batches[0], programs.float64.traces
-    if not traces:
-        return []
-    other = other_operations(programs.float32.program(batch, programs.draws), traces[0])
-    if not other:
-        return []
-    # Traced once more without a replay, operations have the user's lines.
-    return [other_operations(*(placed_program(run, batch) for run in (programs.float32, programs.float64))) or other]
 
 
 def _larger_batch(pair: MappedPair, programs: Programs) -> list[str]:
@@ -147,7 +138,4 @@ _LARGER = 64
 def _foreign(pair: MappedPair, programs: Programs) -> list[Cause]:
     batch, runs = pair.batches[0], (programs.float32, programs.float64)
     calls = [call for run in runs for call in foreign_calls(run.program(batch, programs.draws))]
-    if calls and not any(call.place for call in calls):
-        placed = bugs.attempt("placing a call out of the program", lambda: placed_calls(programs.float32, batch)) or []
-        calls = [*placed, *calls]
     return foreign(pair.jax.name, calls)

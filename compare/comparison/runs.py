@@ -7,7 +7,6 @@ from compare.comparison.common_runs import CommonRuns
 from compare.comparison.mapped_pair import MappedPair
 from compare.comparison.readings import without_undone_outputs
 from compare.comparison.tables import rounded_arrays
-from compare.jax_side.inquiries import named_constants
 from compare.jax_side.run import JaxRun
 from compare.torch_side.control import ControlledRun
 from compare.torch_side.run import TorchRun
@@ -38,7 +37,7 @@ class Runs(CommonRuns):
         """Describe the buffers that the JAX side holds in float32, by name, and the constants of its program."""
         buffers = {name: jax.arrays()[name] for name in jax.buffer_names}
         theirs = rounded_arrays(buffers, {link.jax for link in self.pair.links})
-        return theirs, named_constants(jax, self.pair.batches[0])
+        return theirs, jax.named_constants()
 
 
 _ASKED = 3

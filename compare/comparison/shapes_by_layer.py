@@ -49,13 +49,14 @@ def shapes_by_layer(torch: Torch, jax: Flax | Jax, batches: Any, *, device: str 
         run.probe(given)
     except UserCodeError as error:
         errors.append(str(error))
-        raised[1] = run.record.running
-    kinds = {path: _class(module) for path, module in run.record.modules.items()}
+        raised[1] = run.structure.record.running
+    seen = run.structure.record
+    kinds = {path: _class(module) for path, module in seen.modules.items()}
     ours = list(_calls(_shapes(record.seen), record.modules, record.calls, raised[0]))
-    cells = _cells(run.record.modules, run.record.hidden)
+    cells = _cells(seen.modules, seen.hidden)
     kinds = {path: kind for path, kind in kinds.items() if not any(f"{path}/".startswith(f"{cell}/") for cell in cells)}
-    hidden = [path for path in run.record.hidden if path in kinds]
-    theirs = list(_calls(_shapes(run.record.seen), kinds, run.record.calls, raised[1], hidden))
+    hidden = [path for path in seen.hidden if path in kinds]
+    theirs = list(_calls(seen.shapes, kinds, seen.calls, raised[1], hidden))
     return Shapes(name, ("torch", jax.name), up_to_first(list(rows(ours, theirs)), ran=not errors), errors)
 
 

@@ -133,7 +133,7 @@ class Planting:
             return self.planted(dtype, self.fault)
 
         self.runs = ProgramRuns(pair, torch_run) if isinstance(pair, ProgramPair) else Runs(pair, torch_run)
-        self._compiled: list[tuple[Any, Any]] = []
+        self._compiled: list[Any] = []
 
     def planted(self, dtype: str, fault: Fault | None = None, times: float = 1.0) -> AnyRun:
         """Start a run of the torch side, with a fault or without."""
@@ -218,13 +218,10 @@ class Planting:
     def _jax_runs(self) -> list[Any]:
         """Return the JAX side's two runs, which are compiled once, at their start."""
         if not self._compiled:
-            made = [self.pair.jax_run(dtype) for dtype in ("float64", "float32")]
-            self._compiled = [(run, getattr(run, "rngs", None)) for run in made]
-        for run, rngs in self._compiled:
+            self._compiled = [self.pair.jax_run(dtype) for dtype in ("float64", "float32")]
+        for run in self._compiled:
             self.pair.load(run)
-            if rngs is not None:  # a program's are part of its state
-                run.rngs = rngs
-        return [run for run, _ in self._compiled]
+        return self._compiled
 
     def _why(self, fault: Fault, followed: Followed) -> tuple[Why, str]:
         """Find out why a fault was not caught."""

@@ -28,13 +28,6 @@ class Computed:
         self._makers = {variable: eqn for eqn in equations for variable in eqn.outvars}
 
     @classmethod
-    def of_model(cls, program: Any, ports: Mapping[Port, int]) -> "Computed":
-        """Read a forward pass that gives all modules' inputs and outputs; `ports` has their numbers."""
-        _, _, _, equations, outputs = Program.of(program)
-        found = {port: outputs[number] for port, number in ports.items() if not is_literal(outputs[number])}
-        return cls(equations, found)
-
-    @classmethod
     def of_step(cls, program: Any, leaves: Sequence[str], names: Sequence[str]) -> "Computed":
         """Read a step in which modules' inputs and outputs are named, also within nested programs: see `labels.py`.
 

@@ -7,11 +7,12 @@ import numpy as np
 
 from compare.jax_side.compiling import compiled_quickly
 from compare.jax_side.jaxpr import Interpreter
-from compare.jax_side.lift import Lifter
+from compare.jax_side.lift import Lifter, traced
 from compare.jax_side.lines import line
 from compare.jax_side.primitives import BITS, KINDS, Kind, called, is_key, programs
 from compare.jax_side.reading import equations, numbers
 from compare.jax_side.run import JaxRun
+from compare.jax_side.widths import without_x64
 from compare.step.batch import Batch
 
 LARGEST = 1_000_000
@@ -81,10 +82,17 @@ def computed_from_data(run: JaxRun, batch: Batch) -> FromData:
 
     lines: list[str] = []
 
+    def alone(params: Any, inputs: Any) -> Any:
+        kept = run.state
+        if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            kept = jax.tree.map(without_x64, kept)
+        return run.structure.with_loss(kept._replace(params=params), inputs)
+
     with run.precision():
-        inputs = run.arguments(batch)
-        program = run.traced_alone(run.alone, run.params, *inputs)
-        unknown = [_UNKNOWN] * len(jax.tree.leaves(run.params))
+        inputs, params = run.inputs(batch), run.state.params
+        # In float64 only where the whole step can be traced so, as `lift` says.
+        program = traced(alone, (params, inputs), [], lift=run.dtype == "float64")[0]
+        unknown = [_UNKNOWN] * len(jax.tree.leaves(params))
 
         def values(inputs: Any) -> list[Any]:
             reader = _Reader()

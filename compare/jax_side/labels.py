@@ -8,7 +8,7 @@ the traced program is run.
 
 from typing import Any, NamedTuple
 
-from compare.jax_side.record import leaves
+import numpy as np
 
 LOOK = "look"
 """What is named because the step looks at it: see `unjitted.py`."""
@@ -51,12 +51,30 @@ def named(tree: Any, what: str, root: str, path: str = "", kind: str = "") -> An
     import jax
     from jax.ad_checkpoint import checkpoint_name
 
-    # jax.tree.map visits leaves without their names, and `leaves` knows which arrays are numeric.
-    known = {id(array): leaf for leaf, array in leaves(tree)}
+    def name(leaf_path: Any, array: Any) -> Any:
+        # By its place: a cell gives one array as its new state and as its output.
+        label = Label(what, root, path, _leaf_name(leaf_path), kind)
+        return checkpoint_name(array, str(label)) if _is_numeric(array) else array
 
-    def name(array: Any) -> Any:
-        if id(array) not in known:
-            return array
-        return checkpoint_name(array, str(Label(what, root, path, known[id(array)], kind)))
+    return jax.tree_util.tree_map_with_path(name, tree)
 
-    return jax.tree.map(name, tree)
+
+def leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Name the numeric arrays in a pytree: "0", "logits", "1/0"."""
+    import jax
+
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(_leaf_name(path), leaf) for path, leaf in flat if _is_numeric(leaf)]
+
+
+def _leaf_name(path: Any) -> str:
+    import jax
+
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _is_numeric(leaf: Any) -> bool:
+    import jax
+    import jax.numpy as jnp
+
+    return isinstance(leaf, jax.Array | np.ndarray) and bool(jnp.issubdtype(leaf.dtype, jnp.number)) and bool(leaf.size)

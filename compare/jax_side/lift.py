@@ -34,14 +34,7 @@ class Tables(NamedTuple):
     """Each such number or array is added here by its `lines.identity`, as a person is to read it."""
 
 
-def lift(
-    step: Callable[..., Any],
-    pinned: list[str],
-    tables: Tables | None = None,
-    choices: Choices | None = None,
-    see: Callable[[Any], None] = lambda program: None,
-    written: Sequence[Any] = (),
-) -> Callable[..., Any]:
+def lift(step: Callable[..., Any], pinned: list[str], choices: Choices | None = None) -> Callable[..., Any]:
     """Make `step` compute in float64 throughout. Compile it: `jax.jit(lift(step, pinned))`, under `jax.enable_x64()`.
 
     A whole training step is lifted at once, `jax.value_and_grad` inside it: what a function is differentiated to (0
@@ -56,10 +49,7 @@ def lift(
     Args:
         step: A function of pytrees of arrays, floating-point ones in float64, that gives such a pytree.
         pinned: What could not be lifted is added here when the step is traced, for a person to read.
-        tables: What is to be done with numbers that were rounded to float32, and whose exact values are lost.
         choices: Records the choices of the user's code, if given.
-        see: Called with the program in float64 as it was traced, before it is lifted.
-        written: What arguments of the step are in the program as it is written: see `Twins.add_unchanged`.
 
     """
     import jax
@@ -67,9 +57,8 @@ def lift(
     @functools.wraps(step)
     def lifted(*args: Any) -> Any:
         closed, shape = traced(step, args, pinned, lift=True)
-        see(closed)
         values = jax.tree.leaves(args)
-        outputs = Lifter(pinned, tables, choices).step(closed, [narrow(value) for value in values], written)
+        outputs = Lifter(pinned, None, choices).step(closed, [narrow(value) for value in values])
         # The state that a step returns has the types of the state that it took.
         kept = [
             cast(each, variable.aval.dtype) if str(variable.aval.dtype) in NARROW else each

@@ -1,12 +1,10 @@
-"""Records the inputs and outputs of a JAX model's modules while its step is traced."""
+"""Names the inputs and outputs of a JAX model's modules while its step is traced."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from compare.jax_side.given import exchanged
+from compare.jax_side.labels import leaves, named
 from compare.jax_side.primitives import trace_state
 from compare.step.arguments import positional
 from compare.step.observation import Port
@@ -15,15 +13,12 @@ from compare.step.user_code import passes_on
 
 
 class JaxRecord:
-    """The inputs and outputs of each module, in order of execution; filled while a step is traced.
+    """The modules that run while a step is traced, in order of execution: what they take and give is named.
 
-    Where a value is `given`, as a pair of the value and whether it is to be used, it is recorded as the model computed
-    it, and the model goes on with the given one: so that every module is seen with right inputs, whatever the modules
-    before it did.
+    See `labels.py`: the values are read where the traced program is run.
     """
 
-    def __init__(self, given: Mapping[Port, tuple[Any, Any]] | None = None) -> None:
-        self.seen: dict[Port, Any] = {}
+    def __init__(self) -> None:
         self.modules: dict[str, Any] = {}
         """Each module that ran, by path, in order of first execution."""
         self.hidden: dict[str, None] = {}
@@ -32,10 +27,11 @@ class JaxRecord:
         """The names of each module's positional arguments."""
         self.calls: dict[str, Source | None] = {}
         """The user's line that first calls each module."""
-        self._given = given or {}
+        self.shapes: dict[Port, tuple[int, ...]] = {}
+        """Of what each module takes and gives."""
+        self._counts: Counter[str] = Counter()
         self._open: list[str] = []
         """The modules that have begun and not ended, outermost first."""
-        self._calls: Counter[str] = Counter()
         self._trace = trace_state()
 
     @property
@@ -45,49 +41,26 @@ class JaxRecord:
 
     @passes_on
     def call(self, path: str, function: Callable[..., Any], args: Any, kwargs: Any, module: Any = None) -> Any:
-        """Call a module's function, and record its inputs and outputs."""
-        call = self._calls[path]
-        self._calls[path] += 1
+        """Call a module's function, and name its inputs and outputs."""
         if path not in self.modules:
             self.modules[path], self.arguments[path] = module, positional(function)
             self.calls[path] = source_here(*JAX_PACKAGES)
-        # A tracer of an inner transformation, such as scan's body, must not leave it. The module is only
-        # noted: `hidden`.
         if trace_state() != self._trace:
             self.hidden[path] = None
             return function(*args, **kwargs)
-        args, kwargs = self._keep(path, call, "input", (args, kwargs))
+        kind, number = type(module).__name__, self._counts[path]
+        self._counts[path] += 1
+        self._note(path, number, "input", (args, kwargs))
+        args, kwargs = named((args, kwargs), "input", "", path, kind)
         depth = len(self._open)
         self._open.append(path)
         output = function(*args, **kwargs)
         del self._open[depth:]  # of modules inside whose errors the model caught, too
-        return self._keep(path, call, "output", output)
+        self._note(path, number, "output", output)
+        return named(output, "output", "", path, kind)
 
-    def _keep(self, path: str, call: int, kind: str, tree: Any) -> Any:
-        ports = {leaf: Port(path, call, kind, leaf) for leaf, _ in leaves(tree)}
-        self.seen.update({ports[leaf]: array for leaf, array in leaves(tree)})
-        given = {leaf: self._given[port] for leaf, port in ports.items() if port in self._given}
-        if not given:
-            return tree
-        import jax
-
-        def replaced(path: Any, leaf: Any) -> Any:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            return exchanged(leaf, *given[name]) if name in given else leaf
-
-        return jax.tree_util.tree_map_with_path(replaced, tree)
-
-
-def leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Name the numeric arrays in a pytree: "0", "logits", "1/0"."""
-    import jax
-    import jax.numpy as jnp
-
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-        if isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.number) and leaf.size
-    ]
+    def _note(self, path: str, number: int, what: str, tree: Any) -> None:
+        self.shapes |= {Port(path, number, what, leaf): tuple(array.shape) for leaf, array in leaves(tree)}
 
 
 def names(tree: Any, *, collections: bool = False) -> list[str]:

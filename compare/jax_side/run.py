@@ -1,37 +1,45 @@
-"""A training run of the JAX side: compiles one step, takes steps, and shows what each of them computes."""
+"""A training run of a model on the JAX side: a program's run, whose step is made of the model, loss and optimizer."""
 
+import contextlib
+import copy
 import functools
-from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from compare.jax_side.choices import add_choices
-from compare.jax_side.compiled_step import CompiledStep
-from compare.jax_side.compiling import older_fusions
+from compare.jax_side.common_run import CommonRun
 from compare.jax_side.computed import Computed
 from compare.jax_side.full_float32 import in_full_float32
 from compare.jax_side.functional import cast
 from compare.jax_side.given import Given
-from compare.jax_side.levels import of_parameters, without_level
-from compare.jax_side.lift import lift
+from compare.jax_side.lift import traced
 from compare.jax_side.made import noted
+from compare.jax_side.model_step import ModelState, ModelStep
 from compare.jax_side.primitives import Program, programs
-from compare.jax_side.record import names
+from compare.jax_side.record import JaxRecord
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.side import Flax, Jax
-from compare.jax_side.static import by_port as seen_by_port
+from compare.jax_side.static import static
 from compare.jax_side.twins import written
+from compare.jax_side.watching import Seen
+from compare.jax_side.widths import of_batch
 from compare.numerics.distance import ULPS
 from compare.numerics.tables import movement
-from compare.step.batch import Batch
+from compare.step.batch import Batch, adapted, called, mapped
 from compare.step.draws import NO_HINTS, Draw, Hints
 from compare.step.observation import Observation, Port
 from compare.step.user_code import call_user_code
+from compare.weights.layers import Layer
 
 
-class JaxRun(CompiledStep):
-    """A training run from the given weights, in one precision: a compiled step, and its current values."""
+class JaxRun(CommonRun):
+    """A training run of a model from the given weights, in one precision."""
+
+    side: Any
+    """A `Flax` or a `Jax`."""
+    structure: ModelStep
+    _step: Any
 
     def __init__(
         self,
@@ -44,43 +52,208 @@ class JaxRun(CompiledStep):
         widen: bool = False,
         hints: Hints = NO_HINTS,
     ) -> None:
-        super().__init__(side, dtype, training=training, keep_modes=keep_modes, unroll=unroll, hints=hints)
-        if widen:
-            with self.precision():
-                self.params = cast(self.params, dtype)
-        self.state: Any = ()
-        """Of the optimizer, from the first `load` on."""
-        self.state_names: list[str] = []
-        self.param_names = names(self.params)
-        self.buffer_names = names(self.buffers, collections=self._linen)
-        self.dtypes: frozenset[str] = frozenset()
-        """Of everything that the forward pass computes, if it was probed."""
-        self.computed: Computed | None = None
-        """What is computed between the modules, if it was probed."""
-        self.shapes: dict[Port, tuple[int, ...]] = {}
-        """Of what each module takes and gives, if it was probed."""
-        self.written = written(self.buffers)
-        """What its buffers are in the program as it is written: see `twins.written`."""
-        self.tables = 0
-        """Which movement of its float32 tables it is for, 0 for none: see `move_tables`."""
+        self.training, self.keep_modes, self.unroll, self._widen = training, keep_modes, unroll, widen
+        self.what = f"a step of the {side.name} side"
+        super().__init__(side, dtype, hints)
 
-    def probe(self, batch: Batch) -> None:
-        """Trace the forward pass, without running it, to see which modules it calls and which dtypes it has."""
+    def build(self) -> None:
+        """Make the model a function of arrays, and the step."""
+        with self.precision():
+            structure = ModelStep(self.side, self.dtype, training=self.training, keep_modes=self.keep_modes)
+            if self._widen:
+                structure.state = structure.state._replace(params=cast(structure.state.params, self.dtype))
+            self.structure, self.user_step, self._start = structure, structure, structure.state
+        self.restart()
+
+    def jitted(self) -> Any:
+        """Return a step that overwrites the state that it takes: there is memory for one of each array."""
         import jax
 
-        ports: dict[Port, int] = {}
+        # XLA may reuse the memory of donated arguments for results of the same shape:
+        # https://docs.jax.dev/en/latest/faq.html#buffer-donation.
+        return jax.jit(self._run, donate_argnums=0)
 
-        def traced(*arguments: Any) -> Any:
-            arrays, named = self._forward(*arguments)[1]
-            ports.update(named.value)
-            return arrays
+    def snapshot(self) -> list[Any]:
+        """Copy the values of the state, which the next step overwrites."""
+        import jax
 
-        with self.precision(), noted():  # Linen makes its modules while it is traced
-            inputs = self.arguments(batch)[0]
-            program = jax.make_jaxpr(traced)(self.params, self.buffers, self.rngs, inputs)
-        self.dtypes = frozenset(_dtypes(program))
-        self.computed = Computed.of_model(program, ports)
-        self.shapes = {port: tuple(program.out_avals[number].shape) for port, number in ports.items()}
+        return jax.device_put(self.values, may_alias=False)
+
+    def has_compiled_step(self) -> bool:
+        """Return True: the step is compiled here, as a training loop does it."""
+        return True
+
+    def _started(self, state: ModelState) -> None:
+        """Start from a state."""
+        self.structure.state = state
+        self.leaves, self.values = self.structure.leaves(state), self.structure.take_apart(state)
+        buffers = written(state.buffers)
+        rest = len(self.values) - len(self.param_names) - len(buffers)
+        # What its buffers are in the program as it is written; weights have no such: see `twins.written`.
+        self.written = [*(None for _ in self.param_names), *buffers, *(None for _ in range(rest))]
+
+    def restart(self) -> None:
+        """Start again from the weights that the port came with, with what is compiled already."""
+        import jax
+
+        self._started(jax.device_put(self._start, may_alias=False))
+
+    @property
+    def state(self) -> ModelState:
+        """Its current state."""
+        return self.structure.put_together(self.values)
+
+    @property
+    def param_names(self) -> list[str]:
+        """Of its parameters, in their order."""
+        return self.structure.param_names
+
+    @property
+    def buffer_names(self) -> list[str]:
+        """Of its buffers, in their order."""
+        return self.structure.buffer_names
+
+    @property
+    def state_names(self) -> list[str]:
+        """Of what its optimizer remembers, in their order."""
+        return self.structure.names_of(self.state.optimizer)
+
+    def layers(self) -> list[Layer]:
+        """List the modules that hold weights."""
+        found: list[Layer] = self.side.layers()
+        return found
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return parameters and buffers by name."""
+        import jax
+
+        state = self.state
+        return {
+            name: np.asarray(leaf)
+            for tree, named in ((state.params, self.param_names), (state.buffers, self.buffer_names))
+            for name, leaf in zip(named, jax.tree.leaves(tree), strict=True)
+        }
+
+    def load_model(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace parameters and buffers, by name."""
+        state = self.state
+        with self.precision():
+            params = _replaced(state.params, self.param_names, arrays)
+            buffers = _replaced(state.buffers, self.buffer_names, arrays)
+        self._started(state._replace(params=params, buffers=buffers))
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace parameters and buffers, by name; the optimizer's state starts afresh."""
+        self.load_model(arrays)
+        state = self.state
+        with self.precision():
+            optimizer = self.structure.initialized(state.params)
+            if self.dtype == "float64":  # what it keeps in fewer bits, as by mu_dtype=, is lifted as all else
+                optimizer = cast(optimizer, self.dtype)
+            self._started(state._replace(optimizer=optimizer))
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace the optimizer's state, by name."""
+        state = self.state
+        with self.precision():
+            optimizer = _replaced(state.optimizer, self.state_names, arrays)
+            self.values = self.structure.take_apart(state._replace(optimizer=optimizer))
+
+    def perturb(self, seed: int, epsilon: float | None = None) -> None:
+        """Change parameters by a few units in the last place, to measure the effect; the optimizer starts again."""
+        noise, ulps = np.random.default_rng(seed), ULPS * (epsilon or float(np.finfo(self.dtype).eps))
+        moved = {name: array for name, array in self.arrays().items() if name in self.param_names}
+        self.load({name: array * (1 + noise.choice((-ulps, ulps), array.shape)) for name, array in moved.items()})
+
+    def move_tables(self, draw: int, names: Container[str]) -> None:
+        """Move some of the buffers, and what the program holds, by the float32 rounding that is in them."""
+        self.tables, before = draw, self.written
+        moved = {name: array for name, array in self.arrays().items() if name in names}
+        self.load({name: array + movement(array, draw) for name, array in moved.items()})
+        self.written = before
+
+    def inputs(self, batch: Batch) -> Any:
+        """Adapt a batch and give its inputs, as `(args, kwargs)`, and its target."""
+
+        def convert(array: Any) -> Any:
+            if isinstance(array, bool | str):
+                return static(array)
+            return of_batch(array, self.dtype)
+
+        inputs, target = adapted(batch, self.side.batch)
+        return called(inputs, convert), mapped(target, convert)
+
+    def naming(self, state: Any) -> contextlib.AbstractContextManager[None]:
+        """Return a context that does nothing: the step names what its modules take and give."""
+        return contextlib.nullcontext()
+
+    def _traced(self, step: Any, values: list[Any], batch: Any, draws: Any) -> tuple[Any, Any]:
+        import jax
+
+        # Under disable_jit, lax.scan runs as a Python loop, so that each layer in a scan is seen as a module's call.
+        # The trace around it still makes one program.
+        with jax.disable_jit(self.unroll):
+            return super()._traced(step, values, batch, draws)
+
+    def replaying(self, step: Any, draws: Any, unreplayed: list[str]) -> Any:
+        """Make the model and its loss use torch's random numbers, before they are differentiated.
+
+        What is differentiated may draw elsewhere: out of a scan, whose iterations draw with one key.
+        """
+        replay = functools.partial(
+            replaying, values=draws, unreplayed=unreplayed, guessed=self.guessed, hints=self.hints
+        )
+
+        def replayed(values: Any, batch: Any) -> Any:
+            self.structure.replaying = replay
+            try:
+                return step(values, batch)
+            finally:
+                self.structure.replaying = None
+
+        return replayed
+
+    def drawn(self, inputs: Any) -> tuple[Any, Any]:
+        """Return the program of the model and its loss, as they draw by themselves, and the shapes of its outputs."""
+        import jax
+
+        def evaluated(values: Any, inputs: Any) -> Any:
+            state, shown = self.structure.evaluated(self.structure.put_together(values), inputs)
+            return self.structure.take_apart(state), shown
+
+        with self.precision(), jax.disable_jit(self.unroll):
+            return traced(evaluated, (self.values, inputs), [], lift=self.dtype == "float64")
+
+    def described(self, inputs: Any) -> str:
+        """Describe nothing: the call of the model describes the batch as the model gets it."""
+        return ""
+
+    def observed(self, shown: Mapping[str, Any], seen: Seen, before: Mapping[str, np.ndarray]) -> Observation:
+        """Give what a step shows, under the names of parameters and buffers."""
+        import jax
+
+        def named(tree: Any, names: Sequence[str]) -> dict[str, Any]:
+            return dict(zip(names, jax.tree.leaves(tree), strict=True))
+
+        state, trained = self.state, self.side.optimizer is not None
+        return Observation(
+            loss=shown.get("loss"),
+            gradients=named(shown["gradients"], self.param_names) if "gradients" in shown else {},
+            updates=named(shown["updates"], self.param_names) if "updates" in shown else {},
+            parameters=named(state.params, self.param_names) if trained else {},
+            optimizer=named(state.optimizer, self.state_names) if trained else {},
+            buffers=named(state.buffers, self.buffer_names),
+            forward=seen.forward,
+        )
+
+    def taking(self, step: Callable[..., Any]) -> Self:
+        """Return a run whose step is another one of the model's: `ModelStep.evaluated` or `ModelStep.forward`."""
+        import jax
+
+        other = copy.copy(self)
+        other.user_step, other.traces, other.outputs, other.chosen = step, [], [], {}
+        other._step = jax.jit(other._run)
+        return other
 
     def forward(
         self,
@@ -93,161 +266,56 @@ class JaxRun(CompiledStep):
 
         With `full`, nothing is computed in fewer bits than float32 has.
         """
-        import jax
-
-        ports = {port: (value, True) for port, value in (given or {}).items()}
-
-        def traced(params: Any, buffers: Any, rngs: Any, inputs: Any, draws: Any) -> Any:
-            def model(params: Any) -> Any:
-                return self._forward(params, buffers, rngs, inputs, ports)[1]
-
-            return replaying(model, draws, [], [], self.hints)(params)
-
-        with self.precision():
-            inputs = self.arguments(batch)[0]
-            program = in_full_float32(traced) if full else traced
-            options = older_fusions() if given else None
-            forward = jax.jit(lift(program, []) if self.dtype == "float64" else program, compiler_options=options)
-            seen = forward(self.params, self.buffers, self.rngs, inputs, replayable(draws, self.dtype))
-        return seen_by_port(seen)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return parameters and buffers by name."""
-        import jax
-
-        return {
-            name: np.asarray(leaf)
-            for tree, named in ((self.params, self.param_names), (self.buffers, self.buffer_names))
-            for name, leaf in zip(named, jax.tree.leaves(tree), strict=True)
-        }
-
-    def load_model(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replace parameters and buffers, by name."""
-        with self.precision():
-            self.params = self._replaced(self.params, self.param_names, arrays)
-            self.buffers = self._replaced(self.buffers, self.buffer_names, arrays)
-        self.written = written(self.buffers)
-
-    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replace parameters and buffers, by name; the optimizer's state starts afresh."""
-        import jax
-
-        self.load_model(arrays)
-        with self.precision():
-            if self.side.optimizer is not None:
-                if self._linen and self.optimizer is self.side.optimizer:
-                    self.optimizer = of_parameters(self.optimizer, self.params)
-                # From these parameters: an optimizer may keep a copy of them, as optax.lookahead and
-                # contrib.schedule_free do.
-                init = functools.partial(self.optimizer.init, self.params)
-                state = call_user_code(f"the {self.side.name} optimizer's init", init)
-                # A step overwrites it: it must share no memory with the parameters, or within itself.
-                self.state = jax.device_put(state, may_alias=False)
-                self.state_names = names(self.state)
-                if self.optimizer is not self.side.optimizer:
-                    self.state_names = [*map(without_level, self.state_names)]
-
-    def perturb(self, seed: int, epsilon: float | None = None) -> None:
-        """Change parameters by a few units in the last place, to measure the effect; the optimizer starts again."""
-        noise, ulps = np.random.default_rng(seed), ULPS * (epsilon or float(np.finfo(self.dtype).eps))
-        moved = {name: array for name, array in self.arrays().items() if name in self.param_names}
-        self.load({name: array * (1 + noise.choice((-ulps, ulps), array.shape)) for name, array in moved.items()})
-
-    def move_functions(self, draw: int) -> None:
-        """Move what functions such as tanh and sums give by their rounding; that is another compiled step."""
-        self.functions = draw
-        vars(self).pop("compiled", None)
-
-    def move_tables(self, draw: int, names: Container[str]) -> None:
-        """Move some of the buffers, and what the program holds, by the float32 rounding that is in them."""
-        self.tables, before = draw, self.written
-        moved = {name: array for name, array in self.arrays().items() if name in names}
-        self.load({name: array + movement(array, draw) for name, array in moved.items()})
-        self.written = before
-
-    def state_arrays(self) -> dict[str, np.ndarray]:
-        """Return the optimizer's state by name."""
-        import jax
-
-        return dict(zip(self.state_names, map(np.asarray, jax.tree.leaves(self.state)), strict=True))
-
-    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replace the optimizer's state, by name."""
-        with self.precision():
-            self.state = self._replaced(self.state, self.state_names, arrays)
-
-    @staticmethod
-    def _replaced(tree: Any, names: list[str], arrays: Mapping[str, np.ndarray]) -> Any:
-        """Replace those leaves of a pytree that are among `arrays`, by copies.
-
-        They are copied once as arrays of JAX's: what comes from NumPy, a step could not overwrite.
-        """
-        import jax
-
-        values, structure = jax.tree.flatten(tree)
-        meant = [number for number, name in enumerate(names) if name in arrays]
-        given = [np.asarray(arrays[names[number]], values[number].dtype) for number in meant]
-        # All at once: a model has hundreds, and each call takes as long as a small one of them.
-        for number, copied in zip(meant, jax.device_put(jax.device_put(given), may_alias=False), strict=True):
-            values[number] = copied
-        return jax.tree.unflatten(structure, values)
+        step = self.structure.forward
+        run = self.taking(in_full_float32(step) if full else step)
+        run.unreplayed, run.guessed, run.pinned = [], [], []
+        run = run.taking_values() if given else run
+        forward: dict[Port, Any] = dict(run.step(batch, draws, Given(ports=given or {})).forward)
+        return forward
 
     def compile(self, batch: Batch, draws: Sequence[Draw]) -> None:
         """Compile a step before it is taken. With random numbers of other kinds or shapes, it is once more."""
         with self.precision():
-            compiled = functools.partial(self.compiled.lower, *self._arguments(batch, draws))
-            call_user_code(f"a step of the {self.side.name} side", compiled).compile()
+            arguments = self._arguments(self.inputs(batch), draws, None)
+            call_user_code(self.what, functools.partial(self._step.lower, *arguments)).compile()
 
-    def program(self, batch: Batch, draws: Sequence[Draw]) -> Any:
-        """Return the traced program of a step. A step that was taken before is not traced again."""
-        with self.precision():
-            return self.compiled.trace(*self._arguments(batch, draws)).jaxpr
+    def probe(self, batch: Batch) -> "Probe":
+        """Trace the forward pass, without running it, to see which modules it calls and which dtypes it has."""
+        run = self.taking(self.structure.forward)
+        # Nothing may keep this program, as a run and `jax.jit` would: as long as there is a program in float32 with a
+        # NumPy array of float64 as a constant, JAX takes the float32 copy for the array in float64 too.
+        with self.precision(), noted():  # Linen makes its modules while it is traced
+            found = run._traced(run.whole, self.values, self.inputs(batch), replayable((), self.dtype))
+        leaves = [leaf.name for leaf in self.leaves]
+        computed = Computed.of_step(found[0], leaves, self._output_names(found))
+        return Probe(computed, frozenset(_dtypes(found[0])), self.structure.record)
 
-    def _arguments(self, batch: Batch, draws: Sequence[Draw], given: tuple[Any, ...] = ()) -> tuple[Any, ...]:
-        state = self.params, self.buffers, self.rngs, self.state
-        # An argument and not a constant, so that moving the tables needs no second compilation.
-        moved = ((np.int32(self.tables), self.written),) if self.dtype == "float64" else ()
-        return *state, *self.arguments(batch), replayable(draws, self.dtype), given, *moved
 
-    def step(
-        self,
-        batch: Batch,
-        draws: Sequence[Draw] = (),
-        given: Given | None = None,
-    ) -> Observation:
-        """Take one step: forward, and as far as there is a loss and an optimizer, backward and update.
+class Probe(NamedTuple):
+    """What the trace of a forward pass shows."""
 
-        With values `given` for modules' inputs and outputs, and for gradients, each part of the step starts from
-        these, and shows what it makes of them.
-        """
-        import jax
+    computed: Computed
+    """What is computed between the modules."""
+    dtypes: frozenset[str]
+    """Of everything that is computed."""
+    record: JaxRecord
+    """The modules that ran."""
 
-        with self.precision():
-            values: tuple[Any, ...] = ()
-            if given is not None:
-                gradients = self._replaced(self.params, self.param_names, given.gradients)
-                known = np.array([name not in given.own for name in self.param_names], bool)
-                values = dict(given.ports), given.chosen, gradients, known
-            step = functools.partial(self.compiled, *self._arguments(batch, draws, values))
-            shown = call_user_code(f"a step of the {self.side.name} side", step)
-            if self.dtype == "float64":
-                shown, made = shown
-                add_choices(self.chosen, made)
-            loss, gradients, updates, self.params, self.buffers, self.rngs, self.state, seen = shown
-        trained = self.side.optimizer is not None
 
-        def named(tree: Any, names: list[str]) -> dict[str, Any]:
-            return dict(zip(names, jax.tree.leaves(tree), strict=True))
+def _replaced(tree: Any, names: list[str], arrays: Mapping[str, np.ndarray]) -> Any:
+    """Replace those leaves of a pytree that are among `arrays`, by copies.
 
-        return Observation(
-            loss=loss,
-            gradients=named(gradients, self.param_names) if self.side.loss else {},
-            updates=named(updates, self.param_names) if trained else {},
-            parameters=named(self.params, self.param_names) if trained else {},
-            optimizer=named(self.state, self.state_names) if trained else {},
-            buffers=named(self.buffers, self.buffer_names),
-            forward=seen_by_port(seen),
-        )
+    They are copied once as arrays of JAX's: what comes from NumPy, a step could not overwrite.
+    """
+    import jax
+
+    values, structure = jax.tree.flatten(tree)
+    meant = [number for number, name in enumerate(names) if name in arrays]
+    given = [np.asarray(arrays[names[number]], values[number].dtype) for number in meant]
+    # All at once: a model has hundreds, and each call takes as long as a small one of them.
+    for number, copied in zip(meant, jax.device_put(jax.device_put(given), may_alias=False), strict=True):
+        values[number] = copied
+    return jax.tree.unflatten(structure, values)
 
 
 def _dtypes(program: Any) -> Iterator[str]:

@@ -4,8 +4,6 @@ import dataclasses
 import functools
 from typing import Any
 
-from compare.step.observation import Port
-
 
 @functools.cache
 def _static() -> Any:
@@ -37,7 +35,23 @@ def with_values(tree: Any) -> Any:
     return jax.tree.map(value, tree, is_leaf=lambda leaf: isinstance(leaf, kind))
 
 
-def by_port(seen: tuple[list[Any], Any]) -> dict[Port, Any]:
-    """Name the arrays that a step shows. What one module gives is what the next takes, and is shown once."""
-    arrays, ports = seen
-    return {port: arrays[number] for port, number in ports.value}
+def each_once(tree: Any) -> tuple[list[Any], Any]:
+    """Take a tree of arrays apart into its different arrays, and what puts it together: see `all_again`.
+
+    Two outputs of a compiled program take the memory of two, also where they are one array.
+    """
+    import jax
+
+    leaves, structure = jax.tree.flatten(tree)
+    known = {id(leaf): leaf for leaf in leaves}
+    numbers = {each: number for number, each in enumerate(known)}
+    return [*known.values()], static((structure, tuple(numbers[id(leaf)] for leaf in leaves)))
+
+
+def all_again(taken_apart: tuple[list[Any], Any]) -> Any:
+    """Put the tree together again."""
+    import jax
+
+    arrays, rest = taken_apart
+    structure, numbers = rest.value
+    return jax.tree.unflatten(structure, [arrays[number] for number in numbers])

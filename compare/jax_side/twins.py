@@ -97,10 +97,3 @@ def written(arrays: Any) -> list[Any]:
         return np.asarray(array).astype(np.float32) if real else None
 
     return [one(array) for array in jax.tree.leaves(arrays)]
-
-
-def beside(params: Any, buffers: Sequence[Any]) -> list[Any]:
-    """Give what the arguments of a model are in the program as it is written: None for each parameter, then buffers."""
-    import jax
-
-    return [*(None for _ in jax.tree.leaves(params)), *buffers]

@@ -18,29 +18,52 @@ Shown = dict[tuple[str, str, str, int], tuple[Any, Any]]
 whether it was computed at all, which in a branch that was not taken it was not."""
 
 
+class Instead(NamedTuple):
+    """Values that are put in the place of what a program computes, each with whether it is to be used.
+
+    The derivative is always that of what was computed: the gradients of parameters before a place then differ only by
+    what is different after it. For the program that is run was differentiated before.
+    """
+
+    ports: Mapping[Port, tuple[Any, Any]] = {}
+    """What modules take and give."""
+    gradients: Mapping[str, tuple[Any, Any]] = {}
+    """Those that optimizers are given, by name."""
+
+
 class Watch:
     """What the named operations of one program show, read while the program is run.
 
     Args:
         origins: The arrays of the state by their names, as the program takes them.
-        given: Gradients that optimizers are given in the place of those that the program computes, by name.
+        given: What is put in the place of what the program computes.
 
     """
 
-    def __init__(self, origins: Sequence[tuple[str, Any]], given: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, origins: Sequence[tuple[str, Any]], given: Instead | None = None) -> None:
         self._names = {id(array): name for name, array in origins}
         self._kept = [array for _, array in origins]  # so that no other array gets one of their ids
         self._roots: dict[str, str] = {}
         """The path in the state of what a number stands for, at this place of the program."""
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution."""
-        self._given = dict(given or {})
+        self._given = given or Instead()
+        self._calls: Counter[tuple[str, str, str]] = Counter()
 
     def instead(self, seen: "Shown | None", value: Any) -> Any:
         """Return the value with which the program continues: the given one, if there is one, or its own."""
-        for (what, path, _, _), _ in (seen or {}).items():
-            if what == "gradient" and path in self._given:
-                return self._given.pop(path).astype(value.dtype)
+        import jax.numpy as jnp
+
+        for what, path, leaf, _ in seen or {}:
+            number = self._calls[what, path, leaf]
+            self._calls[what, path, leaf] += 1
+            if what == "gradient":
+                given = self._given.gradients.get(path) if number == 0 else None
+            else:
+                given = self._given.ports.get(Port(path, number, what, leaf))
+            if given is not None:
+                other, chosen = given
+                return jnp.where(chosen, jnp.broadcast_to(jnp.asarray(other).astype(value.dtype), value.shape), value)
         return value
 
     def see(self, text: str, value: Any) -> "Shown | None":
@@ -63,7 +86,7 @@ class Watch:
         path = "/".join(filter(None, (root, label.path)))
         if label.what == "gradient":
             inner = label.leaf.replace(".", "/").removesuffix("/value")
-            return {("gradient", f"{path}/{inner}", "", value.ndim): (value, True)}
+            return {("gradient", "/".join(filter(None, (path, inner))), "", value.ndim): (value, True)}
         if label.what == LOOK:
             return {(LOOK, label.path, "", value.ndim): (value, True)}
         self.kinds.setdefault(path, label.kind)
