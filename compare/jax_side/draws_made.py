@@ -1,4 +1,4 @@
-"""Properties of a run of a JAX program that can be found without taking a step."""
+"""What the JAX side draws in a step: its random keys, draws without effect, and those that torch alone makes."""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Properties of a run of a model on the JAX side: its constants, its optimizer alone, a step of another form."""
+"""What a run of a model shows on the JAX side besides its steps: other batches, and its optimizer alone."""
 
 import functools
 from collections.abc import Container, Mapping, Sequence
@@ -33,13 +33,12 @@ def traced_for(run: JaxRun, batches: tuple[Batch, Batch], times: int) -> tuple[A
         pairs = zip(few.shape, more.shape, strict=True)
         return jax.ShapeDtypeStruct([size * times if size != larger else size for size, larger in pairs], few.dtype)
 
-    def step(values: Any, inputs: Any) -> Any:
-        return run.whole(values, inputs)
-
     with run.precision():
         few, more = (run.inputs(batch) for batch in batches)
         many = jax.tree.map(grown, few, more)
-        return jax.make_jaxpr(step)(run.values, few), jax.make_jaxpr(lambda *all_: step(*all_))(run.values, many)
+        # A function of its own for each: JAX keeps the trace of a function.
+        traced = [jax.make_jaxpr(lambda *given: run.whole(*given))(run.values, each) for each in (few, many)]
+    return traced[0], traced[1]
 
 
 def evaluated(run: JaxRun, batch: Batch, draws: Sequence[Draw], *, gradient: bool) -> Observation:

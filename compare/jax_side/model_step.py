@@ -1,7 +1,7 @@
 """The training step that `compare.Flax` and `compare.Jax` are short for: forward, loss, backward and update."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,21 +47,16 @@ class ModelStep:
     def __init__(self, side: Flax | Jax, dtype: str, *, training: bool, keep_modes: bool) -> None:
         self.side, self.training = side, training
         functional = side.functional(dtype, training=training, keep_modes=keep_modes)
-        params, buffers, rngs, self._apply, self._called, self.linen_variables = functional
+        params, buffers, rngs, self._apply, self._called, self._collections = functional
         self.state = ModelState(params, buffers, rngs)
         self.optimizer: Any = side.optimizer
         """The side's, or the same for the parameters alone where it is made for all variables."""
         self.param_names = names(params)
-        self.buffer_names = names(buffers, collections=self.linen_variables)
+        self.buffer_names = names(buffers, collections=self._collections)
         self.replaying: Callable[..., Any] | None = None
         """What makes a function use torch's random numbers, while a step is traced that is to use them."""
         self.record = JaxRecord()
         """Of the latest trace of the model, also where it ended in an error."""
-
-    @property
-    def objects(self) -> Mapping[str, Any]:
-        """The modules that ran when the model was traced last, by path."""
-        return self.record.modules
 
     def initialized(self, params: Any) -> Any:
         """Return what the optimizer remembers before its first step; nothing without an optimizer."""
@@ -69,7 +64,7 @@ class ModelStep:
 
         if self.optimizer is None:
             return ()
-        if self.linen_variables and self.optimizer is self.side.optimizer:
+        if self._collections and self.optimizer is self.side.optimizer:
             self.optimizer = of_parameters(self.optimizer, params)
         # From these parameters: an optimizer may keep a copy of them, as optax.lookahead and contrib.schedule_free do.
         init = functools.partial(self.optimizer.init, params)
@@ -152,26 +147,19 @@ class ModelStep:
         """Run the model and the loss, and show its gradients, without an update."""
         import jax
 
-        def loss_of(params: Any) -> Any:
-            return self.with_loss(state._replace(params=params), batch)
-
         if self.side.loss is None:
             return self.evaluated(state, batch)
-        # The replay is inside value_and_grad: custom derivatives of what it runs again are still those of the
-        # user's code.
-        compute = self.replaying(loss_of) if self.replaying else loss_of
-        (_, (after, shown)), gradients = jax.value_and_grad(compute, has_aux=True)(state.params)
+        compute = jax.value_and_grad(self._loss_of(state, batch), has_aux=True)
+        (_, (after, shown)), gradients = compute(state.params)
         return after._replace(params=state.params), {**shown, "gradients": gradients}
 
     def evaluated(self, state: ModelState, batch: Any) -> tuple[ModelState, dict[str, Any]]:
         """Run the model and the loss, without a gradient."""
-        found: tuple[ModelState, dict[str, Any]] = self._replayed(
-            lambda params: self.with_loss(state._replace(params=params), batch)[1], state
-        )
+        found: tuple[ModelState, dict[str, Any]] = self._loss_of(state, batch)(state.params)[1]
         return found
 
-    def _replayed(self, function: Callable[[Any], Any], state: ModelState) -> Any:
-        return (self.replaying(function) if self.replaying else function)(state.params)
+    def _loss_of(self, state: ModelState, batch: Any) -> Callable[[Any], Any]:
+        return self._replayed(lambda params: self.with_loss(state._replace(params=params), batch))
 
     def forward(self, state: ModelState, batch: Any) -> tuple[ModelState, dict[str, Any]]:
         """Run the model alone."""
@@ -180,8 +168,15 @@ class ModelStep:
             output, after = self.model(state._replace(params=params), batch[0])
             return after, {OUTPUT: [array for _, array in leaves(output)]}
 
-        found: tuple[ModelState, dict[str, Any]] = self._replayed(of_model, state)
+        found: tuple[ModelState, dict[str, Any]] = self._replayed(of_model)(state.params)
         return found
+
+    def _replayed(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Make a function of the parameters use torch's random numbers, if the step is to use them.
+
+        It is differentiated after that, so that custom derivatives of what is run again are those of the user's code.
+        """
+        return self.replaying(function) if self.replaying else function
 
     def updates(self, gradients: Any, loss: Any, state: Any, params: Any) -> tuple[Any, Any]:
         """Call the optimizer, with the loss too if it takes that, as `optax.contrib.reduce_on_plateau` does."""
