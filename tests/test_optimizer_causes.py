@@ -570,3 +570,32 @@ def test_a_step_without_a_gradient_agrees_with_every_rate() -> None:
     assert report.divergence is not None
     assert report.divergence.cause is not None
     assert report.divergence.cause.name == "learning rate", str(report)
+
+
+def test_one_step_with_a_gradient_shows_no_other_optimizer() -> None:
+    """Of two numbers, another epsilon of Adagrad's is RMSProp with another rate, as far as the first step goes."""
+
+    def square(output: Any, target: Any) -> Any:
+        return ((output - target) ** 2).mean()
+
+    def adagrad(eps: float) -> optax.GradientTransformation:
+        def update(gradients: Any, sums: Any, params: Any = None) -> Any:
+            del params
+            sums = jax.tree.map(lambda total, each: total + each**2, sums, gradients)
+            return jax.tree.map(lambda total, each: -1e-3 * each / (jnp.sqrt(total) + eps), sums, gradients), sums
+
+        return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(4, 1)) * (number == 0), rng.normal(size=(4, 2))) for number in range(2)]
+    report = compare.check(
+        compare.Torch(torch.nn.Linear(1, 2, bias=False), square, lambda p: optim.Adagrad(p, 1e-3, eps=1e-8)),
+        compare.Flax(nnx.Linear(1, 2, use_bias=False, rngs=nnx.Rngs(0)), square, adagrad(1e-7)),
+        batches,
+        steps=2,
+        device="cpu",
+        quick=True,
+    )
+    assert report.divergence is not None
+    assert report.divergence.stage == "update"
+    assert report.divergence.cause is None, str(report)

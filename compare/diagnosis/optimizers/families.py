@@ -71,8 +71,14 @@ def families(evidence: Evidence) -> list[Family]:
     # Each candidate repeats every step. From a size on that would cost more than the check, and steps with gaps have
     # no state to start from.
     size = sum(result.jax.size for result in steps[0].results if not result.is_state)
-    if size > LARGEST or len(steps) < FEWEST or [step.number for step in steps] != list(range(len(steps))):
+    if size > LARGEST or [step.number for step in steps] != list(range(len(steps))):
         return []
+    updates = [[result for result in step.results if not result.is_state] for step in steps]
+    # From its start, an optimizer may take the first step of another one: what it remembers shows at the second. A step
+    # without any gradient shows nothing.
+    if sum(any(result.torch.any() or result.jax.any() for result in each) for each in updates) < FEWEST:
+        return []
+    differing = sum(result.jax.size for each in updates for result in each if result.differs)
     found: list[Family] = []
     known: set[bytes] = set()
     for candidate in candidates(evidence):
@@ -98,7 +104,8 @@ def families(evidence: Evidence) -> list[Family]:
                 break
     # An optimizer that explains all with torch's own rates leaves no room for one that needs another rate.
     least = min((each.free for each in found), default=0)
-    return [each for each in found if each.free == least]
+    # As for other hypotheses: a fitted number must explain more than it was fitted to, by as many again and one.
+    return [each for each in found if each.free == least and differing >= 2 * each.free + 1]
 
 
 def candidates(evidence: Evidence) -> Iterator[Candidate]:
