@@ -554,10 +554,11 @@ def test_groups_that_differ_in_several_settings_are_one_cause() -> None:
     assert "kernel" not in cause.fix
 
 
-def test_a_step_without_a_gradient_agrees_with_every_rate() -> None:
-    def square(output: Any, target: Any) -> Any:
-        return ((output - target) ** 2).mean()
+def square(output: Any, target: Any) -> Any:
+    return ((output - target) ** 2).mean()
 
+
+def test_a_step_without_a_gradient_agrees_with_every_rate() -> None:
     rng = np.random.default_rng(0)
     batches = [(rng.normal(size=(4, 3)) * (number != 2), rng.normal(size=(4, 2))) for number in range(4)]
     report = compare.check(
@@ -574,9 +575,6 @@ def test_a_step_without_a_gradient_agrees_with_every_rate() -> None:
 
 def test_one_step_with_a_gradient_shows_no_other_optimizer() -> None:
     """Of two numbers, another epsilon of Adagrad's is RMSProp with another rate, as far as the first step goes."""
-
-    def square(output: Any, target: Any) -> Any:
-        return ((output - target) ** 2).mean()
 
     def adagrad(eps: float) -> optax.GradientTransformation:
         def update(gradients: Any, sums: Any, params: Any = None) -> Any:

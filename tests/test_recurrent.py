@@ -16,6 +16,7 @@ import compare
 from compare.diagnosis.conventions import recurrent
 from compare.diagnosis.counterfactuals import FUNCTIONS
 from compare.diagnosis.rewriting import Window, rewriting
+from compare.torch_side.layers import recurrent_layers
 
 RNG = np.random.default_rng(7)
 FEATURES, HIDDEN, TIMES = 3, 4, 5
@@ -127,3 +128,11 @@ def test_another_cell_is_named(kind: str, fault: str) -> None:
     assert report.divergence is not None
     assert report.divergence.cause is not None, str(report)
     assert report.divergence.cause.name == fault
+
+
+def test_a_subclass_of_a_recurrent_layer_is_one_and_a_cell_is_none() -> None:
+    class Own(torch.nn.LSTM):
+        pass
+
+    model = torch.nn.ModuleDict({"own": Own(2, 3), "gru": torch.nn.GRU(2, 3), "cell": torch.nn.LSTMCell(2, 3)})
+    assert recurrent_layers(model) == {"own", "gru"}

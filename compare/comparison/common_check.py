@@ -181,7 +181,8 @@ class CommonCheck(abc.ABC):
             found = self._findings(followed)
         divergence, others, causes = self._causes(followed, found)
         # These are compared once: a check that answers the second question starts from other weights.
-        if wrong := None if self.compiled else bugs.attempt("comparing the port's own weights", self._converted):
+        converted = functools.partial(wrongly_converted, self.pair)
+        if wrong := None if self.compiled else bugs.attempt("comparing the port's own weights", converted):
             divergence, others, causes = wrong[0], [*wrong[1:], *([divergence] if divergence else []), *others], []
         notes = causes if divergence else [*notes, *causes]
         # Replayed draws are right whatever the JAX side's keys and probabilities are, so that these show in no number:
@@ -196,9 +197,6 @@ class CommonCheck(abc.ABC):
         if divergence is None or self.compiled or self.pair.size > LARGEST:
             return found
         return bugs.attempt("trying the patches", lambda: self._tried(found, followed)) or found
-
-    def _converted(self) -> list[Divergence]:
-        return wrongly_converted(self.pair)
 
     def _tried(self, found: Report, followed: Followed) -> Report:
         """Leave out patches with which the port does not do what torch does."""

@@ -94,9 +94,9 @@ class MappedPair:
         """Whether each of torch's parameters may be trained, by name."""
         jax_run = JaxRun(jax, "float32", training=self.training, keep_modes=self.keep_modes)
         self.given = jax_run.arrays()
+        """The arrays that the port came with."""
         _refuse_complex(jax.name, {name: str(self.given[name].dtype) for name in jax_run.param_names})
         probe = jax_run.probe(batches[0])
-        """The arrays that the port came with."""
         seen, self.computed, self._jax_shapes = probe.record, probe.computed, probe.record.shapes
         self.jax_modules, self.jax_calls = seen.modules, seen.calls
         self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in seen.modules.items()}

@@ -95,7 +95,8 @@ class ProgramCheck(CommonCheck):
     def _causes(self, followed: Followed, found: Report) -> tuple[Divergence | None, list[Divergence], list[Cause]]:
         if found.divergence is None:
             doing = "looking for what rounds more on one side"
-            causes = functools.partial(program_precision_causes, self.runs, followed, self._program32())
+            program = self.jax32.program(self.pair.batches[0], self.runs.stepper.draws[0])
+            causes = functools.partial(program_precision_causes, self.runs, followed, program)
             return None, [], [] if found.nondeterministic else bugs.attempt(doing, causes) or []
         self.progress(Progress("looking for the cause", found=lambda: found))
         self._budget = Budget(max(LEAST, time.monotonic() - self._started))
@@ -113,9 +114,6 @@ class ProgramCheck(CommonCheck):
             calls = [_called(each) for each in self.runs.called_otherwise.values()]
             first = dataclasses.replace(first, details=(*calls, *first.details))
         return first, others, []
-
-    def _program32(self) -> Any:
-        return self.jax32.program(self.pair.batches[0], self.runs.stepper.draws[0])
 
     def _searched_for(self, followed: Followed, first: Divergence) -> list[Divergence]:
         search = functools.partial(explained, followed, first, self)

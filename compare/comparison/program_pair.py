@@ -25,6 +25,7 @@ from compare.step.batch import Batch
 from compare.step.draws import NO_HINTS, Hints
 from compare.step.observation import Observation, Port, to_numpy
 from compare.torch_side.control import ControlledRun
+from compare.torch_side.layers import recurrent_layers
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
@@ -77,6 +78,7 @@ class ProgramPair:
         self.size = sum(array.size for array in self.start.values())
         self.parameters = {name: each.requires_grad for name, each in run.parameters.items()}
         """Whether each of torch's parameters may be trained, by name."""
+        self.recurrent = recurrent_layers(run.model)
         self.optimizers = len(run.optimizers)
         """How many the torch state holds."""
         self._unsaved = {name for name, _ in run.model.named_buffers()} - run.model.state_dict().keys()

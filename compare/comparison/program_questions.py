@@ -101,9 +101,9 @@ def questioned_program(
                 limits.append(until(later.divergence, "the two programs"))
         limits += [f"although {held}"] if held else []
     unproved += gradients_of_zero(seen)
-    other = functools.partial(other_operations, program, jax64.program(batch, draws))
-    compared = bugs.attempt("comparing float32's operations with float64's", other)
-    limits += [compared] if compared else []
+    doing = "comparing float32's operations with float64's"
+    other = bugs.attempt(doing, lambda: other_operations(program, jax64.program(batch, draws)))
+    limits += [other] if other else []
     batches = [Batch(batch) for batch in pair.batches]
     lines += not_exercised(pair.links, seen, batches, runs.stepper.reached)
     lines += [*one_sided(jax64.chosen), *unchanged]

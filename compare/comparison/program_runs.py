@@ -50,13 +50,10 @@ class ProgramRuns(CommonRuns):
         half = int(bool(torch.parameters))
         found = super().align(self.later.added("torch", half, torch), self.later.added("jax", half, jax))
         # Torch calls a recurrent layer once, where the JAX side may call its cell at each time.
-        called = (each for each in called_otherwise(self.pair.links, torch, jax) if not self._is_recurrent(each.module))
-        self.called_otherwise |= {each.module: each for each in called}
+        called = called_otherwise(self.pair.links, torch, jax)
+        self.called_otherwise |= {each.module: each for each in called if each.module not in self.pair.recurrent}
         pairings = [self.later.from_zero(cut_to_size(pairing, torch, jax)) for pairing in found.pairings]
         return found._replace(pairings=self.gradients.both(pairings))
-
-    def _is_recurrent(self, module: str) -> bool:
-        return self.pair.kinds[0].get(module) in ("LSTM", "GRU", "RNN")
 
     def read(self, followed: Followed) -> Followed:
         """Leave out an input of a module that differs if the module's outputs agree."""

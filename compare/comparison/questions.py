@@ -5,7 +5,6 @@ calls torch, or that ignores its weights is equal there too.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -100,9 +99,9 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
     lines += not_exercised(pair.links, seen, pair.batches, runs.stepper.reached)
     lines += one_sided(programs.float64.chosen)
     lines += bugs.attempt("tracing a larger batch", lambda: _larger_batch(pair, programs)) or []
-    other = functools.partial(other_operations, program, programs.float64.program(batch, programs.draws))
-    compared = bugs.attempt("comparing float32's operations with float64's", other)
-    limits += [compared] if compared else []
+    doing = "comparing float32's operations with float64's"
+    other = bugs.attempt(doing, lambda: other_operations(program, programs.float64.program(batch, programs.draws)))
+    limits += [other] if other else []
     return dataclasses.replace(found, unproved=unproved, limits=limits, unexercised=lines)
 
 

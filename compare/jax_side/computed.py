@@ -21,10 +21,8 @@ class Computed:
 
     """
 
-    def __init__(
-        self, equations: Sequence[Any], of_port: Mapping[Port, Any], of_output: Mapping[str, Any] | None = None
-    ) -> None:
-        self._equations, self._of_port, self._of_output = equations, of_port, dict(of_output or {})
+    def __init__(self, equations: Sequence[Any], of_port: Mapping[Port, Any], of_output: Mapping[str, Any]) -> None:
+        self._equations, self._of_port, self._of_output = equations, of_port, of_output
         self._makers = {variable: eqn for eqn in equations for variable in eqn.outvars}
 
     @classmethod

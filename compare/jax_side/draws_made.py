@@ -105,8 +105,9 @@ def idle_draws(run: CommonRun, steps: Iterable[tuple[Any, Sequence[Draw]]]) -> l
 def _idle_at(run: CommonRun, batch: Any, draws: Sequence[Draw]) -> list[Site] | None:
     """Give the draws that torch does not make at the step that was traced last; None if one of them has an effect."""
     alone: list[Site] = []
-
-    program = run.drawn(run.inputs(batch))
+    with run.precision():
+        given = run.inputs(batch)
+    program = run.drawn(given)
 
     def shown(seed: Any, values: Any, inputs: Any, draws: Any) -> Any:
         after, shown = reseeding(_as_traced(program), draws, run.hints, seed, alone)(values, inputs)
@@ -114,7 +115,7 @@ def _idle_at(run: CommonRun, batch: Any, draws: Sequence[Draw]) -> list[Site] | 
         return [value for leaf, value in zip(run.leaves, after, strict=True) if leaf.role != Role.OTHER], shown
 
     with run.precision():
-        same = same_for_all_seeds(shown, (list(run.values), run.inputs(batch), replayable(draws, run.dtype)))
+        same = same_for_all_seeds(shown, (list(run.values), given, replayable(draws, run.dtype)))
     # What is drawn within a while loop is not drawn again.
     return alone if same and not any(site.obstacle for site in alone) else None
 

@@ -58,7 +58,7 @@ def lift(step: Callable[..., Any], pinned: list[str], choices: Choices | None = 
     def lifted(*args: Any) -> Any:
         closed, shape = traced(step, args, pinned, lift=True)
         values = jax.tree.leaves(args)
-        outputs = Lifter(pinned, None, choices).step(closed, [narrow(value) for value in values])
+        outputs = Lifter(pinned, choices=choices).step(closed, [narrow(value) for value in values])
         # The state that a step returns has the types of the state that it took.
         kept = [
             cast(each, variable.aval.dtype) if str(variable.aval.dtype) in NARROW else each

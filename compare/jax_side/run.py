@@ -134,23 +134,16 @@ class JaxRun(CommonRun):
             for name, leaf in zip(named, jax.tree.leaves(tree), strict=True)
         }
 
-    def load_model(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replace parameters and buffers, by name."""
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace parameters and buffers, by name; the optimizer's state starts afresh."""
         state = self.state
         with self.precision():
             params = _replaced(state.params, self.param_names, arrays)
             buffers = _replaced(state.buffers, self.buffer_names, arrays)
-        self._started(state._replace(params=params, buffers=buffers))
-
-    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replace parameters and buffers, by name; the optimizer's state starts afresh."""
-        self.load_model(arrays)
-        state = self.state
-        with self.precision():
-            optimizer = self.structure.initialized(state.params)
+            optimizer = self.structure.initialized(params)
             if self.dtype == "float64":  # what it keeps in fewer bits, as by mu_dtype=, is lifted as all else
                 optimizer = cast(optimizer, self.dtype)
-            self._started(state._replace(optimizer=optimizer))
+        self._started(state._replace(params=params, buffers=buffers, optimizer=optimizer))
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace the optimizer's state, by name."""

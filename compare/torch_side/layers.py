@@ -74,6 +74,13 @@ def kept_tensors(model: "torch.nn.Module") -> dict[str, Any]:
     return {**kept, **{name: buffer for name, buffer in model.named_buffers() if name not in kept}}
 
 
+def recurrent_layers(model: "torch.nn.Module") -> frozenset[str]:
+    """Name the LSTMs, GRUs and RNNs of a model, and the user's subclasses of them, each called once for all times."""
+    import torch
+
+    return frozenset(path for path, module in model.named_modules() if isinstance(module, torch.nn.RNNBase))
+
+
 def flattened_features(model: "torch.nn.Module", inputs: Any) -> dict[str, tuple[int, ...]]:
     """Run a torch model once, to see which of its linear layers take features flattened from an image.
 

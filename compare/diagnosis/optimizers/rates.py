@@ -94,6 +94,9 @@ def _in_proportion(fitter: Fitter, fit: Fit, rates: Sequence[float]) -> tuple[fl
     At a step whose rounding is larger than the difference, torch's own rate agrees too.
     """
     steps = fitter.evidence.steps
+    found = Rates(tuple(step.rate for step in steps), tuple(rates))
+    if len(set(found.jax)) == 1 or found.factor is not None:
+        return None
     at = next((number for number, step in enumerate(steps) if rates[number] != step.rate), None)
     if at is None or not steps[at].rate:
         return None

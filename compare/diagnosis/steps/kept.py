@@ -47,7 +47,7 @@ def edits(found: Difference, jax: History, momenta: Mapping[str, float]) -> Iter
         )
         return
     share = _share(own[found.name])
-    if not share:  # it is unchanged at this step, and not at all
+    if not share:  # the port leaves it as it is at this step, and changes it at others
         return
     moved = frozenset(name for name, each in own.items() if _is_moved(each, share))
     momentum = momenta.get(found.name)

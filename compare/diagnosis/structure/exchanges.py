@@ -200,13 +200,8 @@ def repeated(context: Context, node: Node) -> Iterator[Edit]:
             return x.repeat(sizes)
 
         does = f"repeats the whole axis {axis} in {shown(node)}, as jnp.tile does, torch each element"
-        yield one(
-            Kind.PARTS,
-            node,
-            tiled,
-            does,
-            f"jnp.repeat(x, {node.args[1]}, axis={axis}), where the axis is that of torch's layout",
-        )
+        fix = f"jnp.repeat(x, {node.args[1]}, axis={axis}), where the axis is that of torch's layout"
+        yield one(Kind.PARTS, node, tiled, does, fix)
     if node.name in ("repeat", "tile"):
         sizes = node.args[1:] if isinstance(node.args[1], int) else tuple(node.args[1])
 
@@ -218,7 +213,8 @@ def repeated(context: Context, node: Node) -> Iterator[Edit]:
             return x
 
         does = f"repeats each element in {shown(node)}, as jnp.repeat does, torch the whole axis"
-        yield one(Kind.PARTS, node, each, does, f"jnp.tile(x, {tuple(sizes)})")
+        fix = f"jnp.tile(x, {tuple(sizes)}), where the axes are those of torch's layout"
+        yield one(Kind.PARTS, node, each, does, fix)
 
 
 def resampled(context: Context, node: Node) -> Iterator[Edit]:

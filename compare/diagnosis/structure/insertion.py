@@ -247,13 +247,9 @@ def at_every_use(context: Context, node: Node) -> Iterator[Edit]:
         what = context.named(number)
         every = [each for each in context.graph.nodes if any(own == number for _, own in each.inputs)]
         # Another part of the step may use it too, and agree.
-        where = "wherever it is used" if len(every) == len(users) else f"in {', '.join(map(shown, users[:MOST]))}"
+        where = "wherever it is used" if len(every) == len(users) else f"in {', '.join(map(shown, users))}"
         for words, function in _functions(context, number):
             yield _marked(functools.partial(_everywhere, number, users, what, where, words), words, function)
-
-
-MOST = 4
-"""How many uses of a value are named."""
 
 
 def _everywhere(
@@ -267,8 +263,7 @@ def _everywhere(
 
     at = tuple((user.number, compute) for user in users)
     does = f"applies {words} to {what} {where}, and torch does not"
-    fix = f"leave out {words}: take {what} as it is" + (f" {where}" if where.startswith("in ") else "")
-    return Edit(Kind.ADDED, at, does, fix)
+    return Edit(Kind.ADDED, at, does, f"leave out {words}: take {what} as it is {where}")
 
 
 def counted(context: Context, node: Node) -> Iterator[Edit]:
