@@ -179,6 +179,10 @@ class ProgramCheck(CommonCheck):
         run = self.pair.torch_run("float64")
         return {name: to_numpy(tensor).copy() for name, tensor in run.floating().items()}
 
+    def trained(self) -> frozenset[str]:
+        """Give the names of those that an optimizer of torch's trains."""
+        return self.pair.trained
+
     def searched(self, place: Placed, edits: Sequence[Edit]) -> Known:
         """Look for the cause of what is computed at a place as in a model, with edits in force already."""
         if place.by_number:

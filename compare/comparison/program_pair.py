@@ -78,6 +78,8 @@ class ProgramPair:
         self.size = sum(array.size for array in self.start.values())
         self.parameters = {name: each.requires_grad for name, each in run.parameters.items()}
         """Whether each of torch's parameters may be trained, by name."""
+        self.trained = run.trained
+        """The names of what torch's optimizers train."""
         self.recurrent = recurrent_layers(run.model)
         self.optimizers = len(run.optimizers)
         """How many the torch state holds."""

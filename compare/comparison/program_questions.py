@@ -24,7 +24,7 @@ from compare.comparison.substance import (
     unresolved,
     without_updates,
 )
-from compare.diagnosis.steps.followers import following
+from compare.diagnosis.steps.copies import Following, following
 from compare.errors import InputError, NondeterministicError
 from compare.jax_side.choices import one_sided
 from compare.jax_side.program_run import JaxProgramRun
@@ -116,13 +116,13 @@ def questioned_program(
 
 
 def _never_followed(pair: ProgramPair, jax: JaxProgramRun) -> list[str]:
-    """Name the entries of the state, such as a target, that could follow a model, and that no step has changed."""
+    """Name what could follow a model, such as a target, and that no step has changed."""
     before, after = to_jax(pair.links, pair.start, jax.arrays()), jax.arrays()
     partners: dict[str, list[str]] = {}
     for link in pair.links:
         partners.setdefault(link.torch, []).append(link.jax)
     found: dict[str, str] = {}
-    for root, other, pairs in _networks(pair.start):
+    for root, other, pairs in _networks(pair):
         own, model = ([name for each in side for name in partners.get(each, ())] for side in (pairs, pairs.values()))
         still, trained = (all(np.array_equal(before[n], after[n]) for n in names) for names in (own, model))
         if own and still and not trained:
@@ -133,19 +133,28 @@ def _never_followed(pair: ProgramPair, jax: JaxProgramRun) -> list[str]:
     ]
 
 
-def _networks(start: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, dict[str, str]]]:
+def _networks(pair: ProgramPair) -> Iterator[Following]:
     """Yield what `following` does, without networks that have a layer of the same name and size by accident."""
-    every = list(following(start))
-    most = {root: max(len(pairs) for each, _, pairs in every if each == root) for root, _, _ in every}
-    return (each for each in every if len(each[2]) == most[each[0]])
+    start = pair.start
+    every = [each for each in following(start, pair.trained) if not each.inside or _copied(start, each.pairs)]
+    most: dict[str, int] = {}
+    for each in every:
+        most[each.root] = max(most.get(each.root, 0), len(each.pairs))
+    return (each for each in every if len(each.pairs) == most[each.root])
+
+
+def _copied(tensors: Mapping[str, np.ndarray], pairs: Mapping[str, str]) -> bool:
+    """Tell whether some tensors equal others; what is one number everywhere, as biases are at first, tells nothing."""
+    telling = {name: other for name, other in pairs.items() if len(np.unique(tensors[name])) > 1}
+    return bool(telling) and all(np.array_equal(tensors[name], tensors[other]) for name, other in telling.items())
 
 
 def _copied_at_first(pair: ProgramPair) -> list[str]:
-    """Say so where two entries of the state, such as a model and a target, start with the same weights on one side."""
+    """Say so where a model and another part of the state, such as a target, start with the same weights on one side."""
     sides = pair.start, to_torch(pair.links, pair.given, pair.start)
     linked = {link.torch for link in pair.links}
     found: dict[frozenset[str], str] = {}
-    for root, other, pairs in _networks(pair.start):
+    for root, other, pairs in _networks(pair):
         # What starts from one number, as biases do, is equal everywhere.
         names = [name for name in pairs if {name, pairs[name]} <= linked and all(np.ptp(side[name]) for side in sides)]
         copies = [all(np.array_equal(side[name], side[pairs[name]]) for name in names) for side in sides]

@@ -13,7 +13,8 @@ from compare.comparison.weighing import Residues, apart, computed
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.steps import averages, early, followers, kept, loops, modules, scales
-from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, root_and_path
+from compare.diagnosis.steps.copies import following
+from compare.diagnosis.steps.edit import Difference, Edit, StateTensor
 from compare.diagnosis.steps.library_calls import EDITS
 from compare.numerics.distance import distance
 from compare.step.observation import Observation, Port
@@ -79,6 +80,9 @@ class Steps(Protocol):
     def start(self) -> Mapping[str, np.ndarray]:
         """Give the torch side's floating-point tensors from before the first step, by name."""
 
+    def trained(self) -> Collection[str]:
+        """Give the names of those that an optimizer of torch's trains."""
+
 
 class Reach(NamedTuple):
     """How far two sides agree: the first step and quantity at which they do not."""
@@ -119,9 +123,9 @@ def suggested(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
 
 def of_early_weights(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Iterator[Edit]:
     """Give the edits with which tensors that the step uses follow the weights before the update, or after it."""
-    if any(True for _ in followers.following(steps.start())):
+    if any(True for _ in following(steps.start(), steps.trained())):
         _, torch_history, jax_history = _histories(followed, steps, edits)
-        yield from early.edits(torch_history, jax_history)
+        yield from early.edits(torch_history, jax_history, steps.trained())
 
 
 def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach) -> Iterator[Edit]:
@@ -142,11 +146,10 @@ def _of_place(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
             return
         this = tensors[pairing.torch]
         found = Difference(reach.step, pairing.stage, pairing.torch, this.torch, this.jax, this.near, tensors)
-        root, _ = root_and_path(found.name)
         known = [
-            *averages.edits(found, torch_history, jax_history),
-            *followers.edits(found.name, torch_history, jax_history),
-            *early.edits(torch_history, jax_history, root),
+            *averages.edits(found, torch_history, jax_history, run.trained),
+            *followers.edits(found.name, torch_history, jax_history, run.trained),
+            *early.edits(torch_history, jax_history, run.trained, found.name),
         ]
         yield from known
         if known:

@@ -75,8 +75,8 @@ class TorchProgramRun(CommonRun):
         self._named_bare()
         self.remembered: frozenset[str] = frozenset()
         """Of the bare tensors, those that only an update by hand remembers: they have no partner."""
-        self.trained = frozenset(map(self.name_of, self.trained_tensors()))
-        """The parameters that an optimizer has; without any, all that require a gradient: the step updates them."""
+        self.trained = frozenset(map(self.name_of, self.trained_tensors())) - self.frozen
+        """The parameters that an optimizer trains; without any, all that require a gradient: the step updates them."""
 
     def _named_bare(self) -> None:
         """Name the bare tensors that an optimizer trains, such as a temperature."""

@@ -10,10 +10,13 @@ from compare.diagnosis.optimizers.fit import Fit, Fitter
 from compare.diagnosis.optimizers.trial import distances
 from compare.numerics.distance import EPSILON32, ULPS
 
+EXACT = 1e-3
+"""The share of a rate's rounding to float32 within which a fitted rate is the rounded one."""
 
-def _is_rounded(exact: float, other: float) -> bool:
-    """Tell whether a rate is another one in float32: nearer to that than to the other one itself."""
-    return abs(float(np.float32(exact)) - other) < abs(exact - other) / 2
+
+def _is_rounded(exact: float, other: float, share: float = 1 / 2) -> bool:
+    """Tell whether a rate is another one in float32: a share of their difference, at most, is left."""
+    return abs(float(np.float32(exact)) - other) < abs(exact - other) * share
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,17 @@ class Rates:
 
     @property
     def free(self) -> int:
-        """How many numbers were fitted: one for a constant or a factor, else one for each step that differs."""
-        if not self.differ or self.rounded:
+        """How many numbers were fitted: one for a constant or a factor, else one for each step that differs.
+
+        A rate that is the other side's in float32 is no fitted number. One that is a few units of float32 away is:
+        in a model of a single weight it explains another epsilon too.
+        """
+        pairs = list(zip(self.torch, self.jax, strict=True))
+        if all(a == b or _is_rounded(a, b, EXACT) or _is_rounded(b, a, EXACT) for a, b in pairs):
             return 0
         if len(set(self.jax)) == 1 or self.factor is not None:
             return 1
-        return sum(a != b for a, b in zip(self.torch, self.jax, strict=True))
+        return sum(a != b for a, b in pairs)
 
 
 def fitted_rates(fitter: Fitter, fit: Fit) -> Fit | None:

@@ -5,14 +5,15 @@ own step shows both d and P: the rule must give S' for the whole tensor, to floa
 is then held against the same rule with another d, with S left alone, or copied.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.diagnosis.steps.edit import Difference, Edit, Tensors, root_and_path
+from compare.diagnosis.steps.copies import Following, following
+from compare.diagnosis.steps.edit import Difference, Edit, Tensors
 from compare.numerics.distance import EPSILON64, ULPS, distance, norm
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.fix import Code
@@ -54,7 +55,7 @@ History = Sequence[Mapping[str, np.ndarray]]
 """The tensors of a side before the first step and after each, by torch's names, in torch's layout."""
 
 
-def edits(found: Difference, torch: History, jax: History) -> Iterator[Edit]:
+def edits(found: Difference, torch: History, jax: History, trained: Collection[str]) -> Iterator[Edit]:
     """Yield the changes of an average's rule that explain what the JAX side has.
 
     The number of elements of the whole module confirms a decay that was fitted to one of its tensors, and so do the
@@ -64,29 +65,30 @@ def edits(found: Difference, torch: History, jax: History) -> Iterator[Edit]:
         found: What differs first.
         torch: Torch's tensors. A decay may change from step to step, as in a warm-up of the average.
         jax: The JAX side's tensors; the same before the first step.
+        trained: The names of the tensors that an optimizer trains.
 
     """
-    root = found.name.partition(".")[0]
-    rules = {
-        name: rule
-        for name in found.tensors
-        if name.partition(".")[0] == root and (rule := _rule(name, found)) is not None
-    }
-    if found.name not in rules:
-        return
-    rules |= _of_one_element(found, root, rules[found.name])
-    rule = _at_all_steps(rules[found.name], found.name, torch)
+    for each in following({name: tensor.before for name, tensor in found.tensors.items()}, trained):
+        if found.name in each.pairs and (known := _rule(found, found.name, each.pairs[found.name])) is not None:
+            yield from _of_a_rule(found, each, known, torch, jax)
+            return
+
+
+def _of_a_rule(found: Difference, followed: Following, known: Rule, torch: History, jax: History) -> Iterator[Edit]:
+    """Yield the changes of a rule that torch's tensor follows."""
+    rule = _at_all_steps(known, found.name, torch)
     if rule is None:
         return
-    same = {name: other for name, other in rules.items() if _same_kind(other, rule)}
-    for made in _other_rules(found, rule, same):
+    same = {}
+    for name, source in followed.pairs.items():
+        # A tensor of one element shows no decay, and can confirm that of another.
+        each = known._replace(source=source) if found.tensors[name].torch.size == 1 else _rule(found, name, source)
+        if each is not None and abs(each.decay - rule.decay) < NEAR and _follows(each, found, name):
+            same[name] = each
+    for made in _other_rules(found, followed, rule, same):
         near = max(found.tensors[name].near for name in same)
         if all(made.gives(jax, name, other, near) for name, other in same.items()):
-            yield _edit(root, rule, made, same)
-
-
-def _same_kind(rule: Rule, other: Rule) -> bool:
-    return abs(rule.decay - other.decay) < NEAR
+            yield _edit(followed, rule, made, same)
 
 
 class _Other(NamedTuple):
@@ -111,37 +113,17 @@ class _Other(NamedTuple):
         return all(apart(old, now) <= near for old, now in pairwise(jax))
 
 
-def _rule(name: str, found: Difference) -> Rule | None:
-    """Find the rule by which torch's tensor follows another; None where none gives it."""
+def _rule(found: Difference, name: str, source: str) -> Rule | None:
+    """Return the rule by which torch's tensor follows another; None where none gives it."""
+    tensor, followed = found.tensors[name], found.tensors[source]
+    decay = decay_of(tensor.torch, tensor.before, followed.torch)
+    rule = None if decay is None else Rule(decay, source)
+    return rule if rule and _follows(rule, found, name) else None
+
+
+def _follows(rule: Rule, found: Difference, name: str) -> bool:
     tensor = found.tensors[name]
-    path = root_and_path(name)[1]
-    # Names decide which tensor is followed, since the shapes of many layers are equal: the rest of the path is the
-    # same.
-    for source, other in found.tensors.items():
-        if source == name or other.torch.shape != tensor.torch.shape or root_and_path(source)[1] != path:
-            continue
-        decay = decay_of(tensor.torch, tensor.before, other.torch)
-        if decay is None:
-            continue
-        if holds(decay, tensor.torch, tensor.before, other.torch):
-            return Rule(decay, source)
-    return None
-
-
-def _of_one_element(found: Difference, root: str, rule: Rule) -> dict[str, Rule]:
-    """Return the rules of a module's tensors of one element: these show no decay, but can confirm that of another."""
-    followed = rule.source.partition(".")[0]
-    sources = {path: name for name in found.tensors for own, path in [root_and_path(name)] if own == followed}
-    rules = {}
-    for name, tensor in found.tensors.items():
-        own, path = root_and_path(name)
-        if own == root and tensor.torch.size == 1 and path in sources:
-            source = sources[path]
-            other = found.tensors[source]
-            alike = other.torch.shape == tensor.torch.shape
-            if alike and holds(rule.decay, tensor.torch, tensor.before, other.torch):
-                rules[name] = Rule(rule.decay, source)
-    return rules
+    return holds(rule.decay, tensor.torch, tensor.before, found.tensors[rule.source].torch)
 
 
 def _at_all_steps(rule: Rule, name: str, history: History) -> Rule | None:
@@ -200,10 +182,10 @@ def decay_of(after: np.ndarray, before: np.ndarray, follows: np.ndarray) -> floa
     return 0.0 if abs(decay) < 1e-12 else decay
 
 
-def _other_rules(found: Difference, rule: Rule, same: Mapping[str, Rule]) -> Iterator[_Other]:
+def _other_rules(found: Difference, followed: Following, rule: Rule, same: Mapping[str, Rule]) -> Iterator[_Other]:
     tensor, source = found.tensors[found.name], found.tensors[rule.source]
     decay = rule.decay
-    follow = f"{rule.call}, in each step" if decay else f"copy {_roots(rule, found)} in each step"
+    follow = f"{rule.call}, in each step" if decay else f"copy {followed.other} to {followed.root} in each step"
     yield _Other(
         "average not updated",
         "the JAX step leaves it as it is",
@@ -240,10 +222,6 @@ def _other_rules(found: Difference, rule: Rule, same: Mapping[str, Rule]) -> Ite
             free=1,
             decay=short,
         )
-
-
-def _roots(rule: Rule, found: Difference) -> str:
-    return f"{rule.source.partition('.')[0]} to {found.name.partition('.')[0]}"
 
 
 def _shortest(value: float) -> float | None:
@@ -283,7 +261,7 @@ def written(value: float) -> float:
     return float(Fraction(number(value)))
 
 
-def _edit(root: str, rule: Rule, made: _Other, rules: dict[str, Rule]) -> Edit:
+def _edit(followed: Following, rule: Rule, made: _Other, rules: dict[str, Rule]) -> Edit:
     def after(run: TorchProgramRun, before: Tensors) -> None:
         import torch
 
@@ -293,13 +271,15 @@ def _edit(root: str, rule: Rule, made: _Other, rules: dict[str, Rule]) -> Edit:
                 now[name].copy_(made.value(old[name], now[each.source]))
 
     copies = not rule.decay and not rule.all
-    keeps = f"makes {root} a copy of" if copies else f"keeps {rule.kept} of {root} and takes the rest from"
+    keeps = f"keeps {rule.kept} of {followed.root} and takes the rest from"
+    if copies:
+        keeps = f"makes {followed.root} a copy of"
     general = (
         "copies the weights" if copies else f"keeps {rule.kept} of the average and takes the rest from the weights"
     )
     return Edit(
         name=made.name,
-        explanation=f"torch {keeps} {rule.source.partition('.')[0]} after each update, and {made.explanation}",
+        explanation=f"torch {keeps} {followed.other} after each update, and {made.explanation}",
         fix=made.fix,
         code=None if made.decay is None else decay_code(rule.decay, made.decay),
         general=f"torch {general} after each update, and {made.explanation}",

@@ -7,13 +7,14 @@ writes to these tensors are undone as they are made, and they follow the weights
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compare.diagnosis.steps.averages import NEAR, History, complement, decay_of, holds, number, written
+from compare.diagnosis.steps.copies import Following, following
 from compare.diagnosis.steps.edit import Edit, Tensors
-from compare.diagnosis.steps.followers import following, follows
+from compare.diagnosis.steps.followers import follows, moves
 from compare.step.user_code import passes_on
 from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
@@ -23,19 +24,20 @@ if TYPE_CHECKING:
     import torch
 
 
-def edits(torch: History, jax: History, root: str = "") -> Iterator[Edit]:
+def edits(torch: History, jax: History, trained: Collection[str], name: str = "") -> Iterator[Edit]:
     """Yield the changes of when tensors follow the weights.
 
     Args:
         torch: The torch side's tensors.
         jax: The JAX side's; the same before the first step.
-        root: The entry of the state that differs first; without it, what the step computes differs before.
+        trained: The names of the tensors that an optimizer trains.
+        name: Of the tensor that differs first; without it, what the step computes differs before.
 
     """
     for early, places in ((False, (False,)), (True, (True, False))):
-        moved = (_moved(*names, torch, jax, early=early) for names in following(torch[0]))
+        moved = (_moved(each, torch, jax, early=early) for each in following(torch[0], trained))
         found = [each for each in moved if each is not None]
-        ours = [each for each in found if root in ("", each.root)]
+        ours = [each for each in found if not name or name in each.pairs]
         # Several targets are updated in one place as a rule, such as those of two critics.
         several = [found] if ours and len({each.root for each in found}) == len(found) > 1 else []
         for first in places:
@@ -46,9 +48,9 @@ class _Moved(NamedTuple):
     """Tensors that follow the weights from before the update on one side alone."""
 
     root: str
-    """The entry of the state that they belong to."""
+    """The part of the state that they belong to."""
     other: str
-    """The entry whose weights they follow."""
+    """The part whose weights they follow."""
     pairs: Mapping[str, str]
     """The names of these, by those of the tensors."""
     decays: Sequence[float]
@@ -57,10 +59,11 @@ class _Moved(NamedTuple):
     """How much they take of the weights."""
 
 
-def _moved(
-    root: str, other: str, pairs: Mapping[str, str], torch: History, jax: History, *, early: bool
-) -> _Moved | None:
+def _moved(followed: Following, torch: History, jax: History, *, early: bool) -> _Moved | None:
     """Look for such tensors; `early` tells whether the JAX side takes the weights from before the update."""
+    root, other, pairs = followed
+    if not any(moves(history, own) for history in (torch, jax) for own in pairs):
+        return None
     known = (_decays(pairs, own, torch, jax, early=early) for own in pairs if torch[0][own].size > 1)
     one = next((decays for decays in known if decays is not None), None)
     if one is None:

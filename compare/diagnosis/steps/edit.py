@@ -90,18 +90,6 @@ class StateTensor:
     near: float
 
 
-_WRAPPERS = ("module", "_orig_mod")
-"""What a wrapper calls the module that it holds: `AveragedModel` and `DataParallel`, and `torch.compile`."""
-
-
-def root_and_path(name: str) -> tuple[str, str]:
-    """Split the name of a tensor into the entry of the state and the path within it, without wrappers."""
-    root, _, path = name.partition(".")
-    while path.partition(".")[0] in _WRAPPERS:
-        path = path.partition(".")[2]
-    return root, path
-
-
 def cause_of(edits: Sequence[Edit]) -> Cause:
     """Say what was proved; of edits that fit equally well, all."""
     names = " or ".join(dict.fromkeys(edit.name for edit in edits))

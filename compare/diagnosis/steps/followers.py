@@ -3,60 +3,37 @@
 What the JAX side does is read from its own numbers, at all steps: no number is fitted.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from compare.diagnosis.steps.averages import NEAR, History, complement, decay_code, decay_of, holds, number, written
-from compare.diagnosis.steps.edit import Edit, Tensors, root_and_path
+from compare.diagnosis.steps.copies import Following, following
+from compare.diagnosis.steps.edit import Edit, Tensors
 from compare.torch_side.program_run import TorchProgramRun
 from compare.weights.links import Parts
 
 
-def following(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Yield the entries of the state whose tensors may follow those of another entry.
-
-    Names decide, since the shapes of many layers are equal.
-
-    Yields:
-        The entry, the other, and the names of the other's tensors by those of the entry.
-
-    """
-    paths: dict[str, dict[str, str]] = {}
-    for name in tensors:
-        root, path = root_and_path(name)
-        paths.setdefault(root, {})[path] = name
-    for root, ours in paths.items():
-        for other, theirs in paths.items():
-            pairs = {
-                own: theirs[path]
-                for path, own in ours.items()
-                if other != root and path in theirs and tensors[theirs[path]].shape == tensors[own].shape
-            }
-            if pairs:
-                yield root, other, pairs
-
-
-def edits(name: str, torch: History, jax: History) -> Iterator[Edit]:
+def edits(name: str, torch: History, jax: History, trained: Collection[str]) -> Iterator[Edit]:
     """Yield what the JAX side does with a tensor and all others of its root that follow the weights of one model.
 
     Args:
         name: Of the tensor that differs first.
         torch: The torch side's tensors.
         jax: The JAX side's; the same before the first step.
+        trained: The names of the tensors that an optimizer trains.
 
     """
-    for root, other, pairs in following(torch[0]):
-        if name in pairs:
-            yield from _followed(root, other, name, pairs, torch, jax)
+    for each in following(torch[0], trained):
+        if name in each.pairs:
+            yield from _followed(each, name, torch, jax)
 
 
-def _followed(
-    root: str, other: str, name: str, pairs: Mapping[str, str], torch: History, jax: History
-) -> Iterator[Edit]:
+def _followed(followed: Following, name: str, torch: History, jax: History) -> Iterator[Edit]:
     """Look for other steps at which the weights are followed, or for other decays from step to step."""
+    root, other, pairs = followed
     ours, theirs = _decays(torch, name, pairs[name]), _decays(jax, name, pairs[name])
     if ours is None or theirs is None or set(ours) == {1.0} or np.allclose(ours, theirs, rtol=0, atol=NEAR):
         return
@@ -65,6 +42,8 @@ def _followed(
         # The decays are those of one tensor. All that follows by them on the torch side must do so by the others; what
         # does not, such as running statistics that a target updates by itself, is left alone.
         same = {own: source for own, source in pairs.items() if follows(torch, own, source, ours)}
+        if not all(follows(jax, own, source, theirs) for own, source in same.items()):
+            return
         exact = [written(decay) for decay in theirs]
         steps = list(zip(exact, pairwise(jax), strict=True))
         shares = [complement(d, ((old[own], now[f], now[own]) for own, f in same.items())) for d, (old, now) in steps]
@@ -144,6 +123,11 @@ def _decays(history: History, name: str, source: str) -> list[float] | None:
             return None
         decays.append(decay)
     return decays
+
+
+def moves(history: History, name: str) -> bool:
+    """Tell whether a tensor changes at any step."""
+    return any(not np.array_equal(now[name], before[name]) for before, now in pairwise(history))
 
 
 def follows(history: History, own: str, source: str, decays: Sequence[float], *, early: bool = False) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.diagnosis.steps.averages import History
+from compare.diagnosis.steps.averages import NEAR, History
 from compare.diagnosis.steps.edit import Difference, Edit, StateTensor, Tensors
 from compare.numerics.distance import distance
 from compare.torch_side.program_run import TorchProgramRun
@@ -47,7 +47,7 @@ def edits(found: Difference, jax: History, momenta: Mapping[str, float]) -> Iter
         )
         return
     share = _share(own[found.name])
-    if not share:  # the port leaves it as it is at this step, and changes it at others
+    if share is None or abs(share) <= NEAR:  # the port leaves it as it is at this step, and changes it at others
         return
     moved = frozenset(name for name, each in own.items() if _is_moved(each, share))
     momentum = momenta.get(found.name)
