@@ -597,3 +597,26 @@ def test_one_step_with_a_gradient_shows_no_other_optimizer() -> None:
     assert report.divergence is not None
     assert report.divergence.stage == "update"
     assert report.divergence.cause is None, str(report)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "cause"),
+    [
+        (optax.adam(0.1, eps=1e-7), "epsilon"),
+        (optax.adam(0.1, eps_root=1e-8), "epsilon inside the root"),
+    ],
+)
+def test_a_model_of_one_weight(theirs: optax.GradientTransformation, cause: str) -> None:
+    """Its rates may be fitted to three numbers: that they are near to torch's does not make them its rounded ones."""
+    rng = np.random.default_rng(0)
+    report = compare.check(
+        compare.Torch(torch.nn.Linear(1, 1, bias=False), square, lambda p: optim.Adam(p, 0.1)),
+        compare.Flax(nnx.Linear(1, 1, use_bias=False, rngs=nnx.Rngs(0)), square, theirs),
+        [(rng.normal(size=(16, 1)), rng.normal(size=(16, 1)))],
+        steps=3,
+        device="cpu",
+        quick=True,
+    )
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == cause

@@ -219,7 +219,7 @@ def _parameters(name: str, value: Any, trained: set[str], parameters: Mapping[st
 
     Of several, those are meant that lie with the optimizer, as in one `TrainState`, or are called as it is.
     """
-    found: list[tuple[tuple[int, bool, int, int], str]] = []
+    found: list[tuple[tuple[int, bool, bool, int, int], str]] = []
     keys = name.split("/")
     for parameter in parameters:
         path = parameter.split("/")
@@ -230,7 +230,9 @@ def _parameters(name: str, value: Any, trained: set[str], parameters: Mapping[st
         # A number alone is a place in a tuple, which says nothing of models that are called "q1" and "q2".
         around, before = [key for key in keys[: len(keys) - common] if not key.isdigit()], path[: len(path) - common]
         beside = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(around, before, strict=False)))
-        found.append(((common, parameter in trained, beside, _likeness(around, before)), parameter))
+        # An optimizer under the very name of a model is the model's, whether torch trains that yet or not.
+        named = bool(before) and before[-1] in around
+        found.append(((common, named, parameter in trained, beside, _likeness(around, before)), parameter))
     best = max((score for score, _ in found), default=None)
     return [parameter for score, parameter in found if score == best]
 

@@ -188,12 +188,12 @@ class Recorder:
         # An optimizer that is stepped several times within a step, or not at each, is not taken apart.
         if not before or len(self.evidence.rates) != self._added:
             return
-        before["given"] = before["given"] or {name: torch.gradients[name] for name in self._run.parameters}
+        before["given"] = before["given"] or {name: torch.gradients.get(name) for name in self._run.parameters}
+        given = before["given"]
         step = OptimizerStep(
             number,
-            gradients={
-                name: None if before["given"][name] is None else torch.gradients[name] for name in before["given"]
-            },
+            # What the user has begun to train only now has a gradient, and is not compared as what is trained.
+            gradients={name: None if given[name] is None else torch.gradients.get(name, given[name]) for name in given},
             results=list(self._results(number, torch, jax)),
             **before,
         )
