@@ -102,16 +102,8 @@ class MappedPair:
         self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in seen.modules.items()}
         torch_names = {path: positional(module.forward) for path, module in torch.model.named_modules()}
         self.arguments = torch_names, seen.arguments
-        kinds = layer_kinds(torch.model)
-        self.features: Features = {path: () for path in self.torch_modules if kinds.get(path) == "linear"}
-        self.links = self._find_links(weights, jax_run, self.features)
-        self.hints = Hints(channels_last(batches[0], jax.batch))
-        if self.hints.channels_last or any(kinds.get(path) in ("conv", "transposed") for path in self.torch_modules):
-            self._in_port_order(weights, jax_run)
-            orders = {(shape[0], shape[1]) for shape in self.features.values() if shape}
-            self.hints = self.hints._replace(flattened=tuple(orders))
-        trained = {name: tuple(each.shape) for name, each in torch.model.named_parameters() if each.requires_grad}
-        self.hints = self.hints._replace(weights=weight_layouts(self.links, [trained], self.given))
+        self.features: Features = {}
+        self._map(weights, jax_run)
         # Layers in a scan have partners of their own on the torch side. Unrolled, each iteration is seen as a module's
         # call.
         self.unroll = bool(seen.hidden) and any(isinstance(i, int) for link in self.links for i in link.jax_view.index)
@@ -142,6 +134,19 @@ class MappedPair:
                     "random, or keep state between calls?"
                 )
                 break
+
+    def _map(self, weights: Mapping[str, str | None] | None, jax_run: JaxRun) -> None:
+        """Map the weights, and keep what that tells of layouts."""
+        kinds = layer_kinds(self.torch.model)
+        self.features = {path: () for path in self.torch_modules if kinds.get(path) == "linear"}
+        self.links = self._find_links(weights, jax_run, self.features)
+        self.hints = Hints(channels_last(self.batches[0], self.jax.batch))
+        if self.hints.channels_last or any(kinds.get(path) in ("conv", "transposed") for path in self.torch_modules):
+            self._in_port_order(weights, jax_run)
+            orders = {(shape[0], shape[1]) for shape in self.features.values() if shape}
+            self.hints = self.hints._replace(flattened=tuple(orders))
+        trained = {name: tuple(each.shape) for name, each in self.torch.model.named_parameters() if each.requires_grad}
+        self.hints = self.hints._replace(weights=weight_layouts(self.links, [trained], self.given))
 
     def _find_links(self, weights: Mapping[str, str | None] | None, jax_run: JaxRun, features: Features) -> WeightMap:
         layers = torch_layers(self.torch.model, features), self.jax.layers()

@@ -7,7 +7,7 @@ torch's, the headline says so. `state_dict()` has no buffer with `persistent=Fal
 A table is a buffer on the torch side, or a frozen parameter that the port holds as something other than a parameter.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from compare.step.stage import Stage
 from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
-from compare.weights.links import WeightMap, to_jax
+from compare.weights.links import Link, WeightMap, to_jax
 
 DOCS = "docs/weights.md#what-is-matched-automatically"
 
@@ -59,22 +59,7 @@ def other_own_values(
         unsaved: The names of torch's buffers with `persistent=False`.
 
     """
-    sizes = {each.torch: each.sizes for each in followed.quantities if each.stage in _KEPT}
-    constant = {name for name, of_steps in sizes.items() if np.ptp([size for size, _ in of_steps]) == 0}
-    # What a step changes has no values of its own, unless it starts from one number, such as 0.
-    constant |= {
-        name
-        for name in (sizes.keys() & start.keys()) - parameters.keys()
-        if start[name].dtype.kind == "f" and is_one_number(start[name])
-    }
-    # A program's integers are compared by what they lead to.
-    constant |= {name for name in start.keys() - sizes.keys() - parameters.keys() if start[name].dtype.kind in "iub"}
-    tables = [
-        link
-        for link in links
-        if link.torch in constant and not is_statistic(link.torch)
-        if link.torch not in parameters or (not parameters[link.torch] and link.jax in buffers)
-    ]
+    tables = [*_tables(links, followed, start, parameters, buffers)]
     names = {link.jax for link in tables} & given.keys()
     own = {name: given[name].astype(np.float64) for name in names if given[name].dtype.kind in "fiub"}
     tables = [link for link in tables if link.jax in own]
@@ -99,6 +84,32 @@ def other_own_values(
             )
         )
     return OwnValues(limits, unproved)
+
+
+def _tables(
+    links: WeightMap,
+    followed: Followed,
+    start: Mapping[str, np.ndarray],
+    parameters: Mapping[str, bool],
+    buffers: Collection[str],
+) -> Iterator[Link]:
+    """List the tables that no step changes; the arguments are those of `other_own_values`."""
+    sizes = {each.torch: each.sizes for each in followed.quantities if each.stage in _KEPT}
+    constant = {name for name, of_steps in sizes.items() if np.ptp([size for size, _ in of_steps]) == 0}
+    # What a step changes has no values of its own, unless it starts from one number, such as 0.
+    constant |= {
+        name
+        for name in (sizes.keys() & start.keys()) - parameters.keys()
+        if start[name].dtype.kind == "f" and is_one_number(start[name])
+    }
+    # A program's integers are compared by what they lead to.
+    constant |= {name for name in start.keys() - sizes.keys() - parameters.keys() if start[name].dtype.kind in "iub"}
+    return (
+        link
+        for link in links
+        if link.torch in constant and not is_statistic(link.torch)
+        if link.torch not in parameters or (not parameters[link.torch] and link.jax in buffers)
+    )
 
 
 def is_one_number(array: np.ndarray) -> bool:

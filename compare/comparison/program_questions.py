@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,31 +75,11 @@ def questioned_program(
     program = programs[1].program(batch, draws)
     search = functools.partial(recorded, pair, program, draws)
     held = bugs.attempt("looking for torch's numbers", search) or ""
-    answer = QUICK if quick else asked_elsewhere(pair, ask)
-    seen, lines, later = [followed], list[str](), Later(None, followed.steps)
-    if isinstance(answer, str):
-        limits.append(answer)
-        unproved = numbers_of_torch(held)
-    elif isinstance(answer, Cause):
-        unproved = [answer]
-    elif not answer.report.ok:
-        return differs_elsewhere(found, answer.report)
-    else:
-        seen.append(answer.followed)
-        limits += answer.report.limits
-        # What a lower precision or a table in float32 explains was measured for the steps alone.
-        matches = found.verdict == answer.report.verdict == Verdict.MATCH
-        other_size = functools.partial(_other_size, runs, jax64, answer, followed)
-        size = bugs.attempt("trying another batch size", other_size) if matches else ""
-        if isinstance(size, Divergence):
-            return dataclasses.replace(found, divergence=size, notes=[])
-        lines += [size] if size else []
-        if jax64.compiled_by_user:
-            further = functools.partial(later_program_updates, runs, jax64, followed)
-            later = bugs.attempt("taking further steps", further) or later
-            if later.divergence:
-                limits.append(until(later.divergence, "the two programs"))
-        limits += [f"although {held}"] if held else []
+    second = _second(runs, jax64, found, followed, QUICK if quick else asked_elsewhere(pair, ask), held)
+    if isinstance(second, Report):
+        return second
+    unproved, lines, seen = second.unproved, second.lines, [followed, *second.seen]
+    limits += second.limits
     unproved += gradients_of_zero(seen)
     doing = "comparing float32's operations with float64's"
     other = bugs.attempt(doing, lambda: other_operations(program, jax64.program(batch, draws)))
@@ -107,12 +87,70 @@ def questioned_program(
     batches = [Batch(batch) for batch in pair.batches]
     lines += not_exercised(pair.links, seen, batches, runs.stepper.reached)
     lines += [*one_sided(jax64.chosen), *unchanged]
-    if not later.divergence:
-        lines += goes_on(runs, max(later.steps, followed.steps))
-    decided = functools.partial(_decided_alike, runs, followed.steps, max(later.steps, followed.steps))
+    steps = max(second.later.steps, followed.steps)
+    if not second.later.divergence:
+        lines += goes_on(runs, steps)
+    decided = functools.partial(_decided_alike, runs, followed.steps, steps)
     lines += bugs.attempt("looking at the conditions of torch's step", decided) or []
     lines += _called_more(runs)
     return dataclasses.replace(found, unproved=unproved, limits=limits, unexercised=list(dict.fromkeys(lines)))
+
+
+class _Second(NamedTuple):
+    """What the second question has shown, where it has found no difference."""
+
+    unproved: list[Cause]
+    limits: list[str]
+    lines: list[str]
+    seen: list[Followed]
+    """The step elsewhere, if there was one."""
+    later: Later
+    """What further steps have shown."""
+
+
+def _second(
+    runs: ProgramRuns,
+    jax64: JaxProgramRun,
+    found: Report,
+    followed: Followed,
+    answer: Elsewhere | Cause | str,
+    held: str,
+) -> Report | _Second:
+    """Ask about another batch size and further steps as well, if there was an answer elsewhere.
+
+    Args:
+        runs: Of both programs.
+        jax64: A run of the JAX side in float64 that has taken its steps.
+        found: A report without a mismatch.
+        followed: What it rests on.
+        answer: What a step from other weights and on other batches has shown, or why there was none.
+        held: Which random numbers of torch's the port may have recorded, as a sentence, or "".
+
+    Returns:
+        The answers, or the report of a difference.
+
+    """
+    later = Later(None, followed.steps)
+    if isinstance(answer, str):
+        return _Second(numbers_of_torch(held), [answer], [], [], later)
+    if isinstance(answer, Cause):
+        return _Second([answer], [], [], [], later)
+    if not answer.report.ok:
+        return differs_elsewhere(found, answer.report)
+    limits = [*answer.report.limits]
+    # What a lower precision or a table in float32 explains was measured for the steps alone.
+    matches = found.verdict == answer.report.verdict == Verdict.MATCH
+    other_size = functools.partial(_other_size, runs, jax64, answer, followed)
+    size = bugs.attempt("trying another batch size", other_size) if matches else ""
+    if isinstance(size, Divergence):
+        return dataclasses.replace(found, divergence=size, notes=[])
+    if jax64.compiled_by_user:
+        further = functools.partial(later_program_updates, runs, jax64, followed)
+        later = bugs.attempt("taking further steps", further) or later
+        if later.divergence:
+            limits.append(until(later.divergence, "the two programs"))
+    limits += [f"although {held}"] if held else []
+    return _Second([], limits, [size] if size else [], [answer.followed], later)
 
 
 def _never_followed(pair: ProgramPair, jax: JaxProgramRun) -> list[str]:

@@ -112,8 +112,7 @@ def replaying(
 
     @functools.wraps(function)
     def replayed(*args: Any) -> Any:
-        def fresh(*args: Any) -> Any:
-            """JAX caches traces by function: a new function is traced again."""
+        def fresh(*args: Any) -> Any:  # JAX caches traces by function: a new one is traced again
             return function(*args)
 
         with recognizable(), drawing(host) if host else contextlib.nullcontext():
