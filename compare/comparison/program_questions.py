@@ -191,7 +191,7 @@ def _copied_at_first(pair: ProgramPair) -> list[str]:
     """Say so where a model and another part of the state, such as a target, start with the same weights on one side."""
     sides = pair.start, to_torch(pair.links, pair.given, pair.start)
     linked = {link.torch for link in pair.links}
-    found: dict[frozenset[str], str] = {}
+    found: dict[str, dict[frozenset[str], str]] = {}
     for root, other, pairs in _networks(pair):
         # What starts from one number, as biases do, is equal everywhere.
         names = [name for name in pairs if {name, pairs[name]} <= linked and all(np.ptp(side[name]) for side in sides)]
@@ -200,10 +200,13 @@ def _copied_at_first(pair: ProgramPair) -> list[str]:
             alike = "start with the same weights in torch and not in the port"
             if not copies[0]:
                 alike = "start with other weights in torch and with the same in the port"
-            found.setdefault(
-                frozenset((root, other)), f"although {root} and {other} {alike}: the check starts from torch's"
-            )
-    return [*found.values()]
+            found.setdefault(alike, {}).setdefault(frozenset((root, other)), f"{root} and {other}")
+    said = []
+    for alike, named in found.items():
+        first, *others = named.values()
+        also = f", as {', and '.join(others)} do" if others else ""
+        said.append(f"although {first} {alike}{also}: the check starts from torch's")
+    return said
 
 
 def _called_more(runs: ProgramRuns) -> list[str]:

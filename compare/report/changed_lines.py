@@ -5,16 +5,21 @@ import re
 
 _LEFT_OUT = " ... "
 
+_WORDS = re.compile(r"\d[\d_]*\.?\d*(?:[eE][+-]?\d+)?|\w+|\s+|[^\w\s]")
+"""A number is one word: of 0.9995, "0" and "9995" say nothing."""
+
 
 def beside(old: str, new: str, most: int) -> tuple[str, str]:
     """Leave out what both lines have in common, far from what changes, until both are at most so long.
 
     >>> beside("return loss(a, b, c, d, e, f) / x.size", "return (loss(a, b, c, d, e, f) / x.size) / 2", 36)
     ('return loss(a, b ... / x.size', 'return (loss(a, b ... / x.size) / 2')
+    >>> beside("return decay(a, b, c, d, e, 0.125) + x", "return decay(a, b, c, d, e, 1e-05) + x", 32)
+    ('... (a, b, c, d, e, 0.125) + x', '... (a, b, c, d, e, 1e-05) + x')
     """
     if max(len(old), len(new)) <= most:
         return old, new
-    one, two = (re.findall(r"\w+|\s+|[^\w\s]", line) for line in (old, new))
+    one, two = (_WORDS.findall(line) for line in (old, new))
     changes = difflib.SequenceMatcher(None, one, two, autojunk=False).get_opcodes()
     ours = [(kind == "equal", one[start:end]) for kind, start, end, _, _ in changes]
     theirs = [(kind == "equal", two[start:end]) for kind, _, _, start, end in changes]
