@@ -58,18 +58,21 @@ class Port(nnx.Module):
             nnx.update(key, optax.incremental_update(new, old, share))
 
 
-def original(*, of_all: bool) -> Callable[[], Any]:
+def original(*, of_all: bool, early: bool = False) -> Callable[[], Any]:
     def build() -> Any:
         learner = Learner()
         trained = [each for each in learner.parameters() if of_all or each.requires_grad]
         optimizer = torch.optim.Adam(trained, 1e-2)
 
         def step(_: Any, batch: Any) -> Any:
+            if early:
+                learner.follow()
             loss = learner(batch["x"])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            learner.follow()
+            if not early:
+                learner.follow()
             return {"loss": loss}
 
         return {"learner": learner, "optimizer": optimizer}, step
@@ -128,6 +131,28 @@ def test_a_target_within_a_module(
     if report.divergence:
         assert report.divergence.stage == "state"
         assert report.divergence.torch.startswith(f"learner.{'head' if parts == ('encoder',) else 'encoder'}_k.")
+
+
+@pytest.mark.parametrize(
+    ("share", "parts", "early", "causes"),
+    first(
+        [
+            (0.01, BOTH, True, ["average's decay"]),
+            (0.1, BOTH, True, []),
+            (0.9, BOTH, True, ["decay exchanged"]),
+            (1.0, BOTH, True, ["average copied"]),
+            (0.1, (), True, ["average not updated"]),
+            (0.1, BOTH, False, ["average after the update"]),
+        ]
+    ),
+)
+def test_a_target_that_follows_before_it_is_used(
+    share: float, parts: tuple[str, ...], early: bool, causes: list[str]
+) -> None:
+    """It equals the weights at first, so that nothing shows before the second step."""
+    sides = compare.TorchProgram(original(of_all=True, early=True)), compare.JaxProgram(port(share, parts, early=early))
+    report = compare.check(*sides, drawn(x=(5,)), steps=4, device="cpu", quick=True)
+    assert [group.name for group in report.groups] == causes, str(report)
 
 
 def test_what_may_follow_what() -> None:

@@ -37,7 +37,8 @@ def taken_updates(both: Both, links: WeightMap, edits: Sequence[Edit], pairing: 
         if not name or any("#" in gradient for gradient in torch.gradients):
             return None
         own = views[name]
-        linked = [link for link in links if link.torch in own and link.jax in jax.parameters]
+        # Of those that do not require a gradient, torch's optimizer leaves all as they are.
+        linked = [link for link in links if link.torch in own & torch.parameters.keys() and link.jax in jax.parameters]
         arrays = {link.jax: to_numpy(jax.parameters[link.jax]) for link in linked}
         like = {link.torch: to_numpy(torch.parameters[link.torch]) for link in linked}
         taken.append(to_torch(linked, arrays, like))

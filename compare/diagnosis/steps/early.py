@@ -8,13 +8,16 @@ writes to these tensors are undone as they are made, and they follow the weights
 import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compare.diagnosis.steps.averages import NEAR, History, complement, decay_of, holds, number, written
+import numpy as np
+
+from compare.diagnosis.steps.averages import NEAR, History, complement, decay_code, decay_of, holds, number, written
 from compare.diagnosis.steps.copies import Following, following
 from compare.diagnosis.steps.edit import Edit, Tensors
-from compare.diagnosis.steps.followers import follows, moves
+from compare.diagnosis.steps.followers import at_steps, described, follows, moves, series, steps_of
 from compare.step.user_code import passes_on
 from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
@@ -42,10 +45,17 @@ def edits(torch: History, jax: History, trained: Collection[str], name: str = ""
         several = [found] if ours and len({each.root for each in found}) == len(found) > 1 else []
         for first in places:
             yield from (_edit(each, early=early, first=first) for each in (*([one] for one in ours), *several))
+    others = [each for one in following(torch[0], trained) if (each := _otherwise(one, torch, jax)) is not None]
+    chosen = [[each] for each in others if not name or name in each.moved.pairs]
+    alike = [each for each in others if chosen and each.decays == chosen[0][0].decays]
+    for group in (*chosen, *([alike] if len(alike) > 1 else [])):
+        if (edit := _described(group)) is not None:
+            for follow in (_Follow([each.moved for each in group], early=True, first=first) for first in (True, False)):
+                yield replace(edit, during=follow.instead, after=follow.at_the_end)
 
 
 class _Moved(NamedTuple):
-    """Tensors that follow the weights from before the update on one side alone."""
+    """Tensors that follow the weights, as the JAX side's do."""
 
     root: str
     """The part of the state that they belong to."""
@@ -61,7 +71,7 @@ class _Moved(NamedTuple):
 
 def _moved(followed: Following, torch: History, jax: History, *, early: bool) -> _Moved | None:
     """Look for such tensors; `early` tells whether the JAX side takes the weights from before the update."""
-    root, other, pairs = followed
+    pairs = followed.pairs
     if not any(moves(history, own) for history in (torch, jax) for own in pairs):
         return None
     known = (_decays(pairs, own, torch, jax, early=early) for own in pairs if torch[0][own].size > 1)
@@ -74,12 +84,113 @@ def _moved(followed: Following, torch: History, jax: History, *, early: bool) ->
         for own, source in pairs.items()
         if follows(torch, own, source, one, early=not early) and follows(jax, own, source, one, early=early)
     }
-    exact = [written(decay) for decay in one]
+    return _moves_by(followed, same, one, jax, early=early)
+
+
+def _moves_by(
+    followed: Following, same: Mapping[str, str], decays: Sequence[float], jax: History, *, early: bool
+) -> _Moved:
+    """Give tensors the numbers by which they follow others on the JAX side."""
+    exact = [written(decay) for decay in decays]
     taken = [
         complement(decay, ((old[own], (old if early else now)[f], now[own]) for own, f in same.items()))
         for decay, (old, now) in zip(exact, pairwise(jax), strict=True)
     ]
-    return _Moved(root, other, same, exact, taken)
+    return _Moved(followed.root, followed.other, same, exact, taken)
+
+
+class _Otherwise(NamedTuple):
+    """Tensors that follow the weights from before the update on both sides, by other decays."""
+
+    moved: _Moved
+    torch: list[float]
+    """How much torch's keep of themselves at each step."""
+    jax: list[float]
+    shown: list[int]
+    """The steps that show it: where a copy equals what it follows, any decay keeps it."""
+
+    @property
+    def decays(self) -> list[float]:
+        """The decays of both sides, as they were written."""
+        return [written(each) for each in (*self.torch, *self.jax)]
+
+
+def _otherwise(followed: Following, torch: History, jax: History) -> _Otherwise | None:
+    """Look for such tensors."""
+    pairs = followed.pairs
+    if not any(moves(torch, own) for own in pairs):
+        return None
+    telling = [own for own in pairs if torch[0][own].size > 1]
+    sides = ([_kept(side, own, pairs[own], early=True) for own in telling] for side in (torch, jax))
+    kept = next(((one, two) for one, two in zip(*sides, strict=True) if one and two), None)
+    shown = [number for number, pair in enumerate(zip(*kept, strict=True)) if None not in pair] if kept else []
+    if kept is None or not shown:
+        return None
+    ours, theirs = map(_filled, kept)
+    same = {own: source for own, source in pairs.items() if follows(torch, own, source, ours, early=True)}
+    if np.allclose(ours, theirs, rtol=0, atol=NEAR):
+        return None
+    if not all(follows(jax, own, source, theirs, early=True) for own, source in same.items()):
+        return None
+    return _Otherwise(_moves_by(followed, same, theirs, jax, early=True), ours, theirs, shown)
+
+
+def _described(group: Sequence[_Otherwise]) -> Edit | None:
+    """Describe what differs, of tensors with the same decays."""
+    ours, theirs = group[0].torch, group[0].jax
+    root, other = (", ".join(dict.fromkeys(names)) for names in zip(*(each.moved[:2] for each in group), strict=True))
+    return _constant(root, other, ours, theirs) or _varying(root, other, ours, theirs, group[0].shown)
+
+
+def _filled(kept: Sequence[float | None]) -> list[float]:
+    """Fill in the decays of steps that show none: that of the others if it is one number, else that of no change."""
+    known = [each for each in kept if each is not None]
+    rest = known[0] if known and np.ptp(known) <= NEAR else 1.0
+    return [rest if each is None else each for each in kept] if known else []
+
+
+def _constant(root: str, other: str, ours: Sequence[float], theirs: Sequence[float]) -> Edit | None:
+    """Describe another decay that is the same at every step."""
+    if max(np.ptp(ours), np.ptp(theirs)) > NEAR or min(ours) == 1:
+        return None
+    kept, they_keep = written(ours[0]), written(theirs[0])
+    name, does = "average's decay", f"keeps {number(they_keep)}"
+    if they_keep == 1:
+        name, does = "average not updated", "leaves it as it is"
+    elif they_keep == 0:
+        name, does = "average copied", "copies the weights"
+    elif abs(they_keep - (1 - kept)) <= NEAR:
+        name = "decay exchanged"
+        does = f"keeps {number(they_keep)} of it and takes {number(kept)} of the weights"
+    keeps = f"keeps {number(kept)} of {root} and takes the rest from {other}" if kept else f"copies {other} to {root}"
+    return Edit(
+        name,
+        f"torch {keeps} before each update, and the JAX step {does}",
+        f"{_call([kept], other, root)}, before the optimizer's update",
+        free=int(name == "average's decay"),
+        code=decay_code(kept, they_keep) if kept and name not in ("average not updated", "average copied") else None,
+    )
+
+
+def _varying(
+    root: str, other: str, ours: Sequence[float], theirs: Sequence[float], shown: Sequence[int]
+) -> Edit | None:
+    """Describe other decays at the steps that show them."""
+    copies = {*map(written, (*ours, *theirs))} <= {0.0, 1.0}
+    if len(shown) == len(ours) and (copies or steps_of(ours) != steps_of(theirs)):
+        return described(root, other, ours, theirs)
+    if copies:
+        return None
+    torch, jax = ([side[step] for step in shown] for side in (ours, theirs))
+    shares = ", ".join(f"{1 - decay:.6g}" for decay in torch)
+    return Edit(
+        "average's decay",
+        f"at {at_steps(shown)}, torch keeps {series(torch)} of {root} and takes the rest from {other} before each "
+        f"update, and the JAX side keeps {series(jax)}",
+        f"optax.incremental_update(new, old, step_size) before the optimizer's update, with torch's "
+        f"step_size: {shares}",
+        free=1,
+    )
 
 
 def _edit(moved: Sequence[_Moved], *, early: bool, first: bool) -> Edit:

@@ -37,7 +37,7 @@ def _followed(followed: Following, name: str, torch: History, jax: History) -> I
     ours, theirs = _decays(torch, name, pairs[name]), _decays(jax, name, pairs[name])
     if ours is None or theirs is None or set(ours) == {1.0} or np.allclose(ours, theirs, rtol=0, atol=NEAR):
         return
-    edit = _changed_decay(root, other, ours, theirs) or _other_steps(root, other, ours, theirs)
+    edit = described(root, other, ours, theirs)
     if edit is not None:
         # The decays are those of one tensor. All that follows by them on the torch side must do so by the others; what
         # does not, such as running statistics that a target updates by itself, is left alone.
@@ -50,15 +50,20 @@ def _followed(followed: Following, name: str, torch: History, jax: History) -> I
         yield replace(edit, after=_Following(same, exact, shares))
 
 
-def _steps(decays: Sequence[float]) -> list[int]:
+def steps_of(decays: Sequence[float]) -> list[int]:
     """List the steps at which a tensor follows the weights."""
     return [step for step, decay in enumerate(decays) if decay != 1]
 
 
+def described(root: str, other: str, ours: Sequence[float], theirs: Sequence[float]) -> Edit | None:
+    """Describe what differs between the decays of two sides: how much a tensor keeps of itself in each step."""
+    return _changed_decay(root, other, ours, theirs) or _other_steps(root, other, ours, theirs)
+
+
 def _changed_decay(root: str, other: str, ours: Sequence[float], theirs: Sequence[float]) -> Edit | None:
     """Describe another decay, at the same steps: one of which some steps only are made, or that changes."""
-    at = _steps(ours)
-    if at != _steps(theirs):
+    at = steps_of(ours)
+    if at != steps_of(theirs):
         return None
     one = all(np.ptp([each[step] for step in at]) <= NEAR for each in (ours, theirs))
     if one and len(at) < len(ours):
@@ -78,7 +83,7 @@ def _changed_decay(root: str, other: str, ours: Sequence[float], theirs: Sequenc
 
 def _other_steps(root: str, other: str, ours: Sequence[float], theirs: Sequence[float]) -> Edit | None:
     """Describe other steps at which a tensor follows the weights."""
-    at, their_steps = _steps(ours), _steps(theirs)
+    at, their_steps = steps_of(ours), steps_of(theirs)
     if not {*ours, *theirs} <= {0.0, 1.0}:
         return None if at == their_steps else _from_step_to_step("averaged at other steps", root, other, ours, theirs)
     if len(at) == len(ours) and not their_steps:
@@ -93,19 +98,25 @@ def _other_steps(root: str, other: str, ours: Sequence[float], theirs: Sequence[
 
 def _from_step_to_step(name: str, root: str, other: str, ours: Sequence[float], theirs: Sequence[float]) -> Edit:
     same = np.ptp(ours) <= NEAR
-    keeps = f"torch keeps {_series(ours)} of {root} and takes the rest from {other}"
-    changes = ", ".join(number(1 - decay) for decay in ours)
+    keeps = f"torch keeps {series(ours)} of {root} and takes the rest from {other}"
+    changes = ", ".join(_short(1 - decay) for decay in ours)
     fix = f"optax.incremental_update(new, old, step_size), with a step_size that changes as torch's: {changes}"
     if same:
         fix = f"optax.incremental_update(new, old, step_size={number(1 - ours[0])})"
     if same and abs(ours[0]) <= NEAR:
         keeps, fix = f"torch copies {other} to {root}", f"copy {other} to {root}, as torch does"
-    return Edit(name, f"from step to step, {keeps}, and the JAX side keeps {_series(theirs)}", fix, free=1)
+    return Edit(name, f"from step to step, {keeps}, and the JAX side keeps {series(theirs)}", fix, free=1)
 
 
-def _series(decays: Sequence[float]) -> str:
+def series(decays: Sequence[float]) -> str:
     """Write the decays of the steps, once if they are all the same."""
-    return ", ".join(map(number, decays[:1] if np.ptp(decays) <= NEAR else decays))
+    return ", ".join(map(_short, decays[:1] if np.ptp(decays) <= NEAR else decays))
+
+
+def _short(decay: float) -> str:
+    """Write a decay, with six digits where it has more: they are enough to recognize it."""
+    exact = number(decay)
+    return exact if len(exact) <= len("0.123456") else f"{decay:.6g}"
 
 
 def _decays(history: History, name: str, source: str) -> list[float] | None:
