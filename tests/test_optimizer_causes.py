@@ -620,3 +620,26 @@ def test_a_model_of_one_weight(theirs: optax.GradientTransformation, cause: str)
     assert report.divergence is not None
     assert report.divergence.cause is not None
     assert report.divergence.cause.name == cause
+
+
+def test_a_weight_decay_that_changes_from_step_to_step() -> None:
+    """Both sides decay the same parameters: it is no mask."""
+
+    def ours(params: Any) -> optim.Optimizer:
+        given = list(params)
+        groups = [{"params": [p for p in given if p.ndim > 1]}, {"params": [p for p in given if p.ndim < 2]}]
+        optimizer = optim.AdamW(groups, 1e-2, weight_decay=0.04)
+        optimizer.param_groups[1]["weight_decay"] = 0.0
+
+        def later(optimizer: optim.Optimizer, *_: Any) -> None:
+            optimizer.param_groups[0]["weight_decay"] += 0.1
+
+        optimizer.register_step_post_hook(later)
+        return optimizer
+
+    theirs = optax.adamw(1e-2, weight_decay=0.04, mask=lambda tree: jax.tree.map(lambda each: each.ndim > 1, tree))
+    divergence = compared(ours, theirs, steps=3).divergence
+    assert divergence is not None
+    assert divergence.cause is not None
+    assert divergence.cause.name == "weight decay from step to step"
+    assert "0.04, 0.14, 0.24" in divergence.cause.fix

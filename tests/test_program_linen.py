@@ -10,6 +10,7 @@ import optax
 import pytest
 import torch
 from flax import linen
+from programs.common import drawn
 
 import compare
 
@@ -112,3 +113,65 @@ def test_an_epsilon_is_given_to_the_layer_that_takes_it(norm: Callable[[], linen
 
 def test_the_right_port_matches() -> None:
     assert checked(lambda: LayerNorm(name="norm")).verdict == "match"
+
+
+def counting(rate: float, kept: float) -> optax.GradientTransformation:
+    """Momentum by hand, with a count for each parameter, as torch's optimizers have it."""
+
+    def update(gradients: Any, state: Any, params: Any = None) -> Any:
+        del params
+        traces = jax.tree.map(lambda old, new: kept * old + new, state["trace"], gradients)
+        counts = jax.tree.map(lambda count: count + 1, state["n"])
+        return jax.tree.map(lambda trace: -rate * trace, traces), {"trace": traces, "n": counts}
+
+    def init(params: Any) -> Any:
+        return {
+            "trace": jax.tree.map(jnp.zeros_like, params),
+            "n": jax.tree.map(lambda _: jnp.zeros(()), params),
+        }
+
+    return optax.GradientTransformation(init, update)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_model_is_applied_to_its_new_parameters(together: bool) -> None:
+    """As many calls as torch's: those after the update are known by what `optax.apply_updates` gives."""
+
+    def original() -> Any:
+        model = torch.nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+        def step(_: Any, batch: Any) -> Any:
+            loss = ((model(batch["x"]) - batch["y"]) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss, "after": model(batch["x"]).mean()}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def port() -> Any:
+        model, optimizer = linen.Dense(3), counting(0.1, 0.9)
+        params = model.init(jax.random.key(0), jnp.zeros((1, 4)))["params"]
+
+        @jax.jit
+        def step(state: Any, batch: Any) -> Any:
+            def loss_of(params: Any) -> Any:
+                return jnp.mean((model.apply({"params": params}, batch["x"]) - batch["y"]) ** 2)
+
+            loss, gradients = jax.value_and_grad(loss_of)(state["params"])
+            updates, moments = optimizer.update(gradients, state["moments"])
+            if together:  # those of several models may be updated at once
+                (params,) = optax.apply_updates((state["params"],), (updates,))
+            else:
+                params = optax.apply_updates(state["params"], updates)
+            after: Any = model.apply({"params": params}, batch["x"])
+            return {"params": params, "moments": moments}, {"loss": loss, "after": jnp.mean(after)}
+
+        return {"params": params, "moments": optimizer.init(params)}, step
+
+    batches = drawn(x=(4,), y=(3,))
+    report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches, device="cpu", quick=True)
+    assert report.verdict == "match", str(report)
+    assert not [line for line in report.unexercised if "call" in line]
+    assert [each for each in report.quantities if each.stage == "forward" and "2nd call" in each.torch], str(report)

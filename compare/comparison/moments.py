@@ -14,8 +14,8 @@ from compare.weights.roots import SAY_NOTHING
 def moments_of_port(port: JaxProgramRun, matched: Collection[str]) -> frozenset[str]:
     """Find what is not `matched` and is no weight: what an optimizer remembers, and what starts at infinity.
 
-    These are trees that are zero at first, and have the names and shapes of parameters, as moments do; and single
-    numbers beside them. The parameters are not all zero, or are called so.
+    These are trees that are zero at first, and have the names and shapes of parameters, as moments do; and beside them,
+    single numbers, or a tree of such with the same names. The parameters are not all zero, or are called so.
     """
     weights = port.weights()
     left = {name: array for name, array in weights.items() if name not in matched}
@@ -24,7 +24,7 @@ def moments_of_port(port: JaxProgramRun, matched: Collection[str]) -> frozenset[
     def inside(tree: str) -> set[str]:
         return {each for each in weights if each.startswith(tree)}
 
-    found, places = set[str](), set[str]()
+    found, places, counted = set[str](), set[str](), set[tuple[str, str]]()
     for name, other in itertools.product(zero & left.keys(), weights):
         if weights[name].shape == weights[other].shape:
             tree, model = without_common_end(name, other)
@@ -32,9 +32,16 @@ def moments_of_port(port: JaxProgramRun, matched: Collection[str]) -> frozenset[
                 continue
             if not inside(model) <= zero or model.rstrip("/").rpartition("/")[2] in SAY_NOTHING:
                 found |= inside(tree)
-                places.add(tree.rstrip("/").rpartition("/")[0])
+                place = tree.rstrip("/").rpartition("/")[0]
+                places.add(place)
+                counted |= {(place, each.removeprefix(tree)) for each in inside(tree)}
     places.discard("")  # a number of the state itself, such as a temperature, may be trained
-    beside = {name for name, array in left.items() if array.size == 1 and name.rpartition("/")[0] in places}
+    single = {name for name, array in left.items() if array.size == 1}
+    beside = {name for name in single if name.rpartition("/")[0] in places}
+    # Torch's optimizers count the steps of each parameter by itself, and so may the port.
+    for name, (place, inner) in itertools.product(single, counted):
+        if name.startswith(f"{place}/") and name.removeprefix(f"{place}/").partition("/")[2] == inner:
+            beside.add(name)
     # No weight starts at infinity, as the best loss so far does.
     infinite = {name for name, array in left.items() if array.dtype.kind == "f" and np.isinf(array).any()}
     return frozenset(found | beside | infinite)

@@ -189,14 +189,19 @@ class ProgramCheck(CommonCheck):
             return Known()
         return ProgramSearch(self.pair, self.runs.stepper, self._edited, self._jax_again, self._budget)(place, edits)
 
-    def lines(self, pairing: Pairing) -> list[Line]:
+    def lines(self, pairing: Pairing, step: int = 0) -> list[Line]:
         """Give the lines of the JAX side that compute what differs, back to modules and to other parts of the state."""
-        return bugs.attempt("the lines", lambda: self._lines(pairing)) or []
+        return bugs.attempt("the lines", lambda: self._lines(pairing, step)) or []
 
-    def _lines(self, pairing: Pairing) -> list[Line]:
-        if not self.jax.traces:
+    def _lines(self, pairing: Pairing, number: int) -> list[Line]:
+        traces = self.jax.traces
+        if not traces:
             return []
-        step = Computed.of_step(self.jax.traces[0], [leaf.name for leaf in self.jax.leaves], self.jax.outputs)
+        # A step that is not jitted is traced each time, and may compute something else each time.
+        trace = traces[0 if self.jax.compiled_by_user else min(number, len(traces) - 1)]
+        if len(trace.jaxpr.outvars) != len(self.jax.outputs):
+            trace = traces[0]
+        step = Computed.of_step(trace, [leaf.name for leaf in self.jax.leaves], self.jax.outputs)
         if pairing.ports is not None:
             return [Line("jax", Role.COMPUTED, each) for each in step.towards(pairing.ports[1])]
         if pairing.stage not in (Stage.GRADIENT, Stage.UPDATE):

@@ -105,6 +105,8 @@ def _roots(program: Any, labels: Sequence[tuple[Any, Label | None]], leaves: Seq
                 variable = outer[variable]
             if (root := label.root_in(names.get(variable, ""))) is not None:
                 found[label.root] = root
+        elif label is not None and label.what == "updated" and label.root in found:
+            names[eqn.outvars[0]] = "/".join(filter(None, (found[label.root], label.inner)))
     return found
 
 

@@ -163,7 +163,7 @@ def _named_updates(original: Callable[..., Any], numbers: Iterator[str]) -> Call
     def each(tree: Any, what: str, number: str) -> Any:
         """Name each array by itself: those of several models may be updated together, as in a tuple."""
         arrays, structure = jax.tree.flatten(tree)
-        return structure.unflatten([named(array, what, f"{number}.{at}") for at, array in enumerate(arrays)])
+        return jax.tree.unflatten(structure, [named(array, what, f"{number}.{at}") for at, array in enumerate(arrays)])
 
     @functools.wraps(original)
     @passes_on

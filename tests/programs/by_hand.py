@@ -36,7 +36,7 @@ UPDATE = "state['optimizer'].update(state['model'], total)"
 AT_STEPS = "with a count of the steps from 0, to copy it at the same steps"
 COPIED = "lambda new, old: jnp.where(count % every == 0, new, old)"
 AT_COUNT = "(lambda new, old, count: {fix})(model, state['target'], state['count'])"
-NOT_UPDATED = "return its new value with the state, as nnx.merge or has_aux=True does"
+NOT_UPDATED = "update it as torch does, and return its new value with the state, as nnx.merge or has_aux=True does"
 
 BY_HAND: dict[str, ByHand] = {
     "ema: average before the update": ByHand(

@@ -47,6 +47,8 @@ def explain_update(evidence: Evidence | None, start: Callable[[str], OptimizerRu
     """
     if evidence is None or not evidence.differing:
         return Explained()
+    if len({tuple(len(group["params"]) for group in step.groups) for step in evidence.steps}) > 1:
+        return Explained()  # the user has given the optimizer more parameters in between
     fitter = Fitter(evidence, Bench(start("float64")))
     if not _repeats(fitter):
         return Explained()

@@ -135,7 +135,13 @@ def _told_without_gradient(evidence: Evidence, found: Assignment, paths: list[st
 
 def _told_decay(evidence: Evidence, found: Assignment, paths: list[str], every: list[str]) -> Told:
     """Say which parameters each side decays."""
-    decay = _torch_decay(evidence, found)
+    decay = _of_groups(evidence, found.torch_names, "weight_decay")
+    of_steps = [
+        [_of_groups(evidence, {path: found.torch_names[path]}, "weight_decay", number)[path] for path in paths]
+        for number in range(len(evidence.steps))
+    ]
+    if any(values != of_steps[0] for values in of_steps):
+        return _told_changing_decay(found, of_steps, paths)
     by_torch = [path for path in every if decay.get(path)]
     by_jax = [p for p in every if (found.treatments[p].value if p in found.treatments else decay.get(p))]
     value = max((decay.get(path, 0.0) for path in every), default=0.0)
@@ -171,14 +177,22 @@ def decay_mask(evidence: Evidence) -> Code | None:
     return Code(mask_of([path for path in pairs if decay[path]], list(pairs)))
 
 
-def _torch_decay(evidence: Evidence, found: Assignment) -> dict[str, float]:
-    """Return torch's weight decay of each parameter, by the JAX side's path."""
-    return _of_groups(evidence, found.torch_names, "weight_decay")
+def _told_changing_decay(found: Assignment, of_steps: list[list[float]], paths: list[str]) -> Told:
+    """Say that torch's weight decay changes from step to step, and the JAX side's does not."""
+    theirs = ", ".join(f"{value:g}" for value in dict.fromkeys(found.treatments[path].value for path in paths))
+    of_all = dict.fromkeys(", ".join(f"{value:.6g}" for value in values) for values in zip(*of_steps, strict=True))
+    ours = "; ".join(of_all)
+    return Told(
+        "weight decay from step to step",
+        f"torch's weight decay of {_listed(paths)} is {ours}, from step to step, and the JAX side's is {theirs} at all",
+        fix=f"give optax.inject_hyperparams(...) a weight_decay that changes as torch's: {ours}",
+        source="https://optax.readthedocs.io/en/latest/api/optimizer_schedules.html#optax.inject_hyperparams",
+    )
 
 
-def _of_groups(evidence: Evidence, torch_names: Mapping[str, str], setting: str) -> dict[str, float]:
-    """Return a number of torch's group for each parameter, by the JAX side's path."""
-    step = evidence.steps[0]
+def _of_groups(evidence: Evidence, torch_names: Mapping[str, str], setting: str, number: int = 0) -> dict[str, float]:
+    """Return a number of torch's group for each parameter at one of the steps, by the JAX side's path."""
+    step = evidence.steps[number]
     order = [index for group in step.groups for index in group["params"]]
     numbers = [number_of(group, setting, 0.0) for group in step.groups for _ in group["params"]]
     by_index = dict(zip(order, numbers, strict=True))

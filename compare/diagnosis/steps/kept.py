@@ -42,7 +42,7 @@ def edits(found: Difference, jax: History, momenta: Mapping[str, float]) -> Iter
         yield Edit(
             name="not updated",
             explanation=f"torch changes {_listed(still)} in the step, and the JAX step leaves it as it is",
-            fix="return its new value with the state, as nnx.merge or has_aux=True does",
+            fix="update it as torch does, and return its new value with the state, as nnx.merge or has_aux=True does",
             after=lambda run, before: _moved(run, before, still, 0.0),
         )
         return
