@@ -117,3 +117,60 @@ def test_the_line_of_a_fault_is_known(ours: Any, theirs: Any) -> None:
         before = file.read()[: edit.start]
     assert before.count("\n") == inspect.getsourcelines(layers)[1], str(report)  # the line below the first
     assert edit.text.startswith("jnp.tanh(x @")
+
+
+def halved(old: Any, new: Any) -> Any:
+    return jax.tree.map(lambda a, b: 0.4 * a + 0.6 * b, old, new)
+
+
+def passed_on(params: Any, target: Any, x: Any, y: Any) -> Any:
+    def loss_of(params: Any) -> Any:
+        return jnp.mean((x @ params["weight"].T + params["bias"] - y) ** 2)
+
+    loss, gradients = jax.value_and_grad(loss_of)(params)
+    return loss, jax.tree.map(lambda old, gradient: old - RATE * gradient, params, gradients), target
+
+
+def test_the_line_of_a_step_that_computes_something_else_than_the_first() -> None:
+    """Python decides at which steps the target follows: in the first it is passed on."""
+
+    def ours() -> Any:
+        net, target = nn.Linear(4, 3), nn.Linear(4, 3)
+        optimizer, count = torch.optim.SGD(net.parameters(), RATE), 0
+
+        def step(_: Any, batch: Any) -> Any:
+            nonlocal count
+            loss = functional.mse_loss(net(batch["x"]), batch["y"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            count += 1
+            if count % 2 == 0:
+                with torch.no_grad():
+                    for old, new in zip(target.parameters(), net.parameters(), strict=True):
+                        old.lerp_(new, 0.5)
+            return {"loss": loss}
+
+        return {"net": net, "target": target, "optimizer": optimizer}, step
+
+    def theirs() -> Any:
+        first, second, count = jax.jit(passed_on), jax.jit(halved), 0
+
+        def step(state: Any, batch: Any) -> Any:
+            nonlocal count
+            loss, net, target = first(state["net"], state["target"], batch["x"], batch["y"])
+            count += 1
+            if count % 2 == 0:
+                target = second(target, net)
+            return {"net": net, "target": target}, {"loss": loss}
+
+        params = {"weight": jnp.zeros((3, 4)), "bias": jnp.zeros(3)}
+        return {"net": params, "target": params}, step
+
+    sides = compare.TorchProgram(ours), compare.JaxProgram(theirs)
+    report = compare.check(*sides, drawn(x=(4,), y=(3,)), steps=4, device="cpu", quick=True)
+    assert report.divergence is not None
+    assert (report.divergence.step, report.divergence.torch) == (1, "target.weight")
+    lines = {each.source.line for each in report.divergence.lines if each.side == "jax"}
+    start = inspect.getsourcelines(halved)[1]
+    assert lines == {start + 1}, str(report)
