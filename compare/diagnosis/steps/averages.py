@@ -36,13 +36,24 @@ class Rule(NamedTuple):
     @property
     def kept(self) -> str:
         """How much of the old value is kept, in words."""
-        return ", ".join(map(number, self.all)) if self.all else number(self.decay)
+        followed = self._followed
+        return ", ".join(map(number, self.all)) if np.ptp(followed) > NEAR else number(followed[0])
+
+    @property
+    def when(self) -> str:
+        """When the tensor follows, in words."""
+        return "after each update" if len(self._followed) >= len(self.all) else "after the update of some steps"
+
+    @property
+    def _followed(self) -> list[float]:
+        """The decays of the steps at which the tensor follows."""
+        return [decay for decay in self.all if abs(decay - 1) > NEAR] or [self.decay]
 
     @property
     def call(self) -> str:
         """The call of optax that follows the rule."""
-        followed = [decay for decay in self.all if abs(decay - 1) > NEAR]
-        if followed and max(followed) - min(followed) <= NEAR:
+        followed = self._followed
+        if self.all and np.ptp(followed) <= NEAR:
             taken = number(1 - followed[0])
             return f"optax.incremental_update(new, old, step_size={taken}), at the same steps as torch"
         if self.all:
@@ -279,10 +290,10 @@ def _edit(followed: Following, rule: Rule, made: _Other, rules: dict[str, Rule])
     )
     return Edit(
         name=made.name,
-        explanation=f"torch {keeps} {followed.other} after each update, and {made.explanation}",
+        explanation=f"torch {keeps} {followed.other} {rule.when}, and {made.explanation}",
         fix=made.fix,
         code=None if made.decay is None else decay_code(rule.decay, made.decay),
-        general=f"torch {general} after each update, and {made.explanation}",
+        general=f"torch {general} {rule.when}, and {made.explanation}",
         after=after,
         free=made.free,
         source="https://optax.readthedocs.io/en/latest/api/apply_updates.html#optax.incremental_update",

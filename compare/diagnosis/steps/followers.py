@@ -98,14 +98,17 @@ def _other_steps(root: str, other: str, ours: Sequence[float], theirs: Sequence[
 
 def _from_step_to_step(name: str, root: str, other: str, ours: Sequence[float], theirs: Sequence[float]) -> Edit:
     same = np.ptp(ours) <= NEAR
-    keeps = f"torch keeps {series(ours)} of {root} and takes the rest from {other}"
+    keeps = f"from step to step, torch keeps {series(ours)} of {root} and takes the rest from {other}"
     changes = ", ".join(_short(1 - decay) for decay in ours)
     fix = f"optax.incremental_update(new, old, step_size), with a step_size that changes as torch's: {changes}"
     if same:
         fix = f"optax.incremental_update(new, old, step_size={number(1 - ours[0])})"
     if same and abs(ours[0]) <= NEAR:
-        keeps, fix = f"torch copies {other} to {root}", f"copy {other} to {root}, as torch does"
-    return Edit(name, f"from step to step, {keeps}, and the JAX side keeps {series(theirs)}", fix, free=1)
+        keeps, fix = f"from step to step, torch copies {other} to {root}", f"copy {other} to {root}, as torch does"
+    elif {*map(written, ours)} == {0.0, 1.0}:
+        at = steps_of(ours)
+        keeps, fix = f"torch copies {other} to {root} at {at_steps(at)}", f"{chosen(at, len(ours))}, to copy it there"
+    return Edit(name, f"{keeps}, and the JAX side keeps {series(theirs)}", fix, free=1)
 
 
 def series(decays: Sequence[float]) -> str:
