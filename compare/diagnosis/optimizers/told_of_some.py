@@ -184,7 +184,8 @@ def _told_changing_decay(found: Assignment, of_steps: list[list[float]], paths: 
     ours = "; ".join(of_all)
     return Told(
         "weight decay from step to step",
-        f"torch's weight decay of {_listed(paths)} is {ours}, from step to step, and the JAX side's is {theirs} at all",
+        f"torch's weight decay of {_listed(paths)} is {ours}, from step to step, and the JAX side has {theirs} at "
+        "every step",
         fix=f"give optax.inject_hyperparams(...) a weight_decay that changes as torch's: {ours}",
         source="https://optax.readthedocs.io/en/latest/api/optimizer_schedules.html#optax.inject_hyperparams",
     )
