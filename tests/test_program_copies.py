@@ -132,9 +132,9 @@ def test_two_targets_from_before_the_update_are_one_finding() -> None:
     assert not report.others, str(report)
 
 
-@pytest.mark.parametrize("dropped", [False, True])
-def test_a_gradient_that_torch_does_not_use_is_not_compared(*, dropped: bool) -> None:
-    """A frozen layer that the optimizer lists, or a gradient that the step drops."""
+@pytest.mark.parametrize(("dropped", "halved"), [(False, False), (True, False), (True, True)])
+def test_a_gradient_that_torch_does_not_use_is_not_compared(*, dropped: bool, halved: bool) -> None:
+    """A frozen layer that the optimizer lists, or a gradient that the step drops, also where others are changed."""
 
     def original() -> Any:
         model = TorchNet()
@@ -145,6 +145,9 @@ def test_a_gradient_that_torch_does_not_use_is_not_compared(*, dropped: bool) ->
             loss = loss_of(model, batch)
             optimizer.zero_grad()
             loss.backward()
+            for parameter in model.parameters() if halved else ():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(0.5)
             if dropped:
                 model.fc1.weight.grad = model.fc1.bias.grad = None
             optimizer.step()
@@ -160,7 +163,17 @@ def test_a_gradient_that_torch_does_not_use_is_not_compared(*, dropped: bool) ->
             {"frozen": optax.set_to_zero(), "trained": optax.sgd(0.1)},
             lambda params: jax.tree_util.tree_map_with_path(label, params),
         )
-        return trained(FlaxNet(nnx.Rngs(0)), tx, loss_of)
+        model = FlaxNet(nnx.Rngs(0))
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            loss, gradients = nnx.value_and_grad(loss_of)(state["model"], batch)
+            if halved:
+                gradients = jax.tree.map(lambda each: each / 2, gradients)
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": loss}
+
+        return {"model": model, "optimizer": nnx.Optimizer(model, tx, wrt=nnx.Param)}, step
 
     report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), drawn(x=(5,), y=(3,)), quick=True)
     assert report.verdict == compare.Verdict.MATCH, str(report)

@@ -147,16 +147,16 @@ class Watch:
                 name, gradient = self.run.name_of(parameter), parameter.grad
                 if name in self.run.frozen:  # the JAX side may compute its gradient, and use it for nothing
                     continue
-                name = numbered(name, self.gradients)
+                name, before = numbered(name, self.gradients), self._latest.pop(parameter, None)
+                # What the user drops before the optimizer is stepped is no gradient of zero: the port may drop it in
+                # its optimizer. What the optimizers make of it is compared.
+                if gradient is None and before is not None:
+                    continue
                 self.gradients[name] = torch.zeros_like(parameter) if gradient is None else gradient.detach().clone()
                 self._events.append((Stage.GRADIENT, name))
                 # Clipping, unscaling and decay by hand happen between the backward pass and here. JAX does some of it
                 # inside of the optimizer, so that both are kept: see `compare.comparison.readings`.
-                # A gradient that the user drops, the JAX side may have, and not use.
-                before = self._latest.pop(parameter, None)
-                if before is None:
-                    continue
-                if gradient is None or not torch.equal(before.to_dense(), gradient.to_dense()):  # some are sparse
+                if before is not None and not torch.equal(before.to_dense(), gradient.to_dense()):  # some are sparse
                     self.accumulated[name] = before
 
     def _keep(self, parameter: Any) -> None:
