@@ -24,7 +24,7 @@ def moments_of_port(port: JaxProgramRun, matched: Collection[str]) -> frozenset[
     def inside(tree: str) -> set[str]:
         return {each for each in weights if each.startswith(tree)}
 
-    found, places, counted = set[str](), set[str](), set[tuple[str, str]]()
+    found, placed = set[str](), set[tuple[str, str]]()
     for name, other in itertools.product(zero & left.keys(), weights):
         if weights[name].shape == weights[other].shape:
             tree, model = without_common_end(name, other)
@@ -33,15 +33,17 @@ def moments_of_port(port: JaxProgramRun, matched: Collection[str]) -> frozenset[
             if not inside(model) <= zero or model.rstrip("/").rpartition("/")[2] in SAY_NOTHING:
                 found |= inside(tree)
                 place = tree.rstrip("/").rpartition("/")[0]
-                places.add(place)
-                counted |= {(place, each.removeprefix(tree)) for each in inside(tree)}
-    places.discard("")  # a number of the state itself, such as a temperature, may be trained
+                placed |= {(place, each.removeprefix(tree)) for each in inside(tree)}
+    # Not at the top: a number of the state itself, such as a temperature, may be trained.
+    places = {place for place, _ in placed} - {""}
     single = {name for name, array in left.items() if array.size == 1}
     beside = {name for name in single if name.rpartition("/")[0] in places}
-    # Torch's optimizers count the steps of each parameter by itself, and so may the port.
-    for name, (place, inner) in itertools.product(single, counted):
-        if name.startswith(f"{place}/") and name.removeprefix(f"{place}/").partition("/")[2] == inner:
-            beside.add(name)
+    # Torch's optimizers count the steps of each parameter by itself, and so may the port: a tree in the same place.
+    beside |= {
+        name
+        for name, (place, inner) in itertools.product(single, placed)
+        if name.startswith(f"{place}/") and name.removeprefix(f"{place}/").partition("/")[2] == inner
+    }
     # No weight starts at infinity, as the best loss so far does.
     infinite = {name for name, array in left.items() if array.dtype.kind == "f" and np.isinf(array).any()}
     return frozenset(found | beside | infinite)

@@ -135,13 +135,10 @@ def _told_without_gradient(evidence: Evidence, found: Assignment, paths: list[st
 
 def _told_decay(evidence: Evidence, found: Assignment, paths: list[str], every: list[str]) -> Told:
     """Say which parameters each side decays."""
-    decay = _of_groups(evidence, found.torch_names, "weight_decay")
-    of_steps = [
-        [_of_groups(evidence, {path: found.torch_names[path]}, "weight_decay", number)[path] for path in paths]
-        for number in range(len(evidence.steps))
-    ]
-    if any(values != of_steps[0] for values in of_steps):
-        return _told_changing_decay(found, of_steps, paths)
+    decays = [_of_groups(evidence, found.torch_names, "weight_decay", number) for number in range(len(evidence.steps))]
+    decay = decays[0]
+    if any(each[path] != decay[path] for each in decays for path in paths):
+        return _told_changing_decay(found, decays, paths)
     by_torch = [path for path in every if decay.get(path)]
     by_jax = [p for p in every if (found.treatments[p].value if p in found.treatments else decay.get(p))]
     value = max((decay.get(path, 0.0) for path in every), default=0.0)
@@ -177,11 +174,10 @@ def decay_mask(evidence: Evidence) -> Code | None:
     return Code(mask_of([path for path in pairs if decay[path]], list(pairs)))
 
 
-def _told_changing_decay(found: Assignment, of_steps: list[list[float]], paths: list[str]) -> Told:
+def _told_changing_decay(found: Assignment, decays: Sequence[Mapping[str, float]], paths: list[str]) -> Told:
     """Say that torch's weight decay changes from step to step, and the JAX side's does not."""
     theirs = ", ".join(f"{value:g}" for value in dict.fromkeys(found.treatments[path].value for path in paths))
-    of_all = dict.fromkeys(", ".join(f"{value:.6g}" for value in values) for values in zip(*of_steps, strict=True))
-    ours = "; ".join(of_all)
+    ours = "; ".join(dict.fromkeys(", ".join(f"{each[path]:.6g}" for each in decays) for path in paths))
     return Told(
         "weight decay from step to step",
         f"torch's weight decay of {_listed(paths)} is {ours}, from step to step, and the JAX side has {theirs} at "

@@ -198,21 +198,18 @@ def _other_rules(found: Difference, followed: Following, rule: Rule, same: Mappi
     decay = rule.decay
     follow = f"{rule.call}, in each step" if decay else f"copy {followed.other} to {followed.root} in each step"
     yield _Other(
-        "average not updated",
-        "the JAX step leaves it as it is",
+        *does_instead(decay, 1.0),
         rule.call if rule.all else follow,
         lambda old, after: old,
     )
     if decay and not rule.all:
         yield _Other(
-            "average copied",
-            "the JAX step copies the weights",
+            *does_instead(decay, 0.0),
             rule.call,
             lambda old, after: after,
         )
         yield _Other(
-            "decay exchanged",
-            f"the JAX step keeps {number(1 - decay)} of the average and takes {number(decay)} of the weights",
+            *does_instead(decay, 1 - decay),
             rule.call,
             lambda old, after: (1 - decay) * old + decay * after,
             decay=1 - decay,
@@ -226,13 +223,30 @@ def _other_rules(found: Difference, followed: Following, rule: Rule, same: Mappi
         each = ((tensors[name].before, tensors[one.source].torch, tensors[name].jax) for name, one in same.items())
         taken = complement(short, each)
         yield _Other(
-            "average's decay",
-            f"the JAX step keeps {number(short)}",
+            *does_instead(decay, short),
             rule.call,
             lambda old, after: short * old + taken * after,
             free=1,
             decay=short,
         )
+
+
+def does_instead(kept: float, theirs: float) -> tuple[str, str]:
+    """Name what the JAX step does where torch keeps a part of an average, and say it.
+
+    Args:
+        kept: How much of the old value torch keeps.
+        theirs: How much the JAX step keeps.
+
+    """
+    if theirs == 1:
+        return "average not updated", "the JAX step leaves it as it is"
+    if theirs == 0:
+        return "average copied", "the JAX step copies the weights"
+    if abs(theirs - (1 - kept)) <= NEAR:
+        says = f"the JAX step keeps {number(theirs)} of the average and takes {number(kept)} of the weights"
+        return "decay exchanged", says
+    return "average's decay", f"the JAX step keeps {number(theirs)}"
 
 
 def _shortest(value: float) -> float | None:

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from compare.diagnosis.steps.averages import NEAR, History, complement, decay_code, decay_of, holds, number, written
+from compare.diagnosis.steps.averages import (
+    NEAR,
+    History,
+    complement,
+    decay_code,
+    decay_of,
+    does_instead,
+    holds,
+    number,
+    written,
+)
 from compare.diagnosis.steps.copies import Following, following
 from compare.diagnosis.steps.edit import Edit, Tensors
 from compare.diagnosis.steps.followers import at_steps, described, follows, moves, series, steps_of
@@ -37,15 +47,16 @@ def edits(torch: History, jax: History, trained: Collection[str], name: str = ""
         name: Of the tensor that differs first; without it, what the step computes differs before.
 
     """
+    every = list(following(torch[0], trained))
     for early, places in ((False, (False,)), (True, (True, False))):
-        moved = (_moved(each, torch, jax, early=early) for each in following(torch[0], trained))
+        moved = (_moved(each, torch, jax, early=early) for each in every)
         found = [each for each in moved if each is not None]
         ours = [each for each in found if not name or name in each.pairs]
         # Several targets are updated in one place as a rule, such as those of two critics.
         several = [found] if ours and len({each.root for each in found}) == len(found) > 1 else []
         for first in places:
             yield from (_edit(each, early=early, first=first) for each in (*([one] for one in ours), *several))
-    others = [each for one in following(torch[0], trained) if (each := _otherwise(one, torch, jax)) is not None]
+    others = [each for one in every if (each := _otherwise(one, torch, jax)) is not None]
     chosen = [[each] for each in others if not name or name in each.moved.pairs]
     alike = [each for each in others if chosen and each.decays == chosen[0][0].decays]
     for group in (*chosen, *([alike] if len(alike) > 1 else [])):
@@ -154,21 +165,14 @@ def _constant(root: str, other: str, ours: Sequence[float], theirs: Sequence[flo
     if max(np.ptp(ours), np.ptp(theirs)) > NEAR or min(ours) == 1:
         return None
     kept, they_keep = written(ours[0]), written(theirs[0])
-    name, does = "average's decay", f"keeps {number(they_keep)}"
-    if they_keep == 1:
-        name, does = "average not updated", "leaves it as it is"
-    elif they_keep == 0:
-        name, does = "average copied", "copies the weights"
-    elif abs(they_keep - (1 - kept)) <= NEAR:
-        name = "decay exchanged"
-        does = f"keeps {number(they_keep)} of it and takes {number(kept)} of the weights"
+    name, does = does_instead(kept, they_keep)
     keeps = f"keeps {number(kept)} of {root} and takes the rest from {other}" if kept else f"copies {other} to {root}"
     return Edit(
         name,
-        f"torch {keeps} before each update, and the JAX step {does}",
+        f"torch {keeps} before each update, and {does}",
         f"{_call([kept], other, root)}, before the optimizer's update",
         free=int(name == "average's decay"),
-        code=decay_code(kept, they_keep) if kept and name not in ("average not updated", "average copied") else None,
+        code=decay_code(kept, they_keep) if kept and they_keep not in (0, 1) else None,
     )
 
 
