@@ -287,7 +287,7 @@ class CommonRun(abc.ABC):
         if self.functions:
             moved = FunctionsMoved(self.functions, range(len(values)))
             closed = jax.make_jaxpr(functools.partial(moved.step, closed))(arguments)
-        watch = Watch([(leaf.name, value) for leaf, value in zip(self.leaves, values, strict=True)], instead(*given))
+        watch = Watch(self.leaves, values, instead(*given))
         watcher: LiftingWatcher | Watcher = Watcher(watch)
         choices = Choices()
         if self.dtype == "float64":

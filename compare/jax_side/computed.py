@@ -7,6 +7,8 @@ from typing import Any
 from compare.jax_side.labels import Label
 from compare.jax_side.lines import expression, is_of_function
 from compare.jax_side.primitives import NAME, Cond, Kind, Program, called, is_literal, kind, programs
+from compare.jax_side.program_state import Leaf
+from compare.jax_side.successors import remembered_names, succeeded
 from compare.step.observation import Port
 from compare.step.places import Source
 
@@ -26,18 +28,18 @@ class Computed:
         self._makers = {variable: eqn for eqn in equations for variable in eqn.outvars}
 
     @classmethod
-    def of_step(cls, program: Any, leaves: Sequence[str], names: Sequence[str]) -> "Computed":
+    def of_step(cls, program: Any, leaves: Sequence[Leaf], names: Sequence[str]) -> "Computed":
         """Read a step in which modules' inputs and outputs are named, also within nested programs: see `labels.py`.
 
         Args:
             program: Traced.
-            leaves: The names of the state's leaves, which are its first arguments.
+            leaves: The arrays of the state, which are its first arguments.
             names: The names of its outputs.
 
         """
         equations = list(_all(program))
         labels = [(eqn, Label.of(eqn.params["name"])) for eqn in equations if eqn.primitive.name == NAME]
-        roots = _roots(program, labels, leaves)
+        roots = _roots(program, leaves)
         calls: Counter[tuple[str, str, str]] = Counter()
         found = {}
         for eqn, label in labels:
@@ -89,37 +91,44 @@ class Computed:
             open_ += [atom for atom in before if not is_literal(atom) and atom not in ends]
 
 
-def _roots(program: Any, labels: Sequence[tuple[Any, Label | None]], leaves: Sequence[str]) -> dict[str, str]:
+def _roots(program: Any, leaves: Sequence[Leaf]) -> dict[str, str]:
     """Give the path in the state of each number that stands for a root: a Linen module does not know its own.
 
-    The parameters that it is applied to tell it. They are leaves of the state, handed on to the functions that the step
-    calls.
+    The parameters that it is applied to tell it. They are leaves of the state, or take the place of one, handed on to
+    the functions that the step calls.
     """
-    outer = dict(_handed_on(program))
-    names = dict(zip(Program.of(program).arguments, leaves, strict=False))
-    found = {}
-    for eqn, label in labels:
-        if label is not None and label.what == "parameter":
-            variable = eqn.invars[0]
-            while variable in outer:
-                variable = outer[variable]
-            if (root := label.root_in(names.get(variable, ""))) is not None:
-                found[label.root] = root
-        elif label is not None and label.what == "updated" and label.root in found:
-            names[eqn.outvars[0]] = "/".join(filter(None, (found[label.root], label.inner)))
+    found: dict[str, str] = {}
+    remembered = remembered_names(leaves)
+
+    def walk(program: Any, given: Sequence[str | None]) -> list[str | None]:
+        """Give the names of a program's outputs from those of its arguments."""
+        program = Program.of(program)
+        names: dict[Any, str | None] = dict(zip(program.arguments, given, strict=False))
+
+        def name(atom: Any) -> str | None:
+            return None if is_literal(atom) else names.get(atom)
+
+        for eqn in program.equations:
+            of_arguments = [name(atom) for atom in eqn.invars]
+            within: list[list[str | None]] = []
+            for nested in programs(eqn):
+                # Those of a branch, and of a loop's body, are the last ones.
+                count = len(Program.of(nested).arguments)
+                within.append(walk(nested, of_arguments[len(of_arguments) - count :]))
+            if eqn.primitive.name == NAME:
+                label = Label.of(eqn.params["name"])
+                root = label.root_in(of_arguments[0] or "") if label is not None else None
+                if label is not None and label.what == "parameter" and root is not None:
+                    found[label.root] = root
+                names[eqn.outvars[0]] = of_arguments[0]
+            elif within and len(within[-1]) == len(eqn.outvars):
+                names |= zip(eqn.outvars, within[-1], strict=True)
+            elif not within and eqn.outvars:
+                names[eqn.outvars[0]] = succeeded(eqn, of_arguments, remembered)
+        return [name(atom) for atom in program.outputs]
+
+    walk(program, [leaf.name for leaf in leaves])
     return found
-
-
-def _handed_on(program: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield each argument of a program that is called, and the variable that it is given."""
-    for eqn in Program.of(program).equations:
-        for nested in programs(eqn):
-            arguments = Program.of(nested).arguments
-            if len(arguments) == len(eqn.invars):
-                yield from (
-                    (one, other) for one, other in zip(arguments, eqn.invars, strict=True) if not is_literal(other)
-                )
-            yield from _handed_on(nested)
 
 
 def _inside(variable: Any, program: Any) -> Any:

@@ -55,6 +55,9 @@ class Interpreter:
         del variable
         return value
 
+    def handed_on(self, values: Sequence[Any], inside: Sequence[Any]) -> None:
+        """Take note that a transformation of JAX's hands values on as other arrays, into a program or out of it."""
+
     def places(self, eqn: Any) -> int:
         """Count the places within one operation, itself or the programs in it, at which a value is put in."""
         del eqn
@@ -120,10 +123,13 @@ class Interpreter:
         # `given` is in order of execution, and lax.scan reads its sequences from the end if `reverse` is set.
         columns = [given[j::each][::order] for j in range(each)]
         stacked = [None if any(value is None for value in column) else jnp.stack(column) for column in columns]
+        end: list[Any] = []
 
         def body(state: Any, item: Any) -> Any:
             values, own = item
+            self.handed_on(start, state)
             outputs, shown = self.enclosed(loop.program, [*fixed, *state, *values], own)
+            end[:] = outputs[:carry]
             # What an iteration shows is a tracer of the scan's body. As an output of the body it leaves the scan,
             # stacked.
             return self._carried(outputs[:carry], inside), (outputs[carry:], shown)
@@ -137,6 +143,7 @@ class Interpreter:
             unroll=loop.unroll,
         )
         self.shown += shown
+        self.handed_on(end, state)
         return [*state, *collected]
 
     def while_loop(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
@@ -148,16 +155,21 @@ class Interpreter:
         first, second = loop.condition_constants, loop.condition_constants + loop.body_constants
         tested, fixed, start = args[:first], args[first:second], args[second:]
         inside = Program.of(loop.body).arguments[loop.body_constants :]
+        end: list[Any] = []
 
         def proceed(state: Any) -> Any:
-            return self._carried(self.enclosed(loop.body, [*fixed, *state])[0], inside)
+            self.handed_on(start, state)
+            end[:] = self.enclosed(loop.body, [*fixed, *state])[0]
+            return self._carried(end, inside)
 
         def test(state: Any) -> Any:
             return self.enclosed(loop.condition, [*tested, *state])[0][0]
 
         # Nothing that the body shows can leave a while_loop, which has no outputs for each iteration: `shown`
         # is dropped.
-        return list(jax.lax.while_loop(test, proceed, self._carried(start, inside)))
+        state = list(jax.lax.while_loop(test, proceed, self._carried(start, inside)))
+        self.handed_on(end, state)
+        return state
 
     def cond(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Rebuild a conditional, whose places are those of its branches one after another.
@@ -172,8 +184,9 @@ class Interpreter:
         counts = [sum(map(self.places, Program.of(program).equations)) for program in choice.branches]
         own = [list(itertools.islice(rest, count)) for count in counts]
 
-        def branch(number: int, *args: Any) -> tuple[list[Any], list[Any]]:
-            outputs, shown = self.enclosed(choice.branches[number], args, own[number])
+        def branch(number: int, *given: Any) -> tuple[list[Any], list[Any]]:
+            self.handed_on(args[1:], given)
+            outputs, shown = self.enclosed(choice.branches[number], given, own[number])
             return self._carried(outputs, eqn.outvars), shown
 
         numbers = range(len(choice.branches))
@@ -207,8 +220,9 @@ class Interpreter:
         del given
         mapped = ShardMap.of(eqn)
 
-        def part(*args: Any) -> tuple[Any, ...]:
-            return tuple(self.enclosed(mapped.program, args)[0])
+        def part(*given: Any) -> tuple[Any, ...]:
+            self.handed_on(args, given)
+            return tuple(self.enclosed(mapped.program, given)[0])
 
         return list(jax.shard_map(part, **mapped.options)(*args))
 

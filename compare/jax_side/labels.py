@@ -19,7 +19,7 @@ class Label(NamedTuple):
 
     what: str
     """"input" or "output" of a module, "gradient" that an optimizer is given, "parameter" that a program uses,
-    "updated" for what becomes of it, or `LOOK`."""
+    or `LOOK`."""
     root: str
     """The path of the module's root in the state, or a number that stands for it: see `Watch`."""
     path: str

@@ -28,7 +28,6 @@ def naming(objects: Mapping[str, Any], linen_classes: dict[str, type | None]) ->
     """
     from unittest import mock
 
-    import optax
     from flax import linen, nnx
     from flax.training.train_state import TrainState
 
@@ -41,7 +40,6 @@ def naming(objects: Mapping[str, Any], linen_classes: dict[str, type | None]) ->
         stack.enter_context(mock.patch.object(nnx.Optimizer, "update", _named_update(nnx.Optimizer.update)))
         apply_gradients = _named_gradients(TrainState.apply_gradients, numbers)
         stack.enter_context(mock.patch.object(TrainState, "apply_gradients", apply_gradients))
-        stack.enter_context(mock.patch.object(optax, "apply_updates", _named_updates(optax.apply_updates, numbers)))
         roots: list[str] = []
         # Not `Module.apply`: the user's step may have it as it was, as in `jax.jit(model.apply)`.
         stack.enter_context(mock.patch("flax.linen.module.apply", _named_apply(linen.apply, roots, numbers)))
@@ -149,29 +147,9 @@ def _named_gradients(original: Callable[..., Any], numbers: Iterator[str]) -> Ca
     def apply_gradients(state: Any, *, grads: Any, **kwargs: Any) -> Any:
         number = next(numbers)
         state = state.replace(params=named(state.params, "parameter", number))
-        after = original(state, grads=named(grads, "gradient", number), **kwargs)
-        # What is updated again within the step, or applied, is known by these.
-        return after.replace(params=named(after.params, "updated", number))
+        return original(state, grads=named(grads, "gradient", number), **kwargs)
 
     return apply_gradients
-
-
-def _named_updates(original: Callable[..., Any], numbers: Iterator[str]) -> Callable[..., Any]:
-    """Name the parameters that `optax.apply_updates` takes and gives: a model may be applied to the new ones."""
-    import jax
-
-    def each(tree: Any, what: str, number: str) -> Any:
-        """Name each array by itself: those of several models may be updated together, as in a tuple."""
-        arrays, structure = jax.tree.flatten(tree)
-        return jax.tree.unflatten(structure, [named(array, what, f"{number}.{at}") for at, array in enumerate(arrays)])
-
-    @functools.wraps(original)
-    @passes_on
-    def apply_updates(params: Any, updates: Any) -> Any:
-        number = next(numbers)
-        return each(original(each(params, "parameter", number), updates), "updated", number)
-
-    return apply_updates
 
 
 def _named_apply(original: Callable[..., Any], roots: list[str], numbers: Iterator[str]) -> Callable[..., Any]:

@@ -75,6 +75,14 @@ SUMS = frozenset({"reduce_sum"})
 ROUNDING = frozenset({"ceil", "floor", "round", "sign"})
 """Operations that make whole numbers of others, and keep their dtype."""
 
+FIRST_COUNTS = frozenset({"sub", "div"})
+"""Operations on single elements that are no longer the same with their arguments exchanged."""
+
+ELEMENTWISE = frozenset(
+    {"add", "mul", "max", "min", "clamp", "select_n", "convert_element_type", "copy", "broadcast_in_dim"}
+)
+"""Operations that leave the layout of an array as it is, but for axes that vmap puts in front."""
+
 NAME = "name"
 """What `jax.ad_checkpoint.checkpoint_name` leaves behind: an identity, with the name given as a parameter."""
 

@@ -279,8 +279,7 @@ class JaxRun(CommonRun):
         # NumPy array of float64 as a constant, JAX takes the float32 copy for the array in float64 too.
         with self.precision(), noted():  # Linen makes its modules while it is traced
             found = run._traced(run.whole, self.values, self.inputs(batch), replayable((), self.dtype))
-        leaves = [leaf.name for leaf in self.leaves]
-        computed = Computed.of_step(found[0], leaves, self._output_names(found))
+        computed = Computed.of_step(found[0], self.leaves, self._output_names(found))
         return Probe(computed, frozenset(_dtypes(found[0])), self.structure.record)
 
 

@@ -11,6 +11,8 @@ from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.labels import LOOK, Label
 from compare.jax_side.lift import Lifter, Tables
 from compare.jax_side.primitives import NAME
+from compare.jax_side.program_state import Leaf
+from compare.jax_side.successors import remembered_names, succeeded
 from compare.step.observation import Port
 
 Shown = dict[tuple[str, str, str, int], tuple[Any, Any]]
@@ -35,14 +37,18 @@ class Watch:
     """What the named operations of one program show, read while the program is run.
 
     Args:
-        origins: The arrays of the state by their names, as the program takes them.
+        leaves: What the arrays of the state are.
+        values: The arrays, as the program takes them.
         given: What is put in the place of what the program computes.
 
     """
 
-    def __init__(self, origins: Sequence[tuple[str, Any]], given: Instead | None = None) -> None:
-        self._names = {id(array): name for name, array in origins}
-        self._kept = [array for _, array in origins]  # so that no other array gets one of their ids
+    def __init__(self, leaves: Sequence[Leaf], values: Sequence[Any], given: Instead | None = None) -> None:
+        # By identity, because two parameters may have equal initial values. A parameter is still the array of the state
+        # that the run put in: jit and grad hand it on as it is.
+        self._names = {id(array): leaf.name for leaf, array in zip(leaves, values, strict=True)}
+        self._remembered = remembered_names(leaves)
+        self._kept = list(values)  # so that no other array gets one of their ids
         self._roots: dict[str, str] = {}
         """The path in the state of what a number stands for, at this place of the program."""
         self.kinds: dict[str, str] = {}
@@ -66,21 +72,30 @@ class Watch:
                 return jnp.where(chosen, jnp.broadcast_to(jnp.asarray(other).astype(value.dtype), value.shape), value)
         return value
 
+    def follow(self, eqn: Any, args: Sequence[Any], results: Sequence[Any]) -> None:
+        """Note where the result of an operation takes the place of a parameter."""
+        names = [self._names.get(id(array)) for array in args]
+        if (name := succeeded(eqn, names, self._remembered)) is not None:
+            self._name(name, results[0])
+
+    def hand_on(self, values: Sequence[Any], inside: Sequence[Any]) -> None:
+        """Note that what a program takes or gives is, within it or outside of it, another array."""
+        for value, other in zip(values, inside, strict=True):
+            if (name := self._names.get(id(value))) is not None:
+                self._name(name, other)
+
+    def _name(self, name: str, value: Any) -> None:
+        self._names[id(value)] = name
+        self._kept.append(value)
+
     def see(self, text: str, value: Any) -> "Shown | None":
         """Return what a named operation shows; None if nothing is to be shown."""
         label = Label.of(text)
         if label is None:
             return None
         if label.what == "parameter":
-            # Compared by identity, because two parameters may have equal initial values.
-            # The parameter is still the array of the state that the run put in: jit and grad hand it on as it is.
             if (root := label.root_in(self._names.get(id(value), ""))) is not None:
                 self._roots[label.root] = root
-            return None
-        if label.what == "updated":
-            if (known := self._roots.get(label.root)) is not None:
-                self._names[id(value)] = "/".join(filter(None, (known, label.inner)))
-                self._kept.append(value)
             return None
         root = self._roots.get(label.root, "") if label.root else ""
         path = "/".join(filter(None, (root, label.path)))
@@ -103,7 +118,12 @@ class _Watching(Interpreter):
             if (seen := self.watch.see(eqn.params["name"], args[0])) is not None:
                 self.shown.append(seen)
             return [self.watch.instead(seen, args[0])]
-        return super().operation(eqn, args, given)
+        results = super().operation(eqn, args, given)
+        self.watch.follow(eqn, args, results)
+        return results
+
+    def handed_on(self, values: Sequence[Any], inside: Sequence[Any]) -> None:
+        self.watch.hand_on(values, inside)
 
     def checkpoint(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Run a checkpoint in place; what its backward pass computes again is not shown again."""
