@@ -181,7 +181,8 @@ def _pair(sides: _Sides, notes: list[str]) -> Pairing:
         again = _whole(sides, [layer for unit in jax for layer in unstacked(unit, stacks)])
         if not _required(again.jax):
             notes += [
-                f"{path or 'the JAX model'} has {size} layers along its first axis" for path, size in stacks.items()
+                f"{path or 'the JAX model'} has {len(layers)} layers along its first axis"
+                for path, layers in stacks.items()
             ]
             return again
     return _tensor_by_tensor(sides, found) or _partly(sides, found)

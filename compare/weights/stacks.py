@@ -2,12 +2,15 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+from compare.weights.roots import likeness
 from compare.weights.units import Unit
 
 
-def find_stacks(torch: Iterable[Unit], jax: Sequence[Unit], left: Iterable[Unit]) -> dict[str, int]:
+def find_stacks(torch: Iterable[Unit], jax: Sequence[Unit], left: Iterable[Unit]) -> dict[str, list[str]]:
     """Find layers that a scan or vmap has probably stacked along a new first axis.
 
     Args:
@@ -16,42 +19,72 @@ def find_stacks(torch: Iterable[Unit], jax: Sequence[Unit], left: Iterable[Unit]
         left: Those without a partner.
 
     Returns:
-        The outermost paths under which all tensors have such an axis, and its length.
+        The outermost paths under which all tensors have such an axis, and what torch calls the layers along it: "0" to
+        "11" for "layers.0" to "layers.11", "q1" and "q2" for "critic.q1" and "critic.q2".
 
     """
-    numbers: dict[str, set[str]] = {}
-    for unit in torch:
-        parts = unit.path.split(".")
-        for at, part in enumerate(parts):
-            if part.isdigit():
-                numbers.setdefault(".".join(parts[:at]), set()).add(part)
     # torch has "layers.0" to "layers.11". A stack of 12 on the JAX side has 12 along the first axis of
     # all its tensors.
-    lengths = {len(found) for found in numbers.values()}
+    series = _series(torch)
     first: dict[str, set[int]] = {}
     for unit in jax:
         for prefix in prefixes(unit.path):
             for (slot,) in unit.slots.values():
                 first.setdefault(prefix, set()).add(slot.shape[0] if slot.shape else 0)
+    inside = {prefix: frozenset(unit.path for unit in jax if prefix in prefixes(unit.path)) for prefix in first}
     alike: dict[frozenset[str], list[str]] = {}
-    for prefix in first:
-        inside = frozenset(unit.path for unit in jax if prefix in prefixes(unit.path))
-        alike.setdefault(inside, []).append(prefix)
+    for prefix, units in inside.items():
+        alike.setdefault(units, []).append(prefix)
     # Of paths around the same layers, the one is meant that torch has numbers under: "layers", and not the whole model.
-    named = {path.replace(".", "/") for path in numbers}
+    named = {each.path.replace(".", "/") for each in series}
     best = {max(same, key=lambda prefix: (prefix in named, -len(prefix))) for same in alike.values()}
-    first = {prefix: sizes for prefix, sizes in first.items() if prefix in best}
     wanted = {prefix for unit in left for prefix in prefixes(unit.path)}
-    found: dict[str, int] = {}
-    # From the outermost path inwards, so that a stack of whole blocks is not taken for a stack of each of
-    # its layers.
-    for prefix, sizes in sorted(first.items(), key=lambda item: len(item[0])):
-        if prefix in wanted and len(sizes) == 1 and sizes <= lengths and not found.keys() & set(prefixes(prefix)):
-            found[prefix] = next(iter(sizes))
+    known: dict[str, tuple[int, _Series]] = {}
+    for prefix in best & wanted:
+        fitting = [each for each in series if {len(each.sizes)} == first[prefix]]
+        ranked = [(each.fitness(prefix, len(inside[prefix])), -at) for at, each in enumerate(fitting)]
+        if ranked:
+            (fit, _), at = max(ranked)
+            known[prefix] = fit, fitting[-at]
+    found: dict[str, list[str]] = {}
+    # First what torch has numbers under, as "critics" and "targets", and not what holds both. Then from the outermost
+    # path inwards, so that a stack of whole blocks is not taken for a stack of each of its layers.
+    for prefix, (_, meant) in sorted(known.items(), key=lambda item: (-item[1][0], len(item[0]))):
+        if not any(prefix in prefixes(other) or other in prefixes(prefix) for other in found):
+            found[prefix] = [*meant.sizes]
     return found
 
 
-def unstacked(unit: Unit, stacks: Mapping[str, int]) -> Iterator[Unit]:
+class _Series(NamedTuple):
+    """Modules of torch's that differ by a number in their name."""
+
+    path: str
+    """What they are in."""
+    sizes: Mapping[str, int]
+    """How many units each has, by its name, in the order of the numbers."""
+
+    def fitness(self, prefix: str, units: int) -> tuple[int, int]:
+        """Say how well a stack fits: whether it has as many units and this path; and how alike the names are."""
+        same = (set(self.sizes.values()) == {units}) + (self.path.replace(".", "/") == prefix != "")
+        return same, likeness(f"{self.path} {next(iter(self.sizes))}", prefix)
+
+
+def _series(torch: Iterable[Unit]) -> list[_Series]:
+    """List the numbered modules: "layers.0" and "layers.1", "q1" and "q2", "q1_target" and "q2_target"."""
+    found: dict[tuple[str, str, str], Counter[tuple[int, str]]] = {}
+    for unit in torch:
+        parts = unit.path.split(".")
+        for at, part in enumerate(parts):
+            if name := re.fullmatch(r"(\D*)(\d+)(\D*)", part):
+                before, number, after = name.groups()
+                found.setdefault((".".join(parts[:at]), before, after), Counter())[int(number), part] += 1
+    return [
+        _Series(path, {part: size for (_, part), size in sorted(sizes.items())})
+        for (path, _, _), sizes in found.items()
+    ]
+
+
+def unstacked(unit: Unit, stacks: Mapping[str, Sequence[str]]) -> Iterator[Unit]:
     """Take a layer apart if it is in a stack: "Block_0/Dense_0" into "Block/0/Dense_0", "Block/1/Dense_0" and so on."""
     prefix = next((prefix for prefix in prefixes(unit.path) if prefix in stacks), None)
     if prefix is None:
@@ -61,8 +94,8 @@ def unstacked(unit: Unit, stacks: Mapping[str, int]) -> Iterator[Unit]:
     # stacks that differ by it alone.
     bare = {other: re.sub(r"_?\d+$", "", other) for other in stacks}
     base = bare[prefix] if list(bare.values()).count(bare[prefix]) == 1 else prefix
-    for at in range(stacks[prefix]):
-        path = "/".join(filter(None, (base, str(at), unit.path.removeprefix(prefix).strip("/"))))
+    for at, name in enumerate(stacks[prefix]):
+        path = "/".join(filter(None, (base, name, unit.path.removeprefix(prefix).strip("/"))))
         slots = {leaf: tuple(slot.cut(at) for slot in several) for leaf, several in unit.slots.items()}
         yield dataclasses.replace(unit, path=path, slots=slots)
 
