@@ -113,7 +113,7 @@ CASES: dict[str, Case] = {
     ),
     "the other sign of a negative term": (
         *(gaussian, lambda o, t: ((o - t) ** 2).mean() + divergence_of(o, -1.0), numbers),
-        *("another operation", "computes add of the two operands of sub"),
+        *("another operation", "computes the sum of the two operands of sub"),
     ),
     "a hinge whose bound no example reaches": (
         *(hinge, jax_hinge, flags),

@@ -145,7 +145,9 @@ BY_HAND: dict[str, ByHand] = {
     "epochs: second target": ByHand(
         "leave out sin", (("jnp.sin(batch['y']) if name == 'x2' else batch['y']", "batch['y']"),)
     ),
-    "actor_critic: maximum": ByHand("compute minimum of them, as torch does", (("jnp.maximum(*", "jnp.minimum(*"),)),
+    "actor_critic: maximum": ByHand(
+        "compute the minimum of them, as torch does", (("jnp.maximum(*", "jnp.minimum(*"),)
+    ),
     "actor_critic: critics' targets left": ByHand(
         "at the same steps as torch",
         (("                    if name != 'actor':\n                        continue\n", ""),),

@@ -54,6 +54,17 @@ _WRITTEN = {
     "div": "x / y",
     "maximum": "jnp.maximum(x, y)",
     "minimum": "jnp.minimum(x, y)",
+    "mean": "(x + y) / 2",
+}
+
+_NAMED = {
+    "add": "the sum",
+    "sub": "the difference",
+    "mul": "the product",
+    "div": "the quotient",
+    "maximum": "the maximum",
+    "minimum": "the minimum",
+    "mean": "the mean",
 }
 
 _OF_JNP = {"sin", "cos", "exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "sqrt", "square", "abs"}
@@ -72,22 +83,23 @@ def other_arithmetic(context: Context, node: Node) -> Iterator[Edit]:
     own = _NAMED_TWICE.get(node.name, node.name)
     if own not in _BINARY or len(context.data(node)) < 2:
         return
-    for name in _BINARY:
+    # Of two critics, a port may take the mean for the lower one.
+    for name in (*_BINARY, "mean") if own in _LARGEST else _BINARY:
         if name != own:
 
             def compute(operation: Operation, name: str = name) -> Any:
                 one, other = operation.args[:2]
-                given = getattr(torch, name)(one, other)
+                given = (one + other) / 2 if name == "mean" else getattr(torch, name)(one, other)
                 # If one of the two is always the larger, the maximum is this one, and nothing is exchanged.
                 chooses = name in _LARGEST and own not in _LARGEST
                 if chooses and any(bool((given == each).all()) for each in (one, other)):
                     raise ValueError(name)
                 return given
 
-            does = f"computes {name} of the two operands of {shown(node)}"
+            does = f"computes {_NAMED[name]} of the two operands of {shown(node)}"
             # Of a sum, which operand is to be subtracted is not known.
             code = None if own in ("sub", "div") else Code(around=_WRITTEN[own], before=(_WRITTEN[name],))
-            yield one(Kind.EXCHANGED, node, compute, does, f"compute {own} of them, as torch does", code)
+            yield one(Kind.EXCHANGED, node, compute, does, f"compute {_NAMED[own]} of them, as torch does", code)
 
 
 def other_sign(context: Context, node: Node) -> Iterator[Edit]:
