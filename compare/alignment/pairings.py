@@ -40,6 +40,8 @@ class Pairing(NamedTuple):
     """Torch's and the JAX side's, in the forward stage."""
     link: Link | None = None
     """Of a parameter's optimizer state, the parameter's."""
+    rank: float = 0.0
+    """Of a program: its place in the order in which torch computed everything within a step."""
     after_update: bool = False
     """Whether an optimizer has updated something in the same step before: both sides' rounding has gone through it."""
     to_jax: Callable[[np.ndarray], np.ndarray] | None = None

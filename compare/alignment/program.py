@@ -14,7 +14,7 @@ from compare.alignment.optimizer_state import Settings, align_state, shared_star
 from compare.alignment.pairings import Alignment, NotCompared, Pairing, align_tensors
 from compare.errors import InputError
 from compare.step.layouts import AS_IT_IS, CHANNELS_LAST, ActivationLayouts
-from compare.step.observation import Observation, to_numpy
+from compare.step.observation import FIRST_UPDATE, Observation, to_numpy
 from compare.step.stage import Stage
 from compare.weights.links import Link, WeightMap
 
@@ -248,7 +248,7 @@ def _likeness(keys: Iterable[str], path: Iterable[str]) -> int:
 
 def _in_order(pairings: list[Pairing], torch: Observation) -> list[Pairing]:
     """Sort by when torch computed each: modules, gradients and updates as they were seen, the rest at the end."""
-    end = len(torch.order)
+    end = max(torch.order.values(), default=0) + 1
     first_gradient = min((rank for (stage, _), rank in torch.order.items() if stage == Stage.GRADIENT), default=end)
 
     def rank(pairing: Pairing) -> float:
@@ -262,5 +262,6 @@ def _in_order(pairings: list[Pairing], torch: Observation) -> list[Pairing]:
     # What is computed after a first update, as the generator's loss after the discriminator's step, has
     # both sides' rounding of that update in it. Its imbalance says nothing about its own precision then:
     # `Quantity.rounds_alone`.
-    updated = min((rank for (stage, _), rank in torch.order.items() if stage == Stage.UPDATE), default=end)
-    return [each._replace(after_update=rank(each) > updated) for each in sorted(pairings, key=rank)]
+    updated = torch.order.get(FIRST_UPDATE, end)
+    ranked = [each._replace(rank=rank(each), after_update=rank(each) > updated) for each in pairings]
+    return sorted(ranked, key=lambda pairing: pairing.rank)

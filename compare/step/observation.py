@@ -93,6 +93,9 @@ class Observation(NamedTuple):
 Event = tuple[Stage, Any]
 """A stage, and the port or name of what was computed in it."""
 
+FIRST_UPDATE: Event = (Stage.UPDATE, "")
+"""That an optimizer updates for the first time within a step."""
+
 Stream = Iterator[Observation]
 """A side's steps, one by one, each in two halves: see `halves`."""
 

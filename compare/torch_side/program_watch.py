@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from unittest import mock
 
 from compare.errors import InputError
-from compare.step.observation import Event
+from compare.step.observation import FIRST_UPDATE, Event
 from compare.step.stage import Stage
 from compare.torch_side.record import Record, has_no_numbers
 
@@ -199,6 +199,10 @@ class Watch:
         self._seen()
         ranks: dict[Event, float] = {}
         for rank, event in enumerate(self._events):
+            # What a step does to a parameter is done after the last of its updates.
+            if event[0] == Stage.UPDATE:
+                ranks.setdefault(FIRST_UPDATE, rank)
+                ranks[event] = rank
             ranks.setdefault(event, rank)
         for name, given in shown.items():
             stage, value = Stage.LOSS if name == "loss" else Stage.SHOWN, torch.as_tensor(given).detach()

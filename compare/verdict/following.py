@@ -90,7 +90,9 @@ class _Following:
             return None
         losses = {name: np.array([x for x in seen[:steps] if x is not None]) for name, seen in self.losses.items()}
         still = frozenset(name for name, moves in self.learning.items() if not moves)
-        pairings, quantities = zip(*(pair for half in (0, 1) for pair in self.pairs[half]), strict=True)
+        # A step may update a critic before it runs the actor.
+        in_order = sorted((pair for half in (0, 1) for pair in self.pairs[half]), key=lambda pair: pair[0].rank)
+        pairings, quantities = zip(*in_order, strict=True)
         return Followed(list(pairings), _cut(quantities, steps), losses, self.not_compared, still)
 
     def step(self, number: int, running: Mapping[str, Stream]) -> None:
