@@ -185,7 +185,14 @@ def _with_parameters(links: Sequence[Link], torch: Observation, jax: Observation
     """
     trained = {link.jax for link in links if link.torch in torch.updates}
     named = {name: _parameters(name, value, trained, jax.updates) for name, value in jax.optimizer.items()}
+    # An optimizer of a single array has no path to it: "mu" is the moment of the only parameter that is left.
+    left = trained & jax.updates.keys() - {parameter for parameters in named.values() for parameter in parameters}
     for name, parameter in _by_the_others(named).items():
+        value = np.asarray(jax.optimizer[name])
+        alone = [each for each in left if np.shape(jax.updates[each]) == value.shape]
+        if not named[name] and len(alone) == 1 and np.issubdtype(value.dtype, np.floating):
+            yield f"{name}/{alone[0]}", name
+            continue
         if parameter is None or name.endswith(f"/{parameter}"):
             yield name, name
             continue

@@ -35,6 +35,7 @@ from compare.errors import InputError
 from compare.jax_side.computed import Computed
 from compare.jax_side.draws_made import idle_draws
 from compare.jax_side.program_run import JaxProgramRun
+from compare.jax_side.reading import numbers
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
 from compare.report.wording import counted
@@ -182,6 +183,10 @@ class ProgramCheck(CommonCheck):
     def trained(self) -> frozenset[str]:
         """Give the names of those that an optimizer of torch's trains."""
         return self.pair.trained
+
+    def numbers(self) -> frozenset[float]:
+        """Give the numbers that are written into the JAX side's program."""
+        return numbers(self.jax.traces[0]) if self.jax.traces else frozenset()
 
     def searched(self, place: Placed, edits: Sequence[Edit]) -> Known:
         """Look for the cause of what is computed at a place as in a model, with edits in force already."""

@@ -12,7 +12,7 @@ from compare.comparison.readings import cut_to_size, nearer_as_accumulated, near
 from compare.comparison.weighing import Residues, apart, computed
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.searched import Searched
-from compare.diagnosis.steps import averages, early, followers, kept, loops, modules, scales
+from compare.diagnosis.steps import averages, early, followers, kept, loops, modules, scales, written
 from compare.diagnosis.steps.copies import following
 from compare.diagnosis.steps.edit import Difference, Edit, StateTensor
 from compare.diagnosis.steps.library_calls import EDITS
@@ -83,6 +83,9 @@ class Steps(Protocol):
     def trained(self) -> Collection[str]:
         """Give the names of those that an optimizer of torch's trains."""
 
+    def numbers(self) -> Collection[float]:
+        """Give the numbers that are written into the JAX side's program."""
+
 
 class Reach(NamedTuple):
     """How far two sides agree: the first step and quantity at which they do not."""
@@ -115,9 +118,11 @@ def suggested(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
     """Give the edits to be tried at a place, with others in force already."""
     yield from EDITS
     loop = loops.Loop()
-    run, *_ = next(steps.both([*edits, Edit("", "", "", during=lambda run: loop.watching(run))]))
+    run, torch, _ = next(steps.both([*edits, Edit("", "", "", during=lambda run: loop.watching(run))]))
     yield from loops.edits(run, loop, steps.sizes())
     yield from modules.edits(run)
+    if followed.pairings[reach.place].after_update:
+        yield from written.edits(run, steps.numbers(), torch.gradients)
     yield from _of_place(followed, steps, edits, reach)
 
 
