@@ -60,7 +60,7 @@ def port_of_two_models(first: optax.GradientTransformation) -> Callable[[], Any]
     return build
 
 
-def of_epochs() -> Any:
+def of_epochs(norm: float | None = None) -> Any:
     """Update twice within a step, as the epochs of PPO do."""
     model = TorchNet()
     optimizer = torch.optim.Adam(model.parameters(), RATE)
@@ -70,6 +70,8 @@ def of_epochs() -> Any:
             loss = functional.mse_loss(model(batch["x"]), batch["y"])
             optimizer.zero_grad()
             loss.backward()
+            if norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), norm)
             optimizer.step()
         return {"loss": loss}
 
@@ -118,9 +120,47 @@ def test_an_update_is_placed_before_what_follows_from_it(made: Any, cause: str) 
     assert report.divergence.cause.name == cause
 
 
+def test_a_decay_that_the_port_leaves_out_is_a_setting_of_zero() -> None:
+    def decaying() -> Any:
+        state, _ = of_epochs()
+        state["optimizer"] = torch.optim.AdamW(state["model"].parameters(), RATE, weight_decay=0.1)
+        model, optimizer = state["model"], state["optimizer"]
+
+        def step(_: Any, batch: Any) -> Any:
+            for _ in range(2):
+                loss = functional.mse_loss(model(batch["x"]), batch["y"])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            return {"loss": loss}
+
+        return state, step
+
+    report = checked(decaying, port_of_epochs(optax.adam(RATE)))
+    assert report.divergence is not None
+    assert report.divergence.cause is not None, str(report)
+    assert report.divergence.cause.name == "weight decay"
+
+
 @pytest.mark.parametrize(("made", "cause"), FAULTS)
 def test_a_setting_of_an_optimizer_that_steps_several_times_is_read_in_the_port(made: Any, cause: str) -> None:
     report = checked(of_epochs, port_of_epochs(made))
+    assert report.divergence is not None
+    assert report.divergence.cause is not None, str(report)
+    assert report.divergence.cause.name == cause
+
+
+@pytest.mark.parametrize(
+    ("rate", "norm", "cause"),
+    [
+        (RATE, 0.1, "clipping without 1e-6"),
+        (RATE, 0.2, "clipping"),
+        (3e-2, 0.1, "learning rate and clipping without 1e-6"),
+    ],
+)
+def test_a_port_that_clips_as_optax_does_is_searched_with_that(rate: float, norm: float, cause: str) -> None:
+    made = optax.chain(optax.clip_by_global_norm(norm), optax.adam(rate))
+    report = checked(lambda: of_epochs(0.1), port_of_epochs(made))
     assert report.divergence is not None
     assert report.divergence.cause is not None, str(report)
     assert report.divergence.cause.name == cause

@@ -121,9 +121,9 @@ def suggested(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
     run, torch, _ = next(steps.both([*edits, Edit("", "", "", during=lambda run: loop.watching(run))]))
     yield from loops.edits(run, loop, steps.sizes())
     yield from modules.edits(run)
-    if followed.pairings[reach.place].after_update:
-        yield from written.edits(run, steps.numbers(), torch.gradients)
     yield from _of_place(followed, steps, edits, reach)
+    if followed.pairings[reach.place].after_update:
+        yield from written.edits(run, steps.numbers(), torch.gradients, loop)
 
 
 def of_early_weights(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Iterator[Edit]:

@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from compare.diagnosis.optimizers.gradients import AS_TORCH, CHANGED
-from compare.diagnosis.steps.edit import Edit
+from compare.diagnosis.optimizers.gradients import AS_TORCH, CHANGED, EPSILON, clip_like_torch
+from compare.diagnosis.steps.edit import ALL, Edit
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.fix import Code, source
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 _OPTAX = "https://optax.readthedocs.io/en/latest/api/transformations.html#optax.clip_by_global_norm"
+
+EXACT = "clipping without 1e-6"
+"""What a port does that clips by `optax.clip_by_global_norm`."""
 
 Clip = Callable[["Sequence[torch.Tensor]", float], None]
 """Clips gradients in place, given the largest norm."""
@@ -57,7 +61,7 @@ def edits(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Edit]:
     if order != 2.0:
         return
     for name, says, clip in (
-        ("clipping without 1e-6", "divides by the norm alone, as optax.clip_by_global_norm does", _exact),
+        (EXACT, "divides by the norm alone, as optax.clip_by_global_norm does", _exact),
         ("clipping of each tensor", "clips each tensor by its own norm", _of_each),
         ("clipping by value", f"clips each element to {most:g}, as optax.clip does", _by_value),
     ):
@@ -70,6 +74,33 @@ def edits(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Edit]:
             during=functools.partial(_clipped, clip=clip, most=most),
             source=_OPTAX,
         )
+
+
+def others(numbers: Collection[float], own: float) -> list[float]:
+    """List the sizes of numbers that are not zero, and not a setting's own but for float64's rounding."""
+    return [each for each in sorted({abs(number) for number in numbers}) if each and not math.isclose(each, own)]
+
+
+def to_other_norms(args: Sequence[Any], kwargs: dict[str, Any], numbers: Collection[float]) -> Iterator[Edit]:
+    """Yield the edits of a step that clips to another norm, one for each number that the port's program contains.
+
+    `args` and `kwargs` are those of `edits`. The port divides by the norm as optax does, or as torch does.
+    """
+    given = dict(zip(("max_norm", "norm_type"), args, strict=False)) | kwargs
+    most = float(given["max_norm"])
+    if float(given.get("norm_type", 2.0)) != 2.0:
+        return
+    for number in others(numbers, most):
+        for clip, also in ((_exact, " and divides by the norm without 1e-6"), (_like_torch, "")):
+            yield Edit(
+                name="clipping",
+                explanation=f"torch clips the norm of all gradients to {most:g}, and the JAX step clips it to "
+                f"{number:g}{also}",
+                fix=str(clip_like_torch(most)),
+                agrees=ALL,
+                during=functools.partial(_clipped, clip=clip, most=number),
+                source=_OPTAX,
+            )
 
 
 def _order(order: float) -> str:
@@ -97,6 +128,14 @@ def _exact(gradients: "Sequence[torch.Tensor]", most: float) -> None:
     norm = torch.nn.utils.get_total_norm(gradients)
     for gradient in gradients if norm > most else ():
         gradient.mul_(most / norm)
+
+
+def _like_torch(gradients: "Sequence[torch.Tensor]", most: float) -> None:
+    import torch
+
+    factor = most / (torch.nn.utils.get_total_norm(gradients) + EPSILON)
+    for gradient in gradients:
+        gradient.mul_(factor.clamp(max=1.0))
 
 
 def _of_each(gradients: "Sequence[torch.Tensor]", most: float) -> None:
