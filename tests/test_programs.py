@@ -137,6 +137,14 @@ def test_what_cannot_be_compared_is_refused() -> None:
     refused(original, port, [], "batches must be a list")
     refused(compare.TorchProgram(lambda: None), port, pair.batches, r"must return \(state, step\)")  # type: ignore[arg-type,return-value]
     refused(original, compare.JaxProgram(lambda: None), pair.batches, r"must return \(state, step\)")  # type: ignore[arg-type,return-value]
+
+    def of_batch() -> Any:
+        return {"model": TorchNet()}, lambda batch: batch
+
+    refused(
+        compare.TorchProgram(of_batch), port, pair.batches, r"step\(state, batch\), but it is defined with \(batch\)"
+    )
+    refused(original, compare.JaxProgram(of_batch), pair.batches, r"step\(state, batch\), but it is defined with")
     with pytest.raises(compare.InputError, match="a function without arguments"):
         compare.TorchProgram(TorchNet())
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from compare.errors import InputError
 from compare.step.batch import kinds_of
-from compare.step.user_code import call_user_code
+from compare.step.user_code import call_user_code, check_takes
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def built(side: JaxProgram) -> tuple[Any, Any]:
             "JaxProgram(build): build() must return (state, step), a pytree and a function of (state, batch), "
             f"but returned {kinds_of(built)}"
         )
+    check_takes("JaxProgram(build)", built[1])
     return built
 
 

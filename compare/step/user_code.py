@@ -6,6 +6,7 @@ runs, in a hook or in an operation that it looks at, becomes an `InternalError`.
 """
 
 import contextlib
+import inspect
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
@@ -84,6 +85,26 @@ def call_user_code(
             given=str(given),
             advice=advice(error) if _in_a_library(error) else "",
         ) from error
+
+
+def check_takes(call: str, step: Callable[..., Any]) -> None:
+    """Check that a step of the user's takes a state and a batch, before it is called with them.
+
+    Raises:
+        InputError: If its signature is another one.
+
+    """
+    try:
+        signature = inspect.signature(step)
+    except (TypeError, ValueError):  # a function that has none
+        return
+    try:
+        signature.bind("state", "batch")
+    except TypeError:
+        raise InputError(
+            f"{call}: build() must return (state, step), and step is called as step(state, batch), but it is defined "
+            f"with {signature}"
+        ) from None
 
 
 def on_another_device(error: BaseException) -> str:

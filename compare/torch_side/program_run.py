@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from compare.errors import InputError
 from compare.step.batch import checked_scalar, described, kinds_of, mapped
 from compare.step.observation import Observation, Port, halves
-from compare.step.user_code import call_user_code, on_another_device
+from compare.step.user_code import call_user_code, check_takes, on_another_device
 from compare.torch_side.common_run import CommonRun
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_state import State, seeded
@@ -307,6 +307,7 @@ def _built(side: TorchProgram) -> tuple[Mapping[str, Any], Callable[[Any, Any], 
             "TorchProgram(build): build() must return (state, step), a dict of modules, optimizers and tensors "
             f"and a function of (state, batch), but returned {kinds_of(built)}"
         )
+    check_takes("TorchProgram(build)", built[1])
     return built
 
 

@@ -42,7 +42,7 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
             kept, other = context.both_named(number, others[0])
             zero = ", or has zero there" if node.name in ("add", "sub") else ""
             does = (
-                f"leaves out the {JOINING[node.name]} of {kept} and {other} ({node.line}){zero}, and continues "
+                f"leaves out the {JOINING[node.name]} of {kept} and {_at_line(other, node)}{zero}, and continues "
                 f"with {kept}"
             )
             fix = f"take the {JOINING[node.name]} of {kept} and {other}"
@@ -51,6 +51,11 @@ def left_out(context: Context, node: Node) -> Iterator[Edit]:
             does = f"leaves out {shown(node).replace(node.name, _with_number(node), 1)}"
             fix = f"apply {_with_number(node)} to {kept}{context.before_its_user(node)}, as torch does"
         yield one(Kind.LEFT_OUT, node, compute, does, fix, code)
+
+
+def _at_line(named: str, node: Node) -> str:
+    """Add the line of an operation to what it is applied to, unless that was made in the same line and says so."""
+    return named if named.endswith(f"({node.line})") else f"{named} ({node.line})"
 
 
 def both_factors_left_out(context: Context, node: Node) -> Iterator[Edit]:
@@ -85,7 +90,7 @@ def first_left_out(context: Context, node: Node) -> Iterator[Edit]:
     def compute(operation: Operation) -> Any:
         return operation.having(path, operation.at(path) * 0).run()
 
-    does = f"leaves out {first} in the difference of it and {second} ({node.line}), or has zero there"
+    does = f"leaves out {first} in the difference of it and {_at_line(second, node)}, or has zero there"
     yield one(Kind.LEFT_OUT, node, compute, does, f"take the difference of {first} and {second}")
 
 
