@@ -188,9 +188,9 @@ def _with_parameters(links: Sequence[Link], torch: Observation, jax: Observation
     # An optimizer of a single array has no path to it: "mu" is the moment of the only parameter that is left.
     left = trained & jax.updates.keys() - {parameter for parameters in named.values() for parameter in parameters}
     for name, parameter in _by_the_others(named).items():
-        value = np.asarray(jax.optimizer[name])
-        alone = [each for each in left if np.shape(jax.updates[each]) == value.shape]
-        if not named[name] and len(alone) == 1 and np.issubdtype(value.dtype, np.floating):
+        value = jax.optimizer[name]
+        alone = [each for each in left if not named[name] and np.shape(jax.updates[each]) == np.shape(value)]
+        if len(alone) == 1 and np.issubdtype(np.asarray(value).dtype, np.floating):
             yield f"{name}/{alone[0]}", name
             continue
         if parameter is None or name.endswith(f"/{parameter}"):
