@@ -190,7 +190,7 @@ def _with_parameters(links: Sequence[Link], torch: Observation, jax: Observation
     for name, parameter in _by_the_others(named).items():
         value = jax.optimizer[name]
         alone = [each for each in left if not named[name] and np.shape(jax.updates[each]) == np.shape(value)]
-        if len(alone) == 1 and np.issubdtype(np.asarray(value).dtype, np.floating):
+        if len(alone) == 1 and getattr(value.dtype, "kind", "") == "f":  # random keys have no kind
             yield f"{name}/{alone[0]}", name
             continue
         if parameter is None or name.endswith(f"/{parameter}"):
