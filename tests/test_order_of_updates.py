@@ -1,5 +1,6 @@
 """Differences of an optimizer that show in what the same step computes after its update, and not at the end alone."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -60,10 +61,10 @@ def port_of_two_models(first: optax.GradientTransformation) -> Callable[[], Any]
     return build
 
 
-def of_epochs(norm: float | None = None) -> Any:
+def of_epochs(norm: float | None = None, made: Callable[..., torch.optim.Optimizer] = torch.optim.Adam) -> Any:
     """Update twice within a step, as the epochs of PPO do."""
     model = TorchNet()
-    optimizer = torch.optim.Adam(model.parameters(), RATE)
+    optimizer = made(model.parameters(), RATE)
 
     def step(_: Any, batch: Any) -> Any:
         for _ in range(2):
@@ -121,25 +122,12 @@ def test_an_update_is_placed_before_what_follows_from_it(made: Any, cause: str) 
 
 
 def test_a_decay_that_the_port_leaves_out_is_a_setting_of_zero() -> None:
-    def decaying() -> Any:
-        state, _ = of_epochs()
-        state["optimizer"] = torch.optim.AdamW(state["model"].parameters(), RATE, weight_decay=0.1)
-        model, optimizer = state["model"], state["optimizer"]
-
-        def step(_: Any, batch: Any) -> Any:
-            for _ in range(2):
-                loss = functional.mse_loss(model(batch["x"]), batch["y"])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            return {"loss": loss}
-
-        return state, step
-
-    report = checked(decaying, port_of_epochs(optax.adam(RATE)))
+    decaying = functools.partial(torch.optim.AdamW, weight_decay=0.1)
+    report = checked(lambda: of_epochs(made=decaying), port_of_epochs(optax.adam(RATE)))
     assert report.divergence is not None
     assert report.divergence.cause is not None, str(report)
     assert report.divergence.cause.name == "weight decay"
+    assert report.divergence.cause.fix == "optax.adamw(..., weight_decay=0.1)"
 
 
 @pytest.mark.parametrize(("made", "cause"), FAULTS)
@@ -148,6 +136,7 @@ def test_a_setting_of_an_optimizer_that_steps_several_times_is_read_in_the_port(
     assert report.divergence is not None
     assert report.divergence.cause is not None, str(report)
     assert report.divergence.cause.name == cause
+    assert report.divergence.cause.fix.startswith("optax.adam(..., ")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ class Interpreter:
         return value
 
     def handed_on(self, values: Sequence[Any], inside: Sequence[Any]) -> None:
-        """Take note that a transformation of JAX's hands values on as other arrays, into a program or out of it."""
+        """Note that values are other arrays within a loop, a branch or a shard_map, or after it."""
 
     def places(self, eqn: Any) -> int:
         """Count the places within one operation, itself or the programs in it, at which a value is put in."""

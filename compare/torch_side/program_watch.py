@@ -200,10 +200,9 @@ class Watch:
         ranks: dict[Event, float] = {}
         for rank, event in enumerate(self._events):
             # What a step does to a parameter is done after the last of its updates.
-            if event[0] == Stage.UPDATE:
-                ranks.setdefault(FIRST_UPDATE, rank)
-                ranks[event] = rank
-            ranks.setdefault(event, rank)
+            ranks[event] = rank if event[0] == Stage.UPDATE else ranks.get(event, rank)
+        if self._first_update:
+            ranks[FIRST_UPDATE] = self._first_update[0]
         for name, given in shown.items():
             stage, value = Stage.LOSS if name == "loss" else Stage.SHOWN, torch.as_tensor(given).detach()
             node = getattr(given, "grad_fn", None)

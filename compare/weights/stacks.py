@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from compare.weights.roots import likeness
@@ -39,17 +39,14 @@ def find_stacks(torch: Iterable[Unit], jax: Sequence[Unit], left: Iterable[Unit]
     named = {each.path.replace(".", "/") for each in series}
     best = {max(same, key=lambda prefix: (prefix in named, -len(prefix))) for same in alike.values()}
     wanted = {prefix for unit in left for prefix in prefixes(unit.path)}
-    known: dict[str, tuple[int, _Series]] = {}
-    for prefix in best & wanted:
-        fitting = [each for each in series if {len(each.sizes)} == first[prefix]]
-        ranked = [(each.fitness(prefix, len(inside[prefix])), -at) for at, each in enumerate(fitting)]
-        if ranked:
-            (fit, _), at = max(ranked)
-            known[prefix] = fit, fitting[-at]
+    known: dict[str, _Series] = {}
+    for prefix in (prefix for prefix in first if prefix in best & wanted):
+        if fitting := [each for each in series if {len(each.sizes)} == first[prefix]]:
+            known[prefix] = max(fitting, key=lambda each: (each.fits(prefix, inside), each.likeness(prefix)))
     found: dict[str, list[str]] = {}
     # First what torch has numbers under, as "critics" and "targets", and not what holds both. Then from the outermost
     # path inwards, so that a stack of whole blocks is not taken for a stack of each of its layers.
-    for prefix, (_, meant) in sorted(known.items(), key=lambda item: (-item[1][0], len(item[0]))):
+    for prefix, meant in sorted(known.items(), key=lambda item: (-item[1].fits(item[0], inside), len(item[0]))):
         if not any(prefix in prefixes(other) or other in prefixes(prefix) for other in found):
             found[prefix] = [*meant.sizes]
     return found
@@ -63,10 +60,14 @@ class _Series(NamedTuple):
     sizes: Mapping[str, int]
     """How many units each has, by its name, in the order of the numbers."""
 
-    def fitness(self, prefix: str, units: int) -> tuple[int, int]:
-        """Say how well a stack fits: whether it has as many units and this path; and how alike the names are."""
-        same = (set(self.sizes.values()) == {units}) + (self.path.replace(".", "/") == prefix != "")
-        return same, likeness(f"{self.path} {next(iter(self.sizes))}", prefix)
+    def fits(self, prefix: str, inside: Mapping[str, Collection[str]]) -> int:
+        """Count what speaks for a stack: that it has as many units as each of these modules, and their path."""
+        same_size = set(self.sizes.values()) == {len(inside[prefix])}
+        return same_size + (self.path.replace(".", "/") == prefix != "")
+
+    def likeness(self, prefix: str) -> int:
+        """Say how alike the names are."""
+        return likeness(f"{self.path} {next(iter(self.sizes))}", prefix)
 
 
 def _series(torch: Iterable[Unit]) -> list[_Series]:

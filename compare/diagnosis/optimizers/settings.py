@@ -150,19 +150,35 @@ def _told_number(name: str) -> Any:
             if schedule is None or argument is None:
                 return replace(told, fix=f"{function}(..., {argument or name}=f), where f(count) is {ours}")
             return replace(told, arguments={argument: schedule}, function=function)
-        has, other = with_distinct_digits(now, value)
-        says = f"{named(kind)} has {name}={has}, and the JAX side steps as torch would with {other}"
-        if name == "weight_decay" and kind in OPTAX:  # how a class of the user's own decays is not known
-            decoupled = kind == "AdamW" or bool(first.groups[0].get("decoupled_weight_decay"))
-            told = Told(called, says, source=OPTIMIZERS)
-            return mended_decay(told, kind, now, decoupled=decoupled, rate=first.rate)
-        if argument:
-            return Told(called, says, {argument: now}, source=OPTIMIZERS)
-        if (kind, name) == ("Adagrad", "eps"):
-            return Told(called, says, fix=ADAGRAD_EPSILON.format(eps=written(now)), source=OPTIMIZERS)
-        return Told(called, says, fix=lacking(kind, name, written(now)), source=OPTIMIZERS)
+        return told_setting(kind, name, first.groups[0], value, first.rate)
 
     return tell
+
+
+def told_setting(kind: str, name: str, group: dict[str, Any], value: float, rate: float) -> Told:
+    """Say that torch has one number for a setting, and the JAX side another, and mend it.
+
+    Args:
+        kind: The class of torch's optimizer.
+        name: "lr", or a name as `numbers_of` gives them.
+        group: A parameter group of torch's.
+        value: The JAX side's number.
+        rate: Torch's learning rate.
+
+    """
+    now, called, argument = number_of(group, name, 0.0), in_words(name), ARGUMENTS.get(kind, {}).get(name)
+    has, other = with_distinct_digits(now, value)
+    says = f"{named(kind)} has {name}={has}, and the JAX side steps as torch would with {other}"
+    if name == "weight_decay" and kind in OPTAX:  # how a class of the user's own decays is not known
+        decoupled = kind == "AdamW" or bool(group.get("decoupled_weight_decay"))
+        return mended_decay(Told(called, says, source=OPTIMIZERS), kind, now, decoupled=decoupled, rate=rate)
+    if name == "lr" and argument:  # as an argument it would stand alone, without what the port's call has besides
+        return Told(called, says, fix=optimizer_call(kind, {argument: now}), source=OPTIMIZERS)
+    if argument:
+        return Told(called, says, {argument: now}, source=OPTIMIZERS)
+    if (kind, name) == ("Adagrad", "eps"):
+        return Told(called, says, fix=ADAGRAD_EPSILON.format(eps=written(now)), source=OPTIMIZERS)
+    return Told(called, says, fix=lacking(kind, name, written(now)), source=OPTIMIZERS)
 
 
 def mended_decay(told: Told, kind: str, value: float, *, decoupled: bool, rate: float) -> Told:

@@ -91,7 +91,7 @@ class Bench:
             if trial.rate is not None and has_rate(group):
                 group["lr"] = trial.rate * (rate_of(group) / first if first else 1.0)
             for name, value in trial.settings.items():
-                _set_setting(group, name, value)
+                set_setting(group, name, value)
             if trial.step.number == 0 and "initial_accumulator_value" in trial.settings:
                 for param in group["params"]:
                     self._optimizer.state[param]["sum"].fill_(trial.settings["initial_accumulator_value"])
@@ -124,7 +124,8 @@ class Bench:
         return np.array(read(seen), np.float64)
 
 
-def _set_setting(group: dict[str, Any], name: str, value: Any) -> None:
+def set_setting(group: dict[str, Any], name: str, value: Any) -> None:
+    """Give a parameter group another setting: "lr", or one number of several, "betas[0]"."""
     key, _, position = name.partition("[")
     if position:
         parts = list(group[key])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from compare.diagnosis.optimizers.gradients import AS_TORCH, CHANGED, EPSILON, clip_like_torch
+from compare.diagnosis.optimizers.gradients import AS_TORCH, CHANGED, EPSILON
 from compare.diagnosis.steps.edit import ALL, Edit
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.fix import Code, source
@@ -49,15 +49,13 @@ def edits(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Edit]:
         kwargs: What it is given by name.
 
     """
-    given = dict(zip(("max_norm", "norm_type"), args, strict=False)) | kwargs
-    order, most = float(given.get("norm_type", 2.0)), float(given["max_norm"])
+    most, order = _norm(args, kwargs)
     norm = "optax.tree.norm(gradients)"
     if order != 2.0:
         each = f"jnp.linalg.norm(leaf.ravel(), {_order(order)})"
         norm = f"jnp.linalg.norm(jnp.array([{each} for leaf in jax.tree.leaves(gradients)]), {_order(order)})"
-    text = f"optax.tree.scale(jnp.minimum(1.0, {source(most)} / ({norm} + 1e-6)), gradients)"
-    as_torch = f"gradients = {text}"
-    yield left_out(Code(around=text, words=as_torch))
+    as_torch = _as_torch(most, norm)
+    yield left_out(Code(around=as_torch, words=f"gradients = {as_torch}"))
     if order != 2.0:
         return
     for name, says, clip in (
@@ -69,7 +67,7 @@ def edits(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Edit]:
             name=name,
             explanation=f"torch clips the norm of all gradients to {most:g} and divides by the norm + 1e-6, and the "
             f"JAX step {says}",
-            fix=as_torch,
+            fix=f"gradients = {as_torch}",
             agrees=1,
             during=functools.partial(_clipped, clip=clip, most=most),
             source=_OPTAX,
@@ -86,9 +84,8 @@ def to_other_norms(args: Sequence[Any], kwargs: dict[str, Any], numbers: Collect
 
     `args` and `kwargs` are those of `edits`. The port divides by the norm as optax does, or as torch does.
     """
-    given = dict(zip(("max_norm", "norm_type"), args, strict=False)) | kwargs
-    most = float(given["max_norm"])
-    if float(given.get("norm_type", 2.0)) != 2.0:
+    most, order = _norm(args, kwargs)
+    if order != 2.0:
         return
     for number in others(numbers, most):
         for clip, also in ((_exact, " and divides by the norm without 1e-6"), (_like_torch, "")):
@@ -96,11 +93,21 @@ def to_other_norms(args: Sequence[Any], kwargs: dict[str, Any], numbers: Collect
                 name="clipping",
                 explanation=f"torch clips the norm of all gradients to {most:g}, and the JAX step clips it to "
                 f"{number:g}{also}",
-                fix=str(clip_like_torch(most)),
+                fix=f"gradients = {_as_torch(most)}",
                 agrees=ALL,
                 during=functools.partial(_clipped, clip=clip, most=number),
                 source=_OPTAX,
             )
+
+
+def _norm(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[float, float]:
+    """Read the largest norm, and of which order it is."""
+    given = dict(zip(("max_norm", "norm_type"), args, strict=False)) | kwargs
+    return float(given["max_norm"]), float(given.get("norm_type", 2.0))
+
+
+def _as_torch(most: float, norm: str = "optax.tree.norm(gradients)") -> str:
+    return f"optax.tree.scale(jnp.minimum(1.0, {source(most)} / ({norm} + 1e-6)), gradients)"
 
 
 def _order(order: float) -> str:

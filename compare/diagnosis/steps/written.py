@@ -7,18 +7,19 @@ setting: nothing is fitted, and everything that both sides compute from there on
 
 import contextlib
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 from unittest import mock
 
-from compare.diagnosis.optimizers.names import ARGUMENTS, OPTIMIZERS, in_words, lacking, named, optimizer_call
-from compare.diagnosis.optimizers.settings import number_of, numbers_of
+from compare.diagnosis.optimizers.explain import fixes_of
+from compare.diagnosis.optimizers.settings import number_of, numbers_of, told_setting
+from compare.diagnosis.optimizers.trial import set_setting
 from compare.diagnosis.steps import clippings
 from compare.diagnosis.steps.clippings import others
 from compare.diagnosis.steps.edit import ALL, Edit
 from compare.diagnosis.steps.loops import Loop
 from compare.torch_side.program_run import TorchProgramRun
-from compare.torch_side.rates import has_rate
+from compare.torch_side.rates import has_rate, rate_of
 
 
 def edits(run: TorchProgramRun, numbers: Collection[float], gradients: Collection[str], loop: Loop) -> Iterator[Edit]:
@@ -57,12 +58,13 @@ def _of_optimizer(path: str, optimizer: Any, numbers: Collection[float]) -> Iter
         (now,) = present
         without = [0.0] if now and name in ("momentum", "weight_decay") else []
         for number in (*without, *(each for each in others(numbers, now) if each < 1 or name not in _SHARES)):
+            told = told_setting(kind, name, groups[0], number, rate_of(groups[0]))
             yield Edit(
-                name=in_words(name),
-                explanation=f"{named(kind)} has {name}={now:g}, and the JAX side steps as torch would with {number:g}",
-                fix=_fix(kind, name, now),
+                name=told.name,
+                explanation=told.says,
+                fix="; ".join(map(str, fixes_of(kind, [told]))),
                 agrees=ALL,
-                source=OPTIMIZERS,
+                source=told.source,
                 during=functools.partial(_with_setting, path=path, name=name, number=number),
             )
 
@@ -89,23 +91,11 @@ _SHARES = ("betas[0]", "betas[1]", "alpha", "rho", "momentum")
 """Settings that are below 1."""
 
 
-def _fix(kind: str, name: str, value: float) -> str:
-    argument = ARGUMENTS.get(kind, {}).get(name)
-    return str(optimizer_call(kind, {argument: value})) if argument else lacking(kind, name, f"{value:g}")
-
-
 @contextlib.contextmanager
 def _with_setting(run: TorchProgramRun, path: str, name: str, number: float) -> Iterator[None]:
     """Give a setting of an optimizer another number for one step."""
     with contextlib.ExitStack() as stack:
         for group in run.optimizers[path].param_groups:
-            stack.enter_context(mock.patch.dict(group, _changed(group, name, number)))
+            stack.enter_context(mock.patch.dict(group))  # as it is now, when the step is done
+            set_setting(group, name, number)
         yield
-
-
-def _changed(group: Mapping[str, Any], name: str, number: float) -> dict[str, Any]:
-    key, _, place = name.partition("[")
-    if not place:
-        return {key: number}
-    at = int(place.rstrip("]"))
-    return {key: tuple(number if each == at else value for each, value in enumerate(group[key]))}
