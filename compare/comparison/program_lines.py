@@ -7,7 +7,7 @@ from typing import Any
 
 from compare.jax_side import made as jax_made
 from compare.jax_side.program import JaxProgram
-from compare.jax_side.program_state import is_nnx, nnx_objects, path_name
+from compare.jax_side.program_state import is_nnx, modules_of, path_name
 from compare.step.made import made_at
 from compare.step.stage import Stage
 from compare.torch_side import made as torch_made
@@ -42,7 +42,7 @@ class _Places:
 
         self.modules = ours.parts(torch.nn.Module)
         self.optimizers = ours.parts(torch.optim.Optimizer)
-        self.objects, self.theirs = nnx_objects(theirs), _optimizers(theirs, step)
+        self.objects, self.theirs = modules_of(theirs), _optimizers(theirs, step)
 
     def lines(self, found: Divergence) -> Iterator[Line]:
         """Give the lines that are known of a difference."""
@@ -80,7 +80,7 @@ class _Places:
 
 
 def module_at(objects: Mapping[str, Any], path: str) -> Any:
-    """Give the module at a path of a state, of whose nnx objects the paths are given; None where there is none."""
+    """Give the module at a path of a state, whose outermost modules are given by path; None where there is none."""
     from compare.weights.layers import at_path
 
     for root, module in objects.items():

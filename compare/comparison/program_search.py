@@ -28,6 +28,7 @@ from compare.diagnosis.structure.surroundings import Gradients, Shown, Surroundi
 from compare.errors import InputError, InternalError, Signal
 from compare.jax_side.from_data import FromData, written_in
 from compare.jax_side.program_run import JaxProgramRun
+from compare.jax_side.program_state import modules_of
 from compare.numerics.distance import distance
 from compare.step.batch import Batch
 from compare.step.observation import Observation
@@ -189,7 +190,7 @@ class ProgramSearch:
     def _place(self, found: Found) -> Place:
         """Describe the layers that run on the JAX side where the two sides begin to differ."""
         jax = self.jax()
-        objects = jax.structure.objects
+        objects = modules_of(jax.user_state)
         known: list[type] = []
         for path in layers_between(found, list(jax.kinds)):
             module = module_at(objects, path)

@@ -1,4 +1,4 @@
-"""Records the modules of Linen and Haiku that a pure function runs, by their paths in its pytree of parameters."""
+"""Records the modules of Linen, Haiku and Equinox that a pure function runs, by their paths in its parameters."""
 
 import contextlib
 import functools
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from compare.jax_side.equinox_calls import Intercept, intercepted, modules_in
 from compare.jax_side.record import JaxRecord, names
 from compare.step.user_code import passes_on
 
@@ -24,6 +25,8 @@ def recorded_inside(params: Any, record: JaxRecord) -> Iterator[None]:
             stack.enter_context(linen.intercept_methods(_linen(params, record)))
         if haiku := sys.modules.get("haiku"):
             stack.enter_context(haiku.intercept_methods(_haiku(names(params), record)))
+        for patch in intercepted(params, _equinox(params, record)):
+            stack.enter_context(patch)
         yield
 
 
@@ -83,6 +86,20 @@ def _haiku(parameters: list[str], record: JaxRecord) -> Any:
         if path is None or not _is_part(path, parameters):
             return function(*args, **kwargs)
         return record.call(path, function, args, kwargs, context.module)
+
+    return recorded
+
+
+def _equinox(params: Any, record: JaxRecord) -> Intercept:
+    """Return what intercepts the calls of Equinox's modules, which are the very ones of the pytree."""
+    paths, parameters = {id(module): path for path, module in modules_in(params)}, names(params)
+
+    @passes_on
+    def recorded(module: Any, function: Any, args: Any, kwargs: Any) -> Any:
+        path = paths.get(id(module))  # `eqx.filter_vmap` calls one that it has put together
+        if path is None or not _is_part(path, parameters):
+            return function(module, *args, **kwargs)
+        return record.call(path, functools.partial(function, module), args, kwargs, module)
 
     return recorded
 

@@ -6,9 +6,13 @@ values of the named operations. `naming.py` names tensors while a step is traced
 the traced program is run.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from compare.jax_side.state import is_equinox_state
 
 LOOK = "look"
 """What is named because the step looks at it: see `unjitted.py`."""
@@ -46,17 +50,43 @@ class Label(NamedTuple):
         return cls(*rest) if first == "netparity" and len(rest) == len(cls._fields) else None
 
 
+@functools.cache
+def map_in_front() -> None:
+    """Have `jax.vmap` move the axis that it maps to the front of each named array that is compared with torch's.
+
+    An operation under `vmap` has the mapped axis wherever the operations before it have left it, and no name can tell.
+    In front, the axes of nested maps stand as the axes of a batch do, the outermost first. All other names keep JAX's
+    own rule, which leaves the axis where it is.
+    """
+    import jax
+    from jax.ad_checkpoint import checkpoint_name
+    from jax.interpreters import batching
+
+    (eqn,) = jax.make_jaxpr(functools.partial(checkpoint_name, name=""))(0.0).eqns
+
+    def rule(args: Sequence[Any], axes: Sequence[int], *, name: str) -> tuple[Any, int]:
+        (array,), (axis,), label = args, axes, Label.of(name)
+        if label is not None and label.what in ("input", "output", "gradient"):
+            array, axis = jax.numpy.moveaxis(array, axis, 0), 0
+        return eqn.primitive.bind(array, name=name), axis
+
+    batching.primitive_batchers[eqn.primitive] = rule
+
+
 def named(tree: Any, what: str, root: str, path: str = "", kind: str = "") -> Any:
     """Pass each numeric array of a pytree through a name."""
     import jax
     from jax.ad_checkpoint import checkpoint_name
+
+    map_in_front()
 
     def name(leaf_path: Any, array: Any) -> Any:
         # By its place: a cell gives one array as its new state and as its output.
         label = Label(what, root, path, _leaf_name(leaf_path), kind)
         return checkpoint_name(array, str(label)) if _is_numeric(array) else array
 
-    return jax.tree_util.tree_map_with_path(name, tree)
+    # What a model of Equinox remembers is of the whole model, and no input or output of one module.
+    return jax.tree_util.tree_map_with_path(name, tree, is_leaf=is_equinox_state)
 
 
 def leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -10,7 +10,9 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from compare.jax_side.labels import Label, named
+from compare.jax_side.equinox_calls import intercepted
+from compare.jax_side.labels import Label, leaves, named
+from compare.jax_side.program_state import nnx_objects
 from compare.step.user_code import passes_on
 
 PATH = "netparity_path"
@@ -18,11 +20,11 @@ PATH = "netparity_path"
 
 
 @contextlib.contextmanager
-def naming(objects: Mapping[str, Any], linen_classes: dict[str, type | None]) -> Iterator[None]:
+def naming(state: Any, linen_classes: dict[str, type | None]) -> Iterator[None]:
     """Name what modules and optimizers take and give, in everything that is traced while this lasts.
 
     Args:
-        objects: The nnx objects of the state, by path.
+        state: The state of the step.
         linen_classes: Filled with the classes of the Linen modules that run, by name; None where several have a name.
 
     """
@@ -31,11 +33,13 @@ def naming(objects: Mapping[str, Any], linen_classes: dict[str, type | None]) ->
     from flax import linen, nnx
     from flax.training.train_state import TrainState
 
-    # A Linen module does not know its place in the state: each `apply` gets a number, and the parameters that it is
-    # applied to, which are named too, tell the place when the program is run.
+    # A module of Linen or Equinox does not know its place in the state: each call gets a number, and the parameters
+    # that it is applied to, which are named too, tell the place when the program is run.
     numbers = map(str, itertools.count())
     with contextlib.ExitStack() as stack:
-        for cls in _classes(objects):
+        for patch in intercepted(state, functools.partial(_equinox_call, numbers)):
+            stack.enter_context(patch)
+        for cls in _classes(nnx_objects(state)):
             stack.enter_context(mock.patch.object(cls, "__call__", _named_call(cls.__call__)))
         stack.enter_context(mock.patch.object(nnx.Optimizer, "update", _named_update(nnx.Optimizer.update)))
         apply_gradients = _named_gradients(TrainState.apply_gradients, numbers)
@@ -187,3 +191,13 @@ def _linen_call(
     classes[kind] = type(module) if classes.get(kind, type(module)) is type(module) else None
     args, kwargs = named((args, kwargs), "input", roots[-1], path, kind)
     return named(function(*args, **kwargs), "output", roots[-1], path, kind)
+
+
+@passes_on
+def _equinox_call(numbers: Iterator[str], module: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    if not leaves(module):  # without parameters nothing tells which module it is
+        return function(module, *args, **kwargs)
+    number, kind = next(numbers), type(module).__name__
+    module = named(module, "parameter", number)
+    args, kwargs = named((args, kwargs), "input", number, "", kind)
+    return named(function(module, *args, **kwargs), "output", number, "", kind)

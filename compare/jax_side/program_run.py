@@ -18,7 +18,6 @@ from compare.jax_side.program_state import (
     Structure,
     counted,
     meant,
-    nnx_objects,
     unshared,
 )
 from compare.jax_side.twins import written
@@ -153,7 +152,7 @@ class JaxProgramRun(CommonRun):
 
     def naming(self, state: Any) -> AbstractContextManager[None]:
         """Return the context in which what modules take and give gets its names."""
-        return naming(nnx_objects(state), self.structure.linen)
+        return naming(state, self.structure.linen)
 
     def before(self) -> dict[str, np.ndarray]:
         """Return what a step's updates are measured from."""

@@ -5,7 +5,6 @@ shared. Everything else is a pytree: its arrays and numbers change from step to 
 function, stays as it is.
 """
 
-import sys
 from collections.abc import Callable, Container, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.errors import InputError
-from compare.jax_side.state import equinox_places, is_equinox_state
+from compare.jax_side.state import equinox_places, is_equinox_module, is_equinox_state
 from compare.numerics.constants import restored
 from compare.weights.roots import best_pairs
 
@@ -63,7 +62,8 @@ class Structure:
         ]
         self._is_buffer = [path in of_equinox for path, _ in paths]
         self._is_nnx = [is_nnx(leaf) for _, leaf in paths]
-        modules = _equinox_paths(state)
+        # Python's numbers in them, such as the rate of a dropout, are settings: `eqx.filter_jit` does not trace them.
+        modules = [*outermost(state, is_equinox_module)]
         self._is_dynamic = [
             _dynamic(leaf) and not (isinstance(leaf, int | float) and _under(name, modules))
             for name, (_, leaf) in zip(self._names, paths, strict=True)
@@ -203,10 +203,20 @@ def is_nnx(value: Any) -> bool:
 
 def nnx_objects(state: Any) -> dict[str, Any]:
     """Return the nnx objects of a state by path."""
+    return outermost(state, is_nnx)
+
+
+def modules_of(state: Any) -> dict[str, Any]:
+    """Return the nnx objects and the modules of Equinox in a state, by path, without those within others."""
+    return outermost(state, lambda value: is_nnx(value) or is_equinox_module(value))
+
+
+def outermost(state: Any, wanted: Callable[[Any], bool]) -> dict[str, Any]:
+    """Return the outermost values of a state that are wanted, by path."""
     import jax
 
-    found = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_nnx)[0]
-    return {path_name(path): value for path, value in found if is_nnx(value)}
+    found = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda value: is_nnx(value) or wanted(value))[0]
+    return {path_name(path): value for path, value in found if wanted(value)}
 
 
 def _split(objects: list[Any]) -> Any:
@@ -256,16 +266,7 @@ def _optimizer_paths(state: Any) -> list[str]:
     def optax_state(value: Any) -> bool:
         return isinstance(value, tuple) and hasattr(value, "_fields") and type(value).__module__.startswith("optax")
 
-    return _paths(state, optax_state)
-
-
-def _equinox_paths(state: Any) -> list[str]:
-    """List where the state has modules of Equinox's.
-
-    Python's numbers in them, such as the rate of a dropout, are settings: `eqx.filter_jit` does not trace them.
-    """
-    module = getattr(sys.modules.get("equinox"), "Module", None)
-    return [] if module is None else _paths(state, lambda value: isinstance(value, module))
+    return [*outermost(state, optax_state)]
 
 
 def _equinox_states(state: Any, optimizers: Sequence[str]) -> dict[Any, tuple[Any, ...]]:
@@ -290,14 +291,6 @@ def _equinox_states(state: Any, optimizers: Sequence[str]) -> dict[Any, tuple[An
             _, best = best_pairs([*map(path_name, paths)], ["/".join(map(str, place)) for place in holders])
             named |= {paths[at]: holders[to] for at, to in best.items()}
     return named
-
-
-def _paths(state: Any, wanted: Callable[[Any], bool]) -> list[str]:
-    """Give the paths of the outermost values of a state that are such."""
-    import jax
-
-    found = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda value: is_nnx(value) or wanted(value))[0]
-    return [path_name(path) for path, value in found if wanted(value)]
 
 
 def _under(name: str, paths: Sequence[str]) -> bool:

@@ -22,7 +22,7 @@ class JaxRecord:
         self.modules: dict[str, Any] = {}
         """Each module that ran, by path, in order of first execution."""
         self.hidden: dict[str, None] = {}
-        """Modules that ran inside a transformation (scan, vmap, checkpoint), whose values do not come out of it."""
+        """Modules that ran inside a transformation (scan, vmap, checkpoint), where arrays have other shapes."""
         self.arguments: dict[str, tuple[str, ...]] = {}
         """The names of each module's positional arguments."""
         self.calls: dict[str, Source | None] = {}
@@ -45,18 +45,20 @@ class JaxRecord:
         if path not in self.modules:
             self.modules[path], self.arguments[path] = module, positional(function)
             self.calls[path] = source_here(*JAX_PACKAGES)
-        if trace_state() != self._trace:
+        inside = trace_state() != self._trace
+        if inside:
             self.hidden[path] = None
-            return function(*args, **kwargs)
         kind, number = type(module).__name__, self._counts[path]
         self._counts[path] += 1
-        self._note(path, number, "input", (args, kwargs))
+        if not inside:
+            self._note(path, number, "input", (args, kwargs))
         args, kwargs = named((args, kwargs), "input", "", path, kind)
         depth = len(self._open)
         self._open.append(path)
         output = function(*args, **kwargs)
         del self._open[depth:]  # of modules inside whose errors the model caught, too
-        self._note(path, number, "output", output)
+        if not inside:
+            self._note(path, number, "output", output)
         return named(output, "output", "", path, kind)
 
     def _note(self, path: str, number: int, what: str, tree: Any) -> None:

@@ -51,6 +51,12 @@ def is_equinox_state(value: Any) -> bool:
     return equinox is not None and isinstance(value, equinox.nn.State)
 
 
+def is_equinox_module(value: Any) -> bool:
+    """Return whether a value is an `eqx.Module`."""
+    equinox = sys.modules.get("equinox")
+    return equinox is not None and isinstance(value, equinox.Module)
+
+
 def equinox_places(modules: Any, state: Any) -> list[list[Path]]:
     """Give the places in `modules` that each array of an `eqx.nn.State` belongs to, in the order of its leaves.
 
