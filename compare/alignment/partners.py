@@ -87,9 +87,7 @@ def _are_several(links: Sequence[Link], weights: Iterable[int]) -> bool:
 def weighted(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) -> tuple[_Weighted, _Weighted]:
     """Return the calls of both sides by the weights that they hold."""
     ours = _by_weights([(link.torch, ".", None) for link in links], torch)
-    return ours, _by_weights(
-        [(name, "/", _layer(link)) for name, link in zip(_by_layer(links), links, strict=True)], jax
-    )
+    return ours, _by_weights([(name, "/", link.layer) for name, link in zip(_by_layer(links), links, strict=True)], jax)
 
 
 def _by_layer(links: Sequence[Link]) -> list[str]:
@@ -139,12 +137,6 @@ _NO_WEIGHTS = (
 )
 
 
-def _layer(link: Link) -> int | None:
-    """Return which layer of a stack a link is, as scanned layers keep theirs."""
-    first = link.jax_view.index[:1]
-    return first[0] if first and isinstance(first[0], int) else None
-
-
 def _by_weights(
     named: Sequence[tuple[str, str, int | None]], calls: Iterable[Call]
 ) -> dict[frozenset[int], list[list[Call]]]:
@@ -163,11 +155,12 @@ def _by_weights(
             number: layer for number, (name, separator, layer) in enumerate(named) if name.startswith(path + separator)
         }
         layers = sorted({layer for layer in held.values() if layer is not None})
-        # A scan over 12 stacked layers calls its one body 12 times: call n holds the n-th slice of each
-        # weight.
-        if len(layers) == len(of_module) > 1 and None not in held.values():
-            for layer, call in zip(layers, of_module, strict=True):
-                found[frozenset(number for number, of in held.items() if of == layer)].append([call])
+        # A scan over 12 stacked layers calls its one body 12 times: call n holds the n-th slice of each weight. Another
+        # scan, or a map over the layers, calls them once more.
+        if len(layers) > 1 and None not in held.values() and len(of_module) % len(layers) == 0:
+            for at, layer in enumerate(layers):
+                slices = frozenset(number for number, of in held.items() if of == layer)
+                found[slices].append(of_module[at :: len(layers)])
         elif held:
             found[frozenset(held)].append(of_module)
     return found

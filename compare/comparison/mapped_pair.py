@@ -38,6 +38,7 @@ from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
 from compare.weights.layers import buffer_names
 from compare.weights.links import WeightMap, to_jax
+from compare.weights.stacks import stacked
 from compare.weights.weight_layouts import weight_layouts
 
 
@@ -106,7 +107,7 @@ class MappedPair:
         self._map(weights, jax_run)
         # Layers in a scan have partners of their own on the torch side. Unrolled, each iteration is seen as a module's
         # call.
-        self.unroll = bool(seen.hidden) and any(isinstance(i, int) for link in self.links for i in link.jax_view.index)
+        self.unroll = bool(seen.hidden) and any(link.layer is not None for link in self.links)
         arrays = {"torch": kept_tensors(torch.model), "jax": jax_run.arrays() if self.links.constants else {}}
         self.constants = [
             Constant(side, name, np.array(to_numpy(arrays[side][name]))) for side, name in self.links.constants
@@ -213,6 +214,7 @@ class MappedPair:
             widen=self._low,
             hints=self.hints,
         )
+        run.stacks = stacked(self.links)
         self.load(run)
         return run
 

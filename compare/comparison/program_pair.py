@@ -35,6 +35,7 @@ from compare.weights.find import UnmatchedError, find_links
 from compare.weights.layers import buffer_names
 from compare.weights.links import Link, WeightMap, to_jax
 from compare.weights.roots import find_roots
+from compare.weights.stacks import stacked
 from compare.weights.weight_layouts import weight_layouts
 
 
@@ -214,6 +215,7 @@ class ProgramPair:
         """Start a run of the JAX side, its state from the torch side's values."""
         run = JaxProgramRun(self.jax, dtype, self.hints)
         run.leaves = remembered(run.leaves, self._moments)
+        run.stacks = stacked(self.links)
         run.kinds = self.kinds[1]  # filled by the first run that takes a step
         self.load(run)
         return run

@@ -194,6 +194,6 @@ class ProgramSearch:
         known: list[type] = []
         for path in layers_between(found, list(jax.kinds)):
             module = module_at(objects, path)
-            cls = type(module) if module is not None else jax.structure.linen.get(jax.kinds.get(path, ""))
+            cls = type(module) if module is not None else jax.structure.classes.get(jax.kinds.get(path, ""))
             known += [] if cls is None else [cls]
         return place_of_classes(next(iter(known), None), known)

@@ -64,6 +64,8 @@ class CommonRun(abc.ABC):
         """How many steps it has taken since its start."""
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution; filled by the first step."""
+        self.stacks: Mapping[str, int] = {}
+        """The modules whose weights are all stacks of layers, by path, and how many layers."""
         self.pinned: list[str] = []
         """What could not be run in float64, as text."""
         self.unreplayed: list[str] = []
@@ -287,7 +289,7 @@ class CommonRun(abc.ABC):
         if self.functions:
             moved = FunctionsMoved(self.functions, range(len(values)))
             closed = jax.make_jaxpr(functools.partial(moved.step, closed))(arguments)
-        watch = Watch(self.leaves, values, instead(*given))
+        watch = Watch(self.leaves, values, instead(*given), self.stacks)
         watcher: LiftingWatcher | Watcher = Watcher(watch)
         choices = Choices()
         if self.dtype == "float64":

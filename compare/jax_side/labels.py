@@ -30,6 +30,8 @@ class Label(NamedTuple):
     leaf: str
     kind: str = ""
     """The class of the module."""
+    mapped: str = "0"
+    """How many axes `jax.vmap` has mapped; they are the first of the tensor: see `map_in_front`."""
 
     def __str__(self) -> str:
         return "|".join(("netparity", *self))
@@ -68,6 +70,7 @@ def map_in_front() -> None:
         (array,), (axis,), label = args, axes, Label.of(name)
         if label is not None and label.what in ("input", "output", "gradient"):
             array, axis = jax.numpy.moveaxis(array, axis, 0), 0
+            name = str(label._replace(mapped=str(int(label.mapped) + 1)))
         return eqn.primitive.bind(array, name=name), axis
 
     batching.primitive_batchers[eqn.primitive] = rule

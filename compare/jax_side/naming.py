@@ -7,6 +7,7 @@ many times. So nothing is counted here: the number of a call is that of the name
 import contextlib
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,12 +21,13 @@ PATH = "netparity_path"
 
 
 @contextlib.contextmanager
-def naming(state: Any, linen_classes: dict[str, type | None]) -> Iterator[None]:
+def naming(state: Any, classes: dict[str, type | None]) -> Iterator[None]:
     """Name what modules and optimizers take and give, in everything that is traced while this lasts.
 
     Args:
         state: The state of the step.
-        linen_classes: Filled with the classes of the Linen modules that run, by name; None where several have a name.
+        classes: Filled with the classes of the modules of Linen and Haiku that run, by name; None where several have a
+            name.
 
     """
     from unittest import mock
@@ -33,8 +35,8 @@ def naming(state: Any, linen_classes: dict[str, type | None]) -> Iterator[None]:
     from flax import linen, nnx
     from flax.training.train_state import TrainState
 
-    # A module of Linen or Equinox does not know its place in the state: each call gets a number, and the parameters
-    # that it is applied to, which are named too, tell the place when the program is run.
+    # A module of Linen, Equinox or Haiku does not know its place in the state. Each call gets a number, and the
+    # parameters that it is applied to, which are named too, tell the place when the program is run.
     numbers = map(str, itertools.count())
     with contextlib.ExitStack() as stack:
         for patch in intercepted(state, functools.partial(_equinox_call, numbers)):
@@ -47,7 +49,9 @@ def naming(state: Any, linen_classes: dict[str, type | None]) -> Iterator[None]:
         roots: list[str] = []
         # Not `Module.apply`: the user's step may have it as it was, as in `jax.jit(model.apply)`.
         stack.enter_context(mock.patch("flax.linen.module.apply", _named_apply(linen.apply, roots, numbers)))
-        stack.enter_context(linen.intercept_methods(functools.partial(_linen_call, roots, linen_classes)))
+        stack.enter_context(linen.intercept_methods(functools.partial(_linen_call, roots, classes)))
+        if haiku := sys.modules.get("haiku"):
+            stack.enter_context(haiku.intercept_methods(functools.partial(_haiku_call, numbers, classes)))
         yield
 
 
@@ -78,11 +82,9 @@ def _named_call(original: Callable[..., Any]) -> Callable[..., Any]:
         path = vars(module).get(PATH)
         if path is None or id(module) in inside:  # a super().__call__() is part of the same call
             return original(module, *args, **kwargs)
-        kind = type(module).__name__
         inside.append(id(module))
         try:
-            args, kwargs = named((args, kwargs), "input", "", path, kind)
-            return named(original(module, *args, **kwargs), "output", "", path, kind)
+            return _named_ports(functools.partial(original, module), args, kwargs, "", path, type(module))
         finally:
             inside.pop()
 
@@ -187,17 +189,39 @@ def _linen_call(
     module = context.module
     if context.method_name != "__call__" or module.scope is None or not roots:
         return function(*args, **kwargs)
-    path, kind = "/".join(module.path), type(module).__name__
-    classes[kind] = type(module) if classes.get(kind, type(module)) is type(module) else None
-    args, kwargs = named((args, kwargs), "input", roots[-1], path, kind)
-    return named(function(*args, **kwargs), "output", roots[-1], path, kind)
+    _note(classes, type(module))
+    return _named_ports(function, args, kwargs, roots[-1], "/".join(module.path), type(module))
 
 
 @passes_on
 def _equinox_call(numbers: Iterator[str], module: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     if not leaves(module):  # without parameters nothing tells which module it is
         return function(module, *args, **kwargs)
-    number, kind = next(numbers), type(module).__name__
+    number = next(numbers)
     module = named(module, "parameter", number)
-    args, kwargs = named((args, kwargs), "input", number, "", kind)
-    return named(function(module, *args, **kwargs), "output", number, "", kind)
+    return _named_ports(functools.partial(function, module), args, kwargs, number, "", type(module))
+
+
+@passes_on
+def _haiku_call(
+    numbers: Iterator[str], classes: dict[str, type | None], function: Any, args: Any, kwargs: Any, context: Any
+) -> Any:
+    module = context.module
+    parameters = module.params_dict() if context.method_name == "__call__" else {}
+    if not parameters:  # without parameters nothing tells which module it is
+        return function(*args, **kwargs)
+    _note(classes, type(module))
+    number, own = next(numbers), f"{module.module_name}/"
+    named({name.removeprefix(own): array for name, array in parameters.items()}, "parameter", number)
+    return _named_ports(function, args, kwargs, number, "", type(module))
+
+
+def _note(classes: dict[str, type | None], cls: type) -> None:
+    classes[cls.__name__] = cls if classes.get(cls.__name__, cls) is cls else None
+
+
+@passes_on
+def _named_ports(function: Callable[..., Any], args: Any, kwargs: Any, root: str, path: str, cls: type) -> Any:
+    """Call a module's function, and name its inputs and outputs."""
+    args, kwargs = named((args, kwargs), "input", root, path, cls.__name__)
+    return named(function(*args, **kwargs), "output", root, path, cls.__name__)

@@ -152,7 +152,7 @@ class JaxProgramRun(CommonRun):
 
     def naming(self, state: Any) -> AbstractContextManager[None]:
         """Return the context in which what modules take and give gets its names."""
-        return naming(state, self.structure.linen)
+        return naming(state, self.structure.classes)
 
     def before(self) -> dict[str, np.ndarray]:
         """Return what a step's updates are measured from."""

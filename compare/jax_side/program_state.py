@@ -72,8 +72,8 @@ class Structure:
         self._static = [None if each else leaf for each, (_, leaf) in zip(varies, paths, strict=True)]
         self.objects = {name: leaf for name, (_, leaf) in zip(self._names, paths, strict=True) if is_nnx(leaf)}
         """The nnx objects of the state as it was built, by path."""
-        self.linen: dict[str, type | None] = {}
-        """Linen's modules, which no state holds: their classes by name, None for several; filled by a trace."""
+        self.classes: dict[str, type | None] = {}
+        """Of the modules of Linen and Haiku, which no state holds: by name, None for several; filled by a trace."""
         self._graph, nnx_state = _split(list(self.objects.values()))
         self._nnx_tree: Any = jax.tree.structure(nnx_state)
         self.leaves = [*self._nnx_leaves(nnx_state, optimizers), *self._plain_leaves(paths, optimizers)]

@@ -1,5 +1,6 @@
 """Run a traced program and read the values of its named operations: see `labels.py`."""
 
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -40,10 +41,17 @@ class Watch:
         leaves: What the arrays of the state are.
         values: The arrays, as the program takes them.
         given: What is put in the place of what the program computes.
+        stacks: See `CommonRun.stacks`.
 
     """
 
-    def __init__(self, leaves: Sequence[Leaf], values: Sequence[Any], given: Instead | None = None) -> None:
+    def __init__(
+        self,
+        leaves: Sequence[Leaf],
+        values: Sequence[Any],
+        given: Instead | None = None,
+        stacks: Mapping[str, int] | None = None,
+    ) -> None:
         # By identity, because two parameters may have equal initial values. A parameter is still the array of the state
         # that the run put in: jit and grad hand it on as it is.
         self._names = {id(array): leaf.name for leaf, array in zip(leaves, values, strict=True)}
@@ -55,22 +63,32 @@ class Watch:
         """The class of each module that ran, by path, in order of execution."""
         self._given = given or Instead()
         self._calls: Counter[tuple[str, str, str]] = Counter()
+        self._stacks = stacks or {}
 
     def instead(self, seen: "Shown | None", value: Any) -> Any:
         """Return the value with which the program continues: the given one, if there is one, or its own."""
         import jax.numpy as jnp
 
-        for what, path, leaf, _ in seen or {}:
-            number = self._calls[what, path, leaf]
-            self._calls[what, path, leaf] += 1
-            if what == "gradient":
-                given = self._given.gradients.get(path) if number == 0 else None
-            else:
-                given = self._given.ports.get(Port(path, number, what, leaf))
-            if given is not None:
-                other, chosen = given
-                return jnp.where(chosen, jnp.broadcast_to(jnp.asarray(other).astype(value.dtype), value.shape), value)
+        for what, path, leaf, axes in seen or {}:
+            if value.ndim == axes:
+                return self._chosen(what, path, leaf, value)
+            parts = [self._chosen(what, path, leaf, part) for part in value]
+            return value if all(map(operator.is_, parts, value)) else jnp.stack(parts)
         return value
+
+    def _chosen(self, what: str, path: str, leaf: str, value: Any) -> Any:
+        import jax.numpy as jnp
+
+        number = self._calls[what, path, leaf]
+        self._calls[what, path, leaf] += 1
+        if what == "gradient":
+            given = self._given.gradients.get(path) if number == 0 else None
+        else:
+            given = self._given.ports.get(Port(path, number, what, leaf))
+        if given is None:
+            return value
+        other, chosen = given
+        return jnp.where(chosen, jnp.broadcast_to(jnp.asarray(other).astype(value.dtype), value.shape), value)
 
     def follow(self, eqn: Any, args: Sequence[Any], results: Sequence[Any]) -> None:
         """Note where the result of an operation takes the place of a parameter."""
@@ -107,7 +125,11 @@ class Watch:
         if label.what == LOOK:
             return {(LOOK, label.path, "", value.ndim): (value, True)}
         self.kinds.setdefault(path, label.kind)
-        return {(label.what, path, label.leaf, value.ndim): (value, True)}
+        mapped = value.shape[: int(label.mapped)]
+        layers = self._stacks.get(path, 0)
+        # A map over the layers of a stack calls each of them, once for each call of the stack.
+        is_stack = mapped[:1] == (layers,) and mapped.count(layers) == 1
+        return {(label.what, path, label.leaf, value.ndim - is_stack): (value, True)}
 
 
 class _Watching(Interpreter):
@@ -163,7 +185,8 @@ class Seen(NamedTuple):
 def sorted_out(shown: Sequence[Shown]) -> Seen:
     """Number the calls of each module and the gradients of each parameter, in order of execution.
 
-    What was shown within a scan or vmap has more axes than it had there: each iteration is a call.
+    What was shown within a scan has more axes than it had there, and what was shown within a map over the layers of a
+    stack has more than each layer gives: each iteration, or layer, is a call.
     """
     calls: Counter[tuple[str, str, str]] = Counter()
     forward: dict[Port, Any] = {}
@@ -171,7 +194,7 @@ def sorted_out(shown: Sequence[Shown]) -> Seen:
     for (what, path, leaf, axes), (value, computed) in (item for each in shown for item in each.items()):
         if what == LOOK:
             continue
-        # A scan, like vmap, stacks what its iterations show along a new first axis.
+        # A scan stacks what its iterations show along a new first axis.
         single = value.reshape((-1, *value.shape[value.ndim - axes :])) if value.ndim > axes else [value]
         known = np.ravel(np.asarray(computed))
         known = known if len(known) == len(single) else np.repeat(known, len(single) // len(known))

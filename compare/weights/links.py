@@ -87,6 +87,12 @@ class Link:
     compared: bool = True
     """Whether the two are compared; an integer that `weights=` leaves out on both sides only starts the same."""
 
+    @property
+    def layer(self) -> int | None:
+        """Which layer it is of JAX's tensor, which is a stack of layers along its first axis; None if it is none."""
+        first = self.jax_view.index[:1]
+        return first[0] if first and isinstance(first[0], int) else None
+
 
 def named(link: Link, side: str) -> str:
     """Name a link's tensor on one side, "torch" or "jax", as `part` does."""

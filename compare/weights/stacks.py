@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from compare.weights.links import Link
 from compare.weights.roots import likeness
 from compare.weights.units import Unit
 
@@ -50,6 +51,15 @@ def find_stacks(torch: Iterable[Unit], jax: Sequence[Unit], left: Iterable[Unit]
         if not any(prefix in prefixes(other) or other in prefixes(prefix) for other in found):
             found[prefix] = [*meant.sizes]
     return found
+
+
+def stacked(links: Iterable[Link]) -> dict[str, int]:
+    """Give the JAX side's modules whose tensors are all stacks of as many layers, by path, and how many layers."""
+    layers: dict[str, set[int | None]] = {}
+    for link in links:
+        for prefix in prefixes(link.jax.rpartition("/")[0]):
+            layers.setdefault(prefix, set()).add(link.layer)
+    return {path: len(of) for path, of in layers.items() if None not in of and len(of) > 1}
 
 
 class _Series(NamedTuple):
