@@ -96,8 +96,8 @@ def of_linen() -> tuple[Any, Callable[[Any, Any], Any]]:
     return params, lambda params, x: net.apply({"params": params}, x)
 
 
-def of_nnx() -> tuple[Any, Callable[[Any, Any], Any]]:
-    made = nnx.vmap(lambda key: NnxPort(nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 2))
+def of_nnx(critic: type[NnxPort] = NnxPort) -> tuple[Any, Callable[[Any, Any], Any]]:
+    made = nnx.vmap(lambda key: critic(nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 2))
     graph, params = nnx.split(made)
 
     def apply(params: Any, x: Any) -> Any:
@@ -143,6 +143,8 @@ def test_each_critic_is_a_part_of_the_stack(ours: Any, theirs: Any) -> None:
     assert report.verdict == "match", str(report)
     parameters = {quantity.torch for quantity in report.quantities if quantity.stage in ("parameters", "state")}
     assert len(parameters) == 16, parameters
+    seen = {quantity.torch for quantity in report.quantities if quantity.stage == "forward"}
+    assert sum("fc1 output" in each for each in seen) == sum("fc2 output" in each for each in seen) == 4, seen
 
 
 @pytest.mark.parametrize(
@@ -158,3 +160,16 @@ def test_faults_of_an_ensemble_are_explained(fault: dict[str, Any], cause: str) 
     assert report.divergence is not None
     assert report.divergence.cause is not None, str(report)
     assert report.divergence.cause.name == cause
+
+
+def test_a_fault_within_an_ensemble_is_placed_in_it() -> None:
+    class Other(NnxPort):
+        def __call__(self, x: Any) -> Any:
+            return self.fc2(nnx.sigmoid(self.fc1(x)))[:, 0]
+
+    report = checked(original(of_list), port(lambda: of_nnx(Other)))
+    assert report.divergence is not None
+    assert report.divergence.stage == "forward"
+    assert report.divergence.cause is not None, str(report)
+    assert report.divergence.cause.name == "activation"
+    assert report.divergence.torch == "between critics_target.0.fc1 and critics_target.0.fc2", report.divergence

@@ -3,7 +3,7 @@
 `compare.jax_side.primitives` is what these rest on. Where one fails under a new JAX, that file has a row to be changed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -260,6 +260,46 @@ def test_values_at_names_are_replaced() -> None:
     (output,) = jax.jit(lambda given: AtNames().run(traced, [w, x], given))(given)
     assert output == 25
     assert AtNames().run(traced, [w, x], [None] * 3)[0] == pytest.approx(named(w, x))
+
+
+def mapped_names(function: Callable[..., Any], *arguments: Any) -> list[tuple[int, tuple[int, ...]]]:
+    """Give how many axes are mapped of each named tensor, and its shape."""
+    from compare.jax_side.labels import Label
+
+    named = [each for each in equations(jax.make_jaxpr(function)(*arguments)) if each.primitive.name == NAME]
+    labels = [(Label.of(each.params["name"]), each.outvars[0].aval.shape) for each in named]
+    return [(int(label.mapped), shape) for label, shape in labels if label is not None]
+
+
+def equations(program: Any) -> Iterator[Any]:
+    for eqn in Program.of(program).equations:
+        yield eqn
+        for nested in programs(eqn):
+            yield from equations(nested)
+
+
+def test_a_mapped_axis_is_the_first_of_what_is_named() -> None:
+    from compare.jax_side.labels import named
+
+    weight = jnp.ones((2, 3))
+
+    def layer(x: Any) -> Any:  # the axis that is mapped is the last of the product
+        return jnp.sin(named(weight @ x, "output", "", "layer"))
+
+    def one(x: Any) -> Any:
+        return jax.grad(lambda x: layer(x).sum())(x)
+
+    assert mapped_names(jax.vmap(layer), jnp.ones((5, 3))) == [(1, (5, 2))]
+    assert mapped_names(jax.vmap(jax.vmap(layer), in_axes=1), jnp.ones((5, 4, 3))) == [(2, (4, 5, 2))]
+    assert mapped_names(jax.vmap(one), jnp.ones((5, 3))) == [(1, (5, 2))]
+    assert mapped_names(jax.grad(lambda x: jax.vmap(jax.jit(layer))(x).sum()), jnp.ones((5, 3)))[0] == (1, (5, 2))
+    found = jax.vmap(jax.jit(one))(jnp.ones((5, 3)))
+    np.testing.assert_allclose(found, np.broadcast_to(np.cos(3.0) * 2, (5, 3)), rtol=1e-6)
+
+
+def test_other_names_keep_the_place_of_a_mapped_axis() -> None:
+    program = jax.make_jaxpr(jax.vmap(lambda x: checkpoint_name(x, "own"), in_axes=1))(jnp.ones((5, 3)))
+    assert [each.outvars[0].aval.shape for each in equations(program) if each.primitive.name == NAME] == [(5, 3)]
 
 
 def test_a_lifted_program_calls_nothing_unknown() -> None:

@@ -117,7 +117,7 @@ class Watch:
             return None
         root = self._roots.get(label.root, "") if label.root else ""
         path = "/".join(filter(None, (root, label.path)))
-        if label.root and not path:  # a model whose parameters are not those of the state
+        if label.root and label.root not in self._roots and not path:  # its parameters are not those of the state
             return None
         if label.what == "gradient":
             inner = label.leaf.replace(".", "/").removesuffix("/value")

@@ -1,0 +1,220 @@
+"""What modules take and give is compared, in whatever way a step calls them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import linen, nnx
+from programs.common import drawn
+from torch.nn import functional
+
+import compare
+from compare.verdict.divergence import Divergence
+
+Apply = Callable[[Any, Any], Any]
+
+RIGHT = 1e-5
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = torch.nn.Linear(5, 6), torch.nn.LayerNorm(6), torch.nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(torch.tanh(self.norm(self.first(x))))
+        return result
+
+
+class OfNnx(nnx.Module):
+    def __init__(self, epsilon: float) -> None:
+        rngs = nnx.Rngs(0)
+        self.first, self.last = nnx.Linear(5, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+        self.norm = nnx.LayerNorm(6, epsilon=epsilon, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(jnp.tanh(self.norm(self.first(x))))
+
+
+class OfLinen(linen.Module):
+    epsilon: float
+
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        x = linen.LayerNorm(self.epsilon, name="norm")(linen.Dense(6, name="first")(x))
+        return linen.Dense(3, name="last")(jnp.tanh(x))
+
+
+class OfEquinox(eqx.Module):
+    first: eqx.nn.Linear
+    norm: eqx.nn.LayerNorm
+    last: eqx.nn.Linear
+
+    def __init__(self, epsilon: float) -> None:
+        keys = jax.random.split(jax.random.key(0))
+        self.first, self.last = eqx.nn.Linear(5, 6, key=keys[0]), eqx.nn.Linear(6, 3, key=keys[1])
+        self.norm = eqx.nn.LayerNorm(6, eps=epsilon)
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(jnp.tanh(self.norm(self.first(x))))
+
+
+class Doubled(OfEquinox):
+    """A class whose call is that of another one, and more."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__(epsilon)
+
+    def __call__(self, x: Any) -> Any:
+        return super().__call__(x) * 1.0
+
+
+def merged(epsilon: float) -> tuple[Any, Apply]:
+    graph, params = nnx.split(OfNnx(epsilon))
+    return params, lambda params, x: nnx.merge(graph, params)(x)
+
+
+def merged_for_each_row(epsilon: float) -> tuple[Any, Apply]:
+    graph, params = nnx.split(OfNnx(epsilon))
+    return params, lambda params, x: jax.vmap(nnx.merge(graph, params))(x)
+
+
+def linen_for_each_row(epsilon: float) -> tuple[Any, Apply]:
+    net = OfLinen(epsilon)
+    params = net.init(jax.random.key(0), jnp.zeros(5))
+    return params, lambda params, x: jax.vmap(net.apply, in_axes=(None, 0))(params, x)
+
+
+def equinox(epsilon: float) -> tuple[Any, Apply]:
+    return OfEquinox(epsilon), lambda model, x: jax.vmap(model)(x)
+
+
+def equinox_mapped_last(epsilon: float) -> tuple[Any, Apply]:
+    """Map over the last axis, and over a first axis of one within it."""
+    return Doubled(epsilon), lambda model, x: jax.vmap(jax.vmap(model), in_axes=2)(x.T[None])[:, 0]
+
+
+def haiku(epsilon: float) -> tuple[Any, Apply]:
+    def net(x: Any) -> Any:
+        x = hk.LayerNorm(-1, create_scale=True, create_offset=True, eps=epsilon, name="norm")(hk.Linear(6)(x))
+        return hk.Linear(3)(jnp.tanh(x))
+
+    made: Any = hk.without_apply_rng(hk.transform(net))
+    return made.init(jax.random.key(0), jnp.zeros((1, 5))), made.apply
+
+
+def original() -> Any:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def step(_: Any, batch: Any) -> Any:
+        loss = functional.mse_loss(model(batch["x"]), batch["y"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer}, step
+
+
+def port(made: Callable[[float], tuple[Any, Apply]], epsilon: float) -> compare.JaxProgram:
+    def build() -> Any:
+        params, apply = made(epsilon)
+
+        @eqx.filter_jit
+        def step(state: Any, batch: Any) -> Any:
+            def loss_of(params: Any) -> Any:
+                return jnp.mean((apply(params, batch["x"]) - batch["y"]) ** 2)
+
+            loss, gradients = eqx.filter_value_and_grad(loss_of)(state["params"])
+            updates = jax.tree.map(lambda gradient: -0.1 * gradient, gradients)
+            return {"params": eqx.apply_updates(state["params"], updates)}, {"loss": loss}
+
+        return {"params": params}, step
+
+    return compare.JaxProgram(build)
+
+
+def checked(made: Callable[[float], tuple[Any, Apply]], epsilon: float = RIGHT) -> compare.Report:
+    batches = drawn(count=2, size=7, x=(5,), y=(3,))
+    sides = compare.TorchProgram(original), port(made, epsilon)
+    return compare.check(*sides, batches, device="cpu", quick=True)
+
+
+STYLES = [
+    (merged, "nnx.LayerNorm"),
+    (merged_for_each_row, "nnx.LayerNorm"),
+    (linen_for_each_row, "nn.LayerNorm"),
+    (equinox, "eqx.nn.LayerNorm"),
+    (equinox_mapped_last, "eqx.nn.LayerNorm"),
+    (haiku, "hk.LayerNorm"),
+]
+
+
+@pytest.mark.parametrize(("made", "norm"), STYLES)
+def test_every_layer_of_a_right_port_is_compared(made: Any, norm: str) -> None:
+    del norm
+    report = checked(made)
+    assert report.verdict == "match", str(report)
+    compared = {each.torch for each in report.quantities if each.stage == "forward"}
+    assert {f"model.{name} output" for name in ("first", "norm", "last")} <= compared
+
+
+@pytest.mark.parametrize(("made", "norm"), STYLES)
+def test_a_fault_is_found_in_its_layer(made: Any, norm: str) -> None:
+    found = checked(made, epsilon=1e-2).divergence
+    assert found is not None
+    assert (found.stage, found.torch) == ("forward", "model.norm")
+    assert _fix(found) == norm
+
+
+def _fix(found: Divergence) -> str:
+    assert found.cause is not None
+    assert found.cause.name == "LayerNorm epsilon"
+    (code,) = found.cause.code
+    return code.call
+
+
+@pytest.mark.parametrize("epsilon", [RIGHT, 1e-2])
+def test_modules_of_a_pure_function_are_compared_within_vmap(epsilon: float) -> None:
+    sides = (
+        compare.Torch(Net(), functional.mse_loss, lambda parameters: torch.optim.SGD(parameters, 0.1)),
+        compare.Jax(
+            lambda model, x: jax.vmap(model)(x), OfEquinox(epsilon), lambda y, t: ((y - t) ** 2).mean(), optax.sgd(0.1)
+        ),
+    )
+    batches = [(each["x"], each["y"]) for each in drawn(count=2, size=7, x=(5,), y=(3,))]
+    report = compare.check(*sides, batches, device="cpu", quick=True)
+    if epsilon == RIGHT:
+        assert report.verdict == "match", str(report)
+        assert "norm output" in {each.torch for each in report.quantities if each.stage == "forward"}
+    else:
+        assert report.divergence is not None
+        assert report.divergence.torch == "norm"
+        assert _fix(report.divergence) == "eqx.nn.LayerNorm"
+
+
+def test_a_model_of_other_parameters_than_those_of_the_state_is_no_module_of_the_state() -> None:
+    """A net that is made within the step has a place nowhere."""
+
+    def build() -> Any:
+        state, step = port(equinox, RIGHT).build()
+        other = OfEquinox(0.3)
+
+        def and_more(state: Any, batch: Any) -> Any:
+            after, shown = step(state, batch)
+            more = jax.vmap(other)(jnp.asarray(np.ones((2, 5)), batch["x"].dtype))
+            return after, {"loss": shown["loss"] + 0 * more.sum()}
+
+        return state, and_more
+
+    sides = compare.TorchProgram(original), compare.JaxProgram(build)
+    report = compare.check(*sides, drawn(count=2, size=7, x=(5,), y=(3,)), device="cpu", quick=True)
+    assert report.verdict == "match", str(report)
