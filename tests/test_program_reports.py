@@ -15,6 +15,7 @@ from programs.common import FlaxNet, TorchNet
 
 import compare
 from compare.comparison.program_lines import with_lines
+from compare.jax_side.program_run import JaxProgramRun
 from compare.verdict.divergence import Divergence
 
 
@@ -139,7 +140,7 @@ def test_the_line_that_makes_the_optimizer_of_a_program() -> None:
 
     def lines(torch_side: Any, jax_side: Any, *names: str) -> list[str]:
         found = [Divergence(0, "update", name, name.replace(".", "/"), 1.0, 0.0, 0.0) for name in names]
-        sides = compare.TorchProgram(torch_side), compare.JaxProgram(jax_side)
+        sides = compare.TorchProgram(torch_side), JaxProgramRun(compare.JaxProgram(jax_side), "float32")
         return [line.source.expression for each in with_lines(*sides, found) for line in each.lines]
 
     assert lines(two_torch, two_jax, "critic.fc1.weight", "actor.fc1.weight") == ["optax.sgd(1e-2)", "optax.adam(1e-2)"]
@@ -157,7 +158,8 @@ def test_the_line_of_an_optimizer_that_only_the_step_knows() -> None:
         return {"model": FlaxNet(nnx.Rngs(0), outputs=1)}, step
 
     found = Divergence(0, "update", "model.fc1.weight", "model/fc1/kernel", 1.0, 0.0, 0.0)
-    (known,) = with_lines(compare.TorchProgram(original), compare.JaxProgram(pure), [found])
+    run = JaxProgramRun(compare.JaxProgram(pure), "float32")
+    (known,) = with_lines(compare.TorchProgram(original), run, [found])
     assert [line.source.expression for line in known.lines] == ["optax.adam(3e-3)"]
 
 

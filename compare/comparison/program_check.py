@@ -109,7 +109,7 @@ class ProgramCheck(CommonCheck):
             may_be_made_up_for = known[0].cause is None or any(each.stage == Stage.LOSS for each in known[1:])
             if found.divergence.stage == Stage.FORWARD and may_be_made_up_for:
                 known = self._of_other_outputs(followed) or known
-        lined = functools.partial(with_lines, self.pair.torch, self.pair.jax, known)
+        lined = functools.partial(with_lines, self.pair.torch, self.jax, known)
         first, *others = bugs.attempt("the search for the lines", lined) or known
         if not first.cause:
             calls = [_called(each) for each in self.runs.called_otherwise.values()]

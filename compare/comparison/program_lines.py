@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from compare.jax_side import made as jax_made
-from compare.jax_side.program import JaxProgram
+from compare.jax_side.program_run import JaxProgramRun
 from compare.jax_side.program_state import is_nnx, modules_of, path_name
 from compare.step.made import made_at
 from compare.step.stage import Stage
@@ -16,14 +16,20 @@ from compare.torch_side.program_state import State, seeded
 from compare.verdict.divergence import Divergence, Line, Role
 
 
-def with_lines(torch: TorchProgram, jax: JaxProgram, found: Sequence[Divergence]) -> list[Divergence]:
+def with_lines(torch: TorchProgram, jax: JaxProgramRun, found: Sequence[Divergence]) -> list[Divergence]:
     """Add to each difference where its layer or its optimizer is made, before the lines that it has already.
 
     Both programs are built once more for it.
+
+    Args:
+        torch: The original.
+        jax: A run of the port that has taken a step.
+        found: The differences.
+
     """
     with seeded(), torch_made.noted(), jax_made.noted():
-        ours, (theirs, step) = State(torch.build()[0]), jax.build()
-    places = _Places(ours, theirs, step)
+        ours, (theirs, step) = State(torch.build()[0]), jax.side.build()
+    places = _Places(ours, theirs, step, jax)
     return [dataclasses.replace(each, lines=(*places.lines(each), *each.lines)) for each in found]
 
 
@@ -34,15 +40,16 @@ class _Places:
         ours: Torch's state.
         theirs: The JAX side's.
         step: Its step, whose variables may hold an optimizer.
+        run: A run of it, whose step may make its modules.
 
     """
 
-    def __init__(self, ours: State, theirs: Any, step: Any) -> None:
+    def __init__(self, ours: State, theirs: Any, step: Any, run: JaxProgramRun) -> None:
         import torch
 
         self.modules = ours.parts(torch.nn.Module)
         self.optimizers = ours.parts(torch.optim.Optimizer)
-        self.objects, self.theirs = modules_of(theirs), _optimizers(theirs, step)
+        self.objects, self.theirs, self._run = modules_of(theirs), _optimizers(theirs, step), run
 
     def lines(self, found: Divergence) -> Iterator[Line]:
         """Give the lines that are known of a difference."""
@@ -51,11 +58,13 @@ class _Places:
             if made is not None:
                 yield Line("jax", Role.MADE, made)
         elif found.modules is not None:
-            for side, module in (
-                ("torch", self._ours(found.modules[0])),
-                ("jax", module_at(self.objects, found.modules[1])),
+            ours, theirs = found.modules
+            ran = self._run.module(theirs)
+            for side, made in (
+                ("torch", made_at(self._ours(ours))),
+                ("jax", made_at(module_at(self.objects, theirs)) or (ran.made if ran else None)),
             ):
-                if module is not None and (made := made_at(module)):
+                if made is not None:
                     yield Line(side, Role.MADE, made)
 
     def _optimizer(self, parameter: str) -> Any:

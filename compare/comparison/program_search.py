@@ -10,7 +10,6 @@ import numpy as np
 from compare.alignment.pairings import Pairing
 from compare.comparison.held_out import TURNED, other_batch
 from compare.comparison.places import layers_between
-from compare.comparison.program_lines import module_at
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.steps import Stepper
 from compare.comparison.suggested_edits import Known, Placed
@@ -28,7 +27,6 @@ from compare.diagnosis.structure.surroundings import Gradients, Shown, Surroundi
 from compare.errors import InputError, InternalError, Signal
 from compare.jax_side.from_data import FromData, written_in
 from compare.jax_side.program_run import JaxProgramRun
-from compare.jax_side.program_state import modules_of
 from compare.numerics.distance import distance
 from compare.step.batch import Batch
 from compare.step.observation import Observation
@@ -190,10 +188,6 @@ class ProgramSearch:
     def _place(self, found: Found) -> Place:
         """Describe the layers that run on the JAX side where the two sides begin to differ."""
         jax = self.jax()
-        objects = modules_of(jax.user_state)
-        known: list[type] = []
-        for path in layers_between(found, list(jax.kinds)):
-            module = module_at(objects, path)
-            cls = type(module) if module is not None else jax.structure.classes.get(jax.kinds.get(path, ""))
-            known += [] if cls is None else [cls]
+        ran = map(jax.module, layers_between(found, list(jax.kinds)))
+        known = [each.cls for each in ran if each is not None]
         return place_of_classes(next(iter(known), None), known)

@@ -64,6 +64,8 @@ class CommonRun(abc.ABC):
         """How many steps it has taken since its start."""
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution; filled by the first step."""
+        self.named_as: dict[str, tuple[str, str]] = {}
+        """The root and the path in the names of each module that ran, by path."""
         self.stacks: Mapping[str, int] = {}
         """The modules whose weights are all stacks of layers, by path, and how many layers."""
         self.pinned: list[str] = []
@@ -296,6 +298,7 @@ class CommonRun(abc.ABC):
             watcher = LiftingWatcher(watch, self.pinned, Tables(tables[0], self.constants), choices)
         outputs = watcher.step(closed, arguments, tables[1])
         self.kinds.update(watch.kinds)
+        self.named_as.update(watch.named_as)
         after, shown = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         # A lifted step may return float64 where the state has float32 counters: the next one would be compiled again.
         # A step that gives back another dtype, as a number added to a counter does, would be compiled again each time.

@@ -9,24 +9,35 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from compare.jax_side.equinox_calls import intercepted
 from compare.jax_side.labels import Label, leaves, map_in_front, named
+from compare.jax_side.made import modules_noted
 from compare.jax_side.program_state import nnx_objects
+from compare.step.made import made_at
+from compare.step.places import Source
 from compare.step.user_code import passes_on
 
 PATH = "netparity_path"
 """The attribute under which an nnx module keeps its path in the state; it goes with the module through `nnx.jit`."""
 
 
+class Ran(NamedTuple):
+    """A module that ran."""
+
+    cls: type
+    made: Source | None
+    """The user's line that made it, if that is known."""
+
+
 @contextlib.contextmanager
-def naming(state: Any, classes: dict[str, type | None]) -> Iterator[None]:
+def naming(state: Any, ran: dict[tuple[str, str], Ran]) -> Iterator[None]:
     """Name what modules and optimizers take and give, in everything that is traced while this lasts.
 
     Args:
         state: The state of the step.
-        classes: Filled with the classes of the modules that run, by name; None where several have a name.
+        ran: Filled with the modules that run, by the root and the path in their names.
 
     """
     from unittest import mock
@@ -35,8 +46,9 @@ def naming(state: Any, classes: dict[str, type | None]) -> Iterator[None]:
     from flax.training.train_state import TrainState
 
     _tell_paths(nnx_objects(state))
-    names = _Names(classes)
+    names = _Names(ran)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(modules_noted())  # Linen and Haiku make their modules while they are traced
         for patch in intercepted(state, names.equinox):
             stack.enter_context(patch)
         for cls in _callable(nnx.Module):
@@ -79,21 +91,21 @@ class _Names:
     parameters that it is applied to, which are named too, tell the path when the program is run.
 
     Args:
-        classes: See `naming`.
+        ran: See `naming`.
 
     """
 
-    def __init__(self, classes: dict[str, type | None]) -> None:
-        self._classes = classes
+    def __init__(self, ran: dict[tuple[str, str], Ran]) -> None:
+        self._ran = ran
         self._numbers = map(str, itertools.count())
         self._roots: list[str] = []
         """The numbers of Linen's models that have begun and not ended, outermost first."""
 
     @passes_on
-    def _ports(self, function: Callable[..., Any], args: Any, kwargs: Any, root: str, path: str, cls: type) -> Any:
+    def _ports(self, function: Callable[..., Any], args: Any, kwargs: Any, root: str, path: str, module: Any) -> Any:
         """Call a module's function, and name its inputs and outputs."""
-        kind = cls.__name__
-        self._classes[kind] = cls if self._classes.get(kind, cls) is cls else None
+        kind = type(module).__name__
+        self._ran[root, path] = Ran(type(module), made_at(module))
         args, kwargs = named((args, kwargs), "input", root, path, kind)
         return named(function(*args, **kwargs), "output", root, path, kind)
 
@@ -109,7 +121,7 @@ class _Names:
                 return original(module, *args, **kwargs)
             inside.append(id(module))
             try:
-                return self._ports(functools.partial(original, module), args, kwargs, root, path, type(module))
+                return self._ports(functools.partial(original, module), args, kwargs, root, path, module)
             finally:
                 inside.pop()
 
@@ -208,7 +220,7 @@ class _Names:
         module = context.module
         if context.method_name != "__call__" or module.scope is None or not self._roots:
             return function(*args, **kwargs)
-        return self._ports(function, args, kwargs, self._roots[-1], "/".join(module.path), type(module))
+        return self._ports(function, args, kwargs, self._roots[-1], "/".join(module.path), module)
 
     @passes_on
     def equinox(self, module: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -217,7 +229,7 @@ class _Names:
             return function(module, *args, **kwargs)
         number = next(self._numbers)
         module = named(module, "parameter", number)
-        return self._ports(functools.partial(function, module), args, kwargs, number, "", type(module))
+        return self._ports(functools.partial(function, module), args, kwargs, number, "", module)
 
     @passes_on
     def haiku(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -228,7 +240,7 @@ class _Names:
             return function(*args, **kwargs)
         number, own = next(self._numbers), f"{module.module_name}/"
         named({name.removeprefix(own): array for name, array in parameters.items()}, "parameter", number)
-        return self._ports(function, args, kwargs, number, "", type(module))
+        return self._ports(function, args, kwargs, number, "", module)
 
 
 def _path_of(module: Any) -> str | None:

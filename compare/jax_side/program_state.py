@@ -72,8 +72,6 @@ class Structure:
         self._static = [None if each else leaf for each, (_, leaf) in zip(varies, paths, strict=True)]
         self.objects = {name: leaf for name, (_, leaf) in zip(self._names, paths, strict=True) if is_nnx(leaf)}
         """The nnx objects of the state as it was built, by path."""
-        self.classes: dict[str, type | None] = {}
-        """Of the modules that run, by name, None for several; filled by a trace. No state holds those of Linen."""
         self._graph, nnx_state = _split(list(self.objects.values()))
         self._nnx_tree: Any = jax.tree.structure(nnx_state)
         self.leaves = [*self._nnx_leaves(nnx_state, optimizers), *self._plain_leaves(paths, optimizers)]

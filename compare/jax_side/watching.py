@@ -61,6 +61,8 @@ class Watch:
         """The path in the state of what a number stands for, at this place of the program."""
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of execution."""
+        self.named_as: dict[str, tuple[str, str]] = {}
+        """The root and the path in the names of each."""
         self._given = given or Instead()
         self._calls: Counter[tuple[str, str, str]] = Counter()
         self._stacks = stacks or {}
@@ -125,6 +127,7 @@ class Watch:
         if label.what == LOOK:
             return {(LOOK, label.path, "", value.ndim): (value, True)}
         self.kinds.setdefault(path, label.kind)
+        self.named_as[path] = label.root, label.path
         mapped = value.shape[: int(label.mapped)]
         layers = self._stacks.get(path, 0)
         # A map over the layers of a stack calls each of them, once for each call of the stack.
