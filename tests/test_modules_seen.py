@@ -16,7 +16,11 @@ from programs.common import drawn
 from torch.nn import functional
 
 import compare
+from compare.alignment.partners import partners
 from compare.verdict.divergence import Divergence
+from compare.weights.links import Link
+from compare.weights.stacks import stacked
+from compare.weights.units import View
 
 Apply = Callable[[Any, Any], Any]
 
@@ -219,3 +223,23 @@ def test_a_model_of_other_parameters_than_those_of_the_state_is_no_module_of_the
     sides = compare.TorchProgram(original), compare.JaxProgram(build)
     report = compare.check(*sides, drawn(count=2, size=7, x=(5,), y=(3,)), device="cpu", quick=True)
     assert report.verdict == "match", str(report)
+
+
+def test_a_recurrent_layer_has_a_partner_though_its_cell_is_called_for_each_time_step() -> None:
+    links = [Link("rnn.weight_ih_l0", "rnn/cell/dense_i/kernel"), Link("rnn.weight_hh_l0", "rnn/cell/dense_h/kernel")]
+    theirs = [("rnn", 0), *((f"rnn/{inner}", time) for time in range(4) for inner in ("cell", "cell/dense_i"))]
+    found = partners(links, [("rnn", 0)], theirs, ({"rnn": "LSTM"}, {}), ({}, {}))
+    assert found["rnn", 0] == ("rnn", 0)
+
+
+def test_each_call_of_a_stack_is_of_one_layer() -> None:
+    """Two calls of a map over three layers are two calls of each of torch's."""
+    links = [
+        Link(f"critics.{n}.{leaf}", f"critic/{leaf}", jax_view=View((n,))) for n in range(3) for leaf in ("w", "b")
+    ]
+    ours = [(f"critics.{n}", call) for n in range(3) for call in range(2)]
+    theirs = [("critic", call) for call in range(6)]
+    found = partners(links, ours, theirs, ({}, {}), ({}, {}))
+    for n in range(3):
+        assert [found[f"critics.{n}", call] for call in range(2)] == [("critic", n), ("critic", 3 + n)]
+    assert stacked(links) == {"": 3, "critic": 3}

@@ -44,6 +44,10 @@ def _with_weights(
     # its name and however deep it is: a container holds the union of its children's.
     for weights, modules in ours.items():
         others = theirs.get(weights, [])
+        # One that is called as often as none of the other side is inside another one here, as a cell that is called for
+        # each time step within a recurrent layer.
+        numbers = {len(calls) for calls in modules} & {len(calls) for calls in others}
+        modules, others = ([calls for calls in each if len(calls) in numbers] for each in (modules, others))
         if len(modules) == len(others):
             chain = list(zip(modules, others, strict=True))
         elif min(len(modules), len(others)) > 1:  # only the innermost and outermost correspond
