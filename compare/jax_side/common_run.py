@@ -25,7 +25,7 @@ from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.static import all_again, each_once
 from compare.jax_side.unjitted import Looked, Remembered, compiled_by_user, fingerprint, looked_at, looking
-from compare.jax_side.watching import LiftingWatcher, Seen, Watch, Watcher, sorted_out
+from compare.jax_side.watching import LiftingWatcher, Seen, Watch, Watcher, mapped_outputs, sorted_out
 from compare.step import host_draws
 from compare.step.batch import described
 from compare.step.draws import Draw, Hints
@@ -291,7 +291,9 @@ class CommonRun(abc.ABC):
         if self.functions:
             moved = FunctionsMoved(self.functions, range(len(values)))
             closed = jax.make_jaxpr(functools.partial(moved.step, closed))(arguments)
-        watch = Watch(self.leaves, values, instead(*given), self.stacks)
+        # Of an axis of the size of a batch it is not known whether it is that of the examples or that of the layers.
+        stacks = {path: layers for path, layers in self.stacks.items() if layers not in _sizes_of_batch(batch)}
+        watch = Watch(self.leaves, values, instead(*given), stacks, mapped_outputs(closed))
         watcher: LiftingWatcher | Watcher = Watcher(watch)
         choices = Choices()
         if self.dtype == "float64":
@@ -338,3 +340,11 @@ class CommonRun(abc.ABC):
         """Describe what the program holds in float32, once a step was taken, with the user's line that uses it."""
         lines = constant_lines(self.traces[0]) if self.traces else {}
         return [f"{what}, {lines[key]}" if lines.get(key) else what for key, what in self.constants.items()]
+
+
+def _sizes_of_batch(batch: Any) -> set[int]:
+    """Give the numbers of examples and of micro-batches: the sizes of the first axes, but for the last axis of all."""
+    import jax
+
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    return {size for shape in shapes for size in (shape[:1] if len(shape) < 3 else shape[:2])}

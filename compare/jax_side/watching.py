@@ -11,7 +11,7 @@ from compare.jax_side.choices import Choices
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.labels import LOOK, Label
 from compare.jax_side.lift import Lifter, Tables
-from compare.jax_side.primitives import NAME
+from compare.jax_side.primitives import NAME, Program, programs
 from compare.jax_side.program_state import Leaf
 from compare.jax_side.successors import remembered_names, succeeded
 from compare.step.observation import Port
@@ -42,6 +42,7 @@ class Watch:
         values: The arrays, as the program takes them.
         given: What is put in the place of what the program computes.
         stacks: See `CommonRun.stacks`.
+        mapped: See `mapped_outputs`.
 
     """
 
@@ -51,6 +52,7 @@ class Watch:
         values: Sequence[Any],
         given: Instead | None = None,
         stacks: Mapping[str, int] | None = None,
+        mapped: "Mapping[tuple[str, str], set[tuple[int, ...]]] | None" = None,
     ) -> None:
         # By identity, because two parameters may have equal initial values. A parameter is still the array of the state
         # that the run put in: jit and grad hand it on as it is.
@@ -65,7 +67,7 @@ class Watch:
         """The root and the path in the names of each."""
         self._given = given or Instead()
         self._calls: Counter[tuple[str, str, str]] = Counter()
-        self._stacks = stacks or {}
+        self._stacks, self._mapped = stacks or {}, mapped or {}
 
     def instead(self, seen: "Shown | None", value: Any) -> Any:
         """Return the value with which the program continues: the given one, if there is one, or its own."""
@@ -128,11 +130,18 @@ class Watch:
             return {(LOOK, label.path, "", value.ndim): (value, True)}
         self.kinds.setdefault(path, label.kind)
         self.named_as[path] = label.root, label.path
-        mapped = value.shape[: int(label.mapped)]
-        layers = self._stacks.get(path, 0)
         # A map over the layers of a stack calls each of them, once for each call of the stack.
-        is_stack = mapped[:1] == (layers,) and mapped.count(layers) == 1
+        is_stack = _mapped_axes(label, value)[:1] == (self._stacks.get(path, 0),) and self._is_of_layers(label, path)
         return {(label.what, path, label.leaf, value.ndim - is_stack): (value, True)}
+
+    def _is_of_layers(self, label: Label, path: str) -> bool:
+        """Tell whether the first axis that is mapped of a module's outputs, and no other, is that of its layers.
+
+        A map over examples around one over layers may have as many of them. What a module takes may be mapped over one
+        of the two alone, and its shape does not tell which.
+        """
+        layers, outputs = self._stacks.get(path, 0), self._mapped.get((label.root, label.path), set())
+        return all(sizes[:1] == (layers,) and sizes.count(layers) == 1 for sizes in outputs)
 
 
 class _Watching(Interpreter):
@@ -176,6 +185,24 @@ class LiftingWatcher(_Watching, Lifter):
     ) -> None:
         Lifter.__init__(self, pinned, tables, choices)
         self.watch = watch
+
+
+def mapped_outputs(program: Any) -> dict[tuple[str, str], set[tuple[int, ...]]]:
+    """Give the sizes of the axes that are mapped of the outputs of modules, by the root and the path in their names."""
+    found: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    for eqn in Program.of(program).equations:
+        label = Label.of(eqn.params["name"]) if eqn.primitive.name == NAME else None
+        if label is not None and label.what == "output":
+            found.setdefault((label.root, label.path), set()).add(_mapped_axes(label, eqn.outvars[0].aval))
+        for nested in programs(eqn):
+            for key, sizes in mapped_outputs(nested).items():
+                found.setdefault(key, set()).update(sizes)
+    return found
+
+
+def _mapped_axes(label: Label, value: Any) -> tuple[int, ...]:
+    sizes: tuple[int, ...] = value.shape[: int(label.mapped)]
+    return sizes
 
 
 class Seen(NamedTuple):

@@ -45,7 +45,8 @@ def set_layer(file: SourceFile, code: Code, line: Line) -> list[Edit]:
     if code.keywords.keys() & MODES and _gives_modes(file, call):
         raise Unfit("the mode is given where the layer is called")
     name = code.call.rpartition(".")[2]
-    if not isinstance(call, libcst.Call):  # Linen makes a layer anew where `setup` assigns it
+    # Linen makes a layer anew where `setup` assigns it, and a transformed one where it is called.
+    if not isinstance(call, libcst.Call) or isinstance(call.func, libcst.Call):
         inside = file.calls_in_statement(call)
         found = [each for each in inside if _named(file.meaning(each.func)) == name]
         if len(found) != 1:
