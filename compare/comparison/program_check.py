@@ -111,7 +111,7 @@ class ProgramCheck(CommonCheck):
                 known = self._of_other_outputs(followed) or known
         lined = functools.partial(with_lines, self.pair.torch, self.jax, known)
         first, *others = bugs.attempt("the search for the lines", lined) or known
-        if not first.cause:
+        if not first.cause and not self.jax.unplaced:
             calls = [_called(each) for each in self.runs.called_otherwise.values()]
             first = dataclasses.replace(first, details=(*calls, *first.details))
         return first, others, []

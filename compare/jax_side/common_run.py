@@ -25,7 +25,7 @@ from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.static import all_again, each_once
 from compare.jax_side.unjitted import Looked, Remembered, compiled_by_user, fingerprint, looked_at, looking
-from compare.jax_side.watching import LiftingWatcher, Seen, Watch, Watcher, mapped_outputs, sorted_out
+from compare.jax_side.watching import LiftingWatcher, Seen, Watch, Watcher, apart_from, mapped_outputs, sorted_out
 from compare.step import host_draws
 from compare.step.batch import described
 from compare.step.draws import Draw, Hints
@@ -66,6 +66,8 @@ class CommonRun(abc.ABC):
         """The class of each module that ran, by path, in order of execution; filled by the first step."""
         self.named_as: dict[str, tuple[str, str]] = {}
         """The root and the path in the names of each module that ran, by path."""
+        self.unplaced = False
+        """See `Watch.unplaced`."""
         self.stacks: Mapping[str, int] = {}
         """The modules whose weights are all stacks of layers, by path, and how many layers."""
         self.pinned: list[str] = []
@@ -291,9 +293,7 @@ class CommonRun(abc.ABC):
         if self.functions:
             moved = FunctionsMoved(self.functions, range(len(values)))
             closed = jax.make_jaxpr(functools.partial(moved.step, closed))(arguments)
-        # Of an axis of the size of a batch it is not known whether it is that of the examples or that of the layers.
-        stacks = {path: layers for path, layers in self.stacks.items() if layers not in _sizes_of_batch(batch)}
-        watch = Watch(self.leaves, values, instead(*given), stacks, mapped_outputs(closed))
+        watch = Watch(self.leaves, values, instead(*given), apart_from(self.stacks, batch), mapped_outputs(closed))
         watcher: LiftingWatcher | Watcher = Watcher(watch)
         choices = Choices()
         if self.dtype == "float64":
@@ -301,10 +301,15 @@ class CommonRun(abc.ABC):
         outputs = watcher.step(closed, arguments, tables[1])
         self.kinds.update(watch.kinds)
         self.named_as.update(watch.named_as)
+        self.unplaced |= watch.unplaced
         after, shown = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         # A lifted step may return float64 where the state has float32 counters: the next one would be compiled again.
         # A step that gives back another dtype, as a number added to a counter does, would be compiled again each time.
-        kept = [new if is_key(old.dtype) else new.astype(old.dtype) for old, new in zip(values, after, strict=True)]
+        # What it sets to a constant is a number of Python's here.
+        pairs = [
+            (old, new if hasattr(new, "dtype") else np.asarray(new)) for old, new in zip(values, after, strict=True)
+        ]
+        kept = [new if is_key(old.dtype) else new.astype(old.dtype) for old, new in pairs]
         # What one module gives is what the next one takes.
         return kept, shown, each_once(watcher.shown), choices.made
 
@@ -340,11 +345,3 @@ class CommonRun(abc.ABC):
         """Describe what the program holds in float32, once a step was taken, with the user's line that uses it."""
         lines = constant_lines(self.traces[0]) if self.traces else {}
         return [f"{what}, {lines[key]}" if lines.get(key) else what for key, what in self.constants.items()]
-
-
-def _sizes_of_batch(batch: Any) -> set[int]:
-    """Give the numbers of examples and of micro-batches: the sizes of the first axes, but for the last axis of all."""
-    import jax
-
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
-    return {size for shape in shapes for size in (shape[:1] if len(shape) < 3 else shape[:2])}

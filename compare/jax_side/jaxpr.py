@@ -127,7 +127,7 @@ class Interpreter:
 
         def body(state: Any, item: Any) -> Any:
             values, own = item
-            self.handed_on(start, state)
+            self.handed_on([*start, *sequences], [*state, *values])
             outputs, shown = self.enclosed(loop.program, [*fixed, *state, *values], own)
             end[:] = outputs[:carry]
             # What an iteration shows is a tracer of the scan's body. As an output of the body it leaves the scan,

@@ -236,7 +236,8 @@ class JaxRun(CommonRun):
             parameters=named(state.params, self.param_names) if trained else {},
             optimizer=named(state.optimizer, self.state_names) if trained else {},
             buffers=named(state.buffers, self.buffer_names),
-            forward=seen.forward,
+            # Torch's values cannot be put in the place of those of one iteration.
+            forward={port: value for port, value in seen.forward.items() if port not in seen.repeated},
         )
 
     def taking(self, step: Callable[..., Any]) -> Self:

@@ -16,9 +16,10 @@ from compare.jax_side.program_state import Leaf
 from compare.jax_side.successors import remembered_names, succeeded
 from compare.step.observation import Port
 
-Shown = dict[tuple[str, str, str, int], tuple[Any, Any]]
-"""One value from within a program: what it is, the module's path, the leaf and the number of axes; and with the value
-whether it was computed at all, which in a branch that was not taken it was not."""
+Shown = dict[tuple[str, str, str, int, bool], tuple[Any, Any]]
+"""One value from within a program: what it is, the module's path, the leaf, the number of axes of one call, and whether
+an axis of the calls of layers comes before these; and with the value whether it was computed at all, which in a branch
+that was not taken it was not."""
 
 
 class Instead(NamedTuple):
@@ -65,6 +66,8 @@ class Watch:
         """The class of each module that ran, by path, in order of execution."""
         self.named_as: dict[str, tuple[str, str]] = {}
         """The root and the path in the names of each."""
+        self.unplaced = False
+        """Whether a module ran with parameters of which it is not known which of the state they are."""
         self._given = given or Instead()
         self._calls: Counter[tuple[str, str, str]] = Counter()
         self._stacks, self._mapped = stacks or {}, mapped or {}
@@ -73,8 +76,8 @@ class Watch:
         """Return the value with which the program continues: the given one, if there is one, or its own."""
         import jax.numpy as jnp
 
-        for what, path, leaf, axes in seen or {}:
-            if value.ndim == axes:
+        for what, path, leaf, _, of_layers in seen or {}:
+            if not of_layers:
                 return self._chosen(what, path, leaf, value)
             parts = [self._chosen(what, path, leaf, part) for part in value]
             return value if all(map(operator.is_, parts, value)) else jnp.stack(parts)
@@ -119,20 +122,21 @@ class Watch:
             if (root := label.root_in(self._names.get(id(value), ""))) is not None:
                 self._roots[label.root] = root
             return None
+        self.unplaced |= bool(label.root) and label.root not in self._roots
         root = self._roots.get(label.root, "") if label.root else ""
         path = "/".join(filter(None, (root, label.path)))
         if label.root and label.root not in self._roots and not path:  # its parameters are not those of the state
             return None
         if label.what == "gradient":
             inner = label.leaf.replace(".", "/").removesuffix("/value")
-            return {("gradient", "/".join(filter(None, (path, inner))), "", value.ndim): (value, True)}
+            return {("gradient", "/".join(filter(None, (path, inner))), "", value.ndim, False): (value, True)}
         if label.what == LOOK:
-            return {(LOOK, label.path, "", value.ndim): (value, True)}
+            return {(LOOK, label.path, "", value.ndim, False): (value, True)}
         self.kinds.setdefault(path, label.kind)
         self.named_as[path] = label.root, label.path
         # A map over the layers of a stack calls each of them, once for each call of the stack.
         is_stack = _mapped_axes(label, value)[:1] == (self._stacks.get(path, 0),) and self._is_of_layers(label, path)
-        return {(label.what, path, label.leaf, value.ndim - is_stack): (value, True)}
+        return {(label.what, path, label.leaf, value.ndim - is_stack, is_stack): (value, True)}
 
     def _is_of_layers(self, label: Label, path: str) -> bool:
         """Tell whether the first axis that is mapped of a module's outputs, and no other, is that of its layers.
@@ -187,6 +191,18 @@ class LiftingWatcher(_Watching, Lifter):
         self.watch = watch
 
 
+def apart_from(stacks: Mapping[str, int], batch: Any) -> dict[str, int]:
+    """Leave out the stacks with as many layers as a batch has examples or micro-batches.
+
+    Of an axis of that size it is not known of what it is. These are the first axes of a batch, but for a last one.
+    """
+    import jax
+
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    sizes = {size for shape in shapes for size in (shape[:1] if len(shape) < 3 else shape[:2])}
+    return {path: layers for path, layers in stacks.items() if layers not in sizes}
+
+
 def mapped_outputs(program: Any) -> dict[tuple[str, str], set[tuple[int, ...]]]:
     """Give the sizes of the axes that are mapped of the outputs of modules, by the root and the path in their names."""
     found: dict[tuple[str, str], set[tuple[int, ...]]] = {}
@@ -210,6 +226,8 @@ class Seen(NamedTuple):
 
     forward: dict[Port, Any]
     gradients: dict[str, Any]
+    repeated: frozenset[Port] = frozenset()
+    """What modules take and give in a scan, where each iteration is a call."""
 
 
 def sorted_out(shown: Sequence[Shown]) -> Seen:
@@ -221,7 +239,8 @@ def sorted_out(shown: Sequence[Shown]) -> Seen:
     calls: Counter[tuple[str, str, str]] = Counter()
     forward: dict[Port, Any] = {}
     gradients: dict[str, Any] = {}
-    for (what, path, leaf, axes), (value, computed) in (item for each in shown for item in each.items()):
+    repeated: set[Port] = set()
+    for (what, path, leaf, axes, of_layers), (value, computed) in (item for each in shown for item in each.items()):
         if what == LOOK:
             continue
         # A scan stacks what its iterations show along a new first axis.
@@ -237,4 +256,5 @@ def sorted_out(shown: Sequence[Shown]) -> Seen:
                 gradients[path if not number else f"{path}#{number + 1}"] = array
             else:
                 forward[Port(path, number, what, leaf)] = array
-    return Seen(forward, gradients)
+                repeated |= {Port(path, number, what, leaf)} if value.ndim > axes + of_layers else set()
+    return Seen(forward, gradients, frozenset(repeated))
