@@ -132,8 +132,8 @@ def port(
     return compare.JaxProgram(build)
 
 
-def checked(torch_side: compare.TorchProgram, jax_side: compare.JaxProgram) -> compare.Report:
-    return compare.check(torch_side, jax_side, drawn(x=(4,), y=(1,)), device="cpu", quick=True)
+def checked(torch_side: compare.TorchProgram, jax_side: compare.JaxProgram, size: int = 12) -> compare.Report:
+    return compare.check(torch_side, jax_side, drawn(size=size, x=(4,), y=(1,)), device="cpu", quick=True)
 
 
 @pytest.mark.parametrize("theirs", [of_linen, of_nnx])
@@ -173,3 +173,41 @@ def test_a_fault_within_an_ensemble_is_placed_in_it() -> None:
     assert report.divergence.cause is not None, str(report)
     assert report.divergence.cause.name == "activation"
     assert report.divergence.torch == "between critics_target.0.fc1 and critics_target.0.fc2", report.divergence
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_map_over_examples_around_the_one_over_critics_is_told_from_it(size: int) -> None:
+    """With as many examples as critics, the axes of both are of one size."""
+
+    def rows() -> tuple[Any, Callable[[Any, Any], Any]]:
+        params, apply = of_linen()
+        return params, lambda params, x: jax.vmap(lambda row: apply(params, row[None])[:, 0], out_axes=1)(x)
+
+    report = checked(original(of_list), port(rows), size=size)
+    assert report.verdict == "match", str(report)
+    assert "makes up" not in str(report)
+    assert not any("torch's step makes" in each for each in report.unexercised), report.unexercised
+
+
+def test_a_critic_that_is_taken_out_of_the_stack_is_not_called_missing() -> None:
+    def first_again() -> tuple[Any, Callable[[Any, Any], Any]]:
+        params, apply = of_nnx()
+        graph, _ = nnx.split(NnxPort(nnx.Rngs(0)))
+
+        def twice(params: Any, x: Any) -> Any:
+            first = nnx.merge(graph, jax.tree.map(lambda stack: stack[0], params))
+            return apply(params, x).at[0].set(first(x))
+
+        return params, twice
+
+    def again(model: Any, _: Any, output: Any) -> Any:
+        return output + 0 * model.fc2(torch.tanh(model.fc1(torch.ones(1, 4))))[0, 0]
+
+    def with_more_calls() -> Any:
+        state, critics = of_list()
+        critics[0].register_forward_hook(again)
+        return state, critics
+
+    report = checked(original(with_more_calls), port(first_again))
+    assert report.verdict == "match", str(report)
+    assert not any("torch's step makes" in each for each in report.unexercised), report.unexercised

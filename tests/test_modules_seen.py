@@ -243,3 +243,72 @@ def test_each_call_of_a_stack_is_of_one_layer() -> None:
     for n in range(3):
         assert [found[f"critics.{n}", call] for call in range(2)] == [("critic", n), ("critic", 3 + n)]
     assert stacked(links) == {"": 3, "critic": 3}
+
+
+class Stack(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Net() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + torch.nn.functional.pad(block(x), (0, 2))
+        return x
+
+
+def sliced(made: Callable[[], tuple[Any, Apply]]) -> compare.JaxProgram:
+    """Scan over the slices of stacked parameters, and set a flag of the state to a constant."""
+
+    def build() -> Any:
+        params, apply = made()
+
+        @jax.jit
+        def step(state: Any, batch: Any) -> Any:
+            def loss_of(params: Any) -> Any:
+                def layer(x: Any, own: Any) -> Any:
+                    return x + jnp.pad(apply(own, x), ((0, 0), (0, 2))), None
+
+                return jnp.mean((jax.lax.scan(layer, batch["x"], params)[0] - batch["y"]) ** 2)
+
+            loss, gradients = jax.value_and_grad(loss_of)(state["params"])
+            params = jax.tree.map(lambda value, gradient: value - 0.1 * gradient, state["params"], gradients)
+            return {"params": params, "first": jnp.array(False)}, {"loss": loss}
+
+        return {"params": params, "first": jnp.array(True)}, step
+
+    return compare.JaxProgram(build)
+
+
+def linen_layers() -> tuple[Any, Apply]:
+    net = OfLinen(1e-2)
+    keys = jax.random.split(jax.random.key(0), 3)
+    return jax.vmap(lambda key: net.init(key, jnp.zeros((1, 5)))["params"])(keys), lambda params, x: net.apply(
+        {"params": params}, x
+    )
+
+
+def equinox_layers() -> tuple[Any, Apply]:
+    arrays, rest = eqx.partition(eqx.filter_vmap(lambda _: OfEquinox(1e-2))(jnp.arange(3)), eqx.is_array)
+    return arrays, lambda arrays, x: jax.vmap(eqx.combine(arrays, rest))(x)
+
+
+@pytest.mark.parametrize("made", [linen_layers, equinox_layers])
+def test_layers_that_a_scan_takes_from_a_stack_are_compared_one_by_one(made: Any) -> None:
+    def build() -> Any:
+        model = Stack()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def step(_: Any, batch: Any) -> Any:
+            loss = functional.mse_loss(model(batch["x"]), batch["y"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    sides = compare.TorchProgram(build), sliced(made)
+    found = compare.check(*sides, drawn(count=2, size=7, x=(5,), y=(5,)), device="cpu", quick=True).divergence
+    assert found is not None
+    assert (found.stage, found.torch) == ("forward", "model.blocks.0.norm")
+    _fix(found)
