@@ -79,11 +79,13 @@ class Watch:
         for what, path, leaf, _, of_layers in seen or {}:
             if not of_layers:
                 return self._chosen(what, path, leaf, value)
-            parts = [self._chosen(what, path, leaf, part) for part in value]
-            return value if all(map(operator.is_, parts, value)) else jnp.stack(parts)
+            layers = list(value)
+            chosen = [self._chosen(what, path, leaf, layer) for layer in layers]
+            return value if all(map(operator.is_, chosen, layers)) else jnp.stack(chosen)
         return value
 
     def _chosen(self, what: str, path: str, leaf: str, value: Any) -> Any:
+        """Return the value of one call: the given one, if there is one, or its own."""
         import jax.numpy as jnp
 
         number = self._calls[what, path, leaf]
