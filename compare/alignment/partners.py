@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from compare.weights.links import Link
+from compare.weights.links import Link, layer_of
 
 Call = tuple[str, int]
 """A module's path, and which of its calls within the step."""
@@ -91,7 +91,9 @@ def _are_several(links: Sequence[Link], weights: Iterable[int]) -> bool:
 def weighted(links: Sequence[Link], torch: Iterable[Call], jax: Iterable[Call]) -> tuple[_Weighted, _Weighted]:
     """Return the calls of both sides by the weights that they hold."""
     ours = _by_weights([(link.torch, ".", None) for link in links], torch)
-    return ours, _by_weights([(name, "/", link.layer) for name, link in zip(_by_layer(links), links, strict=True)], jax)
+    return ours, _by_weights(
+        [(name, "/", layer_of(link)) for name, link in zip(_by_layer(links), links, strict=True)], jax
+    )
 
 
 def _by_layer(links: Sequence[Link]) -> list[str]:

@@ -37,7 +37,7 @@ from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
 from compare.weights.layers import buffer_names
-from compare.weights.links import WeightMap, to_jax
+from compare.weights.links import WeightMap, layer_of, to_jax
 from compare.weights.stacks import stacked
 from compare.weights.weight_layouts import weight_layouts
 
@@ -107,7 +107,7 @@ class MappedPair:
         self._map(weights, jax_run)
         # Layers in a scan have partners of their own on the torch side. Unrolled, each iteration is seen as a module's
         # call.
-        self.unroll = bool(seen.hidden) and any(link.layer is not None for link in self.links)
+        self.unroll = bool(seen.hidden) and any(layer_of(link) is not None for link in self.links)
         arrays = {"torch": kept_tensors(torch.model), "jax": jax_run.arrays() if self.links.constants else {}}
         self.constants = [
             Constant(side, name, np.array(to_numpy(arrays[side][name]))) for side, name in self.links.constants

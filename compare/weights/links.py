@@ -87,11 +87,11 @@ class Link:
     compared: bool = True
     """Whether the two are compared; an integer that `weights=` leaves out on both sides only starts the same."""
 
-    @property
-    def layer(self) -> int | None:
-        """Which layer it is of JAX's tensor, which is a stack of layers along its first axis; None if it is none."""
-        first = self.jax_view.index[:1]
-        return first[0] if first and isinstance(first[0], int) else None
+
+def layer_of(link: Link) -> int | None:
+    """Give which layer a link's part of JAX's tensor is, where that is a stack of layers along its first axis."""
+    first = link.jax_view.index[:1]
+    return first[0] if first and isinstance(first[0], int) else None
 
 
 def named(link: Link, side: str) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from compare.weights.links import Link
+from compare.weights.links import Link, layer_of
 from compare.weights.roots import likeness
 from compare.weights.units import Unit
 
@@ -58,7 +58,7 @@ def stacked(links: Iterable[Link]) -> dict[str, int]:
     layers: dict[str, set[int | None]] = {}
     for link in links:
         for prefix in prefixes(link.jax.rpartition("/")[0]):
-            layers.setdefault(prefix, set()).add(link.layer)
+            layers.setdefault(prefix, set()).add(layer_of(link))
     return {path: len(of) for path, of in layers.items() if None not in of and len(of) > 1}
 
 
