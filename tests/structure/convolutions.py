@@ -243,7 +243,7 @@ ARCHITECTURES = [
             "no relu": ("the identity", "leaves out relu"),
             "no sigmoid": ("the identity", "leaves out sigmoid"),
             "softmax": ("softmax",),
-            "added": ("add",),
+            "added": ("the sum of the two operands",),
             "no residual": ("leaves out the sum",),
         },
         (("no sigmoid", "no residual"), ("softmax", "added")),
