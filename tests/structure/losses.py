@@ -147,7 +147,7 @@ ARCHITECTURES = [
             "temperature left out": ("leaves out mul", "takes 1"),
             "transposed": ("transpos", "exchange"),
             "second term left out": ("leaves out the sum",),
-            "sign": ("sub", "sign", "negative"),
+            "sign": ("sub", "sign", "negative", "the difference of the two"),
         },
         target=lambda rng: rng.normal(size=(6, 3)), loss=contrasted, jax_loss=jax_contrasted,
     ),

@@ -215,7 +215,7 @@ ARCHITECTURES = [
             "not normalized": ("leaves out normalize",),
             "no abs": ("leaves out abs", "the identity"),
             "squared": ("square",),
-            "product": ("mul",),
+            "product": ("mul", "the product of the two"),
             "exchanged": ("order",),
             "difference first": ("order",),
         },
