@@ -96,9 +96,9 @@ def _name(value: Any) -> None:
 def looked_at(shown: Sequence[Any]) -> Any:
     """Return the number that a program was stopped for, from what it shows; `Refused` if it does not show it."""
     for each in reversed(shown):
-        for (what, path, _, _), (value, _) in each.items():
-            if what == LOOK:
-                return np.asarray(value) if path == "x".join(map(str, value.shape)) else Refused()
+        for key, (value, _) in each.items():
+            if key.what == LOOK:
+                return np.asarray(value) if key.path == "x".join(map(str, value.shape)) else Refused()
     return Refused()
 
 

@@ -16,10 +16,24 @@ from compare.jax_side.program_state import Leaf
 from compare.jax_side.successors import remembered_names, succeeded
 from compare.step.observation import Port
 
-Shown = dict[tuple[str, str, str, int, bool], tuple[Any, Any]]
-"""One value from within a program: what it is, the module's path, the leaf, the number of axes of one call, and whether
-an axis of the calls of layers comes before these; and with the value whether it was computed at all, which in a branch
-that was not taken it was not."""
+
+class Key(NamedTuple):
+    """What a value from within a program is."""
+
+    what: str
+    """As in a label."""
+    path: str
+    """The module's in the state."""
+    leaf: str
+    axes: int
+    """How many axes it has in one call."""
+    of_layers: bool = False
+    """Whether an axis of calls, one of each layer of a stack, comes before these."""
+
+
+Shown = dict[Key, tuple[Any, Any]]
+"""One value from within a program, and whether it was computed at all, which in a branch that was not taken it was
+not."""
 
 
 class Instead(NamedTuple):
@@ -76,24 +90,24 @@ class Watch:
         """Return the value with which the program continues: the given one, if there is one, or its own."""
         import jax.numpy as jnp
 
-        for what, path, leaf, _, of_layers in seen or {}:
-            if not of_layers:
-                return self._chosen(what, path, leaf, value)
+        for key in seen or {}:
+            if not key.of_layers:
+                return self._chosen(key, value)
             layers = list(value)
-            chosen = [self._chosen(what, path, leaf, layer) for layer in layers]
+            chosen = [self._chosen(key, layer) for layer in layers]
             return value if all(map(operator.is_, chosen, layers)) else jnp.stack(chosen)
         return value
 
-    def _chosen(self, what: str, path: str, leaf: str, value: Any) -> Any:
+    def _chosen(self, key: Key, value: Any) -> Any:
         """Return the value of one call: the given one, if there is one, or its own."""
         import jax.numpy as jnp
 
-        number = self._calls[what, path, leaf]
-        self._calls[what, path, leaf] += 1
-        if what == "gradient":
-            given = self._given.gradients.get(path) if number == 0 else None
+        number = self._calls[key[:3]]
+        self._calls[key[:3]] += 1
+        if key.what == "gradient":
+            given = self._given.gradients.get(key.path) if number == 0 else None
         else:
-            given = self._given.ports.get(Port(path, number, what, leaf))
+            given = self._given.ports.get(Port(key.path, number, key.what, key.leaf))
         if given is None:
             return value
         other, chosen = given
@@ -131,14 +145,14 @@ class Watch:
             return None
         if label.what == "gradient":
             inner = label.leaf.replace(".", "/").removesuffix("/value")
-            return {("gradient", "/".join(filter(None, (path, inner))), "", value.ndim, False): (value, True)}
+            return {Key("gradient", "/".join(filter(None, (path, inner))), "", value.ndim): (value, True)}
         if label.what == LOOK:
-            return {(LOOK, label.path, "", value.ndim, False): (value, True)}
+            return {Key(LOOK, label.path, "", value.ndim): (value, True)}
         self.kinds.setdefault(path, label.kind)
         self.named_as[path] = label.root, label.path
         # A map over the layers of a stack calls each of them, once for each call of the stack.
         is_stack = _mapped_axes(label, value)[:1] == (self._stacks.get(path, 0),) and self._is_of_layers(label, path)
-        return {(label.what, path, label.leaf, value.ndim - is_stack, is_stack): (value, True)}
+        return {Key(label.what, path, label.leaf, value.ndim - is_stack, is_stack): (value, True)}
 
     def _is_of_layers(self, label: Label, path: str) -> bool:
         """Tell whether the first axis that is mapped of a module's outputs, and no other, is that of its layers.
@@ -242,7 +256,8 @@ def sorted_out(shown: Sequence[Shown]) -> Seen:
     forward: dict[Port, Any] = {}
     gradients: dict[str, Any] = {}
     repeated: set[Port] = set()
-    for (what, path, leaf, axes, of_layers), (value, computed) in (item for each in shown for item in each.items()):
+    for key, (value, computed) in (item for each in shown for item in each.items()):
+        what, path, leaf, axes, of_layers = key
         if what == LOOK:
             continue
         # A scan stacks what its iterations show along a new first axis.
@@ -252,8 +267,8 @@ def sorted_out(shown: Sequence[Shown]) -> Seen:
         for array, is_known in zip(single, known, strict=True):
             if not is_known:
                 continue
-            number = calls[what, path, leaf]
-            calls[what, path, leaf] += 1
+            number = calls[key[:3]]
+            calls[key[:3]] += 1
             if what == "gradient":
                 gradients[path if not number else f"{path}#{number + 1}"] = array
             else:
