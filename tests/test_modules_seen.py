@@ -1,5 +1,6 @@
 """What modules take and give is compared, in whatever way a step calls them."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 import compare
 from compare.alignment.partners import partners
+from compare.jax_side.naming import naming
 from compare.verdict.divergence import Divergence
 from compare.weights.links import Link
 from compare.weights.stacks import stacked
@@ -230,6 +232,43 @@ def test_a_recurrent_layer_has_a_partner_though_its_cell_is_called_for_each_time
     theirs = [("rnn", 0), *((f"rnn/{inner}", time) for time in range(4) for inner in ("cell", "cell/dense_i"))]
     found = partners(links, [("rnn", 0)], theirs, ({"rnn": "LSTM"}, {}), ({}, {}))
     assert found["rnn", 0] == ("rnn", 0)
+
+
+class Called:
+    """What modules may have their call from."""
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+class Mixed(Called, nnx.Module):
+    pass
+
+
+class Scaled(OfNnx):
+    """A class whose call is that of another one, and more; both are in a state."""
+
+    def __call__(self, x: Any) -> Any:
+        return super().__call__(x) * 2.0
+
+
+class MoreThanDoubled(Doubled):
+    def __init__(self, epsilon: float) -> None:
+        super().__init__(epsilon)
+
+    def __call__(self, x: Any) -> Any:
+        return super().__call__(x) + 1.0
+
+
+@pytest.mark.parametrize(
+    ("module", "other"),
+    [(Mixed(), None), (Scaled(RIGHT), OfNnx(RIGHT)), (MoreThanDoubled(RIGHT), Doubled(RIGHT))],
+)
+def test_each_call_is_named_once_whatever_class_it_is_from(module: Any, other: Any) -> None:
+    with naming({"module": module, "other": other}, {}):
+        program = str(jax.make_jaxpr(lambda x: module(x))(jnp.ones(5)))
+    kind = type(module).__name__
+    assert len(re.findall(rf"name=netparity\|output\|[^ ]*\|{kind}\|", program)) == 1, program
 
 
 def test_each_call_of_a_stack_is_of_one_layer() -> None:

@@ -21,8 +21,9 @@ def intercepted(tree: Any, call: Intercept) -> Iterator[AbstractContextManager[A
     """
     from unittest import mock  # which brings asyncio: not for everybody who imports compare
 
+    inside: list[int] = []
     for cls in dict.fromkeys(type(module) for _, module in modules_in(tree) if callable(module)):
-        yield mock.patch.object(cls, "__call__", _intercepted(cls.__call__, call))
+        yield mock.patch.object(cls, "__call__", _intercepted(cls.__call__, call, inside))
 
 
 def modules_in(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -36,9 +37,7 @@ def modules_in(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from modules_in(vars(value), own)
 
 
-def _intercepted(original: Callable[..., Any], call: Intercept) -> Callable[..., Any]:
-    inside: list[int] = []
-
+def _intercepted(original: Callable[..., Any], call: Intercept, inside: list[int]) -> Callable[..., Any]:
     @passes_on
     def function(module: Any, *args: Any, **kwargs: Any) -> Any:
         inside.append(id(module))

@@ -77,9 +77,10 @@ def _tell_paths(objects: Mapping[str, Any]) -> None:
 
 
 def _callable(cls: Any) -> Iterator[Any]:
-    """Yield the classes below one that define how they are called."""
+    """Yield the classes below one that define how they are called, or have it from a class that is not below it."""
     for each in cls.__subclasses__():
-        if "__call__" in vars(each):
+        definers = [base for base in each.__mro__ if "__call__" in vars(base)]
+        if definers and (definers[0] is each or not issubclass(definers[0], cls)):
             yield each
         yield from _callable(each)
 
@@ -98,6 +99,8 @@ class _Names:
     def __init__(self, ran: dict[tuple[str, str], Ran]) -> None:
         self._ran = ran
         self._numbers = map(str, itertools.count())
+        self._inside: list[int] = []
+        """The identities of the modules of nnx whose calls have begun and not ended."""
         self._roots: list[str] = []
         """The numbers of Linen's models that have begun and not ended, outermost first."""
 
@@ -111,19 +114,18 @@ class _Names:
 
     def nnx(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Name what a module of nnx takes and gives: Python looks `__call__` up on the class."""
-        inside: list[int] = []
 
         @functools.wraps(original)
         @passes_on
         def call(module: Any, *args: Any, **kwargs: Any) -> Any:
-            root, path = self._place(module) if id(module) not in inside else ("", "")
+            root, path = self._place(module) if id(module) not in self._inside else ("", "")
             if not (root or path):  # a super().__call__() is part of the same call
                 return original(module, *args, **kwargs)
-            inside.append(id(module))
+            self._inside.append(id(module))
             try:
                 return self._ports(functools.partial(original, module), args, kwargs, root, path, module)
             finally:
-                inside.pop()
+                self._inside.pop()
 
         return call
 
