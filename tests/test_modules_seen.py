@@ -1,5 +1,6 @@
 """What modules take and give is compared, in whatever way a step calls them."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import optax
 import pytest
 import torch
 from flax import linen, nnx
-from programs.common import drawn
+from programs.common import drawn, trained_in_torch
 from torch.nn import functional
 
 import compare
@@ -116,18 +117,13 @@ def haiku(epsilon: float) -> tuple[Any, Apply]:
     return made.init(jax.random.key(0), jnp.zeros((1, 5))), made.apply
 
 
-def original() -> Any:
-    model = Net()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+def original(net: type[torch.nn.Module] = Net) -> Any:
+    model = net()
 
-    def step(_: Any, batch: Any) -> Any:
-        loss = functional.mse_loss(model(batch["x"]), batch["y"])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return {"loss": loss}
+    def loss_of(model: Any, batch: Any) -> torch.Tensor:
+        return functional.mse_loss(model(batch["x"]), batch["y"])
 
-    return {"model": model, "optimizer": optimizer}, step
+    return trained_in_torch(model, torch.optim.SGD(model.parameters(), 0.1), loss_of)
 
 
 def port(made: Callable[[float], tuple[Any, Apply]], epsilon: float) -> compare.JaxProgram:
@@ -333,20 +329,7 @@ def equinox_layers() -> tuple[Any, Apply]:
 
 @pytest.mark.parametrize("made", [linen_layers, equinox_layers])
 def test_layers_that_a_scan_takes_from_a_stack_are_compared_one_by_one(made: Any) -> None:
-    def build() -> Any:
-        model = Stack()
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-
-        def step(_: Any, batch: Any) -> Any:
-            loss = functional.mse_loss(model(batch["x"]), batch["y"])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return {"loss": loss}
-
-        return {"model": model, "optimizer": optimizer}, step
-
-    sides = compare.TorchProgram(build), sliced(made)
+    sides = compare.TorchProgram(functools.partial(original, Stack)), sliced(made)
     found = compare.check(*sides, drawn(count=2, size=7, x=(5,), y=(5,)), device="cpu", quick=True).divergence
     assert found is not None
     assert (found.stage, found.torch) == ("forward", "model.blocks.0.norm")

@@ -44,8 +44,8 @@ def _with_weights(
     # its name and however deep it is: a container holds the union of its children's.
     for weights, modules in ours.items():
         others = theirs.get(weights, [])
-        # One that is called as often as none of the other side is inside another one here, as a cell that is called for
-        # each time step within a recurrent layer.
+        # Leave out the modules whose number of calls no module of the other side has. Such a module is part of another
+        # one, as a cell that a recurrent layer calls for each time step.
         numbers = {len(calls) for calls in modules} & {len(calls) for calls in others}
         modules, others = ([calls for calls in each if len(calls) in numbers] for each in (modules, others))
         if len(modules) == len(others):

@@ -306,10 +306,8 @@ class CommonRun(abc.ABC):
         # A lifted step may return float64 where the state has float32 counters: the next one would be compiled again.
         # A step that gives back another dtype, as a number added to a counter does, would be compiled again each time.
         # What it sets to a constant is a number of Python's here.
-        pairs = [
-            (old, new if hasattr(new, "dtype") else np.asarray(new)) for old, new in zip(values, after, strict=True)
-        ]
-        kept = [new if is_key(old.dtype) else new.astype(old.dtype) for old, new in pairs]
+        pairs = zip(values, after, strict=True)
+        kept = [new if is_key(old.dtype) else jax.numpy.asarray(new, old.dtype) for old, new in pairs]
         # What one module gives is what the next one takes.
         return kept, shown, each_once(watcher.shown), choices.made
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.jax_side.inside import recorded_inside
+from compare.jax_side.intercepting import intercepted
 from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.mode import attributes_of_mode, by_effect, mixed, with_mode
 from compare.jax_side.primitives import BITS, Program, programs
@@ -115,31 +116,19 @@ def _modes(model: Any) -> list[bool]:
 
 @contextlib.contextmanager
 def _recorded_nnx(model: Any, record: JaxRecord) -> Iterator[None]:
-    """Record the calls of all modules of a model: Python looks `__call__` up on the class."""
+    """Record the calls of all modules of a model."""
     from flax import nnx
 
     paths = {id(module): "/".join(map(str, path)) for path, module in nnx.iter_modules(model)}
-    classes = {type(module) for _, module in nnx.iter_modules(model) if callable(module)}
-    inside: list[int] = []
+    classes = [type(module) for _, module in nnx.iter_modules(model) if callable(module)]
 
-    def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
-        @passes_on
-        def call(module: Any, *args: Any, **kwargs: Any) -> Any:
-            if id(module) not in paths or id(module) in inside:  # a super().__call__() is part of the same call
-                return original(module, *args, **kwargs)
-            inside.append(id(module))
-            try:
-                return record.call(paths[id(module)], functools.partial(original, module), args, kwargs, module)
-            finally:
-                inside.pop()
+    @passes_on
+    def recorded(module: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if id(module) not in paths:
+            return function(module, *args, **kwargs)
+        return record.call(paths[id(module)], functools.partial(function, module), args, kwargs, module)
 
-        return call
-
-    from unittest import mock  # which brings asyncio: not for everybody who imports compare
-
-    with contextlib.ExitStack() as stack:
-        for cls in classes:
-            stack.enter_context(mock.patch.object(cls, "__call__", recorded(cls.__call__)))
+    with intercepted(classes, recorded):
         yield
 
 

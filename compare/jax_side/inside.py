@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from compare.jax_side.equinox_calls import Intercept, intercepted, modules_in
+from compare.jax_side.intercepting import Intercept, equinox_classes, intercepted, modules_in
 from compare.jax_side.record import JaxRecord, names
 from compare.step.user_code import passes_on
 
@@ -25,8 +25,7 @@ def recorded_inside(params: Any, record: JaxRecord) -> Iterator[None]:
             stack.enter_context(linen.intercept_methods(_linen(params, record)))
         if haiku := sys.modules.get("haiku"):
             stack.enter_context(haiku.intercept_methods(_haiku(names(params), record)))
-        for patch in intercepted(params, _equinox(params, record)):
-            stack.enter_context(patch)
+        stack.enter_context(intercepted(equinox_classes(params), _equinox(params, record)))
         yield
 
 

@@ -76,19 +76,24 @@ def map_in_front() -> None:
     batching.primitive_batchers[eqn.primitive] = rule
 
 
-def named(tree: Any, what: str, root: str, path: str = "", kind: str = "") -> Any:
-    """Pass each numeric array of a pytree through a name."""
-    import jax
+def labelled(array: Any, label: Label) -> Any:
+    """Pass an array through a name."""
     from jax.ad_checkpoint import checkpoint_name
 
     map_in_front()
+    return checkpoint_name(array, str(label))
+
+
+def named(tree: Any, what: str, root: str, path: str = "", kind: str = "") -> Any:
+    """Pass each numeric array of a pytree through a name."""
+    import jax
 
     def name(leaf_path: Any, array: Any) -> Any:
         # By its place: a cell gives one array as its new state and as its output.
         label = Label(what, root, path, _leaf_name(leaf_path), kind)
-        return checkpoint_name(array, str(label)) if _is_numeric(array) else array
+        return labelled(array, label) if _is_numeric(array) else array
 
-    # What a model of Equinox remembers is of the whole model, and no input or output of one module.
+    # An `eqx.nn.State` belongs to the whole model. It is no input or output of a single module.
     return jax.tree_util.tree_map_with_path(name, tree, is_leaf=is_equinox_state)
 
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from compare.jax_side.equinox_calls import intercepted
-from compare.jax_side.labels import Label, leaves, map_in_front, named
+from compare.jax_side.intercepting import equinox_classes, intercepted
+from compare.jax_side.labels import Label, labelled, leaves, named
 from compare.jax_side.made import modules_noted
 from compare.jax_side.program_state import nnx_objects
 from compare.step.made import made_at
@@ -49,10 +49,8 @@ def naming(state: Any, ran: dict[tuple[str, str], Ran]) -> Iterator[None]:
     names = _Names(ran)
     with contextlib.ExitStack() as stack:
         stack.enter_context(modules_noted())  # Linen and Haiku make their modules while they are traced
-        for patch in intercepted(state, names.equinox):
-            stack.enter_context(patch)
-        for cls in _callable(nnx.Module):
-            stack.enter_context(mock.patch.object(cls, "__call__", names.nnx(cls.__call__)))
+        stack.enter_context(intercepted(equinox_classes(state), names.equinox))
+        stack.enter_context(intercepted(_callable(nnx.Module), names.nnx))
         stack.enter_context(mock.patch.object(nnx.Optimizer, "update", names.update(nnx.Optimizer.update)))
         apply_gradients = names.apply_gradients(TrainState.apply_gradients)
         stack.enter_context(mock.patch.object(TrainState, "apply_gradients", apply_gradients))
@@ -99,8 +97,6 @@ class _Names:
     def __init__(self, ran: dict[tuple[str, str], Ran]) -> None:
         self._ran = ran
         self._numbers = map(str, itertools.count())
-        self._inside: list[int] = []
-        """The identities of the modules of nnx whose calls have begun and not ended."""
         self._roots: list[str] = []
         """The numbers of Linen's models that have begun and not ended, outermost first."""
 
@@ -112,22 +108,13 @@ class _Names:
         args, kwargs = named((args, kwargs), "input", root, path, kind)
         return named(function(*args, **kwargs), "output", root, path, kind)
 
-    def nnx(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Name what a module of nnx takes and gives: Python looks `__call__` up on the class."""
-
-        @functools.wraps(original)
-        @passes_on
-        def call(module: Any, *args: Any, **kwargs: Any) -> Any:
-            root, path = self._place(module) if id(module) not in self._inside else ("", "")
-            if not (root or path):  # a super().__call__() is part of the same call
-                return original(module, *args, **kwargs)
-            self._inside.append(id(module))
-            try:
-                return self._ports(functools.partial(original, module), args, kwargs, root, path, module)
-            finally:
-                self._inside.pop()
-
-        return call
+    @passes_on
+    def nnx(self, module: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Name what a module of nnx takes and gives."""
+        root, path = self._place(module)
+        if not (root or path):
+            return function(module, *args, **kwargs)
+        return self._ports(functools.partial(function, module), args, kwargs, root, path, module)
 
     def _place(self, module: Any) -> tuple[str, str]:
         """Give the root and the path of a module of nnx.
@@ -163,9 +150,6 @@ class _Names:
         """
         import jax
         from flax import nnx
-        from jax.ad_checkpoint import checkpoint_name
-
-        map_in_front()
 
         def name(path: Any, gradient: Any) -> Any:
             keys = [getattr(key, "key", getattr(key, "idx", getattr(key, "name", None))) for key in path]
@@ -177,7 +161,7 @@ class _Names:
             if root is None and not number:
                 return gradient
             leaf = ".".join(str(key) for key in rest if key != "value")
-            return checkpoint_name(gradient, str(Label("gradient", number if root is None else "", root or "", leaf)))
+            return labelled(gradient, Label("gradient", number if root is None else "", root or "", leaf))
 
         number = self._place(model)[0] if isinstance(model, nnx.Module) else ""
         return jax.tree_util.tree_map_with_path(name, grads)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.jax_side.labels import LOOK, Label
+from compare.jax_side.labels import LOOK, Label, labelled
 from compare.jax_side.primitives import Program, is_tracer, programs
 
 _MOST = 200
@@ -88,9 +88,7 @@ _CONVERSIONS: dict[str, Callable[..., Any]] = {
 
 def _name(value: Any) -> None:
     """Leave the value in the program under a name, with its shape: inside of vmap it has another."""
-    from jax.ad_checkpoint import checkpoint_name
-
-    checkpoint_name(value, str(Label(LOOK, "", "x".join(map(str, value.shape)), "")))
+    labelled(value, Label(LOOK, "", "x".join(map(str, value.shape)), ""))
 
 
 def looked_at(shown: Sequence[Any]) -> Any:

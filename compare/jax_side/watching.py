@@ -28,7 +28,7 @@ class Key(NamedTuple):
     axes: int
     """How many axes it has in one call."""
     of_layers: bool = False
-    """Whether an axis of calls, one of each layer of a stack, comes before these."""
+    """Whether an axis over the layers of a stack comes before these; each layer is a call."""
 
 
 Shown = dict[Key, tuple[Any, Any]]
@@ -67,7 +67,7 @@ class Watch:
         values: Sequence[Any],
         given: Instead | None = None,
         stacks: Mapping[str, int] | None = None,
-        mapped: "Mapping[tuple[str, str], set[tuple[int, ...]]] | None" = None,
+        mapped: Mapping[tuple[str, str], set[tuple[int, ...]]] | None = None,
     ) -> None:
         # By identity, because two parameters may have equal initial values. A parameter is still the array of the state
         # that the run put in: jit and grad hand it on as it is.
@@ -81,7 +81,7 @@ class Watch:
         self.named_as: dict[str, tuple[str, str]] = {}
         """The root and the path in the names of each."""
         self.unplaced = False
-        """Whether a module ran with parameters of which it is not known which of the state they are."""
+        """Whether a module ran with parameters that are not known to be those of the state."""
         self._given = given or Instead()
         self._calls: Counter[tuple[str, str, str]] = Counter()
         self._stacks, self._mapped = stacks or {}, mapped or {}
@@ -138,30 +138,31 @@ class Watch:
             if (root := label.root_in(self._names.get(id(value), ""))) is not None:
                 self._roots[label.root] = root
             return None
-        self.unplaced |= bool(label.root) and label.root not in self._roots
-        root = self._roots.get(label.root, "") if label.root else ""
-        path = "/".join(filter(None, (root, label.path)))
-        if label.root and label.root not in self._roots and not path:  # its parameters are not those of the state
+        is_placed = not label.root or label.root in self._roots
+        self.unplaced |= not is_placed
+        path = "/".join(filter(None, (self._roots.get(label.root, ""), label.path)))
+        if not is_placed and not path:
             return None
         if label.what == "gradient":
-            inner = label.leaf.replace(".", "/").removesuffix("/value")
+            inner = label.inner.removesuffix("/value")
             return {Key("gradient", "/".join(filter(None, (path, inner))), "", value.ndim): (value, True)}
         if label.what == LOOK:
             return {Key(LOOK, label.path, "", value.ndim): (value, True)}
         self.kinds.setdefault(path, label.kind)
         self.named_as[path] = label.root, label.path
-        # A map over the layers of a stack calls each of them, once for each call of the stack.
-        is_stack = _mapped_axes(label, value)[:1] == (self._stacks.get(path, 0),) and self._is_of_layers(label, path)
-        return {Key(label.what, path, label.leaf, value.ndim - is_stack, is_stack): (value, True)}
+        of_layers = self._is_of_layers(label, path, value)
+        return {Key(label.what, path, label.leaf, value.ndim - of_layers, of_layers): (value, True)}
 
-    def _is_of_layers(self, label: Label, path: str) -> bool:
-        """Tell whether the first axis that is mapped of a module's outputs, and no other, is that of its layers.
+    def _is_of_layers(self, label: Label, path: str, value: Any) -> bool:
+        """Tell whether the first axis of a value is one that `jax.vmap` has mapped over the layers of a stack.
 
-        A map over examples around one over layers may have as many of them. What a module takes may be mapped over one
-        of the two alone, and its shape does not tell which.
+        Only the sizes of mapped axes are known. A module's outputs are mapped over the layers and over the examples;
+        an input may be mapped over one of the two. So the outputs decide: the first of their mapped axes, and no other
+        one, must have as many elements as there are layers.
         """
         layers, outputs = self._stacks.get(path, 0), self._mapped.get((label.root, label.path), set())
-        return all(sizes[:1] == (layers,) and sizes.count(layers) == 1 for sizes in outputs)
+        decided = all(sizes[:1] == (layers,) and sizes.count(layers) == 1 for sizes in outputs)
+        return decided and _mapped_axes(label, value)[:1] == (layers,)
 
 
 class _Watching(Interpreter):
@@ -210,7 +211,8 @@ class LiftingWatcher(_Watching, Lifter):
 def apart_from(stacks: Mapping[str, int], batch: Any) -> dict[str, int]:
     """Leave out the stacks with as many layers as a batch has examples or micro-batches.
 
-    Of an axis of that size it is not known of what it is. These are the first axes of a batch, but for a last one.
+    A mapped axis of that size may be either. Examples and micro-batches are along the first two axes of a batch, but
+    for its last axis.
     """
     import jax
 

@@ -1,8 +1,8 @@
-"""Intercepts the calls of Equinox's modules, as `linen.intercept_methods` does those of Linen's."""
+"""Intercepts the calls of modules of nnx and Equinox, as `linen.intercept_methods` does those of Linen's."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from compare.jax_side.state import is_equinox_module
@@ -13,17 +13,28 @@ Intercept = Callable[[Any, Callable[..., Any], Any, Any], Any]
 first."""
 
 
-def intercepted(tree: Any, call: Intercept) -> Iterator[AbstractContextManager[Any]]:
-    """Give the patches under which `call` is called in the place of the modules in a pytree, and of those within them.
+@contextlib.contextmanager
+def intercepted(classes: Iterable[Any], call: Intercept) -> Iterator[None]:
+    """Have `call` called in the place of the modules of these classes, while this lasts.
 
-    It is called for other modules of the same classes, too: `eqx.filter_jit` and `eqx.filter_grad` take a module apart
-    and call another one with the same arrays.
+    Python looks `__call__` up on the class, so `call` gets all modules of a class. A call that a module makes of its
+    base class, `super().__call__()`, is part of its own.
     """
     from unittest import mock  # which brings asyncio: not for everybody who imports compare
 
     inside: list[int] = []
-    for cls in dict.fromkeys(type(module) for _, module in modules_in(tree) if callable(module)):
-        yield mock.patch.object(cls, "__call__", _intercepted(cls.__call__, call, inside))
+    with contextlib.ExitStack() as stack:
+        for cls in dict.fromkeys(classes):
+            stack.enter_context(mock.patch.object(cls, "__call__", _intercepted(cls.__call__, call, inside)))
+        yield
+
+
+def equinox_classes(tree: Any) -> Iterator[type]:
+    """Yield the classes of the modules of Equinox in a pytree that can be called.
+
+    `eqx.filter_jit` and `eqx.filter_grad` take a module apart, and call another one of its class with the same arrays.
+    """
+    return (type(module) for _, module in modules_in(tree) if callable(module))
 
 
 def modules_in(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -49,7 +60,7 @@ def _intercepted(original: Callable[..., Any], call: Intercept, inside: list[int
     @functools.wraps(original)
     @passes_on
     def called(module: Any, *args: Any, **kwargs: Any) -> Any:
-        if id(module) in inside:  # a super().__call__() is part of the same call
+        if id(module) in inside:
             return original(module, *args, **kwargs)
         return call(module, function, args, kwargs)
 
