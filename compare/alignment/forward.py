@@ -47,8 +47,11 @@ def align_modules(
             # the input of such a layer, and modules without weights before it, such as Dropout, can be.
             may_be_flattened = call[0] not in with_weights or (kind == "input" and call[0] in features)
             layout = partial(layouts, may_be_flattened=may_be_flattened)
+            both = _of_kind(ports, kind), _of_kind(theirs, kind)
             order = orders.get((call[0], partner_call[0])) if kind == "input" else None
-            pairings += pair(_of_kind(ports, kind), _of_kind(theirs, kind), layout, order)
+            if kinds[1].get(partner_call[0]) in _LSTM_CELLS:
+                order = _CARRY_FIRST.get(tuple(tuple(port.leaf for port in each) for each in both), order)
+            pairings += pair(*both, layout, order)
     rank = {port: number for number, port in enumerate(torch.forward)}
     pairings.sort(key=lambda pairing: rank[pairing.ports[0]] if pairing.ports else 0)
     return pairings, _not_compared(links, pairings, torch_calls, jax_calls, partner)
@@ -56,6 +59,22 @@ def align_modules(
 
 _CELLS = ("RNNCell", "GRUCell", "LSTMCell")
 """Torch's modules whose partners may take the state first."""
+
+
+_LSTM_CELLS = ("LSTMCell", "OptimizedLSTMCell")
+"""Flax's, of nnx and of Linen."""
+
+_CARRY_FIRST: Mapping[tuple[tuple[str, ...], ...], Order] = {
+    (("0.0", "0.1.0", "0.1.1"), ("0.0.0", "0.0.1", "0.1")): (2, 1, 0),
+    (("0", "1"), ("0.0", "0.1", "1")): (1, 0),
+}
+"""What is which of an LSTM cell that takes its carry first: torch's takes `(x, (h, c))` and gives `(h, c)`, and Flax's
+takes `((c, h), x)` and gives `((c, h), h)`.
+
+It is known by the names of both sides' tensors. Their values cannot tell where a fault lies before the cell:
+https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html,
+https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/recurrent.html.
+"""
 
 
 def _of_kind(ports: Iterable[Port], kind: str) -> list[Port]:

@@ -130,7 +130,7 @@ def unpaired(
 def _reason(calls: Sequence[Call], others: Sequence[Sequence[Call]]) -> str:
     """Tell why the calls of a module have no partner among the modules that hold the same weights."""
     if not others:
-        return "no module of the other side holds the same weights"
+        return "no module that holds the same weights is seen to run on the other side"
     if any(len(other) == len(calls) for other in others):
         return "the other side has a different number of modules around the same weights"
     here, there = len(calls), len(others[0])
@@ -192,10 +192,18 @@ def _without_weights(
 
     ours = children(torch, set(partners), ".", kinds[0])
     theirs = children(jax, set(partners.values()), "/", kinds[1])
-    parents = {ours_call[0]: theirs_call[0] for ours_call, theirs_call in partners.items()}
+    parents = {ours_call[0]: theirs_call for ours_call, theirs_call in reversed([*partners.items()])}
+    # Several layers of torch's are one module in a scan, of which each has its calls, one layer after another.
+    layers: dict[tuple[str, str], list[tuple[int, list[Call]]]] = defaultdict(list)
     found: dict[Call, Call] = {}
     for (parent, kind), calls in ours.items():
-        others = theirs.get((parents.get(parent, "?"), kind), [])
+        path, number = parents.get(parent, ("?", 0))
+        layers[path, kind].append((number, calls))
+        others = theirs.get((path, kind), [])
         if len(calls) == len(others):
             found |= dict(zip(calls, others, strict=True))
+    for group, each in layers.items():
+        in_order = [call for _, calls in sorted(each, key=lambda item: item[0]) for call in calls]
+        if len(in_order) == len(theirs.get(group, [])):
+            found |= dict(zip(in_order, theirs[group], strict=True))
     return found
