@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from compare.diagnosis.structure.written import is_same_slip
 from compare.jax_side.from_data import FromData, computed_from_data
 from compare.jax_side.run import JaxRun
 from compare.numerics.relations import Relation, relation
+from compare.step.arguments import settings
 from compare.step.batch import Batch
 from compare.step.observation import Observation, Port, to_numpy
 from compare.step.stage import Stage
@@ -272,33 +273,19 @@ def _both_layers(pair: MappedPair, found: Found) -> list[Detail]:
         return []
     ours = dict(pair.torch.model.named_modules()).get(ports[0].path)
     theirs = pair.jax_modules.get(ports[1].path)
-    if ours is None or theirs is None:
+    if ours is None or theirs is None or theirs.cls is type(None):  # a function is no layer
         return []
-    return [Detail(DetailKind.LAYER, _described(each), side, _settings(each)) for side, each in _sides(ours, theirs)]
-
-
-def _sides(ours: Any, theirs: Any) -> tuple[tuple[str, Any], ...]:
-    return ("torch", ours), ("jax", theirs)
-
-
-def _described(module: Any) -> str:
-    """Show a layer with those of its settings that are plain values: "LayerNorm(num_features=8, epsilon=1e-06)"."""
-    if hasattr(module, "extra_repr"):  # torch's own
-        return f"{type(module).__name__}({module.extra_repr()})"
-    return f"{type(module).__name__}({', '.join(f'{name}={value}' for name, value in _settings(module))})"
-
-
-def _settings(module: Any) -> tuple[tuple[str, str], ...]:
-    """List the settings of a layer that are plain values."""
-    plain = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
-    names = [name for name in plain if not name.startswith("_") and name not in ("name", "training")]
-    return tuple((name, repr(plain[name])) for name in names)
+    described = f"{theirs.cls.__name__}({', '.join(f'{name}={value}' for name, value in theirs.settings)})"
+    return [
+        Detail(DetailKind.LAYER, f"{type(ours).__name__}({ours.extra_repr()})", "torch", settings(ours)),
+        Detail(DetailKind.LAYER, described, "jax", theirs.settings),
+    ]
 
 
 def _place(pair: MappedPair, found: Found) -> Place:
     """Give the layers of the JAX side that run where the two sides begin to differ, the culprit first."""
     order = list(pair.jax_modules)
-    modules = [pair.jax_modules[path] for path in layers_between(found, order) if path in pair.jax_modules]
     if order == [""] and (held := holders(pair)):  # no module of a pure function is seen to run
         return place_of(held[0], held)
-    return place_of(next(iter(pair.jax_modules.values()), None), modules)
+    classes = [pair.jax_modules[path].cls for path in layers_between(found, order) if path in pair.jax_modules]
+    return place_of(pair.jax_modules[order[0]].cls if order else None, classes)

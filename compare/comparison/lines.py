@@ -42,9 +42,7 @@ def lines_of(pair: MappedPair, pairing: Pairing, codes: Sequence[Code] = ()) -> 
 
     if isinstance(pair.jax, Jax) and pairing.stage == Stage.FORWARD:
         calls = {code.call for code in codes}
-        made = {
-            _made_at(partial(_module, pair), path, "/") for path, each in _holders(pair) if named(type(each)) in calls
-        }
+        made = {_made_in_jax(pair, path) for path, cls in _holders(pair) if named(cls) in calls}
         if len(made) == 1:
             yield from _line("jax", Role.MADE, made.pop())
 
@@ -69,9 +67,23 @@ def _of_value(pair: MappedPair, port: Port, path: str | None) -> Iterator[Line]:
     if path is None or port.call:
         return
     role = Role.CALLED if port.kind == "output" else Role.GIVEN
-    yield from _line("jax", role, pair.jax_calls.get(path))
-    if role is Role.GIVEN and (module := _module(pair, path)) is not None:
-        yield from _beginning("jax", vars(type(module)).get("__call__"))
+    yield from _line("jax", role, _called(pair, port._replace(path=path)))
+    if role is Role.GIVEN and (cls := _class(pair, path)) is not None:
+        yield from _beginning("jax", vars(cls).get("__call__"))
+
+
+def _called(pair: MappedPair, port: Port) -> Source | None:
+    """Return the line that calls a module of the JAX side; None of a later call, if several lines call it."""
+    ran = pair.jax_modules.get(port.path)
+    return ran.called if ran and not (port.call and ran.elsewhere) else None
+
+
+def _class(pair: MappedPair, path: str) -> type | None:
+    """Return the class of a module of the JAX side; None if there is none."""
+    ran, module = pair.jax_modules.get(path), _module(pair, path)
+    if ran is not None and path:
+        return ran.cls
+    return None if module is None else type(module)
 
 
 def with_counts(pair: MappedPair, found: Sequence[Divergence]) -> list[Divergence]:
@@ -84,7 +96,7 @@ def with_counts(pair: MappedPair, found: Sequence[Divergence]) -> list[Divergenc
         return list(found)
     made: dict[Source, list[str]] = {}
     for path, _ in _holders(pair):
-        if source := _made_at(partial(_module, pair), path, "/"):
+        if source := _made_in_jax(pair, path):
             made.setdefault(source, []).append(path)
     partners = {link.jax.rpartition("/")[0]: link.torch.rpartition(".")[0] for link in pair.links}
     layers = dict(pair.torch.model.named_modules())
@@ -118,16 +130,16 @@ _FROM = {
 """The settings of torch's layers that those of Flax follow from."""
 
 
-def holders(pair: MappedPair) -> list[Any]:
-    """Return the modules, such as Equinox's, in which a pure function has its parameters."""
+def holders(pair: MappedPair) -> list[type]:
+    """Return the classes of modules, such as Equinox's, in which a pure function has its parameters."""
     return [each for _, each in _holders(pair)] if isinstance(pair.jax, Jax) else []
 
 
-def _holders(pair: MappedPair) -> Iterator[tuple[str, Any]]:
+def _holders(pair: MappedPair) -> Iterator[tuple[str, type]]:
     for path in dict.fromkeys(link.jax.rpartition("/")[0] for link in pair.links):
-        module = _module(pair, path)
-        if module is not None and type(module).__module__ != "builtins":
-            yield path, module
+        cls = _class(pair, path)
+        if cls is not None and cls.__module__ != "builtins":
+            yield path, cls
 
 
 def _of_ports(pair: MappedPair, pairing: Pairing) -> Iterator[Line]:
@@ -136,10 +148,11 @@ def _of_ports(pair: MappedPair, pairing: Pairing) -> Iterator[Line]:
     role = Role.CALLED if ours.kind == "output" else Role.GIVEN
     if role is Role.CALLED and theirs.path:  # who makes the whole model says nothing of what differs at its end
         yield from _made(pair, ours.path, theirs.path)
-    yield from _line("torch", role, pair.torch_calls.get(ours.path))
-    called = pair.jax_calls.get(theirs.path)
+    if not ours.call or ours.path not in pair.torch_elsewhere:
+        yield from _line("torch", role, pair.torch_calls.get(ours.path))
+    called = _called(pair, theirs)
     yield from _line("jax", role, called)
-    for source in pair.computed.towards(theirs) if pair.computed else []:
+    for source in pair.computed.towards(theirs):
         if source != called:
             yield Line("jax", Role.COMPUTED, source)
 
@@ -147,7 +160,13 @@ def _of_ports(pair: MappedPair, pairing: Pairing) -> Iterator[Line]:
 def _made(pair: MappedPair, torch: str, jax: str) -> Iterator[Line]:
     modules = dict(pair.torch.model.named_modules())
     yield from _line("torch", Role.MADE, _made_at(modules.get, torch, "."))
-    yield from _line("jax", Role.MADE, _made_at(partial(_module, pair), jax, "/"))
+    yield from _line("jax", Role.MADE, _made_in_jax(pair, jax))
+
+
+def _made_in_jax(pair: MappedPair, path: str) -> Source | None:
+    """Return where a module of the JAX side was made; Linen makes its modules while the model runs."""
+    ran = pair.jax_modules.get(path)
+    return (ran.made if ran else None) or _made_at(partial(_module, pair), path, "/")
 
 
 def _made_at(module: Callable[[str], Any], path: str, separator: str) -> Source | None:
@@ -173,20 +192,14 @@ def _optimizer(side: Flax | Jax) -> Source | None:
 
 
 def _module(pair: MappedPair, path: str) -> Any:
-    """Return a module of the JAX side as the user made it; Linen makes its modules while the model runs."""
-    whole = _whole(pair.jax)
-    if whole is None:
-        return pair.jax_modules.get(path)
+    """Return a module of the JAX side as the user made it; None of Linen, which makes its modules as the model runs."""
+    whole = pair.jax.params if isinstance(pair.jax, Jax) else pair.jax.model
+    if isinstance(pair.jax, Flax) and isinstance(whole, tuple):
+        return None
     try:
         return at_path(whole, tuple(int(part) if part.isdecimal() else part for part in path.split("/") if part))
     except (AttributeError, KeyError, IndexError, TypeError):
         return None
-
-
-def _whole(side: Flax | Jax) -> Any:
-    if isinstance(side, Jax):
-        return side.params
-    return None if isinstance(side.model, tuple) else side.model
 
 
 def _defined(pair: MappedPair) -> Iterator[Line]:

@@ -37,7 +37,7 @@ from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
 from compare.weights.layers import buffer_names
-from compare.weights.links import WeightMap, layer_of, to_jax
+from compare.weights.links import WeightMap, to_jax
 from compare.weights.stacks import stacked
 from compare.weights.weight_layouts import weight_layouts
 
@@ -98,16 +98,13 @@ class MappedPair:
         """The arrays that the port came with."""
         _refuse_complex(jax.name, {name: str(self.given[name].dtype) for name in jax_run.param_names})
         probe = jax_run.probe(batches[0])
-        seen, self.computed, self._jax_shapes = probe.record, probe.computed, probe.record.shapes
-        self.jax_modules, self.jax_calls = seen.modules, seen.calls
-        self.kinds = self.torch_modules, {path: type(module).__name__ for path, module in seen.modules.items()}
+        self.jax_modules, self.computed, self._jax_shapes = probe.modules, probe.computed, probe.shapes
+        self.kinds = self.torch_modules, {path: ran.cls.__name__ for path, ran in probe.modules.items()}
         torch_names = {path: positional(module.forward) for path, module in torch.model.named_modules()}
-        self.arguments = torch_names, seen.arguments
+        self.arguments = torch_names, {path: ran.arguments for path, ran in probe.modules.items()}
         self.features: Features = {}
         self._map(weights, jax_run)
-        # Layers in a scan have partners of their own on the torch side. Unrolled, each iteration is seen as a module's
-        # call.
-        self.unroll = bool(seen.hidden) and any(layer_of(link) is not None for link in self.links)
+        self.computed.number(stacked(self.links))
         arrays = {"torch": kept_tensors(torch.model), "jax": jax_run.arrays() if self.links.constants else {}}
         self.constants = [
             Constant(side, name, np.array(to_numpy(arrays[side][name]))) for side, name in self.links.constants
@@ -120,7 +117,7 @@ class MappedPair:
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], record)
         self.probed = first.draws
         self.torch_modules, self.overwritten = record.modules, record.changed()
-        self.torch_calls = record.calls
+        self.torch_calls, self.torch_elsewhere = record.calls, frozenset(record.elsewhere)
         self.torch_shapes = {port: tuple(tensor.shape) for port, tensor in record.seen.items()}
         # With the same random numbers, so that dropout repeats: what still differs comes from elsewhere, such
         # as NumPy's generator, a counter in the model, or atomic additions on a GPU.
@@ -210,7 +207,6 @@ class MappedPair:
             dtype,
             training=self.training,
             keep_modes=self.keep_modes,
-            unroll=self.unroll,
             widen=self._low,
             hints=self.hints,
         )

@@ -206,7 +206,7 @@ class ProgramCheck(CommonCheck):
         trace = traces[0 if self.jax.compiled_by_user else min(number, len(traces) - 1)]
         if len(trace.jaxpr.outvars) != len(self.jax.outputs):
             trace = traces[0]
-        step = Computed.of_step(trace, self.jax.leaves, self.jax.outputs)
+        step = Computed(trace, self.jax.leaves, self.jax.outputs, stacks=self.jax.stacks)
         if pairing.ports is not None:
             return [Line("jax", Role.COMPUTED, each) for each in step.towards(pairing.ports[1])]
         if pairing.stage not in (Stage.GRADIENT, Stage.UPDATE):

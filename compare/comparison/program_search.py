@@ -18,7 +18,7 @@ from compare.comparison.weighing import computed
 from compare.diagnosis.experiment import rerun_at
 from compare.diagnosis.explain import explain
 from compare.diagnosis.held_out import HeldOut
-from compare.diagnosis.place import Place, place_of_classes
+from compare.diagnosis.place import Place, place_of
 from compare.diagnosis.searched import Searched
 from compare.diagnosis.steps.again import Again, edit_of, wider_edit
 from compare.diagnosis.steps.edit import Edit
@@ -190,4 +190,4 @@ class ProgramSearch:
         jax = self.jax()
         ran = map(jax.module, layers_between(found, list(jax.kinds)))
         known = [each.cls for each in ran if each is not None]
-        return place_of_classes(next(iter(known), None), known)
+        return place_of(next(iter(known), None), known)

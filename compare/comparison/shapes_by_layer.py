@@ -7,6 +7,7 @@ from typing import Any
 from compare.comparison.layer_rows import RECURRENT, WHOLE, Calls, rows
 from compare.errors import InputError, UserCodeError
 from compare.jax_side.program import JaxProgram
+from compare.jax_side.record import Ran
 from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
 from compare.report.shapes import Call, Shape, Shapes, up_to_first
@@ -46,17 +47,15 @@ def shapes_by_layer(torch: Torch, jax: Flax | Jax, batches: Any, *, device: str 
         raised[0] = record.running
     run = JaxRun(jax, "float32", training=torch.model.training)
     try:
-        run.probe(given)
+        modules = run.probe(given).modules
     except UserCodeError as error:
         errors.append(str(error))
-        raised[1] = run.structure.record.running
-    seen = run.structure.record
-    kinds = {path: _class(module) for path, module in seen.modules.items()}
+        modules, raised[1] = run.structure.record.modules, run.structure.record.running
     ours = list(_calls(_shapes(record.seen), record.modules, record.calls, raised[0]))
-    cells = _cells(seen.modules, seen.hidden)
-    kinds = {path: kind for path, kind in kinds.items() if not any(f"{path}/".startswith(f"{cell}/") for cell in cells)}
-    hidden = [path for path in seen.hidden if path in kinds]
-    theirs = list(_calls(seen.shapes, kinds, seen.calls, raised[1], hidden))
+    kinds = _kinds(modules)
+    sources = {path: ran.called for path, ran in modules.items()}
+    hidden = [path for path in kinds if modules[path].inside]
+    theirs = list(_calls(run.structure.record.shapes, kinds, sources, raised[1], hidden))
     return Shapes(name, ("torch", jax.name), up_to_first(list(rows(ours, theirs)), ran=not errors), errors)
 
 
@@ -64,22 +63,17 @@ def _shapes(seen: Mapping[Port, Any]) -> dict[Port, Shape]:
     return {port: tuple(x.shape) for port, x in seen.items()}
 
 
-def _class(module: Any) -> str:
-    """Name the class of a module; of Flax's RNN that of its cell, which says what kind of layer it is."""
-    name = type(module).__name__
-    cell = type(getattr(module, "cell", None)).__name__
-    return cell if name == "RNN" and cell in KINDS else name
-
-
-def _cells(modules: Mapping[str, Any], hidden: Mapping[str, None]) -> set[str]:
-    """Find the cells that Flax's RNN runs: that layer and its cell are one layer in torch."""
-    return {
-        path
-        for outer, path in pairwise(modules)  # the cell is what it runs first
-        if path in hidden
-        and type(modules[outer]).__name__ == "RNN"
-        and type(modules[path]) is type(getattr(modules[outer], "cell", None))
+def _kinds(modules: Mapping[str, Ran]) -> dict[str, str]:
+    """Name the class of each module; of Flax's RNN that of its cell: the two are one layer in torch."""
+    cells = {
+        outer: path  # the cell is what it runs first, in a scan
+        for outer, path in pairwise(modules)
+        if modules[outer].cls.__name__ == "RNN" and modules[path].inside
     }
+    kinds = {path: ran.cls.__name__ for path, ran in modules.items()}
+    kinds |= {outer: kinds[cell] for outer, cell in cells.items() if kinds[cell] in KINDS}
+    within = tuple(f"{cell}/" for cell in cells.values())
+    return {path: kind for path, kind in kinds.items() if not f"{path}/".startswith(within)}
 
 
 def _calls(

@@ -39,13 +39,7 @@ class Place(NamedTuple):
         return Code(named(layer), keywords={name: value}) if layer and name else None
 
 
-def place_of(module: Any, layers: list[Any]) -> Place:
-    """Describe a place by the JAX side's model and the layers that run there."""
-    classes = [type(layer) for layer in layers if layer is not None]
-    return place_of_classes(None if module is None else type(module), classes)
-
-
-def place_of_classes(model: type | None, layers: Iterable[type]) -> Place:
+def place_of(model: type | None, layers: Iterable[type]) -> Place:
     """Describe a place by the classes of the JAX side's model and of the layers that run there."""
     return Place("" if model is None else _style(model), tuple(layers))
 

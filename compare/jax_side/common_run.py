@@ -6,7 +6,7 @@ The step of a program is the user's own. That of a model is made of the model, i
 import abc
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
@@ -23,9 +23,10 @@ from compare.jax_side.program import checked_step
 from compare.jax_side.program_state import Leaf, Role, path_name, paths_of
 from compare.jax_side.reading import ForeignCall, foreign_calls
 from compare.jax_side.replay import replayable, replaying
+from compare.jax_side.stacks import Stacks
 from compare.jax_side.static import all_again, each_once
 from compare.jax_side.unjitted import Looked, Remembered, compiled_by_user, fingerprint, looked_at, looking
-from compare.jax_side.watching import LiftingWatcher, Seen, Watch, Watcher, apart_from, mapped_outputs, sorted_out
+from compare.jax_side.watching import LiftingWatcher, Seen, Watch, Watcher, sorted_out
 from compare.step import host_draws
 from compare.step.batch import described
 from compare.step.draws import Draw, Hints
@@ -55,6 +56,8 @@ class CommonRun(abc.ABC):
     """What they are now, in this order."""
     written: list[Any]
     """What they are in the program as it is written: see `twins.written`."""
+    outermost: Collection[str] = ()
+    """The paths of what is the whole model, whose input and output have names of their own."""
 
     def __init__(self, side: Any, dtype: str, hints: Hints) -> None:
         self.side, self.dtype, self.hints = side, dtype, hints
@@ -108,6 +111,10 @@ class CommonRun(abc.ABC):
     def has_compiled_step(self) -> bool:
         """Return whether the step is compiled as a whole."""
         return compiled_by_user(self.user_step)
+
+    def examples(self, batch: Any) -> Any:
+        """Return what modules take of a batch, over whose first axes they may be mapped."""
+        return batch
 
     @abc.abstractmethod
     def layers(self) -> list[Layer]:
@@ -293,22 +300,20 @@ class CommonRun(abc.ABC):
         if self.functions:
             moved = FunctionsMoved(self.functions, range(len(values)))
             closed = jax.make_jaxpr(functools.partial(moved.step, closed))(arguments)
-        watch = Watch(self.leaves, values, instead(*given), apart_from(self.stacks, batch), mapped_outputs(closed))
-        watcher: LiftingWatcher | Watcher = Watcher(watch)
-        choices = Choices()
-        if self.dtype == "float64":
-            watcher = LiftingWatcher(watch, self.pinned, Tables(tables[0], self.constants), choices)
+        stacks = Stacks(self.stacks, self.examples(batch), closed)
+        watch = Watch(self.leaves, values, instead(*given), stacks, self.outermost)
+        of_tables, choices = Tables(tables[0], self.constants), Choices()
+        lifts = self.dtype == "float64"
+        watcher = LiftingWatcher(watch, self.pinned, of_tables, choices) if lifts else Watcher(watch)
         outputs = watcher.step(closed, arguments, tables[1])
         self.kinds.update(watch.kinds)
         self.named_as.update(watch.named_as)
         self.unplaced |= watch.unplaced
         after, shown = jax.tree.unflatten(jax.tree.structure(shape), outputs)
-        # A lifted step may return float64 where the state has float32 counters: the next one would be compiled again.
-        # A step that gives back another dtype, as a number added to a counter does, would be compiled again each time.
-        # What it sets to a constant is a number of Python's here.
+        # With another dtype, as a lifted step's counters have, the next step would be compiled again. What a step sets
+        # to a constant is a number of Python's. What one module gives is what the next one takes: `each_once`.
         pairs = zip(values, after, strict=True)
         kept = [new if is_key(old.dtype) else jax.numpy.asarray(new, old.dtype) for old, new in pairs]
-        # What one module gives is what the next one takes.
         return kept, shown, each_once(watcher.shown), choices.made
 
     def program(self, batch: Any, draws: Sequence[Draw]) -> Any:

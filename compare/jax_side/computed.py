@@ -1,13 +1,26 @@
 """Finds the user's expressions that compute a value between two modules of a traced JAX model or step."""
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from typing import Any
 
+from compare.jax_side.calls import Calls, Turns
 from compare.jax_side.labels import Label
 from compare.jax_side.lines import expression, is_of_function
-from compare.jax_side.primitives import NAME, Cond, Kind, Program, called, is_literal, kind, programs
+from compare.jax_side.primitives import (
+    NAME,
+    Cond,
+    Kind,
+    Program,
+    Scan,
+    called,
+    is_literal,
+    kind,
+    programs,
+)
 from compare.jax_side.program_state import Leaf
+from compare.jax_side.recomputed import is_again
 from compare.jax_side.successors import remembered_names, succeeded
 from compare.step.observation import Port
 from compare.step.places import Source
@@ -16,41 +29,68 @@ from compare.step.places import Source
 class Computed:
     """A traced program, of which each operation knows the line that it comes from.
 
+    Modules' inputs and outputs are named in it, also within nested programs: see `labels.py`.
+
     Args:
-        equations: Its operations.
-        of_port: The variable that each module's input or output is.
-        of_output: The variable that each output of a step is, by name.
+        program: That of a step, or of a model.
+        leaves: The arrays of the state, which are its first arguments.
+        names: The names of its outputs.
+        outermost: See `CommonRun.outermost`.
+        stacks: See `CommonRun.stacks`.
 
     """
 
-    def __init__(self, equations: Sequence[Any], of_port: Mapping[Port, Any], of_output: Mapping[str, Any]) -> None:
-        self._equations, self._of_port, self._of_output = equations, of_port, of_output
-        self._makers = {variable: eqn for eqn in equations for variable in eqn.outvars}
-
-    @classmethod
-    def of_step(cls, program: Any, leaves: Sequence[Leaf], names: Sequence[str]) -> "Computed":
-        """Read a step in which modules' inputs and outputs are named, also within nested programs: see `labels.py`.
-
-        Args:
-            program: Traced.
-            leaves: The arrays of the state, which are its first arguments.
-            names: The names of its outputs.
-
-        """
-        equations = list(_all(program))
-        labels = [(eqn, Label.of(eqn.params["name"])) for eqn in equations if eqn.primitive.name == NAME]
-        roots = _roots(program, leaves)
-        calls: Counter[tuple[str, str, str]] = Counter()
-        found = {}
-        for eqn, label in labels:
-            if label is not None and label.what in ("input", "output"):
-                path = "/".join(filter(None, (roots.get(label.root, ""), label.path)))
-                key = (label.what, path, label.leaf)
-                found[Port(path, calls[key], label.what, label.leaf)] = eqn.outvars[0]
-                calls[key] += 1
+    def __init__(
+        self,
+        program: Any,
+        leaves: Sequence[Leaf],
+        names: Sequence[str],
+        outermost: Collection[str] = (),
+        stacks: Mapping[str, int] | None = None,
+    ) -> None:
+        self._program = getattr(program, "jaxpr", program)  # without its constants: see `JaxRun.probe`
+        self._equations = list(_all(program))
+        self._makers = {variable: eqn for eqn in self._equations for variable in eqn.outvars}
+        self._roots = roots_of(program, [leaf.name for leaf in leaves], remembered_names(leaves))
+        self._outermost = outermost
+        self.modules: dict[str, dict[tuple[str, str], None]] = {}
+        """Each root and path that a module that runs has in names, by its path in the state."""
+        self._of_port: dict[Port, Any] = {}
+        """The variable that each module's input or output is."""
         outputs = zip(names, Program.of(program).outputs, strict=True)
-        of_output = {name: _inside(atom, program) for name, atom in outputs if not is_literal(atom)}
-        return cls(equations, found, of_output)
+        self._of_output = {name: _inside(atom, program) for name, atom in outputs if not is_literal(atom)}
+        self.number(stacks or {})
+
+    def number(self, stacks: Mapping[str, int]) -> None:
+        """Number the calls of modules, as they are when the program runs: see `Calls`."""
+        self._of_port.clear()
+        calls, unshown = Calls(stacks), itertools.count(-1, -1)
+        outermost = {path for path in self._outermost if not path or path not in stacks}  # as `Watch` has it
+
+        def note(label: Label, path: str, variable: Any, *, shown: bool) -> None:
+            value = label.what, path, label.leaf
+            numbers = calls.numbers(value).ravel().tolist() if shown else [next(unshown)]
+            self._of_port.update((Port(path, number, label.what, label.leaf), variable) for number in numbers)
+            self.modules.setdefault(path, {})[label.root, label.path] = None
+
+        def walk(program: Any, *, shown: bool) -> None:
+            for eqn in Program.of(program).equations:
+                known = kind(eqn)
+                if known is Kind.SCAN:
+                    loop = Scan.of(eqn)
+                    each = named_in(loop.program, self._roots, outermost)
+                    with calls.scan(Turns(loop.length, loop.reverse), each), calls.iteration(None):
+                        walk(loop.program, shown=shown)
+                else:
+                    inside = shown and known not in (Kind.WHILE, Kind.SHARD_MAP) and not is_again(eqn)
+                    for nested in programs(eqn):
+                        walk(nested, shown=inside)
+                label = Label.of(eqn.params["name"]) if eqn.primitive.name == NAME else None
+                path = label.place(self._roots, outermost) if label is not None else None
+                if label is not None and path is not None and label.what in ("input", "output"):
+                    note(label, path, eqn.outvars[0], shown=shown)
+
+        walk(self._program, shown=True)
 
     def of_output(self, name: str) -> list[Source]:
         """List the expressions that compute an output from modules' and from other outputs, in order of execution."""
@@ -91,14 +131,19 @@ class Computed:
             open_ += [atom for atom in before if not is_literal(atom) and atom not in ends]
 
 
-def _roots(program: Any, leaves: Sequence[Leaf]) -> dict[str, str]:
+def roots_of(program: Any, given: Sequence[str | None], remembered: Container[str] = ()) -> dict[str, str]:
     """Give the path in the state of each number that stands for a root: a Linen module does not know its own.
 
     The parameters that it is applied to tell it. They are leaves of the state, or take the place of one, handed on to
     the functions that the step calls.
+
+    Args:
+        program: Traced.
+        given: Which leaf of the state each of its arguments is, by name.
+        remembered: The leaves that an optimizer remembers.
+
     """
     found: dict[str, str] = {}
-    remembered = remembered_names(leaves)
 
     def walk(program: Any, given: Sequence[str | None]) -> list[str | None]:
         """Give the names of a program's outputs from those of its arguments."""
@@ -127,7 +172,7 @@ def _roots(program: Any, leaves: Sequence[Leaf]) -> dict[str, str]:
                 names[eqn.outvars[0]] = succeeded(eqn, of_arguments, remembered)
         return [name(atom) for atom in program.outputs]
 
-    walk(program, [leaf.name for leaf in leaves])
+    walk(program, given)
     return found
 
 
@@ -175,3 +220,15 @@ def _all(program: Any) -> Iterator[Any]:
         for nested in programs(eqn):
             yield from _all(nested)
         yield eqn
+
+
+def named_in(program: Any, roots: Mapping[str, str], outermost: Container[str]) -> Counter[tuple[str, str, str]]:
+    """Count how often the body of a scan names each value: what it is, the path of its module and its leaf."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for eqn in Program.of(program).equations:
+        label = Label.of(eqn.params["name"]) if eqn.primitive.name == NAME else None
+        if label is not None and (path := label.place(roots, outermost)) is not None:
+            found[label.what, path, label.leaf] += 1
+        for nested in () if is_again(eqn) else programs(eqn):
+            found += named_in(nested, roots, outermost)
+    return found

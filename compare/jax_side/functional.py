@@ -1,18 +1,15 @@
 """A JAX model as a pure function: of nnx, of Linen, or over any pytree."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.jax_side.inside import recorded_inside
-from compare.jax_side.intercepting import intercepted
 from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.mode import attributes_of_mode, by_effect, mixed, with_mode
+from compare.jax_side.naming import tell_paths
 from compare.jax_side.primitives import BITS, Program, programs
-from compare.jax_side.record import JaxRecord
 from compare.jax_side.state import StateArrays
 from compare.step.user_code import passes_on
 
@@ -27,7 +24,7 @@ class Functional(NamedTuple):
     rngs: Any
     """Its random number generators."""
     apply: Callable[..., Any]
-    """`apply(params, buffers, rngs, args, kwargs, record)` gives the output, and new buffers and rngs."""
+    """`apply(params, buffers, rngs, args, kwargs)` gives the output, and new buffers and rngs."""
     called: Callable[..., Any]
     """The user's function that is called with args and kwargs, for its signature."""
     collections: bool = False
@@ -75,19 +72,19 @@ def of_nnx(model: Any, dtype: str, training: bool, *, keep_modes: bool = False) 
         copied.train() if training else copied.eval()
     if dtype == "float64":
         lift_nnx(copied)
+    tell_paths({"": copied})
     graph, *states = nnx.split(copied, nnx.Param, _is_random, ...)
     params, rngs, buffers = states
     kept = {path for path, _ in nnx.to_flat_state(buffers)}
     called = functools.partial(type(model).__call__, None)
 
     @passes_on
-    def apply(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any, record: Any) -> Any:
+    def apply(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any) -> Any:
         # nnx refuses to change a variable at another trace level than that of its creation. New leaves belong to this
         # one.
         rngs, buffers = jax.tree.map(lambda leaf: leaf, (rngs, buffers))
         merged = nnx.merge(graph, params, rngs, buffers)
-        with _recorded_nnx(merged, record):
-            output = merged(*args, **with_mode(called, args, kwargs, training))
+        output = merged(*args, **with_mode(called, args, kwargs, training))
         _, *states = nnx.split(merged, _is_random, nnx.Param, ...)
         # A step must return a state of the structure that it was given. Values that the model sows would extend it.
         after = [(path, value) for path, value in nnx.to_flat_state(states[2]) if path in kept]
@@ -114,28 +111,9 @@ def _modes(model: Any) -> list[bool]:
     return [not each[name] for each in settings for name in names if isinstance(each.get(name), bool)]
 
 
-@contextlib.contextmanager
-def _recorded_nnx(model: Any, record: JaxRecord) -> Iterator[None]:
-    """Record the calls of all modules of a model."""
-    from flax import nnx
-
-    paths = {id(module): "/".join(map(str, path)) for path, module in nnx.iter_modules(model)}
-    classes = [type(module) for _, module in nnx.iter_modules(model) if callable(module)]
-
-    @passes_on
-    def recorded(module: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if id(module) not in paths:
-            return function(module, *args, **kwargs)
-        return record.call(paths[id(module)], functools.partial(function, module), args, kwargs, module)
-
-    with intercepted(classes, recorded):
-        yield
-
-
 def of_linen(model: tuple[Any, Mapping[str, Any]], dtype: str, training: bool) -> Functional:
     """Make a pure function of a Linen module and its variables, in the given mode."""
     import jax
-    from flax import linen
 
     module, variables = model
     module = module.clone(**attributes_of_mode(module, training))
@@ -152,13 +130,7 @@ def of_linen(model: tuple[Any, Mapping[str, Any]], dtype: str, training: bool) -
         return module.apply({"params": params, **buffers}, *args, rngs=keys, mutable=list(buffers), **kwargs)
 
     @passes_on
-    def apply(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any, record: Any) -> Any:
-        @passes_on
-        def recorded(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            if context.method_name != "__call__" or context.module.scope is None:
-                return function(*args, **kwargs)
-            return record.call("/".join(context.module.path), function, args, kwargs, context.module)
-
+    def apply(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any) -> Any:
         @passes_on
         def effect(kwargs: dict[str, Any]) -> int:
             return _effect(functools.partial(run, params, args=args, kwargs=kwargs), buffers, rngs)
@@ -166,8 +138,7 @@ def of_linen(model: tuple[Any, Mapping[str, Any]], dtype: str, training: bool) -
         named = with_mode(module.__call__, args, kwargs, training)
         if not found:
             found.append({} if named != kwargs else by_effect(module.__call__, args, kwargs, training, effect))
-        with linen.intercept_methods(recorded):
-            output, changed = run(params, buffers, rngs, args, {**named, **found[0]})
+        output, changed = run(params, buffers, rngs, args, {**named, **found[0]})
         return output, {**buffers, **_alike(changed, buffers)}, rngs | {"count": rngs["count"] + 1}
 
     rngs = {"key": jax.random.key(0), "count": np.int32(0)}
@@ -238,26 +209,16 @@ def of_pytree(function: Callable[..., Any], params: Any, dtype: str, training: b
     called = functools.partial(function, *([params] if state is None else [params, state]))
 
     @passes_on
-    def apply(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any, record: Any) -> Any:
+    def apply(params: Any, buffers: Any, rngs: Any, args: Any, kwargs: Any) -> Any:
         values = iter(jax.tree.leaves(params))
         whole = [next(values) if is_trained else leaf for leaf, is_trained in zip(fixed, trained, strict=True)]
         kwargs = with_mode(called, args, kwargs, training)
         whole = jax.tree.unflatten(structure, whole)
-        model = functools.partial(function, whole)
         if state is None:
-            with recorded_inside(whole, record):
-                return record.call("", model, args, kwargs), buffers, rngs
-        after: list[Any] = []  # the state is no output of the model: it is compared as buffers
-
-        @passes_on
-        def stateful(*args: Any, **kwargs: Any) -> Any:
-            output, new = kept.checked(model(kept.filled(buffers, rngs), *args, **kwargs))
-            after.append(new)
-            return output
-
-        with recorded_inside(whole, record):
-            output = record.call("", stateful, args, kwargs)
-        return output, *kept.arrays(after[-1])
+            return function(whole, *args, **kwargs), buffers, rngs
+        # The state is no output of the model: it is compared as buffers.
+        output, after = kept.checked(function(whole, kept.filled(buffers, rngs), *args, **kwargs))
+        return output, *kept.arrays(after)
 
     chosen = [leaf if is_trained else None for leaf, is_trained in zip(flat, trained, strict=True)]
     params = cast(jax.tree.unflatten(structure, chosen), dtype, keep_low=dtype == "float32")

@@ -58,6 +58,23 @@ class Interpreter:
     def handed_on(self, values: Sequence[Any], inside: Sequence[Any]) -> None:
         """Note that values are other arrays within a loop, a branch or a shard_map, or after it."""
 
+    def numbered(self, loop: Scan) -> Any:
+        """Give what tells the iterations of a scan apart, along a first axis; None if they need not be told apart."""
+        del loop
+
+    def iteration(self, number: Any) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which an iteration of a scan runs."""
+        del number
+        return contextlib.nullcontext()
+
+    def branch(self, number: int, before: dict[int, Any]) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which a branch is traced, which happens more than once.
+
+        `before` is of one conditional, for a subclass to keep by number what it must know again.
+        """
+        del number, before
+        return contextlib.nullcontext()
+
     def places(self, eqn: Any) -> int:
         """Count the places within one operation, itself or the programs in it, at which a value is put in."""
         del eqn
@@ -126,9 +143,10 @@ class Interpreter:
         end: list[Any] = []
 
         def body(state: Any, item: Any) -> Any:
-            values, own = item
+            values, own, number = item
             self.handed_on([*start, *sequences], [*state, *values])
-            outputs, shown = self.enclosed(loop.program, [*fixed, *state, *values], own)
+            with self.iteration(number):
+                outputs, shown = self.enclosed(loop.program, [*fixed, *state, *values], own)
             end[:] = outputs[:carry]
             # What an iteration shows is a tracer of the scan's body. As an output of the body it leaves the scan,
             # stacked.
@@ -137,7 +155,7 @@ class Interpreter:
         state, (collected, shown) = jax.lax.scan(
             body,
             self._carried(start, inside),
-            (sequences, stacked),
+            (sequences, stacked, self.numbered(loop)),
             loop.length,
             reverse=loop.reverse,
             unroll=loop.unroll,
@@ -159,14 +177,13 @@ class Interpreter:
 
         def proceed(state: Any) -> Any:
             self.handed_on(start, state)
-            end[:] = self.enclosed(loop.body, [*fixed, *state])[0]
+            end[:] = self.unshown(loop.body, [*fixed, *state])
             return self._carried(end, inside)
 
         def test(state: Any) -> Any:
-            return self.enclosed(loop.condition, [*tested, *state])[0][0]
+            return self.unshown(loop.condition, [*tested, *state])[0]
 
-        # Nothing that the body shows can leave a while_loop, which has no outputs for each iteration: `shown`
-        # is dropped.
+        # Nothing that the body shows can leave a while_loop, which has no outputs for each iteration.
         state = list(jax.lax.while_loop(test, proceed, self._carried(start, inside)))
         self.handed_on(end, state)
         return state
@@ -183,10 +200,12 @@ class Interpreter:
         choice, rest = Cond.of(eqn), iter(given)
         counts = [sum(map(self.places, Program.of(program).equations)) for program in choice.branches]
         own = [list(itertools.islice(rest, count)) for count in counts]
+        before: dict[int, Any] = {}
 
         def branch(number: int, *given: Any) -> tuple[list[Any], list[Any]]:
             self.handed_on(args[1:], given)
-            outputs, shown = self.enclosed(choice.branches[number], given, own[number])
+            with self.branch(number, before):
+                outputs, shown = self.enclosed(choice.branches[number], given, own[number])
             return self._carried(outputs, eqn.outvars), shown
 
         numbers = range(len(choice.branches))
@@ -222,7 +241,7 @@ class Interpreter:
 
         def part(*given: Any) -> tuple[Any, ...]:
             self.handed_on(args, given)
-            return tuple(self.enclosed(mapped.program, given)[0])
+            return tuple(self.unshown(mapped.program, given))
 
         return list(jax.shard_map(part, **mapped.options)(*args))
 
@@ -230,6 +249,10 @@ class Interpreter:
         """Run a program within a transformation of JAX's; what it shows is for the transformation to bring out."""
         with self._aside() as shown:
             return self.run(program, args, given), shown
+
+    def unshown(self, program: Any, args: Sequence[Any]) -> list[Any]:
+        """Run a program within a transformation that brings out nothing of what it shows."""
+        return self.enclosed(program, args)[0]
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[list[Any]]:

@@ -7,7 +7,7 @@ the traced program is run.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,22 @@ class Label(NamedTuple):
     def root_in(self, name: str) -> str | None:
         """Give the root in the state of a parameter, of which the whole path is given; None if it is not this leaf."""
         return name.removesuffix(self.inner).rstrip("/") if name.endswith(self.inner) else None
+
+    def place(self, roots: Mapping[str, str], outermost: Container[str] = ()) -> str | None:
+        """Give the path of its module in the state.
+
+        Args:
+            roots: What the numbers stand for, as far as that is known.
+            outermost: The paths of what is the whole model, which has a name of its own.
+
+        Returns:
+            None if nothing is known of the path, or the module is the whole model.
+
+        """
+        root = roots.get(self.root)
+        if self.root and not self.path and (root is None or root in outermost):
+            return None
+        return "/".join(filter(None, (root, self.path)))
 
     @classmethod
     def of(cls, text: str) -> "Label | None":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compare.errors import InputError
-from compare.jax_side.state import keys, named_state
+from compare.jax_side.state import keys, named_leaves, named_state
 from compare.weights.layers import KINDS, Layer, Names, Tensor, at_path, collect, known_at, map_settings
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def pytree_names(params: Any) -> Names:
     """Name the floating point arrays of a pytree by their paths, as in "layers/0/weight"."""
     import jax
 
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    leaves = named_leaves(params)
     paths = [
         keys(path) for path, leaf in leaves if hasattr(leaf, "shape") and jax.numpy.issubdtype(leaf.dtype, np.inexact)
     ]

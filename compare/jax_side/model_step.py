@@ -14,7 +14,7 @@ from compare.jax_side.record import JaxRecord, names
 from compare.jax_side.side import Flax, Jax
 from compare.jax_side.static import with_values
 from compare.step.batch import check_call, checked_loss, described_call
-from compare.step.user_code import call_user_code
+from compare.step.user_code import call_user_code, passes_on
 
 OUTPUT = "output"
 """The name under which a step shows what the model gives."""
@@ -56,7 +56,7 @@ class ModelStep:
         self.replaying: Callable[..., Any] | None = None
         """What makes a function use torch's random numbers, while a step is traced that is to use them."""
         self.record = JaxRecord()
-        """Of the latest trace of the model, also where it ended in an error."""
+        """Of the latest trace, also where it ended in an error."""
 
     def initialized(self, params: Any) -> Any:
         """Return what the optimizer remembers before its first step; nothing without an optimizer."""
@@ -106,17 +106,27 @@ class ModelStep:
 
     def model(self, state: ModelState, inputs: Any) -> tuple[Any, ModelState]:
         """Run the model; give its output and the state after it."""
-        record = self.record = JaxRecord()
+        import jax
+
+        record, after = self.record, list[Any]()
+        record.begin(self.param_names, jax.tree.leaves(state.params))
+
+        @passes_on
+        def applied(*args: Any, **kwargs: Any) -> Any:
+            output, *after[:] = self._apply(state.params, state.buffers, state.rngs, args, kwargs)
+            return output
+
         args, kwargs = with_values(inputs)
         call = f"the {self.side.name} model"
         check_call(call, self._called, args, with_mode(self._called, args, kwargs, self.training), _ADVICE)
-        output, buffers, rngs = call_user_code(
+        output = call_user_code(
             call,
-            functools.partial(self._apply, state.params, state.buffers, state.rngs, args, kwargs, record),
+            functools.partial(record.call, "", "", applied, args, kwargs, _module(self.side), takes=self._called),
             given=described_call(args, kwargs),
             inside=lambda: record.running,
             advice=lambda error: _ADVICE if isinstance(error, TypeError | ValueError) else "",
         )
+        buffers, rngs = after
         return output, state._replace(buffers=buffers, rngs=rngs)
 
     def with_loss(self, state: ModelState, batch: Any) -> tuple[Any, tuple[ModelState, dict[str, Any]]]:
@@ -200,6 +210,12 @@ class ModelStep:
 
         leaves, structure = jax.tree.flatten(gradients)
         return jax.tree.unflatten(structure, list(map(labelled, self.param_names, leaves)))
+
+
+def _module(side: Flax | Jax) -> Any:
+    """Return the outermost module; None for a function."""
+    model = side.model if isinstance(side, Flax) else None
+    return model[0] if isinstance(model, tuple) else model
 
 
 def _floating(array: Any) -> bool:

@@ -8,36 +8,27 @@ import contextlib
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-from compare.jax_side.intercepting import equinox_classes, intercepted
+from compare.jax_side.intercepting import equinox_classes, intercepted, modules_in
 from compare.jax_side.labels import Label, labelled, leaves, named
 from compare.jax_side.made import modules_noted
 from compare.jax_side.program_state import nnx_objects
-from compare.step.made import made_at
-from compare.step.places import Source
+from compare.jax_side.record import JaxRecord
 from compare.step.user_code import passes_on
 
-PATH = "netparity_path"
+PATH = "_netparity_path"
 """The attribute under which an nnx module keeps its path in the state; it goes with the module through `nnx.jit`."""
 
 
-class Ran(NamedTuple):
-    """A module that ran."""
-
-    cls: type
-    made: Source | None
-    """The user's line that made it, if that is known."""
-
-
 @contextlib.contextmanager
-def naming(state: Any, ran: dict[tuple[str, str], Ran]) -> Iterator[None]:
+def naming(state: Any, record: JaxRecord) -> Iterator[None]:
     """Name what modules and optimizers take and give, in everything that is traced while this lasts.
 
     Args:
         state: The state of the step.
-        ran: Filled with the modules that run, by the root and the path in their names.
+        record: Where the modules that run are recorded.
 
     """
     from unittest import mock
@@ -45,8 +36,8 @@ def naming(state: Any, ran: dict[tuple[str, str], Ran]) -> Iterator[None]:
     from flax import linen, nnx
     from flax.training.train_state import TrainState
 
-    _tell_paths(nnx_objects(state))
-    names = _Names(ran)
+    tell_paths(nnx_objects(state))
+    names = _Names(record)
     with contextlib.ExitStack() as stack:
         stack.enter_context(modules_noted())  # Linen and Haiku make their modules while they are traced
         stack.enter_context(intercepted(equinox_classes(state), names.equinox))
@@ -62,7 +53,7 @@ def naming(state: Any, ran: dict[tuple[str, str], Ran]) -> Iterator[None]:
         yield
 
 
-def _tell_paths(objects: Mapping[str, Any]) -> None:
+def tell_paths(objects: Mapping[str, Any]) -> None:
     """Tell each nnx module of a state its path there."""
     from flax import nnx
 
@@ -87,51 +78,70 @@ class _Names:
     """What gives the names.
 
     A module of nnx may know its path in the state. Any other does not: each of its calls gets a number, and the
-    parameters that it is applied to, which are named too, tell the path when the program is run.
+    parameters that it is applied to, which are named too, tell the path when the program is run. A module without
+    parameters is known by the module that holds it.
 
     Args:
-        ran: See `naming`.
+        record: See `naming`.
 
     """
 
-    def __init__(self, ran: dict[tuple[str, str], Ran]) -> None:
-        self._ran = ran
+    def __init__(self, record: JaxRecord) -> None:
+        self._record = record
         self._numbers = map(str, itertools.count())
         self._roots: list[str] = []
         """The numbers of Linen's models that have begun and not ended, outermost first."""
-
-    @passes_on
-    def _ports(self, function: Callable[..., Any], args: Any, kwargs: Any, root: str, path: str, module: Any) -> Any:
-        """Call a module's function, and name its inputs and outputs."""
-        kind = type(module).__name__
-        self._ran[root, path] = Ran(type(module), made_at(module))
-        args, kwargs = named((args, kwargs), "input", root, path, kind)
-        return named(function(*args, **kwargs), "output", root, path, kind)
+        self._held: dict[int, tuple[str, str]] = {}
+        """The number and the path of each module within those that have begun and not ended, by identity."""
 
     @passes_on
     def nnx(self, module: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Name what a module of nnx takes and gives."""
-        root, path = self._place(module)
-        if not (root or path):
-            return function(module, *args, **kwargs)
-        return self._ports(functools.partial(function, module), args, kwargs, root, path, module)
+        from flax import nnx
 
-    def _place(self, module: Any) -> tuple[str, str]:
-        """Give the root and the path of a module of nnx.
+        call = functools.partial(function, module)
+        if (path := _path_of(module)) is not None:
+            return self._record.call("", path, call, args, kwargs, module) if path else call(*args, **kwargs)
+        if number := self._number(module):
+            return self._holding(number, nnx.iter_modules(module), call, args, kwargs, module)
+        return self._within(call, args, kwargs, module)
 
-        `nnx.merge` makes one without a path. Where it has no parameters either, there is neither a root nor a path.
+    def _number(self, module: Any) -> str:
+        """Name the parameters of a module of nnx, and give the number that stands for it; "" if it has none.
+
+        `nnx.merge` makes one without a path.
         """
         from flax import nnx
 
-        if (path := _path_of(module)) is not None:
-            return "", path
         variables = nnx.to_flat_state(nnx.state(module, nnx.Param))
         parameters = {"/".join(map(str, path)): variable.get_value() for path, variable in variables}
         if not leaves(parameters):
-            return "", ""
+            return ""
         number = next(self._numbers)
-        named(parameters, "parameter", number)
-        return number, ""
+        self._record.applied(number, parameters)
+        return number
+
+    @passes_on
+    def _holding(
+        self, number: str, modules: Iterable[tuple[Any, Any]], function: Any, args: Any, kwargs: Any, module: Any
+    ) -> Any:
+        """Name what a module takes and gives; until it ends, those within it are known by their paths in it."""
+        before = self._held
+        within = {
+            id(each): (number, path if isinstance(path, str) else "/".join(map(str, path))) for path, each in modules
+        }
+        self._held = {**before, **within}
+        try:
+            return self._record.call(number, "", function, args, kwargs, module)
+        finally:
+            self._held = before
+
+    @passes_on
+    def _within(self, function: Any, args: Any, kwargs: Any, module: Any) -> Any:
+        """Name what a module without parameters takes and gives, if a module that holds it runs."""
+        if (held := self._held.get(id(module))) is None:
+            return function(*args, **kwargs)
+        return self._record.call(*held, function, args, kwargs, module)
 
     def update(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Name the gradients that an `nnx.Optimizer` is given."""
@@ -163,7 +173,7 @@ class _Names:
             leaf = ".".join(str(key) for key in rest if key != "value")
             return labelled(gradient, Label("gradient", number if root is None else "", root or "", leaf))
 
-        number = self._place(model)[0] if isinstance(model, nnx.Module) else ""
+        number = self._number(model) if isinstance(model, nnx.Module) and _path_of(model) is None else ""
         return jax.tree_util.tree_map_with_path(name, grads)
 
     def apply_gradients(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,7 +183,7 @@ class _Names:
         @passes_on
         def apply_gradients(state: Any, *, grads: Any, **kwargs: Any) -> Any:
             number = next(self._numbers)
-            state = state.replace(params=named(state.params, "parameter", number))
+            state = state.replace(params=self._record.applied(number, state.params))
             return original(state, grads=named(grads, "gradient", number), **kwargs)
 
         return apply_gradients
@@ -189,7 +199,7 @@ class _Names:
             def call(variables: Any, *args: Any, **kwargs: Any) -> Any:
                 number = next(self._numbers)
                 if isinstance(variables, Mapping) and "params" in variables:
-                    variables = {**variables, "params": named(variables["params"], "parameter", number)}
+                    variables = {**variables, "params": self._record.applied(number, variables["params"])}
                 self._roots.append(number)
                 try:
                     return applied(variables, *args, **kwargs)
@@ -206,16 +216,16 @@ class _Names:
         module = context.module
         if context.method_name != "__call__" or module.scope is None or not self._roots:
             return function(*args, **kwargs)
-        return self._ports(function, args, kwargs, self._roots[-1], "/".join(module.path), module)
+        return self._record.call(self._roots[-1], "/".join(module.path), function, args, kwargs, module)
 
     @passes_on
     def equinox(self, module: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Name what a module of Equinox takes and gives; without parameters nothing tells which one it is."""
+        """Name what a module of Equinox takes and gives."""
         if not leaves(module):
-            return function(module, *args, **kwargs)
+            return self._within(functools.partial(function, module), args, kwargs, module)
         number = next(self._numbers)
-        module = named(module, "parameter", number)
-        return self._ports(functools.partial(function, module), args, kwargs, number, "", module)
+        module = self._record.applied(number, module)
+        return self._holding(number, modules_in(module), functools.partial(function, module), args, kwargs, module)
 
     @passes_on
     def haiku(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -225,8 +235,8 @@ class _Names:
         if not parameters:
             return function(*args, **kwargs)
         number, own = next(self._numbers), f"{module.module_name}/"
-        named({name.removeprefix(own): array for name, array in parameters.items()}, "parameter", number)
-        return self._ports(function, args, kwargs, number, "", module)
+        self._record.applied(number, {name.removeprefix(own): array for name, array in parameters.items()})
+        return self._record.call(number, "", function, args, kwargs, module)
 
 
 def _path_of(module: Any) -> str | None:

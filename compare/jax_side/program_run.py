@@ -11,7 +11,7 @@ from compare.jax_side.common_run import CommonRun
 from compare.jax_side.layers import nnx_layers, state_layers, under
 from compare.jax_side.lift_modules import lift_nnx
 from compare.jax_side.linen_collections import with_collections
-from compare.jax_side.naming import Ran, naming
+from compare.jax_side.naming import naming
 from compare.jax_side.program import JaxProgram, built, shown_gradients
 from compare.jax_side.program_state import (
     Role,
@@ -20,6 +20,7 @@ from compare.jax_side.program_state import (
     meant,
     unshared,
 )
+from compare.jax_side.record import JaxRecord, Ran
 from compare.jax_side.twins import written
 from compare.jax_side.unjitted import Remembered
 from compare.jax_side.watching import Seen
@@ -49,7 +50,7 @@ class JaxProgramRun(CommonRun):
     what = "the JAX step"
 
     def __init__(self, side: JaxProgram, dtype: str, hints: Hints = NO_HINTS) -> None:
-        self._ran: dict[tuple[str, str], Ran] = {}
+        self._record = JaxRecord()
         super().__init__(side, dtype, hints)
         integers = (name for layer in self.layers() for name in layer.settings.get("integers", ()))
         self._of_modules = {*self.weights(), *integers}
@@ -153,11 +154,11 @@ class JaxProgramRun(CommonRun):
 
     def naming(self, state: Any) -> AbstractContextManager[None]:
         """Return the context in which what modules take and give gets its names."""
-        return naming(state, self._ran)
+        return naming(state, self._record)
 
     def module(self, path: str) -> Ran | None:
         """Give what is known of a module that ran, by its path; None if nothing is, as before a step was taken."""
-        return self._ran.get(self.named_as.get(path, ("", "")))
+        return self._record.ran.get(self.named_as.get(path, ("", "")))
 
     def before(self) -> dict[str, np.ndarray]:
         """Return what a step's updates are measured from."""

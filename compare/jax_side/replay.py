@@ -30,6 +30,7 @@ from compare.jax_side.primitives import (
     in_logarithms,
     programs,
 )
+from compare.jax_side.recomputed import again, is_again
 from compare.step.draws import NO_HINTS, Draw, Hints, Site
 from compare.step.host_draws import Given, drawing
 from compare.step.user_code import passes_on
@@ -226,12 +227,12 @@ class Replayer(Interpreter):
         return super().equation(eqn, args, given)
 
     def checkpoint(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
-        """Rebuild a checkpoint, because it has not been differentiated yet."""
+        """Rebuild a checkpoint: it may not have been differentiated yet."""
         import jax
 
-        run = functools.partial(self.enclosed, called(eqn))
         # The recorded draws are arguments, so that the recomputation in the backward pass has the same ones.
-        outputs, shown = jax.checkpoint(run, **checkpoint_options(eqn))(args, given)
+        run = jax.checkpoint(functools.partial(self.enclosed, called(eqn)), **checkpoint_options(eqn))
+        outputs, shown = again(run)(args, given) if is_again(eqn) else run(args, given)
         self.shown += shown
         return outputs
 

@@ -16,8 +16,9 @@ from compare.jax_side.given import Given
 from compare.jax_side.lift import traced
 from compare.jax_side.made import noted
 from compare.jax_side.model_step import ModelState, ModelStep
+from compare.jax_side.naming import naming
 from compare.jax_side.primitives import Program, programs
-from compare.jax_side.record import JaxRecord
+from compare.jax_side.record import JaxRecord, Ran
 from compare.jax_side.replay import replayable, replaying
 from compare.jax_side.side import Flax, Jax
 from compare.jax_side.static import static
@@ -48,11 +49,10 @@ class JaxRun(CommonRun):
         *,
         training: bool,
         keep_modes: bool = False,
-        unroll: bool = False,
         widen: bool = False,
         hints: Hints = NO_HINTS,
     ) -> None:
-        self.training, self.keep_modes, self.unroll, self._widen = training, keep_modes, unroll, widen
+        self.training, self.keep_modes, self._widen = training, keep_modes, widen
         self.what = f"a step of the {side.name} side"
         super().__init__(side, dtype, hints)
 
@@ -63,6 +63,7 @@ class JaxRun(CommonRun):
             if self._widen:
                 structure.state = structure.state._replace(params=cast(structure.state.params, self.dtype))
             self.structure, self.user_step, self._start = structure, structure, structure.state
+        self.outermost = _around(self.param_names)
         self.restart()
 
     def jitted(self) -> Any:
@@ -176,17 +177,14 @@ class JaxRun(CommonRun):
         inputs, target = adapted(batch, self.side.batch)
         return called(inputs, convert), mapped(target, convert)
 
+    def examples(self, batch: Any) -> Any:
+        """Return the inputs."""
+        return batch[0]
+
     def naming(self, state: Any) -> contextlib.AbstractContextManager[None]:
-        """Return a context that does nothing: the step names what its modules take and give."""
-        return contextlib.nullcontext()
-
-    def _traced(self, step: Any, values: list[Any], batch: Any, draws: Any) -> tuple[Any, Any]:
-        import jax
-
-        # Under disable_jit, lax.scan runs as a Python loop, so that each layer in a scan is seen as a module's call.
-        # The trace around it still makes one program.
-        with jax.disable_jit(self.unroll):
-            return super()._traced(step, values, batch, draws)
+        """Return the context in which what modules take and give gets its names."""
+        self.structure.record = JaxRecord()
+        return naming(state, self.structure.record)
 
     def replaying(self, step: Any, draws: Any, unreplayed: list[str]) -> Any:
         """Make the model and its loss use torch's random numbers, before they are differentiated.
@@ -208,13 +206,14 @@ class JaxRun(CommonRun):
 
     def drawn(self, inputs: Any) -> tuple[Any, Any]:
         """Return the program of the model and its loss, as they draw by themselves, and the shapes of its outputs."""
-        import jax
 
         def evaluated(values: Any, inputs: Any) -> Any:
-            state, shown = self.structure.evaluated(self.structure.put_together(values), inputs)
+            before = self.structure.put_together(values)
+            with self.naming(before):
+                state, shown = self.structure.evaluated(before, inputs)
             return self.structure.take_apart(state), shown
 
-        with self.precision(), jax.disable_jit(self.unroll):
+        with self.precision():
             return traced(evaluated, (self.values, inputs), [], lift=self.dtype == "float64")
 
     def described(self, inputs: Any) -> str:
@@ -236,8 +235,7 @@ class JaxRun(CommonRun):
             parameters=named(state.params, self.param_names) if trained else {},
             optimizer=named(state.optimizer, self.state_names) if trained else {},
             buffers=named(state.buffers, self.buffer_names),
-            # Torch's values cannot be put in the place of those of one iteration.
-            forward={port: value for port, value in seen.forward.items() if port not in seen.repeated},
+            forward=seen.forward,
         )
 
     def taking(self, step: Callable[..., Any]) -> Self:
@@ -280,8 +278,10 @@ class JaxRun(CommonRun):
         # NumPy array of float64 as a constant, JAX takes the float32 copy for the array in float64 too.
         with self.precision(), noted():  # Linen makes its modules while it is traced
             found = run._traced(run.whole, self.values, self.inputs(batch), replayable((), self.dtype))
-        computed = Computed.of_step(found[0], self.leaves, self._output_names(found))
-        return Probe(computed, frozenset(_dtypes(found[0])), self.structure.record)
+        computed = Computed(found[0], self.leaves, self._output_names(found), self.outermost)
+        record = self.structure.record
+        ran = {path: _together([record.ran[key] for key in keys]) for path, keys in computed.modules.items()}
+        return Probe(computed, frozenset(_dtypes(found[0])), ran, record.shapes)
 
 
 class Probe(NamedTuple):
@@ -291,8 +291,25 @@ class Probe(NamedTuple):
     """What is computed between the modules."""
     dtypes: frozenset[str]
     """Of everything that is computed."""
-    record: JaxRecord
-    """The modules that ran."""
+    modules: Mapping[str, Ran]
+    """Those that ran, by path, in order of first execution."""
+    shapes: Mapping[Port, tuple[int, ...]]
+    """Of what modules take and give outside of transformations."""
+
+
+def _together(calls: Sequence[Ran]) -> Ran:
+    """Give what is known of a module of which several calls have names of their own."""
+    found = calls[0]
+    for each in calls[1:]:
+        found = found.also(inside=each.inside, called=each.called)
+    return found
+
+
+def _around(names: Sequence[str]) -> frozenset[str]:
+    """Return the paths that all names begin with, "" among them."""
+    parts = names[0].split("/")[:-1] if names else []
+    paths = ("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+    return frozenset(("", *(path for path in paths if all(name.startswith(f"{path}/") for name in names))))
 
 
 def _replaced(tree: Any, names: list[str], arrays: Mapping[str, np.ndarray]) -> Any:

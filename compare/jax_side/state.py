@@ -88,6 +88,24 @@ def _equinox_path(index: Path, inner: Path) -> Path:
     return (*index[:-1], statistic) if statistic else (*index, *inner)
 
 
+def named_leaves(tree: Any) -> list[tuple[Path, Any]]:
+    """List the leaves of a pytree with their paths, as `jax.tree_util` has them; the array of an nnx variable has its.
+
+    JAX calls that array `value`, within the variable. An attribute of that name of another class is a name.
+    """
+    import jax
+    from flax import nnx
+
+    def is_variable(value: Any) -> bool:
+        return isinstance(value, nnx.Variable)
+
+    found: list[tuple[Path, Any]] = []
+    for path, each in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_variable)[0]:
+        inner = jax.tree_util.tree_flatten_with_path(each)[0] if is_variable(each) else [((), each)]
+        found += [((*path, *rest[1:]), leaf) for rest, leaf in inner]
+    return found
+
+
 def keys(path: Path) -> Path:
     """Return the attributes, keys and indices of a path of `jax.tree_util`."""
     return tuple(getattr(key, "name", getattr(key, "idx", getattr(key, "key", None))) for key in path)

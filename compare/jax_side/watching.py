@@ -1,18 +1,22 @@
 """Run a traced program and read the values of its named operations: see `labels.py`."""
 
+import contextlib
 import operator
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from compare.jax_side.calls import Calls, Turns, Value
 from compare.jax_side.choices import Choices
+from compare.jax_side.computed import named_in, roots_of
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.labels import LOOK, Label
 from compare.jax_side.lift import Lifter, Tables
-from compare.jax_side.primitives import NAME, Program, programs
+from compare.jax_side.primitives import NAME, Scan
 from compare.jax_side.program_state import Leaf
+from compare.jax_side.recomputed import is_again
+from compare.jax_side.stacks import Stacks
 from compare.jax_side.successors import remembered_names, succeeded
 from compare.step.observation import Port
 
@@ -27,8 +31,8 @@ class Key(NamedTuple):
     leaf: str
     axes: int
     """How many axes it has in one call."""
-    of_layers: bool = False
-    """Whether an axis over the layers of a stack comes before these; each layer is a call."""
+    numbers: tuple[int, ...] = (0,)
+    """The numbers of the calls that it is of, which are along the axes before these: see `Calls`."""
 
 
 Shown = dict[Key, tuple[Any, Any]]
@@ -56,8 +60,8 @@ class Watch:
         leaves: What the arrays of the state are.
         values: The arrays, as the program takes them.
         given: What is put in the place of what the program computes.
-        stacks: See `CommonRun.stacks`.
-        mapped: See `mapped_outputs`.
+        stacks: The stacks of layers, and which axes of the program are over these.
+        outermost: See `CommonRun.outermost`.
 
     """
 
@@ -66,8 +70,8 @@ class Watch:
         leaves: Sequence[Leaf],
         values: Sequence[Any],
         given: Instead | None = None,
-        stacks: Mapping[str, int] | None = None,
-        mapped: Mapping[tuple[str, str], set[tuple[int, ...]]] | None = None,
+        stacks: Stacks | None = None,
+        outermost: Collection[str] = (),
     ) -> None:
         # By identity, because two parameters may have equal initial values. A parameter is still the array of the state
         # that the run put in: jit and grad hand it on as it is.
@@ -83,35 +87,50 @@ class Watch:
         self.unplaced = False
         """Whether a module ran with parameters that are not known to be those of the state."""
         self._given = given or Instead()
-        self._calls: Counter[tuple[str, str, str]] = Counter()
-        self._stacks, self._mapped = stacks or {}, mapped or {}
+        self._stacks = stacks or Stacks({}, (), None)
+        # A model that is an ensemble has its modules' calls, one for each layer.
+        self._outermost = {path for path in outermost if not path or path not in self._stacks.layers}
+        self.calls = Calls(self._stacks.layers)
+        self.unshown = False
+        """Whether nothing is shown of what runs, and nothing put in its place.
+
+        The backward pass of a checkpoint computes again what was shown, and out of a while_loop comes nothing.
+        """
+
+    @property
+    def gives(self) -> bool:
+        """Whether anything is put in the place of what the program computes."""
+        return bool(self._given.ports or self._given.gradients)
 
     def instead(self, seen: "Shown | None", value: Any) -> Any:
         """Return the value with which the program continues: the given one, if there is one, or its own."""
         import jax.numpy as jnp
 
         for key in seen or {}:
-            if not key.of_layers:
-                return self._chosen(key, value)
-            layers = list(value)
-            chosen = [self._chosen(key, layer) for layer in layers]
-            return value if all(map(operator.is_, chosen, layers)) else jnp.stack(chosen)
+            given = [self._given_for(key, number) for number in key.numbers]
+            if not any(each is not None for each in given):
+                return value
+            layers = value.ndim > key.axes
+            own = value.shape[layers:]
+            others = [jnp.zeros(own) if each is None else jnp.broadcast_to(jnp.asarray(each[0]), own) for each in given]
+            chosen = [False if each is None else each[1] for each in given]
+            lengths = self.calls.lengths
+            shape = (*lengths, value.shape[0]) if layers else lengths
+            others = self.calls.here(jnp.stack(others).reshape(*shape, *own))
+            chosen = self.calls.here(jnp.stack(chosen).reshape(shape))
+            return jnp.where(chosen.reshape(*chosen.shape, *(1 for _ in own)), others.astype(value.dtype), value)
         return value
 
-    def _chosen(self, key: Key, value: Any) -> Any:
-        """Return the value of one call: the given one, if there is one, or its own."""
-        import jax.numpy as jnp
-
-        number = self._calls[key[:3]]
-        self._calls[key[:3]] += 1
+    def _given_for(self, key: Key, number: int) -> tuple[Any, Any] | None:
         if key.what == "gradient":
-            given = self._given.gradients.get(key.path) if number == 0 else None
-        else:
-            given = self._given.ports.get(Port(key.path, number, key.what, key.leaf))
-        if given is None:
-            return value
-        other, chosen = given
-        return jnp.where(chosen, jnp.broadcast_to(jnp.asarray(other).astype(value.dtype), value.shape), value)
+            return self._given.gradients.get(key.path) if number == 0 else None
+        return self._given.ports.get(Port(key.path, number, key.what, key.leaf))
+
+    def scan(self, eqn: Any, args: Sequence[Any]) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which a scan runs."""
+        loop, names = Scan.of(eqn), [self._names.get(id(array)) for array in args]
+        roots = self._roots | roots_of(loop.program, names, self._remembered)
+        return self.calls.scan(Turns(loop.length, loop.reverse), named_in(loop.program, roots, self._outermost))
 
     def follow(self, eqn: Any, args: Sequence[Any], results: Sequence[Any]) -> None:
         """Note where the result of an operation takes the place of a parameter."""
@@ -138,31 +157,24 @@ class Watch:
             if (root := label.root_in(self._names.get(id(value), ""))) is not None:
                 self._roots[label.root] = root
             return None
-        is_placed = not label.root or label.root in self._roots
-        self.unplaced |= not is_placed
-        path = "/".join(filter(None, (self._roots.get(label.root, ""), label.path)))
-        if not is_placed and not path:
+        self.unplaced |= bool(label.root) and label.root not in self._roots
+        if (path := label.place(self._roots, self._outermost)) is None:
             return None
-        if label.what == "gradient":
-            inner = label.inner.removesuffix("/value")
-            return {Key("gradient", "/".join(filter(None, (path, inner))), "", value.ndim): (value, True)}
+        if label.what in ("input", "output"):
+            self.kinds.setdefault(path, label.kind)
+            self.named_as[path] = label.root, label.path
+        if self.unshown:
+            return None
         if label.what == LOOK:
             return {Key(LOOK, label.path, "", value.ndim): (value, True)}
-        self.kinds.setdefault(path, label.kind)
-        self.named_as[path] = label.root, label.path
-        of_layers = self._is_of_layers(label, path, value)
-        return {Key(label.what, path, label.leaf, value.ndim - of_layers, of_layers): (value, True)}
+        if label.what == "gradient":
+            path = "/".join(filter(None, (path, label.inner.removesuffix("/value"))))
+            return self._shown("gradient", path, "", value)
+        return self._shown(label.what, path, label.leaf, value, of_layers=self._stacks.are_in_front(label, path, value))
 
-    def _is_of_layers(self, label: Label, path: str, value: Any) -> bool:
-        """Tell whether the first axis of a value is one that `jax.vmap` has mapped over the layers of a stack.
-
-        Only the sizes of mapped axes are known. A module's outputs are mapped over the layers and over the examples;
-        an input may be mapped over one of the two. So the outputs decide: the first of their mapped axes, and no other
-        one, must have as many elements as there are layers.
-        """
-        layers, outputs = self._stacks.get(path, 0), self._mapped.get((label.root, label.path), set())
-        decided = all(sizes[:1] == (layers,) and sizes.count(layers) == 1 for sizes in outputs)
-        return decided and _mapped_axes(label, value)[:1] == (layers,)
+    def _shown(self, what: str, path: str, leaf: str, value: Any, *, of_layers: bool = False) -> "Shown":
+        numbers = self.calls.numbers((what, path, leaf), value.shape[0] if of_layers else 1)
+        return {Key(what, path, leaf, value.ndim - of_layers, tuple(numbers.ravel().tolist())): (value, True)}
 
 
 class _Watching(Interpreter):
@@ -184,10 +196,39 @@ class _Watching(Interpreter):
 
     def checkpoint(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Run a checkpoint in place; what its backward pass computes again is not shown again."""
-        if not eqn.params.get("differentiated"):
+        with self._hidden() if is_again(eqn) else contextlib.nullcontext():
             return super().checkpoint(eqn, args, given)
-        with self._aside():
-            return super().checkpoint(eqn, args, given)
+
+    def call(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        with self._hidden() if is_again(eqn) else contextlib.nullcontext():
+            return super().call(eqn, args, given)
+
+    @contextlib.contextmanager
+    def _hidden(self) -> Iterator[None]:
+        before, self.watch.unshown = self.watch.unshown, True
+        try:
+            yield
+        finally:
+            self.watch.unshown = before
+
+    def unshown(self, program: Any, args: Sequence[Any]) -> list[Any]:
+        with self._hidden():
+            return super().unshown(program, args)
+
+    def branch(self, number: int, before: dict[int, Any]) -> contextlib.AbstractContextManager[None]:
+        return self.watch.calls.branch(number, before)
+
+    def scan(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        with self.watch.scan(eqn, args):
+            return super().scan(eqn, args, given)
+
+    def numbered(self, loop: Scan) -> Any:
+        import jax.numpy as jnp
+
+        return jnp.arange(loop.length) if self.watch.gives else None
+
+    def iteration(self, number: Any) -> contextlib.AbstractContextManager[None]:
+        return self.watch.calls.iteration(number)
 
 
 class Watcher(_Watching, Interpreter):
@@ -208,72 +249,36 @@ class LiftingWatcher(_Watching, Lifter):
         self.watch = watch
 
 
-def apart_from(stacks: Mapping[str, int], batch: Any) -> dict[str, int]:
-    """Leave out the stacks with as many layers as a batch has examples or micro-batches.
-
-    A mapped axis of that size may be either. Examples and micro-batches are along the first two axes of a batch, but
-    for its last axis.
-    """
-    import jax
-
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
-    sizes = {size for shape in shapes for size in (shape[:1] if len(shape) < 3 else shape[:2])}
-    return {path: layers for path, layers in stacks.items() if layers not in sizes}
-
-
-def mapped_outputs(program: Any) -> dict[tuple[str, str], set[tuple[int, ...]]]:
-    """Give the sizes of the axes that are mapped of the outputs of modules, by the root and the path in their names."""
-    found: dict[tuple[str, str], set[tuple[int, ...]]] = {}
-    for eqn in Program.of(program).equations:
-        label = Label.of(eqn.params["name"]) if eqn.primitive.name == NAME else None
-        if label is not None and label.what == "output":
-            found.setdefault((label.root, label.path), set()).add(_mapped_axes(label, eqn.outvars[0].aval))
-        for nested in programs(eqn):
-            for key, sizes in mapped_outputs(nested).items():
-                found.setdefault(key, set()).update(sizes)
-    return found
-
-
-def _mapped_axes(label: Label, value: Any) -> tuple[int, ...]:
-    sizes: tuple[int, ...] = value.shape[: int(label.mapped)]
-    return sizes
-
-
 class Seen(NamedTuple):
     """What a step shows from inside."""
 
     forward: dict[Port, Any]
     gradients: dict[str, Any]
-    repeated: frozenset[Port] = frozenset()
-    """What modules take and give in a scan, where each iteration is a call."""
 
 
 def sorted_out(shown: Sequence[Shown]) -> Seen:
     """Number the calls of each module and the gradients of each parameter, in order of execution.
 
     What was shown within a scan has more axes than it had there, and what was shown within a map over the layers of a
-    stack has more than each layer gives: each iteration, or layer, is a call.
+    stack has more than each layer gives: each iteration, or layer, is a call. A call in a branch that was not taken is
+    none.
     """
-    calls: Counter[tuple[str, str, str]] = Counter()
-    forward: dict[Port, Any] = {}
-    gradients: dict[str, Any] = {}
-    repeated: set[Port] = set()
+    calls: dict[Value, list[tuple[int, Any]]] = {}
     for key, (value, computed) in (item for each in shown for item in each.items()):
-        what, path, leaf, axes, of_layers = key
-        if what == LOOK:
+        if key.what == LOOK:
             continue
         # A scan stacks what its iterations show along a new first axis.
-        single = value.reshape((-1, *value.shape[value.ndim - axes :])) if value.ndim > axes else [value]
+        single = value.reshape((-1, *value.shape[value.ndim - key.axes :])) if value.ndim > key.axes else [value]
         known = np.ravel(np.asarray(computed))
         known = known if len(known) == len(single) else np.repeat(known, len(single) // len(known))
-        for array, is_known in zip(single, known, strict=True):
-            if not is_known:
-                continue
-            number = calls[key[:3]]
-            calls[key[:3]] += 1
+        numbered = zip(key.numbers, single, known, strict=True)
+        calls.setdefault(key[:3], []).extend((number, array) for number, array, is_known in numbered if is_known)
+    forward: dict[Port, Any] = {}
+    gradients: dict[str, Any] = {}
+    for (what, path, leaf), made in calls.items():
+        for number, (_, array) in enumerate(sorted(made, key=operator.itemgetter(0))):
             if what == "gradient":
                 gradients[path if not number else f"{path}#{number + 1}"] = array
             else:
                 forward[Port(path, number, what, leaf)] = array
-                repeated |= {Port(path, number, what, leaf)} if value.ndim > axes + of_layers else set()
-    return Seen(forward, gradients, frozenset(repeated))
+    return Seen(forward, gradients)

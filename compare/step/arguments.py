@@ -1,4 +1,4 @@
-"""The names of what a module takes: the arguments of torch's `forward` and of the JAX side's `__call__`."""
+"""What a module takes, the arguments of torch's `forward` and of the JAX side's `__call__`, and its settings."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -32,3 +32,10 @@ def argument(port: Port, names: Names) -> tuple[str, str]:
         return first, within
     known = names.get(port.path, ())
     return (known[int(first)] if first.isdigit() and int(first) < len(known) else ""), within
+
+
+def settings(module: object) -> tuple[tuple[str, str], ...]:
+    """Give the attributes of a module that are plain values, as Python writes them: (("epsilon", "1e-06"),)."""
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
+    meant = (name for name in plain if not name.startswith("_") and name not in ("name", "training"))
+    return tuple((name, repr(plain[name])) for name in meant)

@@ -28,6 +28,8 @@ class Record:
         """What tensors are called that a step is given and no module has, by their identity: batch['mask']."""
         self.calls: dict[str, Source | None] = {}
         """The user's line that first calls each module, where that is asked for: it takes a look at the stack."""
+        self.elsewhere: set[str] = set()
+        """The modules that another line calls, too."""
         self._placed = placed
         self._overwritten = overwritten
         self._calls: Counter[str] = Counter()
@@ -48,8 +50,8 @@ class Record:
             def hook(module: Any, args: Any, kwargs: Any) -> None:
                 call = self._calls[path]
                 self._calls[path] += 1
-                if self._placed and path not in self.calls:
-                    self.calls[path] = source_here("torch")
+                if self._placed and (source := source_here("torch")) != self.calls.setdefault(path, source):
+                    self.elsewhere.add(path)
                 self.modules.setdefault(path, type(module).__name__)
                 self._open.append((path, call))
                 self._at_work(path, call, "input", (args, kwargs))
