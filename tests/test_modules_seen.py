@@ -20,6 +20,7 @@ from torch.nn import functional
 import compare
 from compare.alignment.partners import partners
 from compare.jax_side.naming import naming
+from compare.jax_side.record import JaxRecord
 from compare.verdict.divergence import Divergence
 from compare.weights.links import Link
 from compare.weights.stacks import stacked
@@ -261,7 +262,7 @@ class MoreThanDoubled(Doubled):
     [(Mixed(), None), (Scaled(RIGHT), OfNnx(RIGHT)), (MoreThanDoubled(RIGHT), Doubled(RIGHT))],
 )
 def test_each_call_is_named_once_whatever_class_it_is_from(module: Any, other: Any) -> None:
-    with naming({"module": module, "other": other}, {}):
+    with naming({"module": module, "other": other}, JaxRecord()):
         program = str(jax.make_jaxpr(lambda x: module(x))(jnp.ones(5)))
     kind = type(module).__name__
     assert len(re.findall(rf"name=netparity\|output\|[^ ]*\|{kind}\|", program)) == 1, program
