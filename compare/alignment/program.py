@@ -241,7 +241,12 @@ def _parameters(name: str, value: Any, trained: set[str], parameters: Mapping[st
         named = bool(before) and before[-1] in around
         found.append(((common, named, parameter in trained, beside, _likeness(around, before)), parameter))
     best = max((score for score, _ in found), default=None)
-    return [parameter for score, parameter in found if score == best]
+    chosen = [parameter for score, parameter in found if score == best]
+    if len({parameter.partition("/")[0] for parameter in chosen}) == 1:
+        # Of one model, as "model/norm" and "model/blocks/0/norm": an optimizer has the whole path within the model.
+        depth = min(parameter.count("/") for parameter in chosen)
+        return [parameter for parameter in chosen if parameter.count("/") == depth]
+    return chosen
 
 
 def _likeness(keys: Iterable[str], path: Iterable[str]) -> int:
