@@ -72,7 +72,7 @@ def activation(name: str, ours: Any, theirs: Any, wrong: Any, does: str, fix: st
         stage="forward",
         torch="torch's definition of the function.",
         jax=does,
-        source=f"{JAX}jax.nn.{name.split()[0].lower()}.html",
+        source=f"{JAX}jax.nn.{name.split()[0].strip(',').lower()}.html",
         build=lambda function: on_vectors(ours, function, batches=None),
         wrong={"function": wrong},
         right={"function": theirs},
