@@ -11,7 +11,7 @@ import optax
 import pytest
 import torch
 from flax import linen, nnx
-from programs.common import drawn, trained_in_torch
+from programs.common import drawn, squares, trained, trained_in_torch
 from torch.nn import functional
 
 import compare
@@ -355,7 +355,12 @@ def test_a_function_is_described_as_no_layer() -> None:
     assert "NoneType" not in str(report), str(report)
 
 
-def test_a_fault_before_an_lstm_cell_is_found_there() -> None:
+class OwnName(nnx.LSTMCell):
+    """Flax's cell under a name of the user's."""
+
+
+@pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.OptimizedLSTMCell, OwnName])
+def test_a_fault_before_an_lstm_cell_is_found_there(cell: Any) -> None:
     """Flax's cell takes its carry first. Which tensor is which does not depend on their values."""
 
     class Original(torch.nn.Module):
@@ -374,7 +379,7 @@ def test_a_fault_before_an_lstm_cell_is_found_there() -> None:
     class Port(nnx.Module):
         def __init__(self) -> None:
             rngs = nnx.Rngs(0)
-            self.first, self.cell = nnx.Linear(WIDTH, WIDTH, rngs=rngs), nnx.LSTMCell(WIDTH, WIDTH, rngs=rngs)
+            self.first, self.cell = nnx.Linear(WIDTH, WIDTH, rngs=rngs), cell(WIDTH, WIDTH, rngs=rngs)
             self.head = nnx.Linear(WIDTH, 2, rngs=rngs)
 
         def __call__(self, x: Any) -> Any:
@@ -388,6 +393,59 @@ def test_a_fault_before_an_lstm_cell_is_found_there() -> None:
     assert report.divergence.cause is not None, str(report)
     assert report.divergence.cause.name == "activation", str(report)
     assert {each.cause and each.cause.name for each in report.others} <= {"two biases"}, str(report)
+
+
+def test_the_carry_of_a_cell_of_the_users_own_may_have_another_order() -> None:
+    """A cell of the name of Flax's, whose carry is `(h, c)`."""
+
+    class Cell(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.input, self.hidden = torch.nn.Linear(WIDTH, 4 * WIDTH), torch.nn.Linear(WIDTH, 4 * WIDTH)
+
+        def forward(self, x: torch.Tensor, state: Any) -> Any:
+            i, f, g, o = (self.input(x) + self.hidden(state[0])).chunk(4, 1)
+            c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
+            return torch.sigmoid(o) * torch.tanh(c), c
+
+    Cell.__name__ = "LSTMCell"
+
+    class Original(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = Cell(), torch.nn.Linear(WIDTH, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            state = (torch.zeros_like(x[:, 0]), torch.ones_like(x[:, 0]))
+            for time in range(TIMES):
+                state = self.cell(x[:, time], state)
+            result: torch.Tensor = self.head(state[0])
+            return result
+
+    class LSTMCell(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.input, self.hidden = (nnx.Linear(WIDTH, 4 * WIDTH, rngs=rngs) for _ in range(2))
+
+        def __call__(self, carry: Any, x: Any) -> Any:
+            i, f, g, o = jnp.split(self.input(x) + self.hidden(carry[0]), 4, 1)
+            c = nnx.sigmoid(f) * carry[1] + nnx.sigmoid(i) * jnp.tanh(g)
+            h = nnx.sigmoid(o) * jnp.tanh(c)
+            return (h, c), h
+
+    class Port(nnx.Module):
+        def __init__(self) -> None:
+            rngs = nnx.Rngs(0)
+            self.cell, self.head = LSTMCell(rngs), nnx.Linear(WIDTH, 2, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            carry = (jnp.zeros_like(x[:, 0]), jnp.ones_like(x[:, 0]))
+            for time in range(TIMES):
+                carry, _ = self.cell(carry, x[:, time])
+            return self.head(carry[0])
+
+    report = checked(Original(), (Port(),), TIMES, WIDTH)
+    assert report.verdict == "match", str(report)
+    assert not [each for each in report.left_out() if "cell" in str(each)], str(report)
 
 
 class Dropped(torch.nn.Module):
@@ -447,28 +505,15 @@ def in_torch() -> Any:
     return trained_in_torch(model, torch.optim.SGD(model.parameters(), 0.1), loss_of)
 
 
-def in_nnx() -> Any:
-    model = ScanOfDropped()
-    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
-
-    @nnx.jit
-    def step(state: Any, batch: Any) -> Any:
-        def loss_of(model: Any) -> Any:
-            return ((model(batch["x"]) - batch["y"]) ** 2).mean()
-
-        loss, gradients = nnx.value_and_grad(loss_of)(state["model"])
-        state["optimizer"].update(state["model"], gradients)
-        return state, {"loss": loss}
-
-    return {"model": model, "optimizer": optimizer}, step
-
-
 @pytest.mark.parametrize("as_program", [False, True])
 def test_dropout_in_blocks_that_are_computed_again_is_compared(as_program: bool) -> None:
     """The backward pass of a checkpoint computes its program again, with torch's draws: these are no more calls."""
     if as_program:
         batches = drawn(count=2, size=7, x=(WIDTH,), y=(2,))
-        sides = compare.TorchProgram(in_torch), compare.JaxProgram(in_nnx)
+        sides = (
+            compare.TorchProgram(in_torch),
+            compare.JaxProgram(lambda: trained(ScanOfDropped(), optax.sgd(0.1), squares)),
+        )
         report = compare.check(*sides, batches, device="cpu", quick=True)
     else:
         report = checked(DeepDropped(), (ScanOfDropped(),), WIDTH)

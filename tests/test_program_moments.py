@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 import torch
 from flax import nnx
-from programs.common import drawn, trained_in_torch
+from programs.common import drawn, squares, trained, trained_in_torch
 from torch.nn import functional
 
 import compare
@@ -67,24 +66,15 @@ def original() -> Any:
     return trained_in_torch(model, torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4), loss_of)
 
 
-def port() -> Any:
-    model = NetOfNnx(nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, optax.adamw(1e-3), wrt=nnx.Param)
-
-    @nnx.jit
-    def step(state: Any, batch: Any) -> Any:
-        loss, gradients = nnx.value_and_grad(lambda model: jnp.mean((model(batch["x"]) - batch["y"]) ** 2))(
-            state["model"]
-        )
-        state["optimizer"].update(state["model"], gradients)
-        return state, {"loss": loss}
-
-    return {"model": model, "optimizer": optimizer}, step
-
-
 def test_the_moments_of_two_layers_of_one_name_are_compared() -> None:
     batches = drawn(count=2, size=7, x=(WIDTH,), y=(WIDTH,))
-    report = compare.check(compare.TorchProgram(original), compare.JaxProgram(port), batches, device="cpu", quick=True)
+    report = compare.check(
+        compare.TorchProgram(original),
+        compare.JaxProgram(lambda: trained(NetOfNnx(nnx.Rngs(0)), optax.adamw(1e-3), squares)),
+        batches,
+        device="cpu",
+        quick=True,
+    )
     assert report.verdict in ("match", "precision"), str(report)
     assert not [each for each in report.left_out() if "exp_avg" in str(each) or "/mu/" in str(each)]
     compared = {each.torch for each in report.quantities}

@@ -39,6 +39,7 @@ def align_modules(
     pair = TensorPairs(torch, jax, names)
     pairings: list[Pairing] = []
     orders = _orders(pair, layouts, torch_calls, jax_calls, partner, kinds[0])
+    of_flax = _lstm_cells_of_flax(links)
     for call, ports in torch_calls.items():
         partner_call = partner.get(call, ("", -1))
         theirs = jax_calls.get(partner_call, [])
@@ -47,9 +48,9 @@ def align_modules(
             # the input of such a layer, and modules without weights before it, such as Dropout, can be.
             may_be_flattened = call[0] not in with_weights or (kind == "input" and call[0] in features)
             layout = partial(layouts, may_be_flattened=may_be_flattened)
-            both = _of_kind(ports, kind), _of_kind(theirs, kind)
-            order = orders.get((call[0], partner_call[0])) if kind == "input" else None
-            if kinds[1].get(partner_call[0]) in _LSTM_CELLS:
+            paths, both = (call[0], partner_call[0]), (_of_kind(ports, kind), _of_kind(theirs, kind))
+            order = orders.get(paths) if kind == "input" else None
+            if paths in of_flax:
                 order = _CARRY_FIRST.get(tuple(tuple(port.leaf for port in each) for each in both), order)
             pairings += pair(*both, layout, order)
     rank = {port: number for number, port in enumerate(torch.forward)}
@@ -61,17 +62,28 @@ _CELLS = ("RNNCell", "GRUCell", "LSTMCell")
 """Torch's modules whose partners may take the state first."""
 
 
-_LSTM_CELLS = ("LSTMCell", "OptimizedLSTMCell")
-"""Flax's, of nnx and of Linen."""
+def _lstm_cells_of_flax(links: Sequence[Link]) -> set[tuple[str, str]]:
+    """Find the LSTM cells of both sides, by path, whose weights have the names that torch and Flax give them.
+
+    A cell that the user has written has other names. It may have the carry in another order than Flax's.
+    """
+    found = set()
+    for link in links:
+        cell, _, leaf = link.torch.rpartition(".")
+        *path, layer, _ = ("", *link.jax.split("/"))
+        if leaf == "weight_hh" and layer in ("hi", "dense_h"):
+            found.add((cell, "/".join(path[1:])))
+    return found
+
 
 _CARRY_FIRST: Mapping[tuple[tuple[str, ...], ...], Order] = {
     (("0.0", "0.1.0", "0.1.1"), ("0.0.0", "0.0.1", "0.1")): (2, 1, 0),
     (("0", "1"), ("0.0", "0.1", "1")): (1, 0),
 }
-"""What is which of an LSTM cell that takes its carry first: torch's takes `(x, (h, c))` and gives `(h, c)`, and Flax's
-takes `((c, h), x)` and gives `((c, h), h)`.
+"""The order of Flax's tensors for those of torch's LSTM cell, by the names of both.
 
-It is known by the names of both sides' tensors. Their values cannot tell where a fault lies before the cell:
+Torch's cell takes `(x, (h, c))` and gives `(h, c)`. Flax's takes `((c, h), x)` and gives `((c, h), h)`. The values do
+not tell which is which if a fault lies before the cell.
 https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html,
 https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/recurrent.html.
 """

@@ -193,7 +193,8 @@ def _without_weights(
     ours = children(torch, set(partners), ".", kinds[0])
     theirs = children(jax, set(partners.values()), "/", kinds[1])
     parents = {ours_call[0]: theirs_call for ours_call, theirs_call in reversed([*partners.items()])}
-    # Several layers of torch's are one module in a scan, of which each has its calls, one layer after another.
+    # A scan over blocks runs one module for several of torch's: its calls are those of the first block, then of the
+    # next.
     layers: dict[tuple[str, str], list[tuple[int, list[Call]]]] = defaultdict(list)
     found: dict[Call, Call] = {}
     for (parent, kind), calls in ours.items():

@@ -18,7 +18,7 @@ class Turns(NamedTuple):
     length: int
     reverse: bool
     number: Any = None
-    """Which element of its sequences the iteration takes that is traced."""
+    """The place, along the sequences of the scan, of the iteration that is being traced."""
 
 
 class Calls:
@@ -114,7 +114,7 @@ class Calls:
         return tuple(turns.length for turns in self._turns)
 
     def here(self, array: Any) -> Any:
-        """Give of an array, along whose first axes are the iterations, the part of the one that is traced."""
+        """Take the part of an array that is for the iteration being traced; its first axes are over the iterations."""
         for turns in self._turns:
             array = array[turns.number]
         return array

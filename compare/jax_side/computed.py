@@ -21,6 +21,7 @@ from compare.jax_side.primitives import (
 )
 from compare.jax_side.program_state import Leaf
 from compare.jax_side.recomputed import is_again
+from compare.jax_side.stacks import apart_from_stacks
 from compare.jax_side.successors import remembered_names, succeeded
 from compare.step.observation import Port
 from compare.step.places import Source
@@ -54,7 +55,7 @@ class Computed:
         self._roots = roots_of(program, [leaf.name for leaf in leaves], remembered_names(leaves))
         self._outermost = outermost
         self.modules: dict[str, dict[tuple[str, str], None]] = {}
-        """Each root and path that a module that runs has in names, by its path in the state."""
+        """The roots and paths under which each module is named in the program, by its path in the state."""
         self._of_port: dict[Port, Any] = {}
         """The variable that each module's input or output is."""
         outputs = zip(names, Program.of(program).outputs, strict=True)
@@ -65,7 +66,7 @@ class Computed:
         """Number the calls of modules, as they are when the program runs: see `Calls`."""
         self._of_port.clear()
         calls, unshown = Calls(stacks), itertools.count(-1, -1)
-        outermost = {path for path in self._outermost if not path or path not in stacks}  # as `Watch` has it
+        outermost = apart_from_stacks(self._outermost, stacks)
 
         def note(label: Label, path: str, variable: Any, *, shown: bool) -> None:
             value = label.what, path, label.leaf

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.jax_side.labels import Label, leaves
+from compare.jax_side.labels import Label, labelled, leaves
 from compare.jax_side.levels import of_parameters, without_level
 from compare.jax_side.mode import with_mode
 from compare.jax_side.program_state import Leaf, Role
@@ -202,14 +202,13 @@ class ModelStep:
     def _named(self, gradients: Any) -> Any:
         """Name each gradient that the optimizer is given, so that others can be put in its place."""
         import jax
-        from jax.ad_checkpoint import checkpoint_name
 
-        def labelled(name: str, gradient: Any) -> Any:
-            root, _, leaf = name.rpartition("/")
-            return checkpoint_name(gradient, str(Label("gradient", "", root, leaf)))
+        def name(path: str, gradient: Any) -> Any:
+            layer, _, leaf = path.rpartition("/")
+            return labelled(gradient, Label("gradient", "", layer, leaf))
 
         leaves, structure = jax.tree.flatten(gradients)
-        return jax.tree.unflatten(structure, list(map(labelled, self.param_names, leaves)))
+        return jax.tree.unflatten(structure, list(map(name, self.param_names, leaves)))
 
 
 def _module(side: Flax | Jax) -> Any:

@@ -103,7 +103,8 @@ class _Names:
         if (path := _path_of(module)) is not None:
             return self._record.call("", path, call, args, kwargs, module) if path else call(*args, **kwargs)
         if number := self._number(module):
-            return self._holding(number, nnx.iter_modules(module), call, args, kwargs, module)
+            modules = (("/".join(map(str, path)), each) for path, each in nnx.iter_modules(module))
+            return self._holding(number, modules, call, args, kwargs, module)
         return self._within(call, args, kwargs, module)
 
     def _number(self, module: Any) -> str:
@@ -123,14 +124,11 @@ class _Names:
 
     @passes_on
     def _holding(
-        self, number: str, modules: Iterable[tuple[Any, Any]], function: Any, args: Any, kwargs: Any, module: Any
+        self, number: str, modules: Iterable[tuple[str, Any]], function: Any, args: Any, kwargs: Any, module: Any
     ) -> Any:
         """Name what a module takes and gives; until it ends, those within it are known by their paths in it."""
         before = self._held
-        within = {
-            id(each): (number, path if isinstance(path, str) else "/".join(map(str, path))) for path, each in modules
-        }
-        self._held = {**before, **within}
+        self._held = before | {id(each): (number, path) for path, each in modules}
         try:
             return self._record.call(number, "", function, args, kwargs, module)
         finally:

@@ -17,7 +17,7 @@ def is_again(eqn: Any) -> bool:
 
 
 def again(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a checkpoint that is built again, in a step that was differentiated before: it is called by a name."""
+    """Mark a checkpoint that is built again in a step that is differentiated already, by the name of its caller."""
     import jax
 
     def netparity_again(*args: Any) -> Any:

@@ -1,6 +1,6 @@
 """Tells which axes of a traced program are over the layers of a stack, as `jax.vmap` maps them."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,11 @@ class Stacks:
         layers, outputs = self._known.get(path, 0), self._outputs.get((label.root, label.path), set())
         decided = all(sizes[:1] == (layers,) and sizes.count(layers) == 1 for sizes in outputs)
         return decided and _mapped_axes(label, value)[:1] == (layers,)
+
+
+def apart_from_stacks(outermost: Iterable[str], stacks: Container[str]) -> set[str]:
+    """Leave out of the paths of what is the whole model those of stacks: their calls are one for each layer."""
+    return {path for path in outermost if not path or path not in stacks}
 
 
 def _apart_from(stacks: Mapping[str, int], batch: Any) -> dict[str, int]:

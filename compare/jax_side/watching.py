@@ -16,7 +16,7 @@ from compare.jax_side.lift import Lifter, Tables
 from compare.jax_side.primitives import NAME, Scan
 from compare.jax_side.program_state import Leaf
 from compare.jax_side.recomputed import is_again
-from compare.jax_side.stacks import Stacks
+from compare.jax_side.stacks import Stacks, apart_from_stacks
 from compare.jax_side.successors import remembered_names, succeeded
 from compare.step.observation import Port
 
@@ -88,13 +88,13 @@ class Watch:
         """Whether a module ran with parameters that are not known to be those of the state."""
         self._given = given or Instead()
         self._stacks = stacks or Stacks({}, (), None)
-        # A model that is an ensemble has its modules' calls, one for each layer.
-        self._outermost = {path for path in outermost if not path or path not in self._stacks.layers}
+        self._outermost = apart_from_stacks(outermost, self._stacks.layers)
         self.calls = Calls(self._stacks.layers)
         self.unshown = False
         """Whether nothing is shown of what runs, and nothing put in its place.
 
-        The backward pass of a checkpoint computes again what was shown, and out of a while_loop comes nothing.
+        The backward pass of a checkpoint computes again what was shown. Nothing that is named within a while_loop can
+        leave it.
         """
 
     @property

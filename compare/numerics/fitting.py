@@ -89,13 +89,13 @@ def _step_to(
         if value > 0 and new < 0:
             new = x / 10
         fresh, aim = at(new), new
-        for _ in range(8):  # what cannot be, such as a rate above 1, or is too near to that
+        for _ in range(8):  # refused, such as a rate above 1, or farther away than before
             if fresh is not None and tried[new] <= tried[x]:
                 break
             new = (x + new) / 2
             fresh = at(new)
         x, other, before, y = new, x, y, fresh
-        if x != aim:  # near what cannot be, results change fast, and a slope from far away says little
+        if x != aim:  # near a number that is refused, results change fast: a slope from far away says little
             other = x * (1 - 1e-4)
             before = at(other)
         # Near enough. Further steps would fit the rounding of the target.

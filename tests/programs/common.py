@@ -77,6 +77,11 @@ def clip_as_torch(gradients: Any, most: float) -> Any:
     return jax.tree.map(lambda leaf: leaf * jnp.minimum(1.0, most / (norm + 1e-6)), gradients)
 
 
+def squares(model: Any, batch: Any) -> jax.Array:
+    """Give the mean of the squared errors of a model of nnx."""
+    return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
+
+
 def trained(model: Any, tx: optax.GradientTransformation, loss_of: Callable[[Any, Any], jax.Array]) -> Any:
     """Give the state and the step of a port that takes the gradients of one loss, and updates one model."""
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)

@@ -9,6 +9,8 @@ import torch
 from flax import nnx
 from torch.nn import functional
 
+from programs.common import squares, trained
+
 
 def original(
     optimizer_of: Callable[[torch.nn.Linear], torch.optim.Optimizer],
@@ -38,22 +40,7 @@ def original(
 
 def port(transform: optax.GradientTransformation) -> Any:
     """Build the same program in Flax."""
-
-    def build() -> Any:
-        model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-        optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
-
-        @nnx.jit
-        def step(state: Any, batch: Any) -> Any:
-            loss, gradients = nnx.value_and_grad(lambda model: jnp.mean((model(batch["x"]) - batch["y"]) ** 2))(
-                state["model"]
-            )
-            state["optimizer"].update(state["model"], gradients)
-            return state, {"loss": loss}
-
-        return {"model": model, "optimizer": optimizer}, step
-
-    return build
+    return lambda: trained(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), transform, squares)
 
 
 def clipped(largest: float, counted: Callable[[Any], Any] = lambda updates: updates) -> optax.GradientTransformation:
