@@ -1,13 +1,16 @@
 """Modules that run at some steps only, and sequences of another length at each step."""
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import torch
 from flax import nnx
+from programs.common import squares, trained, trained_in_torch
 
 import compare
 
@@ -94,3 +97,105 @@ def test_sequences_of_another_length_at_each_step(lengths: tuple[int, ...], fact
     assert (report.verdict == "match") == (factor == 1.0)
     if report.divergence:
         assert (report.divergence.step, report.divergence.stage) == (lengths.index(5), "forward")
+
+
+class Either(torch.nn.Module):
+    """One of two layers sees the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.one, self.other, self.head = (torch.nn.Linear(4, size) for size in (4, 4, 4, 2))
+
+    def forward(self, x: Any) -> Any:
+        h = torch.tanh(self.stem(x))
+        h = torch.relu(self.one(h)) if x.mean() > 0 else torch.nn.functional.gelu(self.other(h))
+        return self.head(h)
+
+
+Choose = Callable[[Any, Callable[[Any], Any], Callable[[Any], Any], Any], Any]
+
+
+def by_where(chosen: Any, one: Callable[[Any], Any], other: Callable[[Any], Any], h: Any) -> Any:
+    return jnp.where(chosen, one(h), other(h))
+
+
+def by_inverted(chosen: Any, one: Callable[[Any], Any], other: Callable[[Any], Any], h: Any) -> Any:
+    return jax.lax.cond(~chosen, one, other, h)
+
+
+class EitherPort(nnx.Module):
+    def __init__(self, choose: Choose, *, approximate: bool = False) -> None:
+        rngs = nnx.Rngs(0)
+        self.stem, self.one, self.other, self.head = (nnx.Linear(4, size, rngs=rngs) for size in (4, 4, 4, 2))
+        self.choose, self.approximate = choose, approximate
+
+    def __call__(self, x: Any) -> Any:
+        def one(h: Any) -> Any:
+            return jax.nn.relu(self.one(h))
+
+        def other(h: Any) -> Any:
+            return jax.nn.gelu(self.other(h), approximate=self.approximate)
+
+        return self.head(self.choose(x.mean() > 0, one, other, jnp.tanh(self.stem(x))))
+
+
+def as_models(port: nnx.Module) -> tuple[Any, Any]:
+    ours = compare.Torch(Either(), mse, lambda parameters: torch.optim.SGD(parameters, 0.1))
+    return ours, compare.Flax(port, mse, optax.sgd(0.1))
+
+
+def as_programs(port: nnx.Module) -> tuple[Any, Any]:
+    def original() -> Any:
+        model = Either()
+        return trained_in_torch(
+            model, torch.optim.SGD(model.parameters(), 0.1), lambda model, batch: mse(model(batch["x"]), batch["y"])
+        )
+
+    # Each run starts from a port of its own.
+    return compare.TorchProgram(original), compare.JaxProgram(lambda: trained(nnx.clone(port), optax.sgd(0.1), squares))
+
+
+SIDES = pytest.mark.parametrize(("sides", "root"), [(as_models, ""), (as_programs, "model.")])
+
+
+def checked(sides: Callable[[nnx.Module], tuple[Any, Any]], port: nnx.Module) -> compare.Report:
+    """Check a port on three batches, of which the second alone goes to the other layer."""
+    rng = np.random.default_rng(0)
+    batches: list[Any] = [(rng.normal(size=(5, 4)) + mean, rng.normal(size=(5, 2))) for mean in (1, -1, 1)]
+    if sides is as_programs:
+        batches = [{"x": x, "y": y} for x, y in batches]
+    return compare.check(*sides(port), batches, device="cpu", quick=True)
+
+
+@SIDES
+@pytest.mark.parametrize("choose", [jax.lax.cond, by_where])
+def test_a_module_that_runs_at_a_later_step_is_compared(sides: Any, root: str, choose: Choose) -> None:
+    """Also where the port runs both layers at each step: what torch does not compute then is no difference."""
+    report = checked(sides, EitherPort(choose))
+    assert report.verdict == "match", str(report)
+    assert {f"{root}one output", f"{root}other output"} <= {each.torch for each in report.quantities}
+    assert not [each for each in report.not_compared if each.side == "torch"], str(report)
+
+
+@SIDES
+@pytest.mark.parametrize("choose", [jax.lax.cond, by_where])
+def test_a_fault_behind_a_module_that_runs_at_a_later_step_is_found_there(
+    sides: Any, root: str, choose: Choose
+) -> None:
+    found = checked(sides, EitherPort(choose, approximate=True)).divergence
+    assert found is not None
+    assert (found.step, found.torch) == (1, f"between {root}other and {root}head")
+    assert found.cause is not None
+    assert "GELU" in found.cause.explanation
+
+
+@SIDES
+def test_the_layers_of_the_wrong_branch_are_not_compared_with_each_other(sides: Any, root: str) -> None:
+    report = checked(sides, EitherPort(by_inverted))
+    found = report.divergence
+    assert found is not None
+    assert (found.step, found.torch) == (0, f"between {root}stem and {root}head"), str(report)
+    assert np.isfinite(found.error64)
+    alone = {each.name for each in report.not_compared if "different steps" in each.reason}
+    assert {f"{root}one output", f"{root}other output"} <= alone

@@ -7,6 +7,7 @@ from typing import Any
 
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
+from compare.comparison.later_steps import LaterSteps
 from compare.comparison.steps import JaxSteps, Stepper
 from compare.comparison.tables import Tables, rounded_arrays
 from compare.step.observation import Observation
@@ -56,6 +57,7 @@ class CommonRuns:
         self.pair = pair
         self.torch_run: Callable[[str], Any] = torch_run or pair.torch_run
         self.stepper = Stepper(pair.batches, pair.size)
+        self.later = LaterSteps()
         self._settings: Mapping[str, Settings] = {}
 
     @property
@@ -64,11 +66,22 @@ class CommonRuns:
         return bool(self.pair.size >= IN_PAIRS)
 
     def follow(self, jax64: Any, jax32: Callable[[], JaxSteps], steps: int, progress: Callable[..., None]) -> Followed:
-        """Take all four runs through the steps, and compare everything that they compute."""
-        return follow(self.streams(jax64, jax32), self.align, steps, progress, in_pairs=self.in_pairs)
+        """Take all four runs through the steps, and compare everything that they compute.
+
+        They take the steps once more where later steps have shown what is to be paired.
+        """
+
+        def once() -> Followed:
+            return follow(self.streams(jax64, jax32), self.align, steps, progress, in_pairs=self.in_pairs)
+
+        followed = once()
+        if self.later.any and not self.later.complete:
+            self.later.complete = True
+            followed = once()
+        return self.so_far(followed)
 
     def streams(self, jax64: Any, jax32: Callable[[], JaxSteps]) -> Streams:
-        """Start the runs of both sides. Each takes its first step, and the compiled run then starts again."""
+        """Start the runs of both sides, those in float64 watched for what later steps show."""
 
         def torch64() -> Any:
             run = self.torch_run("float64")
@@ -77,8 +90,8 @@ class CommonRuns:
 
         return Streams(
             lambda: self.stepper.torch(lambda: self.torch_run("float32")),
-            lambda: self.stepper.torch(torch64),
-            lambda: self.stepper.jax(lambda: self.again(jax64)),
+            lambda: self.later.watched("torch", self.stepper.torch(torch64)),
+            lambda: self.later.watched("jax", self.stepper.jax(lambda: self.again(jax64))),
             lambda: self.stepper.jax(jax32),
         )
 
@@ -87,10 +100,11 @@ class CommonRuns:
         self.pair.load(jax)
         return jax
 
-    def align(self, torch: Observation, jax: Observation) -> Alignment:
-        """Pair everything that a step of both sides shows."""
+    def align(self, half: int, torch: Observation, jax: Observation) -> Alignment:
+        """Pair everything that half a step of both sides shows, at the first step or at a later one."""
+        torch, jax = self.later.added("torch", half, torch), self.later.added("jax", half, jax)
         found: Alignment = self.pair.align(torch, jax, self._settings)
-        return found
+        return found._replace(pairings=list(map(self.later.from_zero, found.pairings)))
 
     def read(self, followed: Followed) -> Followed:
         """Leave out what differs and is made up for, once rounding was weighed."""

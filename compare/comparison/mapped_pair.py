@@ -194,6 +194,7 @@ class MappedPair:
             run.model.train(self.training)
         if self.moved:
             run.load(self.start)
+        run.kinds = self.torch_modules  # a module may run at later steps alone
         return run
 
     def jax_run(self, dtype: str) -> JaxRun:

@@ -34,7 +34,7 @@ class Weighing:
         self._least = FITTED if fitted else 0.0
         pairs = zip(followed.pairings, followed.quantities, strict=True)
         self._each = [
-            (place, pairing, quantity, dataclasses.replace(quantity, error64=[]))
+            (place, pairing, quantity, dataclasses.replace(quantity, error64=[], missing=set()))
             for place, (pairing, quantity) in enumerate(itertools.islice(pairs, end))
             if pairing.decides
         ]
@@ -46,7 +46,7 @@ class Weighing:
             ours, theirs = computed(pairing.torch_array, torch), computed(pairing.jax_array, jax)
             step = len(quantity.error64)
             if ours is None or theirs is None:
-                quantity.add_absent("error64", on_both=ours is None and theirs is None)
+                quantity.add_absent("error64", differs=(ours is None) != (theirs is None))
             else:
                 quantity.error64.append(apart(pairing, torch, ours, theirs))
                 if self._residues.has(pairing, base, step, ours, theirs):

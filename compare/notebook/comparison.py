@@ -6,7 +6,6 @@ each step everything that the two sides computed is compared: loss, gradients, u
 
 import dataclasses
 import importlib
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,7 @@ from compare.step.observation import Observation, Stream, halves, to_numpy
 from compare.step.stage import Stage
 from compare.verdict.divergence import Divergence
 from compare.verdict.first_difference import first_divergence
-from compare.verdict.following import SoFar, Streams, follow
+from compare.verdict.following import Align, SoFar, Streams, follow
 from compare.verdict.ratio import FACTOR, Quantity
 from compare.weights.links import Link
 from compare.weights.units import View
@@ -175,8 +174,8 @@ def _program(package: str, cell: str, learning_rate: float | None) -> Program:
     return altered(program, optimizer=optax.adam(learning_rate))
 
 
-def _aligned(links: list[Link]) -> Callable[[Observation, Observation], Alignment]:
-    def align(torch: Observation, jax: Observation) -> Alignment:
+def _aligned(links: list[Link]) -> Align:
+    def align(_half: int, torch: Observation, jax: Observation) -> Alignment:
         pairings, not_compared = align_training(links, torch, jax, {})
         # The NumPy reference names its optimizer's state like torch, and the JAX program does not.
         shared = [_state(name) for name in torch.optimizer if name in jax.optimizer]

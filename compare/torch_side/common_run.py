@@ -12,6 +12,7 @@ from compare.numerics.tables import movement
 from compare.step.draws import Draw
 from compare.step.observation import Port, to_numpy
 from compare.torch_side.control import ControlledRun
+from compare.torch_side.record import Record
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,8 @@ class CommonRun(abc.ABC):
         """What moves it, if anything does: see `perturb`."""
         self.tables = 0
         """Which movement of its float32 tables it is for, 0 for none: see `move_tables`."""
+        self.kinds: dict[str, str] = {}
+        """The class of each module that ran, by path, in order of first execution."""
         self._written: list[Written] | None = None
 
     def around(self) -> contextlib.AbstractContextManager[Any]:
@@ -84,6 +87,10 @@ class CommonRun(abc.ABC):
             for name, tensor in self.kept().items()
             if tensor.is_floating_point() and stays(name, tensor)
         ]
+
+    def note(self, record: Record) -> None:
+        """Note which modules ran; some may run at later steps alone."""
+        self.kinds.update({path: kind for path, kind in record.modules.items() if path not in self.kinds})
 
     @abc.abstractmethod
     def kept(self) -> "dict[str, torch.Tensor]":

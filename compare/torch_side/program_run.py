@@ -41,8 +41,6 @@ class TorchProgramRun(CommonRun):
 
         super().__init__(dtype, device, overwritten)
         self._second = Observation()
-        self.kinds: dict[str, str] = {}
-        """The class of each module that ran, by path, in order of execution."""
         self.taken = 0
         """How many steps it has taken."""
         self.during: list[Callable[[TorchProgramRun], contextlib.AbstractContextManager[Any]]] = []
@@ -186,7 +184,7 @@ class TorchProgramRun(CommonRun):
             )
         self.taken += 1
         self._parameters_anew()
-        self.kinds.update({path: kind for path, kind in record.modules.items() if path not in self.kinds})
+        self.note(record)
         # After the step and before anything is read: what an edit leaves is what the step would have left.
         for change_after in self.after:
             change_after(self, before)

@@ -98,13 +98,16 @@ class TorchRun(CommonRun):
         call = "the torch model"
         check_call(call, self.model.forward, args, kwargs)
         with record.of(self.model) if record is not None else contextlib.nullcontext():
-            return call_user_code(
+            output = call_user_code(
                 call,
                 functools.partial(self.model, *args, **kwargs),
                 given=described_call(args, kwargs),
                 inside=lambda: record.running if record is not None else "",
                 advice=on_another_device,
             )
+        if record is not None:
+            self.note(record)
+        return output
 
     def step(self, batch: Batch, record: "Record | None" = None) -> Observation:
         """Take one step: forward, and as far as there is a loss and an optimizer, backward and update."""

@@ -57,7 +57,7 @@ def first_divergence(followed: Followed, independent: Collection[Found] | None =
         may_be = pairing.decides or independent is None or any(each.pairing is pairing for each in independent)
         if w[step] and may_be and not pairing.accepted:
             return found_at(step, number, pairing, quantity, before)
-        before = pairing
+        before = before if step in quantity.missing else pairing
     return None
 
 
@@ -142,7 +142,7 @@ class StepDifferences:
             if counts and number not in self._found and self._differs(number, quantity, step, apart):
                 target = np.array(pairing.jax_array(jax))
                 self._found[number] = found_at(step, number, pairing, quantity, before, target)
-            before = before if self._skipped(pairing) else pairing
+            before = before if self._skipped(pairing) or step in quantity.missing else pairing
 
     def found(self) -> list[Found]:
         """Give all independent differences, in order of computation."""

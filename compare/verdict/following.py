@@ -41,6 +41,8 @@ _ERRORS: Mapping[tuple[str, str], str] = {
 }
 """Where the distance of each pair of runs is kept."""
 
+_OTHER_STEPS = "the two sides run it at different steps"
+
 _AFTER_UPDATE = (Stage.UPDATE, Stage.PARAMETERS, Stage.BUFFERS, Stage.STATE)
 """Stages that the second half of a step shows."""
 
@@ -70,11 +72,13 @@ class Followed(NamedTuple):
 
 SoFar = Callable[[], Followed | None]
 
+Align = Callable[[int, Observation, Observation], Alignment]
+
 
 class _Following:
     """The runs in progress. Each step is compared at once, and only distances are kept."""
 
-    def __init__(self, align: Callable[[Observation, Observation], Alignment]) -> None:
+    def __init__(self, align: Align) -> None:
         self.align = align
         self.pairs: dict[int, list[tuple[Pairing, Quantity]]] = {}
         """For each half of a step, once it was seen."""
@@ -92,8 +96,11 @@ class _Following:
         still = frozenset(name for name, moves in self.learning.items() if not moves)
         # A step may update a critic before it runs the actor.
         in_order = sorted((pair for half in (0, 1) for pair in self.pairs[half]), key=lambda pair: pair[0].rank)
-        pairings, quantities = zip(*in_order, strict=True)
-        return Followed(list(pairings), _cut(quantities, steps), losses, self.not_compared, still)
+        # What the two sides run at different steps was never compared.
+        never = [p for p, q in in_order if p.stage == Stage.FORWARD and not p.decides and len(q.missing) >= steps]
+        pairings, quantities = zip(*(pair for pair in in_order if not any(pair[0] is p for p in never)), strict=True)
+        not_compared = [*self.not_compared, *(NotCompared("torch", pairing.torch, _OTHER_STEPS) for pairing in never)]
+        return Followed(list(pairings), _cut(quantities, steps), losses, not_compared, still)
 
     def step(self, number: int, running: Mapping[str, Stream]) -> None:
         """Take some of the runs a step further, half by half."""
@@ -123,7 +130,7 @@ class _Following:
             self.losses[name][number:] = [value]
 
     def _pair(self, half: int, torch64: Observation, jax64: Observation) -> None:
-        pairings, not_compared = self.align(torch64, jax64)
+        pairings, not_compared = self.align(half, torch64, jax64)
         self.pairs[half] = [
             (
                 each,
@@ -143,16 +150,16 @@ class _Following:
     def _weigh(self, half: int, names: tuple[str, str], seen: Mapping[str, Observation]) -> None:
         for pairing, quantity in self.pairs[half]:
             arrays = [shown(reader(pairing, name), seen[name]) for name in names]
-            if (
-                names == ("jax64", "torch64")
-                and pairing.stage == Stage.GRADIENT
-                and sum(a is None for a in arrays) == 1
-            ):
-                # Accumulated in torch's loop, a gradient reaches the optimizer at every second step; behind
-                # optax.MultiSteps at each. What the optimizers make of them decides.
-                quantity.decides = False
+            alone = sum(array is None for array in arrays) == 1
+            if alone and names == ("jax64", "torch64"):
+                if pairing.stage == Stage.GRADIENT:
+                    # Accumulated in torch's loop, a gradient reaches the optimizer at every second step; behind
+                    # optax.MultiSteps at each. What the optimizers make of them decides.
+                    quantity.decides = False
+                # One side may run both branches and choose, where the other runs one of them.
+                alone = pairing.stage != Stage.FORWARD or pairing.decides
             if any(array is None for array in arrays):
-                quantity.add_absent(_ERRORS[names], on_both=all(array is None for array in arrays))
+                quantity.add_absent(_ERRORS[names], differs=alone)
                 continue
             if pairing.operands and "torch64" in names:
                 arrays.append(pairing.operands(seen["torch64"]))
@@ -178,7 +185,7 @@ def reader(pairing: Pairing, run: str) -> Read:
 
 def follow(
     streams: Streams,
-    align: Callable[[Observation, Observation], Alignment],
+    align: Align,
     steps: int,
     progress: Callable[[str, int, int, SoFar], None] = lambda _doing, _done, _steps, _so_far: None,
     *,
@@ -188,7 +195,8 @@ def follow(
 
     Args:
         streams: The four runs.
-        align: Pairs the first step of the torch side and of the JAX side, in float64, half by half.
+        align: Pairs the first step of the torch side and of the JAX side, in float64, half by half: it takes the half,
+            0 or 1, and what each side shows in it.
         steps: How many. There are fewer where a loss stops being finite on one side.
         progress: Called before every step, with what is done, the number of steps that were taken and that of all, and
             with what gives all that the steps before it found.

@@ -64,6 +64,8 @@ class Measured:
     flushed: set[int] = field(default_factory=set, repr=False)
     """The steps at which the JAX side's two precisions differ by no more than a few of float32's smallest normal
     numbers."""
+    missing: set[int] = field(default_factory=set, repr=False)
+    """The steps at which not both sides compute it, as the modules of a branch."""
     rounds_alone: bool = True
     """Whether at step 0 each side has only its own rounding, which no optimizer has amplified yet."""
 
@@ -81,15 +83,17 @@ class Measured:
         size, otherwise = self._sizes(len(self.error64), torch64, operands)
         self.error64.append(distance(jax64, torch64, otherwise, size))
 
-    def add_absent(self, error: str, *, on_both: bool) -> None:
+    def add_absent(self, error: str, *, differs: bool) -> None:
         """Record that at least one of two runs has not computed it at this step.
 
         Args:
             error: The field with the distance between these runs: "error64", "error_torch" or "error_jax".
-            on_both: Whether neither has computed it; then they agree.
+            differs: Whether that is a difference. It is none if neither run has computed it.
 
         """
-        getattr(self, error).append(0.0 if on_both else np.inf)
+        if error == "error64":
+            self.missing.add(len(self.error64))
+        getattr(self, error).append(np.inf if differs else 0.0)
         if error == "error_torch":
             self.cancellation.append(1.0)
         if error != "error_jax" and len(self.sizes) < len(getattr(self, error)):
