@@ -25,7 +25,7 @@ from compare.mending.losses import exchange_loss
 from compare.mending.numbers import exchange_numbers
 from compare.mending.optimizers import mend_optimizer
 from compare.mending.rewriting import Values, rewrite
-from compare.mending.syntax import Edit, SourceFile, Unfit, applied, before_and_after
+from compare.mending.syntax import Edit, SourceFile, Unfit, applied, before_and_after, parsed
 from compare.verdict.divergence import Line, Role
 from compare.verdict.fix import Code
 
@@ -152,7 +152,7 @@ def _edits(code: Code, lines: Sequence[Line], values: Values, files: dict[str, S
             continue
         for name in dict.fromkeys(line.source.file for line in chosen):
             if name not in files:
-                files[name] = SourceFile(name)
+                files[name] = parsed(name)
             files[name].check([line.source for line in chosen if line.source.file == name])
         try:
             return _in_files(files, mend, code, chosen, each=roles != (Role.COMPUTED,))

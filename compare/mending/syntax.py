@@ -3,6 +3,7 @@
 Only the text of the nodes that change is rewritten. Everything else stays as it is, byte for byte.
 """
 
+import functools
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -49,21 +50,30 @@ class Unfit(Exception):  # noqa: N818 - the search goes on with the next fix
     """A fix cannot be put into the file. The message says why, to the user."""
 
 
-class SourceFile:
-    """A Python file, parsed.
+def parsed(file: str) -> "SourceFile":
+    """Read and parse a file; one that was parsed before, and has not changed since, is not parsed again.
 
     Raises:
         Unfit: If it cannot be read or parsed.
 
     """
+    try:
+        return _parsed(file, read(file))
+    except (OSError, UnicodeDecodeError, libcst.ParserSyntaxError) as error:
+        raise Unfit(f"{file} cannot be read: {error}") from error
 
-    def __init__(self, file: str) -> None:
-        self.file = file
-        try:
-            self.text = read(file)
-            self._wrapper = MetadataWrapper(libcst.parse_module(self.text), unsafe_skip_copy=True)
-        except (OSError, UnicodeDecodeError, libcst.ParserSyntaxError) as error:
-            raise Unfit(f"{file} cannot be read: {error}") from error
+
+@functools.lru_cache(maxsize=4)  # a file of a thousand lines takes a second, and a report has a fix for each finding
+def _parsed(file: str, text: str) -> "SourceFile":
+    return SourceFile(file, text)
+
+
+class SourceFile:
+    """A Python file, parsed."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self.file, self.text = file, text
+        self._wrapper = MetadataWrapper(libcst.parse_module(text), unsafe_skip_copy=True)
         self.module = self._wrapper.module
         self._positions = self._wrapper.resolve(PositionProvider)
         self._parents = self._wrapper.resolve(ParentNodeProvider)
