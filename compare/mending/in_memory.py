@@ -2,13 +2,13 @@
 
 import contextlib
 import functools
-import gc
 import inspect
 from collections.abc import Iterator, Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
 from compare.mending.syntax import Edit, before_and_after
+from compare.step.live import live
 
 
 @contextlib.contextmanager
@@ -24,8 +24,7 @@ def in_force(edits: Sequence[Edit]) -> Iterator[bool]:
         # As bytes: Python takes a byte order mark there alone.
         changed |= _pairs(*(compile(text.encode(), file, "exec", dont_inherit=True) for text in texts))
     files = {code.co_filename for code in changed}
-    # By type and not by isinstance, which asks objects of other libraries for their class.
-    functions = [each for each in gc.get_objects() if type(each) is FunctionType] if changed else []
+    functions = live([FunctionType]) if changed else []
     known = [(each, code) for each in functions if (code := each.__code__).co_filename in files and code in changed]
     swapped = [(each, code) for each, code in known if code.co_freevars == changed[code].co_freevars]
     try:
@@ -56,9 +55,8 @@ def _forget_traces(files: set[str]) -> None:
     """Make JAX trace the compiled functions of some files again: it keeps traces by function, whatever its code is."""
     import jax
 
-    compiled: Any = type(jax.jit(lambda: None))
-    for each in gc.get_objects():
-        if type(each) is compiled and _file(each) in files:
+    for each in live([type(jax.jit(lambda: None))]):
+        if _file(each) in files:
             each.clear_cache()
 
 

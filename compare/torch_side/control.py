@@ -304,6 +304,8 @@ def _dtype(tensor: "torch.Tensor") -> str:
 
 def _changed(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "list[torch.Tensor]":
     """Return the tensors that an operation writes to."""
+    if not _written(operation):
+        return []
     import torch
 
     written = (kwargs.get(name, args[at] if at < len(args) else None) for at, name in _written(operation))
@@ -334,6 +336,14 @@ def _dispatcher() -> Any:
 
     class Dispatcher(TorchDispatchMode):
         """Hands each operation to a function."""
+
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            """Leave out what torch puts around each operation to keep torch.compile away from it.
+
+            Within a `ControlledRun` nothing is compiled.
+            """
+            return False
 
         def __init__(self, handle: Callable[..., Any]) -> None:
             super().__init__()

@@ -9,6 +9,7 @@ import numpy as np
 
 from compare.alignment.pairings import Pairing, shown
 from compare.numerics.distance import EPSILON64, ULPS, norm
+from compare.step.live import live
 from compare.step.observation import Observation
 from compare.step.stage import Stage
 from compare.torch_side.rates import rate_of
@@ -236,14 +237,12 @@ def _place(pairing: Pairing) -> str:
 
 def schedulers_of(optimizer: Any) -> list[Any]:
     """Find the schedulers that act on an optimizer. It does not know them: they know it."""
-    import gc
-
     from torch.optim import lr_scheduler
 
     kinds = _subclasses(lr_scheduler.LRScheduler) | _subclasses(lr_scheduler.ReduceLROnPlateau)
-    # The scheduler refers to its optimizer, and the optimizer does not refer back. The garbage collector
-    # knows every object. `vars`, since reading an attribute of a stranger's object could run its code.
-    found = [each for each in gc.get_objects() if type(each) in kinds and vars(each).get("optimizer") is optimizer]
+    # The scheduler refers to its optimizer, and the optimizer does not refer back. `vars`, since reading an attribute
+    # of a stranger's object could run its code.
+    found = [each for each in live(kinds) if vars(each).get("optimizer") is optimizer]
     inner = {id(part) for each in found for part in vars(each).get("_schedulers", ())}  # of a SequentialLR
     return [each for each in found if id(each) not in inner]
 
