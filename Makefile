@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: compare published test test-all test-oldest test-newest lint benchmark traps power docs site hooks clean
+.PHONY: compare published test test-all long test-oldest test-newest lint benchmark traps power docs site hooks clean
 
 compare: $(INSTALLED)
 	$(BIN)/python -m compare
@@ -20,6 +20,10 @@ test: lint
 AS_USERS := XLA_FLAGS=--xla_force_host_platform_device_count=2
 test-all: lint
 	$(AS_USERS) EXAMPLES=12 SEEDS=20 $(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
+
+# Measures all tests, and writes down those for which `make test` has no time: see tests/in_ci.py.
+long: $(INSTALLED)
+	MEASURE=1 $(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 # Both ends of the range of versions that work, in a short form: what a new JAX, PyTorch or Python breaks first, one trap
 # of each stage, the notebook and the plugin. Each end has a virtual environment of its own.

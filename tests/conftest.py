@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from in_ci import Stopwatch, mark_long
 
 import compare
 import jaxnet
@@ -27,6 +28,17 @@ os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Port = Callable[..., Any]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure the tests if `make long` asks for it: in the process that collects the results of all others."""
+    if "MEASURE" in os.environ and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Stopwatch())
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_long(items)
 
 
 def stepped(start: Port, step: Port) -> compare.Altered:

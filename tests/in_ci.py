@@ -1,9 +1,18 @@
-"""Chooses what CI runs of many cases that are alike. `make test-all` runs the others, which are marked as slow, too."""
+"""Chooses what CI runs: some of many cases that are alike, and nothing that takes long. `make test-all` runs all."""
 
+import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+LONG = 5.0
+"""Seconds from which on CI has no time for a test, unless that is marked `always`."""
+
+MEASURED = Path(__file__).with_name("long.json")
+"""The tests that took longer when they were last measured, with their seconds."""
 
 
 def some(cases: Iterable[Any], chosen: Collection[str], name: Callable[[Any], str] = str) -> list[Any]:
@@ -23,3 +32,27 @@ def some(cases: Iterable[Any], chosen: Collection[str], name: Callable[[Any], st
 def first(cases: Sequence[tuple[Any, ...]], count: int = 1) -> list[Any]:
     """Mark the cases behind the first ones, each with the values of all parameters of a test."""
     return [pytest.param(*case, marks=() if number < count else pytest.mark.slow) for number, case in enumerate(cases)]
+
+
+def mark_long(items: Iterable[pytest.Item]) -> None:
+    """Mark tests as slow that took long when they were last measured."""
+    long = json.loads(MEASURED.read_text(encoding="utf-8"))
+    for item in items:
+        if item.nodeid in long and item.get_closest_marker("always") is None:
+            item.add_marker(pytest.mark.slow)
+
+
+class Stopwatch:
+    """A plugin of pytest that measures all tests that run, and writes the long ones to the file."""
+
+    def __init__(self) -> None:
+        self._seconds: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._seconds[report.nodeid] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        known = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
+        left = {name: seconds for name, seconds in known.items() if name not in self._seconds}
+        long = {name: round(seconds) for name, seconds in self._seconds.items() if seconds > LONG}
+        MEASURED.write_text(json.dumps(dict(sorted({**left, **long}.items())), indent=0) + "\n", encoding="utf-8")

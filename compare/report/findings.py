@@ -251,11 +251,7 @@ class Findings:
             "modules": dict(zip(("torch", "jax"), self.modules, strict=True)),
             "weights": [{"torch": torch, "jax": jax} for torch, jax in self.weights],
             "quantities": [
-                {
-                    key: value
-                    for key, value in vars(quantity).items()
-                    if key not in ("update", "sizes", "rounds_alone", "subjects", "overflows", "flushed")
-                }
+                {each.name: getattr(quantity, each.name) for each in dataclasses.fields(quantity) if each.repr}
                 | {"worst_ratio": float(quantity.ratio.max()), "verdict": str(quantity.verdict)}
                 for quantity in self.quantities
             ],

@@ -234,6 +234,13 @@ def _several(report: "Findings", groups: "list[Group]") -> Iterator[RenderableTy
         yield Text(f"\nand {len(groups) - SHOWN_GROUPS} more: report.others has all")
 
 
+def _rounding(expected: float) -> str:
+    """Say how much of a difference rounding would explain."""
+    if not np.isfinite(expected):
+        return ""
+    return f"; rounding would explain about {expected:.0e}" if expected else "; rounding would explain none of it"
+
+
 def _rows(report: "Findings", group: "Group") -> Iterator[tuple[str, str]]:
     first, largest = group.first, group.largest
     if not group.in_headline:
@@ -241,8 +248,7 @@ def _rows(report: "Findings", group: "Group") -> Iterator[tuple[str, str]]:
     if len(group.findings) == 1 or not group.cause:  # the JSON has the difference at each place
         apart = f"{largest.error64:.1e}" if np.isfinite(largest.error64) else "infinite"
         most = "up to " if len(group.findings) > 1 else ""
-        rounding = f"; rounding would explain about {largest.expected64:.0e}" if np.isfinite(largest.expected64) else ""
-        yield "float64", f"the difference is {most}{apart}{rounding}"
+        yield "float64", f"the difference is {most}{apart}{_rounding(largest.expected64)}"
     for detail in group.details:
         yield report.side_name(detail.side), detail.text
     yield from _lines(group, (report.torch.side, report.jax.side))

@@ -93,7 +93,7 @@ class Branches:
             known.update((0.0, 1.0))  # an array's elements change
         else:
             with contextlib.suppress(TypeError, ValueError):
-                known.add(float(value))
+                known.add(float(value.detach() if hasattr(value, "detach") else value))  # torch warns otherwise
         return value
 
     def _compiled(self, code: CodeType) -> CodeType | None:

@@ -17,7 +17,10 @@ ROUNDING = 1e-4
 
 @dataclass
 class Measured:
-    """One quantity that both sides compute at every step, and its differences, step by step."""
+    """One quantity that both sides compute at every step, and its differences, step by step.
+
+    A report in JSON has all fields but those that `repr` leaves out, which the verdict alone needs.
+    """
 
     stage: str
     """One of "forward", "loss", "gradient", "update" (optimizer state with it), "parameters" or "buffers".
@@ -66,7 +69,7 @@ class Measured:
     numbers."""
     missing: set[int] = field(default_factory=set, repr=False)
     """The steps at which not both sides compute it, as the modules of a branch."""
-    rounds_alone: bool = True
+    rounds_alone: bool = field(default=True, repr=False)
     """Whether at step 0 each side has only its own rounding, which no optimizer has amplified yet."""
 
     def add_torch(self, torch32: np.ndarray, torch64: np.ndarray, operands: np.ndarray | None = None) -> None:
