@@ -1,7 +1,6 @@
 """Chooses what CI runs: some of many cases that are alike, and nothing that takes long. `make test-all` runs all."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,10 +45,10 @@ class Stopwatch:
     """A plugin of pytest that measures all tests that run, and writes the long ones to the file."""
 
     def __init__(self) -> None:
-        self._seconds: Counter[str] = Counter()
+        self._seconds: dict[str, float] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self._seconds[report.nodeid] += report.duration
+        self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0.0) + report.duration
 
     def pytest_sessionfinish(self) -> None:
         known = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
