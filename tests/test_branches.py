@@ -140,32 +140,43 @@ class EitherPort(nnx.Module):
         return self.head(self.choose(x.mean() > 0, one, other, jnp.tanh(self.stem(x))))
 
 
-def as_models(port: nnx.Module) -> tuple[Any, Any]:
-    ours = compare.Torch(Either(), mse, lambda parameters: torch.optim.SGD(parameters, 0.1))
-    return ours, compare.Flax(port, mse, optax.sgd(0.1))
+Optimizers = tuple[Callable[[Any], torch.optim.Optimizer], optax.GradientTransformation]
+
+SGD: Optimizers = (lambda parameters: torch.optim.SGD(parameters, 0.1), optax.sgd(0.1))
+ADAM: Optimizers = (lambda parameters: torch.optim.Adam(parameters, 0.1), optax.adam(0.1))
+ADAMW: Optimizers = (
+    lambda parameters: torch.optim.AdamW(parameters, 0.1, weight_decay=0.1),
+    optax.adamw(0.1, weight_decay=0.1),
+)
 
 
-def as_programs(port: nnx.Module) -> tuple[Any, Any]:
+def as_models(port: nnx.Module, optimizers: Optimizers) -> tuple[Any, Any]:
+    return compare.Torch(Either(), mse, optimizers[0]), compare.Flax(port, mse, optimizers[1])
+
+
+def as_programs(port: nnx.Module, optimizers: Optimizers) -> tuple[Any, Any]:
     def original() -> Any:
         model = Either()
         return trained_in_torch(
-            model, torch.optim.SGD(model.parameters(), 0.1), lambda model, batch: mse(model(batch["x"]), batch["y"])
+            model, optimizers[0](model.parameters()), lambda model, batch: mse(model(batch["x"]), batch["y"])
         )
 
     # Each run starts from a port of its own.
-    return compare.TorchProgram(original), compare.JaxProgram(lambda: trained(nnx.clone(port), optax.sgd(0.1), squares))
+    return compare.TorchProgram(original), compare.JaxProgram(lambda: trained(nnx.clone(port), optimizers[1], squares))
 
 
 SIDES = pytest.mark.parametrize(("sides", "root"), [(as_models, ""), (as_programs, "model.")])
 
 
-def checked(sides: Callable[[nnx.Module], tuple[Any, Any]], port: nnx.Module) -> compare.Report:
+def checked(
+    sides: Callable[[nnx.Module, Optimizers], tuple[Any, Any]], port: nnx.Module, optimizers: Optimizers = SGD
+) -> compare.Report:
     """Check a port on three batches, of which the second alone goes to the other layer."""
     rng = np.random.default_rng(0)
     batches: list[Any] = [(rng.normal(size=(5, 4)) + mean, rng.normal(size=(5, 2))) for mean in (1, -1, 1)]
     if sides is as_programs:
         batches = [{"x": x, "y": y} for x, y in batches]
-    return compare.check(*sides(port), batches, device="cpu", quick=True)
+    return compare.check(*sides(port, optimizers), batches, device="cpu", quick=True)
 
 
 @SIDES
@@ -199,3 +210,25 @@ def test_the_layers_of_the_wrong_branch_are_not_compared_with_each_other(sides: 
     assert np.isfinite(found.error64)
     alone = {each.name for each in report.not_compared if "different steps" in each.reason}
     assert {f"{root}one output", f"{root}other output"} <= alone
+
+
+@SIDES
+@pytest.mark.parametrize("optimizers", [ADAM, ADAMW])
+def test_what_torch_leaves_out_without_a_gradient_is_a_cause(sides: Any, root: str, optimizers: Optimizers) -> None:
+    """In torch a layer that does not run has no gradient, in JAX one of zero, with which Adam updates it."""
+    report = checked(sides, EitherPort(jax.lax.cond), optimizers)
+    found = report.divergence
+    assert found is not None
+    assert found.torch.startswith(f"{root}other.")
+    assert found.cause is not None
+    assert found.cause.name == "parameters without a gradient"
+    assert f"{root}other.weight" in found.cause.explanation
+    assert not report.others
+
+
+@SIDES
+def test_another_learning_rate_is_not_told_as_a_missing_gradient(sides: Any, root: str) -> None:
+    found = checked(sides, EitherPort(jax.lax.cond), (ADAM[0], optax.adam(0.2))).divergence
+    assert found is not None
+    assert found.cause is None or found.cause.name != "parameters without a gradient"
+    assert found.torch.startswith(root)

@@ -20,13 +20,14 @@ from compare.comparison.random_keys import reused_key
 from compare.comparison.readings import without_undone_inside
 from compare.comparison.steps import JaxSteps, approximated
 from compare.comparison.tried_patches import LARGEST, Trial, without_refuted
+from compare.comparison.without_gradient import left_out
 from compare.jax_side.draws_made import KeyedRun
 from compare.jax_side.keys import StepKeys
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
 from compare.step.stage import Stage
-from compare.verdict.divergence import Cause, Divergence, Line
+from compare.verdict.divergence import SEARCH_ENDED, Cause, Divergence, Line
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, SoFar
 from compare.verdict.ratio import Verdict
@@ -180,6 +181,11 @@ class CommonCheck(abc.ABC):
             followed = self._read(self.runs.read(followed))
             found = self._findings(followed)
         divergence, others, causes = self._causes(followed, found)
+        if divergence and divergence.stage == Stage.UPDATE and not divergence.cause:
+            doing = "looking at parameters without a gradient"
+            if cause := bugs.attempt(doing, functools.partial(left_out, self.runs, followed, self.jax)):
+                details = tuple(each for each in divergence.details if each != SEARCH_ENDED)
+                divergence, others = dataclasses.replace(divergence, cause=cause, details=details), []
         # These are compared once: a check that answers the second question starts from other weights.
         converted = functools.partial(wrongly_converted, self.pair)
         if wrong := None if self.compiled else bugs.attempt("comparing the port's own weights", converted):

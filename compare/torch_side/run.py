@@ -117,6 +117,11 @@ class TorchRun(CommonRun):
         return joined(seen, self.update())
 
     @property
+    def optimizers(self) -> "dict[str, torch.optim.Optimizer]":
+        """Its optimizer, without a name; nothing where there is none."""
+        return {} if self.optimizer is None else {"": self.optimizer}
+
+    @property
     def shows_values(self) -> bool:
         """Whether all that it differentiates is compared as well."""
         return True
