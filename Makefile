@@ -39,7 +39,7 @@ test-newest: END_PYTHON := $(NEWEST_PYTHON)
 test-oldest test-newest: test-%:
 	@if $(END_PYTHON) -c "" 2>/dev/null; \
 	then $(MAKE) --no-print-directory $(VENV)-$*/installed END_PYTHON=$(END_PYTHON) && \
-		$(AS_USERS) $(VENV)-$*/bin/python -m pytest $(PARALLEL) $(SHORT); \
+		$(AS_USERS) $(VENV)-$*/bin/python -m pytest $(PARALLEL) -m "not slow" $(SHORT); \
 	else echo "make $@ is skipped: there is no $(END_PYTHON) here. Name another with $(if $(filter oldest,$*),OLDEST,NEWEST)_PYTHON="; fi
 
 $(VENV)-%/installed: pyproject.toml constraints-%.txt

@@ -33,7 +33,11 @@ RUN = [
     pytest.param(
         page,
         id=page.name,
-        marks=[*[NEEDS_PCAST] * (page.name == "programs.md"), *[pytest.mark.slow] * (page.name in LONG)],
+        marks=[
+            *[NEEDS_PCAST] * (page.name == "programs.md"),
+            *[pytest.mark.slow] * (page.name in LONG),
+            *[pytest.mark.always] * (page.name == "README.md"),
+        ],
     )
     for page in PAGES
 ]

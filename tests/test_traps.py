@@ -11,6 +11,7 @@ TIES = {"abs at zero", "hardtanh at its bounds", "relu at zero by maximum"}
 """What a check that allows for too much rounding is the first to miss."""
 
 
+@pytest.mark.always
 @pytest.mark.parametrize("trap", some(CATALOGUE, FIRST | TIES, lambda trap: trap.name))
 def test_trap(trap: Trap) -> None:
     found = outcome(trap)
