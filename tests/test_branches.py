@@ -210,6 +210,8 @@ def test_the_layers_of_the_wrong_branch_are_not_compared_with_each_other(sides: 
     assert np.isfinite(found.error64)
     alone = {each.name for each in report.not_compared if "different steps" in each.reason}
     assert {f"{root}one output", f"{root}other output"} <= alone
+    says = {detail.text for detail in found.details}
+    assert f"the two sides run {root}one, {root}other at different steps" in says, says
 
 
 @SIDES

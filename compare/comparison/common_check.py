@@ -27,7 +27,7 @@ from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
 from compare.step.stage import Stage
-from compare.verdict.divergence import SEARCH_ENDED, Cause, Divergence, Line
+from compare.verdict.divergence import SEARCH_ENDED, Cause, Detail, DetailKind, Divergence, Line
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, SoFar
 from compare.verdict.ratio import Verdict
@@ -186,6 +186,10 @@ class CommonCheck(abc.ABC):
             if cause := bugs.attempt(doing, functools.partial(left_out, self.runs, followed, self.jax)):
                 details = tuple(each for each in divergence.details if each != SEARCH_ENDED)
                 divergence, others = dataclasses.replace(divergence, cause=cause, details=details), []
+        if divergence and not divergence.cause and followed.at_other_steps:
+            says = f"the two sides run {', '.join(followed.at_other_steps)} at different steps"
+            detail = Detail(DetailKind.CALLS, says)
+            divergence = dataclasses.replace(divergence, details=(detail, *divergence.details))
         # These are compared once: a check that answers the second question starts from other weights.
         converted = functools.partial(wrongly_converted, self.pair)
         if wrong := None if self.compiled else bugs.attempt("comparing the port's own weights", converted):

@@ -59,6 +59,8 @@ class Followed(NamedTuple):
     not_compared: list[NotCompared]
     still: frozenset[str] = frozenset()
     """Torch's parameters whose gradient is exactly zero at every step, whether or not it is compared."""
+    at_other_steps: tuple[str, ...] = ()
+    """The modules that the two sides run at different steps, by torch's paths."""
 
     def quantity(self, pairing: Pairing) -> Quantity:
         """Return what was weighed of a pairing."""
@@ -100,7 +102,8 @@ class _Following:
         never = [p for p, q in in_order if p.stage == Stage.FORWARD and not p.decides and len(q.missing) >= steps]
         pairings, quantities = zip(*(pair for pair in in_order if not any(pair[0] is p for p in never)), strict=True)
         not_compared = [*self.not_compared, *(NotCompared("torch", pairing.torch, _OTHER_STEPS) for pairing in never)]
-        return Followed(list(pairings), _cut(quantities, steps), losses, not_compared, still)
+        modules = tuple(sorted({pairing.ports[0].path for pairing in never if pairing.ports}))
+        return Followed(list(pairings), _cut(quantities, steps), losses, not_compared, still, modules)
 
     def step(self, number: int, running: Mapping[str, Stream]) -> None:
         """Take some of the runs a step further, half by half."""
