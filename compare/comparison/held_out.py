@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from compare.alignment.pairings import shown
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.runs import Runs
 from compare.diagnosis.held_out import HeldOut
@@ -47,12 +48,15 @@ class HeldOutSteps:
         key = found.divergence.step, from_torch
         if key != self._of:  # only those of one step are kept, for each holds a model
             self._of, self._more, self._taken = key, self._take(*key), []
-        more, taken = self._more, self._taken
+        more, taken, missing = self._more, self._taken, 0
         for number in itertools.count():
             if number == len(taken):
                 taken.append(next(more))
             run, batch, draws, seen = taken[number]
-            yield HeldOut(run, batch, draws, found.pairing.jax_array(seen))
+            if (target := shown(found.pairing.jax_array, seen)) is not None:
+                yield HeldOut(run, batch, draws, target)
+            elif (missing := missing + 1) == MISSING:
+                return
 
     def _take(self, step: int, from_torch: bool) -> Iterator["_Taken"]:
         pair, stepper = self._runs.pair, self._runs.stepper
@@ -99,6 +103,9 @@ def _starts(runs: Runs, step: int) -> Iterator[tuple[TorchRun, int, int]]:
         run.spread(seed)
         yield run, (step + seed) % len(runs.stepper.draws), seed
 
+
+MISSING = 12
+"""So many steps that do not compute what differs, as one that takes another branch, are the last ones."""
 
 TURNED = 1
 """The seed for which the real numbers of a batch have other signs."""

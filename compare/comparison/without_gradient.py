@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from compare.comparison.common_runs import CommonRuns
 from compare.comparison.weighing import Weighing
+from compare.diagnosis.optimizers.told_of_some import KEPT_WITHOUT_GRADIENT, WITHOUT_GRADIENT, left_out_at_some_steps
 from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
 
@@ -51,7 +52,9 @@ def left_out(runs: CommonRuns, followed: Followed, jax: Any) -> Cause | None:
 def _filling(run: Trained, filled: dict[str, None]) -> Callable[..., None]:
     """Give the hook that gives an optimizer gradients of zero, and notes the names of their parameters."""
 
-    def fill(optimizer: Any, _args: Any, _kwargs: Any) -> None:
+    def fill(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if any(map(callable, (*args[1:], *kwargs.values()))):
+            return  # a closure, which has yet to compute them
         names = {id(parameter): name for name, parameter in run.parameters.items()}
         for parameter in (each for group in optimizer.param_groups for each in group["params"]):
             if parameter.grad is None and parameter.requires_grad:
@@ -61,19 +64,12 @@ def _filling(run: Trained, filled: dict[str, None]) -> Callable[..., None]:
     return fill
 
 
-_MOST = 4
-"""So many names are listed."""
-
-
 def _cause(names: Sequence[str], steps: int) -> Cause:
-    some = ", ".join(names[:_MOST]) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")
-    them = "it" if len(names) == 1 else "them"
-    name, over = "parameters without a gradient", f"all {steps} steps" if steps > 1 else "this step"
+    over = f"all {steps} steps" if steps > 1 else "this step"
     return Cause(
-        name,
-        f"{name}: torch's optimizer does not update {some} at the steps at which torch has no gradient of {them}, as "
-        f"of a layer that does not run, and the JAX side updates {them} with a gradient of zero. With gradients of "
-        f"zero in torch, both sides agree at {over}",
-        f"at these steps, leave {them} unchanged, and the optimizer's state of {them}",
+        WITHOUT_GRADIENT,
+        f"{WITHOUT_GRADIENT}: {left_out_at_some_steps(names)}. With gradients of zero in torch, both sides agree at "
+        f"{over}",
+        KEPT_WITHOUT_GRADIENT,
         "https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.zero_grad.html",
     )

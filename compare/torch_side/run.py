@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     import torch
 
 
+_STATISTICS = ("running_mean", "running_var")
+"""The names that torch's norms have for what they keep."""
+
+
 class TorchRun(CommonRun):
     """A training run on a copy of the model, in one precision.
 
@@ -237,6 +241,14 @@ class TorchRun(CommonRun):
     def weights(self) -> "list[torch.Tensor]":
         """Give the parameters."""
         return list(self.parameters.values())
+
+    def scattered(self) -> "dict[str, torch.Tensor]":
+        """Return what `spread` moves: the parameters, and what norms keep, whose first values are zero and one.
+
+        From zero, a running mean that follows the batch at another rate differs by a mere factor.
+        """
+        kept = {name: each for name, each in self.model.named_buffers() if name.endswith(_STATISTICS)}
+        return {**super().scattered(), **kept}
 
     def buffers(self) -> dict[str, "torch.Tensor"]:
         """Give what the model keeps beside its parameters, such as running statistics, by name."""

@@ -125,8 +125,10 @@ def assigned(fitter: Fitter, fit: Fit) -> Assignment | None:
         for treatment in every:
             if treatment.setting != "lr" and (own := _rates_by(fitter, fit, treatment, largest)):
                 rates.append(own)
+    # With a rate of its own, the JAX side has none of torch's groups.
+    own_rate = [treatment for treatment in every if treatment.setting != "lr" and treatment.kind != "group"]
     for rate in rates:
-        if found := _assigned(fitter, fit, every, rate):
+        if found := _assigned(fitter, fit, every if rate is rates[0] else own_rate, rate):
             return found
     other = _other_rate(fitter, fit)
     return _assigned(fitter, fit, [*every, other], rates[0]) if other else None

@@ -121,15 +121,28 @@ def _told_group(evidence: Evidence, found: Assignment, group: dict[str, Any], pa
 def _told_without_gradient(evidence: Evidence, found: Assignment, paths: list[str]) -> Told:
     """Say what torch's optimizer skips: where a gradient is None at some steps alone, the moments decay at these."""
     some, them = _listed(paths), "it" if len(paths) == 1 else "them"
-    names = {found.torch_names[path].partition("[")[0] for path in paths}
-    lasts = all(step.given.get(name) is None for step in evidence.steps for name in names)
-    kept = f"at the steps at which torch has no gradient, leave {them} unchanged, and the optimizer's state of {them}"
-    does = f"weight decay shrinks {them}" if lasts else f"it updates {them} with a gradient of zero"
-    return Told(
-        "parameters without a gradient",
-        f"torch does not update {some} without a gradient, and the JAX side does: {does}",
-        fix=multi_transform(evidence, found.torch_names, paths) if lasts else kept,
-        source=COMBINING,
+    names = list(dict.fromkeys(found.torch_names[path].partition("[")[0] for path in paths))
+    if all(step.given.get(name) is None for step in evidence.steps for name in names):
+        says = f"torch does not update {some} without a gradient, and the JAX side does: weight decay shrinks {them}"
+        fix: Call | str = multi_transform(evidence, found.torch_names, paths)
+    else:
+        says = left_out_at_some_steps(names)
+        fix = KEPT_WITHOUT_GRADIENT
+    return Told(WITHOUT_GRADIENT, says, fix=fix, source=COMBINING)
+
+
+WITHOUT_GRADIENT = "parameters without a gradient"
+"""The name of the cause."""
+
+KEPT_WITHOUT_GRADIENT = "at these steps, leave them unchanged, and the optimizer's state of them"
+
+
+def left_out_at_some_steps(names: Sequence[str]) -> str:
+    """Say which of torch's parameters its optimizer leaves out where a layer does not run."""
+    them = "it" if len(names) == 1 else "them"
+    return (
+        f"torch's optimizer leaves out {_listed(names)} at the steps at which torch has no gradient of {them}, as of a "
+        "layer that does not run, and the JAX side's takes a gradient of zero"
     )
 
 
