@@ -212,6 +212,9 @@ def test_the_layers_of_the_wrong_branch_are_not_compared_with_each_other(sides: 
     assert {f"{root}one output", f"{root}other output"} <= alone
     says = {detail.text for detail in found.details}
     assert f"the two sides run {root}one, {root}other at different steps" in says, says
+    # Of either branch it is not known whether it was taken.
+    of_branches = ("jax.nn.relu", "jax.nn.gelu")
+    assert not [line for line in found.lines if line.source.text.startswith(of_branches)], found.lines
 
 
 @SIDES
@@ -234,3 +237,38 @@ def test_another_learning_rate_is_not_told_as_a_missing_gradient(sides: Any, roo
     assert found is not None
     assert found.cause is None or found.cause.name != "parameters without a gradient"
     assert found.torch.startswith(root)
+
+
+class Gated(torch.nn.Module):
+    """A norm that runs where the batch says so, with a layer that runs in any case."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm, self.head = torch.nn.Linear(4, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2)
+
+    def forward(self, x: Any, deep: Any) -> Any:
+        h = self.stem(x)
+        return self.head(torch.relu(self.norm(h)) if bool(deep) else h)
+
+
+class GatedPort(nnx.Module):
+    def __init__(self, epsilon: float) -> None:
+        rngs = nnx.Rngs(0)
+        self.stem, self.head = nnx.Linear(4, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+        self.norm = nnx.LayerNorm(4, epsilon=epsilon, rngs=rngs)
+
+    def __call__(self, x: Any, deep: Any) -> Any:
+        return self.head(jax.lax.cond(deep, lambda h: jax.nn.relu(self.norm(h)), lambda h: h, self.stem(x)))
+
+
+def test_a_layer_of_a_branch_has_its_cause_though_other_steps_take_the_other_branch() -> None:
+    rng = np.random.default_rng(0)
+    batches = [((rng.normal(size=(5, 4)), np.array(deep)), rng.normal(size=(5, 2))) for deep in (True, False, True)]
+    ours = compare.Torch(Gated(), mse, SGD[0])
+    report = compare.check(ours, compare.Flax(GatedPort(1e-2), mse, SGD[1]), batches, device="cpu", quick=True)
+    assert not report.bugs
+    assert report.divergence is not None
+    assert report.divergence.torch == "norm"
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "epsilon"

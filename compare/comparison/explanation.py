@@ -99,7 +99,7 @@ def explained(
         slips += codes
         if AT_EACH_CALL in searched.details:  # it explains what was found before in the forward pass as well
             divergences = [other for other in divergences if other.stage != Stage.FORWARD]
-        lines, values = lines_of(runs.pair, each.pairing, codes), values_of(runs.pair, codes, partners)
+        lines, values = lines_of(runs.pair, each.pairing, codes, each.before), values_of(runs.pair, codes, partners)
         divergences.append(dataclasses.replace(found, lines=tuple(lines), values=values))
         if found.cause and found.cause.name == MODE:  # what the norm keeps follows from its mode
             left = [other for other in left if not _kept_by(other.divergence, found.torch)]

@@ -21,13 +21,16 @@ from compare.verdict.fix import Code
 from compare.weights.layers import at_path
 
 
-def lines_of(pair: MappedPair, pairing: Pairing, codes: Sequence[Code] = ()) -> Iterator[Line]:
+def lines_of(
+    pair: MappedPair, pairing: Pairing, codes: Sequence[Code] = (), before: Pairing | None = None
+) -> Iterator[Line]:
     """Yield where the layers of both sides were made and called, what computes the value, the loss or the optimizer.
 
     Args:
         pair: Both sides.
         pairing: What differs.
         codes: The fix: of a pure function, the one layer whose class it names is where the fix belongs.
+        before: The last thing before it that was computed and does not differ.
 
     """
     if pairing.stage == Stage.LOSS:
@@ -38,7 +41,7 @@ def lines_of(pair: MappedPair, pairing: Pairing, codes: Sequence[Code] = ()) -> 
         ours, theirs = pairing.torch.rpartition(".")[0], pairing.jax.rpartition("/")[0]
         yield from _made(pair, ours, theirs)
     else:
-        yield from _of_ports(pair, pairing)
+        yield from _of_ports(pair, pairing, before)
 
     if isinstance(pair.jax, Jax) and pairing.stage == Stage.FORWARD:
         calls = {code.call for code in codes}
@@ -142,7 +145,7 @@ def _holders(pair: MappedPair) -> Iterator[tuple[str, type]]:
             yield path, cls
 
 
-def _of_ports(pair: MappedPair, pairing: Pairing) -> Iterator[Line]:
+def _of_ports(pair: MappedPair, pairing: Pairing, before: Pairing | None) -> Iterator[Line]:
     assert pairing.ports is not None
     ours, theirs = pairing.ports
     role = Role.CALLED if ours.kind == "output" else Role.GIVEN
@@ -152,7 +155,8 @@ def _of_ports(pair: MappedPair, pairing: Pairing) -> Iterator[Line]:
         yield from _line("torch", role, pair.torch_calls.get(ours.path))
     called = _called(pair, theirs)
     yield from _line("jax", role, called)
-    for source in pair.computed.towards(theirs):
+    since = before.ports[1].path if before is not None and before.ports is not None else None
+    for source in pair.computed.towards(theirs, since):
         if source != called:
             yield Line("jax", Role.COMPUTED, source)
 

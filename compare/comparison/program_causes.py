@@ -93,7 +93,8 @@ def _cause_at(
     """Look for the cause of one difference, and for the edit of the torch step with which the search goes on."""
     known, fitting, updated = Known(), list[Edit](), place is not None and place.found.pairing.after_update
     if place is not None:
-        divergence = dataclasses.replace(divergence, lines=tuple(steps.lines(place.found.pairing, reach.step)))
+        lines = steps.lines(place.found.pairing, reach.step, place.found.before)
+        divergence = dataclasses.replace(divergence, lines=tuple(lines))
     # What is computed before any update is explained as in a check of models. A gradient that differs comes from the
     # loop as a rule, and what follows an update from that update: what the loop allows is tried before.
     before = divergence.stage in _COMPUTED and not updated

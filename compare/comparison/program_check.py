@@ -194,11 +194,11 @@ class ProgramCheck(CommonCheck):
             return Known()
         return ProgramSearch(self.pair, self.runs.stepper, self._edited, self._jax_again, self._budget)(place, edits)
 
-    def lines(self, pairing: Pairing, step: int = 0) -> list[Line]:
+    def lines(self, pairing: Pairing, step: int = 0, before: Pairing | None = None) -> list[Line]:
         """Give the lines of the JAX side that compute what differs, back to modules and to other parts of the state."""
-        return bugs.attempt("the lines", lambda: self._lines(pairing, step)) or []
+        return bugs.attempt("the lines", lambda: self._lines(pairing, step, before)) or []
 
-    def _lines(self, pairing: Pairing, number: int) -> list[Line]:
+    def _lines(self, pairing: Pairing, number: int, before: Pairing | None) -> list[Line]:
         traces = self.jax.traces
         if not traces:
             return []
@@ -208,7 +208,8 @@ class ProgramCheck(CommonCheck):
             trace = traces[0]
         step = Computed(trace, self.jax.leaves, self.jax.outputs, stacks=self.jax.stacks)
         if pairing.ports is not None:
-            return [Line("jax", Role.COMPUTED, each) for each in step.towards(pairing.ports[1])]
+            since = before.ports[1].path if before is not None and before.ports is not None else None
+            return [Line("jax", Role.COMPUTED, each) for each in step.towards(pairing.ports[1], since)]
         if pairing.stage not in (Stage.GRADIENT, Stage.UPDATE):
             return [Line("jax", Role.COMPUTED, each) for each in step.of_output(pairing.jax)]
         if pairing.stage == Stage.GRADIENT and (shown := step.of_output(f"gradients/{pairing.jax}")):

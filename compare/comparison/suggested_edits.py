@@ -68,7 +68,7 @@ class Steps(Protocol):
     def searched(self, place: Placed, edits: Sequence[Edit]) -> Known:
         """Look for the cause of what is computed at a place as in a model, with edits in force already."""
 
-    def lines(self, pairing: Pairing, step: int) -> list[Line]:
+    def lines(self, pairing: Pairing, step: int, before: Pairing | None) -> list[Line]:
         """Give the lines of the JAX side that compute what differs at a step."""
 
     def updates_taken(self, followed: Followed, pairing: Pairing, edits: Sequence[Edit]) -> Edit | None:

@@ -105,20 +105,26 @@ class Computed:
         places = (expression(eqn, own=True) for eqn, label in labels if label is not None and label.what == "gradient")
         return list(dict.fromkeys(place for place in places if place))
 
-    def towards(self, port: Port) -> list[Source]:
-        """List the expressions that compute a module's input or output from other modules', in order of execution."""
-        end = self._of_port.get(port)
-        return [] if end is None else self._between(end)
+    def towards(self, port: Port, since: str | None = None) -> list[Source]:
+        """List the expressions that compute a module's input or output from other modules', in order of execution.
 
-    def _between(self, end: Any) -> list[Source]:
+        Args:
+            port: The input or output.
+            since: The path of the module that ran last before, if it is known: it tells which branch was taken.
+
+        """
+        end = self._of_port.get(port)
+        return [] if end is None else self._between(end, since)
+
+    def _between(self, end: Any, since: str | None = None) -> list[Source]:
         known = (*self._of_port.values(), *self._of_output.values())
         ends = {variable for variable in known if variable is not end}
-        needed = set(self._before(end, ends))
+        needed = set(self._before(end, ends, since))
         named = (eqn for eqn in self._equations if id(eqn) in needed and eqn.primitive.name != NAME)
         places = map(expression, named)
         return list(dict.fromkeys(place for place in places if place))
 
-    def _before(self, end: Any, ends: set[Any]) -> Iterator[int]:
+    def _before(self, end: Any, ends: set[Any], since: str | None) -> Iterator[int]:
         """Yield the operations that a value comes from, back to what is a module's input or output itself."""
         open_, seen = [end], set()
         while open_:
@@ -128,8 +134,23 @@ class Computed:
                 continue
             seen.add(variable)
             yield id(eqn)
-            before = [*eqn.invars, *_results_within(eqn, variable)]
+            before = [*eqn.invars, *_results_within(eqn, variable, self._taken(eqn, since))]
             open_ += [atom for atom in before if not is_literal(atom) and atom not in ends]
+
+    def _taken(self, eqn: Any, since: str | None) -> list[Any]:
+        """Give the programs that an operation runs; of a conditional, without the branches that were not taken.
+
+        A branch that calls modules was taken if the last one that ran is among them, and was not if another one is.
+        Where several branches call that module, it is not known which one was taken.
+        """
+        every = list(programs(eqn))
+        if since is None or kind(eqn) is not Kind.COND:
+            return every
+        called = [{path for _, path, _ in named_in(each, self._roots, self._outermost)} for each in every]
+        those = [each for each, paths in zip(every, called, strict=True) if since in paths]
+        if those:
+            return those if len(those) == 1 else []
+        return [each for each, paths in zip(every, called, strict=True) if not paths]
 
 
 def roots_of(program: Any, given: Sequence[str | None], remembered: Container[str] = ()) -> dict[str, str]:
@@ -196,12 +217,12 @@ def _inside(variable: Any, program: Any) -> Any:
     return variable
 
 
-def _results_within(eqn: Any, variable: Any) -> Iterator[Any]:
+def _results_within(eqn: Any, variable: Any, run: Sequence[Any]) -> Iterator[Any]:
     """Give what the programs that an operation runs compute of one of its results; nothing of JAX's own programs."""
     known = kind(eqn)
     if known not in _OF_USERS and not (known is Kind.CALL and is_of_function(eqn)):
         return
-    for program in programs(eqn):
+    for program in run:
         outputs = Program.of(program).outputs
         # A turn of a loop starts from all that the turn before has computed.
         whole = known in (Kind.SCAN, Kind.WHILE) or len(outputs) != len(eqn.outvars)
