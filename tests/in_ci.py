@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-LONG = 3.5
+LONG = 3.0
 """Seconds from which on CI has no time for a test, unless that is marked `always`.
 
 They are those of two cores on which a loop of Python adds up ten million numbers in 1.5 s.
