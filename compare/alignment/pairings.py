@@ -65,6 +65,11 @@ class Pairing(NamedTuple):
     """Whether the user accepts a difference, which is then not a finding."""
 
 
+def jax_path(pairing: Pairing | None) -> str | None:
+    """Name the module of the JAX side that takes or gives a tensor; None where it is no module's."""
+    return None if pairing is None or pairing.ports is None else pairing.ports[1].path
+
+
 def shown(read: Read, observation: Observation) -> np.ndarray | None:
     """Read what a step shows; None where it shows no such thing, as a branch may run at some steps only."""
     try:

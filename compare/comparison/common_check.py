@@ -181,15 +181,8 @@ class CommonCheck(abc.ABC):
             followed = self._read(self.runs.read(followed))
             found = self._findings(followed)
         divergence, others, causes = self._causes(followed, found)
-        if divergence and divergence.stage == Stage.UPDATE and not divergence.cause:
-            doing = "looking at parameters without a gradient"
-            if cause := bugs.attempt(doing, functools.partial(left_out, self.runs, followed, self.jax)):
-                details = tuple(each for each in divergence.details if each != SEARCH_ENDED)
-                divergence, others = dataclasses.replace(divergence, cause=cause, details=details), []
-        if divergence and not divergence.cause and followed.at_other_steps:
-            says = f"the two sides run {', '.join(followed.at_other_steps)} at different steps"
-            detail = Detail(DetailKind.CALLS, says)
-            divergence = dataclasses.replace(divergence, details=(detail, *divergence.details))
+        if divergence and not divergence.cause:
+            divergence, others = self._at_some_steps(followed, divergence, others)
         # These are compared once: a check that answers the second question starts from other weights.
         converted = functools.partial(wrongly_converted, self.pair)
         if wrong := None if self.compiled else bugs.attempt("comparing the port's own weights", converted):
@@ -207,6 +200,20 @@ class CommonCheck(abc.ABC):
         if divergence is None or self.compiled or self.pair.size > LARGEST:
             return found
         return bugs.attempt("trying the patches", lambda: self._tried(found, followed)) or found
+
+    def _at_some_steps(
+        self, followed: Followed, first: Divergence, others: list[Divergence]
+    ) -> tuple[Divergence, list[Divergence]]:
+        """Say of a difference without a cause what comes of layers that run at some steps only."""
+        if first.stage == Stage.UPDATE:
+            doing = "looking at parameters without a gradient"
+            if cause := bugs.attempt(doing, functools.partial(left_out, self.runs, followed, self.jax)):
+                details = tuple(each for each in first.details if each != SEARCH_ENDED)
+                return dataclasses.replace(first, cause=cause, details=details), []
+        if not followed.at_other_steps:
+            return first, others
+        says = f"the two sides run {', '.join(followed.at_other_steps)} at different steps"
+        return dataclasses.replace(first, details=(Detail(DetailKind.CALLS, says), *first.details)), others
 
     def _tried(self, found: Report, followed: Followed) -> Report:
         """Leave out patches with which the port does not do what torch does."""

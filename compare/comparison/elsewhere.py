@@ -19,11 +19,6 @@ _STATISTICS = {"running_mean": (0.0, 0.3), "running_var": (1.0, 0.0)}
 """Buffers of norms, each with the part of itself that it keeps, and how much is added: a variance stays positive."""
 
 
-def is_statistic(name: str) -> bool:
-    """Return whether a buffer is a norm's running statistic."""
-    return name.rpartition(".")[2] in _STATISTICS
-
-
 def scattered(arrays: Mapping[str, np.ndarray], names: Collection[str], *, near: bool = False) -> dict[str, np.ndarray]:
     """Return other weights of the same scale.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from compare.alignment.pairings import Pairing
+from compare.alignment.pairings import Pairing, jax_path
 from compare.comparison.mapped_pair import MappedPair
 from compare.diagnosis.place import named
 from compare.jax_side.side import Flax, Jax
@@ -155,8 +155,7 @@ def _of_ports(pair: MappedPair, pairing: Pairing, before: Pairing | None) -> Ite
         yield from _line("torch", role, pair.torch_calls.get(ours.path))
     called = _called(pair, theirs)
     yield from _line("jax", role, called)
-    since = before.ports[1].path if before is not None and before.ports is not None else None
-    for source in pair.computed.towards(theirs, since):
+    for source in pair.computed.towards(theirs, jax_path(before)):
         if source != called:
             yield Line("jax", Role.COMPUTED, source)
 

@@ -14,7 +14,7 @@ from compare.alignment.forward import align_modules, no_output
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.alignment.training import Constant, align_training
-from compare.comparison.elsewhere import is_statistic, moved_inputs, perturbed
+from compare.comparison.elsewhere import moved_inputs, perturbed
 from compare.comparison.flattened import Features, FlattenedFeatures
 from compare.comparison.own_values import OwnValues, other_own_values
 from compare.comparison.selection import Selection
@@ -29,7 +29,7 @@ from compare.step.batch import Batch, channels_last
 from compare.step.draws import Draw, Hints
 from compare.step.observation import Observation, Port, to_numpy
 from compare.torch_side.control import ControlledRun
-from compare.torch_side.layers import kept_tensors, layer_kinds, torch_layers
+from compare.torch_side.layers import is_statistic, kept_tensors, layer_kinds, torch_layers
 from compare.torch_side.record import Record
 from compare.torch_side.run import TorchRun
 from compare.torch_side.side import Torch

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compare.comparison.elsewhere import is_statistic
 from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.step.stage import Stage
+from compare.torch_side.layers import is_statistic
 from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR

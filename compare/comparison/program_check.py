@@ -13,7 +13,7 @@ import numpy as np
 
 from compare import bugs
 from compare.alignment.calls_made import Called
-from compare.alignment.pairings import NotCompared, Pairing
+from compare.alignment.pairings import NotCompared, Pairing, jax_path
 from compare.comparison.common_check import CommonCheck
 from compare.comparison.made_up_for import without_made_up_for
 from compare.comparison.other_start import other_start
@@ -208,8 +208,7 @@ class ProgramCheck(CommonCheck):
             trace = traces[0]
         step = Computed(trace, self.jax.leaves, self.jax.outputs, stacks=self.jax.stacks)
         if pairing.ports is not None:
-            since = before.ports[1].path if before is not None and before.ports is not None else None
-            return [Line("jax", Role.COMPUTED, each) for each in step.towards(pairing.ports[1], since)]
+            return [Line("jax", Role.COMPUTED, each) for each in step.towards(pairing.ports[1], jax_path(before))]
         if pairing.stage not in (Stage.GRADIENT, Stage.UPDATE):
             return [Line("jax", Role.COMPUTED, each) for each in step.of_output(pairing.jax)]
         if pairing.stage == Stage.GRADIENT and (shown := step.of_output(f"gradients/{pairing.jax}")):

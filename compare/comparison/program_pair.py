@@ -11,7 +11,7 @@ import numpy as np
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.alignment.program import align_program
-from compare.comparison.elsewhere import is_statistic, moved_inputs, perturbed
+from compare.comparison.elsewhere import moved_inputs, perturbed
 from compare.comparison.flattened import Features, image_before, linear_layers, orders
 from compare.comparison.moments import moments_of_port, moments_of_torch, without_common_end
 from compare.comparison.own_values import OwnValues, other_own_values
@@ -25,7 +25,7 @@ from compare.step.batch import Batch
 from compare.step.draws import NO_HINTS, Hints
 from compare.step.observation import Observation, Port, to_numpy
 from compare.torch_side.control import ControlledRun
-from compare.torch_side.layers import recurrent_layers
+from compare.torch_side.layers import is_statistic, recurrent_layers
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record

@@ -6,26 +6,14 @@ moments as they are, and counts no step for it. In JAX the gradient is zero, and
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from compare.comparison.common_runs import CommonRuns
 from compare.comparison.weighing import Weighing
 from compare.diagnosis.optimizers.told_of_some import KEPT_WITHOUT_GRADIENT, WITHOUT_GRADIENT, left_out_at_some_steps
 from compare.verdict.divergence import Cause
 from compare.verdict.following import Followed
-
-
-class Trained(Protocol):
-    """A run of the torch side."""
-
-    @property
-    def optimizers(self) -> Mapping[str, Any]:
-        """Its optimizers, by name."""
-
-    @property
-    def parameters(self) -> Mapping[str, Any]:
-        """Its parameters, by name."""
 
 
 def left_out(runs: CommonRuns, followed: Followed, jax: Any) -> Cause | None:
@@ -49,7 +37,7 @@ def left_out(runs: CommonRuns, followed: Followed, jax: Any) -> Cause | None:
     return _cause(list(filled), followed.steps) if filled else None
 
 
-def _filling(run: Trained, filled: dict[str, None]) -> Callable[..., None]:
+def _filling(run: Any, filled: dict[str, None]) -> Callable[..., None]:
     """Give the hook that gives an optimizer gradients of zero, and notes the names of their parameters."""
 
     def fill(optimizer: Any, args: Any, kwargs: Any) -> None:

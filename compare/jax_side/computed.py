@@ -140,17 +140,23 @@ class Computed:
     def _taken(self, eqn: Any, since: str | None) -> list[Any]:
         """Give the programs that an operation runs; of a conditional, without the branches that were not taken.
 
-        A branch that calls modules was taken if the last one that ran is among them, and was not if another one is.
-        Where several branches call that module, it is not known which one was taken.
+        A branch was taken if the module that ran last is called in it, and nowhere else. If that module is called
+        elsewhere too, it is not known which branch was taken. If no branch calls it, the branches that call other
+        modules were not taken: one of these would have run last.
         """
         every = list(programs(eqn))
         if since is None or kind(eqn) is not Kind.COND:
             return every
-        called = [{path for _, path, _ in named_in(each, self._roots, self._outermost)} for each in every]
-        those = [each for each, paths in zip(every, called, strict=True) if since in paths]
-        if those:
-            return those if len(those) == 1 else []
-        return [each for each, paths in zip(every, called, strict=True) if not paths]
+        called = [self._calls_in(each) for each in every]
+        if any(since in calls for calls in called):
+            everywhere = self._calls_in(self._program)[since]
+            return [each for each, calls in zip(every, called, strict=True) if calls[since] == everywhere]
+        return [each for each, calls in zip(every, called, strict=True) if not calls]
+
+    def _calls_in(self, program: Any) -> Counter[str]:
+        """Count how often a program names what each module gives, by path."""
+        named = named_in(program, self._roots, self._outermost)
+        return Counter(path for (what, path, _), times in named.items() if what == "output" for _ in range(times))
 
 
 def roots_of(program: Any, given: Sequence[str | None], remembered: Container[str] = ()) -> dict[str, str]:

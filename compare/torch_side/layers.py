@@ -10,6 +10,15 @@ if TYPE_CHECKING:
     import torch
 
 
+STATISTICS = ("running_mean", "running_var")
+"""The names of the buffers in which torch's norms keep what they have seen."""
+
+
+def is_statistic(name: str) -> bool:
+    """Return whether a buffer is a norm's running statistic."""
+    return name.rpartition(".")[2] in STATISTICS
+
+
 def torch_layers(model: "torch.nn.Module", flattened: Mapping[str, tuple[int, ...]] | None = None) -> list[Layer]:
     """List the layers of a torch module, in the order of definition, under all names that `kept_tensors` has.
 

@@ -16,7 +16,7 @@ from compare.step.observation import Observation, Port, joined
 from compare.step.user_code import call_user_code, on_another_device
 from compare.torch_side.common_run import CommonRun
 from compare.torch_side.copies import Copies, in_plain_containers
-from compare.torch_side.layers import kept_tensors
+from compare.torch_side.layers import is_statistic, kept_tensors
 from compare.torch_side.rates import rate_of
 from compare.torch_side.record import Record, leaves
 from compare.torch_side.side import Torch
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
-
-
-_STATISTICS = ("running_mean", "running_var")
-"""The names that torch's norms have for what they keep."""
 
 
 class TorchRun(CommonRun):
@@ -247,7 +243,7 @@ class TorchRun(CommonRun):
 
         From zero, a running mean that follows the batch at another rate differs by a mere factor.
         """
-        kept = {name: each for name, each in self.model.named_buffers() if name.endswith(_STATISTICS)}
+        kept = {name: each for name, each in self.model.named_buffers() if is_statistic(name)}
         return {**super().scattered(), **kept}
 
     def buffers(self) -> dict[str, "torch.Tensor"]:

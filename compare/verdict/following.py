@@ -98,11 +98,15 @@ class _Following:
         still = frozenset(name for name, moves in self.learning.items() if not moves)
         # A step may update a critic before it runs the actor.
         in_order = sorted((pair for half in (0, 1) for pair in self.pairs[half]), key=lambda pair: pair[0].rank)
-        # What the two sides run at different steps was never compared.
-        never = [p for p, q in in_order if p.stage == Stage.FORWARD and not p.decides and len(q.missing) >= steps]
-        pairings, quantities = zip(*(pair for pair in in_order if not any(pair[0] is p for p in never)), strict=True)
-        not_compared = [*self.not_compared, *(NotCompared("torch", pairing.torch, _OTHER_STEPS) for pairing in never)]
-        modules = tuple(sorted({pairing.ports[0].path for pairing in never if pairing.ports}))
+
+        def never(pairing: Pairing, quantity: Quantity) -> bool:
+            """Tell whether the two sides run it at different steps, so that it was never compared."""
+            return pairing.stage == Stage.FORWARD and not pairing.decides and len(quantity.missing) >= steps
+
+        pairings, quantities = zip(*(pair for pair in in_order if not never(*pair)), strict=True)
+        left = [pair[0] for pair in in_order if never(*pair)]
+        not_compared = [*self.not_compared, *(NotCompared("torch", pairing.torch, _OTHER_STEPS) for pairing in left)]
+        modules = tuple(sorted({pairing.ports[0].path for pairing in left if pairing.ports}))
         return Followed(list(pairings), _cut(quantities, steps), losses, not_compared, still, modules)
 
     def step(self, number: int, running: Mapping[str, Stream]) -> None:
@@ -153,16 +157,16 @@ class _Following:
     def _weigh(self, half: int, names: tuple[str, str], seen: Mapping[str, Observation]) -> None:
         for pairing, quantity in self.pairs[half]:
             arrays = [shown(reader(pairing, name), seen[name]) for name in names]
-            alone = sum(array is None for array in arrays) == 1
-            if alone and names == ("jax64", "torch64"):
+            differs = sum(array is None for array in arrays) == 1
+            if differs and names == ("jax64", "torch64"):
                 if pairing.stage == Stage.GRADIENT:
                     # Accumulated in torch's loop, a gradient reaches the optimizer at every second step; behind
                     # optax.MultiSteps at each. What the optimizers make of them decides.
                     quantity.decides = False
-                # One side may run both branches and choose, where the other runs one of them.
-                alone = pairing.stage != Stage.FORWARD or pairing.decides
+                # It is none that one side runs both branches and chooses, where the other runs one of them.
+                differs = pairing.stage != Stage.FORWARD or pairing.decides
             if any(array is None for array in arrays):
-                quantity.add_absent(_ERRORS[names], differs=alone)
+                quantity.add_absent(_ERRORS[names], differs=differs)
                 continue
             if pairing.operands and "torch64" in names:
                 arrays.append(pairing.operands(seen["torch64"]))

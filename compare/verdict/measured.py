@@ -19,7 +19,7 @@ ROUNDING = 1e-4
 class Measured:
     """One quantity that both sides compute at every step, and its differences, step by step.
 
-    A report in JSON has all fields but those that `repr` leaves out, which the verdict alone needs.
+    The JSON of a report has the fields that `repr` shows. The verdict alone needs the others.
     """
 
     stage: str
