@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from compare.alignment.pairings import shown
-from compare.comparison.runs import Runs
+from compare.comparison.common_runs import CommonRuns
 from compare.jax_side.given import Given
 from compare.step.batch import Batch
 from compare.step.draws import Draw
@@ -23,8 +23,8 @@ class FromTorch:
     A difference then shows only in the part that causes it, and not in everything that is computed from it.
     """
 
-    def __init__(self, runs: Runs, followed: Followed) -> None:
-        self.pair, self.run = runs.pair, runs.pair.jax_run("float64").taking_values()
+    def __init__(self, runs: CommonRuns, followed: Followed) -> None:
+        self.runs, self.pair, self.run = runs, runs.pair, runs.pair.jax_run("float64").taking_values()
         self.forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
         self.gradients = [pairing for pairing in followed.pairings if pairing.stage == Stage.GRADIENT]
         pairs = zip(followed.pairings, followed.quantities, strict=True)
@@ -33,6 +33,8 @@ class FromTorch:
         """How far the rounding of tables in float32 may move the model's outputs, with the safety factor."""
         self.left_out: set[Port] = set()
         """Where the JAX side differs and corrects it later: torch's values would be wrong there."""
+        self.onward: set[Port] = set()
+        """Where the JAX side differs, and all that uses the same variable later has torch's value too."""
 
     @property
     def ports(self) -> frozenset[Port]:
@@ -51,13 +53,14 @@ class FromTorch:
             for pairing in self.forward
             if pairing.ports and pairing.to_jax and (value := shown(pairing.torch_array, seen)) is not None
         }
-        gradients = {name: to_numpy(gradient) for name, gradient in seen.gradients.items()}
+        given = self.runs.given_to_optimizers(seen)
+        gradients = {name: to_numpy(gradient) for name, gradient in given.items()}
         # Gradients do not add up as values do: see `align_tensors`.
         shared = [dataclasses.replace(link, adds=False) for link in self.pair.links if link.torch in gradients]
         made = to_jax(shared, gradients, {name: np.zeros_like(array) for name, array in self.run.arrays().items()})
         # What torch does not train has no gradient there: the optimizer gets the JAX side's own.
         own = made.keys() - {link.jax for link in shared}
-        return Given(ports, made, ports.keys() - self.left_out, own)
+        return Given(ports, made, ports.keys() - self.left_out, own, frozenset(self.onward))
 
     def step(self, seen: Observation, batch: Batch, draws: Sequence[Draw]) -> Observation:
         """Take one step, from the values that torch has `seen` in the same step."""

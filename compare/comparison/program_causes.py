@@ -76,8 +76,11 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
         if edit is None:
             # With operations edited, torch's step need not be the port's everywhere: a difference without a cause may
             # follow from the first.
-            last = divergence if divergence.cause or not edits or not edits[-1].of_operations else found.pop()
-            found.append(dataclasses.replace(last, details=(*last.details, SEARCH_ENDED)))
+            exact = not any(each.of_operations for each in edits)
+            if divergence.cause or not edits or not edits[-1].of_operations:
+                found.append(divergence)
+            found += steps.independent(followed, edits, found) if exact else []
+            found[-1] = dataclasses.replace(found[-1], details=(*found[-1].details, SEARCH_ENDED))
             break
         found.append(divergence)
         edits.append(with_hidden(steps, edits, edit) if edit.of_operations else edit)

@@ -15,10 +15,12 @@ from compare import bugs
 from compare.alignment.calls_made import Called
 from compare.alignment.pairings import NotCompared, Pairing, jax_path
 from compare.comparison.common_check import CommonCheck
+from compare.comparison.from_torch import FromTorch
 from compare.comparison.made_up_for import without_made_up_for
 from compare.comparison.other_start import other_start
 from compare.comparison.precision import program_precision_causes
 from compare.comparison.program_causes import explained
+from compare.comparison.program_independent import Explaining, independent_of
 from compare.comparison.program_lines import with_lines
 from compare.comparison.program_optimizers import Programs, explained_update, in_proportion
 from compare.comparison.program_pair import ProgramPair
@@ -26,7 +28,7 @@ from compare.comparison.program_questions import questioned_program
 from compare.comparison.program_runs import ProgramRuns
 from compare.comparison.program_search import ProgramSearch
 from compare.comparison.readings import without, without_formula
-from compare.comparison.suggested_edits import Known, Placed, is_accumulated
+from compare.comparison.suggested_edits import Known, Placed, is_accumulated, placed_alone
 from compare.comparison.taken_updates import taken_updates
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps.edit import Edit
@@ -44,7 +46,7 @@ from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence, Line, Role
-from compare.verdict.first_difference import first_divergence
+from compare.verdict.first_difference import Found, first_divergence
 from compare.verdict.following import Followed
 from compare.weights.links import to_jax
 
@@ -192,7 +194,33 @@ class ProgramCheck(CommonCheck):
         """Look for the cause of what is computed at a place as in a model, with edits in force already."""
         if place.by_number:
             return Known()
-        return ProgramSearch(self.pair, self.runs.stepper, self._edited, self._jax_again, self._budget)(place, edits)
+        return self._search()(place, edits)
+
+    def _search(self, from_torch: FromTorch | None = None) -> ProgramSearch:
+        return ProgramSearch(self.pair, self.runs.stepper, self._edited, self._jax_again, self._budget, from_torch)
+
+    def independent(self, followed: Followed, edits: Sequence[Edit], known: Sequence[Divergence]) -> list[Divergence]:
+        """Give the differences that do not follow from those that are `known`, with edits in force."""
+        doing = "looking for independent differences"
+        return bugs.attempt(doing, functools.partial(self._independent, followed, edits, known)) or []
+
+    def _independent(self, followed: Followed, edits: Sequence[Edit], known: Sequence[Divergence]) -> list[Divergence]:
+        if self.jax.kept is not None and self.jax.kept.changed:
+            return []  # its steps cannot be taken again: they count in Python
+        runs = copy.copy(self.runs)
+        runs.torch_run = lambda _: self._edited(edits)
+        from_torch = FromTorch(runs, followed)
+
+        def cause(found: Found) -> Cause | None:
+            if found.divergence.stage == Stage.UPDATE:
+                return self.update_explained(followed, found.pairing, edits).cause
+            place = placed_alone(followed, found, from_torch.ports)
+            return self._search(from_torch)(place, edits).searched.cause
+
+        def lines(found: Found) -> list[Line]:
+            return self.lines(found.pairing, found.divergence.step, found.before)
+
+        return independent_of(known, followed, runs, from_torch, Explaining(lines, cause))
 
     def lines(self, pairing: Pairing, step: int = 0, before: Pairing | None = None) -> list[Line]:
         """Give the lines of the JAX side that compute what differs, back to modules and to other parts of the state."""

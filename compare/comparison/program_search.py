@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from compare.alignment.pairings import Pairing
+from compare.comparison.from_torch import FromTorch
 from compare.comparison.held_out import TURNED, other_batch
 from compare.comparison.places import layers_between
 from compare.comparison.program_pair import ProgramPair
@@ -32,6 +33,7 @@ from compare.step.batch import Batch
 from compare.step.observation import Observation
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
+from compare.torch_side.record import Record
 from compare.verdict.first_difference import Found, together
 from compare.weights.links import to_jax
 
@@ -45,6 +47,8 @@ class ProgramSearch:
         torch: Starts the torch side's float64 run, with edits.
         jax: Starts the JAX side's float64 run that is compiled already.
         budget: What the search for causes of structure may cost.
+        from_torch: The run of the JAX side in which each part starts from torch's values, if such a run showed what
+            differs.
 
     """
 
@@ -55,8 +59,10 @@ class ProgramSearch:
         torch: Callable[[Sequence[Edit]], TorchProgramRun],
         jax: Callable[[], JaxProgramRun],
         budget: Budget,
+        from_torch: FromTorch | None = None,
     ) -> None:
         self.pair, self.stepper, self.torch, self.jax, self.budget = pair, stepper, torch, jax, budget
+        self.from_torch = from_torch
 
     def __call__(self, place: Placed, edits: Sequence[Edit]) -> Known:
         """Look for a cause.
@@ -134,10 +140,27 @@ class ProgramSearch:
         try:
             for number in range(before):
                 jax.step(self._batch(number), self.stepper.draws[number])
+            if self.from_torch is not None:
+                return self._from_torch(self.from_torch, jax, run, batch, step)
             jax.load(to_jax(self.pair.links, run.arrays(), jax.arrays()))
             return jax.step(batch, self.stepper.draws[step])
         except (InputError, InternalError, Signal):
             return None
+
+    def _from_torch(
+        self, from_torch: FromTorch, jax: JaxProgramRun, run: TorchProgramRun, batch: Any, step: int
+    ) -> Observation:
+        """Take a step of the JAX side from what torch has in the same step; torch's run is then as it was before."""
+        draws, again = self.stepper.draws[step], Again(run)
+        from_torch.run.values, from_torch.run.taken = list(jax.values), jax.taken
+        from_torch.load(run.arrays())
+        restore = again.restorer()
+        with again.around(), again.controlled(draws):
+            seen = again.step(batch, Record(run.overwritten))
+        try:
+            return from_torch.step(seen, batch, draws)
+        finally:
+            restore()
 
     def _repeats(self, found: Found, again: Again, batch: Any, step: int) -> bool:
         """Tell whether torch's step, taken twice from one state, gives the same at the place."""

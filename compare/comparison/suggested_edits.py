@@ -20,7 +20,7 @@ from compare.numerics.distance import distance
 from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
 from compare.torch_side.program_run import TorchProgramRun
-from compare.verdict.divergence import Line
+from compare.verdict.divergence import Divergence, Line
 from compare.verdict.first_difference import Found, found_at
 from compare.verdict.following import Followed
 from compare.verdict.ratio import FACTOR
@@ -67,6 +67,9 @@ class Steps(Protocol):
 
     def searched(self, place: Placed, edits: Sequence[Edit]) -> Known:
         """Look for the cause of what is computed at a place as in a model, with edits in force already."""
+
+    def independent(self, followed: Followed, edits: Sequence[Edit], known: Sequence[Divergence]) -> list[Divergence]:
+        """Give the differences that do not follow from those that are `known`, with edits in force."""
 
     def lines(self, pairing: Pairing, step: int, before: Pairing | None) -> list[Line]:
         """Give the lines of the JAX side that compute what differs at a step."""
@@ -282,3 +285,9 @@ def placed(
         if pairing.ports is not None:
             agreeing.add(pairing.ports[0])
     return None
+
+
+def placed_alone(followed: Followed, found: Found, agreeing: frozenset[Port]) -> Placed:
+    """Describe a difference that steps show in which the JAX side has torch's values wherever it agrees."""
+    gradients = _expected(followed, found.divergence.step, Stage.GRADIENT)
+    return Placed(found, agreeing, found.divergence.number, gradients=gradients)

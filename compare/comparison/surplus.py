@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from compare.alignment.pairings import Pairing
-from compare.comparison.runs import Runs
+from compare.comparison.common_runs import CommonRuns
 from compare.numerics.blocks import blocks
 from compare.numerics.distance import distance
 from compare.step.observation import Observation
@@ -55,7 +55,7 @@ def is_reduced(one: np.ndarray, other: np.ndarray, limit: float) -> bool:
 
 
 def cut_off(
-    runs: Runs, pairing: Pairing, number: int, shape: Shape, deciding: Sequence[Pairing], seen: Observation
+    runs: CommonRuns, pairing: Pairing, number: int, shape: Shape, deciding: Sequence[Pairing], seen: Observation
 ) -> tuple[tuple[int, int], ...]:
     """Give how much of a module's output torch's step does not use, before and after, for each axis.
 
@@ -85,7 +85,7 @@ def _besides(shape: Shape, block: tuple[slice, ...]) -> np.ndarray:
 
 
 def torch_ignores(
-    runs: Runs, pairing: Pairing, number: int, mask: np.ndarray, deciding: Sequence[Pairing], seen: Observation
+    runs: CommonRuns, pairing: Pairing, number: int, mask: np.ndarray, deciding: Sequence[Pairing], seen: Observation
 ) -> bool:
     """Tell whether torch's step is the same with other numbers in a part of what a module gives.
 

@@ -58,6 +58,9 @@ class Computed:
         """The roots and paths under which each module is named in the program, by its path in the state."""
         self._of_port: dict[Port, Any] = {}
         """The variable that each module's input or output is."""
+        self._operands: dict[Any, Any] = {}
+        """By that of an input, the variable that its module is given: what else uses it, as a residual sum does, is no
+        part of what comes after."""
         outputs = zip(names, Program.of(program).outputs, strict=True)
         self._of_output = {name: _inside(atom, program) for name, atom in outputs if not is_literal(atom)}
         self.number(stacks or {})
@@ -65,6 +68,7 @@ class Computed:
     def number(self, stacks: Mapping[str, int]) -> None:
         """Number the calls of modules, as they are when the program runs: see `Calls`."""
         self._of_port.clear()
+        self._operands.clear()
         calls, unshown = Calls(stacks), itertools.count(-1, -1)
         outermost = apart_from_stacks(self._outermost, stacks)
 
@@ -90,6 +94,8 @@ class Computed:
                 path = label.place(self._roots, outermost) if label is not None else None
                 if label is not None and path is not None and label.what in ("input", "output"):
                     note(label, path, eqn.outvars[0], shown=shown)
+                    if label.what == "input" and not is_literal(eqn.invars[0]):
+                        self._operands[eqn.outvars[0]] = eqn.invars[0]
 
         walk(self._program, shown=True)
 
@@ -117,8 +123,8 @@ class Computed:
         return [] if end is None else self._between(end, since)
 
     def _between(self, end: Any, since: str | None = None) -> list[Source]:
-        known = (*self._of_port.values(), *self._of_output.values())
-        ends = {variable for variable in known if variable is not end}
+        known = (*self._of_port.values(), *self._of_output.values(), *self._operands.values())
+        ends = {variable for variable in known if variable is not end and variable is not self._operands.get(end)}
         needed = set(self._before(end, ends, since))
         named = (eqn for eqn in self._equations if id(eqn) in needed and eqn.primitive.name != NAME)
         places = map(expression, named)

@@ -20,11 +20,15 @@ class Given(NamedTuple):
     """Those of `ports` that are given now; None is for all. Another choice of them compiles nothing."""
     own: Collection[str] = ()
     """The parameters for which the optimizer takes the gradient that is computed, and none of `gradients`."""
+    onward: Collection[Port] = ()
+    """Those of `ports` from which on all that uses the same variable takes the given value, and not the module alone:
+    in `x + layer(norm(x))`, what the norm takes is added as well."""
 
     @property
     def chosen(self) -> np.ndarray:
-        """Whether each port is given, in sorted order, of shape `(ports,)`."""
-        return np.array([self.used is None or port in self.used for port in sorted(self.ports)], bool)
+        """Whether each port is given, and whether onward, in sorted order, of shape `(ports, 2)`."""
+        used = self.ports if self.used is None else self.used
+        return np.array([(port in used, port in used and port in self.onward) for port in sorted(self.ports)], bool)
 
     def arguments(self) -> tuple[Any, ...]:
         """Give it as arguments of a step, which is compiled once for all choices of the ports that are used."""

@@ -45,6 +45,9 @@ class Interpreter:
     def __init__(self) -> None:
         self.shown: list[Any] = []
         """Values from within the program that `operation` has put here, in order of execution."""
+        self.renewed: dict[Any, Any] = {}
+        """What the operation that was evaluated last puts in the place of variables that it reads, for all that comes
+        after it."""
 
     def constant(self, value: Any) -> Any:
         """Return what stands for a number or an array that the program contains."""
@@ -98,15 +101,18 @@ class Interpreter:
         # memory: a training step has an activation for every operation.
         last = {atom: number for number, eqn in enumerate(equations) for atom in eqn.invars if not is_literal(atom)}
         kept = {atom for atom in outputs if not is_literal(atom)}
-        rest = iter(given)
+        rest, renewed = iter(given), dict[Any, Any]()
         for number, eqn in enumerate(equations):
             own = list(itertools.islice(rest, self.places(eqn)))
+            self.renewed = {}
             with made_where(eqn):
                 found = self.equation(eqn, [read(atom) for atom in eqn.invars], own)
-            values.update(zip(eqn.outvars, found, strict=True))
+            renewed |= self.renewed
+            values.update({**self.renewed, **dict(zip(eqn.outvars, found, strict=True))})
             for atom in {atom for atom in eqn.invars if not is_literal(atom)} - kept:
                 if last[atom] == number:
                     del values[atom]  # an array that nothing reads any more
+        self.renewed = {parameter: renewed[parameter] for parameter in parameters if parameter in renewed}
         return [read(atom) for atom in outputs]
 
     def step(self, program: Any, args: Sequence[Any], written: Sequence[Any] = ()) -> list[Any]:
@@ -120,11 +126,22 @@ class Interpreter:
 
     def call(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Run the program of a call in place."""
-        return self.run(called(eqn), args, given)
+        return self._in_place(eqn, args, given)
 
     def checkpoint(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Run the program of a checkpoint in place: nothing is differentiated any more."""
-        return self.run(called(eqn), args, given)
+        return self._in_place(eqn, args, given)
+
+    def _in_place(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
+        program = called(eqn)
+        outputs = self.run(program, args, given)
+        pairs = zip(eqn.invars, Program.of(program).arguments, strict=True)
+        self.renewed = {
+            outside: self.renewed[inside]
+            for outside, inside in pairs
+            if inside in self.renewed and not is_literal(outside)
+        }
+        return outputs
 
     def scan(self, eqn: Any, args: list[Any], given: Sequence[Any]) -> list[Any]:
         """Rebuild a scan; each iteration has its own values for its places."""
@@ -248,7 +265,9 @@ class Interpreter:
     def enclosed(self, program: Any, args: Sequence[Any], given: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
         """Run a program within a transformation of JAX's; what it shows is for the transformation to bring out."""
         with self._aside() as shown:
-            return self.run(program, args, given), shown
+            outputs = self.run(program, args, given)
+        self.renewed = {}  # what is a variable within the transformation is none outside of it
+        return outputs, shown
 
     def unshown(self, program: Any, args: Sequence[Any]) -> list[Any]:
         """Run a program within a transformation that brings out nothing of what it shows."""

@@ -13,7 +13,7 @@ from compare.jax_side.computed import named_in, roots_of
 from compare.jax_side.jaxpr import Interpreter
 from compare.jax_side.labels import LOOK, Label
 from compare.jax_side.lift import Lifter, Tables
-from compare.jax_side.primitives import NAME, Scan
+from compare.jax_side.primitives import NAME, Scan, is_literal
 from compare.jax_side.program_state import Leaf
 from compare.jax_side.recomputed import is_again
 from compare.jax_side.stacks import Stacks, apart_from_stacks
@@ -48,7 +48,7 @@ class Instead(NamedTuple):
     """
 
     ports: Mapping[Port, tuple[Any, Any]] = {}
-    """What modules take and give."""
+    """What modules take and give. Of these it is said twice: for the module, and for all that comes after it."""
     gradients: Mapping[str, tuple[Any, Any]] = {}
     """Those that optimizers are given, by name."""
 
@@ -102,24 +102,29 @@ class Watch:
         """Whether anything is put in the place of what the program computes."""
         return bool(self._given.ports or self._given.gradients)
 
-    def instead(self, seen: "Shown | None", value: Any) -> Any:
-        """Return the value with which the program continues: the given one, if there is one, or its own."""
+    def instead(self, seen: "Shown | None", value: Any) -> tuple[Any, Any]:
+        """Return the value with which a module or an optimizer continues, and that with which the program does.
+
+        Either is the given one, if there is one, or its own.
+        """
         import jax.numpy as jnp
 
         for key in seen or {}:
             given = [self._given_for(key, number) for number in key.numbers]
             if not any(each is not None for each in given):
-                return value
+                return value, value
             layers = value.ndim > key.axes
             own = value.shape[layers:]
             others = [jnp.zeros(own) if each is None else jnp.broadcast_to(jnp.asarray(each[0]), own) for each in given]
-            chosen = [False if each is None else each[1] for each in given]
+            chosen = [jnp.zeros(2, bool) if each is None else jnp.broadcast_to(each[1], 2) for each in given]
             lengths = self.calls.lengths
             shape = (*lengths, value.shape[0]) if layers else lengths
-            others = self.calls.here(jnp.stack(others).reshape(*shape, *own))
-            chosen = self.calls.here(jnp.stack(chosen).reshape(shape))
-            return jnp.where(chosen.reshape(*chosen.shape, *(1 for _ in own)), others.astype(value.dtype), value)
-        return value
+            others = self.calls.here(jnp.stack(others).reshape(*shape, *own)).astype(value.dtype)
+            masks = jnp.moveaxis(self.calls.here(jnp.stack(chosen).reshape(*shape, 2)), -1, 0)
+            masks = jnp.expand_dims(masks, tuple(range(masks.ndim, masks.ndim + len(own))))
+            here = jnp.where(masks[0], others, value)
+            return here, jnp.where(masks[1], others, value) if key.what == "input" else value
+        return value, value
 
     def _given_for(self, key: Key, number: int) -> tuple[Any, Any] | None:
         if key.what == "gradient":
@@ -186,7 +191,10 @@ class _Watching(Interpreter):
         if eqn.primitive.name == NAME:
             if (seen := self.watch.see(eqn.params["name"], args[0])) is not None:
                 self.shown.append(seen)
-            return [self.watch.instead(seen, args[0])]
+            given, onward = self.watch.instead(seen, args[0])
+            if onward is not args[0] and not is_literal(eqn.invars[0]):
+                self.renewed = {eqn.invars[0]: onward}
+            return [given]
         results = super().operation(eqn, args, given)
         self.watch.follow(eqn, args, results)
         return results

@@ -1,0 +1,134 @@
+"""Finds the independent differences of two programs, behind the one at which the search for causes ended.
+
+As in a check of models, each module, the loss and the optimizers of the JAX side start from torch's values, in steps
+that start from torch's state. What then differs does not follow from another difference, but in two cases, which are
+left out: a value may also be used outside of modules, where it is the JAX side's own, and what comes after an update
+follows from it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from compare import bugs
+from compare.alignment.pairings import Pairing
+from compare.comparison.differing_parts import DifferingParts, Step
+from compare.comparison.from_torch import FromTorch, Repeated
+from compare.comparison.module_order import merged
+from compare.comparison.program_runs import ProgramRuns
+from compare.step.observation import to_numpy
+from compare.step.stage import Stage
+from compare.verdict.divergence import Cause, Divergence, Line
+from compare.verdict.first_difference import Found
+from compare.verdict.following import Followed
+
+_COMPUTED = (Stage.FORWARD, Stage.LOSS, Stage.SHOWN)
+
+
+class Explaining(NamedTuple):
+    """What says more of a difference."""
+
+    lines: Callable[[Found], list[Line]]
+    """Gives the lines of the JAX side that compute it."""
+    cause: Callable[[Found], Cause | None]
+    """Looks for its cause."""
+
+
+def independent_of(
+    known: Sequence[Divergence], followed: Followed, runs: ProgramRuns, from_torch: FromTorch, explaining: Explaining
+) -> list[Divergence]:
+    """Give the differences that do not follow from those that are `known`, in order of computation.
+
+    Args:
+        known: The differences that were found before, with their lines.
+        followed: What following both sides has found.
+        runs: Of the pair. What is known already is changed in torch's steps.
+        from_torch: The run of the JAX side that starts from torch's values.
+        explaining: What says more of a difference.
+
+    """
+    told = {line.source for each in known for line in each.lines}
+    given: list[Divergence] = []
+    for found in _apart(known, _found(followed, runs, from_torch)):
+        lines = explaining.lines(found)
+        sources = {line.source for line in lines}
+        # What shares a line with another difference may use a value of it, or be the same line called twice.
+        if not sources.isdisjoint(told) or not (sources or found.divergence.modules or found.known):
+            continue
+        told |= sources
+        cause = found.divergence.cause
+        if not found.known:
+            doing = f"the search for the cause at {found.divergence.torch}"
+            cause = bugs.attempt(doing, functools.partial(explaining.cause, found))
+        given.append(dataclasses.replace(found.divergence, cause=cause, lines=tuple(lines)))
+    return given
+
+
+def _found(followed: Followed, runs: ProgramRuns, from_torch: FromTorch) -> list[Found]:
+    reached: set[str] = set()
+    """The parameters whose optimizer takes the gradient that it is given."""
+    trained = {link.jax for link in runs.pair.links if link.torch in runs.pair.trained}
+
+    def follows(pairing: Pairing) -> bool:
+        if pairing.stage in (Stage.GRADIENT, Stage.PARAMETERS):
+            return True
+        if pairing.stage in _COMPUTED:
+            return pairing.after_update
+        if pairing.stage == Stage.UPDATE:
+            names = (pairing.link.jax,) if pairing.link else pairing.subjects(1)
+            return not {name.partition("[")[0] for name in names} <= reached
+        return pairing.stage == Stage.STATE and not trained <= reached
+
+    parts = DifferingParts(runs, followed, from_torch, follows)
+    for step in _steps(followed, runs, from_torch):
+        if not step.number:
+            reached |= _reached(step)
+        parts.add(step)
+    return merged(parts.found(), parts.moves)
+
+
+def _steps(followed: Followed, runs: ProgramRuns, jax: FromTorch) -> Iterator[Step]:
+    """Take the steps of torch in float64, with what takes each of them on the JAX side from what torch has there."""
+    run, batches = runs.torch_run("float64"), runs.pair.batches
+    stream = runs.stepper.whole(run)
+    for number in range(followed.steps):
+        jax.load(run.arrays())  # what its optimizers remember is right: they have seen torch's gradients
+        seen = next(stream)
+        yield Step(number, seen, Repeated(jax, batches[number % len(batches)], runs.stepper.draws[number], seen))
+
+
+def _reached(step: Step) -> set[str]:
+    """Name the parameters whose update changes with the gradient that their optimizer is given, and with no second."""
+    given = step.again.given
+    turned = given._replace(gradients={name: -array for name, array in given.gradients.items()})
+    before, after = step.again(given), step.again(turned)
+    several = {name.partition("#")[0] for name in (*before.gradients, *step.torch.gradients) if "#" in name}
+    own = {name: to_numpy(update) for name, update in before.updates.items() if name not in several}
+    return {name for name, update in own.items() if not np.array_equal(update, to_numpy(after.updates[name]))}
+
+
+def _apart(known: Sequence[Divergence], found: Sequence[Found]) -> Iterator[Found]:
+    """Leave one difference of those that may come from one: the updates of a model, its state, and the losses.
+
+    What is not trained follows from updates, and is left out where one differs.
+    """
+    seen = {_kind(each.stage, each.torch) for each in known}
+    updates = any(stage == Stage.UPDATE for stage, _ in {*seen, *(_kind_of(each) for each in found)})
+    for each in found:
+        follows = each.divergence.stage == Stage.STATE and updates
+        if not follows and _kind_of(each) not in seen:
+            seen.add(_kind_of(each))
+            yield each
+
+
+def _kind_of(found: Found) -> tuple[str, str]:
+    return _kind(found.divergence.stage, found.divergence.torch)
+
+
+def _kind(stage: str, torch: str) -> tuple[str, str]:
+    if stage in (Stage.LOSS, Stage.SHOWN):
+        return Stage.LOSS, ""
+    return stage, torch if stage == Stage.FORWARD else torch.partition(".")[0]
