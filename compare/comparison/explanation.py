@@ -11,6 +11,7 @@ import numpy as np
 
 from compare import bugs
 from compare.comparison.exchanged import exchanged_output
+from compare.comparison.followers import without_followers
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.held_out import HeldOutSteps
 from compare.comparison.independent import Independent
@@ -106,6 +107,7 @@ def explained(
         if found.cause and (searched.whole or found.cause.name in OF_THE_MODEL):
             # The rest of the forward pass is explained with it.
             left = [other for other in left if other.divergence.stage != Stage.FORWARD]
+    divergences = without_followers(divergences, lambda each: each.cause is None)
     return Causes(with_counts(runs.pair, divergences), rounding)
 
 

@@ -1,9 +1,8 @@
 """Finds the independent differences of two programs, behind the one at which the search for causes ended.
 
 As in a check of models, each module, the loss and the optimizers of the JAX side start from torch's values, in steps
-that start from torch's state. What then differs does not follow from another difference, but in two cases, which are
-left out: a value may also be used outside of modules, where it is the JAX side's own, and what comes after an update
-follows from it.
+that start from torch's state. What then differs does not follow from another difference, with one exception: what comes
+after an update in its step is computed from the JAX side's own update, and is left out.
 """
 
 import dataclasses
@@ -16,6 +15,7 @@ import numpy as np
 from compare import bugs
 from compare.alignment.pairings import Pairing
 from compare.comparison.differing_parts import DifferingParts, Step
+from compare.comparison.followers import without_followers
 from compare.comparison.from_torch import FromTorch, Repeated
 from compare.comparison.module_order import merged
 from compare.comparison.program_runs import ProgramRuns
@@ -50,21 +50,15 @@ def independent_of(
         explaining: What says more of a difference.
 
     """
-    told = {line.source for each in known for line in each.lines}
     given: list[Divergence] = []
     for found in _apart(known, _found(followed, runs, from_torch)):
-        lines = explaining.lines(found)
-        sources = {line.source for line in lines}
-        # What shares a line with another difference may use a value of it, or be the same line called twice.
-        if not sources.isdisjoint(told) or not (sources or found.divergence.modules or found.known):
-            continue
-        told |= sources
-        cause = found.divergence.cause
+        divergence = dataclasses.replace(found.divergence, lines=tuple(explaining.lines(found)))
         if not found.known:
-            doing = f"the search for the cause at {found.divergence.torch}"
+            doing = f"the search for the cause at {divergence.torch}"
             cause = bugs.attempt(doing, functools.partial(explaining.cause, found))
-        given.append(dataclasses.replace(found.divergence, cause=cause, lines=tuple(lines)))
-    return given
+            divergence = dataclasses.replace(divergence, cause=cause)
+        given.append(divergence)
+    return without_followers([*known[-1:], *given], lambda _: True)[len(known[-1:]) :]
 
 
 def _found(followed: Followed, runs: ProgramRuns, from_torch: FromTorch) -> list[Found]:
