@@ -255,7 +255,7 @@ ARCHITECTURES = [
             "no second residual": ("leaves out the sum",),
             "residual of x": ("takes the input",),
             "factors not squared": ("leaves out pow",),
-            "squares added": ("add of", "sign"),
+            "squares added": ("the sum of the two", "sign"),
             "no half": ("leaves out mul",),
             "deep of the cross": ("has the output of add (graphs.py", "takes"),
         },
