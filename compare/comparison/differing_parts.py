@@ -50,7 +50,10 @@ class DifferingParts:
         made_up_for: Callable[[Collection[int], LastingPlaces], Sequence[Pairing]] = _nothing,
     ) -> None:
         self._followed, self._from_torch, self._made_up_for = followed, from_torch, made_up_for
-        self._differences = StepDifferences(followed, lambda pairing: pairing.accepted or skipped(pairing))
+        self._differences, self._carried = (
+            StepDifferences(followed, lambda pairing: pairing.accepted or skipped(pairing)) for _ in range(2)
+        )
+        """What differs where all that uses a variable has torch's value, and where its modules alone have it."""
         self._ignores = functools.partial(torch_ignores, runs)
         self._kept: set[int] = set()
         self._undone: set[int] = set()
@@ -81,11 +84,12 @@ class DifferingParts:
         if left_out := self._made_up_for(different, places):
             self._leave_out(step, left_out)
             shown = step.again(step.again.given)
-        shown = self._carried_on(step, shown)
+        self._carried.add(step.torch, shown, kept)
+        shown = self._alone(step, shown)
         differences.add(step.torch, shown, kept)
         return shown
 
-    def _carried_on(self, step: Step, shown: Observation) -> Observation:
+    def _alone(self, step: Step, shown: Observation) -> Observation:
         """Let all that comes after a difference have torch's value of it, and give what the step then shows.
 
         In `x = x + layer(norm(x))` the norm takes torch's value, and the sum the JAX side's own: what differs before
@@ -93,6 +97,9 @@ class DifferingParts:
         for what comes later. So this is done where it makes nothing differ that did not.
         """
         pairings, again = self._followed.pairings, step.again
+        if self._from_torch.onward:
+            again.given = again.given._replace(onward=frozenset(self._from_torch.onward))
+            shown = again(again.given)
         for number in sorted(self._kept - self._tried):
             different = self._different(step, shown)
             if number not in different or not pairings[number].to_jax or number == max(different):
@@ -113,7 +120,9 @@ class DifferingParts:
 
     def found(self, left_out: Sequence[Pairing] = ()) -> list[Found]:
         """Give what differs, each at the first step where it shows, in order of computation, but for some pairings."""
-        found = self._differences.found()
+        alone = {each.divergence.number: each for each in self._differences.found()}
+        carried = {each.divergence.number: each for each in self._carried.found()}
+        found = [_both(alone.get(number), carried.get(number)) for number in sorted(alone.keys() | carried.keys())]
         return _first_of_other_shape([each for each in found if not any(each.pairing is one for one in left_out)])
 
     def _leave_out(self, step: Step, pairings: Sequence[Pairing]) -> None:
@@ -121,6 +130,15 @@ class DifferingParts:
         left_out = self._from_torch.left_out
         left_out |= {port(each) for each in pairings}
         step.again.given = step.again.given._replace(used=step.again.given.ports.keys() - left_out)
+
+
+def _both(alone: Found | None, carried: Found | None) -> Found:
+    if alone is None:
+        assert carried is not None
+        return carried._replace(carried=carried.target, follows=True)
+    if carried is None or carried.divergence.step != alone.divergence.step:
+        return alone._replace(carried=alone.target)
+    return alone._replace(carried=carried.target)
 
 
 def _first_of_other_shape(found: Sequence[Found]) -> list[Found]:

@@ -67,7 +67,8 @@ def explained(
     # computed from torch's values, is the better one: nothing that came before is in it.
     others = [each for each in alone.found if each.pairing is not first.pairing]
     if same := [each for each in alone.found if each.pairing is first.pairing]:
-        first = same[0] if same[0].known else first._replace(target=same[0].target, limit=same[0].limit)
+        alike = first._replace(target=same[0].target, carried=same[0].carried, limit=same[0].limit)
+        first = same[0]._replace(follows=False) if same[0].known else alike
     elif first.pairing.stage == Stage.UPDATE:
         others = [each for each in others if each.pairing.stage != Stage.UPDATE]
     search = _Search(runs, jax, from_torch, budget)
@@ -76,6 +77,8 @@ def explained(
     left = [first, *others]
     while left:
         each = left.pop(0)
+        if each.follows:
+            continue
         doing = f"the search for the cause at {each.divergence.torch}"
         found, searched = each.divergence, Searched()
         if found.stage == Stage.UPDATE:
@@ -117,10 +120,10 @@ def _follows(other: Found, found: Found, searched: Searched) -> bool:
     Each module is given torch's input: what is computed once for several of them then differs before each.
     """
     ports, one, two = other.pairing.ports, found.divergence, other.divergence
-    if ports is None or other.target is None or one.step != two.step or found.pairing.ports is None:
+    if ports is None or other.carried is None or one.step != two.step or found.pairing.ports is None:
         return False
-    same = found.target is not None and np.array_equal(found.target, other.target)
-    return (same and math.isclose(one.error64, two.error64)) or searched.explains([(ports[0], other.target)])
+    same = found.carried is not None and np.array_equal(found.carried, other.carried)
+    return (same and math.isclose(one.error64, two.error64)) or searched.explains([(ports[0], other.carried)])
 
 
 def _is_of_one_gradient(found: Divergence, searched: Searched) -> bool:
@@ -244,7 +247,7 @@ def _are_alike(one: Relation, other: Relation | None) -> bool:
 def _inside(found: Sequence[Found], step: int) -> list[tuple[Port, np.ndarray]]:
     """Give the places inside the model at which the JAX side differs from torch's values in a step, and its values."""
     inside = [each for each in found if each.divergence.step == step and each.divergence.stage == Stage.FORWARD]
-    return [(each.pairing.ports[0], each.target) for each in inside if each.pairing.ports and each.target is not None]
+    return [(each.pairing.ports[0], each.carried) for each in inside if each.pairing.ports and each.carried is not None]
 
 
 def _either(one: Explains, other: Explains, values: Values) -> bool:

@@ -60,11 +60,12 @@ class FromTorch:
         made = to_jax(shared, gradients, {name: np.zeros_like(array) for name, array in self.run.arrays().items()})
         # What torch does not train has no gradient there: the optimizer gets the JAX side's own.
         own = made.keys() - {link.jax for link in shared}
-        return Given(ports, made, ports.keys() - self.left_out, own, frozenset(self.onward))
+        return Given(ports, made, ports.keys() - self.left_out, own)
 
     def step(self, seen: Observation, batch: Batch, draws: Sequence[Draw]) -> Observation:
         """Take one step, from the values that torch has `seen` in the same step."""
-        return self.run.step(batch, draws, self.given(seen))
+        given = self.given(seen)._replace(onward=frozenset(self.onward))
+        return self.run.step(batch, draws, given)
 
 
 class Repeated:

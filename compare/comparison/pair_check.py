@@ -135,11 +135,12 @@ class PairCheck(CommonCheck):
         doing, from_torch = "looking for independent differences", FromTorch(self.runs, followed)
         alone = bugs.attempt(doing, lambda: independent(self.runs, followed, from_torch, made_up_for))
         if alone is not None:
-            first = first_divergence(without(followed, alone.made_up_for), alone.found) or first
+            own = [each for each in alone.found if not each.follows]
+            first = first_divergence(without(followed, alone.made_up_for), own) or first
             # What the model gives after other updates follows from these, where it is right from torch's weights.
             follows = first.pairing.stage in (Stage.FORWARD, Stage.LOSS) and first.divergence.step > 0
-            if follows and alone.found and not any(each.pairing is first.pairing for each in alone.found):
-                first = min(alone.found, key=lambda each: (each.divergence.step, each.divergence.number))
+            if follows and own and not any(each.pairing is first.pairing for each in own):
+                first = min(own, key=lambda each: (each.divergence.step, each.divergence.number))
         self.progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
         alone = alone or Independent()
         causes = explained(self.runs, first, alone, self.jax, from_torch, self._budget())

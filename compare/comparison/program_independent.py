@@ -51,7 +51,8 @@ def independent_of(
 
     """
     given: list[Divergence] = []
-    for found in _apart(known, _found(followed, runs, from_torch)):
+    alone = [each for each in _found(followed, runs, from_torch) if not each.follows]
+    for found in _apart(known, alone):
         divergence = dataclasses.replace(found.divergence, lines=tuple(explaining.lines(found)))
         if not found.known:
             doing = f"the search for the cause at {divergence.torch}"

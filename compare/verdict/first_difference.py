@@ -33,6 +33,10 @@ class Found(NamedTuple):
     """Whether the divergence has its cause already."""
     outside: bool = False
     """Whether its cause is looked for in all that the step does before it outside of modules."""
+    carried: np.ndarray | None = None
+    """What the JAX side gives where its modules alone have torch's values, and a sum past them has its own."""
+    follows: bool = False
+    """Whether it differs only because such a sum carries an earlier difference there."""
 
 
 def first_divergence(followed: Followed, independent: Collection[Found] | None = None) -> Found | None:
