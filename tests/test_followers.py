@@ -1,0 +1,283 @@
+"""A difference that a sum carries past modules is one finding, and a second fault behind it is another one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+import compare
+
+WIDTH = 8
+
+
+def odd(x: jax.Array) -> jax.Array:
+    """Compute what no cause of the catalogue says of `tanh`."""
+    return jnp.tanh(x) + 0.1 * jnp.sin(3.1 * x) * x
+
+
+def mse(output: Any, target: Any) -> Any:
+    return ((output - target) ** 2).mean()
+
+
+def linear(inputs: int, outputs: int) -> nnx.Linear:
+    return nnx.Linear(inputs, outputs, rngs=nnx.Rngs(0))
+
+
+def batches() -> list[Any]:
+    rng = np.random.default_rng(0)
+    sizes = (4, 5, WIDTH), (4, 5, 3)
+    return [tuple(rng.normal(size=size).astype(np.float32) for size in sizes) for _ in range(2)]
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.tanh(self.up(self.norm(x))) * 0.5
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.end = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.start(x))
+        for block in self.blocks:
+            x = block(x)
+        out: torch.Tensor = self.end(x)
+        return out
+
+
+class BlockPort(nnx.Module):
+    def __init__(self, scale: float = 0.5) -> None:
+        self.norm, self.up = nnx.LayerNorm(WIDTH, epsilon=1e-5, rngs=nnx.Rngs(0)), linear(WIDTH, WIDTH)
+        self.scale = scale
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + jnp.tanh(self.up(self.norm(x))) * self.scale
+
+
+class ResidualPort(nnx.Module):
+    def __init__(self, scale: float = 0.5, remat: bool = False) -> None:
+        self.start, self.end, self.remat = linear(WIDTH, WIDTH), linear(WIDTH, 3), remat
+        self.blocks = nnx.List([BlockPort(), BlockPort(scale), BlockPort()])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = odd(self.start(x))
+        for block in self.blocks:
+            x = nnx.remat(BlockPort.__call__)(block, x) if self.remat else block(x)
+        return self.end(x)
+
+
+class Right(ResidualPort):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jnp.tanh(self.start(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.end(x)
+
+
+class ScannedPort(nnx.Module):
+    def __init__(self) -> None:
+        self.start, self.end = linear(WIDTH, WIDTH), linear(WIDTH, 3)
+        self.blocks = nnx.vmap(lambda _: BlockPort(), in_axes=0, out_axes=0)(jnp.arange(3))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def run(x: jax.Array, block: BlockPort) -> jax.Array:
+            return block(x)
+
+        return self.end(run(odd(self.start(x)), self.blocks))
+
+
+class EquinoxBlock(eqx.Module):
+    norm: eqx.nn.LayerNorm
+    up: eqx.nn.Linear
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + jnp.tanh(jax.vmap(self.up)(jax.vmap(self.norm)(x))) * 0.5
+
+
+class EquinoxPort(eqx.Module):
+    start: eqx.nn.Linear
+    end: eqx.nn.Linear
+    blocks: list[EquinoxBlock]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = odd(jax.vmap(self.start)(x))
+        for block in self.blocks:
+            x = block(x)
+        return jax.vmap(self.end)(x)
+
+
+class Skip(nn.Module):
+    """A value that is used again, and that no module takes as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.middle, self.end = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(2 * WIDTH, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.start(x))
+        out: torch.Tensor = self.end(torch.cat([torch.tanh(self.middle(x.flip(1))), x], -1))
+        return out
+
+
+class SkipPort(nnx.Module):
+    def __init__(self) -> None:
+        self.start, self.middle, self.end = linear(WIDTH, WIDTH), linear(WIDTH, WIDTH), linear(2 * WIDTH, 3)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = odd(self.start(x))
+        h = jnp.tanh(self.middle(jnp.flip(x, 1)))
+        return self.end(jnp.concatenate([h, x], -1))
+
+
+class Memory(nn.Module):
+    """What the layers of a decoder take beside their own values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.start, self.end = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.keys = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        memory, x = torch.tanh(self.encoder(x)), torch.tanh(self.start(x))
+        for key in self.keys:
+            x = x + torch.softmax(x @ key(memory).transpose(1, 2), -1) @ memory
+        out: torch.Tensor = self.end(x)
+        return out
+
+
+class MemoryPort(nnx.Module):
+    def __init__(self) -> None:
+        self.encoder, self.start, self.end = linear(WIDTH, WIDTH), linear(WIDTH, WIDTH), linear(WIDTH, 3)
+        self.keys = nnx.List([linear(WIDTH, WIDTH) for _ in range(2)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        memory = odd(self.encoder(x))
+        x = jnp.tanh(self.start(x))
+        for key in self.keys:
+            x = x + jax.nn.softmax(x @ key(memory).swapaxes(1, 2), -1) @ memory
+        return self.end(x)
+
+
+def equinox_port() -> compare.Jax:
+    key = jax.random.key(0)
+
+    def made(outputs: int) -> eqx.nn.Linear:
+        return eqx.nn.Linear(WIDTH, outputs, key=key)
+
+    blocks = [EquinoxBlock(eqx.nn.LayerNorm(WIDTH), made(WIDTH)) for _ in range(3)]
+    params, rest = eqx.partition(EquinoxPort(made(WIDTH), made(3), blocks), eqx.is_array)
+    return compare.Jax(lambda params, x: jax.vmap(eqx.combine(params, rest))(x), params, mse)
+
+
+PORTS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], str]] = {
+    "residual": (Residual, lambda: compare.Flax(ResidualPort(), mse), "between start and blocks.0"),
+    "checkpointed": (Residual, lambda: compare.Flax(ResidualPort(remat=True), mse), "between start and blocks.0"),
+    "scanned": (Residual, lambda: compare.Flax(ScannedPort(), mse), "between start and blocks.0"),
+    "equinox": (Residual, equinox_port, "between start and blocks.0"),
+    "skip": (Skip, lambda: compare.Flax(SkipPort(), mse), "between start and middle"),
+    "memory": (Memory, lambda: compare.Flax(MemoryPort(), mse), "between encoder and keys.0"),
+}
+
+
+@pytest.mark.parametrize("kind", PORTS)
+def test_one_fault_whose_value_is_used_again_is_one_finding(kind: str) -> None:
+    torch.manual_seed(0)
+    model, port, place = PORTS[kind]
+    report = compare.check(compare.Torch(model(), mse), port(), batches(), steps=1, quick=True)
+    assert report.divergence is not None
+    assert report.divergence.cause is None, str(report)
+    ends = place.rpartition(" and ")[2]
+    assert report.divergence.torch.endswith(ends) or report.divergence.torch.endswith("blocks.0.norm"), str(report)
+    assert not report.others, str(report)
+
+
+def test_a_second_fault_behind_a_sum_is_explained_by_itself() -> None:
+    torch.manual_seed(0)
+    side = compare.Flax(ResidualPort(scale=0.75), mse)
+    report = compare.check(compare.Torch(Residual(), mse), side, batches(), steps=1, quick=True)
+    assert report.divergence is not None
+    assert report.divergence.cause is None, str(report)
+    assert len(report.others) == 1, str(report)
+    second = report.others[0]
+    assert "blocks.1" in second.torch
+    assert second.cause is not None, str(report)
+    assert "0.75" in second.cause.explanation
+
+
+def program(port: Callable[[], nnx.Module], loss: Callable[[Any, Any], Any], rate: float) -> compare.Report:
+    def torch_build() -> Any:
+        torch.manual_seed(0)
+        model = Residual()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+        def step(state: Any, batch: Any) -> Any:
+            optimizer.zero_grad()
+            found = mse(model(batch[0]), batch[1])
+            found.backward()
+            optimizer.step()
+            return {"loss": found}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    def jax_build() -> Any:
+        model = port()
+        optimizer = nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(state: Any, batch: Any) -> Any:
+            def of(model: Any) -> Any:
+                return loss(model(batch[0]), batch[1])
+
+            found, gradients = nnx.value_and_grad(of)(state["model"])
+            state["optimizer"].update(state["model"], gradients)
+            return state, {"loss": found}
+
+        return {"model": model, "optimizer": optimizer}, step
+
+    sides = compare.TorchProgram(torch_build), compare.JaxProgram(jax_build)
+    return compare.check(*sides, batches(), quick=True)
+
+
+def other_loss(output: Any, target: Any) -> Any:
+    return (jnp.abs(output - target) ** 2.3).mean()
+
+
+def test_a_program_lists_what_differs_behind_a_difference_without_a_cause() -> None:
+    report = program(lambda: ResidualPort(scale=0.75), other_loss, 0.02)
+    assert report.divergence is not None
+    assert report.divergence.cause is None, str(report)
+    stages = [str(each.stage) for each in report.others]
+    assert stages == ["forward", "loss", "update"], str(report)
+    inside, of_loss, update = report.others
+    assert "model.blocks.1" in inside.torch
+    assert inside.cause is not None, str(report)
+    assert "0.75" in inside.cause.explanation
+    assert of_loss.cause is None, str(report)
+    assert update.cause is not None, str(report)
+    assert update.cause.name == "learning rate"
+
+
+def test_a_program_with_one_fault_without_a_cause_has_one_finding() -> None:
+    report = program(ResidualPort, mse, 0.01)
+    assert report.divergence is not None
+    assert not report.others, str(report)
+    report = program(Right, other_loss, 0.01)
+    assert report.divergence is not None
+    assert report.divergence.stage == "loss"
+    assert not report.others, str(report)
