@@ -8,42 +8,20 @@ next place that differs.
 
 import dataclasses
 import functools
-import itertools
 import math
-import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from compare import bugs
-from compare.alignment.pairings import Pairing
 from compare.comparison.made_up_for import next_place
-from compare.comparison.suggested_edits import (
-    Known,
-    Placed,
-    Reach,
-    Steps,
-    hidden_by,
-    is_hidden,
-    of_early_weights,
-    placed,
-    read,
-    suggested,
-    with_hidden,
-)
+from compare.comparison.suggested_edits import Known, Placed, Reach, Steps, of_early_weights, suggested, with_hidden
+from compare.comparison.tried_edits import FAILURES, best_of, is_slot, place_after, reach_of
 from compare.comparison.update_steps import other_steps
-from compare.comparison.weighing import Weighing
-from compare.diagnosis.steps.edit import ALL, Edit, cause_of
+from compare.diagnosis.steps.edit import Edit, cause_of
 from compare.diagnosis.steps.library_calls import NOT_DETACHED
-from compare.errors import InputError, InternalError, NondeterministicError
 from compare.step.stage import Stage
 from compare.verdict.divergence import AT_EACH_CALL, SEARCH_ENDED, Cause, Detail, DetailKind, Divergence
 from compare.verdict.following import Followed
-
-FAILURES = (RuntimeError, InputError, InternalError, NondeterministicError)
-"""What is raised where torch refuses an edited step."""
-
-SECONDS = 60.0
-"""The processor's time for which edits are tried in one place."""
 
 SEVERAL = 4
 """Causes that are looked for in one comparison, at most."""
@@ -62,7 +40,7 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
     # One cause after another: with the edits that are known in force, both sides agree up to the next place. So a
     # second fault is not blamed on the first, and one that only follows from the first is never met.
     while len(found) < SEVERAL:
-        reach = _reach(followed, steps, edits)
+        reach = reach_of(followed, steps, edits)
         if reach is None:
             break
         place = next_place(followed, steps, edits, reach)
@@ -102,11 +80,11 @@ def _cause_at(
     # loop as a rule, and what follows an update from that update: what the loop allows is tried before.
     before = divergence.stage in _COMPUTED and not updated
     if before:
-        fitting = _best(of_early_weights(followed, steps, edits), followed, steps, edits, reach)
+        fitting = best_of(of_early_weights(followed, steps, edits), followed, steps, edits, reach)
         known = Known() if fitting else _searched(followed, steps, edits, reach, place)
     if known.edit is None and not fitting:
         # Without an edit it is a cause of structure, and explains one place. A change of the loop explains steps.
-        fitting = _best(suggested(followed, steps, edits, reach), followed, steps, edits, reach)
+        fitting = best_of(suggested(followed, steps, edits, reach), followed, steps, edits, reach)
         known = Known() if fitting else known
     # A stop is named with what it stops, and has no number that was fitted.
     vague = divergence.stage == Stage.GRADIENT and all(edit.free or edit == NOT_DETACHED for edit in fitting)
@@ -129,7 +107,7 @@ def _cause_at(
 def _updates_taken(followed: Followed, steps: Steps, reach: Reach, edits: Sequence[Edit]) -> Edit | None:
     try:
         return steps.updates_taken(followed, followed.pairings[reach.place], edits)
-    except FAILURES:  # as in `_best`
+    except FAILURES:  # as in `best_of`
         return None
 
 
@@ -172,7 +150,7 @@ def _other_steps(followed: Followed, steps: Steps, reach: Reach, edits: Sequence
     def agrees(edit: Edit | None, *, always: bool = False) -> bool:
         if edit is None:
             return False
-        now = _reach(followed, steps, [*edits, edit])
+        now = reach_of(followed, steps, [*edits, edit])
         return now is None or (now > reach and not always)
 
     try:
@@ -184,7 +162,7 @@ def _other_steps(followed: Followed, steps: Steps, reach: Reach, edits: Sequence
         if cause is not None:
             return cause if agrees(steps.updates_taken(followed, other.update, edits)) else None
         proved = agrees(other.edit, always=True) if other.edit is not None else other.agreed
-    except FAILURES:  # as in `_best`
+    except FAILURES:  # as in `best_of`
         return None
     return other.cause if proved else None
 
@@ -194,12 +172,8 @@ def _gradients_unseen(followed: Followed) -> bool:
 
     Half the gradients and half the learning rate are then one and the same.
     """
-    shows = (pairing.stage == Stage.GRADIENT or _is_slot(pairing) for pairing in followed.pairings)
+    shows = (pairing.stage == Stage.GRADIENT or is_slot(pairing) for pairing in followed.pairings)
     return not any(shows)
-
-
-def _is_slot(pairing: Pairing) -> bool:
-    return pairing.stage == Stage.UPDATE and pairing.operands is None
 
 
 def _or_gradients(cause: Cause) -> tuple[Detail, ...]:
@@ -220,7 +194,7 @@ def _searched(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
         return Known()
     if found.edit is None:
         return found
-    farther = functools.partial(_next_place, followed, steps, edits, reach=reach)
+    farther = functools.partial(place_after, followed, steps, edits, reach=reach)
     if found.wider is not None and (with_all := farther(found.wider)) > place.number:
         alone = () if farther(found.edit) >= with_all else (AT_EACH_CALL,)
         return Known(found.searched._replace(details=alone), found.wider)
@@ -228,114 +202,6 @@ def _searched(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
         return Known(found.searched, found.edit)
     # A cause of structure is proved in the graph of one step. In a step that runs otherwise it may edit nothing.
     return Known(found.searched) if found.searched.edited else Known()
-
-
-def _next_place(followed: Followed, steps: Steps, edits: Sequence[Edit], edit: Edit, *, reach: Reach) -> float:
-    """Number the next place of the step that differs with an edit; -1 where it makes something differ that agreed."""
-    try:
-        after = placed(followed, steps, [*edits, edit], reach)
-        now = _reach(followed, steps, [*edits, edit])
-    except FAILURES:
-        return -1
-    # As in `_best`: what agrees without the edit, and differs with it, refutes it.
-    refuted = now and now.step == reach.step and now.place not in _differing(followed, steps, edits, reach.step)
-    return -1 if refuted else math.inf if after is None else after.number
-
-
-def _best(
-    candidates: Iterable[Edit], followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach
-) -> list[Edit]:
-    # An edit is judged by how far both sides agree with it. Of edits with equal reach all are reported, unless one of
-    # them has no fitted number: it then explains as much with less.
-    best: list[Edit] = []
-    differing: set[int] | None = None
-    farthest = reach
-    end = time.process_time() + SECONDS
-    for edit in candidates:
-        if time.process_time() > end:
-            break
-        try:
-            now = _reach(followed, steps, [*edits, edit])
-        except FAILURES:  # torch refuses the edited step
-            continue
-        agrees = (followed.steps if now is None else now.step) - reach.step
-        partly = agrees < edit.agrees and (now is not None or edit.free)
-        if partly and (edit.agrees == ALL or not (now and _holds(followed, steps, [*edits, edit], reach, now))):
-            continue
-        if now is not None and _goes_on(followed, reach, now):
-            continue
-        # A place that agrees without the edit, and differs with it, refutes it.
-        if now is not None and now.step == reach.step and now > reach:
-            differing = _differing(followed, steps, edits, reach.step) if differing is None else differing
-            if now.place not in differing:
-                continue
-        now = now or Reach(followed.steps, 0)
-        if now > farthest:
-            best, farthest = [edit], now
-        elif now == farthest and best:
-            best.append(edit)
-    # A fitted number can imitate what needs none: a rate of one half is half of the gradients. What needs none is
-    # meant.
-    fewest = min((edit.free for edit in best), default=0)
-    return [edit for edit in best if edit.free == fewest]
-
-
-def _differing(followed: Followed, steps: Steps, edits: Sequence[Edit], step: int) -> set[int]:
-    """Return the numbers of the deciding quantities that differ at a step with these edits."""
-    weighing, found = Weighing(followed, fitted=any(edit.free for edit in edits)), set[int]()
-    for _, torch, jax in itertools.islice(read(followed, edits, steps.both(edits)), step + 1):
-        found = {place for place, _ in weighing.differing(torch, jax)}
-    return found
-
-
-def _holds(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Reach, now: Reach) -> bool:
-    """Tell whether the last edit holds at all steps, each from torch's weights, up to what differs later in a step.
-
-    A second fault in the step, such as of its optimizer, leaves no whole step that agrees. Up to where it shows, every
-    step proves the first one, as it starts from other weights. What comes after an update is not reached that way: it
-    depends on what the port's own optimizers remember.
-    """
-    end = next((place for place, pairing in enumerate(followed.pairings) if pairing.after_update), now.place)
-    end = min(end, now.place)
-    if now.step != reach.step or end <= reach.place:
-        return False
-    proved, free = 0, edits[-1].free
-    with_it, without = (Weighing(followed, end) for _ in range(2))
-    mended, as_before = (read(followed, edits, steps.from_torch(each)) for each in (edits, edits[:-1]))
-    runs = zip(range(followed.steps), mended, as_before, strict=False)
-    for _, (_, torch, jax), (_, other, other_jax) in runs:
-        if any(True for _ in with_it.differing(torch, jax)):
-            return False
-        # A list, since each quantity must see each step.
-        proved += bool(list(without.differing(other, other_jax)))
-    return proved >= max(2, 2 * free + 1)
-
-
-def _goes_on(followed: Followed, reach: Reach, now: Reach) -> bool:
-    """Whether the same thing still differs with an edit: at a later step, or in another moment of the same update.
-
-    The edit then delays the difference, or it changes what one tensor alone does not show: a bound that its gradient
-    never reaches. And where the loss still differs, gradients may follow from that.
-    """
-    before, after = followed.pairings[reach.place], followed.pairings[now.place]
-    if before.stage == Stage.GRADIENT and now.step == reach.step and after.stage in (Stage.LOSS, Stage.SHOWN):
-        return True
-    roots = [pairing.torch.partition(".")[0] for pairing in (before, after)]
-    later = now.step > reach.step or (_is_slot(before) and _is_slot(after))
-    return later and before.stage == after.stage and roots[0] == roots[1]
-
-
-def _reach(followed: Followed, steps: Steps, edits: Sequence[Edit]) -> Reach | None:
-    """Find where both sides first differ with these edits; None if they do not."""
-    weighing = Weighing(followed, fitted=any(edit.free for edit in edits))
-    hidden = hidden_by(edits)
-    both = read(followed, edits, steps.both(edits))
-    for step, (_, torch, jax) in zip(range(followed.steps), both, strict=False):
-        # In order of computation: the first place that differs is the one that the others may follow from.
-        for place, pairing in weighing.differing(torch, jax):
-            if not is_hidden(pairing, hidden):
-                return Reach(step, place)
-    return None
 
 
 def _divergence(followed: Followed, reach: Reach) -> Divergence:
