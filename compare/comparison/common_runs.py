@@ -106,10 +106,6 @@ class CommonRuns:
         found: Alignment = self.pair.align(torch, jax, self._settings)
         return found._replace(pairings=list(map(self.later.from_zero, found.pairings)))
 
-    def given_to_optimizers(self, seen: Observation) -> Mapping[str, Any]:
-        """Return those gradients of a step of torch's that the JAX side's optimizers are to be given, by name."""
-        return seen.gradients
-
     def read(self, followed: Followed) -> Followed:
         """Leave out what differs and is made up for, once rounding was weighed."""
         return followed

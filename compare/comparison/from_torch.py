@@ -24,13 +24,15 @@ class FromTorch:
     """
 
     def __init__(self, runs: CommonRuns, followed: Followed) -> None:
-        self.runs, self.pair, self.run = runs, runs.pair, runs.pair.jax_run("float64").taking_values()
+        self.pair, self.run = runs.pair, runs.pair.jax_run("float64").taking_values()
         self.forward = [pairing for pairing in followed.pairings if pairing.ports and pairing.to_jax]
         self.gradients = [pairing for pairing in followed.pairings if pairing.stage == Stage.GRADIENT]
         pairs = zip(followed.pairings, followed.quantities, strict=True)
         effects = (max(quantity.tables, default=0.0) for pairing, quantity in pairs if pairing.ports)
         self.tables = FACTOR * max(effects, default=0.0)
         """How far the rounding of tables in float32 may move the model's outputs, with the safety factor."""
+        self.accumulated = False
+        """Whether its optimizers are given gradients as torch's backward pass leaves them, such as before clipping."""
         self.left_out: set[Port] = set()
         """Where the JAX side differs and corrects it later: torch's values would be wrong there."""
         self.onward: set[Port] = set()
@@ -53,8 +55,8 @@ class FromTorch:
             for pairing in self.forward
             if pairing.ports and pairing.to_jax and (value := shown(pairing.torch_array, seen)) is not None
         }
-        given = self.runs.given_to_optimizers(seen)
-        gradients = {name: to_numpy(gradient) for name, gradient in given.items()}
+        read = {**seen.gradients, **(seen.accumulated if self.accumulated else {})}
+        gradients = {name: to_numpy(gradient) for name, gradient in read.items()}
         # Gradients do not add up as values do: see `align_tensors`.
         shared = [dataclasses.replace(link, adds=False) for link in self.pair.links if link.torch in gradients]
         made = to_jax(shared, gradients, {name: np.zeros_like(array) for name, array in self.run.arrays().items()})

@@ -79,6 +79,8 @@ class ProgramCheck(CommonCheck):
         self._started = time.monotonic()
         self._budget = Budget()
         super().__init__(ProgramRuns(pair), name, steps, progress, compiled)
+        self._complete = True
+        """Whether all modules are looked at: none of them differs in what a later part makes up for."""
         self._seen: list[Observation] = []
         """The JAX side's steps in float64 that were kept, and the run that takes the next."""
         self._kept_run: JaxProgramRun | None = None
@@ -93,7 +95,9 @@ class ProgramCheck(CommonCheck):
 
     def _read(self, followed: Followed) -> Followed:
         doing = "looking for what a later part makes up for"
-        return bugs.attempt(doing, lambda: without_made_up_for(followed, self)) or followed
+        read = bugs.attempt(doing, lambda: without_made_up_for(followed, self)) or followed
+        self._complete = len(read.pairings) == len(followed.pairings)
+        return read
 
     def _causes(self, followed: Followed, found: Report) -> tuple[Divergence | None, list[Divergence], list[Cause]]:
         if found.divergence is None:
@@ -220,21 +224,30 @@ class ProgramCheck(CommonCheck):
         def lines(found: Found) -> list[Line]:
             return self.lines(found.pairing, found.divergence.step, found.before)
 
-        return independent_of(known, followed, runs, from_torch, Explaining(lines, cause))
+        def takes_derivative(found: Found) -> bool:
+            step, pairing = self._computed(found.divergence.step), found.pairing
+            return step is None or step.takes_derivative(pairing.jax if pairing.ports is None else pairing.ports[1])
+
+        explaining = Explaining(lines, cause, takes_derivative)
+        return independent_of(known, followed, runs, from_torch, explaining, complete=self._complete)
 
     def lines(self, pairing: Pairing, step: int = 0, before: Pairing | None = None) -> list[Line]:
         """Give the lines of the JAX side that compute what differs, back to modules and to other parts of the state."""
         return bugs.attempt("the lines", lambda: self._lines(pairing, step, before)) or []
 
-    def _lines(self, pairing: Pairing, number: int, before: Pairing | None) -> list[Line]:
+    def _computed(self, number: int) -> Computed | None:
         traces = self.jax.traces
         if not traces:
-            return []
+            return None
         # A step that is not jitted is traced each time, and may compute something else each time.
         trace = traces[0 if self.jax.compiled_by_user else min(number, len(traces) - 1)]
         if len(trace.jaxpr.outvars) != len(self.jax.outputs):
             trace = traces[0]
-        step = Computed(trace, self.jax.leaves, self.jax.outputs, stacks=self.jax.stacks)
+        return Computed(trace, self.jax.leaves, self.jax.outputs, stacks=self.jax.stacks)
+
+    def _lines(self, pairing: Pairing, number: int, before: Pairing | None) -> list[Line]:
+        if (step := self._computed(number)) is None:
+            return []
         if pairing.ports is not None:
             return [Line("jax", Role.COMPUTED, each) for each in step.towards(pairing.ports[1], jax_path(before))]
         if pairing.stage not in (Stage.GRADIENT, Stage.UPDATE):

@@ -35,10 +35,18 @@ class Explaining(NamedTuple):
     """Gives the lines of the JAX side that compute it."""
     cause: Callable[[Found], Cause | None]
     """Looks for its cause."""
+    takes_derivative: Callable[[Found], bool]
+    """Tells whether it is computed from a gradient."""
 
 
 def independent_of(
-    known: Sequence[Divergence], followed: Followed, runs: ProgramRuns, from_torch: FromTorch, explaining: Explaining
+    known: Sequence[Divergence],
+    followed: Followed,
+    runs: ProgramRuns,
+    from_torch: FromTorch,
+    explaining: Explaining,
+    *,
+    complete: bool,
 ) -> list[Divergence]:
     """Give the differences that do not follow from those that are `known`, in order of computation.
 
@@ -48,11 +56,17 @@ def independent_of(
         runs: Of the pair. What is known already is changed in torch's steps.
         from_torch: The run of the JAX side that starts from torch's values.
         explaining: What says more of a difference.
+        complete: Whether all modules start from torch's values: if not, a loss may follow from one that does not.
 
     """
     given: list[Divergence] = []
     alone = [each for each in _found(followed, runs, from_torch) if not each.follows]
     for found in _apart(known, alone):
+        is_loss = found.divergence.stage in (Stage.LOSS, Stage.SHOWN)
+        # A gradient within the step, as in a penalty or an inner loop, is that of what differs inside of modules.
+        inside = any(each.stage == Stage.FORWARD for each in (*known[-1:], *given))
+        if (is_loss and not complete) or (inside and _is_value(found) and explaining.takes_derivative(found)):
+            continue
         divergence = dataclasses.replace(found.divergence, lines=tuple(explaining.lines(found)))
         if not found.known:
             doing = f"the search for the cause at {divergence.torch}"
@@ -63,6 +77,18 @@ def independent_of(
 
 
 def _found(followed: Followed, runs: ProgramRuns, from_torch: FromTorch) -> list[Found]:
+    found, clips = _taken(followed, runs, from_torch)
+    if clips and any(each.divergence.stage == Stage.UPDATE for each in found):
+        # A port may clip within its optimizer, which then takes what torch's backward pass left.
+        from_torch.accumulated = True
+        others = {_kind_of(each) for each in _taken(followed, runs, from_torch)[0]}
+        found = [each for each in found if each.divergence.stage != Stage.UPDATE or _kind_of(each) in others]
+        from_torch.accumulated = False
+    return found
+
+
+def _taken(followed: Followed, runs: ProgramRuns, from_torch: FromTorch) -> tuple[list[Found], bool]:
+    """Take all steps: what differs in them, and whether torch's step changes gradients before an optimizer has them."""
     reached: set[str] = set()
     """The parameters whose optimizer takes the gradient that it is given."""
     trained = {link.jax for link in runs.pair.links if link.torch in runs.pair.trained}
@@ -77,12 +103,14 @@ def _found(followed: Followed, runs: ProgramRuns, from_torch: FromTorch) -> list
             return not {name.partition("[")[0] for name in names} <= reached
         return pairing.stage == Stage.STATE and not trained <= reached
 
-    parts = DifferingParts(runs, followed, from_torch, follows)
+    parts, clips = DifferingParts(runs, followed, from_torch, follows), False
+    runs.again(from_torch.run)
     for step in _steps(followed, runs, from_torch):
+        clips |= bool(step.torch.accumulated)
         if not step.number:
             reached |= _reached(step)
         parts.add(step)
-    return merged(parts.found(), parts.moves)
+    return merged(parts.found(), parts.moves), clips
 
 
 def _steps(followed: Followed, runs: ProgramRuns, jax: FromTorch) -> Iterator[Step]:
@@ -117,6 +145,10 @@ def _apart(known: Sequence[Divergence], found: Sequence[Found]) -> Iterator[Foun
         if not follows and _kind_of(each) not in seen:
             seen.add(_kind_of(each))
             yield each
+
+
+def _is_value(found: Found) -> bool:
+    return found.divergence.stage in _COMPUTED
 
 
 def _kind_of(found: Found) -> tuple[str, str]:

@@ -1,7 +1,6 @@
 """The runs of a pair of programs: see `common_runs`."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from compare.alignment.calls_made import Called, called_otherwise
 from compare.alignment.pairings import Alignment
@@ -33,11 +32,6 @@ class ProgramRuns(CommonRuns):
         self.called_otherwise |= {each.module: each for each in called if each.module not in self.pair.recurrent}
         pairings = [cut_to_size(pairing, torch, jax) for pairing in found.pairings]
         return found._replace(pairings=self.gradients.both(pairings))
-
-    def given_to_optimizers(self, seen: Observation) -> Mapping[str, Any]:
-        """Return gradients as torch's backward pass left them, where the port does the rest, such as clipping."""
-        left = {n: each for n, each in seen.accumulated.items() if n.partition(".")[0] in self.gradients.chosen}
-        return {**seen.gradients, **left}
 
     def read(self, followed: Followed) -> Followed:
         """Leave out an input of a module that differs if the module's outputs agree."""

@@ -16,6 +16,7 @@ from compare.jax_side.primitives import (
     Scan,
     called,
     is_literal,
+    is_of_derivative,
     kind,
     programs,
 )
@@ -122,9 +123,24 @@ class Computed:
         end = self._of_port.get(port)
         return [] if end is None else self._between(end, since)
 
+    def takes_derivative(self, value: Port | str) -> bool:
+        """Tell whether a module's input or output, or an output of the program by name, comes from a backward pass.
+
+        What modules take and give does not count: a derivative within it is theirs.
+        """
+        end = self._of_output.get(value) if isinstance(value, str) else self._of_port.get(value)
+        if end is None:
+            return False
+        needed = set(self._before(end, self._others(end, *self._of_port.values()), None))
+        return any(is_of_derivative(eqn) for eqn in self._equations if id(eqn) in needed)
+
+    def _others(self, end: Any, *known: Any) -> set[Any]:
+        """Give the variables at which the search for what a variable comes from ends, but for itself."""
+        every = (*known, *self._operands.values())
+        return {variable for variable in every if variable is not end and variable is not self._operands.get(end)}
+
     def _between(self, end: Any, since: str | None = None) -> list[Source]:
-        known = (*self._of_port.values(), *self._of_output.values(), *self._operands.values())
-        ends = {variable for variable in known if variable is not end and variable is not self._operands.get(end)}
+        ends = self._others(end, *self._of_port.values(), *self._of_output.values())
         needed = set(self._before(end, ends, since))
         named = (eqn for eqn in self._equations if id(eqn) in needed and eqn.primitive.name != NAME)
         places = map(expression, named)

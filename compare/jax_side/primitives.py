@@ -323,8 +323,14 @@ def made_where(eqn: Any) -> contextlib.AbstractContextManager[None]:
     """Give what is traced in this context the user's line of the operation that it stands for."""
     from jax.extend.source_info_util import current_name_stack, user_context
 
-    traceback = eqn.source_info.traceback
-    return user_context(traceback, name_stack=current_name_stack()) if traceback else contextlib.nullcontext()
+    source = eqn.source_info
+    names = current_name_stack() + source.name_stack
+    return user_context(source.traceback, name_stack=names) if source.traceback else contextlib.nullcontext()
+
+
+def is_of_derivative(eqn: Any) -> bool:
+    """Tell whether an operation is part of a backward pass: JAX names it after the transformation that made it."""
+    return "transpose(" in str(eqn.source_info.name_stack)
 
 
 def _parameter(eqn: Any, *names: str) -> Any:
