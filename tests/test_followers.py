@@ -11,6 +11,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from programs import adversarial, plain
 from torch import nn
 
 import compare
@@ -281,3 +282,57 @@ def test_a_program_with_one_fault_without_a_cause_has_one_finding() -> None:
     assert report.divergence is not None
     assert report.divergence.stage == "loss"
     assert not report.others, str(report)
+
+
+class Forces(nn.Module):
+    """An energy and its gradient by what the model takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.energy = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.detach().requires_grad_(True)
+        energy = self.energy(torch.tanh(self.start(x)))
+        (forces,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+        return energy - forces[..., :3]
+
+
+class ForcesPort(nnx.Module):
+    def __init__(self) -> None:
+        self.start, self.energy = linear(WIDTH, WIDTH), linear(WIDTH, 1)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def energy_of(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            energy = self.energy(odd(self.start(x)))
+            return energy.sum(), energy
+
+        forces, energy = jax.grad(energy_of, has_aux=True)(x)
+        return energy - forces[..., :3]
+
+
+def test_a_gradient_within_the_model_is_that_of_what_differs() -> None:
+    torch.manual_seed(0)
+    sides = compare.Torch(Forces(), mse), compare.Flax(ForcesPort(), mse)
+    report = compare.check(*sides, batches(), steps=1, quick=True)
+    assert report.divergence is not None
+    assert report.divergence.cause is None, str(report)
+    assert report.divergence.torch == "between start and energy"
+    assert not report.others, str(report)
+
+
+@pytest.mark.parametrize("pair", [plain.clipped_in_chain, adversarial.penalty])
+def test_an_activation_of_a_program_is_the_only_finding(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beside a loss that has the activation's slope in it, and an optimizer that clips by itself."""
+    both = pair()
+    report = compare.check(compare.TorchProgram(both.original), compare.JaxProgram(both.port), both.batches, quick=True)
+    assert report.ok, str(report)
+    monkeypatch.setattr(jnp, "tanh", with_a_ripple(jnp.tanh))
+    report = compare.check(compare.TorchProgram(both.original), compare.JaxProgram(both.port), both.batches, quick=True)
+    assert report.divergence is not None
+    places = [each.torch for each in (report.divergence, *report.others)]
+    assert all("fc1" in place and "fc2" in place for place in places), str(report)
+
+
+def with_a_ripple(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    return lambda x: function(x) + 0.1 * jnp.sin(3.1 * x) * x
