@@ -101,8 +101,6 @@ def explained(
         if any(is_same_slip(code, other) for code in codes for other in slips):
             continue  # a sum that was left out is missing wherever the port goes on with its variable
         slips += codes
-        if found.cause is None and _is_of_gradient(runs.pair, each, divergences):
-            continue
         if AT_EACH_CALL in searched.details:  # it explains what was found before in the forward pass as well
             divergences = [other for other in divergences if other.stage != Stage.FORWARD]
         lines, values = lines_of(runs.pair, each.pairing, codes, each.before), values_of(runs.pair, codes, partners)
@@ -126,12 +124,6 @@ def _follows(other: Found, found: Found, searched: Searched) -> bool:
         return False
     same = found.carried is not None and np.array_equal(found.carried, other.carried)
     return (same and math.isclose(one.error64, two.error64)) or searched.explains([(ports[0], other.carried)])
-
-
-def _is_of_gradient(pair: MappedPair, found: Found, before: Sequence[Divergence]) -> bool:
-    """Tell whether it is computed from a gradient within the model, as forces are, of what differs without a cause."""
-    inside = any(each.cause is None and each.stage == Stage.FORWARD for each in before)
-    return inside and found.pairing.ports is not None and pair.computed.takes_derivative(found.pairing.ports[1])
 
 
 def _is_of_one_gradient(found: Divergence, searched: Searched) -> bool:
