@@ -84,19 +84,27 @@ def align_state(
                 seen.add((name, theirs))
                 pairings.append(_pairing(name, ours, theirs, None if whole else link, slot, group))
     not_compared = [
-        NotCompared("torch", name, "optax's optimizer has no state of that name")
+        NotCompared("torch", name, _reason(_TORCHS, name.partition("/")[0], "optax"))
         for name in torch.optimizer
         if name not in met
     ]
     not_compared += [
-        NotCompared("jax", name, _REASONS.get(name.rpartition("/")[2], "torch's optimizer has no state of that name"))
+        NotCompared("jax", name, _reason(_OPTAXS, name.rpartition("/")[2], "torch"))
         for name in jax.optimizer
         if name not in met
     ]
     return pairings, not_compared
 
 
-_REASONS = {"count": "a counter of optax's own: its effect is compared in the updates"}
+_TORCHS = {"step": "torch"}
+_OPTAXS = {"count": "optax", "step": "Flax"}
+"""Whose counters the slots of these names are; `nnx.Optimizer` and `TrainState` count their updates as `step`."""
+
+
+def _reason(counters: Mapping[str, str], slot: str, other: str) -> str:
+    if slot in counters:
+        return f"a counter of {counters[slot]}'s own: its effect is compared in the updates"
+    return f"{other}'s optimizer has no state of that name"
 
 
 def _fields(state: Iterable[str], parameters: Iterable[str]) -> dict[tuple[str, str], list[str]]:
