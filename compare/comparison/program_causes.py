@@ -54,7 +54,8 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
         if edit is None:
             # With operations edited, torch's step need not be the port's everywhere: a difference without a cause may
             # follow from the first.
-            exact = not any(each.of_operations for each in edits)
+            # What a fitted number leaves of a difference by its last digits is none.
+            exact = not any(each.of_operations or each.free for each in edits)
             if divergence.cause or not edits or not edits[-1].of_operations:
                 found.append(divergence)
             found += steps.independent(followed, edits, found) if exact else []

@@ -28,7 +28,7 @@ from compare.comparison.program_questions import questioned_program
 from compare.comparison.program_runs import ProgramRuns
 from compare.comparison.program_search import ProgramSearch
 from compare.comparison.readings import without, without_formula
-from compare.comparison.suggested_edits import Known, Placed, is_accumulated, placed_alone
+from compare.comparison.suggested_edits import Known, Placed, hidden_by, is_accumulated, placed_alone
 from compare.comparison.taken_updates import taken_updates
 from compare.diagnosis.optimizers.explain import Explained
 from compare.diagnosis.steps.edit import Edit
@@ -209,8 +209,9 @@ class ProgramCheck(CommonCheck):
         return bugs.attempt(doing, functools.partial(self._independent, followed, edits, known)) or []
 
     def _independent(self, followed: Followed, edits: Sequence[Edit], known: Sequence[Divergence]) -> list[Divergence]:
-        if self.jax.kept is not None and self.jax.kept.changed:
-            return []  # its steps cannot be taken again: they count in Python
+        # A step that counts in Python cannot be taken again. What draws other numbers differs all the way.
+        if self.jax.unreplayed or (self.jax.kept is not None and self.jax.kept.changed):
+            return []
         runs = copy.copy(self.runs)
         runs.torch_run = lambda _: self._edited(edits)
         from_torch = FromTorch(runs, followed)
@@ -229,7 +230,8 @@ class ProgramCheck(CommonCheck):
             return step is None or step.takes_derivative(pairing.jax if pairing.ports is None else pairing.ports[1])
 
         explaining = Explaining(lines, cause, takes_derivative)
-        return independent_of(known, followed, runs, from_torch, explaining, complete=self._complete)
+        hidden = hidden_by(edits)
+        return independent_of(known, followed, runs, from_torch, explaining, hidden, complete=self._complete)
 
     def lines(self, pairing: Pairing, step: int = 0, before: Pairing | None = None) -> list[Line]:
         """Give the lines of the JAX side that compute what differs, back to modules and to other parts of the state."""

@@ -19,6 +19,7 @@ from compare.comparison.followers import without_followers
 from compare.comparison.from_torch import FromTorch, Repeated
 from compare.comparison.module_order import merged
 from compare.comparison.program_runs import ProgramRuns
+from compare.comparison.suggested_edits import is_hidden
 from compare.step.observation import to_numpy
 from compare.step.stage import Stage
 from compare.verdict.divergence import Cause, Divergence, Line
@@ -45,6 +46,7 @@ def independent_of(
     runs: ProgramRuns,
     from_torch: FromTorch,
     explaining: Explaining,
+    hidden: frozenset[str],
     *,
     complete: bool,
 ) -> list[Divergence]:
@@ -56,11 +58,14 @@ def independent_of(
         runs: Of the pair. What is known already is changed in torch's steps.
         from_torch: The run of the JAX side that starts from torch's values.
         explaining: What says more of a difference.
+        hidden: The parameters that what is known already leaves out of what is compared: see `hidden_by`.
         complete: Whether all modules start from torch's values: if not, a loss may follow from one that does not.
 
     """
     given: list[Divergence] = []
-    alone = [each for each in _found(followed, runs, from_torch) if not each.follows]
+    alone = [
+        each for each in _found(followed, runs, from_torch) if not each.follows and not is_hidden(each.pairing, hidden)
+    ]
     for found in _apart(known, alone):
         is_loss = found.divergence.stage in (Stage.LOSS, Stage.SHOWN)
         # A gradient within the step, as in a penalty or an inner loop, is that of what differs inside of modules.
