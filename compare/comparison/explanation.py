@@ -111,7 +111,21 @@ def explained(
             # The rest of the forward pass is explained with it.
             left = [other for other in left if other.divergence.stage != Stage.FORWARD]
     divergences = without_followers(divergences, lambda each: each.cause is None)
+    divergences = _with_end(divergences) if runs.pair.torch.loss is not None else divergences
     return Causes(with_counts(runs.pair, divergences), rounding)
+
+
+def _with_end(found: Sequence[Divergence]) -> list[Divergence]:
+    """Say so where gradients were not looked at: those of a model that differs without a cause differ with it."""
+    unexplained = [
+        n for n, each in enumerate(found) if each.cause is None and each.stage in (Stage.FORWARD, Stage.LOSS)
+    ]
+    said = any(SEARCH_ENDED in each.details for each in found)
+    last = unexplained[-1] if unexplained and not said else None
+    return [
+        dataclasses.replace(each, details=(*each.details, SEARCH_ENDED)) if number == last else each
+        for number, each in enumerate(found)
+    ]
 
 
 def _follows(other: Found, found: Found, searched: Searched) -> bool:

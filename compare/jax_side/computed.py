@@ -53,6 +53,8 @@ class Computed:
         self._program = getattr(program, "jaxpr", program)  # without its constants: see `JaxRun.probe`
         self._equations = list(_all(program))
         self._makers = {variable: eqn for eqn in self._equations for variable in eqn.outvars}
+        self._carried = dict(_carries(self._equations))
+        """What a loop's body takes as its state, and what it gives as the next one."""
         self._roots = roots_of(program, [leaf.name for leaf in leaves], remembered_names(leaves))
         self._outermost = outermost
         self.modules: dict[str, dict[tuple[str, str], None]] = {}
@@ -151,8 +153,11 @@ class Computed:
         open_, seen = [end], set()
         while open_:
             variable = open_.pop()
+            if variable in self._carried and variable not in seen:
+                open_ += {self._carried[variable]} - ends
             eqn = self._makers.get(variable)
             if eqn is None or variable in seen:
+                seen.add(variable)
                 continue
             seen.add(variable)
             yield id(eqn)
@@ -263,6 +268,14 @@ _OF_USERS = (Kind.SCAN, Kind.WHILE, Kind.COND, Kind.CHECKPOINT, Kind.SHARD_MAP)
 
 def _makes(program: Any, variable: Any) -> bool:
     return any(variable in eqn.outvars for eqn in Program.of(program).equations)
+
+
+def _carries(equations: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    for loop in (Scan.of(eqn) for eqn in equations if kind(eqn) is Kind.SCAN):
+        body = Program.of(loop.program)
+        state = body.arguments[loop.constants : loop.constants + loop.carry]
+        pairs = zip(state, body.outputs[: loop.carry], strict=True)
+        yield from ((before, after) for before, after in pairs if not is_literal(after))
 
 
 def _all(program: Any) -> Iterator[Any]:

@@ -247,20 +247,20 @@ class StructureSearch:
         return [edits for edits, count in zip(fitting, counts, strict=True) if count == max(counts)]
 
     def _later(self) -> list[list[Edit]]:
-        """Find what the JAX side gives among what torch computes only later."""
+        """Find what the JAX side gives among what torch computes only later, or uses only later."""
         graph, end = self.here.context.graph, self.here.context.nodes[-1]
         for number, value in enumerate(graph.values[: self.here.end]):
             if tuple(value.shape) == self.target.shape and apart(array_of(value), self.target) <= self.found.limit:
-                context = self.here.context
-                names = replace(context, nodes=[end], ports=self.here.ports)
+                names = replace(self.here.context, nodes=[end], ports=self.here.ports)
                 own, name = names.named(end.inputs[0][1]), names.named(number)
 
                 def compute(operation: Any, number: int = number) -> Any:
                     return operation.value(number)
 
-                does = f"has {name} at this place, which torch computes later; torch has {own}"
-                fix = f"take {own} at this place, and compute {name} where torch does"
-                return [[Edit(Kind.MOVED, ((end.number, compute),), does, fix)]]
+                late = graph.made_by.get(number, -1) > end.number
+                does = f"has {name} at this place{', which torch computes later' * late}; torch has {own}"
+                fix = f"take {own} at this place{f', and compute {name} where torch does' * late}"
+                return [[Edit(Kind.MOVED if late else Kind.OPERAND, ((end.number, compute),), does, fix)]]
         return []
 
     def _proved(self, groups: Sequence[list[list[Edit]]]) -> list[list[Edit]]:
