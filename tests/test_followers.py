@@ -12,6 +12,7 @@ import pytest
 import torch
 from flax import nnx
 from programs import adversarial, plain
+from programs.common import trained, trained_in_torch
 from torch import nn
 
 import compare
@@ -19,9 +20,12 @@ import compare
 WIDTH = 8
 
 
-def odd(x: jax.Array) -> jax.Array:
-    """Compute what no cause of the catalogue says of `tanh`."""
-    return jnp.tanh(x) + 0.1 * jnp.sin(3.1 * x) * x
+def with_a_ripple(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """Change a function in a way of which no cause of the catalogue tells."""
+    return lambda x: function(x) + 0.1 * jnp.sin(3.1 * x) * x
+
+
+odd = with_a_ripple(jnp.tanh)
 
 
 def mse(output: Any, target: Any) -> Any:
@@ -192,7 +196,7 @@ PORTS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], str]] = {
     "scanned": (Residual, lambda: compare.Flax(ScannedPort(), mse), "between start and blocks.0"),
     "equinox": (Residual, equinox_port, "between start and blocks.0"),
     "skip": (Skip, lambda: compare.Flax(SkipPort(), mse), "between start and middle"),
-    "memory": (Memory, lambda: compare.Flax(MemoryPort(), mse), "between encoder and keys.0"),
+    "memory": (Memory, lambda: compare.Flax(MemoryPort(), mse), "between start and keys.0"),
 }
 
 
@@ -203,8 +207,7 @@ def test_one_fault_whose_value_is_used_again_is_one_finding(kind: str) -> None:
     report = compare.check(compare.Torch(model(), mse), port(), batches(), steps=1, quick=True)
     assert report.divergence is not None
     assert report.divergence.cause is None, str(report)
-    ends = place.rpartition(" and ")[2]
-    assert report.divergence.torch.endswith(ends) or report.divergence.torch.endswith("blocks.0.norm"), str(report)
+    assert report.divergence.torch == place, str(report)
     assert not report.others, str(report)
 
 
@@ -222,37 +225,16 @@ def test_a_second_fault_behind_a_sum_is_explained_by_itself() -> None:
 
 
 def program(port: Callable[[], nnx.Module], loss: Callable[[Any, Any], Any], rate: float) -> compare.Report:
-    def torch_build() -> Any:
+    def original() -> Any:
         torch.manual_seed(0)
         model = Residual()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        return trained_in_torch(model, optimizer, lambda model, batch: mse(model(batch[0]), batch[1]))
 
-        def step(state: Any, batch: Any) -> Any:
-            optimizer.zero_grad()
-            found = mse(model(batch[0]), batch[1])
-            found.backward()
-            optimizer.step()
-            return {"loss": found}
+    def ported() -> Any:
+        return trained(port(), optax.adam(rate), lambda model, batch: loss(model(batch[0]), batch[1]))
 
-        return {"model": model, "optimizer": optimizer}, step
-
-    def jax_build() -> Any:
-        model = port()
-        optimizer = nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
-
-        @nnx.jit
-        def step(state: Any, batch: Any) -> Any:
-            def of(model: Any) -> Any:
-                return loss(model(batch[0]), batch[1])
-
-            found, gradients = nnx.value_and_grad(of)(state["model"])
-            state["optimizer"].update(state["model"], gradients)
-            return state, {"loss": found}
-
-        return {"model": model, "optimizer": optimizer}, step
-
-    sides = compare.TorchProgram(torch_build), compare.JaxProgram(jax_build)
-    return compare.check(*sides, batches(), quick=True)
+    return compare.check(compare.TorchProgram(original), compare.JaxProgram(ported), batches(), quick=True)
 
 
 def other_loss(output: Any, target: Any) -> Any:
@@ -332,7 +314,3 @@ def test_an_activation_of_a_program_is_the_only_finding(pair: Any, monkeypatch: 
     assert report.divergence is not None
     places = [each.torch for each in (report.divergence, *report.others)]
     assert all("fc1" in place and "fc2" in place for place in places), str(report)
-
-
-def with_a_ripple(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    return lambda x: function(x) + 0.1 * jnp.sin(3.1 * x) * x

@@ -84,20 +84,20 @@ def align_state(
                 seen.add((name, theirs))
                 pairings.append(_pairing(name, ours, theirs, None if whole else link, slot, group))
     not_compared = [
-        NotCompared("torch", name, _reason(_TORCHS, name.partition("/")[0], "optax"))
+        NotCompared("torch", name, _reason(_OF_TORCH, name.partition("/")[0], "optax"))
         for name in torch.optimizer
         if name not in met
     ]
     not_compared += [
-        NotCompared("jax", name, _reason(_OPTAXS, name.rpartition("/")[2], "torch"))
+        NotCompared("jax", name, _reason(_OF_JAX, name.rpartition("/")[2], "torch"))
         for name in jax.optimizer
         if name not in met
     ]
     return pairings, not_compared
 
 
-_TORCHS = {"step": "torch"}
-_OPTAXS = {"count": "optax", "step": "Flax"}
+_OF_TORCH = {"step": "torch"}
+_OF_JAX = {"count": "optax", "step": "the JAX side"}
 """Whose counters the slots of these names are; `nnx.Optimizer` and `TrainState` count their updates as `step`."""
 
 

@@ -26,7 +26,7 @@ from compare.jax_side.keys import StepKeys
 from compare.report.findings import Run, settings
 from compare.report.progress import Progress, Show
 from compare.report.report import Report
-from compare.step.stage import Stage
+from compare.step.stage import COMPUTED, Stage
 from compare.verdict.divergence import SEARCH_ENDED, Cause, Detail, DetailKind, Divergence, Line
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed, SoFar
@@ -127,9 +127,7 @@ class CommonCheck(abc.ABC):
         first = first_divergence(followed)
         steps = first.divergence.step + 1 if first else 1
         # A coin may fall alike at first. A difference of the optimizers would show in an update before.
-        later = (
-            first is not None and steps <= _COINS and first.divergence.stage in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN)
-        )
+        later = first is not None and steps <= _COINS and first.divergence.stage in COMPUTED
         if not self._keys or not (self.jax.unreplayed or (first and (steps == 1 or later))):
             return False
 

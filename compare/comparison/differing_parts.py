@@ -100,17 +100,18 @@ class DifferingParts:
         if self._from_torch.onward:
             again.given = again.given._replace(onward=frozenset(self._from_torch.onward))
             shown = again(again.given)
-        for number in sorted(self._kept - self._tried):
-            different = self._different(step, shown)
+        untried = sorted(self._kept - self._tried)
+        different = self._different(step, shown) if untried else set()
+        for number in untried:
             if number not in different or not pairings[number].to_jax or number == max(different):
                 continue
             self._tried.add(number)
             where = port(pairings[number])
             given = again.given._replace(onward={*again.given.onward, where})
             seen = again(given)
-            if self._different(step, seen) <= different:
+            if (left := self._different(step, seen)) <= different:
                 self._from_torch.onward.add(where)
-                again.given, shown = given, seen
+                again.given, shown, different = given, seen, left
             else:
                 shown = again(again.given)  # the run goes on from the step that it has taken last
         return shown

@@ -41,7 +41,7 @@ from compare.step.arguments import settings
 from compare.step.batch import Batch
 from compare.step.observation import Observation, Port, to_numpy
 from compare.step.stage import Stage
-from compare.verdict.divergence import AT_EACH_CALL, SEARCH_ENDED, Detail, DetailKind, Divergence
+from compare.verdict.divergence import AT_EACH_CALL, SEARCH_ENDED, Detail, DetailKind, Divergence, with_search_ended
 from compare.verdict.first_difference import Found, together
 from compare.verdict.fix import Code
 from compare.weights.links import to_jax
@@ -95,7 +95,7 @@ def explained(
             if not each.known or (with_cause.cause and with_cause.cause.name in OF_THE_MODEL):
                 found = with_cause
             if _is_of_one_gradient(found, searched):
-                found = dataclasses.replace(found, details=(*found.details, SEARCH_ENDED))
+                found = with_search_ended(found)
             left = [other for other in left if not _follows(other, each, searched)]
         codes = found.cause.code if found.cause else ()
         if any(is_same_slip(code, other) for code in codes for other in slips):
@@ -122,10 +122,7 @@ def _with_end(found: Sequence[Divergence]) -> list[Divergence]:
     ]
     said = any(SEARCH_ENDED in each.details for each in found)
     last = unexplained[-1] if unexplained and not said else None
-    return [
-        dataclasses.replace(each, details=(*each.details, SEARCH_ENDED)) if number == last else each
-        for number, each in enumerate(found)
-    ]
+    return [with_search_ended(each) if number == last else each for number, each in enumerate(found)]
 
 
 def _follows(other: Found, found: Found, searched: Searched) -> bool:

@@ -4,11 +4,10 @@ Torch's values are put in the place of what modules take and give. A skip connec
 `y = act(a(x))`, and later `concatenate([z, y])`. Where the activation differs, so does the concatenation.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 from compare.step.places import Source
-from compare.verdict.divergence import SEARCH_ENDED, Divergence, Role
+from compare.verdict.divergence import Divergence, Role, with_search_ended
 
 
 def without_followers(found: Sequence[Divergence], leads: Callable[[Divergence], bool]) -> list[Divergence]:
@@ -31,9 +30,7 @@ def without_followers(found: Sequence[Divergence], leads: Callable[[Divergence],
         if each.cause is not None or not before:
             kept.append(each)
             continue
-        first = kept[before[0]]
-        if SEARCH_ENDED not in first.details:
-            kept[before[0]] = dataclasses.replace(first, details=(*first.details, SEARCH_ENDED))
+        kept[before[0]] = with_search_ended(kept[before[0]])
     return kept
 
 

@@ -24,7 +24,7 @@ from compare.diagnosis.held import holding
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError, InternalError
 from compare.step.observation import Observation, Port, to_numpy
-from compare.step.stage import Stage
+from compare.step.stage import COMPUTED
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed
@@ -98,7 +98,7 @@ def _witnesses(
     """Tell of each later value on which both sides agree at a step whether torch has another one once it is moved."""
     torch, jax = seen
     for each in itertools.dropwhile(lambda each: each is not pairing, followed.pairings):
-        if each is pairing or each.stage not in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN):
+        if each is pairing or each.stage not in COMPUTED:
             continue
         arrays = (each.torch_array, torch), (each.jax_array, jax), (each.torch_array, moved)
         ours, theirs, after = (computed(read, observation) for read, observation in arrays)

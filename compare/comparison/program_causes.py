@@ -19,8 +19,8 @@ from compare.comparison.tried_edits import FAILURES, best_of, is_slot, place_aft
 from compare.comparison.update_steps import other_steps
 from compare.diagnosis.steps.edit import Edit, cause_of
 from compare.diagnosis.steps.library_calls import NOT_DETACHED
-from compare.step.stage import Stage
-from compare.verdict.divergence import AT_EACH_CALL, SEARCH_ENDED, Cause, Detail, DetailKind, Divergence
+from compare.step.stage import COMPUTED, Stage
+from compare.verdict.divergence import AT_EACH_CALL, Cause, Detail, DetailKind, Divergence, with_search_ended
 from compare.verdict.following import Followed
 
 SEVERAL = 4
@@ -53,20 +53,16 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
         divergence, edit = bugs.attempt("the search for the cause", search) or (divergence, None)
         if edit is None:
             # With operations edited, torch's step need not be the port's everywhere: a difference without a cause may
-            # follow from the first.
-            # What a fitted number leaves of a difference by its last digits is none.
+            # follow from the first. And what a fitted number leaves of a difference by its last digits is none.
             exact = not any(each.of_operations or each.free for each in edits)
             if divergence.cause or not edits or not edits[-1].of_operations:
                 found.append(divergence)
             found += steps.independent(followed, edits, found) if exact else []
-            found[-1] = dataclasses.replace(found[-1], details=(*found[-1].details, SEARCH_ENDED))
+            found[-1] = with_search_ended(found[-1])
             break
         found.append(divergence)
         edits.append(with_hidden(steps, edits, edit) if edit.of_operations else edit)
     return found or [first]
-
-
-_COMPUTED = (Stage.FORWARD, Stage.LOSS, Stage.SHOWN)
 
 
 def _cause_at(
@@ -79,7 +75,7 @@ def _cause_at(
         divergence = dataclasses.replace(divergence, lines=tuple(lines))
     # What is computed before any update is explained as in a check of models. A gradient that differs comes from the
     # loop as a rule, and what follows an update from that update: what the loop allows is tried before.
-    before = divergence.stage in _COMPUTED and not updated
+    before = divergence.stage in COMPUTED and not updated
     if before:
         fitting = best_of(of_early_weights(followed, steps, edits), followed, steps, edits, reach)
         known = Known() if fitting else _searched(followed, steps, edits, reach, place)
@@ -89,7 +85,7 @@ def _cause_at(
         known = Known() if fitting else known
     # A stop is named with what it stops, and has no number that was fitted.
     vague = divergence.stage == Stage.GRADIENT and all(edit.free or edit == NOT_DETACHED for edit in fitting)
-    if not before and (vague or not fitting) and divergence.stage in (*_COMPUTED, Stage.GRADIENT, Stage.BUFFERS):
+    if not before and (vague or not fitting) and divergence.stage in (*COMPUTED, Stage.GRADIENT, Stage.BUFFERS):
         known = _searched(followed, steps, edits, reach, place)
         known = known if known.searched.edited or not fitting else Known()
         # What follows an update may be in proportion to it by accident, as after Adam's first step; a shape is not.
@@ -142,7 +138,7 @@ def _other_steps(followed: Followed, steps: Steps, reach: Reach, edits: Sequence
     """Report if the two sides update at different steps. This does not show whether anything else differs."""
     pairing = followed.pairings[reach.place]
     # What is computed before the step's first update does not follow from it.
-    if pairing.stage in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN, Stage.GRADIENT) and not pairing.after_update:
+    if pairing.stage in (*COMPUTED, Stage.GRADIENT) and not pairing.after_update:
         return None
     other = other_steps(followed, steps, edits, reach)
     if other is None:

@@ -81,6 +81,8 @@ class ProgramCheck(CommonCheck):
         super().__init__(ProgramRuns(pair), name, steps, progress, compiled)
         self._complete = True
         """Whether all modules are looked at: none of them differs in what a later part makes up for."""
+        self._programs: dict[int, Computed] = {}
+        """What the JAX side's traced steps compute, by their numbers."""
         self._seen: list[Observation] = []
         """The JAX side's steps in float64 that were kept, and the run that takes the next."""
         self._kept_run: JaxProgramRun | None = None
@@ -242,10 +244,12 @@ class ProgramCheck(CommonCheck):
         if not traces:
             return None
         # A step that is not jitted is traced each time, and may compute something else each time.
-        trace = traces[0 if self.jax.compiled_by_user else min(number, len(traces) - 1)]
-        if len(trace.jaxpr.outvars) != len(self.jax.outputs):
-            trace = traces[0]
-        return Computed(trace, self.jax.leaves, self.jax.outputs, stacks=self.jax.stacks)
+        number = 0 if self.jax.compiled_by_user else min(number, len(traces) - 1)
+        if len(traces[number].jaxpr.outvars) != len(self.jax.outputs):
+            number = 0
+        if number not in self._programs:
+            self._programs[number] = Computed(traces[number], self.jax.leaves, self.jax.outputs, stacks=self.jax.stacks)
+        return self._programs[number]
 
     def _lines(self, pairing: Pairing, number: int, before: Pairing | None) -> list[Line]:
         if (step := self._computed(number)) is None:

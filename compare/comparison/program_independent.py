@@ -21,12 +21,10 @@ from compare.comparison.module_order import merged
 from compare.comparison.program_runs import ProgramRuns
 from compare.comparison.suggested_edits import is_hidden
 from compare.step.observation import to_numpy
-from compare.step.stage import Stage
+from compare.step.stage import COMPUTED, Stage
 from compare.verdict.divergence import Cause, Divergence, Line
 from compare.verdict.first_difference import Found
 from compare.verdict.following import Followed
-
-_COMPUTED = (Stage.FORWARD, Stage.LOSS, Stage.SHOWN)
 
 
 class Explaining(NamedTuple):
@@ -67,10 +65,12 @@ def independent_of(
         each for each in _found(followed, runs, from_torch) if not each.follows and not is_hidden(each.pairing, hidden)
     ]
     for found in _apart(known, alone):
-        is_loss = found.divergence.stage in (Stage.LOSS, Stage.SHOWN)
+        stage = found.divergence.stage
+        if stage in (Stage.LOSS, Stage.SHOWN) and not complete:
+            continue
         # A gradient within the step, as in a penalty or an inner loop, is that of what differs inside of modules.
         inside = any(each.stage == Stage.FORWARD for each in (*known[-1:], *given))
-        if (is_loss and not complete) or (inside and _is_value(found) and explaining.takes_derivative(found)):
+        if inside and stage in COMPUTED and explaining.takes_derivative(found):
             continue
         divergence = dataclasses.replace(found.divergence, lines=tuple(explaining.lines(found)))
         if not found.known:
@@ -101,7 +101,7 @@ def _taken(followed: Followed, runs: ProgramRuns, from_torch: FromTorch) -> tupl
     def follows(pairing: Pairing) -> bool:
         if pairing.stage in (Stage.GRADIENT, Stage.PARAMETERS):
             return True
-        if pairing.stage in _COMPUTED:
+        if pairing.stage in COMPUTED:
             return pairing.after_update
         if pairing.stage == Stage.UPDATE:
             names = (pairing.link.jax,) if pairing.link else pairing.subjects(1)
@@ -150,10 +150,6 @@ def _apart(known: Sequence[Divergence], found: Sequence[Found]) -> Iterator[Foun
         if not follows and _kind_of(each) not in seen:
             seen.add(_kind_of(each))
             yield each
-
-
-def _is_value(found: Found) -> bool:
-    return found.divergence.stage in _COMPUTED
 
 
 def _kind_of(found: Found) -> tuple[str, str]:

@@ -155,9 +155,9 @@ class ProgramSearch:
         from_torch.run.values, from_torch.run.taken = list(jax.values), jax.taken
         from_torch.load(run.arrays())
         restore = again.restorer()
-        with again.around(), again.controlled(draws):
-            seen = again.step(batch, Record(run.overwritten))
         try:
+            with again.around(), again.controlled(draws):
+                seen = again.step(batch, Record(run.overwritten))
             return from_torch.step(seen, batch, draws)
         finally:
             restore()

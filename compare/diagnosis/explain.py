@@ -27,7 +27,7 @@ from compare.diagnosis.structure.stops import stopped
 from compare.diagnosis.structure.surroundings import Gradients, Surroundings
 from compare.step.draws import Draw
 from compare.step.observation import Port
-from compare.step.stage import Stage
+from compare.step.stage import COMPUTED, Stage
 from compare.verdict.divergence import AT_EACH_CALL, Cause, Detail
 from compare.verdict.first_difference import Found
 from compare.verdict.ratio import FACTOR
@@ -94,7 +94,7 @@ class _Explaining:
 
     @property
     def _is_of_values(self) -> bool:
-        return self._found.divergence.stage in (Stage.FORWARD, Stage.LOSS, Stage.SHOWN)
+        return self._found.divergence.stage in COMPUTED
 
     def searched(self) -> Searched:
         """Try the searches in turn; the first cause that is confirmed is taken."""

@@ -153,15 +153,13 @@ class Computed:
         open_, seen = [end], set()
         while open_:
             variable = open_.pop()
-            if variable in self._carried and variable not in seen:
-                open_ += {self._carried[variable]} - ends
-            eqn = self._makers.get(variable)
-            if eqn is None or variable in seen:
-                seen.add(variable)
+            if variable in seen:
                 continue
             seen.add(variable)
-            yield id(eqn)
-            before = [*eqn.invars, *_results_within(eqn, variable, self._taken(eqn, since))]
+            before = [self._carried[variable]] if variable in self._carried else []
+            if (eqn := self._makers.get(variable)) is not None:
+                yield id(eqn)
+                before += [*eqn.invars, *_results_within(eqn, variable, self._taken(eqn, since))]
             open_ += [atom for atom in before if not is_literal(atom) and atom not in ends]
 
     def _taken(self, eqn: Any, since: str | None) -> list[Any]:

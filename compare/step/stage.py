@@ -20,3 +20,7 @@ class Stage(StrEnum):
     """What else the model keeps, such as running statistics, after the step."""
     STATE = "state"
     """What else a program keeps, after the step."""
+
+
+COMPUTED = (Stage.FORWARD, Stage.LOSS, Stage.SHOWN)
+"""What a step computes before it has gradients."""

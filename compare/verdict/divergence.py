@@ -164,3 +164,10 @@ class Divergence:
         place = f"step {self.step}, {self.stage}" + (f", {self.torch}" if self.torch != self.stage else "")
         place += f", {self.question}" if self.question else ""
         return f"{place}: {self.cause.name}" if self.cause else place
+
+
+def with_search_ended(found: Divergence) -> Divergence:
+    """Say of a difference, once, that the search ended there."""
+    if SEARCH_ENDED in found.details:
+        return found
+    return dataclasses.replace(found, details=(*found.details, SEARCH_ENDED))
