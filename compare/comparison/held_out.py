@@ -175,7 +175,7 @@ def _observed(run: TorchRun, batch: Batch, draws: Sequence[Draw]) -> Observation
     import torch
 
     before = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
-    with run.controlled(draws):
+    with run.around(), run.controlled(draws):
         seen = run.without_update().step(batch)
     with torch.no_grad():
         for name, tensor in run.model.state_dict().items():

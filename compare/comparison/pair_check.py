@@ -143,7 +143,7 @@ class PairCheck(CommonCheck):
                 first = min(own, key=lambda each: (each.divergence.step, each.divergence.number))
         self.progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
         alone = alone or Independent()
-        causes = explained(self.runs, first, alone, self.jax, from_torch, self._budget())
+        causes = explained(self.runs, followed, first, alone, self.jax, from_torch, self._budget())
         if alone.made_up_for:
             causes = causes._replace(divergences=[*map(without_formula, causes.divergences)])
         return causes, alone.may_be_made_up_for

@@ -2,7 +2,7 @@
 
 import abc
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -52,11 +52,17 @@ class CommonRun(abc.ABC):
         """Which movement of its float32 tables it is for, 0 for none: see `move_tables`."""
         self.kinds: dict[str, str] = {}
         """The class of each module that ran, by path, in order of first execution."""
+        self.during: list[Callable[[Any], contextlib.AbstractContextManager[Any]]] = []
+        """Changes of the step, in force while it runs; each is given the run."""
         self._written: list[Written] | None = None
 
-    def around(self) -> contextlib.AbstractContextManager[Any]:
-        """Return what is in force while a step runs: changes of the step. Entered before what controls its calls."""
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def around(self) -> Iterator[None]:
+        """Make the changes of the step while it runs. Entered before what controls its calls."""
+        with contextlib.ExitStack() as stack:
+            for change in self.during:
+                stack.enter_context(change(self))
+            yield
 
     def controlled(self, replay: Sequence[Draw] | None) -> ControlledRun:
         """Return what controls a step of this run; `replay` has the draws of the recorded step, None to record them."""

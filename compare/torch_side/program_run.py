@@ -43,8 +43,6 @@ class TorchProgramRun(CommonRun):
         self._second = Observation()
         self.taken = 0
         """How many steps it has taken."""
-        self.during: list[Callable[[TorchProgramRun], contextlib.AbstractContextManager[Any]]] = []
-        """Changes of the user's step, in force while it runs."""
         self.after: list[Callable[[TorchProgramRun, Mapping[str, Any]], None]] = []
         """Changes of the state that a step leaves; given are its floating-point tensors from before."""
         # The user draws the initial weights. Each run must draw the same, whatever ran before it in this process.
@@ -216,9 +214,7 @@ class TorchProgramRun(CommonRun):
         # Before the watch, whose hooks see what a change makes of the gradients. And outside of the `ControlledRun`: a
         # change sees what is called with its casts lifted and its draws replayed, as a search for it does. Calls are
         # numbered from the beginning of the user's step on: what comes before is called by this package.
-        with seeded(_FIRST_STEP + self.taken), Record.working(keeping=True), contextlib.ExitStack() as stack:
-            for change in self.during:
-                stack.enter_context(change(self))
+        with seeded(_FIRST_STEP + self.taken), Record.working(keeping=True), super().around():
             yield
 
     def backward(self, batch: Any) -> Observation:

@@ -20,6 +20,7 @@ from compare.errors import InternalError, NotApplicable
 from compare.step.draws import Draw
 from compare.step.observation import Observation
 from compare.step.user_code import of_a_library, site_of
+from compare.torch_side.common_run import CommonRun
 from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
 from compare.torch_side.snapshot import snapshot
@@ -148,14 +149,14 @@ def _of(meant: Counterfactual, rewrite: Rewrite) -> Rewrite:
 
 
 @contextlib.contextmanager
-def _rewritten(run: TorchProgramRun, start: Window, rewrites: Callable[[int], Rewrite | None]) -> Iterator[None]:
+def _rewritten(run: CommonRun, start: Window, rewrites: Callable[[int], Rewrite | None]) -> Iterator[None]:
     # The calls are numbered from the start of the window on, as where the cause was found.
     with rewriting(start, run.overwritten, rewrites, FUNCTIONS) as record, record.of(run.model):
         yield
 
 
 @contextlib.contextmanager
-def _recomputed(run: TorchProgramRun, edits: Operations) -> Iterator[None]:
+def _recomputed(run: CommonRun, edits: Operations) -> Iterator[None]:
     with editing(run.model, run.overwritten, edits):
         yield
 

@@ -16,7 +16,7 @@ from compare.verdict.fix import Code
 Tensors = Mapping[str, Any]
 
 
-def unchanged(_: TorchProgramRun) -> AbstractContextManager[Any]:
+def unchanged(_: Any) -> AbstractContextManager[Any]:
     """Change nothing while a step runs."""
     return contextlib.nullcontext()
 
@@ -39,8 +39,8 @@ class Edit:
     """What each side does."""
     fix: str
     """What to write on the JAX side."""
-    during: Callable[[TorchProgramRun], AbstractContextManager[Any]] = unchanged
-    """Makes the change in a run, while one of its steps runs."""
+    during: Callable[[Any], AbstractContextManager[Any]] = unchanged
+    """Makes the change in a run of torch's, while one of its steps runs."""
     after: Callable[[TorchProgramRun, Tensors], None] = untouched
     """Makes the change when a step is done; given are the state's floating-point tensors before the step."""
     free: int = 0
