@@ -37,13 +37,13 @@ class Outcome(NamedTuple):
 
 def outcome(item: Item) -> Outcome:
     """Check one port, for its verdict alone."""
-    from compare.comparison.pair_check import PairCheck
+    from compare.comparison.model_check import ModelCheck
 
     def verdict_alone(self: Any, followed: Any, found: compare.Report) -> Any:
         """Look for no causes."""
         return found.divergence, [], []
 
-    setattr(PairCheck, "_causes", verdict_alone)  # noqa: B010 - to a method, mypy lets nothing be assigned
+    setattr(ModelCheck, "_causes", verdict_alone)  # noqa: B010 - to a method, mypy lets nothing be assigned
     drawn = draw(item.seed)
     report = check(drawn, FAULT * (item.what == WHAT[1]), FAULT * (item.what == WHAT[2]))
     return Outcome(item, str(report.verdict), report.ok == (item.what == WHAT[0]), f"{drawn}: {report.headline}")

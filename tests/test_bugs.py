@@ -39,8 +39,8 @@ def fails(*args: Any, **kwargs: Any) -> Any:
 @pytest.mark.parametrize(
     ("broken", "doing"),
     [
-        ("compare.comparison.explanation.explain", "the search for the cause at 1"),
-        ("compare.comparison.pair_check.independent", "looking for independent differences"),
+        ("compare.comparison.model_search.explain", "the search for the cause at 1"),
+        ("compare.comparison.model_check.independent", "looking for independent differences"),
         ("compare.comparison.common_runs.weigh_noise", "measuring the effect of rounding"),
         ("compare.comparison.common_check.wrongly_converted", "comparing the port's own weights"),
     ],
@@ -64,13 +64,13 @@ def test_a_match_says_that_float32_was_not_judged(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_search_that_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from compare.comparison import explanation
+    from compare.comparison import model_search
     from compare.diagnosis.explain import explain
 
     def first_fails(found: Any, *args: Any) -> Any:
         return fails() if found.divergence.stage == "forward" else explain(found, *args)
 
-    monkeypatch.setattr(explanation, "explain", first_fails)
+    monkeypatch.setattr(model_search, "explain", first_fails)
     report = compare.check(*pair(rate=0.2), device="cpu")
     assert report.divergence is not None
     assert report.divergence.cause is None

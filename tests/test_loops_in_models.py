@@ -119,7 +119,9 @@ class GruPort(nnx.Module):
 def test_of_what_explains_a_first_turn_the_cause_explains_the_later_ones_too(
     fault: str, cause: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compare.comparison.pair_check.LEAST", 120.0)  # seconds: other programs may run beside this one
+    monkeypatch.setattr(
+        "compare.comparison.model_check.LEAST", 120.0
+    )  # seconds: other programs may run beside this one
     rng = np.random.default_rng(0)
     batches = [(rng.normal(size=(6, TURNS, 3)), rng.normal(size=(6, 2))) for _ in range(2)]
     report = compare.check(

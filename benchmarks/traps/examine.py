@@ -147,10 +147,10 @@ def steps(pair: Pair, more: dict[str, Any], count: int = 10) -> Steps:
 
 
 def compare_setup(pair: Pair, more: dict[str, Any]) -> tuple[TorchRun, JaxRun, Any]:
-    from compare.comparison.mapped_pair import MappedPair
+    from compare.comparison.model_pair import ModelPair
 
     checked_batches = [compare_batch(batch) for batch in pair.batches]
-    mapped = MappedPair(pair.torch, pair.jax, checked_batches, more.get("weights"), "cpu")
+    mapped = ModelPair(pair.torch, pair.jax, checked_batches, more.get("weights"), "cpu")
     theirs = mapped.jax_run("float32")
     if "converted" in more:
         theirs.load(JaxRun(pair.jax, "float32", training=mapped.training).arrays())

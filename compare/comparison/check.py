@@ -8,8 +8,8 @@ from typing import Any
 
 from compare.comparison.asks_if_traced import asks_if_traced
 from compare.comparison.enough_steps import default_steps, program_steps, schedule_change
-from compare.comparison.mapped_pair import MappedPair
-from compare.comparison.pair_check import PairCheck
+from compare.comparison.model_check import ModelCheck
+from compare.comparison.model_pair import ModelPair
 from compare.comparison.program_check import ProgramCheck, checked_batches
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.program_provenance import program_parts, what_programs_ran
@@ -88,7 +88,7 @@ def check(
             found = programs.report(quick=quick)
             ran, parts = what_programs_ran(pair, programs.jax, weights), program_parts(programs.jax)
         else:
-            found = PairCheck(pair, name, steps, progress).report(quick=quick)
+            found = ModelCheck(pair, name, steps, progress).report(quick=quick)
             ran, parts = what_ran(pair, weights), jax_parts(pair.jax)
     chosen = {} if selection.stages is None else {"stages": [str(stage) for stage in selection.stages]}
     limits = [] if selection.stages is None else [f"of {', '.join(selection.stages)} alone, as stages= says"]
@@ -115,7 +115,7 @@ def prepared(
     device: str,
     progress: Show,
     selection: Selection | None = None,
-) -> Iterator[tuple[MappedPair | ProgramPair, int]]:
+) -> Iterator[tuple[ModelPair | ProgramPair, int]]:
     """Check what the user gives and map the weights: the pair and its steps, while both frameworks are set up."""
     selection = selection or Selection()
     make = _programs if isinstance(torch, TorchProgram) or isinstance(jax, JaxProgram) else _models
@@ -150,7 +150,7 @@ def _models(torch: Any, jax: Any, batches: Any, selection: Selection) -> _Made:
     torch, jax = selection.cut(torch), selection.cut(jax)
     given = batching.checked(batches, loss=torch.loss is not None)
     size = sum(parameter.numel() for parameter in torch.model.parameters())
-    return size, functools.partial(MappedPair, torch, jax, given), lambda p: default_steps(p, schedule_change(p))
+    return size, functools.partial(ModelPair, torch, jax, given), lambda p: default_steps(p, schedule_change(p))
 
 
 def _check_sides(torch: Any, jax: Any) -> None:

@@ -48,7 +48,7 @@ class CommonRuns:
     """Starts runs of a pair, which all take the same steps.
 
     Args:
-        pair: Both sides: a `MappedPair` or a `ProgramPair`.
+        pair: Both sides: a `ModelPair` or a `ProgramPair`.
         torch_run: Starts a run of the torch side in a precision; the pair's own runs by default.
 
     """

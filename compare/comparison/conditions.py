@@ -8,7 +8,7 @@ import numpy as np
 
 from compare import bugs
 from compare.alignment.pairings import shown
-from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.model_pair import ModelPair
 from compare.errors import InputError
 from compare.jax_side.inquiries import evaluated
 from compare.step.batch import Batch, mapped
@@ -31,7 +31,7 @@ class Conditions(NamedTuple):
     """What could not be tried."""
 
 
-def under_other_conditions(pair: MappedPair, followed: Followed) -> Conditions:
+def under_other_conditions(pair: ModelPair, followed: Followed) -> Conditions:
     """Take both sides through a batch with one example more, shorter examples, and the other mode where that matters.
 
     All at once, which is one program to compile; with fewer of them only where that differs or fails.
@@ -96,7 +96,7 @@ def _of_length(shorter: Shorter | None, found: Divergence | str | None) -> Condi
     return Conditions(limits=(f"at this length: with {lengths} the two sides differ at {found.torch}",))
 
 
-def _shorter(pair: MappedPair, batch: Batch) -> Shorter | None:
+def _shorter(pair: ModelPair, batch: Batch) -> Shorter | None:
     """Cut a batch by one along its second axis, or its third, if torch takes that; None if it does not."""
     arrays: list[np.ndarray] = []
     mapped(batch.inputs, lambda leaf: arrays.append(leaf) if isinstance(leaf, np.ndarray) and leaf.ndim > 1 else None)
@@ -138,7 +138,7 @@ def one_more(batch: Batch) -> Batch | None:
     return Batch(mapped(batch.inputs, longer), mapped(batch.target, longer))
 
 
-def _mode_matters(pair: MappedPair, other: MappedPair, batch: Batch) -> bool:
+def _mode_matters(pair: ModelPair, other: ModelPair, batch: Batch) -> bool:
     """Return whether torch computes something else in the other mode."""
     try:
         one, two = (_torch(each, "float64", batch, None)[0] for each in (pair, other))
@@ -152,7 +152,7 @@ def _mode_matters(pair: MappedPair, other: MappedPair, batch: Batch) -> bool:
 
 
 def _torch(
-    pair: MappedPair, dtype: str, batch: Batch, draws: list[Draw] | None, moved: int = 0
+    pair: ModelPair, dtype: str, batch: Batch, draws: list[Draw] | None, moved: int = 0
 ) -> tuple[Observation, list[Draw]]:
     run = pair.torch_run(dtype)
     if moved:
@@ -164,12 +164,12 @@ def _torch(
         return seen._replace(buffers=run.buffers()), controlled.draws
 
 
-def _differentiated(pair: MappedPair) -> bool:
+def _differentiated(pair: ModelPair) -> bool:
     """Return whether gradients are compared too. On a GPU recurrent layers have none in evaluation mode."""
     return pair.torch.loss is not None and (pair.training or pair.device == "cpu")
 
 
-def _difference(pair: MappedPair, batch: Batch, followed: Followed) -> Divergence | str | None:
+def _difference(pair: ModelPair, batch: Batch, followed: Followed) -> Divergence | str | None:
     """Return the first thing that differs on a batch; or why a side does not take it, and None if nothing differs."""
     try:
         torch32, draws = _torch(pair, "float32", batch, None)

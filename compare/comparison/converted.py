@@ -17,7 +17,7 @@ def wrongly_converted(pair: Any) -> list[Divergence]:
     weights already, the user has converted them: the others are then wrong.
 
     Args:
-        pair: A `MappedPair` or a `ProgramPair`.
+        pair: A `ModelPair` or a `ProgramPair`.
 
     """
     right = to_jax(pair.links, pair.start, pair.given)

@@ -3,7 +3,7 @@
 import itertools
 import warnings
 
-from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.model_pair import ModelPair
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.steps import Stepper
 from compare.step.observation import to_numpy
@@ -15,7 +15,7 @@ MOST = 32
 """How far ahead to look for a change of settings."""
 
 
-def schedule_change(pair: MappedPair) -> int | None:
+def schedule_change(pair: ModelPair) -> int | None:
     """Return the first step, from 0, at which torch's settings are not those of the first; None if within `MOST` steps.
 
     Without gradients, a step of the optimizer updates nothing, and is one of the schedule alone.
@@ -42,7 +42,7 @@ def _settings(optimizer: object) -> str:
     return repr([{key: value for key, value in group.items() if key != "params"} for group in groups])
 
 
-def default_steps(pair: MappedPair, change: int | None) -> int:
+def default_steps(pair: ModelPair, change: int | None) -> int:
     """Return how many steps to take where the user does not say."""
     batches = len(pair.batches)
     if pair.torch.optimizer is None:

@@ -2,7 +2,7 @@
 
 import itertools
 
-from compare.comparison.runs import Runs
+from compare.comparison.model_runs import ModelRuns
 from compare.numerics.distance import distance
 from compare.step.layouts import ORDERS
 from compare.step.observation import to_numpy
@@ -10,7 +10,7 @@ from compare.verdict.divergence import Cause
 from compare.verdict.first_difference import Found
 
 
-def exchanged_output(runs: Runs, found: Found) -> Cause | None:
+def exchanged_output(runs: ModelRuns, found: Found) -> Cause | None:
     """Say which other output of torch's an output of the JAX side is, to rounding; None if it is none."""
     ports, given = found.pairing.ports, found.target
     if ports is None or given is None or ports[0].path or ports[0].kind == "input" or not found.pairing.decides:

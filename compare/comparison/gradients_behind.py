@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from compare.alignment.pairings import Pairing
-from compare.comparison.runs import Runs
+from compare.comparison.model_runs import ModelRuns
 from compare.comparison.weighing import Weighing, apart, computed
 from compare.diagnosis.steps.edit import Edit
 from compare.errors import InputError, InternalError, Signal
@@ -31,7 +31,7 @@ class Behind(NamedTuple):
     """Whether there is nothing else to look at: all gradients agree."""
 
 
-def with_edits(runs: Runs, edits: Sequence[Edit]) -> Runs:
+def with_edits(runs: ModelRuns, edits: Sequence[Edit]) -> ModelRuns:
     """Give runs in whose float64 runs of torch the edits are in force."""
 
     def torch_run(dtype: str) -> TorchRun:
@@ -45,7 +45,7 @@ def with_edits(runs: Runs, edits: Sequence[Edit]) -> Runs:
 
 
 def first_gradient(
-    runs: Runs, followed: Followed, jax: JaxRun, edits: Sequence[Edit], left_out: Callable[[Pairing], bool]
+    runs: ModelRuns, followed: Followed, jax: JaxRun, edits: Sequence[Edit], left_out: Callable[[Pairing], bool]
 ) -> Behind:
     """Take the steps of both sides, each of the JAX side's from torch's weights, up to a gradient that differs.
 
@@ -64,7 +64,7 @@ def first_gradient(
 
 
 def _first_gradient(
-    runs: Runs, followed: Followed, jax: JaxRun, edits: Sequence[Edit], left_out: Callable[[Pairing], bool]
+    runs: ModelRuns, followed: Followed, jax: JaxRun, edits: Sequence[Edit], left_out: Callable[[Pairing], bool]
 ) -> Behind:
     pair, weighing = runs.pair, Weighing(followed, fitted=any(edit.free for edit in edits))
     torch, jax = runs.torch_run("float64"), runs.again(copy.copy(jax))

@@ -8,7 +8,7 @@ import numpy as np
 
 from compare.alignment.pairings import shown
 from compare.comparison.from_torch import FromTorch
-from compare.comparison.runs import Runs
+from compare.comparison.model_runs import ModelRuns
 from compare.diagnosis.held_out import HeldOut
 from compare.errors import InputError, InternalError, Signal
 from compare.jax_side.run import JaxRun
@@ -30,7 +30,7 @@ class HeldOutSteps:
 
     """
 
-    def __init__(self, runs: Runs, from_torch: FromTorch, jax: JaxRun) -> None:
+    def __init__(self, runs: ModelRuns, from_torch: FromTorch, jax: JaxRun) -> None:
         self._runs, self._from_torch, self._jax = runs, from_torch, jax
         self._of: tuple[int, bool] | None = None
         self._more: Iterator[_Taken] = iter(())
@@ -91,7 +91,7 @@ class _Taken(NamedTuple):
     """Of the JAX side."""
 
 
-def _starts(runs: Runs, step: int) -> Iterator[tuple[TorchRun, int, int]]:
+def _starts(runs: ModelRuns, step: int) -> Iterator[tuple[TorchRun, int, int]]:
     """Start torch before other steps: one that agreed, and each batch in turn with weights that are moved by a seed."""
     if step:
         run = runs.torch_run("float64")

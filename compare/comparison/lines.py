@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from compare.alignment.pairings import Pairing, jax_path
-from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.model_pair import ModelPair
 from compare.diagnosis.place import named
 from compare.jax_side.side import Flax, Jax
 from compare.step.assigned import given_to, made_in
@@ -22,7 +22,7 @@ from compare.weights.layers import at_path
 
 
 def lines_of(
-    pair: MappedPair, pairing: Pairing, codes: Sequence[Code] = (), before: Pairing | None = None
+    pair: ModelPair, pairing: Pairing, codes: Sequence[Code] = (), before: Pairing | None = None
 ) -> Iterator[Line]:
     """Yield where the layers of both sides were made and called, what computes the value, the loss or the optimizer.
 
@@ -50,7 +50,7 @@ def lines_of(
             yield from _line("jax", Role.MADE, made.pop())
 
 
-def values_of(pair: MappedPair, codes: Sequence[Code], partners: Mapping[str, str]) -> dict[str, tuple[Line, ...]]:
+def values_of(pair: ModelPair, codes: Sequence[Code], partners: Mapping[str, str]) -> dict[str, tuple[Line, ...]]:
     """Return where the JAX side has the values that fixes name.
 
     Args:
@@ -66,7 +66,7 @@ def values_of(pair: MappedPair, codes: Sequence[Code], partners: Mapping[str, st
     }
 
 
-def _of_value(pair: MappedPair, port: Port, path: str | None) -> Iterator[Line]:
+def _of_value(pair: ModelPair, port: Port, path: str | None) -> Iterator[Line]:
     if path is None or port.call:
         return
     role = Role.CALLED if port.kind == "output" else Role.GIVEN
@@ -75,13 +75,13 @@ def _of_value(pair: MappedPair, port: Port, path: str | None) -> Iterator[Line]:
         yield from _beginning("jax", vars(cls).get("__call__"))
 
 
-def _called(pair: MappedPair, port: Port) -> Source | None:
+def _called(pair: ModelPair, port: Port) -> Source | None:
     """Return the line that calls a module of the JAX side; None of a later call, if several lines call it."""
     ran = pair.jax_modules.get(port.path)
     return ran.called if ran and not (port.call and ran.elsewhere) else None
 
 
-def _class(pair: MappedPair, path: str) -> type | None:
+def _class(pair: ModelPair, path: str) -> type | None:
     """Return the class of a module of the JAX side; None if there is none."""
     ran, module = pair.jax_modules.get(path), _module(pair, path)
     if ran is not None and path:
@@ -89,7 +89,7 @@ def _class(pair: MappedPair, path: str) -> type | None:
     return None if module is None else type(module)
 
 
-def with_counts(pair: MappedPair, found: Sequence[Divergence]) -> list[Divergence]:
+def with_counts(pair: ModelPair, found: Sequence[Divergence]) -> list[Divergence]:
     """Say of each line that makes a layer how many layers it makes for which a fix is not known to be right.
 
     A helper makes many layers. Those that do not differ stay right if torch's have the setting too: a padding of 1 is
@@ -133,19 +133,19 @@ _FROM = {
 """The settings of torch's layers that those of Flax follow from."""
 
 
-def holders(pair: MappedPair) -> list[type]:
+def holders(pair: ModelPair) -> list[type]:
     """Return the classes of modules, such as Equinox's, in which a pure function has its parameters."""
     return [each for _, each in _holders(pair)] if isinstance(pair.jax, Jax) else []
 
 
-def _holders(pair: MappedPair) -> Iterator[tuple[str, type]]:
+def _holders(pair: ModelPair) -> Iterator[tuple[str, type]]:
     for path in dict.fromkeys(link.jax.rpartition("/")[0] for link in pair.links):
         cls = _class(pair, path)
         if cls is not None and cls.__module__ != "builtins":
             yield path, cls
 
 
-def _of_ports(pair: MappedPair, pairing: Pairing, before: Pairing | None) -> Iterator[Line]:
+def _of_ports(pair: ModelPair, pairing: Pairing, before: Pairing | None) -> Iterator[Line]:
     assert pairing.ports is not None
     ours, theirs = pairing.ports
     role = Role.CALLED if ours.kind == "output" else Role.GIVEN
@@ -160,13 +160,13 @@ def _of_ports(pair: MappedPair, pairing: Pairing, before: Pairing | None) -> Ite
             yield Line("jax", Role.COMPUTED, source)
 
 
-def _made(pair: MappedPair, torch: str, jax: str) -> Iterator[Line]:
+def _made(pair: ModelPair, torch: str, jax: str) -> Iterator[Line]:
     modules = dict(pair.torch.model.named_modules())
     yield from _line("torch", Role.MADE, _made_at(modules.get, torch, "."))
     yield from _line("jax", Role.MADE, _made_in_jax(pair, jax))
 
 
-def _made_in_jax(pair: MappedPair, path: str) -> Source | None:
+def _made_in_jax(pair: ModelPair, path: str) -> Source | None:
     """Return where a module of the JAX side was made; Linen makes its modules while the model runs."""
     ran = pair.jax_modules.get(path)
     return (ran.made if ran else None) or _made_at(partial(_module, pair), path, "/")
@@ -194,7 +194,7 @@ def _optimizer(side: Flax | Jax) -> Source | None:
     return noted or (given_to(call, "optimizer", position) if call else None)
 
 
-def _module(pair: MappedPair, path: str) -> Any:
+def _module(pair: ModelPair, path: str) -> Any:
     """Return a module of the JAX side as the user made it; None of Linen, which makes its modules as the model runs."""
     whole = pair.jax.params if isinstance(pair.jax, Jax) else pair.jax.model
     if isinstance(pair.jax, Flax) and isinstance(whole, tuple):
@@ -205,7 +205,7 @@ def _module(pair: MappedPair, path: str) -> Any:
         return None
 
 
-def _defined(pair: MappedPair) -> Iterator[Line]:
+def _defined(pair: ModelPair) -> Iterator[Line]:
     yield from _beginning("torch", pair.torch.loss)
     yield from _beginning("jax", pair.jax.loss)
 

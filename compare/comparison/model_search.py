@@ -13,9 +13,9 @@ from compare.comparison.exchanged import exchanged_output
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.held_out import HeldOutSteps
 from compare.comparison.lines import holders
-from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.model_pair import ModelPair
+from compare.comparison.model_runs import ModelRuns
 from compare.comparison.places import layers_between
-from compare.comparison.runs import Runs
 from compare.comparison.surplus import cut_off
 from compare.comparison.trained_alone import trained_alone
 from compare.comparison.untied import untied
@@ -42,7 +42,7 @@ from compare.weights.links import to_jax
 class ModelSearch:
     """The searches for the causes of all divergences of one comparison of models."""
 
-    def __init__(self, runs: Runs, jax: JaxRun, from_torch: FromTorch, budget: Budget) -> None:
+    def __init__(self, runs: ModelRuns, jax: JaxRun, from_torch: FromTorch, budget: Budget) -> None:
         self._runs, self._jax, self._from_torch, self._budget = runs, jax, from_torch, budget
         self._held_out = HeldOutSteps(runs, from_torch, jax)
         self._data: list[tuple[Batch, FromData]] = []
@@ -155,12 +155,12 @@ def _either(one: Explains, other: Explains, values: Values) -> bool:
     return one(values) or other(values)
 
 
-def _step_of_torch(runs: Runs, step: int) -> Observation:
+def _step_of_torch(runs: ModelRuns, step: int) -> Observation:
     return next(itertools.islice(runs.stepper.whole(runs.torch_run("float64")), step, None))
 
 
 def _outputs(
-    pair: MappedPair,
+    pair: ModelPair,
     from_torch: FromTorch,
     jax: JaxRun,
     arrays: Mapping[str, np.ndarray],
@@ -172,7 +172,7 @@ def _outputs(
     return [(each.ports[0], each.jax_array(seen)) for each in from_torch.forward if each.ports and each.decides]
 
 
-def _both_layers(pair: MappedPair, found: Found) -> list[Detail]:
+def _both_layers(pair: ModelPair, found: Found) -> list[Detail]:
     """Describe both layers with their settings, where the culprit is a layer."""
     ports = found.pairing.ports
     if ports is None or found.divergence.modules is None:
@@ -188,7 +188,7 @@ def _both_layers(pair: MappedPair, found: Found) -> list[Detail]:
     ]
 
 
-def _place(pair: MappedPair, found: Found) -> Place:
+def _place(pair: ModelPair, found: Found) -> Place:
     """Give the layers of the JAX side that run where the two sides begin to differ, the culprit first."""
     order = list(pair.jax_modules)
     if order == [""] and (held := holders(pair)):  # no module of a pure function is seen to run

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Iterator
 import numpy as np
 
 from compare import bugs
-from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.model_pair import ModelPair
 from compare.errors import InputError
 from compare.jax_side.inquiries import updates_alone
 from compare.step.observation import to_numpy
@@ -39,7 +39,7 @@ def until(later: Divergence, what: str) -> str:
     return f"{found} (they take more steps than the check; steps are counted from 0)"
 
 
-def later_updates(pair: MappedPair, followed: Followed, gradients: dict[str, np.ndarray]) -> Divergence | None:
+def later_updates(pair: ModelPair, followed: Followed, gradients: dict[str, np.ndarray]) -> Divergence | None:
     """Take many steps of both optimizers from the same gradients, and give the first at which they differ.
 
     Args:
@@ -58,7 +58,7 @@ def later_updates(pair: MappedPair, followed: Followed, gradients: dict[str, np.
 
 
 def _compared(
-    pair: MappedPair, followed: Followed, gradients: dict[str, np.ndarray], links: list[Link], steps: int
+    pair: ModelPair, followed: Followed, gradients: dict[str, np.ndarray], links: list[Link], steps: int
 ) -> Divergence | None:
     # Every parameter gets its gradient, shown or not: a global norm is taken over all of them.
     shared = [link for link in pair.links if link.torch in gradients]
@@ -124,7 +124,7 @@ def _alike(link: Link) -> Link:
 
 
 def _torch(
-    pair: MappedPair, dtype: str, gradients: dict[str, np.ndarray], steps: int, names: Container[str]
+    pair: ModelPair, dtype: str, gradients: dict[str, np.ndarray], steps: int, names: Container[str]
 ) -> Iterator[dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Take torch's steps; each gives what `summed` makes of every update, and of the parameter that it changes."""
     run = pair.torch_run(dtype)

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from compare.alignment.pairings import Pairing
+from compare.comparison.model_runs import ModelRuns
 from compare.comparison.program_runs import ProgramRuns
-from compare.comparison.runs import Runs
 from compare.diagnosis.precision_causes import fast_variance, low_precision, lower_products, without_fast_variance
 from compare.jax_side.reading import lowest_precision
 from compare.jax_side.side import Flax, Jax
@@ -18,7 +18,7 @@ from compare.verdict.following import Followed
 from compare.verdict.ratio import Quantity, Verdict
 
 
-def precision_causes(runs: Runs, followed: Followed) -> list[Cause]:
+def precision_causes(runs: ModelRuns, followed: Followed) -> list[Cause]:
     """Search for the cause of the first `precision` verdict inside the model; an empty list if none is found."""
     pairs = zip(followed.pairings, followed.quantities, strict=True)
     every = [(p, q) for p, q in pairs if q.verdict == Verdict.PRECISION]
@@ -71,7 +71,7 @@ def program_precision_causes(runs: ProgramRuns, followed: Followed, program: Any
     return [cause] if cause else []
 
 
-def named_algorithm(runs: Runs, pairing: Pairing, quantity: Quantity) -> Cause | None:
+def named_algorithm(runs: ModelRuns, pairing: Pairing, quantity: Quantity) -> Cause | None:
     """Look for an algorithm of the JAX side's that is known to round more, and that explains a module's rounding."""
     assert pairing.ports is not None
     pair, path = runs.pair, pairing.ports[1].path

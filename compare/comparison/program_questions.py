@@ -1,4 +1,4 @@
-"""Finds out what a match of two programs proves: see `questions`, which does the same for models."""
+"""Finds out what a match of two programs proves: see `common_questions`."""
 
 import contextlib
 import dataclasses

@@ -6,13 +6,13 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.model_pair import ModelPair
 
 _DEPTH = 4
 """How deep to look into the closures of an optax transformation."""
 
 
-def what_ran(pair: MappedPair, weights: Mapping[str, str | None] | None) -> dict[str, Any]:
+def what_ran(pair: ModelPair, weights: Mapping[str, str | None] | None) -> dict[str, Any]:
     """Describe what both sides are made of, for a person to compare with what it should be."""
     torch, jax = pair.torch, pair.jax
     run = pair.torch_run("float32")

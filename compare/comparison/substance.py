@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.model_pair import ModelPair
 from compare.report.wording import counted
 from compare.step.batch import Batch
 from compare.step.stage import Stage
@@ -17,7 +17,7 @@ _COMPUTED = (Stage.FORWARD, Stage.LOSS, Stage.GRADIENT, Stage.UPDATE)
 """Stages whose numbers both sides compute. Others may hold infinities for good reasons, such as a mask."""
 
 
-def without_substance(pair: MappedPair, followed: Followed) -> list[Cause]:
+def without_substance(pair: ModelPair, followed: Followed) -> list[Cause]:
     """Say why a match of what was followed would prove nothing; an empty list if it does."""
     deciding = [quantity for quantity in followed.quantities if quantity.decides]
     found = []
@@ -45,7 +45,7 @@ def without_substance(pair: MappedPair, followed: Followed) -> list[Cause]:
     return found
 
 
-def without_gradient(pair: MappedPair, runs: Iterable[Followed]) -> list[Cause]:
+def without_gradient(pair: ModelPair, runs: Iterable[Followed]) -> list[Cause]:
     """Report if there is a loss and every gradient is zero in all runs: then nothing shows how the port learns."""
     return [] if pair.torch.loss is None else gradients_of_zero(runs)
 
@@ -85,7 +85,7 @@ def constant_outputs(followed: Followed, other: Followed) -> list[Cause]:
     ]
 
 
-def not_reached(pair: MappedPair, followed: Followed, steps: int, change: int | None) -> list[str]:
+def not_reached(pair: ModelPair, followed: Followed, steps: int, change: int | None) -> list[str]:
     """Return what a match does not cover, for its headline.
 
     Args:

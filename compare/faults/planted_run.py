@@ -14,7 +14,7 @@ from unittest import mock
 
 import numpy as np
 
-from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.model_pair import ModelPair
 from compare.comparison.program_pair import ProgramPair
 from compare.diagnosis.counterfactuals import FUNCTIONS
 from compare.diagnosis.rewriting import Call, Rewrite, Window, rewriting
@@ -131,7 +131,7 @@ class PlantedProgramRun(Planted, TorchProgramRun):
 AnyRun = PlantedRun | PlantedProgramRun
 
 
-def started(pair: MappedPair | ProgramPair, dtype: str) -> AnyRun:
+def started(pair: ModelPair | ProgramPair, dtype: str) -> AnyRun:
     """Start a run of the torch side of a pair."""
     if isinstance(pair, ProgramPair):
         run = PlantedProgramRun(pair.torch, dtype, pair.device, pair.overwritten)

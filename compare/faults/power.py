@@ -11,10 +11,10 @@ import numpy as np
 from compare.comparison.check import prepared
 from compare.comparison.common_check import unseen
 from compare.comparison.converted import wrongly_converted
-from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.model_pair import ModelPair
+from compare.comparison.model_runs import ModelRuns
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.program_runs import ProgramRuns
-from compare.comparison.runs import Runs
 from compare.comparison.selection import Selection
 from compare.diagnosis.rewriting import Call
 from compare.errors import InputError, InternalError, NondeterministicError, NotApplicable
@@ -124,7 +124,7 @@ class Change(NamedTuple):
 class Planting:
     """A mapped pair whose JAX side is compiled once, to be checked with one fault after another."""
 
-    def __init__(self, pair: MappedPair | ProgramPair, steps: int, seed: int) -> None:
+    def __init__(self, pair: ModelPair | ProgramPair, steps: int, seed: int) -> None:
         self.pair, self.steps, self.seed = pair, steps, seed
         self.fault: Fault | None = None
         """Which is in the torch side at the moment."""
@@ -132,7 +132,7 @@ class Planting:
         def torch_run(dtype: str) -> Any:
             return self.planted(dtype, self.fault)
 
-        self.runs = ProgramRuns(pair, torch_run) if isinstance(pair, ProgramPair) else Runs(pair, torch_run)
+        self.runs = ProgramRuns(pair, torch_run) if isinstance(pair, ProgramPair) else ModelRuns(pair, torch_run)
         self._compiled: list[Any] = []
 
     def planted(self, dtype: str, fault: Fault | None = None, times: float = 1.0) -> AnyRun:
@@ -260,7 +260,7 @@ class Planting:
                 f"in {counted(self.steps, 'step')}, the schedule's first change is not reached: take {fault.needed}",
             )
         # A program says by itself which of its modules are in training.
-        model = self.pair.torch.model if isinstance(self.pair, MappedPair) else None
+        model = self.pair.torch.model if isinstance(self.pair, ModelPair) else None
         still = model is not None and any(not module.training for module in model.modules())
         if still and (change := self._first_change(fault, self.steps, training=True)):
             step, stage = change

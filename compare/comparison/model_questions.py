@@ -13,10 +13,10 @@ import numpy as np
 from compare import bugs
 from compare.comparison.conditions import one_more, under_other_conditions
 from compare.comparison.enough_steps import schedule_change
-from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.model_pair import ModelPair
+from compare.comparison.model_runs import ModelRuns
 from compare.comparison.optimizers_alone import later_updates, until
 from compare.comparison.recorded import numbers_of_torch, recorded
-from compare.comparison.runs import Runs
 from compare.comparison.second_answers import QUICK, Ask, asked_elsewhere, differs_elsewhere, foreign
 from compare.comparison.substance import (
     constant_outputs,
@@ -49,7 +49,9 @@ class Programs(NamedTuple):
     """The random numbers of the first step, with which they were traced."""
 
 
-def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs, ask: Ask, *, quick: bool) -> Report:
+def questioned(
+    runs: ModelRuns, found: Report, followed: Followed, programs: Programs, ask: Ask, *, quick: bool
+) -> Report:
     """Ask what a match is worth, and add the answers to the report.
 
     Args:
@@ -105,7 +107,7 @@ def questioned(runs: Runs, found: Report, followed: Followed, programs: Programs
     return dataclasses.replace(found, unproved=unproved, limits=limits, unexercised=lines)
 
 
-def _first_gradients(pair: MappedPair, draws: Sequence[Draw]) -> dict[str, np.ndarray]:
+def _first_gradients(pair: ModelPair, draws: Sequence[Draw]) -> dict[str, np.ndarray]:
     """Return the torch side's gradients of the first step, in float64; nothing without an optimizer."""
     if pair.torch.optimizer is None:
         return {}
@@ -116,7 +118,7 @@ def _first_gradients(pair: MappedPair, draws: Sequence[Draw]) -> dict[str, np.nd
         return {name: np.array(to_numpy(gradient)) for name, gradient in seen.gradients.items()}
 
 
-def _larger_batch(pair: MappedPair, programs: Programs) -> list[str]:
+def _larger_batch(pair: ModelPair, programs: Programs) -> list[str]:
     """Say so where the JAX side has other operations for a batch with many times as many examples."""
     batch = pair.batches[0]
     if (more := one_more(batch)) is None:
@@ -134,7 +136,7 @@ _LARGER = 64
 """How many times as many examples."""
 
 
-def _foreign(pair: MappedPair, programs: Programs) -> list[Cause]:
+def _foreign(pair: ModelPair, programs: Programs) -> list[Cause]:
     batch, runs = pair.batches[0], (programs.float32, programs.float64)
     calls = [call for run in runs for call in foreign_calls(run.program(batch, programs.draws))]
     return foreign(pair.jax.name, calls)

@@ -42,7 +42,7 @@ from compare.weights.stacks import stacked
 from compare.weights.weight_layouts import weight_layouts
 
 
-class MappedPair:
+class ModelPair:
     """Both sides, their batches, and which tensor of one is which of the other.
 
     Args:
@@ -175,13 +175,13 @@ class MappedPair:
         """Return the batches with their real inputs moved by rounding; draw 0 is as they are."""
         return [moved_inputs(batch, draw, epsilon) for batch in self.batches]
 
-    def elsewhere(self, start: Mapping[str, np.ndarray]) -> "MappedPair":
+    def elsewhere(self, start: Mapping[str, np.ndarray]) -> "ModelPair":
         """Return the same pair with other weights and buffers of torch's to start from, and on other batches."""
         other = copy.copy(self)
         other.start, other.moved, other.batches = start, True, perturbed(self.batches)
         return other
 
-    def in_other_mode(self) -> "MappedPair":
+    def in_other_mode(self) -> "ModelPair":
         """Return the same pair in evaluation where it is in training, and the other way round."""
         other = copy.copy(self)
         other.training, other.keep_modes, other.other_mode = not self.training, False, True

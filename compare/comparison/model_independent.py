@@ -8,8 +8,8 @@ from compare.alignment.pairings import Pairing
 from compare.comparison.differing_parts import DifferingParts, Step
 from compare.comparison.from_torch import FromTorch, Repeated
 from compare.comparison.lasting_places import LastingPlaces, port
+from compare.comparison.model_runs import ModelRuns
 from compare.comparison.module_order import merged
-from compare.comparison.runs import Runs
 from compare.diagnosis.optimizers.evidence import Evidence, Recorder
 from compare.step.observation import Observation
 from compare.step.stage import Stage
@@ -32,7 +32,7 @@ class Independent(NamedTuple):
 
 
 def independent(
-    runs: Runs, followed: Followed, from_torch: FromTorch, made_up_for: Sequence[Pairing] = ()
+    runs: ModelRuns, followed: Followed, from_torch: FromTorch, made_up_for: Sequence[Pairing] = ()
 ) -> Independent:
     """List all independent differences, each at the first step where it shows, in order of computation.
 
@@ -68,7 +68,7 @@ class _Outputs:
 
     """
 
-    def __init__(self, runs: Runs, pairings: Sequence[Pairing], given: Sequence[Pairing]) -> None:
+    def __init__(self, runs: ModelRuns, pairings: Sequence[Pairing], given: Sequence[Pairing]) -> None:
         self._runs, self._pairings = runs, pairings
         self._given = {number for number, each in enumerate(pairings) if any(each is other for other in given)}
         self._undone, self._last, self._doubtful = set(self._given), set[int](), set[int]()
@@ -103,7 +103,7 @@ class _Outputs:
         return [self._pairings[number] for number in sorted(self._doubtful)]
 
 
-def _steps(runs: Runs, followed: Followed, jax: FromTorch, torch: TorchRun) -> Iterator[Step]:
+def _steps(runs: ModelRuns, followed: Followed, jax: FromTorch, torch: TorchRun) -> Iterator[Step]:
     """Take the steps of torch in float64, with what takes each of them on the JAX side from what torch has there."""
     pair = runs.pair
     slots = [each for each in followed.pairings if each.stage == Stage.UPDATE and each.operands is None]

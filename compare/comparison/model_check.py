@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from compare import bugs
 from compare.alignment.pairings import NotCompared, Pairing
 from compare.comparison.common_check import CommonCheck
-from compare.comparison.explanation import Causes, explained
 from compare.comparison.from_torch import FromTorch
-from compare.comparison.independent import Independent, independent
 from compare.comparison.lines import lines_of
-from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.model_causes import Causes, explained
+from compare.comparison.model_independent import Independent, independent
+from compare.comparison.model_pair import ModelPair
+from compare.comparison.model_questions import Programs, questioned
+from compare.comparison.model_runs import ModelRuns
 from compare.comparison.precision import named_algorithm, precision_causes
-from compare.comparison.questions import Programs, questioned
 from compare.comparison.readings import without, without_formula
-from compare.comparison.runs import Runs
 from compare.comparison.second_answers import Ask
 from compare.diagnosis.structure.budget import Budget
 from compare.jax_side.draws_made import draws_of_torch_alone, idle_draws
@@ -32,20 +32,20 @@ LEAST = 10.0
 """Seconds that the search for causes of structure may take, however short the check is."""
 
 
-class PairCheck(CommonCheck):
+class ModelCheck(CommonCheck):
     """One comparison of models."""
 
-    runs: Runs
-    pair: MappedPair
+    runs: ModelRuns
+    pair: ModelPair
     jax: JaxRun
     searches_what_draws_otherwise = True
     """A layer that the port lacks, such as a dropout, is a cause: torch's draws are replayed when it is tried."""
 
     def __init__(
-        self, pair: MappedPair, name: str, steps: int, progress: Show, compiled: tuple[JaxRun, JaxRun] | None = None
+        self, pair: ModelPair, name: str, steps: int, progress: Show, compiled: tuple[JaxRun, JaxRun] | None = None
     ) -> None:
         self._started = time.process_time(), time.monotonic()
-        super().__init__(Runs(pair), name, steps, progress, compiled)
+        super().__init__(ModelRuns(pair), name, steps, progress, compiled)
 
     def _follow(self) -> Followed:
         if self.runs.in_pairs:  # what compiling takes is not needed at the same time as what a step takes
@@ -68,8 +68,8 @@ class PairCheck(CommonCheck):
         def show(_: Progress) -> None:
             self.progress(Progress("trying other weights and batches", found=lambda: found))
 
-        def ask(pair: MappedPair) -> tuple[Report, Followed]:
-            other = PairCheck(pair, self.name, 1, show, compiled)
+        def ask(pair: ModelPair) -> tuple[Report, Followed]:
+            other = ModelCheck(pair, self.name, 1, show, compiled)
             # Draws that have no effect were proved to have none here, and have none from other weights either.
             other.idle = self.idle
             return other.answered()

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from compare.comparison.common_runs import CommonRuns
-from compare.comparison.mapped_pair import MappedPair
+from compare.comparison.model_pair import ModelPair
 from compare.comparison.readings import without_undone_outputs
 from compare.comparison.tables import rounded_arrays
 from compare.jax_side.run import JaxRun
@@ -13,10 +13,10 @@ from compare.torch_side.run import TorchRun
 from compare.verdict.following import Followed
 
 
-class Runs(CommonRuns):
+class ModelRuns(CommonRuns):
     """Starts runs of a pair of models."""
 
-    pair: MappedPair
+    pair: ModelPair
     torch_run: Callable[[str], TorchRun]
 
     def read(self, followed: Followed) -> Followed:

@@ -11,10 +11,10 @@ from compare import bugs
 from compare.comparison.followers import without_followers
 from compare.comparison.from_torch import FromTorch
 from compare.comparison.gradients_behind import first_gradient, with_edits
-from compare.comparison.independent import Independent
 from compare.comparison.lines import lines_of, values_of, with_counts
+from compare.comparison.model_independent import Independent
+from compare.comparison.model_runs import ModelRuns
 from compare.comparison.model_search import ModelSearch
-from compare.comparison.runs import Runs
 from compare.comparison.trained_alone import updated_alone
 from compare.diagnosis.conventions.variants import MODE
 from compare.diagnosis.optimizers.explain import Explained, explain_update
@@ -42,7 +42,7 @@ class Causes(NamedTuple):
 
 
 def explained(
-    runs: Runs,
+    runs: ModelRuns,
     followed: Followed,
     first: Found,
     alone: Independent,
@@ -69,7 +69,13 @@ class _Explaining:
     """The explanation of all that differs in one comparison of models. The arguments are those of `explained`."""
 
     def __init__(
-        self, runs: Runs, followed: Followed, alone: Independent, jax: JaxRun, from_torch: FromTorch, budget: Budget
+        self,
+        runs: ModelRuns,
+        followed: Followed,
+        alone: Independent,
+        jax: JaxRun,
+        from_torch: FromTorch,
+        budget: Budget,
     ) -> None:
         self._runs, self._followed, self._alone, self._jax = runs, followed, alone, jax
         self._from_torch, self._budget = from_torch, budget
