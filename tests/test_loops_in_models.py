@@ -120,7 +120,7 @@ def test_of_what_explains_a_first_turn_the_cause_explains_the_later_ones_too(
     fault: str, cause: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "compare.comparison.model_check.LEAST", 120.0
+        "compare.comparison.common_check.LEAST", 120.0
     )  # seconds: other programs may run beside this one
     rng = np.random.default_rng(0)
     batches = [(rng.normal(size=(6, TURNS, 3)), rng.normal(size=(6, 2))) for _ in range(2)]

@@ -4,11 +4,13 @@ import abc
 import copy
 import dataclasses
 import functools
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from compare import bugs
 from compare.alignment.pairings import NotCompared, Pairing
+from compare.comparison.common_questions import CommonQuestions
 from compare.comparison.common_runs import CommonRuns
 from compare.comparison.compilation_cause import with_compilation
 from compare.comparison.converted import wrongly_converted
@@ -18,9 +20,11 @@ from compare.comparison.excuses import Measures, excuses
 from compare.comparison.float32 import other_in_float32, weigh_float32_program
 from compare.comparison.random_keys import reused_key
 from compare.comparison.readings import without_undone_inside
+from compare.comparison.second_answers import Ask
 from compare.comparison.steps import JaxSteps, approximated
 from compare.comparison.tried_patches import LARGEST, Trial, without_refuted
 from compare.comparison.without_gradient import left_out
+from compare.diagnosis.structure.budget import Budget
 from compare.jax_side.draws_made import KeyedRun
 from compare.jax_side.keys import StepKeys
 from compare.report.findings import Run, settings
@@ -41,6 +45,9 @@ def unseen(_doing: str, _done: int, _of: int, _so_far: SoFar) -> None:
 _COINS = 4
 """The largest number of steps that are taken to choose a replay: a random boolean may be equal in the first of them."""
 
+LEAST = 10.0
+"""Seconds that the search for causes of structure may take, however short the check is."""
+
 _NOT_JUDGED = "but for its float32 program: checking it failed, by an error of netparity"
 
 
@@ -48,7 +55,7 @@ class CommonCheck(abc.ABC):
     """One comparison: follows both sides, and explains what differs.
 
     Args:
-        runs: Of both sides.
+        pair: Both sides.
         name: What the pair is called.
         steps: How many are taken.
         progress: Called before whatever is done next.
@@ -61,14 +68,19 @@ class CommonCheck(abc.ABC):
     jax: Any
     searches_what_draws_otherwise = False
     """Whether causes are looked for where one side draws what the other does not."""
+    starts: type[CommonRuns]
+    """What starts the runs of both sides."""
+    questions: type[CommonQuestions]
+    """What asks what a match proves."""
 
     def __init__(
-        self, runs: CommonRuns, name: str, steps: int, progress: Show, compiled: tuple[Any, Any] | None = None
+        self, pair: Any, name: str, steps: int, progress: Show, compiled: tuple[Any, Any] | None = None
     ) -> None:
-        self.runs, self.pair = runs, runs.pair
+        self._started = time.process_time(), time.monotonic()
+        self.runs, self.pair = self.starts(pair), pair
         self.name, self.steps, self.progress = name, steps, progress
         self.compiled = compiled
-        self.jax = runs.again(copy.copy(compiled[0])) if compiled else self.pair.jax_run("float64")
+        self.jax = self.runs.again(copy.copy(compiled[0])) if compiled else self.pair.jax_run("float64")
         self.jax32: Any = None
         """The float32 run that was taken last."""
         self._keys: list[StepKeys] = []
@@ -89,13 +101,36 @@ class CommonCheck(abc.ABC):
             found = self._explained(followed)
             # A check that answers the second question asks none itself, and a mismatch needs no second question.
             if self.compiled is None and found.ok:
-                found = self._questioned(found, self.runs.read(followed), quick=quick)
+                questions = self.questions(self.runs, (self.jax, self.jax32), self.runs.read(followed))
+                found = questions.asked(found, self._elsewhere(found), quick=quick)
         return dataclasses.replace(found, bugs=failed)
 
     def answered(self) -> tuple[Report, Followed]:
         """Follow both sides and explain what differs, as the answer to a question of another check."""
         followed = self._follow()
         return self._explained(followed), self.runs.read(followed)
+
+    def _elsewhere(self, found: Report) -> Ask:
+        """Give what takes one step of the same pair from other weights and on other batches."""
+
+        def show(_: Progress) -> None:
+            self.progress(Progress("trying other weights and batches", found=lambda: found))
+
+        def ask(pair: Any) -> tuple[Report, Followed]:
+            other = type(self)(pair, self.name, 1, show, (self.jax, self.jax32))
+            # Draws that have no effect were proved to have none here, and have none from other weights either.
+            other.idle = self.idle
+            return other.answered()
+
+        return ask
+
+    def budget(self) -> Budget:
+        """Let the search take as long as the check has taken so far: a report takes at most about twice as long.
+
+        The processor's time is less where a check had to wait for other programs, and more where several processors
+        worked.
+        """
+        return Budget(max(LEAST, min(time.process_time() - self._started[0], time.monotonic() - self._started[1])))
 
     @abc.abstractmethod
     def lines(self, pairing: Pairing) -> Iterable[Line]:
@@ -108,10 +143,6 @@ class CommonCheck(abc.ABC):
     @abc.abstractmethod
     def _causes(self, followed: Followed, found: Report) -> tuple[Divergence | None, list[Divergence], list[Cause]]:
         """Give the first divergence and the others with their causes, or the causes of a precision verdict."""
-
-    @abc.abstractmethod
-    def _questioned(self, found: Report, followed: Followed, *, quick: bool) -> Report:
-        """Ask what a match is worth, and add the answers to the report."""
 
     def _follow(self) -> Followed:
         followed: Followed = self.runs.follow(self.jax, self._jax32, self.steps, self._stepping)

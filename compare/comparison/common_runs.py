@@ -7,6 +7,7 @@ from typing import Any
 
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
+from compare.comparison.common_pair import CommonPair
 from compare.comparison.later_steps import LaterSteps
 from compare.comparison.steps import JaxSteps, Stepper
 from compare.comparison.tables import Tables, rounded_arrays
@@ -48,12 +49,12 @@ class CommonRuns:
     """Starts runs of a pair, which all take the same steps.
 
     Args:
-        pair: Both sides: a `ModelPair` or a `ProgramPair`.
+        pair: Both sides.
         torch_run: Starts a run of the torch side in a precision; the pair's own runs by default.
 
     """
 
-    def __init__(self, pair: Any, torch_run: Callable[[str], Any] | None = None) -> None:
+    def __init__(self, pair: CommonPair, torch_run: Callable[[str], Any] | None = None) -> None:
         self.pair = pair
         self.torch_run: Callable[[str], Any] = torch_run or pair.torch_run
         self.stepper = Stepper(pair.batches, pair.size)

@@ -8,6 +8,7 @@ import numpy as np
 
 from compare import bugs
 from compare.alignment.pairings import shown
+from compare.comparison.common_pair import CommonPair
 from compare.comparison.model_pair import ModelPair
 from compare.errors import InputError
 from compare.jax_side.inquiries import evaluated
@@ -204,7 +205,7 @@ def short(error: InputError) -> str:
 
 
 def first_difference(
-    pair: Any,
+    pair: CommonPair,
     followed: Followed,
     torch: tuple[Observation, Observation],
     jax64: Observation,

@@ -1,7 +1,6 @@
 """One comparison of a model, its loss and its optimizer with a port: see `common_check`."""
 
 import dataclasses
-import time
 from collections.abc import Iterator, Sequence
 
 from compare import bugs
@@ -12,24 +11,19 @@ from compare.comparison.lines import lines_of
 from compare.comparison.model_causes import Causes, explained
 from compare.comparison.model_independent import Independent, independent
 from compare.comparison.model_pair import ModelPair
-from compare.comparison.model_questions import Programs, questioned
+from compare.comparison.model_questions import ModelQuestions
 from compare.comparison.model_runs import ModelRuns
 from compare.comparison.precision import named_algorithm, precision_causes
 from compare.comparison.readings import without, without_formula
-from compare.comparison.second_answers import Ask
-from compare.diagnosis.structure.budget import Budget
 from compare.jax_side.draws_made import draws_of_torch_alone, idle_draws
 from compare.jax_side.run import JaxRun
-from compare.report.progress import Progress, Show
+from compare.report.progress import Progress
 from compare.report.report import Report
 from compare.step.stage import Stage
 from compare.torch_side.idle_draws import change_nothing
 from compare.verdict.divergence import Cause, Detail, DetailKind, Divergence, Line
 from compare.verdict.first_difference import Found, first_divergence
 from compare.verdict.following import Followed
-
-LEAST = 10.0
-"""Seconds that the search for causes of structure may take, however short the check is."""
 
 
 class ModelCheck(CommonCheck):
@@ -40,12 +34,7 @@ class ModelCheck(CommonCheck):
     jax: JaxRun
     searches_what_draws_otherwise = True
     """A layer that the port lacks, such as a dropout, is a cause: torch's draws are replayed when it is tried."""
-
-    def __init__(
-        self, pair: ModelPair, name: str, steps: int, progress: Show, compiled: tuple[JaxRun, JaxRun] | None = None
-    ) -> None:
-        self._started = time.process_time(), time.monotonic()
-        super().__init__(ModelRuns(pair), name, steps, progress, compiled)
+    starts, questions = ModelRuns, ModelQuestions
 
     def _follow(self) -> Followed:
         if self.runs.in_pairs:  # what compiling takes is not needed at the same time as what a step takes
@@ -56,25 +45,6 @@ class ModelCheck(CommonCheck):
     def lines(self, pairing: Pairing) -> Iterator[Line]:
         """Give the lines of the user's code that compute something of both sides."""
         return lines_of(self.pair, pairing)
-
-    def _questioned(self, found: Report, followed: Followed, *, quick: bool) -> Report:
-        compiled = self.jax, self.jax32
-        programs = Programs(*compiled, self.runs.stepper.draws[0])
-        return questioned(self.runs, found, followed, programs, self._elsewhere(compiled, found), quick=quick)
-
-    def _elsewhere(self, compiled: tuple[JaxRun, JaxRun], found: Report) -> Ask:
-        """Give what takes one step of the same pair from other weights and on other batches."""
-
-        def show(_: Progress) -> None:
-            self.progress(Progress("trying other weights and batches", found=lambda: found))
-
-        def ask(pair: ModelPair) -> tuple[Report, Followed]:
-            other = ModelCheck(pair, self.name, 1, show, compiled)
-            # Draws that have no effect were proved to have none here, and have none from other weights either.
-            other.idle = self.idle
-            return other.answered()
-
-        return ask
 
     def _named_algorithm(self, followed: Followed) -> bool:
         pairs = zip(followed.pairings, followed.quantities, strict=True)
@@ -143,18 +113,10 @@ class ModelCheck(CommonCheck):
                 first = min(own, key=lambda each: (each.divergence.step, each.divergence.number))
         self.progress(Progress(f"looking for the cause at {first.divergence.torch}", found=lambda: found))
         alone = alone or Independent()
-        causes = explained(self.runs, followed, first, alone, self.jax, from_torch, self._budget())
+        causes = explained(self.runs, followed, first, alone, self.jax, from_torch, self.budget())
         if alone.made_up_for:
             causes = causes._replace(divergences=[*map(without_formula, causes.divergences)])
         return causes, alone.may_be_made_up_for
-
-    def _budget(self) -> Budget:
-        """Let the search take as long as the check has taken so far: a report takes at most about twice as long.
-
-        The processor's time is less where a check had to wait for other programs, and more where several processors
-        worked.
-        """
-        return Budget(max(LEAST, min(time.process_time() - self._started[0], time.monotonic() - self._started[1])))
 
 
 def _in_doubt(found: Divergence) -> Divergence:

@@ -14,35 +14,31 @@ from compare.alignment.forward import align_modules, no_output
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.alignment.training import Constant, align_training
-from compare.comparison.elsewhere import moved_inputs, perturbed
+from compare.comparison.common_pair import CommonPair
 from compare.comparison.flattened import Features, FlattenedFeatures
-from compare.comparison.own_values import OwnValues, other_own_values
 from compare.comparison.selection import Selection
 from compare.comparison.shapes import first_difference
 from compare.errors import InputError
 from compare.jax_side.mode import mixed
 from compare.jax_side.run import JaxRun
 from compare.jax_side.side import Flax, Jax
-from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.step.arguments import positional
 from compare.step.batch import Batch, channels_last
 from compare.step.draws import Draw, Hints
-from compare.step.observation import Observation, Port, to_numpy
+from compare.step.observation import Observation, to_numpy
 from compare.torch_side.control import ControlledRun
-from compare.torch_side.layers import is_statistic, kept_tensors, layer_kinds, torch_layers
+from compare.torch_side.layers import kept_tensors, layer_kinds, torch_layers
 from compare.torch_side.record import Record
 from compare.torch_side.run import TorchRun
 from compare.torch_side.side import Torch
-from compare.verdict.following import Followed
-from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
 from compare.weights.layers import buffer_names
-from compare.weights.links import WeightMap, to_jax
+from compare.weights.links import WeightMap
 from compare.weights.stacks import stacked
 from compare.weights.weight_layouts import weight_layouts
 
 
-class ModelPair:
+class ModelPair(CommonPair):
     """Both sides, their batches, and which tensor of one is which of the other.
 
     Args:
@@ -67,24 +63,15 @@ class ModelPair:
         device: str,
         selection: Selection | None = None,
     ) -> None:
-        self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
-        self.selection = selection or Selection()
+        super().__init__(torch, jax, batches, device, selection)
         self.training = torch.model.training
         self.keep_modes = self.training and mixed(module.training for module in torch.model.modules())
         """Whether each module of the port keeps its own mode, since some of torch's are frozen in evaluation."""
         self.size = sum(parameter.numel() for parameter in torch.model.parameters())
-        self.overwritten: frozenset[Port] = frozenset()
-        """What the torch model overwrites in place, and a record must copy."""
-        self.start: Mapping[str, np.ndarray] = {
-            name: to_numpy(tensor) for name, tensor in kept_tensors(torch.model).items()
-        }
-        """What the torch side starts from, by name."""
-        self.moved = False
-        """Whether the torch side starts from other values than its model's."""
+        self.start = {name: to_numpy(tensor) for name, tensor in kept_tensors(torch.model).items()}
+        self.unsaved = frozenset(self.start.keys() - torch.model.state_dict().keys())
         self.other_mode = False
         """Whether both sides are in another mode than the torch model is."""
-        self.nondeterministic: list[str] = []
-        """How two runs of the torch side differ, as text."""
         self.probed: list[Draw] = []
         """The random numbers of torch's forward pass on the first batch."""
         _refuse_complex("torch", {name: str(each.dtype) for name, each in torch.model.named_parameters()})
@@ -92,10 +79,8 @@ class ModelPair:
         # A torch model in half precision is run in float32, and its port then as well.
         self._low = any(parameter.element_size() < 4 for parameter in torch.model.parameters())
         self.parameters = {name: each.requires_grad for name, each in torch.model.named_parameters()}
-        """Whether each of torch's parameters may be trained, by name."""
         jax_run = JaxRun(jax, "float32", training=self.training, keep_modes=self.keep_modes)
         self.given = jax_run.arrays()
-        """The arrays that the port came with."""
         _refuse_complex(jax.name, {name: str(self.given[name].dtype) for name in jax_run.param_names})
         probe = jax_run.probe(batches[0])
         self.jax_modules, self.computed, self._jax_shapes = probe.modules, probe.computed, probe.shapes
@@ -104,6 +89,7 @@ class ModelPair:
         self.arguments = torch_names, {path: ran.arguments for path, ran in probe.modules.items()}
         self.features: Features = {}
         self._map(weights, jax_run)
+        self.buffers = frozenset(buffer_names(jax.layers()))
         self.computed.number(stacked(self.links))
         arrays = {"torch": kept_tensors(torch.model), "jax": jax_run.arrays() if self.links.constants else {}}
         self.constants = [
@@ -119,18 +105,10 @@ class ModelPair:
         self.torch_modules, self.overwritten = record.modules, record.changed()
         self.torch_calls, self.torch_elsewhere = record.calls, frozenset(record.elsewhere)
         self.torch_shapes = {port: tuple(tensor.shape) for port, tensor in record.seen.items()}
-        # With the same random numbers, so that dropout repeats: what still differs comes from elsewhere, such
-        # as NumPy's generator, a counter in the model, or atomic additions on a GPU.
         with ControlledRun(replay=first.draws):
             TorchRun(self.torch, "float32", self.device).forward(self.batches[0], again)
         for port, tensor in record.seen.items():
-            apart = distance(to_numpy(again.seen[port]), to_numpy(tensor)) if port in again.seen else np.inf
-            if port.kind == "output" and apart > FACTOR * ULPS * EPSILON32:
-                self.nondeterministic.append(
-                    "the torch model is not deterministic: with the same batch and the same torch random "
-                    f"numbers, two runs gave {port} with values {apart:.0e} apart. Does it draw from numpy or "
-                    "random, or keep state between calls?"
-                )
+            if port.kind == "output" and self._note_nondeterminism("model", str(port), (tensor, again.seen.get(port))):
                 break
 
     def _map(self, weights: Mapping[str, str | None] | None, jax_run: JaxRun) -> None:
@@ -167,20 +145,6 @@ class ModelPair:
             self.features |= found
             self.links = map_with({})
 
-    def movable(self, name: str) -> bool:
-        """Return whether a tensor may have any value: a parameter or a statistic, but no table and no counter."""
-        return name in self.parameters or is_statistic(name)
-
-    def moved_batches(self, draw: int, epsilon: float) -> list[Batch]:
-        """Return the batches with their real inputs moved by rounding; draw 0 is as they are."""
-        return [moved_inputs(batch, draw, epsilon) for batch in self.batches]
-
-    def elsewhere(self, start: Mapping[str, np.ndarray]) -> "ModelPair":
-        """Return the same pair with other weights and buffers of torch's to start from, and on other batches."""
-        other = copy.copy(self)
-        other.start, other.moved, other.batches = start, True, perturbed(self.batches)
-        return other
-
     def in_other_mode(self) -> "ModelPair":
         """Return the same pair in evaluation where it is in training, and the other way round."""
         other = copy.copy(self)
@@ -214,17 +178,6 @@ class ModelPair:
         run.stacks = stacked(self.links)
         self.load(run)
         return run
-
-    def load(self, run: JaxRun) -> None:
-        """Start a run of the JAX side again, from the torch model's weights."""
-        run.restart()
-        run.load(to_jax(self.links, self.start, run.arrays()))
-
-    def other_own_values(self, followed: Followed) -> OwnValues:
-        """Find the tables of which the port came with other values than torch's."""
-        unsaved = self.start.keys() - self.torch.model.state_dict().keys()
-        buffers = buffer_names(self.jax.layers())
-        return other_own_values(self.links, followed, self.start, self.given, self.parameters, buffers, unsaved)
 
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizer's, by parameter."""

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import gc
 import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from compare.comparison.program_independent import Explaining, independent_of
 from compare.comparison.program_lines import with_lines
 from compare.comparison.program_optimizers import Programs, explained_update, in_proportion
 from compare.comparison.program_pair import ProgramPair
-from compare.comparison.program_questions import questioned_program
+from compare.comparison.program_questions import ProgramQuestions
 from compare.comparison.program_runs import ProgramRuns
 from compare.comparison.program_search import ProgramSearch
 from compare.comparison.readings import without, without_formula
@@ -50,9 +49,6 @@ from compare.verdict.first_difference import Found, first_divergence
 from compare.verdict.following import Followed
 from compare.weights.links import to_jax
 
-LEAST = 10.0
-"""Seconds that the search for causes of structure may take, however short the check is."""
-
 KEPT = 2_000_000
 """Number of the torch state's elements, times steps, up to which all steps of the JAX side are kept."""
 
@@ -67,6 +63,7 @@ class ProgramCheck(CommonCheck):
     pair: ProgramPair
     jax: JaxProgramRun
     searches_what_draws_otherwise = True
+    starts, questions = ProgramRuns, ProgramQuestions
 
     def __init__(
         self,
@@ -76,9 +73,8 @@ class ProgramCheck(CommonCheck):
         progress: Show,
         compiled: tuple[JaxProgramRun, JaxProgramRun] | None = None,
     ) -> None:
-        self._started = time.monotonic()
+        super().__init__(pair, name, steps, progress, compiled)
         self._budget = Budget()
-        super().__init__(ProgramRuns(pair), name, steps, progress, compiled)
         self._complete = True
         """Whether all modules are looked at: none of them differs in what a later part makes up for."""
         self._programs: dict[int, Computed] = {}
@@ -86,14 +82,6 @@ class ProgramCheck(CommonCheck):
         self._seen: list[Observation] = []
         """The JAX side's steps in float64 that were kept, and the run that takes the next."""
         self._kept_run: JaxProgramRun | None = None
-
-    def _questioned(self, found: Report, followed: Followed, *, quick: bool) -> Report:
-        def ask(pair: ProgramPair) -> tuple[Report, Followed]:
-            other = ProgramCheck(pair, self.name, 1, self.progress, (self.jax, self.jax32))
-            other.idle = self.idle
-            return other.answered()
-
-        return questioned_program(self.runs, (self.jax, self.jax32), found, followed, ask, quick=quick)
 
     def _read(self, followed: Followed) -> Followed:
         doing = "looking for what a later part makes up for"
@@ -108,7 +96,7 @@ class ProgramCheck(CommonCheck):
             causes = functools.partial(program_precision_causes, self.runs, followed, program)
             return None, [], [] if found.nondeterministic else bugs.attempt(doing, causes) or []
         self.progress(Progress("looking for the cause", found=lambda: found))
-        self._budget = Budget(max(LEAST, time.monotonic() - self._started))
+        self._budget = self.budget()
         known = [found.divergence]
         if cause := bugs.attempt("trying other starting values", functools.partial(self._other_start, followed)):
             known = [dataclasses.replace(found.divergence, cause=cause)]

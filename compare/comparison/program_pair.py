@@ -11,26 +11,22 @@ import numpy as np
 from compare.alignment.optimizer_state import Settings
 from compare.alignment.pairings import Alignment
 from compare.alignment.program import align_program
-from compare.comparison.elsewhere import moved_inputs, perturbed
+from compare.comparison.common_pair import CommonPair
 from compare.comparison.flattened import Features, image_before, linear_layers, orders
 from compare.comparison.moments import moments_of_port, moments_of_torch, without_common_end
-from compare.comparison.own_values import OwnValues, other_own_values
 from compare.comparison.selection import Selection
 from compare.errors import InputError
 from compare.jax_side.program import JaxProgram
 from compare.jax_side.program_run import JaxProgramRun
 from compare.jax_side.program_state import remembered
-from compare.numerics.distance import EPSILON32, ULPS, distance
 from compare.step.batch import Batch
-from compare.step.draws import NO_HINTS, Hints
+from compare.step.draws import Hints
 from compare.step.observation import Observation, Port, to_numpy
 from compare.torch_side.control import ControlledRun
-from compare.torch_side.layers import is_statistic, recurrent_layers
+from compare.torch_side.layers import recurrent_layers
 from compare.torch_side.program import TorchProgram
 from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
-from compare.verdict.following import Followed
-from compare.verdict.ratio import FACTOR
 from compare.weights.find import UnmatchedError, find_links
 from compare.weights.layers import buffer_names
 from compare.weights.links import Link, WeightMap, to_jax
@@ -39,7 +35,7 @@ from compare.weights.stacks import stacked
 from compare.weights.weight_layouts import weight_layouts
 
 
-class ProgramPair:
+class ProgramPair(CommonPair):
     """Two programs, their batches, and which tensor of one state is which of the other.
 
     Args:
@@ -63,31 +59,22 @@ class ProgramPair:
         device: str,
         selection: Selection | None = None,
     ) -> None:
-        self.selection = selection or Selection()
-        self.torch, self.jax, self.batches, self.device = torch, jax, batches, device
-        self.hints = NO_HINTS
-        """What is known of the JAX side's draws; of the layouts of weights from when these are mapped."""
-        self.moved = False
-        """Whether the torch side starts from other values than those that it makes."""
-        self.nondeterministic: list[str] = []
+        super().__init__(torch, jax, batches, device, selection)
         self._first: dict[Port, np.ndarray] = {}
         self._probe()
         run, port = TorchProgramRun(torch, "float32", device), JaxProgramRun(jax, "float32")
         # As exact as the torch side has it: a table that it keeps in float64 has more digits than float32 holds.
-        self.start: Mapping[str, np.ndarray] = TorchProgramRun(torch, "float64", device).arrays()
-        """The torch side's values at the start, by name."""
+        self.start = TorchProgramRun(torch, "float64", device).arrays()
         self.size = sum(array.size for array in self.start.values())
         self.parameters = {name: each.requires_grad for name, each in run.parameters.items()}
-        """Whether each of torch's parameters may be trained, by name."""
         self.trained = run.trained
         """The names of what torch's optimizers train."""
         self.recurrent = recurrent_layers(run.model)
         self.optimizers = len(run.optimizers)
         """How many the torch state holds."""
-        self._unsaved = {name for name, _ in run.model.named_buffers()} - run.model.state_dict().keys()
+        self.unsaved = frozenset({name for name, _ in run.model.named_buffers()} - run.model.state_dict().keys())
         self.given = port.arrays()
-        """The arrays that the port came with."""
-        self._buffers = buffer_names(port.layers())
+        self.buffers = frozenset(buffer_names(port.layers()))
         counted = run.state.integers()
         self._uncounted = {name for name, partner in (weights or {}).items() if partner is None and name in counted}
         """The integers of the torch state that the user leaves out."""
@@ -180,28 +167,16 @@ class ProgramPair:
             other = repeated.loss if name == "loss" else repeated.shown.get(name)
             if value is None or other is None:
                 continue
-            apart = distance(to_numpy(other), to_numpy(value))
-            if apart > FACTOR * ULPS * EPSILON32:
-                self.nondeterministic.append(
-                    "the torch step is not deterministic: with the same batch and the same torch random "
-                    f"numbers, two runs gave {name} with values {apart:.0e} apart. Does it draw from numpy or "
-                    "random, or keep state between calls?"
-                )
+            self._note_nondeterminism("step", name, (value, other))
 
-    def movable(self, name: str) -> bool:
-        """Return whether a tensor may have any value: a parameter or a statistic, but no table and no counter."""
-        return name in self.parameters or is_statistic(name)
+    @property
+    def examples(self) -> list[Batch]:
+        """The batches; a program's have no target of their own."""
+        return [Batch(batch) for batch in self.batches]
 
-    def moved_batches(self, draw: int, epsilon: float) -> list[Any]:
-        """Return the batches with their real numbers moved by rounding; draw 0 is as they are."""
-        return [moved_inputs(Batch(batch), draw, epsilon).inputs for batch in self.batches]
-
-    def elsewhere(self, start: Mapping[str, np.ndarray]) -> "ProgramPair":
-        """Return the same pair from other weights and on other batches of the same shapes."""
-        other = copy.copy(self)
-        other.start, other.moved = start, True
-        other.batches = [batch.inputs for batch in perturbed([Batch(batch) for batch in self.batches])]
-        return other
+    def _as_taken(self, batches: Sequence[Batch]) -> list[Any]:
+        """Give batches as a step takes them."""
+        return [batch.inputs for batch in batches]
 
     def torch_run(self, dtype: str) -> TorchProgramRun:
         """Start a run of the torch side."""
@@ -222,17 +197,10 @@ class ProgramPair:
 
     def load(self, run: JaxProgramRun) -> None:
         """Start a run of the JAX side again, its state from the torch side's values."""
-        run.restart()
-        run.load(to_jax(self.links, self.start, run.arrays()))
+        super().load(run)
         if self._copies:
             weights = run.weights()
             run.load({name: weights[weight] for name, weight in self._copies.items()})
-
-    def other_own_values(self, followed: Followed) -> OwnValues:
-        """Find the tables of which the port came with other values than torch's."""
-        return other_own_values(
-            self.links, followed, self.start, self.given, self.parameters, self._buffers, self._unsaved
-        )
 
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizers', by parameter."""

@@ -1,35 +1,30 @@
 """Finds out what a match of two programs proves: see `common_questions`."""
 
 import contextlib
-import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from compare import bugs
+from compare.comparison.common_questions import Answers, CommonQuestions
 from compare.comparison.conditions import first_difference, one_more, short
 from compare.comparison.optimizers_alone import until
 from compare.comparison.program_pair import ProgramPair
 from compare.comparison.program_runs import ProgramRuns
 from compare.comparison.program_schedules import Later, goes_on, later_program_updates
-from compare.comparison.recorded import numbers_of_torch, recorded
-from compare.comparison.second_answers import DOCS, QUICK, Ask, Elsewhere, asked_elsewhere, differs_elsewhere, foreign
+from compare.comparison.second_answers import DOCS, Elsewhere
 from compare.comparison.substance import (
     gradients_of_zero,
-    not_exercised,
     of_these_values,
-    unresolved,
     without_updates,
 )
 from compare.diagnosis.steps.copies import Following, following
 from compare.errors import InputError, NondeterministicError
-from compare.jax_side.choices import one_sided
 from compare.jax_side.program_run import JaxProgramRun
-from compare.jax_side.same_operations import other_operations
-from compare.report.report import Report
+from compare.jax_side.reading import ForeignCall
 from compare.report.wording import counted
 from compare.step.batch import Batch, first_axes
 from compare.step.draws import Draw
@@ -39,118 +34,56 @@ from compare.torch_side.branches import Branches
 from compare.torch_side.indexed import fixed_loops
 from compare.verdict.divergence import Cause, Divergence
 from compare.verdict.following import Followed
-from compare.verdict.ratio import Verdict
 from compare.weights.links import to_jax, to_torch
 
 
-def questioned_program(
-    runs: ProgramRuns,
-    programs: tuple[JaxProgramRun, JaxProgramRun],
-    found: Report,
-    followed: Followed,
-    ask: Ask,
-    *,
-    quick: bool,
-) -> Report:
-    """Ask what a match is worth, and add the answers to the report.
+class ProgramQuestions(CommonQuestions):
+    """The questions to one match of programs."""
 
-    Args:
-        runs: Of both programs.
-        programs: Runs of the JAX side in float64 and float32 that have taken their steps.
-        found: A report without a mismatch.
-        followed: What it rests on.
-        ask: Takes a step from other weights and on other batches.
-        quick: Whether to leave that out.
+    _runs: ProgramRuns
+    _pair: ProgramPair
+    _jax64: JaxProgramRun
 
-    """
-    pair, jax64 = runs.pair, programs[0]
-    own, unchanged = pair.other_own_values(followed), _never_followed(pair, jax64)
-    unproved = [*foreign("jax", jax64.foreign), *_without_substance(followed), *own.unproved]
-    if unproved:
-        return dataclasses.replace(found, unproved=unproved)
-    limits = [*found.limits, *(["in 1 step: momentum and schedule not reached"] if followed.steps == 1 else [])]
-    limits += [*without_updates(followed), *of_these_values(pair.links, pair.parameters, followed)]
-    limits += [*_own_state(jax64), *own.limits, *_copied_at_first(pair), *unresolved(followed)]
-    batch, draws = pair.batches[0], runs.stepper.draws[0]
-    program = programs[1].program(batch, draws)
-    search = functools.partial(recorded, pair, program, draws)
-    held = bugs.attempt("looking for torch's numbers", search) or ""
-    second = _second(runs, jax64, found, followed, QUICK if quick else asked_elsewhere(pair, ask), held)
-    if isinstance(second, Report):
-        return second
-    unproved, lines, seen = second.unproved, second.lines, [followed, *second.seen]
-    limits += second.limits
-    unproved += gradients_of_zero(seen)
-    doing = "comparing float32's operations with float64's"
-    other = bugs.attempt(doing, lambda: other_operations(program, jax64.program(batch, draws)))
-    limits += [other] if other else []
-    batches = [Batch(batch) for batch in pair.batches]
-    lines += not_exercised(pair.links, seen, batches, runs.stepper.reached)
-    lines += [*one_sided(jax64.chosen), *unchanged]
-    steps = max(second.later.steps, followed.steps)
-    if not second.later.divergence:
-        lines += goes_on(runs, steps)
-    decided = functools.partial(_decided_alike, runs, followed.steps, steps)
-    lines += bugs.attempt("looking at the conditions of torch's step", decided) or []
-    lines += [] if jax64.unplaced else _called_more(runs)
-    return dataclasses.replace(found, unproved=unproved, limits=limits, unexercised=list(dict.fromkeys(lines)))
+    def __init__(self, runs: ProgramRuns, compiled: tuple[JaxProgramRun, JaxProgramRun], followed: Followed) -> None:
+        super().__init__(runs, compiled, followed)
+        self._unchanged = _never_followed(self._pair, self._jax64)  # which looks at the state as the steps have left it
+        self._later = Later(None, followed.steps)
+        """What further steps have shown."""
 
+    def _calls_out(self) -> Iterable[ForeignCall]:
+        return self._jax64.foreign
 
-class _Second(NamedTuple):
-    """What the second question has shown, where it has found no difference."""
+    def _without_substance(self) -> list[Cause]:
+        return _without_substance(self._followed)
 
-    unproved: list[Cause]
-    limits: list[str]
-    lines: list[str]
-    seen: list[Followed]
-    """The step elsewhere, if there was one."""
-    later: Later
-    """What further steps have shown."""
+    def _not_reached(self) -> list[str]:
+        followed, pair = self._followed, self._pair
+        limits = ["in 1 step: momentum and schedule not reached"] if followed.steps == 1 else []
+        limits += [*without_updates(followed), *of_these_values(pair.links, pair.parameters, followed)]
+        return [*limits, *_own_state(self._jax64), *_copied_at_first(pair)]
 
+    def _further(self, answer: Elsewhere, *, matches: bool) -> Answers:
+        other_size = functools.partial(_other_size, self._runs, self._jax64, answer, self._followed)
+        size = bugs.attempt("trying another batch size", other_size) if matches else ""
+        if isinstance(size, Divergence):
+            return Answers(divergence=size)
+        limits = []
+        if self._jax64.compiled_by_user:
+            further = functools.partial(later_program_updates, self._runs, self._jax64, self._followed)
+            self._later = bugs.attempt("taking further steps", further) or self._later
+            if self._later.divergence:
+                limits.append(until(self._later.divergence, "the two programs"))
+        return Answers(limits=limits, lines=[size] if size else [])
 
-def _second(
-    runs: ProgramRuns,
-    jax64: JaxProgramRun,
-    found: Report,
-    followed: Followed,
-    answer: Elsewhere | Cause | str,
-    held: str,
-) -> Report | _Second:
-    """Ask about another batch size and further steps as well, if there was an answer elsewhere.
+    def _without_gradient(self, seen: Sequence[Followed]) -> list[Cause]:
+        return gradients_of_zero(seen)
 
-    Args:
-        runs: Of both programs.
-        jax64: A run of the JAX side in float64 that has taken its steps.
-        found: A report without a mismatch.
-        followed: What it rests on.
-        answer: What a step from other weights and on other batches has shown, or why there was none.
-        held: Which random numbers of torch's the port may have recorded, as a sentence, or "".
-
-    Returns:
-        The answers, or the report of a difference.
-
-    """
-    later = Later(None, followed.steps)
-    if isinstance(answer, str):
-        return _Second(numbers_of_torch(held), [answer], [], [], later)
-    if isinstance(answer, Cause):
-        return _Second([answer], [], [], [], later)
-    if not answer.report.ok:
-        return differs_elsewhere(found, answer.report)
-    limits = [*answer.report.limits]
-    # What a lower precision or a table in float32 explains was measured for the steps alone.
-    matches = found.verdict == answer.report.verdict == Verdict.MATCH
-    other_size = functools.partial(_other_size, runs, jax64, answer, followed)
-    size = bugs.attempt("trying another batch size", other_size) if matches else ""
-    if isinstance(size, Divergence):
-        return dataclasses.replace(found, divergence=size, notes=[])
-    if jax64.compiled_by_user:
-        further = functools.partial(later_program_updates, runs, jax64, followed)
-        later = bugs.attempt("taking further steps", further) or later
-        if later.divergence:
-            limits.append(until(later.divergence, "the two programs"))
-    limits += [f"although {held}"] if held else []
-    return _Second([], limits, [size] if size else [], [answer.followed], later)
+    def _not_exercised(self) -> list[str]:
+        steps = max(self._later.steps, self._followed.steps)
+        lines = [*self._unchanged, *([] if self._later.divergence else goes_on(self._runs, steps))]
+        decided = functools.partial(_decided_alike, self._runs, self._followed.steps, steps)
+        lines += bugs.attempt("looking at the conditions of torch's step", decided) or []
+        return [*lines, *([] if self._jax64.unplaced else _called_more(self._runs))]
 
 
 def _never_followed(pair: ProgramPair, jax: JaxProgramRun) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare import bugs
+from compare.comparison.common_pair import CommonPair
 from compare.comparison.elsewhere import scattered
 from compare.errors import InputError
 from compare.jax_side.reading import ForeignCall
@@ -34,7 +35,7 @@ class Elsewhere(NamedTuple):
     pair: Any
 
 
-def asked_elsewhere(pair: Any, ask: Ask) -> Elsewhere | Cause | str:
+def asked_elsewhere(pair: CommonPair, ask: Ask) -> Elsewhere | Cause | str:
     """Take a step from other weights and on other batches, or say why that is not possible."""
     reason = ""
     for other in _pairs_elsewhere(pair):
@@ -57,7 +58,7 @@ def asked_elsewhere(pair: Any, ask: Ask) -> Elsewhere | Cause | str:
     return f"without the second question: torch takes no step {ELSEWHERE}: {reason}"
 
 
-def _pairs_elsewhere(pair: Any) -> Iterator[Any]:
+def _pairs_elsewhere(pair: CommonPair) -> Iterator[CommonPair]:
     """Yield the pair with weights farther and nearer."""
     run = pair.torch_run("float64")  # what is not moved, such as a table, stays as exact as torch has it
     given = run.arrays()
@@ -67,7 +68,7 @@ def _pairs_elsewhere(pair: Any) -> Iterator[Any]:
         yield pair.elsewhere(run.arrays())
 
 
-def _torch_takes(pair: Any) -> bool:
+def _torch_takes(pair: CommonPair) -> bool:
     """Return whether torch takes a step of a pair, and its loss is finite."""
     try:
         run = pair.torch_run("float64")  # outside: what a program draws while it is built is no draw of its step
