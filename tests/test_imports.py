@@ -43,6 +43,15 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert compare.__version__ == importlib.metadata.version("netparity")
 
 
+def test_files_are_short_enough_to_read_at_once() -> None:
+    files = [
+        path for package in ("compare", "netparity", "jaxnet", "torchnet") for path in ROOT.glob(f"{package}/**/*.py")
+    ]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf8").splitlines()) for path in files}
+    assert len(lengths) > 100
+    assert {name: length for name, length in lengths.items() if length > 350} == {}
+
+
 def test_nothing_reads_outside_the_repository() -> None:
     outside = "/".join(("..", "shared"))
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()

@@ -21,6 +21,7 @@ from compare.step.places import users_line
 from compare.step.user_code import passes_on
 from compare.torch_side.kernels import EXACT, KERNELS, NOT_UNIQUE
 from compare.torch_side.moved import moved
+from compare.torch_side.operations import changed, dispatcher
 from compare.torch_side.random_calls import RandomCall, random
 from compare.torch_side.reached import Reached
 from compare.torch_side.refused import refuse_what_asserts
@@ -141,7 +142,7 @@ class ControlledRun:
             if "torch._dynamo" in sys.modules:  # a compiled model runs as it is written
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(drawing(self._host))
-            stack.enter_context(_dispatcher()(self._operation))
+            stack.enter_context(dispatcher()(self._operation))
             self._stack = stack.pop_all()
         return self
 
@@ -173,14 +174,14 @@ class ControlledRun:
         if not random(operation):
             if self._twins is not None:
                 move = functools.partial(self._given, operation=operation, args=args, kwargs=kwargs)
-                return self._twins.run(operation, written, (args, kwargs), _changed(operation, args, kwargs), move)
+                return self._twins.run(operation, written, (args, kwargs), changed(operation, args, kwargs), move)
             self._reached.look(name, args, kwargs)
             output = operation(*args, **kwargs)
             if hasattr(output, "dtype"):
                 self.dtypes.add(_dtype(output))
             return output
         if self._twins is not None:
-            self._twins.forget(_changed(operation, args, kwargs))
+            self._twins.forget(changed(operation, args, kwargs))
         call = RandomCall(operation, args, kwargs)
         if not call.draws():
             return operation(*args, **kwargs)
@@ -235,7 +236,7 @@ class ControlledRun:
         if operation is torch.ops.aten.lift_fresh.default:  # torch.tensor(...) has just made it
             return (self._constant(args[0]), *args[1:]), kwargs
         wide = _wide()
-        written = _changed(operation, args, kwargs)
+        written = changed(operation, args, kwargs)
         # An operation in place must write to the tensor that it was given, and a float64 tensor in its stead would be
         # another one. So the other arguments are cast to its precision, and the report says that it stayed low.
         kept = [tensor for tensor in written if tensor.dtype in wide]
@@ -302,56 +303,9 @@ def _dtype(tensor: "torch.Tensor") -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _changed(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "list[torch.Tensor]":
-    """Return the tensors that an operation writes to."""
-    if not _written(operation):
-        return []
-    import torch
-
-    written = (kwargs.get(name, args[at] if at < len(args) else None) for at, name in _written(operation))
-    return [each for each in written if isinstance(each, torch.Tensor)]
-
-
-@functools.cache  # an operation's schema is parsed anew each time that it is read
-def _written(operation: Any) -> tuple[tuple[int, str], ...]:
-    """The positions and names of the arguments that an operation writes to."""
-    return tuple(
-        (position, parameter.name)
-        for position, parameter in enumerate(operation._schema.arguments)
-        if parameter.alias_info is not None and parameter.alias_info.is_write
-    )
-
-
 @functools.cache
 def _wide() -> "dict[torch.dtype, torch.dtype]":
     """What each low precision becomes."""
     import torch
 
     return {getattr(torch, low): getattr(torch, precision.wide) for low, precision in LOW.items()}
-
-
-@functools.cache
-def _dispatcher() -> Any:
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Dispatcher(TorchDispatchMode):
-        """Hands each operation to a function."""
-
-        @classmethod
-        def _should_skip_dynamo(cls) -> bool:
-            """Leave out what torch puts around each operation to keep torch.compile away from it.
-
-            Within a `ControlledRun` nothing is compiled.
-            """
-            return False
-
-        def __init__(self, handle: Callable[..., Any]) -> None:
-            super().__init__()
-            self.handle = handle
-
-        @passes_on
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            del types
-            return self.handle(func, args, kwargs or {})
-
-    return Dispatcher
