@@ -13,7 +13,7 @@ from compare import bugs
 from compare.comparison.common_runs import CommonRuns
 from compare.comparison.recorded import numbers_of_torch, recorded
 from compare.comparison.second_answers import QUICK, Ask, Elsewhere, asked_elsewhere, differs_elsewhere, foreign
-from compare.comparison.substance import not_exercised, unresolved
+from compare.comparison.substance import gradients_of_zero, not_exercised, unresolved
 from compare.jax_side.choices import one_sided
 from compare.jax_side.reading import ForeignCall
 from compare.jax_side.same_operations import other_operations
@@ -81,7 +81,7 @@ class CommonQuestions(abc.ABC):
         other = bugs.attempt(doing, lambda: other_operations(program, self._jax64.program(batch, draws)))
         return dataclasses.replace(
             found,
-            unproved=[*second.unproved, *self._without_gradient(seen)],
+            unproved=[*second.unproved, *gradients_of_zero(seen)],
             limits=[*limits, *second.limits, *([other] if other else [])],
             unexercised=list(dict.fromkeys(lines)),
         )
@@ -133,10 +133,6 @@ class CommonQuestions(abc.ABC):
             matches: Whether both verdicts are a match.
 
         """
-
-    @abc.abstractmethod
-    def _without_gradient(self, seen: Sequence[Followed]) -> list[Cause]:
-        """Say so if every gradient is zero in all runs."""
 
     @abc.abstractmethod
     def _not_exercised(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Finds out what a match of two models proves: see `common_questions`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from compare.comparison.enough_steps import schedule_change
 from compare.comparison.model_pair import ModelPair
 from compare.comparison.optimizers_alone import later_updates, until
 from compare.comparison.second_answers import Elsewhere
-from compare.comparison.substance import constant_outputs, not_reached, without_gradient, without_substance
+from compare.comparison.substance import constant_outputs, not_reached, without_substance
 from compare.errors import InputError
 from compare.jax_side.inquiries import traced_for
 from compare.jax_side.reading import ForeignCall, foreign_calls
@@ -19,7 +19,6 @@ from compare.jax_side.run import JaxRun
 from compare.jax_side.same_operations import first_other
 from compare.step.observation import to_numpy
 from compare.verdict.divergence import Cause
-from compare.verdict.following import Followed
 
 
 class ModelQuestions(CommonQuestions):
@@ -49,9 +48,6 @@ class ModelQuestions(CommonQuestions):
         conditions = under_other_conditions(answer.pair, followed)
         limits += conditions.limits
         return found._replace(limits=limits, lines=conditions.unexercised, divergence=conditions.divergence)
-
-    def _without_gradient(self, seen: Sequence[Followed]) -> list[Cause]:
-        return without_gradient(self._pair, seen)
 
     def _not_exercised(self) -> list[str]:
         return bugs.attempt("tracing a larger batch", self._larger_batch) or []

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from compare.comparison.program_runs import ProgramRuns
 from compare.comparison.program_schedules import Later, goes_on, later_program_updates
 from compare.comparison.second_answers import DOCS, Elsewhere
 from compare.comparison.substance import (
-    gradients_of_zero,
     of_these_values,
     without_updates,
 )
@@ -74,9 +73,6 @@ class ProgramQuestions(CommonQuestions):
             if self._later.divergence:
                 limits.append(until(self._later.divergence, "the two programs"))
         return Answers(limits=limits, lines=[size] if size else [])
-
-    def _without_gradient(self, seen: Sequence[Followed]) -> list[Cause]:
-        return gradients_of_zero(seen)
 
     def _not_exercised(self) -> list[str]:
         steps = max(self._later.steps, self._followed.steps)

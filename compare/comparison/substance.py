@@ -45,13 +45,8 @@ def without_substance(pair: ModelPair, followed: Followed) -> list[Cause]:
     return found
 
 
-def without_gradient(pair: ModelPair, runs: Iterable[Followed]) -> list[Cause]:
-    """Report if there is a loss and every gradient is zero in all runs: then nothing shows how the port learns."""
-    return [] if pair.torch.loss is None else gradients_of_zero(runs)
-
-
 def gradients_of_zero(runs: Iterable[Followed]) -> list[Cause]:
-    """Say so if every gradient is zero in all runs."""
+    """Say so if every gradient is zero in all runs: then nothing shows how the port learns."""
     gradients = [each for followed in runs for each in _of(followed.quantities, Stage.GRADIENT)]
     if not gradients or any(_sizes(each).any() for each in gradients):
         return []
