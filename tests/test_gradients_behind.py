@@ -140,6 +140,16 @@ def test_gradients_that_differ_with_the_forward_pass_alone_are_not_listed(settin
     assert not ended(report)
 
 
+def test_two_stops_are_found_one_after_the_other() -> None:
+    report = checked(Port(before_second=stop, before_gate=stop))
+    assert report.divergence is not None
+    assert findings(report) == [STOPPED]
+    cause = report.divergence.cause
+    assert cause is not None
+    assert "the output of norm as an operand of linear" in cause.fix
+    assert "the input of second as an operand of linear" in cause.fix
+
+
 def test_gradients_behind_a_difference_without_a_cause_are_not_looked_at() -> None:
     report = checked(Port(activation=odd, before_gate=stop))
     assert findings(report) == [("forward", None)]

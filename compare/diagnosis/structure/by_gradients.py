@@ -12,7 +12,7 @@ from compare.diagnosis.structure.editing import edited
 from compare.diagnosis.structure.graph import FAILURES
 from compare.diagnosis.structure.recording import Operations
 from compare.diagnosis.structure.step import changes
-from compare.numerics.distance import distance
+from compare.numerics.distance import distance, norm
 from compare.verdict.divergence import Cause
 from compare.verdict.first_difference import Found
 
@@ -61,9 +61,23 @@ def leaves(
     return apart if holds else None
 
 
+def agreeing(found: Found, rerun: Rerun, edits: Sequence[Edit], context: Context) -> np.ndarray:
+    """Tell which elements of torch's gradients are the JAX side's with edits; none where the step fails with them."""
+    assert found.target is not None
+    ours = _gradients(found, rerun, edits, context)
+    if ours is None or ours.shape != found.target.shape:
+        return np.zeros(found.target.shape, bool)
+    near: np.ndarray = np.abs(ours - found.target) <= MARGIN * found.limit * norm(found.target)
+    return near
+
+
 def _apart(found: Found, rerun: Rerun, edits: Sequence[Edit], context: Context, theirs: np.ndarray) -> float:
+    ours = _gradients(found, rerun, edits, context)
+    return distance(ours, theirs) if ours is not None and ours.shape == theirs.shape else np.inf
+
+
+def _gradients(found: Found, rerun: Rerun, edits: Sequence[Edit], context: Context) -> np.ndarray | None:
     try:
-        ours = found.pairing.torch_array(edited(rerun, changes(edits), context.graph))
+        return found.pairing.torch_array(edited(rerun, changes(edits), context.graph))
     except FAILURES:
-        return np.inf
-    return distance(ours, theirs) if ours.shape == theirs.shape else np.inf
+        return None

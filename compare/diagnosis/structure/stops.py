@@ -12,7 +12,7 @@ from typing import Any
 
 from compare.diagnosis.rewriting import Rerun
 from compare.diagnosis.structure.budget import Budget
-from compare.diagnosis.structure.by_gradients import Elsewhere, Proved, leaves
+from compare.diagnosis.structure.by_gradients import Elsewhere, Proved, agreeing, leaves
 from compare.diagnosis.structure.edit import FLAT, Context, Edit, Kind
 from compare.diagnosis.structure.editing import operations
 from compare.diagnosis.structure.graph import FAILURES, Node, Operation, Path
@@ -42,7 +42,7 @@ def stopped(found: Found, rerun: Rerun, elsewhere: Sequence[Elsewhere], budget: 
     budget.start()
     try:
         context = _opened(rerun)
-        for edits in _listed(context) if context else ():
+        for edits in _tried(found, rerun, context, budget) if context else ():
             if context is None or not budget.left():
                 break
             if (apart := leaves(found, rerun, edits, context, elsewhere)) is not None:
@@ -66,6 +66,23 @@ def _opened(rerun: Rerun) -> Context | None:
     except FAILURES:
         return None
     return Context(step.graph, step.graph.nodes, step.ports, step.names, given=step.given)
+
+
+def _tried(found: Found, rerun: Rerun, context: Context, budget: Budget) -> Iterator[list[Edit]]:
+    """List single stops, the likely pairs, and the pairs of which one stop alone explains some gradients."""
+    yield from _listed(context)
+    stops = [edit for _, edit in _stops(context)]
+    # Of two stops one after the other, the later one alone makes the gradients of the layers between them right. So
+    # there is no need to try all pairs, of which there are as many as the square of a step's operations.
+    best, most = None, agreeing(found, rerun, (), context)
+    for edit in stops:
+        if not budget.left():
+            return
+        right = agreeing(found, rerun, [edit], context)
+        if right.sum() > most.sum() and not (most & ~right).any():
+            best, most = edit, right
+    if best is not None:
+        yield from ([best, other] for other in stops if _apart(best, other))
 
 
 def _listed(context: Context) -> Iterator[list[Edit]]:
