@@ -110,6 +110,7 @@ def _reason(counters: Mapping[str, str], slot: str, other: str) -> str:
 def _fields(state: Iterable[str], parameters: Iterable[str]) -> dict[tuple[str, str], list[str]]:
     """Group the leaves of optax's state by field and parameter; those of no parameter under ""."""
     fields: dict[tuple[str, str], list[str]] = {}
+    # The longest name comes first: "mu/blocks/0/norm/scale" ends with "norm/scale" too, which may be another parameter.
     known = sorted(parameters, key=len, reverse=True)
     for name in state:
         parameter = next((parameter for parameter in known if name.endswith(f"/{parameter}")), "")

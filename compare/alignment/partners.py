@@ -192,6 +192,7 @@ def _without_weights(
 
     ours = children(torch, set(partners), ".", kinds[0])
     theirs = children(jax, set(partners.values()), "/", kinds[1])
+    # A dict keeps the last value of a key. In reversed order, that is the partner of the module's first call.
     parents = {ours_call[0]: theirs_call for ours_call, theirs_call in reversed([*partners.items()])}
     # A scan over blocks runs one module for several of torch's: its calls are those of the first block, then of the
     # next.

@@ -98,6 +98,8 @@ class Calls:
             first = self._made[value]
             self._made[value] += count
             return first + np.arange(count).reshape(shape)
+        # The body is traced once, but each iteration makes all of its calls before the next iteration begins. With
+        # `each` calls in the body, the n-th of them is call n of the first iteration, call n + each of the second.
         each = max(self._each.get(value, 1), 1)
         first, done = self._within.get(value, (self._made[value], 0))
         if done % each == 0:
@@ -105,6 +107,7 @@ class Calls:
             self._made[value] += each * count
         self._within[value] = first, done + 1
         order = np.arange(math.prod(lengths)).reshape(lengths)
+        # A reversed scan begins with the last element of its sequences, so the call at the highest index is made first.
         order = np.flip(order, tuple(axis for axis, turns in enumerate(self._turns) if turns.reverse))
         return first + (order[..., None] * each + done % each) * layers + np.arange(layers)
 

@@ -72,6 +72,8 @@ class Computed:
         """Number the calls of modules, as they are when the program runs: see `Calls`."""
         self._of_port.clear()
         self._operands.clear()
+        # Calls that the run shows are numbered from 0 on. While loops, shard_maps and what a checkpoint computes again
+        # show nothing (see `watching`): calls in them get negative numbers, which no call of a run has.
         calls, unshown = Calls(stacks), itertools.count(-1, -1)
         outermost = apart_from_stacks(self._outermost, stacks)
 

@@ -81,6 +81,7 @@ def _number(value: Any) -> Any:
 
 def _spread(value: Any) -> Any:
     """Give numbers between 0 and 1 that look as if they were drawn, the same each time."""
+    # The multiples of the golden ratio, modulo 1, are spread evenly over the interval (a Weyl sequence).
     return 0.01 + 0.98 * (_number(value) * 0.6180339887 % 1)
 
 
@@ -91,12 +92,14 @@ def _minus_log(value: Any, *_: Any) -> Any:
 
 
 def _gumbel_of_uniform(value: Any, *_: Any) -> Any:
+    # The inverse of the Gumbel distribution function, exp(-exp(-x)).
     return _minus_log(_minus_log(value))
 
 
 def _exponential_of_uniform(value: Any, *_: Any) -> Any:
     import jax.numpy as jnp
 
+    # The inverse of the exponential distribution function, 1 - exp(-x).
     return -jnp.log1p(-value)
 
 
@@ -109,6 +112,7 @@ def _uniform_of_exponential(value: Any, *_: Any) -> Any:
 def _uniform_of_cauchy(value: Any, *_: Any) -> Any:
     import jax.numpy as jnp
 
+    # The distribution function of the standard Cauchy distribution.
     return 0.5 + jnp.arctan(value) / np.pi
 
 
@@ -151,6 +155,7 @@ _CONVERSIONS: dict[str, dict[str, Conversion | tuple[Conversion, ...]]] = {
         # `jax.random.choice` draws one for each choice, and a Gumbel variable that a port writes by hand needs as many.
         "race": (Conversion(_uniform_of_race, axes=1), Conversion(_uniform_of_gumbel_race)),
     },
+    # torch.distributions.Beta draws a Dirichlet variable of two shares, and gives the first.
     "beta": {"dirichlet": Conversion(_first, axes=1, parameters=_both)},
     "gamma": {"dirichlet": Conversion(_gamma_of_dirichlet, parameters=_same)},
     "loggamma": {"gamma": Conversion(_itself, parameters=_same)},

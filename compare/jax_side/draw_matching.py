@@ -60,6 +60,8 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
     that the other lacks, the longest common subsequence keeps the others paired; what is left over is `unreplayed`.
     `draws` are torch's, by kind and shape.
     """
+    # Each of these functions deals with one hint, or with one property of the sites, and calls `match` with the rest.
+    # `repeated` numbers all sites, so it must be used before `_with_unused` and `_with_branches` remove some.
     if hints.given:
         return _without_given(draws, sites, hints)
     if hints.repeated:
@@ -95,6 +97,7 @@ def match(draws: Sequence[Site], sites: Sequence[Site], hints: Hints = NO_HINTS)
         # Of several layouts, the one that is certain for other draws of this rank; else the first.
         likely = "channels last" if hints.channels_last else ""
         given = dict(hints.layouts).get(draws[i].shape)
+        # A hint has a weight of one half, less than a single draw that fits in one layout only.
         counts = [usual[ranks[i], layout.name] or (layout.name == (given or likely)) / 2 for _, layout in options[i][j]]
         serving, layout = options[i][j][counts.index(max(counts))]
         placed[j] = Placed(i, layout, serving, draws[i].kind == "uniform", i in hints.reflected)

@@ -195,6 +195,8 @@ class Interpreter:
         def proceed(state: Any) -> Any:
             self.handed_on(start, state)
             end[:] = self.unshown(loop.body, [*fixed, *state])
+            # jax.lax.while_loop and jax.lax.scan require that the state has the same shape and dtype before and after
+            # the body.
             return self._carried(end, inside)
 
         def test(state: Any) -> Any:
@@ -233,6 +235,7 @@ class Interpreter:
             ]
             default = next((branch for platforms, branch in named if platforms is None), None)
             each = {platform: branch for platforms, branch in named for platform in platforms or ()}
+            # args[0] is left out: it is the index of the platform, which jax.lax.platform_dependent determines again.
             return list(jax.lax.platform_dependent(*args[1:], default=default, **each))
 
         # lax.switch requires equal outputs of all branches, and each shows other values. So every branch also returns

@@ -171,6 +171,8 @@ class Lifter(Interpreter):
             self._note(f"{name}, which computes in the precision that it was written for")
             outputs = _as_written(eqn, args)
         if name == "expm1":
+            # The output itself is kept as well. `id` is unique only among objects that exist: if the output were freed,
+            # a later array could have the same one.
             self._slopes[id(outputs[0])] = outputs[0], args[0]
         return outputs
 

@@ -68,6 +68,7 @@ def _composed(drawn: Sequence[tuple[str, tuple[Any, ...]]]) -> list[tuple[Any, .
     for kind, (value, *parameters) in drawn:
         order = kind == "randperm"
         if order:
+            # Shuffling x by p and then by q gives x[p][q], which is x[p[q]].
             latest[len(value)] = latest[len(value)][value] if len(value) in latest else value
         found.append((latest[len(value)] if order else value, *parameters))
     return found
@@ -280,5 +281,7 @@ def drawn(eqn: Any) -> Iterator[Site]:
         why = "it is inside cond within scan"
         inner = [site._replace(obstacle=why) if site.branches else site for site in inner] * Scan.of(eqn).length
     elif name != JIT and known != Kind.CHECKPOINT and not (known == Kind.COND and Cond.of(eqn).platforms is None):
+        # For example, the number of draws in a while loop is not known before it runs. Inside a function with a custom
+        # derivative, a draw could only be replaced by running the function's program, which loses the derivative rule.
         inner = [site._replace(obstacle=f"it is inside {name}") for site in inner]
     yield from inner

@@ -92,11 +92,13 @@ def _matches(file: SourceFile, pattern: ast.expr, node: libcst.BaseExpression, s
     """List the ways in which an expression is what a pattern says."""
     match pattern, node:
         case ast.Name(id=name), _:
+            # A name that occurs twice in a pattern must stand for the same code both times.
             if name not in so_far.names or file.code(so_far.names[name]) == file.code(node):
                 yield Match({**so_far.names, name: node}, so_far.rest)
         case ast.BinOp(left=left, op=op, right=right), libcst.BinaryOperation():
             if not isinstance(node.operator, _OPERATORS[type(op)]):
                 return
+            # Addition and multiplication are commutative, so their operands may be written in either order.
             sides = [(node.left, node.right), (node.right, node.left)]
             for first, second in sides if isinstance(op, ast.Add | ast.Mult) else sides[:1]:
                 for match in _matches(file, left, first, so_far):

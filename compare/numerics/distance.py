@@ -14,6 +14,8 @@ EPSILON64 = float(np.finfo(np.float64).eps)
 
 def norm(array: np.ndarray) -> float:
     """The Euclidean norm, accumulated in float64; of infinities or NaN not finite."""
+    # order="K" reads the elements as they lie in memory, so that a transposed array is not copied. Their order does not
+    # matter to the norm.
     flat = array.ravel(order="K")
     return math.sqrt(np.dot(flat, flat))
 

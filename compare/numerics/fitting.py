@@ -53,6 +53,7 @@ def fitted(
     best = min(tried, key=lambda number: tried[number])
     if 0 < abs(best) <= 1e-9 * abs(value):  # what is left of a number that is taken away
         at(0.0)
+        # All distances below 1 are equally good. Of equal ones `min` takes the first, which is 0.
         best = min(0.0, best, key=lambda number: max(1.0, tried[number]))
     # Only where the fit has converged by six orders of magnitude is its value known well enough to be
     # replaced by a decimal.

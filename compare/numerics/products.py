@@ -56,9 +56,12 @@ def product_movement(table: np.ndarray, draw: int) -> np.ndarray | None:
         # The subtraction 1 - product is exact. But half a unit of a product that is nearly 1 is far more than half a
         # unit of the small difference.
         moved = product * (1 + share) + _GRID / 2 * profile * (product >= 0.5)
+        # The movement may take a product that is nearly 1 beyond 1, where the variance is negative and has no root. So
+        # it goes at most half of the way to 1.
         return (back(np.minimum(moved, (1 + product) / 2)) - flat).reshape(table.shape)
     for power in (1, 2):  # the table is the product, or its root
         if flat.size >= LONG and flat[0] <= 1 and _has_linear_factors(flat**power):
+            # To first order, the relative movement of a square root is half of that of its argument.
             return (flat * share / power).reshape(table.shape)
     return None
 

@@ -165,6 +165,7 @@ def _scaled(torch: np.ndarray, jax: np.ndarray) -> Iterator[Relation]:
         if factor and shown_number(factor) != "1":
             yield Relation(Kind.FACTOR, number=factor)
     if torch.size > 1:
+        # The offset c that minimizes ‖torch + c - jax‖ is the mean of the difference.
         yield Relation(Kind.OFFSET, number=simplest(float((jax - torch).mean())))
     if jax.size and not jax.any():
         yield Relation(Kind.ZERO)
@@ -242,6 +243,8 @@ def _order(torch: np.ndarray, jax: np.ndarray, axis: int) -> tuple[int, ...] | N
     # places, so that what differs by float64's rounding sorts alike. Whether the order is right is
     # checked by `relation`, as for the others.
     keys = [np.lexsort(np.round(rows, 12).T[:8]) for rows in (ours, theirs)]
+    # Only the first eight elements of each slice are keys. Slices that agree in these may come in a wrong order, which
+    # `relation` then rejects: a reordering may be missed, but no wrong one is reported.
     order = np.empty(len(ours), int)
     order[keys[1]] = keys[0]
     return None if (order == np.arange(len(order))).all() else tuple(order.tolist())

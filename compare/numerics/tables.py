@@ -72,12 +72,15 @@ def movement(array: np.ndarray, draw: int) -> np.ndarray:
 
 def _directions(values: np.ndarray, draw: int) -> np.ndarray:
     """Choose 1 or -1 for each number by mixing its bits (the finalizer of MurmurHash3)."""
+    # The step from one draw to the next is 2**64 over the golden ratio, as in SplitMix64 (Steele, Lea and Flood, "Fast
+    # Splittable Pseudorandom Number Generators", 2014).
     bits = np.ascontiguousarray(values).view(np.uint64) + np.uint64(draw * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53)):
         # https://github.com/aappleby/smhasher/blob/master/src/MurmurHash3.cpp, fmix64: each bit of the input
         # flips each bit of the output with a probability of one half, so that neighbouring table entries move
         # independently.
         bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    # fmix64 ends with one more shift by 33. It leaves the highest 33 bits as they are, and only the highest is read.
     return np.where(bits >> np.uint64(63), 1.0, -1.0).reshape(values.shape)
 
 
@@ -95,6 +98,8 @@ def _slopes(table: np.ndarray) -> np.ndarray | None:
 
 def _slopes_along(table: np.ndarray) -> np.ndarray | None:
     length = len(table)
+    # Nearly any three neighbours satisfy the recurrence below with some value of cos(w). A short column leaves too few
+    # equations to refute that it is a sine.
     if length < 5 or not np.isfinite(table).all():
         return None
     # sin(w (p-1) + b) + sin(w (p+1) + b) = 2 cos(w) sin(w p + b). Least squares over the column gives

@@ -43,6 +43,7 @@ class Order(NamedTuple):
         """The layout that has this order."""
         return Layout(
             self.name,
+            # The argsort of a permutation is its inverse.
             to_torch=lambda array: array.transpose(tuple(map(int, np.argsort(self.axes(array.ndim))))),
             to_jax=lambda array: array.transpose(self.axes(array.ndim)),
         )

@@ -42,6 +42,8 @@ def _weight_norm(v: Any, g: Any, dim: int = 0) -> tuple[Any, Any]:
 def _weight_norm_backward(grad_w: Any, v: Any, g: Any, norms: Any, dim: int) -> tuple[Any, Any]:
     """Give the gradients of the direction and of the length."""
     axes = [axis for axis in range(v.ndim) if axis != dim % v.ndim]
+    # w = g v / ‖v‖ does not depend on the length of v, so its gradient with respect to v is orthogonal to v (Salimans
+    # and Kingma, "Weight Normalization", 2016).
     along = (grad_w * v).sum(axes, keepdim=True) / norms
     return g / norms * (grad_w - v * along / norms), along.reshape(g.shape)
 
@@ -81,6 +83,8 @@ def _gamma_slope(concentration: Any, variable: Any) -> Any:
     while True:
         added = term * (torch.digamma(a + order + 1) - x.log())
         found = found + added
+        # The terms grow until a + order exceeds x, and the factor with digamma may change its sign. So a small summand
+        # before that does not mean that the series has converged.
         if bool(((added.abs() <= 1e-17 * found.abs()) & (a + order > x)).all()):
             return found.to(variable.dtype)
         order += 1

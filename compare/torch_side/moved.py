@@ -25,6 +25,8 @@ def moved(
     """
     if name in _CANCELLING:
         return _moved(output, noise, args[0].abs())
+    # The rounding error of a sum of n terms is at most about n u times the sum of their absolute values, in any order
+    # of summation (Higham, Accuracy and Stability of Numerical Algorithms, chapter 4). That sum gives the scale here.
     if name in _SUMS and not _is_whole(args[0]):
         return _moved(output, noise, operation(args[0].abs(), *args[1:], **kwargs))
     return _moved(output, noise) if name in _TRANSCENDENTAL else output

@@ -40,6 +40,8 @@ class Twins:
 
     def add(self, tensor: "torch.Tensor", twin: "torch.Tensor | None") -> None:
         """Add a constant, and what it is in the program as it is written."""
+        # The tensor itself is kept as well. `id` is unique only among objects that exist: if the tensor were freed, a
+        # later one could have the same identity and pass for a constant.
         self._twins[id(tensor)] = tensor, None if twin is tensor else twin
         self._sharing.setdefault(_memory(tensor), []).append(id(tensor))
 

@@ -326,9 +326,13 @@ def _weigh_pairs(
     pairs = list(zip(followed.pairings, followed.quantities, strict=True))
     for number, seen in enumerate(itertools.islice(zip(*runs.values(), strict=False), 2 * followed.steps)):
         for pairing, quantity in pairs:
+            # A run shows each step in two halves: the even observations are the first halves. The second ones show the
+            # stages of `_AFTER_UPDATE`.
             if (pairing.stage in _AFTER_UPDATE) == number % 2:
                 computed = [shown(reader(pairing, run), one) for run, one in zip(runs, seen, strict=True)]
                 for one, other in itertools.combinations([array for array in computed if array is not None], 2):
                     add(quantity, number // 2, one, other)
+                # Where no run computes the quantity, a distance of 0 keeps one entry for each step. Otherwise the
+                # entries of later steps would move to earlier places in the list.
                 if all(array is None for array in computed):
                     add(quantity, number // 2, np.zeros(1), np.zeros(1))

@@ -87,6 +87,8 @@ class Quantity(Measured):
         # The torch side's, since a port may amplify its own rounding.
         noise = near(self.torch_noise)[: len(error)] if self.torch_noise else np.zeros(len(error))
         with np.errstate(invalid="ignore"):
+            # By the triangle inequality, ‖jax32‖ is at most (1 + error) ‖jax64‖. So this is the least that the distance
+            # can be in proportion to the larger of the two norms.
             share = error / (1 + error)
             other: np.ndarray = self.apart32 & (share > FACTOR * np.maximum(near(self.spread32)[: len(error)], noise))
         if self.rounds_alone and self.lowest == EPSILON32 and self.stage in (Stage.FORWARD, Stage.LOSS, Stage.GRADIENT):
@@ -144,6 +146,8 @@ class Quantity(Measured):
     def _from_float64(self) -> np.ndarray:
         """Whether a side's own two precisions are about as far apart as the two sides are in float64, at each step."""
         error64 = np.asarray(self.error64)
+        # The triangle inequality gives the factor of 2. If the float32 runs agree, `error64` is at most about the sum
+        # of the two sides' own distances, and the larger of these is at least half of it.
         from_float64: np.ndarray = 2 * np.maximum(self.error_torch, self.error_jax)[: len(error64)] >= error64
         return from_float64
 

@@ -133,6 +133,8 @@ def _rectified(step: Step) -> "torch.Tensor":
     """RAdam with epsilon beside the corrected root: torch adds it before, where it is 1 / sqrt(1 - b2^t) as large."""
     b2 = step.settings["betas"][1]
     mean, square = step.corrected
+    # `longest` and `length` are rho_inf and rho_t of Liu et al., "On the Variance of the Adaptive Learning Rate and
+    # Beyond", 2020. The paper rectifies the step where rho_t is above 4, and torch and optax have 5 as the limit.
     longest = 2 / (1 - b2) - 1
     length = longest - 2 * step.steps * b2**step.steps / (1 - b2**step.steps)
     if length <= 5:

@@ -167,6 +167,7 @@ class Recorder:
             run.optimizer.register_step_pre_hook(self._keep)  # after the user's hooks, which came first
 
     def _keep(self, optimizer: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> None:
+        # A step hook gets the arguments of the wrapped `step` method, of which the first is the optimizer itself.
         closure = any(callable(each) for each in (*args[1:], *(kwargs or {}).values()))
         evidence = self.evidence
         evidence.rates.append(rate_of(optimizer.param_groups[0]))

@@ -83,6 +83,7 @@ class Fitter:
 
         Every update is proportional to the rate, so one update at any rate gives the best rate by least squares.
         """
+        # A rate of 0, such as that of a warm-up's first step, gives an update of 0, which cannot be scaled.
         reference = step.rate or 1e-3
         given = self.made(step, fit, reference, *more)
         if given is None:

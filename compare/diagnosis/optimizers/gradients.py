@@ -225,6 +225,8 @@ def _nearly_invariant(evidence: Evidence, scale: float) -> bool:
     """Tell whether an optimizer makes nearly the same step of gradients of another size, as Adam does."""
     updates = [each for step in evidence.differing for each in step.results if not each.is_state]
     apart = max((norm(each.jax - each.torch) / (norm(each.torch) or 1.0) for each in updates), default=1.0)
+    # A step that is proportional to the p-th power of the gradient changes by about p · log(scale), relatively, for a
+    # scale near 1. For plain SGD p is 1, and for Adam nearly 0.
     return scale > 0 and apart < INVARIANT * abs(np.log(scale))
 
 

@@ -23,6 +23,7 @@ def schedule_of_function(function: Callable[[int], float], rate: float) -> Call 
     # A piecewise linear function has second differences of zero but at its corners: the first corner ends
     # the warm-up.
     bends = np.flatnonzero(np.abs(np.diff(values, 2)) > _SAME * np.abs(values).max())
+    # The second difference at index i is of the values i, i + 1 and i + 2: the corner is the one in the middle.
     first = int(bends[0]) + 1 if len(bends) else FAR - 1
     start = Call("optax.linear_schedule", (values[0], values[first], first))
     if np.allclose(values[first:], values[first], rtol=_SAME, atol=0):

@@ -76,6 +76,7 @@ def _linear_mistakes(s: Any, lr: float) -> Iterator[Mistake]:
 
 
 def _milestones(s: Any, lr: float, every: int = 1) -> Call:
+    # torch keeps the milestones in a Counter: one that is listed twice multiplies the rate by gamma twice.
     falls = {int(at) * every: s.gamma**count for at, count in sorted(s.milestones.items())}
     return Call("optax.piecewise_constant_schedule", (lr, falls))
 

@@ -50,6 +50,8 @@ def treatments(evidence: Evidence) -> Iterator[Treatment]:
     def freeze(trial: Trial) -> None:
         trial.updates.append(lambda _, update: update * 0)
 
+    # optax.masked passes the updates of masked-out parameters through unchanged. If no other transformation handles
+    # them, optax.apply_updates adds the gradient itself to the parameter.
     def raw(trial: Trial) -> None:
         given = trial.gradients or trial.step.given
 
@@ -59,6 +61,8 @@ def treatments(evidence: Evidence) -> Iterator[Treatment]:
 
         trial.updates.append(pass_on)
 
+    # torch.optim skips a parameter whose gradient is None. jax.grad gives zeros for it, so that optax still applies
+    # weight decay and momentum to it.
     def zero(trial: Trial) -> None:
         for name, start in trial.step.parameters.items():
             gradient = trial.gradients.get(name, trial.step.given[name])

@@ -57,6 +57,7 @@ class Bench:
         """Make an update, and read from it what is compared; None where torch refuses."""
         self.made += 1
         self._set(trial)
+        # A convention computes its update from the state before the step, and torch changes that state in place.
         before = {p: copied(self._optimizer.state.get(p, {})) for p in self._run.parameters.values()}
         try:
             if not trial.silent:
@@ -92,6 +93,8 @@ class Bench:
                 group["lr"] = trial.rate * (rate_of(group) / first if first else 1.0)
             for name, value in trial.settings.items():
                 set_setting(group, name, value)
+            # torch.optim.Adagrad fills its sums when it is constructed, and does not read this setting in `step`.
+            # Another value only has an effect if the sums are filled again before the first step.
             if trial.step.number == 0 and "initial_accumulator_value" in trial.settings:
                 for param in group["params"]:
                     self._optimizer.state[param]["sum"].fill_(trial.settings["initial_accumulator_value"])

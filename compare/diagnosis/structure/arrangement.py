@@ -76,6 +76,7 @@ def _split(node: Node, shape: tuple[int, ...], after: list[int]) -> Iterator[Edi
         # The axis is split as if its parts came in another order, and then transposed to torch's: (heads, 3,
         # size) for (3, heads, size), as in a fused projection whose parts are interleaved.
         full = [*range(after[0]), *order, *range(after[-1] + 1, len(shape))]
+        # Sorting the positions of a permutation by its entries gives the inverse permutation.
         back = sorted(range(len(full)), key=full.__getitem__)
 
         def compute(operation: Operation, full: list[int] = full, back: list[int] = back) -> Any:
@@ -196,6 +197,7 @@ def _pieces(context: Context, node: Node) -> Iterator[Edit]:
 
         def strided(operation: Operation, axis: int = axes[0]) -> Any:
             x = operation.args[0]
+            # The axis becomes a row-major matrix with `count` columns. Column n holds every count-th element from n on.
             return x.unflatten(axis, (-1, count)).unbind(axis + 1)
 
         does = f"takes every {count}th element for a piece of {shown(node)}, torch takes blocks"

@@ -29,6 +29,8 @@ def attention(
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(allowed.logical_not(), -math.inf)
     if attn_mask is not None:
+        # True means "takes part" in this function's masks, and "is hidden" in those of multi_head_attention_forward,
+        # which `_masked` applies: see the documentation of torch.nn.MultiheadAttention.
         if attn_mask.dtype == torch.bool:
             scores = scores.masked_fill(attn_mask.logical_not(), -math.inf)
         else:
@@ -77,6 +79,7 @@ def _masked(scores: Any, mask: Any, heads: int) -> Any:
     if mask is None:
         return scores
     if mask.dim() == 3:
+        # A mask of shape (batch · heads, queries, keys) has the heads of one example next to each other.
         mask = mask.unflatten(0, (-1, heads))
     return scores.masked_fill(mask, -math.inf) if mask.dtype == torch.bool else scores + mask
 
@@ -127,6 +130,7 @@ def cross_entropy(input: Any, target: Any, weight: Any = None, **given: Any) -> 
 
 def nll_loss(input: Any, target: Any, weight: Any = None, **given: Any) -> Any:  # noqa: A002 - as torch has it
     """Compute `nll_loss` of classes that are all counted alike."""
+    # With class weights or ignored targets, torch's mean divides by the sum of the weights of the targets that count.
     if weight is not None or input.dim() < 2 or (target == given.get("ignore_index", -100)).any():
         return NotImplemented
     return _reduced(-input.gather(1, target.unsqueeze(1)).squeeze(1), given.get("reduction", "mean"))
@@ -171,6 +175,7 @@ def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", *, beta: fl
     """Compute `smooth_l1_loss`."""
     import torch
 
+    # torch gives the L1 loss for beta = 0. Here the branch that is not taken would divide by zero.
     if not beta:
         return NotImplemented
     apart = input - target
@@ -182,6 +187,7 @@ def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = 
     """Compute `kl_div` of positive probabilities, or of their logarithms."""
     import torch
 
+    # torch takes 0 log(0) for 0, and the formula below gives NaN.
     if not log_target and (target <= 0).any():
         return NotImplemented
     losses = torch.exp(target) * (target - input) if log_target else target * (torch.log(target) - input)

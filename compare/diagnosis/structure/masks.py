@@ -143,6 +143,7 @@ def other_bounds(context: Context, node: Node) -> Iterator[Edit]:
     if node.name not in _BOUNDS or len(node.args) != 2:
         return
     other = _BOUNDS[node.name]
+    # Of the four names, only "le" and "ge" contain an "e": these are true for equal numbers.
     ours, theirs = ("true", "false") if "e" in node.name else ("false", "true")
 
     def compute(operation: Operation) -> Any:

@@ -61,6 +61,7 @@ _SAME = {
     "amin": "min",
     "norm": "the Euclidean norm",
     "logsumexp": "logsumexp",
+    # By default torch.std and torch.var divide by n - 1, but jnp.std and jnp.var by n.
     "std": "std with ddof=1",
     "var": "var with ddof=1",
 }
