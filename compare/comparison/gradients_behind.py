@@ -6,10 +6,9 @@ differs in the gradients, such as a part that the port stops, is another fault.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from compare.alignment.pairings import Pairing
 from compare.comparison.model_runs import ModelRuns
 from compare.comparison.weighing import Weighing, apart, computed
 from compare.diagnosis.steps.edit import Edit
@@ -44,9 +43,7 @@ def with_edits(runs: ModelRuns, edits: Sequence[Edit]) -> ModelRuns:
     return edited
 
 
-def first_gradient(
-    runs: ModelRuns, followed: Followed, jax: JaxRun, edits: Sequence[Edit], left_out: Callable[[Pairing], bool]
-) -> Behind:
+def first_gradient(runs: ModelRuns, followed: Followed, jax: JaxRun, edits: Sequence[Edit]) -> Behind:
     """Take the steps of both sides, each of the JAX side's from torch's weights, up to a gradient that differs.
 
     Args:
@@ -54,18 +51,15 @@ def first_gradient(
         followed: What following both sides without edits has found.
         jax: A run of the JAX side in float64 that is compiled already.
         edits: The causes that are known, as changes of torch's step.
-        left_out: Tells what differs and is no fault.
 
     """
     try:
-        return _first_gradient(runs, followed, jax, edits, left_out)
+        return _first_gradient(runs, followed, jax, edits)
     except (InputError, InternalError, Signal, RuntimeError):  # torch refuses a step with the edits
         return Behind()
 
 
-def _first_gradient(
-    runs: ModelRuns, followed: Followed, jax: JaxRun, edits: Sequence[Edit], left_out: Callable[[Pairing], bool]
-) -> Behind:
+def _first_gradient(runs: ModelRuns, followed: Followed, jax: JaxRun, edits: Sequence[Edit]) -> Behind:
     pair, weighing = runs.pair, Weighing(followed, fitted=any(edit.free for edit in edits))
     torch, jax = runs.torch_run("float64"), runs.again(copy.copy(jax))
     stream = runs.stepper.whole(torch)
@@ -74,7 +68,7 @@ def _first_gradient(
         ours = next(stream)
         theirs = jax.step(pair.batches[step % len(pair.batches)], runs.stepper.draws[step])
         differing = list(weighing.differing(ours, theirs))  # a list, since each quantity must see each step
-        of_step = [each for each in differing if each[1].stage in (*COMPUTED, Stage.GRADIENT) and not left_out(each[1])]
+        of_step = [each for each in differing if each[1].stage in (*COMPUTED, Stage.GRADIENT) and not each[1].accepted]
         if not of_step:
             continue
         place, pairing = of_step[0]

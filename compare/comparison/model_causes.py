@@ -147,34 +147,35 @@ class _Explaining:
 
     def _add_gradients(self) -> None:
         """Look at the gradients behind what has its cause; where they cannot be looked at, say that more may differ."""
-        stages = (*COMPUTED, Stage.GRADIENT)
-        if not any(each.stage in stages for each in self._found):
-            return
+        places = [n for n, each in enumerate(self._found) if each.stage in (*COMPUTED, Stage.GRADIENT)]
+        if places and not self._explain_gradients():
+            # Without a cause, a gradient may have been added behind these.
+            last = max(n for n, each in enumerate(self._found) if each.stage in (*COMPUTED, Stage.GRADIENT))
+            self._found[last] = with_search_ended(self._found[last])
+
+    def _explain_gradients(self) -> bool:
+        """Explain gradients that differ with the known causes on torch's side, and return whether all are looked at."""
         edits = [each for each in self._edits if each is not None]
-        complete = len(edits) == len(self._edits) and not self._alone.made_up_for
-        while complete and len(edits) < len(self._edits) + SEVERAL:
+        if len(edits) < len(self._edits) or self._alone.made_up_for:
+            return False
+        for _ in range(SEVERAL):
             runs = with_edits(self._runs, edits)
-            behind = first_gradient(runs, self._followed, self._jax, edits, lambda pairing: pairing.accepted)
+            behind = first_gradient(runs, self._followed, self._jax, edits)
             if (each := behind.found) is None:
-                complete = behind.complete
-                break
+                return behind.complete
             search = ModelSearch(runs, self._jax, self._from_torch, self._budget)
-            doing = _doing(each.divergence)
-            found, searched = bugs.attempt(doing, partial(search.with_cause, each, ())) or (each.divergence, Searched())
+            attempt = bugs.attempt(_doing(each.divergence), partial(search.with_cause, each, ()))
+            found, searched = attempt or (each.divergence, Searched())
             # With operations edited, or a number that was fitted, torch's step need not be the port's to the last
             # digit of its gradients.
             if found.cause is None and any(edit.of_operations or edit.free for edit in edits):
-                complete = False
-                break
+                return False
             end = next((n for n, other in enumerate(self._found) if other.stage == Stage.UPDATE), len(self._found))
             self._found.insert(end, self._with_lines(each, found))
-            if (edit := _edit(searched)) is None:
-                complete = found.cause is not None and found.cause.name == Kind.STOPPED
-                break
+            if (edit := _edit(searched)) is None:  # a stop is proved by all gradients
+                return found.cause is not None and found.cause.name == Kind.STOPPED
             edits.append(edit)
-        if not complete:
-            last = max(number for number, each in enumerate(self._found) if each.stage in stages)
-            self._found[last] = with_search_ended(self._found[last])
+        return False
 
 
 SEVERAL = 4
