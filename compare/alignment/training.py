@@ -10,7 +10,7 @@ from compare.alignment.pairings import NotCompared, Pairing, Read, align_tensors
 from compare.errors import InputError
 from compare.step.observation import Observation, to_numpy
 from compare.step.stage import Stage
-from compare.weights.links import Link, named
+from compare.weights.links import Link, Parts, named
 from compare.weights.units import View
 
 _LOSS = Pairing(
@@ -116,12 +116,15 @@ def _without_partner(
         for field, what in (("gradients", "gradient"), ("parameters", "parameter")):
             if alone := [name for name in getattr(seen, field) if name not in linked and name not in left_out]:
                 raise InputError(f"the {side} side has a {what} without a partner: {', '.join(alone)}")
+        whole = [name for name in seen.gradients if name not in linked]
+        parts = [name for name in left_out if name not in seen.parameters and name.partition("[")[0] in seen.parameters]
+        gradients = Parts(seen.gradients)
         pairings += [
-            _one_sided(Stage.GRADIENT, "gradients", side, name, np.zeros(to_numpy(gradient).shape))
-            for name, gradient in seen.gradients.items()
-            if name not in linked
+            _one_sided(Stage.GRADIENT, "gradients", side, name, np.zeros(to_numpy(gradients[name]).shape))
+            for name in (*whole, *(name for name in parts if name.partition("[")[0] in seen.gradients))
         ]
-        not_compared += [NotCompared(side, name, left_out[name]) for name in seen.parameters if name not in linked]
+        alone = [name for name in seen.parameters if name not in linked]
+        not_compared += [NotCompared(side, name, left_out[name]) for name in (*alone, *parts)]
         not_compared += [
             NotCompared(side, name, "a buffer that the other side does not have")
             for name in seen.buffers
@@ -134,7 +137,7 @@ def _one_sided(stage: Stage, field: str, side: str, name: str, value: np.ndarray
     """Hold a tensor that only one side has against a value."""
 
     def own(observation: Observation) -> np.ndarray:
-        return to_numpy(getattr(observation, field)[name])
+        return to_numpy(Parts(getattr(observation, field))[name])
 
     def fixed(observation: Observation) -> np.ndarray:
         return value

@@ -4,8 +4,9 @@ What is drawn independently is as likely in any order of its axes, a boolean of 
 complement of one of 1 - p, and a new order is as likely as one that is shuffled again. So a port that draws in another
 layout, draws what to drop where torch draws what to keep, or draws each order anew, is right; and a replay that gives
 it torch's draws as they are would make it look wrong. Where the two sides differ, such replays are tried, and the one
-is taken under which they agree for longest. None of them hides a fault, since each gives the JAX side numbers that it
-may draw itself.
+is taken under which they agree for longest. A fault may show before a draw does: of replays under which they agree for
+equally long, the one is taken under which most quantities agree. None of them hides a fault, since each gives the JAX
+side numbers that it may draw itself.
 """
 
 import itertools
@@ -21,6 +22,7 @@ from compare.step.draws import Draw, Hints, Site
 from compare.step.layouts import draw_layouts, ordered
 from compare.verdict.first_difference import first_divergence
 from compare.verdict.following import Followed
+from compare.verdict.ratio import FACTOR
 
 _MOST = 8
 """The maximum number of replays to try: each is compiled separately."""
@@ -41,6 +43,17 @@ class _Change(NamedTuple):
         by_leaf = hints.by_leaf or self.by_leaf
         layouts = (*hints.layouts, *self.layouts)
         return hints._replace(reflected=reflected, layouts=layouts, composed=composed, by_leaf=by_leaf)
+
+
+class Agreement(NamedTuple):
+    """How far both sides agree under a replay: of two, the larger one is better."""
+
+    unreplayed: int
+    """Minus the number of draws without a partner."""
+    reached: float
+    """The position of what differs first; infinity where nothing does."""
+    agreeing: int = 0
+    """How many quantities agree at all steps."""
 
 
 class Pair(Protocol):
@@ -64,12 +77,15 @@ def settle(
     """
     before = found = pair.hints
 
-    def agreement(hints: Hints) -> tuple[float, float]:
+    def agreement(hints: Hints) -> Agreement:
         pair.hints = hints
         followed, unreplayed = first_steps()
+        # What the first layers take of a batch in another order agrees whatever the weights are.
+        agreeing = sum(not (quantity.ratio > FACTOR).any() for quantity in followed.quantities)
         if (first := first_divergence(followed)) is None:
-            return -len(unreplayed), np.inf
-        return -len(unreplayed), first.divergence.step * len(followed.pairings) + followed.pairings.index(first.pairing)
+            return Agreement(-len(unreplayed), np.inf, agreeing)
+        reached = first.divergence.step * len(followed.pairings) + followed.pairings.index(first.pairing)
+        return Agreement(-len(unreplayed), reached, agreeing)
 
     try:
         found = settled(before, keys, draws, agreement)
@@ -78,17 +94,14 @@ def settle(
     return found != before
 
 
-def settled(
-    hints: Hints, keys: StepKeys, draws: Sequence[Draw], agreement: Callable[[Hints], tuple[float, float]]
-) -> Hints:
+def settled(hints: Hints, keys: StepKeys, draws: Sequence[Draw], agreement: Callable[[Hints], "Agreement"]) -> Hints:
     """Give the hints under which both sides agree for longest.
 
     Args:
         hints: Those under which they do not.
         keys: What the first step draws with.
         draws: What torch drew at the first step.
-        agreement: How long both sides agree under some hints: minus the number of draws without a partner, and the
-            position of what differs first; infinity where nothing does.
+        agreement: How far both sides agree under some hints.
 
     """
     drawn = [draw for draw in draws if not draw.backward]
@@ -101,7 +114,7 @@ def settled(
     if repeated and (reached := agreement(before)) > best:
         hints, best = before, reached
     for change in changes:
-        if best == (0, np.inf):
+        if best[:2] == (0, np.inf):
             break
         changed = change.of(hints)
         if (reached := agreement(changed)) > best:

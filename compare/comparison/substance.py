@@ -111,7 +111,9 @@ def of_these_values(links: WeightMap, parameters: Collection[str], followed: Fol
     held = {each.torch for each in _of(followed.quantities, Stage.GRADIENT)}
     found = []
     for reason, says in _ALONE.items():
-        names = [name for name, why in links.apart.items() if why == reason and name in parameters and name not in held]
+        # A name may be that of a part, as "bias_hh_l0[14:21]".
+        left = [name for name, why in links.apart.items() if why == reason and name.partition("[")[0] in parameters]
+        names = [name for name in left if name not in held]
         found += [f"with these values of {_shortened(names)} alone, {says}"] if names else []
     return found
 

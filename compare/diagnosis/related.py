@@ -53,11 +53,11 @@ def unlike(ours: np.ndarray, theirs: np.ndarray, *, gradient: bool) -> Cause | N
 
 def farthest(ours: np.ndarray, theirs: np.ndarray) -> str:
     """Say where two arrays of one shape differ most."""
-    if not ours.ndim:
-        return f"torch has {ours:.6g}, the JAX side has {theirs:.6g}"
     where = np.unravel_index(int(np.argmax(np.abs(ours - theirs))), ours.shape)
-    at = ", ".join(map(str, where))
-    return f"largest difference at [{at}]: torch has {ours[where]:.6g}, the JAX side has {theirs[where]:.6g}"
+    pairs = ((f"{ours[where]:.{digits}g}", f"{theirs[where]:.{digits}g}") for digits in (6, 9, 12, 17))
+    torch, jax = next((pair for pair in pairs if pair[0] != pair[1]), ("the same", "the same"))
+    place = f"largest difference at [{', '.join(map(str, where))}]: " if ours.ndim else ""
+    return f"{place}torch has {torch}, the JAX side has {jax}"
 
 
 _UNSAFE = (

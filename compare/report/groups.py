@@ -22,6 +22,9 @@ BRIEF = 30
 Modules = tuple[Mapping[str, str], Mapping[str, str]]
 """The class of each module by its path, on the torch and on the JAX side."""
 
+SHOWN_LINES = 4
+"""How many lines are shown, at most, of those that compute one value."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -101,6 +104,16 @@ class Group:
         first = min(lines, key=lambda line: list(Role).index(line.role), default=None)
         computed = [line for line in lines if line.role is Role.COMPUTED]
         return computed[-1] if first is not None and first.role is Role.COMPUTED else first
+
+    def shown_lines(self, side: str) -> "list[Line]":
+        """The lines to show: of a single place, all that compute what differs, one after another, if they are few."""
+        last = self.line(side)
+        if last is None or last.role is not Role.COMPUTED or len(self.findings) > 1:
+            return [] if last is None else [last]
+        computed = [line for line in self.lines if line.side == side and line.role is Role.COMPUTED]
+        # Of each line of a file the last expression.
+        places = {(line.source.file, line.source.line): line for line in computed}
+        return list(places.values()) if len(places) <= SHOWN_LINES else [last]
 
     @property
     def patch(self) -> Patch | None:

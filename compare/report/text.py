@@ -263,9 +263,9 @@ def _rows(report: "Findings", group: "Group") -> Iterator[tuple[str, str]]:
 def _lines(group: "Group", sides: tuple[str, str]) -> Iterator[tuple[str, str]]:
     """Show the lines of the user's code, of a long one the expression; what the patch changes stands there."""
     for key, side in zip(("torch", "jax"), sides, strict=True):
-        found = group.line(key)
-        if found and (key == "torch" or not group.patch):
-            yield f"{side} at", f"{found.source}  {line(found)}"
+        if key == "torch" or not group.patch:
+            for number, found in enumerate(group.shown_lines(key)):
+                yield "" if number else f"{side} at", f"{found.source}  {line(found)}"
 
 
 def _patched(fix: str, patch: "Patch") -> str:

@@ -64,7 +64,7 @@ def find_links(
     mine, notes = flattened(units(said.without(torch)), theirs)
     # What has no counterpart by its nature leaves the search first, so that it does not make another
     # tensor ambiguous.
-    apart = dict.fromkeys(sorted(said.apart), LEFT_OUT)
+    apart = dict.fromkeys(sorted({*said.apart, *said.parts}), LEFT_OUT)
     for unit in (*mine, *theirs):
         for leaf, (slot,) in list(unit.slots.items()):
             if reason := _reason(leaf, slot, unit):
@@ -78,7 +78,7 @@ def find_links(
     # from it.
     links += _ties(torch, links)
     links += _left_out_integers(torch, jax, said.apart)
-    alone = left_alone(found, {link.torch for link in links})
+    alone = left_alone(found, {link.torch for link in links}, said.parts)
     # A step of a program may update what is frozen, such as a target network: it needs a partner there.
     tables = _tables(alone) if roots is None else []
     if (alone.required and not tables) or found.ambiguous or undecided:

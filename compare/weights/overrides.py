@@ -49,6 +49,8 @@ class Overrides:
     """torch's module to JAX's."""
     apart: set[str] = field(default_factory=set)
     """Tensors of either side that have no partner."""
+    parts: set[str] = field(default_factory=set)
+    """Parts of torch's tensors that have none, named as `links.part` does."""
 
     def without(self, layers: list[Layer]) -> list[Layer]:
         """Leave out of the layers of one side the tensors that an entry names."""
@@ -125,7 +127,11 @@ def read(weights: Mapping[str, str | None], torch: list[Layer], jax: list[Layer]
     )
     said = Overrides()
     for key, target in weights.items():
-        if target is None:
+        if target is None and (cut := _part_of(key, names.torch)):
+            pattern, index = cut
+            fitting = {name: _index(name, index, names.torch[name]) for name in _fitting(pattern, names.torch)}
+            said.parts.update(part(name, View(each)) for name, each in fitting.items())
+        elif target is None:
             said.apart.update(_left_out(key, names))
         else:
             _read_partner(key, target, names, said)
@@ -152,11 +158,7 @@ def _left_out(key: str, names: _Names) -> list[str]:
 
 def _read_partner(key: str, target: str, names: _Names, said: Overrides) -> None:
     """Read an entry that gives tensors, parts of them, or modules a partner."""
-    # "fc[12]" is a regular expression, "fc.weight[0:8]" a part of a tensor. Only a part has a colon in
-    # its brackets.
-    pattern, index = key, ""
-    if (cut := _INDEX.fullmatch(key)) and ":" in cut["index"] and not cut["turned"] and key not in names.torch:
-        pattern, index = cut["name"], cut["index"]
+    pattern, index = _part_of(key, names.torch) or (key, "")
     tensors = _fitting(pattern, names.torch)
     around = {} if tensors else _fitting(pattern, names.torch_modules)
     if not tensors and not around:
@@ -174,6 +176,17 @@ def _read_partner(key: str, target: str, names: _Names, said: Overrides) -> None
             said.modules[name] = path
         else:
             raise InputError(_not_there(name, path, names.jax_modules))
+
+
+def _part_of(key: str, tensors: Iterable[str]) -> tuple[str, str] | None:
+    """Read the name of a part of torch's tensors: the pattern of these, and the index; None if it is no part.
+
+    "fc[12]" is a regular expression, "fc.weight[0:8]" a part of a tensor. Only a part has a colon in its brackets.
+    """
+    cut = _INDEX.fullmatch(key)
+    if cut is None or ":" not in cut["index"] or cut["turned"] or key in tensors:
+        return None
+    return cut["name"], cut["index"]
 
 
 def _partner(name: str, index: str, target: str, names: _Names) -> Said:

@@ -1,7 +1,7 @@
 """Lists the weights without a partner, and writes the error message, with likely partners side by side."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from compare.weights import names
@@ -30,21 +30,30 @@ class Alone(NamedTuple):
         return bool(self.torch or self.jax or self.beside)
 
 
-def left_alone(found: Pairing, linked: set[str]) -> Alone:
+def left_alone(found: Pairing, linked: set[str], left_out: Collection[str]) -> Alone:
     """Sort out what has no partner.
 
     Args:
         found: What could be paired.
         linked: torch's tensors that have a partner under any of their names.
+        left_out: Parts of torch's tensors that need none.
 
     """
     alone = Alone([], [], [], [], [])
+
+    def needing(every: Slots, side: str) -> Slots:
+        if side != "torch":
+            return every
+        kept = {role: tuple(each for each in slots if _name(each) not in left_out) for role, slots in every.items()}
+        return {role: slots for role, slots in kept.items() if slots}
+
     for side, units, whole in (("torch", found.torch, alone.torch), ("jax", found.jax, alone.jax)):
-        whole += [left for unit in units if (left := _sorted_out(side, unit, unit.slots, linked, alone)).slots]
+        each_left = (_sorted_out(side, unit, needing(unit.slots, side), linked, alone) for unit in units)
+        whole += [left for left in each_left if left.slots]
     for pair in found.pairs:
         paired = {choice.role for choice in pair.choices}
         for side, unit, partner in (("torch", pair.torch, pair.jax), ("jax", pair.jax, pair.torch)):
-            rest = {role: slots for role, slots in unit.slots.items() if role not in paired}
+            rest = needing({role: slots for role, slots in unit.slots.items() if role not in paired}, side)
             if (left := _sorted_out(side, unit, rest, linked, alone)).slots:
                 alone.beside.append((side, left, partner))
     return alone
@@ -151,4 +160,8 @@ def _lacking(side: str, unit: Unit, partner: Unit) -> Rows:
 
 
 def _cells(slots: Iterable[Slot]) -> list[str]:
-    return [f"{part(slot.name, View(slot.index))} {slot.shape}" for slot in slots]
+    return [f"{_name(slot)} {slot.shape}" for slot in slots]
+
+
+def _name(slot: Slot) -> str:
+    return part(slot.name, View(slot.index))

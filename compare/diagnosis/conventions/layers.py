@@ -107,6 +107,38 @@ def _gate_orders(function: str, gates: str) -> Iterator[Alternative]:
             )
 
 
+def _normalized_with(epsilon: float) -> tuple[Alternative, Alternative]:
+    """Normalize with an epsilon that is added, to the norm or to its square, where torch has a bound.
+
+    An epsilon is far less than any norm, so that what it changes is too little to fit a number to: those that people
+    write are tried.
+    """
+
+    def added(call: Call) -> Any:
+        import torch
+
+        return call.input / (torch.linalg.vector_norm(call.input, call["p"], call["dim"], keepdim=True) + epsilon)
+
+    def within(call: Call) -> Any:
+        return call.input / (call.input.square().sum(call["dim"], keepdim=True) + epsilon).sqrt()
+
+    def alternative(compute: Rewrite, does: str, p: float | None = None) -> Alternative:
+        return Alternative(
+            name="epsilon",
+            functions=("normalize",),
+            compute=compute,
+            jax_does=f"{does} and not by the larger of norm and eps",
+            fix=normalized,
+            source=f"{DOCS}torch.nn.functional.normalize.html",
+            applies=lambda call: p is None or call["p"] == p,
+        )
+
+    return (
+        alternative(added, f"divides by the norm + {epsilon:g}"),
+        alternative(within, f"divides by the square root of the sum of squares + {epsilon:g}", 2),
+    )
+
+
 LAYERS = (
     *_gate_orders("lstm", "ifgo"),
     *_gate_orders("gru", "rzn"),
@@ -129,6 +161,7 @@ LAYERS = (
         fix=normalized,
         source=f"{DOCS}torch.nn.functional.normalize.html",
     ),
+    *itertools.chain(*map(_normalized_with, (1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3))),
     *PADDING,
     Alternative(
         name="flipped kernel",
