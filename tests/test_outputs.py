@@ -16,6 +16,8 @@ from compare.command_line.files import OF_REPORTS, markdown
 from compare.command_line.main import main
 from compare.report.changed_lines import beside
 from compare.step.stage import Stage
+from compare.verdict.divergence import DetailKind, Role
+from compare.verdict.ratio import Verdict
 
 DATA = importlib.resources.files("compare") / "data"
 PAIR = """
@@ -69,6 +71,15 @@ def validate(text: str, name: str = "report") -> Any:
     content = json.loads(text)
     jsonschema.Draft202012Validator(schema).validate(content)
     return content
+
+
+def test_the_schema_has_all_kinds() -> None:
+    schema = json.loads((DATA / "report.schema.json").read_text(encoding="utf-8"))["$defs"]
+    detail, line = schema["divergence"]["properties"]["details"]["items"], schema["lines"]["items"]
+    assert schema["stage"]["enum"] == list(Stage)
+    assert schema["verdict"]["enum"] == list(Verdict)
+    assert detail["properties"]["kind"]["enum"] == list(DetailKind)
+    assert set(line["properties"]["role"]["enum"]) == set(Role)
 
 
 @pytest.mark.parametrize(("function", "status"), [("pair", 1), ("forward", 0), ("overflow", 1)])
