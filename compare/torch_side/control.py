@@ -19,6 +19,7 @@ from compare.step.draws import Draw
 from compare.step.host_draws import drawing
 from compare.step.places import users_line
 from compare.step.user_code import passes_on
+from compare.torch_side import operations
 from compare.torch_side.kernels import EXACT, KERNELS, NOT_UNIQUE
 from compare.torch_side.moved import moved
 from compare.torch_side.operations import changed, dispatcher
@@ -288,12 +289,16 @@ class ControlledRun:
         return f", in {self._where()}" if self._where is not None and self._where() else ""
 
 
+_OWN = (__file__, operations.__file__)
+"""The files through which each operation is handed on."""
+
+
 def _line() -> str:
     """Name the line of the user's that runs now; nothing in the backward pass, which has none."""
     frames = []
     frame: FrameType | None = sys._getframe(1)
     while frame := frame.f_back if frame else None:
-        if frame.f_code.co_filename != __file__:
+        if frame.f_code.co_filename not in _OWN:
             frames.append((frame.f_code.co_filename, frame.f_lineno))
     line = users_line(frames, "torch")
     return f", {line}" if line else ""
