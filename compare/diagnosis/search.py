@@ -273,16 +273,16 @@ class Search:
 
     def _two(self) -> Iterator[tuple[list[Changed], float]]:
         """Try each change with another one, and give those that leave only rounding."""
-        # By how far each brought torch by itself: half of a double mistake usually removes part of the
-        # difference. A fitted first change is left out, for two fitted numbers together could explain too
-        # much.
-        for (_, one, at), (_, other, _) in itertools.permutations(sorted(self.tried, key=lambda each: each[0]), 2):
+        # By how far each brought torch by itself: half of a double mistake usually removes part of the difference. What
+        # does nothing alone is left out, since fits cost many runs, and a fitted first change: two could fit too much.
+        own = None if self.ours is None else distance(self.ours, self.target) / self.limit
+        tried = [each for each in self.tried if each[0] != own]
+        for (_, one, at), (_, other, _) in itertools.permutations(sorted(tried, key=lambda each: each[0]), 2):
             if self.runs > RUNS:
                 break
-            if one[0].name == other[0].name or one[0].of is not None:
-                continue
             # A mean for a sum, and a constant that makes up for it: they are no change but for what is between them.
-            if (one[0].name, other[0].name) == (MEAN_OR_SUM, CONSTANT):
+            undone = (one[0].name, other[0].name) == (MEAN_OR_SUM, CONSTANT)
+            if one[0].name == other[0].name or one[0].of is not None or undone:
                 continue
             apart, value = self._try([(one, at)], other)
             if apart <= 1:
