@@ -1,5 +1,6 @@
 """Which tensor is which: by names, order and shapes, or not without the user's word."""
 
+import re
 import types
 from typing import Any
 
@@ -383,3 +384,28 @@ def test_a_recurrent_layer_may_have_a_tensor_more() -> None:
     theirs = {name: np.zeros(each.shape, np.float32) for name, each in model.named_parameters()}
     links = find_links(torch_layers(model), pytree_layers(theirs))
     assert {link.torch: link.jax for link in links}["start"] == "start"
+
+
+def parts_of_a_bias(**weights: str | None) -> list[str]:
+    torch = [Layer("fc", "Linear", {"kind": "linear"}, {"fc.weight": (9, 3), "fc.bias": (9,)})]
+    jax = [Layer("fc", "", {"kind": "", "ordered": False}, {"fc/kernel": (3, 9), "fc/b": (3,)})]
+    links = find_links(torch, jax, {"fc.weight": "fc/kernel.T", **weights})
+    return list(links.apart)
+
+
+def test_a_part_of_a_tensor_may_have_no_partner_beside_another_that_has() -> None:
+    assert parts_of_a_bias(**{"fc.bias[0:6]": None, "fc.bias[6:9]": "fc/b"}) == ["fc.bias[0:6]"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({"fc.bias[0:7]": None, "fc.bias[6:9]": "fc/b"}, "name each part of 'fc.bias' once"),
+        ({"fc.bias[0:5]": None, "fc.bias[6:9]": "fc/b"}, "but not the rest of 'fc.bias'"),
+        ({"fc.bias[0:6:2]": None}, "a part is a range of rows, without a step"),
+        ({"fc.bias[0:12]": None}, "has the shape"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(weights: dict[str, str | None], says: str) -> None:
+    with pytest.raises(InputError, match=re.escape(says)):
+        parts_of_a_bias(**weights)

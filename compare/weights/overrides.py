@@ -21,6 +21,9 @@ from compare.weights.units import ROLES, Slot, Unit, View
 Index = tuple[slice | int, ...]
 """Of the first axes of a tensor, with both ends of each slice; () for all of it."""
 
+Box = list[tuple[int, int]]
+"""The start and the end of a part along each axis."""
+
 _INDEX = re.compile(r"(?P<name>.+?)\[(?P<index>[\d:, ]+)\](?P<turned>\.T)?")
 
 
@@ -49,8 +52,8 @@ class Overrides:
     """torch's module to JAX's."""
     apart: set[str] = field(default_factory=set)
     """Tensors of either side that have no partner."""
-    parts: set[str] = field(default_factory=set)
-    """Parts of torch's tensors that have none, named as `links.part` does."""
+    parts: dict[str, tuple[str, Index]] = field(default_factory=dict)
+    """Parts of torch's tensors that have none, by the name that `links.part` gives them: the tensor and the index."""
 
     def without(self, layers: list[Layer]) -> list[Layer]:
         """Leave out of the layers of one side the tensors that an entry names."""
@@ -129,14 +132,15 @@ def read(weights: Mapping[str, str | None], torch: list[Layer], jax: list[Layer]
     for key, target in weights.items():
         if target is None and (cut := _part_of(key, names.torch)):
             pattern, index = cut
-            fitting = {name: _index(name, index, names.torch[name]) for name in _fitting(pattern, names.torch)}
-            said.parts.update(part(name, View(each)) for name, each in fitting.items())
+            for name in _fitting(pattern, names.torch):
+                place = _index(name, index, names.torch[name])
+                said.parts[part(name, View(place))] = name, place
         elif target is None:
             said.apart.update(_left_out(key, names))
         else:
             _read_partner(key, target, names, said)
     tied = {name: first for layer in torch for name, first in layer.settings.get("tied", {}).items()}
-    _check_parts(said.tensors, names, tied)
+    _check_parts(said, names, tied)
     return said
 
 
@@ -210,6 +214,8 @@ def _index(name: str, written: str, shape: tuple[int, ...]) -> Index:
         start, colon, stop = piece.strip().partition(":")
         if not colon:
             found.append(int(start) if start.isdigit() else -1)
+        elif ":" in stop:
+            raise InputError(f"weights= has {f'{name}[{written}]'!r}: a part is a range of rows, without a step")
         else:
             found.append(slice(int(start or 0), int(stop or size)))
     ends = [(each.start, each.stop) if isinstance(each, slice) else (each, each + 1) for each in found]
@@ -219,22 +225,23 @@ def _index(name: str, written: str, shape: tuple[int, ...]) -> Index:
     return tuple(found)
 
 
-def _check_parts(tensors: list[Said], names: _Names, tied: Mapping[str, str]) -> None:
+def _check_parts(every: Overrides, names: _Names, tied: Mapping[str, str]) -> None:
     """Check that no part of a tensor is named twice, and that the parts of each are all of it."""
+    left_out: dict[str, list[Box]] = {}
+    for name, index in every.parts.values():
+        left_out.setdefault(name, []).append(_box(index, names.torch[name]))
     for side, shapes in (("torch", names.torch), ("jax", names.jax)):
         of: dict[str, list[Said]] = {}
-        for said in tensors:
+        for said in every.tensors:
             of.setdefault(getattr(said, side), []).append(said)
         for name, entries in of.items():
             boxes = [_box(getattr(said, f"{side}_index"), shapes[name]) for said in entries]
             for (one, a), (other, b) in itertools.combinations(zip(entries, boxes, strict=True), 2):
-                # Two boxes overlap if their intervals do along every axis.
-                overlap = all(max(x[0], y[0]) < min(x[1], y[1]) for x, y in zip(a, b, strict=True))
                 same = (tied.get(one.torch, one.torch), one.torch_index) == (
                     tied.get(other.torch, other.torch),
                     other.torch_index,
                 )
-                if overlap and not (side == "jax" and same):
+                if _overlap(a, b) and not (side == "jax" and same):
                     here, there = (0, 1) if side == "jax" else (1, 0)
                     raise InputError(
                         f"weights= has {one.names[here]!r} and {other.names[here]!r} both as {other.names[there]!r}: "
@@ -242,7 +249,11 @@ def _check_parts(tensors: list[Said], names: _Names, tied: Mapping[str, str]) ->
                     )
             # No two boxes overlap at this point, so that they are the whole tensor if and only if their volumes
             # add up to it.
-            covered = sum(math.prod(stop - start for start, stop in box) for box in boxes)
+            alone = left_out.get(name, []) if side == "torch" else []
+            if any(_overlap(box, other) for box in boxes for other in alone):
+                parts = ", ".join(said.names[0] for said in entries)
+                raise InputError(f"weights= has {parts} and leaves out some of it: name each part of {name!r} once")
+            covered = sum(map(_volume, [*boxes, *alone]))
             if covered < math.prod(shapes[name]):
                 parts = ", ".join(said.names[side == "jax"] for said in entries)
                 raise InputError(
@@ -250,7 +261,16 @@ def _check_parts(tensors: list[Said], names: _Names, tied: Mapping[str, str]) ->
                 )
 
 
-def _box(index: Index, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+def _volume(box: Box) -> int:
+    return math.prod(stop - start for start, stop in box)
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    """Tell whether two boxes overlap: their intervals do so along every axis."""
+    return all(max(x[0], y[0]) < min(x[1], y[1]) for x, y in zip(one, other, strict=True))
+
+
+def _box(index: Index, shape: tuple[int, ...]) -> Box:
     """Return the start and the end of a part along each axis."""
     ends = [(each.start, each.stop) if isinstance(each, slice) else (each, each + 1) for each in index]
     return [*ends, *((0, size) for size in shape[len(index) :])]
