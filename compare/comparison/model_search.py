@@ -60,10 +60,10 @@ class ModelSearch:
         elsewhere = self._held_out.of(found, from_torch=found.target is not None)
         gradients, later = None, list[Shown]()
         stage = found.pairing.stage
-        if found.target is None or stage == Stage.LOSS:
+        if found.target is None or stage == Stage.LOSS or _is_output(found):
             jax.load(to_jax(pair.links, run.arrays(), jax.arrays()))
             seen = jax.step(batch, draws)
-            if stage == Stage.LOSS:
+            if stage == Stage.LOSS or _is_output(found):
                 pairings = self._from_torch.gradients
                 later = [Shown(each.torch_array, each.jax_array(seen), found.limit) for each in pairings]
             if found.target is None:  # what comes before is the same on both sides
@@ -137,6 +137,12 @@ class ModelSearch:
         found = bugs.attempt(doing, lambda: computed_from_data(self._runs.pair.jax_run("float64"), batch))
         self._data.append((batch, found or FromData()))
         return self._data[-1][1]
+
+
+def _is_output(found: Found) -> bool:
+    """Tell whether an output of the whole model differs."""
+    ports = found.pairing.ports
+    return ports is not None and (ports[0].path, ports[0].kind) == ("", "output")
 
 
 def _are_alike(one: Relation, other: Relation | None) -> bool:

@@ -16,7 +16,7 @@ from compare.errors import InputError, Signal
 from compare.numerics.distance import distance
 from compare.numerics.relations import Relation
 from compare.step.draws import Draw
-from compare.step.observation import Port
+from compare.step.observation import Observation, Port
 from compare.step.stage import Stage
 from compare.verdict.first_difference import Found
 
@@ -28,6 +28,11 @@ def rerun_at(found: Found, run: Repeatable, batch: Any, draws: Sequence[Draw]) -
     """Give the part of a step in which a divergence arises, to be run again as often as wanted."""
     part = run.without_update(loss=found.divergence.stage not in (Stage.FORWARD, Stage.BUFFERS))
     return Rerun(part, batch, draws, window_of(found), FUNCTIONS)
+
+
+def whole_step(run: Repeatable, batch: Any, draws: Sequence[Draw]) -> Observation:
+    """Give what torch's step shows without a change, with its loss and gradients."""
+    return Rerun(run.without_update(), batch, draws, Window(), FUNCTIONS)({})
 
 
 class Experiment:

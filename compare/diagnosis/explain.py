@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compare.diagnosis.changes import either
-from compare.diagnosis.experiment import rerun_at, window_of
+from compare.diagnosis.experiment import rerun_at, whole_step, window_of
 from compare.diagnosis.held_out import STEPS, HeldOut
 from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Repeatable, Rerun
@@ -25,6 +25,7 @@ from compare.diagnosis.structure.hidden_losses import in_hidden_losses
 from compare.diagnosis.structure.search import StructureSearch
 from compare.diagnosis.structure.stops import stopped
 from compare.diagnosis.structure.surroundings import Gradients, Surroundings
+from compare.numerics.relations import Kind as Relation
 from compare.step.draws import Draw
 from compare.step.observation import Port
 from compare.step.stage import COMPUTED, Stage
@@ -105,7 +106,25 @@ class _Explaining:
             return self._known if self._known.cause else self._confirmed(cause)
         # Where the two agree from the same weights, as behind a difference that the user accepts, all that leaves equal
         # rows as they are would fit.
-        return Searched() if search.agrees or self._beside_tables else Searched(*search.related())
+        if search.agrees or self._beside_tables:
+            return Searched()
+        cause, details = search.related()
+        return Searched(None if cause and self._is_refuted(cause) else cause, details)
+
+    def _is_refuted(self, factor: Cause) -> bool:
+        """Tell whether a multiple of torch's value is an accident: a gradient agrees that would be a multiple too.
+
+        Two terms may be equal, and only one of them have another weight. A gradient of zero says nothing.
+        """
+        later = self._surroundings.later if self._surroundings is not None else ()
+        if not factor.name.endswith(Relation.FACTOR) or not any(each.theirs.any() for each in later):
+            return False
+        seen = whole_step(*self._step)
+        return any(each.theirs.any() and each.agrees(seen) for each in later)
+
+    def _factor(self, search_for: Callable[[], Cause | None]) -> Cause | None:
+        cause = search_for()
+        return None if cause is None or self._is_refuted(cause) else cause
 
     def _is_by_chance(self) -> bool:
         """Tell whether the sides may differ by what a few random booleans decide: then no cause is proved."""
@@ -128,8 +147,9 @@ class _Explaining:
             searches = [search.exact, search.settings, search.constants, search.two]
         else:
             # Behind an update, a factor that was fitted to the result may be an accident: an operation is tried first.
-            single = [search.factor, structure.one]
-            single = [*(reversed(single) if self._found.pairing.after_update else single), search.sign]
+            single: list[Callable[[], Cause | None]] = [functools.partial(self._factor, search.factor), structure.one]
+            single = [*(reversed(single) if self._found.pairing.after_update else single)]
+            single += [functools.partial(self._factor, search.sign)]
             exact = [search.exact, structure.norms, search.settings, *single, self._within_losses]
             beyond = search.is_far_beyond(FACTOR * self._found.divergence.expected64)
             looser = [self._beside] if beyond else []
