@@ -84,12 +84,14 @@ class Port(nnx.Module):
         return self.end(y * jax.nn.sigmoid(self.gate(self.before_gate(y))))
 
 
-def checked(port: Port, loss: Callable[[Any, Any], Any] = mse) -> compare.Report:
+def checked(
+    port: nnx.Module, loss: Callable[[Any, Any], Any] = mse, original: Callable[[], nn.Module] = Original
+) -> compare.Report:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     batches = [tuple(rng.normal(size=(6, width)).astype(np.float32) for width in (WIDTH, 3)) for _ in range(2)]
-    original = compare.Torch(Original(), mse, lambda parameters: torch.optim.Adam(parameters, 1e-2))
-    return compare.check(original, compare.Flax(port, loss, optax.adam(1e-2)), batches, steps=3)
+    ours = compare.Torch(original(), mse, lambda parameters: torch.optim.Adam(parameters, 1e-2))
+    return compare.check(ours, compare.Flax(port, loss, optax.adam(1e-2)), batches, steps=3)
 
 
 def findings(report: compare.Report) -> list[tuple[str, str | None]]:
@@ -150,7 +152,74 @@ def test_two_stops_are_found_one_after_the_other() -> None:
     assert "the input of second as an operand of linear" in cause.fix
 
 
+class StraightThrough(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.end = nn.Linear(WIDTH, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        out: torch.Tensor = self.end(y + (torch.round(y) - y).detach())
+        return out
+
+
+class StraightThroughPort(nnx.Module):
+    def __init__(self, rounded: Function) -> None:
+        self.first, self.end = (nnx.Linear(*sizes, rngs=nnx.Rngs(0)) for sizes in ((WIDTH, 4), (4, 3)))
+        self.rounded = rounded
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.end(self.rounded(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "rounded", [lambda y: y + (jnp.round(y) - y), lambda y: stop(y) + stop(jnp.round(y) - y)], ids=["lacking", "added"]
+)
+def test_a_stop_that_is_lacking_may_be_another_one_that_is_added(rounded: Function) -> None:
+    """Either way no gradient is left: without torch's detach, y and -y cancel."""
+    report = checked(StraightThroughPort(rounded), original=StraightThrough)
+    assert report.divergence is not None
+    assert findings(report) == [STOPPED]
+    cause = report.divergence.cause
+    assert cause is not None
+    assert "lets the gradient through the output of sub" in cause.explanation
+    assert "or it stops the gradient of the output of first" in cause.explanation
+
+
 def test_gradients_behind_a_difference_without_a_cause_are_not_looked_at() -> None:
     report = checked(Port(activation=odd, before_gate=stop))
     assert findings(report) == [("forward", None)]
     assert ended(report)
+
+
+class TwoTerms(nn.Module):
+    """Two terms of one value, of which each trains its own side, as in a quantized autoencoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.codes = nn.Linear(WIDTH, 4), nn.Embedding(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z, e = self.encoder(x), self.codes(torch.arange(6))
+        return ((e - z.detach()) ** 2).mean() + 0.25 * ((e.detach() - z) ** 2).mean()
+
+
+class TwoTermsPort(nnx.Module):
+    def __init__(self) -> None:
+        self.encoder = nnx.Linear(WIDTH, 4, rngs=nnx.Rngs(0))
+        self.codes = nnx.Embed(6, 4, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        z, e = self.encoder(x), self.codes(jnp.arange(6))
+        return ((e - stop(z)) ** 2).mean() + 0.5 * ((stop(e) - z) ** 2).mean()
+
+
+def test_the_weight_of_one_of_two_equal_terms_is_no_factor_of_their_sum() -> None:
+    ours, port = compare.Torch(TwoTerms(), lambda output, _: output), TwoTermsPort()
+    batches: list[Any] = [(np.random.default_rng(0).normal(size=(6, WIDTH)), None)]
+    report = compare.check(ours, compare.Flax(port, lambda output, _: output), batches, device="cpu")
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.name == "another scale"
+    assert "0.5" in report.divergence.cause.explanation
+    assert not report.others

@@ -46,10 +46,29 @@ def stopped(found: Found, rerun: Rerun, elsewhere: Sequence[Elsewhere], budget: 
             if context is None or not budget.left():
                 break
             if (apart := leaves(found, rerun, edits, context, elsewhere)) is not None:
-                return Proved(told([edits], apart), operations(changes(edits), context.graph))
+                fits = functools.partial(leaves, found, rerun, context=context, elsewhere=elsewhere)
+                fitting = [edits, *_stopped_instead(edits, fits, context, budget)]
+                return Proved(told(fitting, apart), operations(changes(edits), context.graph))
     finally:
         budget.stop()
     return Proved(None if found.target.any() else _nothing_reaches())
+
+
+def _stopped_instead(
+    edits: Sequence[Edit], fits: Callable[[Sequence[Edit]], float | None], context: Context, budget: Budget
+) -> Iterator[Sequence[Edit]]:
+    """Give a stop that the port may have too many, where it may be one that it lacks.
+
+    In `y + (round(y) - y).detach()` nothing is left of the gradient without the detach, and nothing with another one.
+    """
+    if not all(compute in (_as_it_is, _with_gradient) for edit in edits for _, compute in edit.at):
+        return
+    for _, stop in _stops(context):
+        if not budget.left():
+            return
+        if fits([stop]) is not None:
+            yield [dataclasses.replace(stop, does=f"it {stop.does}")]
+            return
 
 
 def _nothing_reaches() -> Cause:
