@@ -165,3 +165,13 @@ LARGEST_EXPONENT = 50.0
 def is_short(value: float) -> bool:
     """Tell whether a fitted number is one of at most four digits, as far as it is known."""
     return abs(float(f"{value:.4g}") - value) <= 1e-9 * abs(value)
+
+
+def is_one_expression(group: Sequence[Counterfactual], value: float | None) -> bool:
+    """Tell whether a change is one expression's, with a number as a user writes one."""
+    return len({one.call.site for one in group}) == 1 and (value is None or is_written(value))
+
+
+def are_short(changed: Sequence[Changed]) -> bool:
+    """Tell whether all numbers are such as a user writes."""
+    return all(value is None or is_short(value) for _, value in changed)

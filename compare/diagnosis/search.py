@@ -10,12 +10,12 @@ import numpy as np
 
 from compare.diagnosis.changes import (
     Changed,
+    are_short,
     are_terms,
     combined,
     either,
     in_words,
-    is_short,
-    is_written,
+    is_one_expression,
     leaves_nothing,
     nearby,
     together,
@@ -129,10 +129,10 @@ class Search:
         every = self._alone(lambda each: each.name == CONSTANT)
         meant = (each for each in every if not any(group[0].call.name == "pow" and not n for group, n in each[0]))
         found = list(self._fitting(meant))
-        short = [each for each in found if _are_short(each[0])]
+        short = [each for each in found if are_short(each[0])]
         # One expression may have a long number, such as 1 / sqrt(96). That two are wrong by the same one is a
         # coincidence: two factors of 0.7071 are one of 0.5.
-        alone = [each for each in found if all(_is_one_expression(*changed) for changed in each[0])]
+        alone = [each for each in found if all(is_one_expression(*changed) for changed in each[0])]
         causes = [self._cause(changed, apart) for changed, apart in short or alone]
         self.confirmed = (short or alone)[0][0] if causes else []
         return either(causes) if causes else None
@@ -140,7 +140,7 @@ class Search:
     @property
     def is_short(self) -> bool:
         """Whether the numbers of the cause are such as a user writes."""
-        return _are_short(self.confirmed)
+        return are_short(self.confirmed)
 
     def two(self) -> Cause | None:
         """Find two changes that do."""
@@ -158,7 +158,7 @@ class Search:
         for changed, apart in fitting:
             free = sum(value is not None for _, value in changed)
             count = equations(self.ours, self.target, self.limit)
-            left = EXPLAINED if _are_short(changed) else EXACTLY
+            left = EXPLAINED if are_short(changed) else EXACTLY
             fit = Fit(distance(self.ours, self.target), apart * self.limit, count, free, left)
             if self._is_determined(changed) and self.evidence.confirms(changed, fit):
                 yield self._with_effect(changed), apart
@@ -243,7 +243,9 @@ class Search:
         as_jax = to_jax is None or np.array_equal(to_jax(self.target), self.target)
         ports = self.found.pairing.ports
         cause = related_cause(how, self.found.divergence.torch, ports[0] if ports else None, as_jax=as_jax)
-        return dataclasses.replace(cause, fix=_BATCHES, code=()) if self.is_data else cause
+        if self.is_data or self.found.divergence.stage == Stage.GRADIENT:  # a gradient is not mended where it is
+            return dataclasses.replace(cause, fix=_BATCHES if self.is_data else "", code=())
+        return cause
 
     @property
     def is_data(self) -> bool:
@@ -337,14 +339,6 @@ class Search:
             tuple(fix for fix in fixes if not isinstance(fix, str)),
             tuple(parts),
         )
-
-
-def _is_one_expression(group: Sequence[Counterfactual], value: float | None) -> bool:
-    return len({one.call.site for one in group}) == 1 and (value is None or is_written(value))
-
-
-def _are_short(changed: Sequence[Changed]) -> bool:
-    return all(value is None or is_short(value) for _, value in changed)
 
 
 _BATCHES = "give both sides the same batches: see batch="

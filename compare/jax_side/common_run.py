@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from compare.jax_side.choices import Choice, Choices, add_choices
-from compare.jax_side.compiling import compiled_quickly, older_fusions
+from compare.jax_side.compiling import compiled, compiled_quickly, compiled_with_values
 from compare.jax_side.given import Given, instead
 from compare.jax_side.lift import Apart, Tables, traced
 from compare.jax_side.lines import constant_lines
@@ -158,9 +158,7 @@ class CommonRun(abc.ABC):
 
     def jitted(self) -> Any:
         """Return a step that is compiled when it is first taken."""
-        import jax
-
-        return jax.jit(self._run)
+        return compiled(self._run)
 
     def snapshot(self) -> list[Any]:
         """Return the values of the state, to be read after the next step."""
@@ -175,11 +173,9 @@ class CommonRun(abc.ABC):
 
     def taking_values(self) -> Self:
         """Return a run of the same program whose steps are given values in the place of computed ones."""
-        import jax
-
         other = copy.copy(self)
         if self._step is not None:
-            other._step = jax.jit(other._run, compiler_options=older_fusions())
+            other._step = compiled_with_values(other._run)
         return other
 
     def precision(self) -> Any:
@@ -260,8 +256,6 @@ class CommonRun(abc.ABC):
 
     def _unjitted(self, values: list[Any], batch: Any, draws: Any, given: Any, tables: Any) -> Any:
         """Take a step whose Python code must run each time: trace it again, and compile each distinct trace once."""
-        import jax
-
         known, before = list[Any](), Remembered(self.user_step)
         while True:
             stopped: list[Looked] = []
@@ -280,7 +274,7 @@ class CommonRun(abc.ABC):
             key = fingerprint(program[0])
             if key not in self._compiled:
                 # A step that stopped at a value computes only that value: XLA removes the rest of the program.
-                self._compiled[key] = jax.jit((lambda *args, run=run: run(*args)[2]) if stopped else run)
+                self._compiled[key] = compiled((lambda *args, run=run: run(*args)[2]) if stopped else run)
             found = self._compiled[key](values, batch, draws, given, tables)
             if not stopped:
                 self._noted(program)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from compare.jax_side.common_run import CommonRun
+from compare.jax_side.compiling import compiled
 from compare.jax_side.computed import Computed
 from compare.jax_side.full_float32 import in_full_float32
 from compare.jax_side.functional import cast
@@ -67,12 +68,8 @@ class JaxRun(CommonRun):
         self.restart()
 
     def jitted(self) -> Any:
-        """Return a step that overwrites the state that it takes: there is memory for one of each array."""
-        import jax
-
-        # XLA may reuse the memory of donated arguments for results of the same shape:
-        # https://docs.jax.dev/en/latest/faq.html#buffer-donation.
-        return jax.jit(self._run, donate_argnums=0)
+        """Return a step that overwrites the state that it takes."""
+        return compiled(self._run, overwriting=True)
 
     def snapshot(self) -> list[Any]:
         """Copy the values of the state, which the next step overwrites."""
@@ -240,11 +237,9 @@ class JaxRun(CommonRun):
 
     def taking(self, step: Callable[..., Any]) -> Self:
         """Return a run whose step is another one of the model's: `ModelStep.evaluated` or `ModelStep.forward`."""
-        import jax
-
         other = copy.copy(self)
         other.user_step, other.traces, other.outputs, other.chosen = step, [], [], {}
-        other._step = jax.jit(other._run)
+        other._step = compiled(other._run)
         return other
 
     def forward(
