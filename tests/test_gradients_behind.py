@@ -10,6 +10,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from programs.common import BatchNorm
 from torch import nn
 
 import compare
@@ -190,6 +191,42 @@ def test_gradients_behind_a_difference_without_a_cause_are_not_looked_at() -> No
     report = checked(Port(activation=odd, before_gate=stop))
     assert findings(report) == [("forward", None)]
     assert ended(report)
+
+
+class Normalized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.end = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.norm, self.dropout = nn.BatchNorm1d(WIDTH), nn.Dropout(0.3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        x = x + self.dropout(nn.functional.silu(self.second(x)))
+        out: torch.Tensor = self.end(self.norm(x))
+        return out
+
+
+class NormalizedPort(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.first, self.second = nnx.Linear(WIDTH, WIDTH, rngs=rngs), nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+        self.end, self.norm = nnx.Linear(WIDTH, 3, rngs=rngs), BatchNorm(WIDTH)
+        self.dropout = nnx.Dropout(0.3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.first(x)
+        x = x + self.dropout(nnx.silu(self.second(stop(x))))
+        return self.end(self.norm(x))
+
+
+def test_a_stop_is_found_in_a_model_that_keeps_statistics() -> None:
+    """The first step of each run notes what the model keeps, which is no operation of the user's."""
+    report = checked(NormalizedPort(), original=Normalized)
+    assert findings(report) == [STOPPED]
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert report.divergence.cause.fix.startswith("leave out jax.lax.stop_gradient around the input of second")
+    assert ";" not in report.divergence.cause.fix
 
 
 class TwoTerms(nn.Module):

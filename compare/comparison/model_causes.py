@@ -158,11 +158,15 @@ class _Explaining:
         edits = [each for each in self._edits if each is not None]
         if len(edits) < len(self._edits) or self._alone.made_up_for:
             return False
+        seen: set[int] = set()
         for _ in range(SEVERAL):
             runs = with_edits(self._runs, edits)
             behind = first_gradient(runs, self._followed, self._jax, edits)
             if (each := behind.found) is None:
                 return behind.complete
+            if each.divergence.number in seen:  # its cause holds at the step where it was found, and not at all steps
+                return False
+            seen.add(each.divergence.number)
             search = ModelSearch(runs, self._jax, self._from_torch, self._budget)
             attempt = bugs.attempt(_doing(each.divergence), partial(search.with_cause, each, ()))
             found, searched = attempt or (each.divergence, Searched())

@@ -74,9 +74,11 @@ class CommonRun(abc.ABC):
         """Pair each number that no step has changed so far with what it is in the program as it is written."""
         import torch
 
-        if self._written is None:
-            self._remember()
-        return [(each.tensor, each.twin) for each in self._written or () if torch.equal(each.tensor, each.start)]
+        # Where a step is listed call by call, these calls are not the user's: the first step of a run would have more.
+        with Record.working(keeping=True):
+            if self._written is None:
+                self._remember()
+            return [(each.tensor, each.twin) for each in self._written or () if torch.equal(each.tensor, each.start)]
 
     def _remember(self, frozen: Collection[str] = ()) -> None:
         """Remember what the run keeps beside its parameters, and some frozen ones, before anything is moved."""

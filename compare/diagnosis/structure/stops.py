@@ -100,7 +100,7 @@ def _tried(found: Found, rerun: Rerun, context: Context, budget: Budget) -> Iter
         right = agreeing(found, rerun, [edit], context)
         if right.sum() > most.sum() and not (most & ~right).any():
             best, most = edit, right
-    if best is not None:
+    if best is not None and not most.all():
         yield from ([best, other] for other in stops if _apart(best, other))
 
 
