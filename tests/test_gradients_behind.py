@@ -28,6 +28,10 @@ def total(output: Any, target: Any) -> Any:
     return ((output - target) ** 2).sum()
 
 
+def half(output: Any, target: Any) -> Any:
+    return 0.5 * mse(output, target)
+
+
 def same(x: jax.Array) -> jax.Array:
     return x
 
@@ -112,6 +116,7 @@ BEHIND: dict[str, tuple[dict[str, Any], Any, list[tuple[str, str | None]]]] = {
     "a constant": ({"scale": 0.75, "before_second": stop}, mse, [("forward", "constant"), STOPPED]),
     "a setting": ({"epsilon": 1e-3, "before_second": stop}, mse, [("forward", "epsilon"), STOPPED]),
     "the loss": ({"before_gate": stop}, total, [("loss", "mean or sum"), STOPPED]),
+    "a factor of the loss": ({"before_gate": stop}, half, [("loss", "factor"), STOPPED]),
     "several": (
         {"approximate": True, "scale": 0.75, "epsilon": 1e-3, "before_gate": stop},
         mse,

@@ -19,7 +19,7 @@ from compare.comparison.trained_alone import updated_alone
 from compare.diagnosis.conventions.variants import MODE
 from compare.diagnosis.optimizers.explain import Explained, explain_update
 from compare.diagnosis.searched import Searched
-from compare.diagnosis.steps.again import edit_of, wider_edit
+from compare.diagnosis.steps.again import edit_of, edit_of_loss, wider_edit
 from compare.diagnosis.steps.edit import Edit
 from compare.diagnosis.structure.budget import Budget
 from compare.diagnosis.structure.edit import OF_THE_MODEL, Kind
@@ -121,7 +121,7 @@ class _Explaining:
         if not each.known or (with_cause.cause and with_cause.cause.name in OF_THE_MODEL):
             found = with_cause
         if found.stage in (*COMPUTED, Stage.GRADIENT):
-            self._edits.append(None if found.cause is None or found is not with_cause else _edit(searched))
+            self._edits.append(_edit(searched, found.stage) if found.cause and found is with_cause else None)
         self._left = [other for other in self._left if not _follows(other, each, searched)]
         self._add(each, found, searched)
 
@@ -176,7 +176,7 @@ class _Explaining:
                 return False
             end = next((n for n, other in enumerate(self._found) if other.stage == Stage.UPDATE), len(self._found))
             self._found.insert(end, self._with_lines(each, found))
-            if (edit := _edit(searched)) is None:  # a stop is proved by all gradients
+            if (edit := _edit(searched, found.stage)) is None:  # a stop is proved by all gradients
                 return found.cause is not None and found.cause.name == Kind.STOPPED
             edits.append(edit)
         return False
@@ -205,8 +205,10 @@ def _first_of_all(first: Found, alone: Independent) -> list[Found]:
     return [first, *others]
 
 
-def _edit(searched: Searched) -> Edit | None:
-    """Give what a search has found as a change of torch's step; None if it is none."""
+def _edit(searched: Searched, stage: str) -> Edit | None:
+    """Give what a search has found at a stage as a change of torch's step; None if it is none."""
+    if stage == Stage.LOSS and searched.cause and searched.multiple is not None:
+        return edit_of_loss(searched.cause, searched.multiple)
     wider = wider_edit(searched) if AT_EACH_CALL in searched.details else None
     return wider or edit_of(searched)
 

@@ -109,7 +109,9 @@ class _Explaining:
         if search.agrees or self._beside_tables:
             return Searched()
         cause, details = search.related()
-        return Searched(None if cause and self._is_refuted(cause) else cause, details)
+        if cause and self._is_refuted(cause):
+            return Searched(None, details)
+        return Searched(cause, details, multiple=search.multiple if cause else None)
 
     def _is_refuted(self, factor: Cause) -> bool:
         """Tell whether a multiple of torch's value is an accident: a gradient agrees that would be a multiple too.
@@ -217,7 +219,8 @@ def _reruns(found: Found, held_out: Iterable[HeldOut]) -> Iterator[tuple[Rerun, 
 def _of_changes(search: Search, cause: Cause, outputs: Sequence[tuple[Port, np.ndarray]]) -> Searched:
     whole, details = _whole(search, outputs, repeats=True)
     window = window_of(search.found)
-    return Searched(cause, details, whole, search.explains, changed=search.confirmed, window=window)
+    multiple = None if search.confirmed else search.multiple
+    return Searched(cause, details, whole, search.explains, changed=search.confirmed, window=window, multiple=multiple)
 
 
 def _whole(

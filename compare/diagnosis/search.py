@@ -71,6 +71,8 @@ class Search:
         self.tried: list[tuple[float, list[Counterfactual], float | None]] = []
         self.confirmed: list[Changed] = []
         """What was changed in the cause that was found."""
+        self.multiple: float | None = None
+        """By what torch's value is to be multiplied, if a factor was found."""
 
     @cached_property
     def candidates(self) -> list[Counterfactual]:
@@ -239,6 +241,7 @@ class Search:
         fit = Fit(distance(ours, self.target), limit, equations_of(how, ours), how.free, left)
         if not self.evidence.confirms(how, fit):
             return None
+        self.multiple = how.number if how.kind is Kind.FACTOR else None
         to_jax = self.found.pairing.to_jax
         as_jax = to_jax is None or np.array_equal(to_jax(self.target), self.target)
         ports = self.found.pairing.ports

@@ -42,3 +42,5 @@ class Searched(NamedTuple):
     """The operations of torch's step that it changes, if it is of structure and the same at every step."""
     at_all_calls: Operations | None = None
     """The same, at every call of their lines in the step, where there are others."""
+    multiple: float | None = None
+    """By what torch's value is to be multiplied, if the cause is a factor of it."""

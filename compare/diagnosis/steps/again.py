@@ -17,6 +17,7 @@ from compare.diagnosis.steps.edit import Edit
 from compare.diagnosis.structure.editing import editing
 from compare.diagnosis.structure.recording import Operations
 from compare.errors import InternalError, NotApplicable
+from compare.numerics.relations import is_simple
 from compare.step.draws import Draw
 from compare.step.observation import Observation
 from compare.step.user_code import of_a_library, site_of
@@ -24,6 +25,7 @@ from compare.torch_side.common_run import CommonRun
 from compare.torch_side.program_run import TorchProgramRun
 from compare.torch_side.record import Record
 from compare.torch_side.snapshot import snapshot
+from compare.verdict.divergence import Cause
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +130,22 @@ def edit_of(searched: Searched) -> Edit | None:
     during = functools.partial(_rewritten, start=Window(searched.window.start), rewrites=rewrites.get)
     free = _free(searched)
     return Edit(cause.name, cause.explanation, cause.fix, during=during, free=free, source=cause.source)
+
+
+def edit_of_loss(cause: Cause, multiple: float) -> Edit:
+    """Make an edit of the loss of a model: a multiple of torch's takes its place."""
+
+    @contextlib.contextmanager
+    def during(run: Any) -> Iterator[None]:
+        loss = run.loss
+        run.loss = lambda output, target: loss(output, target) * multiple
+        try:
+            yield
+        finally:
+            run.loss = loss
+
+    # It is fitted, unless it is a number as a user writes one: the gradients are then the same multiple.
+    return Edit(cause.name, cause.explanation, cause.fix, during=during, free=int(not is_simple(multiple)))
 
 
 def _free(searched: Searched) -> int:
