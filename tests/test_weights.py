@@ -404,8 +404,16 @@ def test_a_part_of_a_tensor_may_have_no_partner_beside_another_that_has() -> Non
         ({"fc.bias[0:5]": None, "fc.bias[6:9]": "fc/b"}, "but not the rest of 'fc.bias'"),
         ({"fc.bias[0:6:2]": None}, "a part is a range of rows, without a step"),
         ({"fc.bias[0:12]": None}, "has the shape"),
+        ({"fc.bais[0:6]": None}, "matches no tensor of torch's; did you mean"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(weights: dict[str, str | None], says: str) -> None:
     with pytest.raises(InputError, match=re.escape(says)):
         parts_of_a_bias(**weights)
+
+
+def test_a_part_that_has_a_partner_is_not_left_out() -> None:
+    torch = [Layer("fc", "Linear", {"kind": "linear"}, {"fc.weight": (4, 3), "fc.bias": (4,)})]
+    jax = [Layer("fc", "Linear", {"kind": "linear"}, {"fc/kernel": (3, 4), "fc/bias": (4,)})]
+    with pytest.raises(InputError, match=re.escape("leaves out 'fc.bias[0:2]', which has the partner 'fc/bias'")):
+        find_links(torch, jax, {"fc.bias[0:2]": None})

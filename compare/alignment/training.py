@@ -117,7 +117,9 @@ def _without_partner(
             if alone := [name for name in getattr(seen, field) if name not in linked and name not in left_out]:
                 raise InputError(f"the {side} side has a {what} without a partner: {', '.join(alone)}")
         whole = [name for name in seen.gradients if name not in linked]
-        parts = [name for name in left_out if name not in seen.parameters and name.partition("[")[0] in seen.parameters]
+        # Parts that are left out are torch's: a tensor of the JAX side may have the same name.
+        named = [name for name in left_out if side == "torch" and name not in seen.parameters]
+        parts = [name for name in named if name.partition("[")[0] in seen.parameters]
         gradients = Parts(seen.gradients)
         pairings += [
             _one_sided(Stage.GRADIENT, "gradients", side, name, np.zeros(to_numpy(gradients[name]).shape))

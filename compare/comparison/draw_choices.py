@@ -52,7 +52,7 @@ class Agreement(NamedTuple):
     """Minus the number of draws without a partner."""
     reached: float
     """The position of what differs first; infinity where nothing does."""
-    agreeing: int = 0
+    agreeing: int
     """How many quantities agree at all steps."""
 
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from compare.comparison.model_runs import ModelRuns
+from compare.comparison.tried_edits import FAILURES
 from compare.comparison.weighing import Weighing, apart, computed
 from compare.diagnosis.steps.edit import Edit
-from compare.errors import InputError, InternalError, Signal
+from compare.errors import Signal
 from compare.jax_side.run import JaxRun
 from compare.step.stage import COMPUTED, Stage
 from compare.torch_side.run import TorchRun
@@ -55,7 +56,7 @@ def first_gradient(runs: ModelRuns, followed: Followed, jax: JaxRun, edits: Sequ
     """
     try:
         return _first_gradient(runs, followed, jax, edits)
-    except (InputError, InternalError, Signal, RuntimeError):  # torch refuses a step with the edits
+    except (*FAILURES, Signal):  # torch refuses a step with the edits
         return Behind()
 
 

@@ -147,9 +147,7 @@ class _Explaining:
 
     def _add_gradients(self) -> None:
         """Look at the gradients behind what has its cause; where they cannot be looked at, say that more may differ."""
-        places = [n for n, each in enumerate(self._found) if each.stage in (*COMPUTED, Stage.GRADIENT)]
-        if places and not self._explain_gradients():
-            # Without a cause, a gradient may have been added behind these.
+        if self._edits and not self._explain_gradients():
             last = max(n for n, each in enumerate(self._found) if each.stage in (*COMPUTED, Stage.GRADIENT))
             self._found[last] = with_search_ended(self._found[last])
 

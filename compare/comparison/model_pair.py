@@ -179,27 +179,28 @@ class ModelPair(CommonPair):
         self.load(run)
         return run
 
-    def _rank(self, name: str) -> int:
-        """Number a parameter of torch's in order of execution, by the module that computes with it.
-
-        That is one around its own where torch's own module does not run: attention calls a function with the weights of
-        its output projection.
-        """
-        order = list(self.torch_modules)
-        path = name
-        while path:
-            path = path.rpartition(".")[0]
-            if path in self.torch_modules:
-                return order.index(path)
-        return len(order)
-
     def align(self, torch: Observation, jax: Observation, settings: Mapping[str, Settings]) -> Alignment:
         """Pair everything that a step of both sides shows; `settings` are torch's optimizer's, by parameter."""
         forward, not_compared = align_modules(self.links, torch, jax, self.kinds, self.arguments)
         forward += no_output(forward, torch, jax)
-        links = sorted(self.links, key=lambda link: self._rank(link.torch))
+        rank = {path: number for number, path in enumerate(self.torch_modules)}
+        links = sorted(self.links, key=lambda link: _rank(rank, link.torch))
         training, rest = align_training(links, torch, jax, settings, self.constants, self.links.apart)
         return self.selection.applied(Alignment(forward + training, not_compared + rest))
+
+
+def _rank(rank: Mapping[str, int], name: str) -> int:
+    """Give the rank of the module that computes with a parameter of torch's.
+
+    That is one around its own where torch's own module does not run: attention calls a function with the weights of
+    its output projection.
+    """
+    path = name
+    while path:
+        path = path.rpartition(".")[0]
+        if path in rank:
+            return rank[path]
+    return len(rank)
 
 
 def _refuse_complex(side: str, dtypes: Mapping[str, str]) -> None:

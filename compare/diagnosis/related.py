@@ -54,8 +54,8 @@ def unlike(ours: np.ndarray, theirs: np.ndarray, *, gradient: bool) -> Cause | N
 def farthest(ours: np.ndarray, theirs: np.ndarray) -> str:
     """Say where two arrays of one shape differ most."""
     where = np.unravel_index(int(np.argmax(np.abs(ours - theirs))), ours.shape)
-    pairs = ((f"{ours[where]:.{digits}g}", f"{theirs[where]:.{digits}g}") for digits in (6, 9, 12, 17))
-    torch, jax = next((pair for pair in pairs if pair[0] != pair[1]), ("the same", "the same"))
+    pairs = [(f"{ours[where]:.{digits}g}", f"{theirs[where]:.{digits}g}") for digits in (6, 9, 12, 17)]
+    torch, jax = next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
     place = f"largest difference at [{', '.join(map(str, where))}]: " if ours.ndim else ""
     return f"{place}torch has {torch}, the JAX side has {jax}"
 

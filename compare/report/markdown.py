@@ -68,8 +68,7 @@ def _group(report: "Findings", group: "Group") -> Iterator[str]:
         is_layer = detail.kind == DetailKind.LAYER
         yield f"- {report.side_name(detail.side)} {_code(detail.text)}" if is_layer else f"- {_plain(detail.text)}"
     for side in ("torch", "jax"):
-        if at := group.line(side):
-            yield f"- {_code(str(at.source))}: {_code(at.source.text)}"
+        yield from (f"- {_code(str(at.source))}: {_code(at.source.text)}" for at in group.shown_lines(side))
     if first.opinion:
         yield f"- {_plain(first.opinion)}"
     if group.cause:

@@ -19,10 +19,9 @@ from compare.step.draws import Draw
 from compare.step.host_draws import drawing
 from compare.step.places import users_line
 from compare.step.user_code import passes_on
-from compare.torch_side import operations
 from compare.torch_side.kernels import EXACT, KERNELS, NOT_UNIQUE
 from compare.torch_side.moved import moved
-from compare.torch_side.operations import changed, dispatcher
+from compare.torch_side.operations import changed
 from compare.torch_side.random_calls import RandomCall, random
 from compare.torch_side.reached import Reached
 from compare.torch_side.refused import refuse_what_asserts
@@ -143,7 +142,7 @@ class ControlledRun:
             if "torch._dynamo" in sys.modules:  # a compiled model runs as it is written
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(drawing(self._host))
-            stack.enter_context(dispatcher()(self._operation))
+            stack.enter_context(_dispatcher()(self._operation))
             self._stack = stack.pop_all()
         return self
 
@@ -289,16 +288,12 @@ class ControlledRun:
         return f", in {self._where()}" if self._where is not None and self._where() else ""
 
 
-_OWN = (__file__, operations.__file__)
-"""The files through which each operation is handed on."""
-
-
 def _line() -> str:
     """Name the line of the user's that runs now; nothing in the backward pass, which has none."""
     frames = []
     frame: FrameType | None = sys._getframe(1)
     while frame := frame.f_back if frame else None:
-        if frame.f_code.co_filename not in _OWN:
+        if frame.f_code.co_filename != __file__:
             frames.append((frame.f_code.co_filename, frame.f_lineno))
     line = users_line(frames, "torch")
     return f", {line}" if line else ""
@@ -314,3 +309,30 @@ def _wide() -> "dict[torch.dtype, torch.dtype]":
     import torch
 
     return {getattr(torch, low): getattr(torch, precision.wide) for low, precision in LOW.items()}
+
+
+@functools.cache
+def _dispatcher() -> Any:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Dispatcher(TorchDispatchMode):
+        """Hands each operation to a function."""
+
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            """Leave out what torch puts around each operation to keep torch.compile away from it.
+
+            Within a `ControlledRun` nothing is compiled.
+            """
+            return False
+
+        def __init__(self, handle: Callable[..., Any]) -> None:
+            super().__init__()
+            self.handle = handle
+
+        @passes_on
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            del types
+            return self.handle(func, args, kwargs or {})
+
+    return Dispatcher

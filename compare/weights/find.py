@@ -78,6 +78,7 @@ def find_links(
     # from it.
     links += _ties(torch, links)
     links += _left_out_integers(torch, jax, said.apart)
+    said.check_left_out(links, torch)
     alone = left_alone(found, {link.torch for link in links}, said.parts)
     # A step of a program may update what is frozen, such as a target network: it needs a partner there.
     tables = _tables(alone) if roots is None else []

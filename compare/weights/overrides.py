@@ -13,7 +13,7 @@ from compare.errors import InputError
 from compare.weights.into_units import units
 from compare.weights.layers import Layer
 from compare.weights.layouts import layouts
-from compare.weights.links import part
+from compare.weights.links import Link, part
 from compare.weights.matching import Choice, Pair
 from compare.weights.stacks import prefixes
 from compare.weights.units import ROLES, Slot, Unit, View
@@ -62,6 +62,21 @@ class Overrides:
             layer._replace(tensors={name: shape for name, shape in layer.tensors.items() if name not in named})
             for layer in layers
         ]
+
+    def check_left_out(self, links: Iterable[Link], torch: list[Layer]) -> None:
+        """Check that no part that is left out has a partner.
+
+        Raises:
+            InputError: If one has.
+
+        """
+        shapes = {name: shape for layer in torch for name, shape in layer.tensors.items()}
+        for link in links:
+            for part_name, (name, index) in self.parts.items():
+                if link.torch == name and _overlap(
+                    *(_box(each, shapes[name]) for each in (index, link.torch_view.index))
+                ):
+                    raise InputError(f"weights= leaves out {part_name!r}, which has the partner {link.jax!r}")
 
     def allows(self, torch: Unit, jax: Unit) -> bool:
         """Whether a pair agrees with the pairs of modules that `weights=` gives."""
@@ -132,7 +147,11 @@ def read(weights: Mapping[str, str | None], torch: list[Layer], jax: list[Layer]
     for key, target in weights.items():
         if target is None and (cut := _part_of(key, names.torch)):
             pattern, index = cut
-            for name in _fitting(pattern, names.torch):
+            if not (fitting := _fitting(pattern, names.torch)):
+                raise InputError(
+                    _no_such(f"weights= has {key!r}, which matches no tensor of torch's", key, [*names.torch])
+                )
+            for name in fitting:
                 place = _index(name, index, names.torch[name])
                 said.parts[part(name, View(place))] = name, place
         elif target is None:
@@ -272,7 +291,8 @@ def _overlap(one: Box, other: Box) -> bool:
 
 def _box(index: Index, shape: tuple[int, ...]) -> Box:
     """Return the start and the end of a part along each axis."""
-    ends = [(each.start, each.stop) if isinstance(each, slice) else (each, each + 1) for each in index]
+    sizes = zip(index, shape, strict=False)
+    ends = [each.indices(size)[:2] if isinstance(each, slice) else (each, each + 1) for each, size in sizes]
     return [*ends, *((0, size) for size in shape[len(index) :])]
 
 

@@ -184,9 +184,7 @@ def is_users(frame: FrameType | None) -> bool:
     while frame := frame.f_back if frame else None:
         file = Path(frame.f_code.co_filename)
         # What controls a run stands between the user's calls and torch, and makes none itself.
-        watches = (
-            file.parent.name == "torch_side" and "compare" in file.parts and file.stem not in ("control", "operations")
-        )
+        watches = file.parent.name == "torch_side" and "compare" in file.parts and file.stem != "control"
         if "optim" in file.parts or watches:
             return False
         if not of_a_library(str(file)):

@@ -57,9 +57,9 @@ def stopped(found: Found, rerun: Rerun, elsewhere: Sequence[Elsewhere], budget: 
 def _stopped_instead(
     edits: Sequence[Edit], fits: Callable[[Sequence[Edit]], float | None], context: Context, budget: Budget
 ) -> Iterator[Sequence[Edit]]:
-    """Give a stop that the port may have too many, where it may be one that it lacks.
+    """Give a stop that the port may have added, where it seems to lack one: both may leave the same gradients.
 
-    In `y + (round(y) - y).detach()` nothing is left of the gradient without the detach, and nothing with another one.
+    In `y + (round(y) - y).detach()` no gradient is left without the detach, and none with a second one around `y`.
     """
     if not all(compute in (_as_it_is, _with_gradient) for edit in edits for _, compute in edit.at):
         return
