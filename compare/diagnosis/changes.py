@@ -3,8 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,8 +11,7 @@ from compare.diagnosis.conventions.reductions import MEAN_OR_SUM
 from compare.diagnosis.conventions.settings import CONSTANT
 from compare.diagnosis.counterfactuals import BOUNDS, Counterfactual
 from compare.diagnosis.optimizers.told import with_distinct_digits
-from compare.diagnosis.rewriting import Call, Rewrite
-from compare.errors import NotApplicable
+from compare.diagnosis.rewriting import Rewrite
 from compare.numerics.distance import distance
 from compare.verdict.divergence import Cause
 
@@ -32,34 +30,6 @@ def combined(changed: Sequence[Changed]) -> dict[int, Rewrite]:
             inner, outer = rewrites.get(each.number), _rewrite(each, value)
             rewrites[each.number] = outer if inner is None else _nested(outer, inner)
     return rewrites
-
-
-def nearby(rewrite: Rewrite) -> Rewrite:
-    """Move each number that a rewrite gives by a random part of a millionth.
-
-    This does not apply to a call that gives integers or booleans, only zeros, or its result in place.
-    """
-
-    def moved(tensor: Any) -> Any:
-        import torch
-
-        if not isinstance(tensor, torch.Tensor):
-            return tensor
-        if not tensor.is_floating_point() or not tensor.any():
-            raise NotApplicable("no real numbers")
-        noise = np.random.default_rng(0).uniform(-1, 1, tuple(tensor.shape))
-        return tensor * (1 + _MOVED * torch.as_tensor(noise, dtype=tensor.dtype, device=tensor.device))
-
-    def run(call: Call) -> Any:
-        if call.in_place:
-            raise NotApplicable(f"{call.name} is in place")
-        given = rewrite(call)
-        return type(given)(map(moved, given)) if isinstance(given, tuple | list) else moved(given)
-
-    return run
-
-
-_MOVED = 1e-6
 
 
 def _nested(outer: Rewrite, inner: Rewrite) -> Rewrite:
@@ -84,6 +54,19 @@ def together(candidates: Sequence[Counterfactual]) -> Iterator[list[Counterfactu
             sites.setdefault(each.call.site, []).append(each)
         groups = [members, *sites.values()] if len(sites) > 1 else [members]
         yield from (several for several in groups if len(several) > 1)
+
+
+def in_turns(groups: Iterable[list[Counterfactual]]) -> Iterator[list[Counterfactual]]:
+    """Give one group of each kind of change and function, then the next of each.
+
+    The runs of a search are limited. A large step has hundreds of calls of one function, and they must not keep the
+    single call of another function from being tried.
+    """
+    kinds: dict[tuple[str, str], list[list[Counterfactual]]] = {}
+    for group in groups:
+        kinds.setdefault((group[0].name, group[0].call.name), []).append(group)
+    for turn in itertools.zip_longest(*kinds.values()):
+        yield from filter(None, turn)
 
 
 def are_terms(group: Sequence[Counterfactual], observe: Observe, ours: np.ndarray | None) -> bool:

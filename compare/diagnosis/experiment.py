@@ -10,7 +10,9 @@ import numpy as np
 
 from compare.diagnosis.changes import Changed, combined, identity
 from compare.diagnosis.counterfactuals import FUNCTIONS, Counterfactual, counterfactuals
+from compare.diagnosis.nearby import nearby, otherwise
 from compare.diagnosis.rewriting import Call, Repeatable, Rerun, Rewrite, Window
+from compare.diagnosis.structure.edit import WHOLE
 from compare.diagnosis.structure.edit import Kind as Structure
 from compare.errors import InputError, Signal
 from compare.numerics.distance import distance
@@ -33,6 +35,16 @@ def rerun_at(found: Found, run: Repeatable, batch: Any, draws: Sequence[Draw]) -
 def whole_step(run: Repeatable, batch: Any, draws: Sequence[Draw]) -> Observation:
     """Give what torch's step shows without a change, with its loss and gradients."""
     return Rerun(run.without_update(), batch, draws, Window(), FUNCTIONS)({})
+
+
+SLIGHTLY = 1e-6
+"""The relative movement of what a call gives that a place shows."""
+
+CLEARLY = 1e-4
+"""A movement that a place shows in proportion, where its rounding hides a smaller one."""
+
+PROPORTIONAL = 0.02
+"""How near to 2 the quotient of two effects must be, of which one has twice the other's movement."""
 
 
 class Experiment:
@@ -66,6 +78,29 @@ class Experiment:
         # which no constant momentum reproduces.
         every = (each for each in every if each.name != "momentum" or not self.rerun.averages_all(each.call.module))
         return [each for each in every if each.name != Structure.STOPPED]  # which is proved by all gradients at once
+
+    def determines(self, changed: Sequence[Changed]) -> bool:
+        """Tell whether changes show at the place as numbers: what is only rounded or compared there is one of many."""
+        if any(value is not None for _, value in changed):
+            return self._apart(combined(otherwise(changed))) > 1
+        # A norm writes its statistics and does not give them. Another rounding, or order, is no number itself.
+        written = self.found.divergence.stage in (Stage.BUFFERS, Stage.STATE)
+        if written or all(each.call.name in WHOLE for group, _ in changed for each in group):
+            return True
+        if self._moved(changed, SLIGHTLY) > 1:
+            return True
+        # In a large step, one number may move what the place has by less than rounding. What is rounded or compared
+        # does not move in proportion.
+        one, two = (self._moved(changed, by) for by in (CLEARLY, 2 * CLEARLY))
+        return one > 1 and abs(two / one - 2) < PROPORTIONAL
+
+    def _moved(self, changed: Sequence[Changed], by: float) -> float:
+        return self._apart({number: nearby(each, by) for number, each in combined(changed).items()})
+
+    def _apart(self, rewrites: Mapping[int, Rewrite]) -> float:
+        """Give how far the step is from the JAX side, in limits; infinity where the rewrites do not apply."""
+        given = self.observe(rewrites)
+        return np.inf if given is None else distance(given, self.target) / self.found.limit
 
     def observe(self, rewrites: Mapping[int, Rewrite]) -> np.ndarray | None:
         """Run the step; None where a rewrite does not apply."""

@@ -14,10 +14,10 @@ from compare.diagnosis.changes import (
     are_terms,
     combined,
     either,
+    in_turns,
     in_words,
     is_one_expression,
     leaves_nothing,
-    nearby,
     together,
 )
 from compare.diagnosis.conventions.reductions import MEAN_OR_SUM
@@ -44,13 +44,10 @@ if TYPE_CHECKING:
     import torch
 
 RUNS = 200
-"""Of the torch side's step, at most, to explain one divergence."""
+"""Of the torch side's step, at most, for changes without a free number, and again for all others."""
 
 CLEAR = 1e-4
 """How far below a difference the rounding of tables must be for a cause to be seen beside it."""
-
-NEARBY = 1e-3
-"""The relative change of a fitted number that must show."""
 
 
 class Search:
@@ -98,7 +95,9 @@ class Search:
 
     def exact(self) -> Cause | None:
         """Find a change without a free number that brings torch to what the JAX side gives, here and elsewhere."""
-        return self._first(self._alone(lambda each: each.of is None))
+        cause = self._first(self._alone(lambda each: each.of is None))
+        self.runs = 0
+        return cause
 
     def settings(self) -> Cause | None:
         """Find another value of a function's setting that does."""
@@ -162,7 +161,7 @@ class Search:
             count = equations(self.ours, self.target, self.limit)
             left = EXPLAINED if are_short(changed) else EXACTLY
             fit = Fit(distance(self.ours, self.target), apart * self.limit, count, free, left)
-            if self._is_determined(changed) and self.evidence.confirms(changed, fit):
+            if self.step.determines(changed) and self.evidence.confirms(changed, fit):
                 yield self._with_effect(changed), apart
 
     def _with_effect(self, changed: list[Changed]) -> list[Changed]:
@@ -178,24 +177,6 @@ class Search:
                 if given is not None and other is not None and distance(given, other) <= self.limit:
                     changed = without
         return changed
-
-    def _is_determined(self, changed: Sequence[Changed]) -> bool:
-        """Tell whether changes show in the result as numbers: one that is only rounded or compared is one of many."""
-        if all(value is None for _, value in changed):
-            # A norm writes its statistics and does not give them. Another rounding, or order, is no number itself.
-            written = self.found.divergence.stage in (Stage.BUFFERS, Stage.STATE)
-            if written or all(each.call.name in WHOLE for group, _ in changed for each in group):
-                return True
-            given = self.step.observe({number: nearby(each) for number, each in combined(changed).items()})
-            return given is None or distance(given, self.target) > self.limit
-        # Of a number that is fitted to 0, such as no smoothing, torch's own gives the scale.
-        sizes = [max(abs(value or 0.0), abs(group[0].value or 0.0)) for group, value in changed]
-        moved = [
-            None if value is None else value + NEARBY * size for (_, value), size in zip(changed, sizes, strict=True)
-        ]
-        fitted_otherwise = [(group, value) for (group, _), value in zip(changed, moved, strict=True)]
-        given = self.step.observe(combined(fitted_otherwise))
-        return given is None or distance(given, self.target) > self.limit
 
     def explains(self, outputs: Sequence[tuple[Port, np.ndarray]], *, everywhere: bool = False) -> bool:
         """Tell whether with the cause, or with it at every call of its lines, torch's whole model gives these values.
@@ -268,8 +249,9 @@ class Search:
 
     def _alone(self, meant: Callable[[Counterfactual], bool]) -> Iterator[tuple[list[Changed], float]]:
         """Try each of these changes alone, and give those that leave only rounding."""
-        for group in (*together(self.candidates), *([each] for each in self.candidates)):
-            if meant(group[0]) and are_terms(group, self.step.observe, self.ours):
+        candidates = [each for each in self.candidates if meant(each)]
+        for group in (*in_turns(together(candidates)), *in_turns([each] for each in candidates)):
+            if are_terms(group, self.step.observe, self.ours):
                 apart, value = self._try([], group)
                 if apart <= 1:
                     yield [(group, value)], apart
