@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,9 +68,11 @@ class Experiment:
             return [call if call.module == path else dataclasses.replace(call, name="") for call in calls]
         return calls
 
-    def candidates(self) -> list[Counterfactual]:
-        """List what may be otherwise."""
+    def candidates(self, numbers: Container[int] | None = None) -> list[Counterfactual]:
+        """List what may be otherwise: in all calls, or in those of these numbers."""
         calls, gradient = self.calls(), self.found.divergence.stage == Stage.GRADIENT
+        if numbers is not None:
+            calls = [call if n in numbers else dataclasses.replace(call, name="") for n, call in enumerate(calls)]
         every = counterfactuals(calls, gradient=gradient)
         if gradient and not self.rerun.shows_values:
             every = itertools.chain(every, counterfactuals(calls, gradient=False))
@@ -128,7 +130,8 @@ class HeldOutExperiment(Experiment):
         elif hypothesis is None:
             given = self.observe({})
         else:
-            own = {identity(each): each for each in self.candidates()}
+            numbers = {each.number for group, _ in hypothesis for each in group}
+            own = {identity(each): each for each in self.candidates(numbers)}
             # A hypothesis from another step refers to that step's calls. It is found again here by what it
             # changes and where, and keeps its fitted value: nothing is fitted at a held-out step.
             keys = [(identity(each), value) for group, value in hypothesis for each in group]

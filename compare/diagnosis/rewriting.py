@@ -47,7 +47,7 @@ class Call:
     site: tuple[int, int] = (0, 0)
     """Identifies the user's expression that makes it, for a call that is listed."""
     takes_targets: Callable[[], bool] = lambda: False
-    """Whether its second argument comes from the batch's targets, example by example: see `Rerun.takes_targets`."""
+    """Whether its second argument comes from the batch's targets, example by example: see `Rerun.taking_targets`."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -192,12 +192,13 @@ class Rerun:
     def calls(self) -> list[Call]:
         """List the calls in the window, in order of execution: with arguments on the CPU, where rewrites run."""
         found: list[Call] = []
+        targets = functools.cache(self.taking_targets)
 
         def listed(call: Call) -> Any:
             args, kwargs = (arguments_on_cpu(each, call.name, lambda x: x.cpu()) for each in (call.args, call.kwargs))
             # Without a name no convention applies to it; the other calls keep their numbers.
             name = call.name if self._run.makes(sys._getframe(1)) else ""
-            takes = functools.cache(functools.partial(self.takes_targets, len(found)))
+            takes = functools.partial(lambda number: number in targets(), len(found))
             site = site_of(sys._getframe(1))
             found.append(replace(call, name=name, args=args, kwargs=kwargs, site=site, takes_targets=takes))
             return call.run()
@@ -205,36 +206,36 @@ class Rerun:
         self._observe(lambda number: listed)
         return found
 
-    def takes_targets(self, number: int) -> bool:
-        """Tell whether the second argument of a call comes from the batch's targets: in reverse order where they are.
+    def taking_targets(self) -> frozenset[int]:
+        """Number the calls whose second argument comes from the batch's targets: in reverse order where they are.
 
         The order of anything else, such as a table of the model's, is none of the batch's.
         """
-        now = self._second(number)
-        if now is None or not now.ndim:
-            return False
+        now, found = self._seconds(), set[int]()
         for batch in with_one_reversed(self._batch):
             other = copy.copy(self)
             other._batch = batch
-            then = other._second(number)
-            if then is not None and then.shape == now.shape and np.allclose(then, now[::-1], rtol=1e-9, atol=0):
-                return True
-        return False
+            for number, then in other._seconds().items():
+                own = now.get(number)
+                if own is not None and own.shape == then.shape and np.allclose(then, own[::-1], rtol=1e-9, atol=0):
+                    found.add(number)
+        return frozenset(found)
 
-    def _second(self, number: int) -> np.ndarray | None:
-        """Give the second argument of a call; None where it is no array, or the step does not come to it."""
-        found: list[np.ndarray] = []
+    def _seconds(self) -> dict[int, np.ndarray]:
+        """Give the second arguments of calls that may be targets, by the number of the call; none if the step fails."""
+        found: dict[int, np.ndarray] = {}
 
-        def kept(call: Call) -> Any:
-            second = list(call.arguments.values())[1]
-            found.extend([np.array(to_numpy(second))] if hasattr(second, "detach") else [])
+        def kept(number: int, call: Call) -> Any:
+            for second in [*call.arguments.values()][1:2]:
+                if not getattr(second, "requires_grad", True) and second.ndim:
+                    found[number] = np.array(to_numpy(second))
             return call.run()
 
         try:
-            self({number: kept})
+            self._observe(lambda number: functools.partial(kept, number))
         except (Signal, InputError):
-            return None
-        return found[0] if found else None
+            return {}
+        return found
 
     def __call__(self, rewrites: Mapping[int, Rewrite]) -> Observation:
         """Run the step with some of the calls in the window, by number, giving something else."""
