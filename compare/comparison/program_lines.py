@@ -47,9 +47,11 @@ class _Places:
     def __init__(self, ours: State, theirs: Any, step: Any, run: JaxProgramRun) -> None:
         import torch
 
-        self.modules = ours.parts(torch.nn.Module)
+        self.modules, self.tensors = ours.parts(torch.nn.Module), ours.tensors()
         self.optimizers = ours.parts(torch.optim.Optimizer)
-        self.objects, self.theirs, self._run = modules_of(theirs), _optimizers(theirs, step), run
+        self.objects, self._run = modules_of(theirs), run
+        self.theirs = _partners(list(self.optimizers), _optimizers(theirs, step, len(self.optimizers)))
+        """The JAX side's optimizers, by the names of torch's."""
 
     def lines(self, found: Divergence) -> Iterator[Line]:
         """Give the lines that are known of a difference."""
@@ -68,17 +70,17 @@ class _Places:
                     yield Line(side, Role.MADE, made)
 
     def _optimizer(self, parameter: str) -> Any:
-        """Give the JAX side's optimizer of a parameter: the only one, or that of the same name as torch's."""
-        if len(self.theirs) < 2:
-            return next(iter(self.theirs.values()), None)
+        """Give the JAX side's optimizer of a parameter."""
+        of_modules = {
+            f"{root}.{path}": each for root, module in self.modules.items() for path, each in module.named_parameters()
+        }
+        known = {**of_modules, **self.tensors}
+        # What an optimizer remembers of a parameter has its name, and one more: "fc1.weight.exp_avg".
+        own = next((path for path in known if f"{parameter}.".startswith(f"{path}.")), None)
+        trained = known.get(own or "")
         for name, optimizer in self.optimizers.items():
-            trained = {id(each) for group in optimizer.param_groups for each in group["params"]}
-            for root, module in self.modules.items():
-                known = {f"{root}.{path}": each for path, each in module.named_parameters()}
-                # What an optimizer remembers of a parameter has its name, and one more: "fc1.weight.exp_avg".
-                own = next((path for path in known if f"{parameter}.".startswith(f"{path}.")), None)
-                if own is not None and id(known[own]) in trained:
-                    return self.theirs.get(name.replace(".", "/"))
+            if any(each is trained for group in optimizer.param_groups for each in group["params"]):
+                return self.theirs.get(name)
         return None
 
     def _ours(self, path: str) -> Any:
@@ -104,8 +106,16 @@ def module_at(objects: Mapping[str, Any], path: str) -> Any:
     return None
 
 
-def _optimizers(state: Any, step: Any) -> dict[str, Any]:
-    """Give the transformations of optax that a state holds, or else those that the step's variables hold."""
+def _partners(ours: Sequence[str], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the JAX side's optimizers by the names of torch's: of one name, or the only ones left."""
+    left = dict(theirs)
+    found = {name: left.pop(name.replace(".", "/")) for name in ours if name.replace(".", "/") in left}
+    others = [name for name in ours if name not in found]
+    return found | (dict(zip(others, left.values(), strict=True)) if len(others) == len(left) == 1 else {})
+
+
+def _optimizers(state: Any, step: Any, count: int) -> dict[str, Any]:
+    """Give the transformations of optax that a state holds, with those of the step's variables if it holds fewer."""
     import jax
 
     def holds(value: Any) -> bool:
@@ -114,10 +124,13 @@ def _optimizers(state: Any, step: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda value: holds(value) or is_nnx(value))[0]
     found = {path_name(path): each.tx for path, each in leaves if holds(each)}
     function = inspect.unwrap(step)
-    if found or not inspect.isfunction(function):
+    if len(found) >= count or not inspect.isfunction(function):
         return found
     variables = inspect.getclosurevars(function)
-    return {name: each for name, each in {**variables.globals, **variables.nonlocals}.items() if _transforms(each)}
+    for name, each in {**variables.globals, **variables.nonlocals}.items():
+        if _transforms(each) and not any(each is known for known in found.values()):
+            found.setdefault(name, each)
+    return found
 
 
 def _transforms(value: Any) -> bool:

@@ -147,7 +147,12 @@ LARGEST_EXPONENT = 50.0
 
 def is_short(value: float) -> bool:
     """Tell whether a fitted number is one of at most four digits, as far as it is known."""
-    return abs(float(f"{value:.4g}") - value) <= 1e-9 * abs(value)
+    return abs(shortened(value) - value) <= 1e-9 * abs(value)
+
+
+def shortened(value: float) -> float:
+    """Give the nearest number of four digits."""
+    return float(f"{value:.4g}")
 
 
 def is_one_expression(group: Sequence[Counterfactual], value: float | None) -> bool:

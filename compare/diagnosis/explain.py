@@ -55,8 +55,8 @@ def explain(
         place: What the JAX side has there.
         held_out: Other steps of both sides, at which a cause must hold too; they are asked for one by one.
         surroundings: What is known around the divergence, for a change of several operations.
-        beside_tables: Whether to look for changes without a free number alone, since the limit of `found` allows for
-            the rounding of tables.
+        beside_tables: Whether the limit of `found` allows for the rounding of tables: then all numbers that are fitted
+            are rounded to four digits.
 
     """
     # In float32 only one side is finite: anything would be near enough.
@@ -82,7 +82,7 @@ class _Explaining:
         self._rerun = rerun_at(found, *step)
         own, others, within, self._again, self._once_more = itertools.tee(held_out, 5)
         tables = 0.0 if surroundings is None else surroundings.tables
-        self._search = Search(found, self._rerun, place, own, tables)
+        self._search = Search(found, self._rerun, place, own, tables, beside_tables=beside_tables)
         self._known = Searched()
         """What another search has found, from a wider limit or from all gradients."""
         self._gradients_elsewhere: list[Elsewhere] = []
@@ -144,7 +144,8 @@ class _Explaining:
         """
         search, structure = self._search, self._structure
         if self._beside_tables:
-            return [search.exact, *([structure.norms, structure.one] if structure else [])]
+            of_structure = [structure.norms, structure.one] if structure else []
+            return [search.exact, search.settings, *of_structure, search.constants]
         if structure is None:
             searches = [search.exact, search.settings, search.constants, search.two]
         else:
@@ -163,7 +164,7 @@ class _Explaining:
         return self._within.one() if self._within is not None and has_losses else None
 
     def _beside(self) -> Cause | None:
-        """Look for exact changes within what the rounding of tables would explain too."""
+        """Look for changes with short numbers within what the rounding of tables would explain too."""
         found = self._found
         wider = found._replace(limit=FACTOR * found.divergence.expected64)
         self._known = explain(wider, *self._step, self._place, self._again, self._surroundings, beside_tables=True)

@@ -18,6 +18,7 @@ from compare.diagnosis.changes import (
     in_words,
     is_one_expression,
     leaves_nothing,
+    shortened,
     together,
 )
 from compare.diagnosis.conventions.reductions import MEAN_OR_SUM
@@ -54,11 +55,19 @@ class Search:
     """The search for the cause of one divergence in what a model or a loss computes."""
 
     def __init__(
-        self, found: Found, rerun: Rerun, place: Place, held_out: Iterable[HeldOut], tables: float = 0.0
+        self,
+        found: Found,
+        rerun: Rerun,
+        place: Place,
+        held_out: Iterable[HeldOut],
+        tables: float = 0.0,
+        *,
+        beside_tables: bool = False,
     ) -> None:
         assert found.target is not None
-        self.tables = tables
-        """How far tables in float32 may move what the model gives, on either side."""
+        self.tables, self.beside_tables = tables, beside_tables
+        """How far tables in float32 may move what the model gives, on either side, and whether they do: a number is
+        then known to a few digits."""
         self.found, self.target, self.place = found, found.target, place
         self.step = Experiment(found, rerun, found.target)
         self.limit = found.limit
@@ -291,7 +300,11 @@ class Search:
         if self.ours is None or self.ours.shape != self.target.shape:
             return np.inf, None  # no number changes a shape
         assert first.value is not None
-        return fitted(first.value, run, self.target, apart)
+        found, value = fitted(first.value, run, self.target, apart)
+        if self.beside_tables and value is not None:
+            value = shortened(value)
+            found = apart(run(value))
+        return found, value
 
     def _takes_what_is_there(self, call: Call) -> bool:
         """Tell whether the JAX side has at this place what a call of torch's takes: nothing comes behind the call."""

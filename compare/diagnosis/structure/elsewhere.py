@@ -73,7 +73,7 @@ class Elsewhere:
         """Compute with edits all that changes from other values; None where that fails."""
         context = self._here.context
         graph, nodes = context.graph, context.nodes
-        made = {number for node in nodes for number in node.outputs}
+        made = {number for node in nodes if node.name != GRADIENT for number in node.outputs}
         used = {number for node in nodes for _, number in node.inputs}
         used |= {number for number in context.ports.values() if number not in made}
         seed = draw * len(graph.values)
@@ -90,6 +90,9 @@ class Elsewhere:
             return None
         return array_of(values.get(self._here.end, self._here.context.graph.values[self._here.end]))
 
+
+GRADIENT = "grad"
+"""torch.autograd.grad. Of values that are put in place of the step's it gives zero, since they come from no input."""
 
 WIDE = 10.0
 """How much larger than the step's values others are, so that bounds such as that of a hinge are reached."""
