@@ -17,6 +17,7 @@ from compare.comparison.made_up_for import next_place
 from compare.comparison.suggested_edits import Known, Placed, Reach, Steps, of_early_weights, suggested, with_hidden
 from compare.comparison.tried_edits import FAILURES, best_of, is_slot, place_after, reach_of
 from compare.comparison.update_steps import other_steps
+from compare.diagnosis.related import NOT_A_NUMBER
 from compare.diagnosis.steps.edit import Edit, cause_of
 from compare.diagnosis.steps.library_calls import NOT_DETACHED
 from compare.step.stage import COMPUTED, Stage
@@ -51,6 +52,10 @@ def _explained(followed: Followed, first: Divergence, steps: Steps) -> list[Dive
             divergence = first
         search = functools.partial(_cause_at, divergence, followed, steps, edits, reach, place)
         divergence, edit = bugs.attempt("the search for the cause", search) or (divergence, None)
+        if edits and divergence.cause is not None and divergence.cause.name == NOT_A_NUMBER:
+            # It may come from values that the port never has without the faults before it.
+            found[-1] = with_search_ended(found[-1])
+            break
         if edit is None:
             # With operations edited, torch's step need not be the port's everywhere: a difference without a cause may
             # follow from the first. And what a fitted number leaves of a difference by its last digits is none.
@@ -195,10 +200,17 @@ def _searched(followed: Followed, steps: Steps, edits: Sequence[Edit], reach: Re
     if found.wider is not None and (with_all := farther(found.wider)) > place.number:
         alone = () if farther(found.edit) >= with_all else (AT_EACH_CALL,)
         return Known(found.searched._replace(details=alone), found.wider)
-    if farther(found.edit) > place.number:
+    if farther(found.edit) > place.number and not (
+        found.searched.several and _differs_at(followed, steps, [*edits, found.edit], reach.step)
+    ):
         return Known(found.searched, found.edit)
     # A cause of structure is proved in the graph of one step. In a step that runs otherwise it may edit nothing.
-    return Known(found.searched) if found.searched.edited else Known()
+    return Known(found.searched) if found.searched.edited and not found.searched.several else Known()
+
+
+def _differs_at(followed: Followed, steps: Steps, edits: Sequence[Edit], step: int) -> bool:
+    now = reach_of(followed, steps, edits)
+    return now is not None and now.step <= step
 
 
 def _divergence(followed: Followed, reach: Reach) -> Divergence:

@@ -64,7 +64,12 @@ def independent_of(
     alone = [
         each for each in _found(followed, runs, from_torch) if not each.follows and not is_hidden(each.pairing, hidden)
     ]
-    for found in _apart(known, alone):
+    linked = {link.torch for link in runs.pair.links}
+    # A step starts from torch's tensors, and from the JAX side's own counts: later steps may use a count that differs.
+    both = (*known, *(each.divergence for each in alone))
+    counts = (each.step for each in both if each.stage == Stage.STATE and each.torch not in linked)
+    last = min(counts, default=followed.steps)
+    for found in _apart(known, [each for each in alone if each.divergence.step <= last]):
         stage = found.divergence.stage
         if stage in (Stage.LOSS, Stage.SHOWN) and not complete:
             continue

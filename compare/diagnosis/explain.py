@@ -80,7 +80,7 @@ class _Explaining:
         self._found, self._step, self._place = found, step, place
         self._surroundings, self._beside_tables = surroundings, beside_tables
         self._rerun = rerun_at(found, *step)
-        own, others, within, self._again, self._once_more = itertools.tee(held_out, 5)
+        own, others, within, self._again, self._once_more, self._others = itertools.tee(held_out, 6)
         tables = 0.0 if surroundings is None else surroundings.tables
         self._search = Search(found, self._rerun, place, own, tables, beside_tables=beside_tables)
         self._known = Searched()
@@ -100,7 +100,8 @@ class _Explaining:
     def searched(self) -> Searched:
         """Try the searches in turn; the first cause that is confirmed is taken."""
         search = self._search
-        if search.differs and (cause := next(filter(None, (each() for each in self._searches())), None)):
+        searches = [] if self._is_of_values and self._is_zero() else self._searches()
+        if search.differs and (cause := next(filter(None, (each() for each in searches)), None)):
             if self._is_by_chance():
                 return Searched()
             return self._known if self._known.cause else self._confirmed(cause)
@@ -112,6 +113,11 @@ class _Explaining:
         if cause and self._is_refuted(cause):
             return Searched(None, details)
         return Searched(cause, details, multiple=search.multiple if cause else None)
+
+    def _is_zero(self) -> bool:
+        """Tell whether the JAX side has zero, here and at other steps: then all that gives zero fits."""
+        others = itertools.islice(self._others, CONFIRMATIONS)
+        return not self._search.target.any() and not any(each.target.any() for each in others)
 
     def _is_refuted(self, factor: Cause) -> bool:
         """Tell whether a multiple of torch's value is an accident: a gradient agrees that would be a multiple too.
@@ -209,7 +215,8 @@ class _Explaining:
                     return _of_changes(beside_it, cause, outputs)
         edited, everywhere = structure.operations(), structure.at_all_calls()
         whole, details = _whole(structure, outputs, repeats=bool(everywhere))
-        return Searched(cause, details, whole, structure.explains_held, edited=edited, at_all_calls=everywhere)
+        known = Searched(cause, details, whole, structure.explains_held, edited=edited, at_all_calls=everywhere)
+        return known._replace(several=len(structure.cause) > 1)
 
 
 def _reruns(found: Found, held_out: Iterable[HeldOut]) -> Iterator[tuple[Rerun, np.ndarray]]:

@@ -11,6 +11,10 @@ NAMES = {Kind.FLIPPED: "reversed", Kind.ROLLED: "shifted", Kind.BLOCKS: "order"}
 """What a cause is called, where not as its kind."""
 
 
+NOT_A_NUMBER = "not a number"
+"""What the cause is called where the JAX side alone is not finite."""
+
+
 def related_cause(how: Relation, place: str, port: Port | None, *, as_jax: bool) -> Cause:
     """Describe a relation that holds at other steps too.
 
@@ -46,8 +50,8 @@ def unlike(ours: np.ndarray, theirs: np.ndarray, *, gradient: bool) -> Cause | N
         shapes = f"torch has shape {ours.shape}, the JAX side has {theirs.shape}"
         return Cause("shape", f"shape: {shapes}", "", "docs/report.md")
     if lost := int((~np.isfinite(theirs) & np.isfinite(ours)).sum()):
-        says = f"not a number: {lost} of {theirs.size} elements are NaN or infinite on the JAX side alone"
-        return Cause("not a number", says, *(_UNSAFE if gradient else ("",)))
+        says = f"{NOT_A_NUMBER}: {lost} of {theirs.size} elements are NaN or infinite on the JAX side alone"
+        return Cause(NOT_A_NUMBER, says, *(_UNSAFE if gradient else ("",)))
     return None
 
 

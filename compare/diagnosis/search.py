@@ -138,7 +138,7 @@ class Search:
         # Any number to the power of 0 is 1: that fits whatever does not depend on it.
         every = self._alone(lambda each: each.name == CONSTANT)
         meant = (each for each in every if not any(group[0].call.name == "pow" and not n for group, n in each[0]))
-        found = list(self._fitting(meant))
+        found = _of_all_calls(list(self._fitting(meant)))
         short = [each for each in found if are_short(each[0])]
         # One expression may have a long number, such as 1 / sqrt(96). That two are wrong by the same one is a
         # coincidence: two factors of 0.7071 are one of 0.5.
@@ -337,6 +337,12 @@ class Search:
             tuple(fix for fix in fixes if not isinstance(fix, str)),
             tuple(parts),
         )
+
+
+def _of_all_calls(found: list[tuple[list[Changed], float]]) -> list[tuple[list[Changed], float]]:
+    """Leave out a change of some calls where one of these and more calls fits: one line makes them all."""
+    calls = [{each.number for group, _ in changed for each in group} for changed, _ in found]
+    return [each for each, own in zip(found, calls, strict=True) if not any(own < others for others in calls)]
 
 
 _BATCHES = "give both sides the same batches: see batch="

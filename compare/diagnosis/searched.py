@@ -44,3 +44,5 @@ class Searched(NamedTuple):
     """The same, at every call of their lines in the step, where there are others."""
     multiple: float | None = None
     """By what torch's value is to be multiplied, if the cause is a factor of it."""
+    several: bool = False
+    """Whether the cause is two changes of operations: of many such pairs, one fits at a single place by accident."""

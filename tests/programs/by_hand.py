@@ -141,7 +141,9 @@ BY_HAND: dict[str, ByHand] = {
         (("                slope = jax.lax.stop_gradient(slope)\n", ""),),
     ),
     "penalty: weight": ByHand("as torch does", (("weight = 1.0", "weight = 10.0"),)),
-    "penalty: one-sided": ByHand("leave out relu after sub", (("jnp.maximum(norm - 1, 0) ** 2", "(norm - 1) ** 2"),)),
+    "penalty: one-sided": ByHand(
+        "take the sum of the output of sub", (("jnp.maximum(norm - 1, 0) ** 2", "(norm - 1) ** 2"),)
+    ),
     "epochs: second target": ByHand(
         "leave out sin", (("jnp.sin(batch['y']) if name == 'x2' else batch['y']", "batch['y']"),)
     ),
