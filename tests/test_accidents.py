@@ -12,6 +12,8 @@ from programs.common import FlaxNet, TorchNet, drawn
 from test_program_kinds import checked
 from torch.nn import functional
 
+import compare
+
 
 def trained(kind: Any, loss_of: Any) -> Any:
     """Make the usual step of a port."""
@@ -205,3 +207,23 @@ def test_what_is_not_finite_behind_another_fault_is_no_second_one() -> None:
     assert report.divergence.cause.name == "another axis"
     assert not report.others
     assert np.isfinite(report.divergence.error64)
+
+
+def test_a_symmetric_loss_with_one_direction_may_lack_a_term() -> None:
+    """Without the transpose, both terms are the same, so that it may be the term that the port leaves out."""
+
+    def both(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+
+    def one(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(7, 4)), np.arange(7)) for _ in range(3)]
+    linear = nnx.Linear(4, 7, rngs=nnx.Rngs(0))
+    report = compare.check(compare.Torch(torch.nn.Linear(4, 7), both), compare.Flax(linear, one), batches)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert "leaves out T" in report.divergence.cause.explanation
+    assert "or has one term of the sum" in report.divergence.cause.explanation
+    assert report.divergence.cause.fix.endswith("; or add the other term")

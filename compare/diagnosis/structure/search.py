@@ -22,7 +22,7 @@ from compare.diagnosis.structure.pairs import Tried, fitting_pairs
 from compare.diagnosis.structure.recording import Operations
 from compare.diagnosis.structure.step import Step, apart, array_of, changes, is_whole, opened, way
 from compare.diagnosis.structure.surroundings import Shown, Surroundings
-from compare.diagnosis.structure.told import told, worth_telling
+from compare.diagnosis.structure.told import told, with_equal_terms, worth_telling
 from compare.step.observation import Observation, Port
 from compare.verdict.divergence import Cause
 from compare.verdict.first_difference import Found
@@ -176,8 +176,7 @@ class StructureSearch:
             return np.inf
 
     def _opened(self, rerun: Rerun, target: np.ndarray) -> Step | None:
-        theirs = self.theirs(rerun.batch)
-        return opened(self.found, rerun, self.given, target, theirs, written_out=self.written_out)
+        return opened(self.found, rerun, self.given, target, self.theirs(rerun.batch), written_out=self.written_out)
 
     @property
     def has_losses(self) -> bool:
@@ -236,7 +235,8 @@ class StructureSearch:
         ways = (most, told_of) if len(most) < len(told_of) else (most,)
         proved = worth_telling(next(filter(None, (self._proved(elsewhere.different(each)) for each in ways)), []))
         self.cause = proved[0] if proved else ()
-        return told(proved, self.here.leaves(proved[0]) * self.here.limit) if proved else None
+        said = [with_equal_terms(edits, self.here.context) for edits in proved]
+        return told(said, self.here.leaves(proved[0]) * self.here.limit) if proved else None
 
     def _explaining_most(self, fitting: list[list[Edit]]) -> list[list[Edit]]:
         """Keep the edits that explain most of what differs elsewhere: of a state that is zero, any factor fits."""

@@ -1,9 +1,18 @@
 """Describes edits that are a cause, and tells which of several say it most plainly."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from compare.diagnosis.structure.edit import Edit, Kind
+from compare.diagnosis.structure.edit import Context, Edit, Kind
+from compare.diagnosis.structure.graph import FAILURES
+from compare.diagnosis.structure.pairs import SAME
+from compare.diagnosis.structure.step import array_of, changes
+from compare.numerics.distance import distance
 from compare.verdict.divergence import Cause, Part
+
+if TYPE_CHECKING:
+    import torch
 
 
 def plainer(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
@@ -33,6 +42,32 @@ def worth_telling(fitting: Sequence[list[Edit]]) -> list[list[Edit]]:
     """Drop what only comes to the same as an operation that is left out, such as x - x."""
     missing = [edits for edits in fitting if all(edit.kind == Kind.LEFT_OUT for edit in edits)]
     return missing or list(fitting)
+
+
+def with_equal_terms(edits: Sequence[Edit], context: Context) -> Sequence[Edit]:
+    """Say of an operation whose lack makes both terms of a sum equal that the port may have one of them alone.
+
+    (f(x) + f(x.T)) / 2, as a symmetric loss has it, is then f(x), with or without the second term.
+    """
+    graph = context.graph
+    if len(edits) != 1 or edits[0].kind != Kind.LEFT_OUT:
+        return edits
+    try:
+        values = graph.changed(context.nodes, changes(edits), {})
+    except FAILURES:
+        return edits
+    for node in context.nodes:
+        numbers = [number for _, number in node.inputs]
+        if node.name == "add" and len(numbers) == 2 and not any(node.number == number for number, _ in edits[0].at):
+            before, after = ([known.get(n, graph.values[n]) for n in numbers] for known in ({}, values))
+            if _equal(*after) and not _equal(*before):
+                does = f"{edits[0].does}, or has one term of the sum ({node.line}) alone, which is the same"
+                return [replace(edits[0], does=does, fix=f"{edits[0].fix}; or add the other term", code=None)]
+    return edits
+
+
+def _equal(one: "torch.Tensor", other: "torch.Tensor") -> bool:
+    return one.shape == other.shape and distance(array_of(one), array_of(other)) < SAME
 
 
 def _clauses(edits: Sequence[Edit]) -> str:
