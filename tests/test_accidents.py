@@ -227,3 +227,21 @@ def test_a_symmetric_loss_with_one_direction_may_lack_a_term() -> None:
     assert "leaves out T" in report.divergence.cause.explanation
     assert "or has one term of the sum" in report.divergence.cause.explanation
     assert report.divergence.cause.fix.endswith("; or add the other term")
+
+
+def test_a_mask_of_pairs_without_its_diagonal_is_told() -> None:
+    def original(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        scores = (output @ output.T).masked_fill(labels[:, None] == labels[None], -1e9)
+        return torch.logsumexp(scores, 1).mean()
+
+    def port(output: jax.Array, labels: jax.Array) -> jax.Array:
+        same = (labels[:, None] == labels[None]) & ~jnp.eye(len(labels), dtype=bool)
+        return jax.nn.logsumexp(jnp.where(same, -1e9, output @ output.T), axis=1).mean()
+
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(7, 4)), rng.integers(0, 3, 7)) for _ in range(3)]
+    linear = nnx.Linear(4, 5, rngs=nnx.Rngs(0))
+    report = compare.check(compare.Torch(torch.nn.Linear(4, 5), original), compare.Flax(linear, port), batches)
+    assert report.divergence is not None
+    assert report.divergence.cause is not None
+    assert "the mask False on its diagonal in masked_fill" in report.divergence.cause.explanation

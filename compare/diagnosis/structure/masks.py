@@ -58,13 +58,23 @@ def _masks(mask: Any) -> Iterator[tuple[str, Any]]:
         for words, other in _masks(hidden):
             yield words, torch.zeros_like(mask).masked_fill(other, torch.finfo(mask.dtype).min)
         return
+    # Of masks that come to the same, the first is told: the one that changes least.
+    yield from _with_other_diagonals(mask)
     yield "inverted", mask.logical_not()
     yield "left out", torch.zeros_like(mask)
+    if mask.dim() > 1:
+        if mask.shape[-1] == mask.shape[-2]:
+            yield "transposed", mask.transpose(-1, -2)
+        for by in (-1, 1):
+            yield f"rolled by {by}", mask.roll(by, -1)
+
+
+def _with_other_diagonals(mask: Any) -> Iterator[tuple[str, Any]]:
+    import torch
+
     if mask.dim() < 2:
         return
     rows, columns = mask.shape[-2:]
-    if rows == columns:
-        yield "transposed", mask.transpose(-1, -2)
     every = torch.ones(rows, columns, dtype=torch.bool, device=mask.device)
     for hides in (True, False):
         for diagonal in range(-1, columns - rows + 2):
@@ -73,9 +83,10 @@ def _masks(mask: Any) -> Iterator[tuple[str, Any]]:
                 for by in (-1, 1, columns - rows - diagonal or -2, -diagonal or 2):
                     shifted = every.triu(diagonal + by + 1) if hides else every.tril(diagonal + by)
                     yield f"with its diagonal moved by {by}", shifted.expand_as(mask)
-                break
-    for by in (-1, 1):
-        yield f"rolled by {by}", mask.roll(by, -1)
+                return
+    own = mask.diagonal(dim1=-2, dim2=-1)
+    if rows == columns and (own.all() or not own.any()):  # as of pairs of examples
+        yield f"{not own.any()} on its diagonal", mask ^ torch.eye(rows, dtype=torch.bool, device=mask.device)
 
 
 def added_masks(context: Context, node: Node) -> Iterator[Edit]:
