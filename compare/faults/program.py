@@ -273,5 +273,6 @@ _UNREAD = {
     "ignored labels": "no target is to be ignored",
     "padding value": "no window has its largest value in the padding",
     "rounding of halves": "no input is a half",
+    "rounding": "all inputs are integers",
 }
 """What must be so where a fault of this kind changes nothing."""

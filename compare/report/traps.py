@@ -65,6 +65,7 @@ ROWS = (
     _Row(cause="aligned corners", link=f"{_TRAPS}#aligned-corners"),
     _Row(cause="scaled embedding", link=f"{_TRAPS}#scaled-embedding"),
     _Row(cause="sign of a remainder", link=f"{_TRAPS}#sign-of-a-remainder"),
+    _Row(cause="rounding", link=f"{_TRAPS}#rounding-down"),
     _Row(cause="rounding of halves", link=f"{_TRAPS}#rounding-of-halves"),
     _Row(cause="dropout not scaled", link=f"{_TRAPS}#dropout-not-scaled"),
     _Row(cause="pre-norm for post-norm", link=f"{_TRAPS}#pre-norm-for-post-norm"),

@@ -64,6 +64,23 @@ def _half_away(call: Call) -> Any:
     return torch.sign(call.input) * torch.floor(call.input.abs() + 0.5)
 
 
+_ROUNDING = {"round": "to the nearest integer", "floor": "down", "ceil": "up", "trunc": "towards zero"}
+"""Functions that give integers, and what they do."""
+
+
+def _rounded(name: str) -> Rewrite:
+    def compute(call: Call) -> Any:
+        import torch
+
+        return getattr(torch, name)(call.input)
+
+    return compute
+
+
+def _to_integers(call: Call) -> bool:
+    return not call.arguments.get("decimals")
+
+
 def _other_reduction(call: Call) -> Any:
     return getattr(call.input, {"mean": "sum", "sum": "mean"}[call.name])(**_given(call))
 
@@ -179,5 +196,19 @@ FUNCTIONS = (
         jax_does="rounds halves away from zero, torch to even",
         fix=writes("jnp.round", "x"),
         source=f"{DOCS}torch.round.html",
+    ),
+    *(
+        Alternative(
+            name="rounding",
+            functions=(own,),
+            compute=_rounded(other),
+            jax_does=f"rounds {way}, torch {_ROUNDING[own]}",
+            fix=writes(f"jnp.{own}", "x"),
+            source=f"{JAX}jax.numpy.{own}.html",
+            applies=_to_integers,
+        )
+        for own in _ROUNDING
+        for other, way in _ROUNDING.items()
+        if other != own
     ),
 )
