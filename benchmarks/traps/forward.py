@@ -612,6 +612,7 @@ TRAPS = [
         place=BETWEEN,
         cause="rounding",
         fix=r"jnp\.round",
+        whole=False,
     ),
     Trap(
         name="rounding of halves",

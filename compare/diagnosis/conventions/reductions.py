@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from compare.diagnosis.conventions.base import DOCS, JAX, Alternative, writes
+from compare.diagnosis.conventions.base import DOCS, JAX, Alternative, Fix, writes
 from compare.diagnosis.place import Place
 from compare.diagnosis.rewriting import Call, Rewrite
 from compare.verdict.fix import Code
@@ -75,6 +75,11 @@ def _rounded(name: str) -> Rewrite:
         return getattr(torch, name)(call.input)
 
     return compute
+
+
+def _rounding(own: str, other: str) -> Fix:
+    code = Code(f"jnp.{own}", ("x",), instead=f"jnp.{other}")
+    return lambda call, place: code
 
 
 def _to_integers(call: Call) -> bool:
@@ -203,7 +208,7 @@ FUNCTIONS = (
             functions=(own,),
             compute=_rounded(other),
             jax_does=f"rounds {way}, torch {_ROUNDING[own]}",
-            fix=writes(f"jnp.{own}", "x"),
+            fix=_rounding(own, other),
             source=f"{JAX}jax.numpy.{own}.html",
             applies=_to_integers,
         )
