@@ -50,8 +50,8 @@ class _Places:
         self.modules, self.tensors = ours.parts(torch.nn.Module), ours.tensors()
         self.optimizers = ours.parts(torch.optim.Optimizer)
         self.objects, self._run = modules_of(theirs), run
-        self.theirs = _partners(list(self.optimizers), _optimizers(theirs, step, len(self.optimizers)))
-        """The JAX side's optimizers, by the names of torch's."""
+        self.theirs = _partners(list(self.optimizers) or [""], _optimizers(theirs, step, len(self.optimizers)))
+        """The JAX side's optimizers, by the names of torch's; "" where torch updates by hand."""
 
     def lines(self, found: Divergence) -> Iterator[Line]:
         """Give the lines that are known of a difference."""
@@ -71,17 +71,16 @@ class _Places:
 
     def _optimizer(self, parameter: str) -> Any:
         """Give the JAX side's optimizer of a parameter."""
-        of_modules = {
-            f"{root}.{path}": each for root, module in self.modules.items() for path, each in module.named_parameters()
-        }
-        known = {**of_modules, **self.tensors}
+        known = dict(self.tensors)
+        for root, module in self.modules.items():
+            known |= {f"{root}.{path}": each for path, each in module.named_parameters(remove_duplicate=False)}
         # What an optimizer remembers of a parameter has its name, and one more: "fc1.weight.exp_avg".
         own = next((path for path in known if f"{parameter}.".startswith(f"{path}.")), None)
         trained = known.get(own or "")
         for name, optimizer in self.optimizers.items():
             if any(each is trained for group in optimizer.param_groups for each in group["params"]):
                 return self.theirs.get(name)
-        return None
+        return self.theirs.get("")
 
     def _ours(self, path: str) -> Any:
         for root, module in self.modules.items():
