@@ -36,7 +36,9 @@ def documented(traps: list[Trap], outcomes: dict[str, Outcome]) -> str:
         for trap in (trap for trap in traps if trap.stage == stage):
             said = outcomes[trap.name]
             lines += ["", f"### {trap.name}", "", f"- torch: {trap.torch}", f"- JAX: {trap.jax}"]
-            headline = re.search(r"^✗.*?(?=\n  |\n\n|\n\d+ things|\Z)", said.said, re.DOTALL | re.MULTILINE)
+            headline = re.search(
+                r"^✗.*?(?=\n  |\n\n|\n\d+ (?:things|findings)|\Z)", said.said, re.DOTALL | re.MULTILINE
+            )
             shown = " ".join(headline[0].split()) if headline else ""
             shows = {"error": "refused, with the culprit's name", "precision": "a `precision` verdict"}
             where = f"{trap.place[0]}, {trap.place[1]}" if not shown else shown.removeprefix("✗ port: ")
