@@ -167,8 +167,8 @@ def test_a_trap_that_alone_has_its_cause_is_linked_to() -> None:
 
 UNLINKED = {
     *("amsgrad", "another layout", "another loss", "another operand", "another reduction", "another scale", "ascent"),
-    *("constant", "dropout rate", "epsilon and initial accumulator and epsilon inside the root", "input factor"),
-    *("input transposed", "mask", "mean or sum", "not a number", "operation added", "parameter groups", "resizing"),
+    *("constant", "dropout rate", "epsilon and initial accumulator and epsilon inside the root", "input mask"),
+    *("input transposed", "mean or sum", "not a number", "operation added", "parameter groups", "resizing"),
     *("schedule and weight decay mask", "shape"),
 }
 """Causes that say less than the trap that shows them, as "another operand" may be any operand, or several in one."""

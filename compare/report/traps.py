@@ -70,6 +70,7 @@ ROWS = (
     _Row(cause="dropout not scaled", link=f"{_TRAPS}#dropout-not-scaled"),
     _Row(cause="pre-norm for post-norm", link=f"{_TRAPS}#pre-norm-for-post-norm"),
     _Row(cause="reduction", link=f"{_TRAPS}#loss"),
+    _Row(cause="class weights", link=f"{_TRAPS}#class-weights-not-normalized"),
     _Row(cause="softmax twice", link=f"{_TRAPS}#softmax-twice"),
     _Row(cause="label smoothing", link=f"{_TRAPS}#label-smoothing"),
     _Row(cause="ignored labels", link=f"{_TRAPS}#ignored-labels-counted"),
