@@ -20,6 +20,7 @@ from compare.comparison.update_steps import other_steps
 from compare.diagnosis.related import NOT_A_NUMBER
 from compare.diagnosis.steps.edit import Edit, cause_of
 from compare.diagnosis.steps.library_calls import NOT_DETACHED
+from compare.diagnosis.steps.loops import UPDATE_LEFT_OUT
 from compare.step.stage import COMPUTED, Stage
 from compare.verdict.divergence import AT_EACH_CALL, Cause, Detail, DetailKind, Divergence, with_search_ended
 from compare.verdict.following import Followed
@@ -124,8 +125,9 @@ def _with_cause(
     """Add the cause: of an update, what all steps of its optimizer prove, else the edits that fit."""
     pairing = followed.pairings[reach.place]
     unseen = _gradients_unseen(followed)
-    # Where gradients are seen, the optimizer's own steps prove more, and give the call of optax that mends them.
-    proved = fitting and not fitting[0].free and unseen
+    # Where gradients are seen, the optimizer's own steps prove more, and give the call of optax that mends them. Of
+    # updates that are not made, they say no more than a learning rate of 0.
+    proved = fitting and not fitting[0].free and (unseen or fitting[0].name == UPDATE_LEFT_OUT)
     if pairing.stage == Stage.UPDATE and divergence.stage == Stage.UPDATE and not proved:
         known = steps.update_explained(followed, pairing, edits)
         if known.cause is not None and unseen:

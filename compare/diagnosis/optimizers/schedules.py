@@ -19,12 +19,6 @@ def told_rates(evidence: Evidence, rates: Rates) -> Told:
     """Return how the rates differ, with the schedule that torch has as the fix."""
     if rates.rounded:
         return _told_rounded(evidence, rates)
-    if any(rates.torch) and not any(rates.jax):
-        says = (
-            f"the JAX side does not change what {named(evidence.kind)} trains: its updates are not applied, or its "
-            "learning rate is 0"
-        )
-        return Told("update left out", says, fix="apply the updates: params = optax.apply_updates(params, updates)")
     if rates.constant and len(set(evidence.rates)) == 1:
         ours, theirs = with_distinct_digits(rates.torch[0], rates.jax[0])
         says = f"{named(evidence.kind)} has lr={ours}, and the JAX side steps as torch would with {theirs}"

@@ -17,6 +17,9 @@ from compare.diagnosis.steps.undone import undone
 from compare.torch_side.program_run import TorchProgramRun
 from compare.verdict.fix import Code
 
+UPDATE_LEFT_OUT = "update left out"
+"""What the cause is called where the JAX step does not change what an optimizer of torch's trains."""
+
 
 @dataclasses.dataclass
 class Loop:
@@ -118,9 +121,10 @@ def edits(run: TorchProgramRun, loop: Loop, sizes: Collection[int]) -> Iterator[
         # An optimizer that is not stepped keeps its moments; one whose updates are thrown away goes on counting.
         for remembered in (False, True):
             yield Edit(
-                name="update left out",
+                name=UPDATE_LEFT_OUT,
                 explanation=f"torch steps {path}, and the JAX step does not change what it trains",
-                fix=f"apply the updates of {path}: params = optax.apply_updates(params, updates)",
+                fix=f"apply the updates of {path}: params = optax.apply_updates(params, updates)"
+                + ", or give it torch's learning rate if its own is 0" * remembered,
                 agrees=ALL,  # what is made at some steps alone, as behind optax.MultiSteps, is not left out
                 during=functools.partial(_left_out, path=path, remembered=remembered),
             )

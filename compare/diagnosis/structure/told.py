@@ -45,9 +45,9 @@ def worth_telling(fitting: Sequence[list[Edit]]) -> list[list[Edit]]:
 
 
 def with_equal_terms(edits: Sequence[Edit], context: Context) -> Sequence[Edit]:
-    """Say of an operation whose lack makes both terms of a sum equal that the port may have one of them alone.
+    """Say of an operation whose lack makes both terms of a sum equal that the port may lack one of them.
 
-    (f(x) + f(x.T)) / 2, as a symmetric loss has it, is then f(x), with or without the second term.
+    (f(x) + f(x.T)) / 2, as a symmetric loss has it, is then f(x).
     """
     graph = context.graph
     if len(edits) != 1 or edits[0].kind != Kind.LEFT_OUT:
@@ -61,7 +61,7 @@ def with_equal_terms(edits: Sequence[Edit], context: Context) -> Sequence[Edit]:
         if node.name == "add" and len(numbers) == 2 and not any(node.number == number for number, _ in edits[0].at):
             before, after = ([known.get(n, graph.values[n]) for n in numbers] for known in ({}, values))
             if _equal(*after) and not _equal(*before):
-                does = f"{edits[0].does}, or has one term of the sum ({node.line}) alone, which is the same"
+                does = f"{edits[0].does}, or has twice one term in place of the sum ({node.line}), which is the same"
                 return [replace(edits[0], does=does, fix=f"{edits[0].fix}; or add the other term", code=None)]
     return edits
 
