@@ -123,8 +123,8 @@ def edits(run: TorchProgramRun, loop: Loop, sizes: Collection[int]) -> Iterator[
             yield Edit(
                 name=UPDATE_LEFT_OUT,
                 explanation=f"torch steps {path}, and the JAX step does not change what it trains",
-                fix=f"apply the updates of {path}: params = optax.apply_updates(params, updates)"
-                + ", or give it torch's learning rate if its own is 0" * remembered,
+                fix=f"apply the updates of {path}: params = optax.apply_updates(params, updates), or give it torch's "
+                "learning rate if its own is 0",
                 agrees=ALL,  # what is made at some steps alone, as behind optax.MultiSteps, is not left out
                 during=functools.partial(_left_out, path=path, remembered=remembered),
             )
